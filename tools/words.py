@@ -29,6 +29,7 @@ KEPT = (
     "clockwork/client",
     "clockwork/config",
     "clockwork/controller",
+    "clockwork/device",
     "clockwork/errors.py",
     "clockwork/formats",
     "clockwork/gateway",

@@ -1,4 +1,4 @@
-"""The CPU device's native half: what its two lanes do over a page arena."""
+"""The CPU device's native half: two lanes over a page arena."""
 
 from clockwork.device._orders cimport Order
 from clockwork.device._ort cimport OrtRunOptions, OrtValue, Session, Account
@@ -6,10 +6,10 @@ from clockwork.device._pages cimport Arena, CpuModel
 
 cdef class Core(Arena):
     cdef OrtRunOptions* run_options
-    cdef Account* account  # of the execution that is under way
+    cdef Account* account  # the running execution's account
     cdef size_t output_bytes_most
-    cdef bint stopping  # this and the next under the hub's lock
-    cdef bint overrun  # the execution that is under way is to end
+    cdef bint stopping  # this and the next are guarded by the hub's lock
+    cdef bint overrun  # whether the running execution is to end
     cdef bint cpu_time
 
     cdef void terminate(self) noexcept nogil

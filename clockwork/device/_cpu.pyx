@@ -1,6 +1,8 @@
 # cython: language_level=3, cdivision=True
-"""The CPU device's native half: what its lanes do. clockwork/device/cpu.py is its only caller and says what it
-promises; what every device does is in _orders.pyx, the arena and models are in _pages.pyx.
+"""The CPU device's native half: two lanes over a page arena.
+
+Its only caller is clockwork/device/cpu.py, which documents its guarantees. _orders.pyx has the base of all
+devices, _pages.pyx has the arena and models.
 
 Two threads run here, one for each lane (load, execute); they enter without the GIL and never take it.
 """
@@ -27,7 +29,7 @@ cdef extern from "device/operators.h" nogil:
     const char* INPUT_MARK
 
 cdef enum:
-    IN_PLACE_ALIGNMENT = 16  # of a caller's buffer that a kernel reads directly
+    IN_PLACE_ALIGNMENT = 16  # the alignment of a caller's buffer that a kernel reads directly
     INT64 = 7  # ONNX's code
     EMPTY_ROWS_MOST = 65_536
 
@@ -46,9 +48,9 @@ cdef inline size_t packed_size(int64_t count, int bits) noexcept nogil:
     return <size_t>((count * bits + 7) // 8)
 
 
-@cython.no_gc_clear  # its end still needs the runtime
+@cython.no_gc_clear  # __dealloc__ still needs the runtime
 cdef class Core(Arena):
-    """The lanes over an arena. Methods are for the loop's thread except where they say otherwise."""
+    """The lanes over an arena. The loop's thread calls the methods, unless a docstring says otherwise."""
 
     def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, size_t slot_bytes_most,
                   int64_t spin_ns, bint cpu_time, size_t output_bytes_most):
@@ -89,14 +91,16 @@ cdef class Core(Arena):
         self.lanes.hub.unlock()
 
     cdef void terminate(self) noexcept nogil:
-        """Have the execution end: ONNX Runtime looks between nodes, Clockwork's operators within one. The lock is held."""
+        """End the running execution: ONNX Runtime checks between nodes, Clockwork's operators within a node.
+
+        The lock is held."""
         ort_terminate(self.api, self.run_options)
         self.account.is_ending.store(True)
 
     # ----- what runs too long ----------------------------------------------------------------
 
     cdef void end_execution(self, int64_t action_id) noexcept nogil:
-        """It ends as soon as its current node does, or an operator of Clockwork's in it looks."""
+        """End the running execution at the end of its node, or when an operator of Clockwork checks."""
         self.lanes.hub.lock()
         if self.lanes.execute.running != NULL and self.lanes.execute.running.action_id == action_id:
             self.overrun = True
@@ -105,7 +109,7 @@ cdef class Core(Arena):
 
     @property
     def workspace_peak_bytes(self):
-        """The most that the last execution took of the workspace."""
+        """Return the peak of the workspace's bytes that the last execution used."""
         return self.account.peak_bytes
 
     cdef void begin_run(self, CpuModel* model) noexcept nogil:
@@ -122,7 +126,7 @@ cdef class Core(Arena):
         self.account.counts_heap = True
 
     cdef void end_run_failed(self, Order* order) noexcept nogil:
-        """Say why, in words for people where they are not the runtime's own; give back what the attempt had taken."""
+        """Set the text of a failed execution, and release the memory that the attempt had taken."""
         cdef bint overrun
         self.lanes.hub.lock()
         overrun = self.overrun
@@ -142,7 +146,8 @@ cdef class Core(Arena):
         self.runtime.trim()
 
     cdef int place_run(self, Order* order) noexcept nogil:
-        """A slot has a place for every input that is not read where it lies, and is taken if there is one."""
+        """Take a slot for an order, if its inputs need one: a slot has a place for each input not read in
+        place."""
         cdef size_t index
         cdef int64_t size = 0
         cdef Input* joined
@@ -164,7 +169,7 @@ cdef class Core(Arena):
             snprintf(order.text, TEXT_BYTES, "inputs of %lld bytes; at most %zu are joined", <long long>size,
                      self.slot_bytes_most)
             return INVALID_INPUT
-        # There is a slot for each action that the lanes may hold, and one that prepare() may be enlarging.
+        # There is a slot for each action that the lanes may hold, and a slot that prepare() may be enlarging.
         if not self.take_room(order) or (
                 order.room.bytes < <size_t>size and not self.grow_slot(<CpuSlot*>order.room, size)):
             snprintf(order.text, TEXT_BYTES, "no memory for inputs of %lld bytes", <long long>size)
@@ -172,7 +177,7 @@ cdef class Core(Arena):
         return OK
 
     cdef bint note_sizes(self, Order* order) noexcept nogil:
-        """Note the size of each row. Rows may be empty, so that a small message names very many."""
+        """Record the size of each row. Rows may be empty, so a small message may name very many of them."""
         cdef size_t index
         cdef int64_t total = 0, rows = order.parts.row_count()
         for index in range(order.parts.input_count):
@@ -239,7 +244,7 @@ cdef class Core(Arena):
             session.outputs[index] = NULL
 
     cdef bint feed(self, Order* order) noexcept nogil:
-        """Make the tensors that a run is fed: join the parts, or look at them where they are."""
+        """Make the input tensors of a run: join the parts, or refer to them in place."""
         cdef CpuModel* model = <CpuModel*>order.residency
         cdef size_t index, part
         cdef char* base
@@ -284,7 +289,7 @@ cdef class Core(Arena):
         return order.parts.lengths == NULL or self.feed_sizes(order)
 
     cdef void join_padded(self, Order* order, size_t index, char* target) noexcept nogil:
-        """Join the parts of an input, zeros behind the end of each that is shorter than the longest."""
+        """Join the parts of an input. A part shorter than the longest is padded with zeros."""
         cdef Parts* parts = &order.parts
         cdef Input* joined = &parts.inputs[index]
         cdef int64_t[RANK_MOST] dims
@@ -298,7 +303,7 @@ cdef class Core(Arena):
                 target += joined.bytes // joined.dims[0] * parts.rows[part]
 
     cdef bint feed_sizes(self, Order* order) noexcept nogil:
-        """Feed the size of each row, symbol by symbol."""
+        """Make the input tensors of the rows' sizes, one for each symbol."""
         cdef CpuModel* model = <CpuModel*>order.residency
         cdef size_t symbol
         cdef int64_t rows = order.parts.row_count()
@@ -354,7 +359,7 @@ cdef class Core(Arena):
         return True
 
     cdef bint feed_text(self, Order* order, size_t index, OrtValue* value) noexcept nogil:
-        """Fill a tensor of strings with words, as many bytes a string as are to be timed."""
+        """Fill a tensor of strings with words, with as many bytes a string as are to be timed."""
         cdef Input* joined = &order.parts.inputs[index]
         cdef size_t element, count = 1
         cdef int64_t place
@@ -367,11 +372,12 @@ cdef class Core(Arena):
                 order.status = DEVICE_ERROR
                 return False
             for place in range(joined.bytes):
-                text[place] = <char>(32 if place % 6 == 5 else 97 + (element + place * 7) % 26)  # a space, or a to z
+                # A space, or a to z
+                text[place] = <char>(32 if place % 6 == 5 else 97 + (element + place * 7) % 26)
         return True
 
     cdef bint take_outputs(self, Order* order, Session* session) noexcept nogil:
-        """Copy what the run returned into one block, and note where each part's share ends."""
+        """Copy the outputs of the run into one block, and record where each part's share ends."""
         cdef size_t index
         if not order.parts.make_outputs(session.output_count):
             snprintf(order.text, TEXT_BYTES, "no memory for outputs")
@@ -391,7 +397,7 @@ cdef class Core(Arena):
         return True
 
     cdef bint describe_output(self, Order* order, OrtValue* value, const char* name, size_t index) noexcept nogil:
-        """Shape, type and size of what was returned, and whether it can be split."""
+        """Read the shape, type and size of an output, and check that it can be split."""
         cdef Output* output = &order.parts.outputs[index]
         cdef OrtTensorInfo* info = NULL
         cdef size_t rank = 0, string_bytes = 0, part
@@ -448,7 +454,7 @@ cdef class Core(Arena):
         return not order.parts.is_cut(index) or self.measure_cut(order, name, index, bits)
 
     cdef bint measure_cut(self, Order* order, const char* name, size_t index, int bits) noexcept nogil:
-        """Find the bytes of an output once each part is cut back to its size."""
+        """Compute the bytes of an output whose parts are cut back to their sizes."""
         cdef Parts* parts = &order.parts
         cdef Output* output = &parts.outputs[index]
         cdef int64_t[RANK_MOST] dims
@@ -487,7 +493,7 @@ cdef class Core(Arena):
         return True
 
     cdef void cut_output(self, Order* order, size_t index, char* data) noexcept nogil:
-        """Copy of each part what is within its size."""
+        """Copy each part without its padding."""
         cdef Parts* parts = &order.parts
         cdef Output* output = &parts.outputs[index]
         cdef int64_t[RANK_MOST] dims

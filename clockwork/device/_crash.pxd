@@ -1,4 +1,4 @@
-"""What a lane's thread is at, for the last words of a process that crashes; see csrc/device/crash.h."""
+"""The current action of a lane's thread, which a crashing process reports last; see csrc/device/crash.h."""
 
 from libc.stdint cimport int64_t
 

@@ -1,5 +1,6 @@
 # cython: language_level=3
-"""The last words of a worker that crashes in a lane; see csrc/device/crash.h. One module: it has the one state."""
+"""The report of a worker that crashes in a lane; see csrc/device/crash.h. The module holds the process's
+state."""
 
 from libc.stdint cimport int64_t
 from libcpp cimport bool as cbool
@@ -18,17 +19,17 @@ cdef extern from "device/crash.h" namespace "clockwork::device" nogil:
 
 
 cdef void crash_enter() noexcept nogil:
-    """This thread will execute actions."""
+    """Register the calling thread as one that executes actions."""
     enter_crash_guard()
 
 
 cdef void crash_leave() noexcept nogil:
-    """It ends."""
+    """Unregister the calling thread, which ends."""
     leave_crash_guard()
 
 
 cdef void crash_at(int64_t action_id) noexcept nogil:
-    """What this thread is at from now on; 0: nothing."""
+    """Set the action that the calling thread runs from now on; 0 for none."""
     name_crash_action(action_id)
 
 
@@ -39,11 +40,13 @@ def install(int wake_fd):
 
 
 def crashed():
-    """(signal, action id) if a lane has crashed, else None. The process ends when told() is called, or in a second."""
+    """Return (signal, action id) if a lane has crashed, else None.
+
+    The process ends when told() is called, or after a second."""
     cdef int number = crash.signal.load()
     return (number, crash.action_id.load()) if number > 0 else None
 
 
 def told():
-    """All has been said: let the signal take its course."""
+    """Let the signal end the process: the report has been sent."""
     crash.told.store(True)

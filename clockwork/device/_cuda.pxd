@@ -1,4 +1,4 @@
-"""The CUDA device's native half: what its lanes do over a page arena."""
+"""The CUDA device's native half: lanes over a page arena."""
 
 from libc.stdint cimport int64_t
 from libcpp.vector cimport vector
@@ -14,29 +14,30 @@ cdef class Core(Orders):
     cdef Table table
     cdef const CudaApi* api
     cdef CUcontext context
-    cdef Link link_owner  # keeps `link`
+    cdef Link link_owner  # keeps `link` alive
     cdef CLink* link
     cdef CUstream load_stream
     cdef CUstream input_stream
     cdef CUstream execute_stream
     cdef CUstream output_stream
-    cdef CUstream setup_stream  # of the preparation thread
+    cdef CUstream setup_stream  # used by the preparation thread
     cdef CUevent load_begin
     cdef Mark load_end
-    cdef Mark[LOAD_AHEAD] load_marks  # of the pieces that are on their way
+    cdef Mark[LOAD_AHEAD] load_marks  # marks of the pieces that are being copied
     cdef int64_t load_piece_bytes
-    cdef PinnedBytes words  # of the marks; None where the driver has no writes
+    cdef PinnedBytes words  # memory of the marks; None if the driver cannot write words
     cdef CUdeviceptr arena
     cdef vector[CudaSlot] slots
-    cdef int64_t run_end_ns  # of the last execution; the execute lane's
+    cdef int64_t run_end_ns  # the end of the last execution; used by the execute lane
     cdef CUdeviceptr workspace  # used by one execution at a time
-    cdef CUdeviceptr workspace_next  # what the next one is to use instead; 0: none. Guarded by the hub's lock
-    # Of slots and workspace, as they were given:
+    # Replaces `workspace` at the next execution; 0: none. Guarded by the hub's lock
+    cdef CUdeviceptr workspace_next
+    # The sizes of slots and workspace, as given:
     cdef list slot_memory
     cdef readonly int graph_count
-    cdef readonly int64_t launch_ns  # processor time of the execute lane, so far
+    cdef readonly int64_t launch_ns  # processor time of the execute lane so far
     cdef DeviceBytes workspace_memory
-    cdef bint broken  # a call has failed, and so does every other; guarded by the hub's lock
+    cdef bint broken  # whether the context is broken, so that every call fails; guarded by the hub's lock
     cdef char[TEXT_BYTES] fault
     cdef bint opened
 

@@ -1,15 +1,16 @@
 # cython: language_level=3, cdivision=True
-"""The CUDA device's native half: what its lanes do over a page arena. clockwork/device/cuda.py is its only caller and
-says what it promises; what every device does is in _orders.pyx, and what a thread does that has the device for itself in
-_cuda_reserve.pyx.
+"""The CUDA device's native half: lanes over a page arena.
 
-Four threads run here, one for each lane: load, input, execute, output; and where the host store has a budget a
-fifth, fetch, which reads files and has nothing to do with the card. They enter without the GIL and never take it.
-An INFER passes through three of them: its inputs are copied while the one before it still executes, and its outputs
-while the next one does. The lanes allocate nothing, of the driver or of the process.
+Its only caller is clockwork/device/cuda.py, which documents its guarantees. _orders.pyx has the base of all
+devices, _cuda_reserve.pyx has the methods of a thread that holds the device in a RESERVE.
 
-A lane that waits for the device sleeps until shortly before the predicted end, and then watches a word that the stream
-writes; see csrc/device/notice.h.
+Four threads run here, one for each lane: load, input, execute, output. Where the host store has a budget, a
+fifth lane, fetch, reads files and does not use the card. The threads enter without the GIL and never take it.
+An INFER passes through three lanes: its inputs are copied while the INFER before it executes, and its outputs
+while the next INFER does. The lanes allocate no memory of the driver or of the process.
+
+A lane that waits for the device sleeps until shortly before the predicted end, and then polls a word that the
+stream writes; see csrc/device/notice.h.
 """
 
 cimport cython
@@ -32,7 +33,7 @@ from clockwork.device._parts cimport (
 from clockwork.wire.messages import Status
 
 cdef enum:
-    WORD_BYTES = 64  # between two words: a line of the cache for each
+    WORD_BYTES = 64  # the distance of words: each has a cache line of its own
 
 cdef int OK = Status.OK
 cdef int TOO_LATE = Status.TOO_LATE
@@ -44,14 +45,15 @@ cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
 cdef int INVALID_INPUT = Status.INVALID_INPUT
 
 
-@cython.no_gc_clear  # its end still needs the table
+@cython.no_gc_clear  # __dealloc__ still needs the table
 cdef class Core(Orders):
-    """Streams and slots, and what the lanes do. Methods are for the loop's thread except where they say otherwise.
+    """Streams, slots and lanes. The loop's thread calls the methods, unless a docstring says otherwise.
 
-    arena: device memory, which is the caller's, as is that of slots and workspace. __init__ and release() need the
-    context to be current. link: shared by the devices that are loaded over it. run_ahead + 1 slots are made without
-    memory; see exchange_slot(). words: pinned memory of words_bytes(run_ahead), which is the caller's; None: lanes ask
-    about events. load_piece_bytes: of a LOAD, to the link at a time; LOAD_AHEAD of them are on their way.
+    __init__ and release() need the context to be current. The caller owns the memory of arena, slots,
+    workspace and words. arena: device memory. link: shared by the devices that are loaded over it. run_ahead
+    + 1 slots are made without memory; see exchange_slot(). words: pinned memory of words_bytes(run_ahead);
+    None: lanes query events. load_piece_bytes: the size of the pieces of a LOAD on the link, of which
+    LOAD_AHEAD are queued.
     """
 
     def __cinit__(self, Table table not None, Context context not None, DeviceBytes arena not None, size_t page_bytes,
@@ -82,11 +84,11 @@ cdef class Core(Orders):
 
     @staticmethod
     def words_bytes(int run_ahead):
-        """Of pinned memory for the words of a device."""
+        """Return the bytes of pinned memory that the words of a device need."""
         return WORD_BYTES * (1 + LOAD_AHEAD + 3 * (run_ahead + 1))
 
     def __init__(self, *arguments):
-        """Raises CudaError."""
+        """Create the streams and marks. Raises CudaError."""
         try:
             self.make_all()
         except BaseException:
@@ -123,7 +125,7 @@ cdef class Core(Orders):
         return self.table.check(self.api.make_event(event, CU_EVENT_DEFAULT), b"cuEventCreate")
 
     cdef int make_mark(self, Mark* mark, int index) except -1:
-        """index: of its word."""
+        """Create a mark. index: the index of its word."""
         self.make_event(&mark.event)
         if self.words is not None:
             mark.word = <uint32_t*>(self.words.data + index * WORD_BYTES)
@@ -131,7 +133,7 @@ cdef class Core(Orders):
         return 0
 
     cdef int try_words(self) except -1:
-        """If the device's streams write no words after all, as in some virtual machines, give the marks none."""
+        """Take the words from the marks if the streams fail to write them, as in some virtual machines."""
         cdef CUresult result = self.load_end.set(self.api[0], self.load_stream)
         if result == CUDA_ERROR_NOT_SUPPORTED:
             self.words = None
@@ -149,13 +151,13 @@ cdef class Core(Orders):
             self.api.free_event(event)
 
     cdef int free_all(self) except -1:
-        """Destroy streams, events and lanes, once. Nothing runs any more."""
+        """Destroy streams, events and lanes, once. No action may run."""
         cdef int index
         cdef CudaSlot* slot
         if not self.opened:
             return 0
         self.opened = False
-        # Each destroys what was made; an error of a broken context changes nothing about that.
+        # Each call destroys its resource, also where a broken context returns an error.
         for index in range(self.slot_count):
             slot = &self.slots[index]
             self.free_event(slot.input_begin)
@@ -187,7 +189,7 @@ cdef class Core(Orders):
         assert not self.opened, "release() comes first: it needs the context"
 
     def memory(self):
-        """Bytes by purpose, and counts."""
+        """Return bytes by purpose, and counts."""
         cdef int64_t held
         cdef size_t slots
         with nogil:
@@ -201,14 +203,14 @@ cdef class Core(Orders):
             "graphs": self.graph_count,
         }
 
-    # ----- what the lanes do, from the loop of _orders.pyx ---------------------------------------
+    # ----- steps of the lanes, called by the loop of _orders.pyx ---------------------------------------
 
     cdef void enter(self, Lane* lane) noexcept nogil:
         if lane != &self.lanes.fetch:
             self.api.set_context(self.context)
 
     cdef void run_reserve(self, CudaOrder* order) noexcept nogil:
-        """A RESERVE has its turn: of the subclass."""
+        """Run a RESERVE. The subclass implements it."""
 
     cdef Lane* run(self, Lane* lane, Order* order) noexcept nogil:
         if lane == &self.lanes.input:
@@ -227,9 +229,10 @@ cdef class Core(Orders):
     # ----- pools ------------------------------------------------------------------------------
 
     def exchange_slot(self, size_t size, PinnedBytes host not None, DeviceBytes device not None):
-        """Give a slot that is smaller than ``size`` this memory; returns the (host, device) that it had (None: none).
+        """Replace the memory of a slot that is smaller than ``size``. Returns its old (host, device) memory.
 
-        None if every slot is as large, and the memory stays the caller's. Waits while all smaller ones are in use.
+        A slot without memory had (None, None). Returns None if no slot is smaller; the memory then stays the
+        caller's. Waits while all smaller slots are in use.
         """
         cdef int index, found = -1
         cdef bint small = True
@@ -255,30 +258,31 @@ cdef class Core(Orders):
         return old
 
     def exchange_workspace(self, DeviceBytes workspace not None):
-        """Have every further execution use this memory; returns what was used before (None: none), once it is not."""
+        """Replace the workspace. Waits until the old memory is unused, and returns it (None: none)."""
         with nogil:
             self.lanes.hub.lock()
             self.workspace_next = workspace.address
             while self.workspace_next != 0 and self.lanes.execute.running != NULL:
-                self.lanes.hub.wait()  # the execute lane takes it over when it begins its next
+                self.lanes.hub.wait()  # the execute lane switches when it begins its next execution
             self.use_next_workspace()
             self.lanes.hub.unlock()
         old, self.workspace_memory = self.workspace_memory, workspace
         return old
 
     cdef void use_next_workspace(self) noexcept nogil:
-        """If there is a next one. No execution is under way, and the lock is held."""
+        """Switch to the next workspace, if there is one. No execution runs, and the lock is held."""
         if self.workspace_next != 0:
             self.workspace, self.workspace_next = self.workspace_next, 0
 
     # ----- graphs, from the preparation thread, with the context current -------------------------
 
     def record_graph(self, Program program not None, bint has_room):
-        """Have one graph more of those of each variant that can be recorded in each slot, for the memory that these and the
-        workspace have now. has_room: whether it may be one that is added; one that takes the place of another always may.
+        """Record a missing or outdated graph. Each variant has a graph for each slot, with the memory of slot
+        and workspace.
 
-        Returns whether there was one to record, and if not, how many there is no room for. Raises CudaError. A graph that
-        another takes the place of does not run: its slot or workspace was exchanged, for which all that used it has ended.
+        has_room: whether a graph may be added; a graph may always replace an outdated one. Returns whether a
+        graph was recorded, and if not, the number of graphs without room. Raises CudaError. A replaced graph
+        does not run: its slot or workspace was exchanged, which waited for the end of every use.
         """
         cdef size_t index
         cdef int number, missing = 0
@@ -292,7 +296,7 @@ cdef class Core(Orders):
             variant = &program.variants[index]
             if not variant.is_recordable():
                 continue
-            if variant.graphs.empty():  # no model of the program is known yet: no lane looks there
+            if variant.graphs.empty():  # no model of the program is known yet, so no lane reads it
                 variant.graphs.resize(self.slot_count)
             for number in range(self.slot_count):
                 graph = &variant.graphs[number]
@@ -318,7 +322,7 @@ cdef class Core(Orders):
         return False, missing
 
     def drop_graphs(self, Program program not None):
-        """Free the graphs of a program that nothing uses any more. Its modules may then go."""
+        """Free the graphs of an unused program. Its modules may be unloaded afterwards."""
         cdef size_t index, number
         cdef Graph* graph
         for index in range(program.variants.size()):
@@ -331,18 +335,20 @@ cdef class Core(Orders):
 
     @property
     def fault_text(self):
-        """What broke the context, after which every call fails; "" while it is whole."""
+        """The error that broke the context, after which every call fails; "" while the context works."""
         self.lanes.hub.lock()
         text = <bytes>self.fault if self.broken else b""
         self.lanes.hub.unlock()
         return text.decode(errors="replace")
 
     def refuse_host_tier(self):
-        """The host store has no budget: FETCH and DROP are refused."""
+        """Have FETCH and DROP refused: the host store has no budget."""
         self.no_host_tier = b"the host store has no budget: whatever is prepared is in it"
 
     def look(self, text):
-        """A call outside of the lanes failed: whether that broke the context. Makes it current. ``text``: what is said."""
+        """Return whether a failed call outside the lanes broke the context, which becomes current.
+
+        text: the message of the error."""
         cdef char buffer[TEXT_BYTES]
         cdef bytes said = text.encode()[:TEXT_BYTES - 1]
         memset(buffer, 0, TEXT_BYTES)
@@ -363,7 +369,7 @@ cdef class Core(Orders):
         return broken
 
     cdef bint take_runs(self, Order* order) noexcept nogil:
-        """A LOAD's model stays in the host store until the order is freed."""
+        """Keep the LOAD's model in the host store until the order is freed."""
         cdef CudaModel* model = <CudaModel*>order.residency
         if not Orders.take_runs(self, order):
             return False
@@ -382,7 +388,7 @@ cdef class Core(Orders):
         Orders.free_order(self, order)
 
     cdef int describe_run(self, Order* given) noexcept nogil:
-        """Choose the variant, and make the outputs' block."""
+        """Choose the variant, and allocate the outputs' block."""
         cdef CudaOrder* order = <CudaOrder*>given
         cdef CudaModel* model = <CudaModel*>order.residency
         cdef size_t index
@@ -390,7 +396,7 @@ cdef class Core(Orders):
         cdef Tensor* tensor
         cdef Output* output
         cdef int axis
-        # The window of an execution is that: the input lane does not wait for it.
+        # The window is that of the execution: the input lane does not wait for it.
         order.run_earliest_ns, order.earliest_ns = order.earliest_ns, 0
         if parts.part_count > 1 and not model.batches:
             snprintf(order.text, TEXT_BYTES, "a batch of %zu parts; this program takes one", parts.part_count)
@@ -423,8 +429,8 @@ cdef class Core(Orders):
         return OK
 
     cdef int place_run(self, Order* order) noexcept nogil:
-        """Inputs and outputs lie in the slot: there is one for each action that the lanes may hold, and prepare() has
-        grown them all."""
+        """Take a slot for inputs and outputs. Each action that the lanes may hold has a slot, and prepare()
+        has grown all."""
         if not self.take_room(order) or <int64_t>order.room.bytes < (<CudaOrder*>order).variant.slot_bytes:
             snprintf(order.text, TEXT_BYTES, "no slot for inputs and outputs of %lld bytes",
                      <long long>(<CudaOrder*>order).variant.slot_bytes)
@@ -434,14 +440,14 @@ cdef class Core(Orders):
     # ----- the driver, from the lanes ------------------------------------------------------------
 
     cdef bint failed(self, CUresult result, const char* call, char* text) noexcept nogil:
-        """Whether a call failed; then a sentence, and whether the context broke is looked at."""
+        """Return whether a call failed; then set the text and check whether the context broke."""
         if not self.api.failed(result, call, text, TEXT_BYTES):
             return False
         self.look_at_context(text)
         return True
 
     cdef bint look_at_context(self, const char* text) noexcept nogil:
-        """Whether the context is broken. The first who finds it so leaves what it was doing."""
+        """Return whether the context is broken. The first text is recorded as the fault."""
         cdef CUresult state = self.api.query_event(self.load_end.event)
         if state == 0 or state == CUDA_ERROR_NOT_READY:
             return False
@@ -453,14 +459,15 @@ cdef class Core(Orders):
         return True
 
     cdef bint set_mark(self, Mark* mark, CUstream stream, char* text) noexcept nogil:
-        """Have a stream come to a mark behind what it has to do. False, with a sentence, if it cannot be."""
+        """Queue a mark behind a stream's work. False, with a text, if that fails."""
         return not (self.failed(self.api.record_event(mark.event, stream), b"cuEventRecord", text)
                     or self.failed(mark.set(self.api[0], stream), b"cuStreamWriteValue32", text))
 
     cdef bint wait(self, Mark* mark, int64_t begin_ns, int64_t expected_ns, int64_t spin_ns,
                    char* text) noexcept nogil:
-        """Until a mark is reached, which takes expected_ns from begin_ns on, or nobody knows (0); spin_ns: see Watch.
-        False, with a sentence, if it never will be."""
+        """Wait until a mark is reached. False, with a text, if that fails.
+
+        expected_ns: the predicted time from begin_ns on; 0: unknown. spin_ns: see Watch."""
         cdef int64_t now = now_ns(), pause_ns
         cdef Watch watch = Watch(begin_ns, expected_ns, spin_ns)
         cdef CUresult state
@@ -476,12 +483,13 @@ cdef class Core(Orders):
             now = now_ns()
 
     cdef bint measure(self, Span* span, CUevent begin, CUevent end, char* text) noexcept nogil:
-        """A phase has ended: by this machine's clock now, its duration by the device's events."""
+        """Record the end of a phase: now, by this machine's clock. Its duration comes from the device's
+        events."""
         cdef float elapsed_ms = 0
         cdef CUresult state
         span.end_ns = now_ns()
         state = self.api.elapsed(&elapsed_ms, begin, end)
-        while state == CUDA_ERROR_NOT_READY:  # the word behind the event was there before the event's time
+        while state == CUDA_ERROR_NOT_READY:  # the word was written before the event's time was available
             breathe()
             state = self.api.elapsed(&elapsed_ms, begin, end)
         if self.failed(state, b"cuEventElapsedTime", text):
@@ -492,7 +500,7 @@ cdef class Core(Orders):
     # ----- the load lane -----------------------------------------------------------------------
 
     cdef void run_load(self, Order* order) noexcept nogil:
-        """Over the link, when it is this device's turn."""
+        """Copy a model over the link, when the link gives this device its turn."""
         cdef CudaModel* model = <CudaModel*>order.residency
         self.note_waiting(True)
         self.link.take()
@@ -515,13 +523,15 @@ cdef class Core(Orders):
     cdef bint bring_weights(self, Order* order) noexcept nogil:
         if self.copy_weights(order):
             return True
-        # Copies that are under way still write to the pages.
+        # Running copies still write to the pages.
         self.api.finish_stream(self.load_stream)
         return False
 
     cdef bint copy_weights(self, Order* order) noexcept nogil:
-        """Copy the runs, and wait until they have arrived: in pieces, of which few are on their way at a time. Inputs that
-        are copied meanwhile wait for these alone, even where one engine does all copies."""
+        """Copy the runs and wait for them. They are copied in pieces, of which few are queued at a time.
+
+        Inputs that are copied meanwhile wait for the queued pieces alone, even where one engine does all
+        copies."""
         cdef CudaModel* model = <CudaModel*>order.residency
         cdef WeightsCopy* source = model.copy
         cdef LoadPace pace = LoadPace(now_ns(), order.expected_ns, source.bytes())
@@ -550,13 +560,13 @@ cdef class Core(Orders):
                 and self.measure(&order.execute, self.load_begin, self.load_end.event, text))
 
     cdef bint end_piece(self, LoadPace* pace, char* text) noexcept nogil:
-        """A piece of a LOAD is queued: wait until there may be another. False, with a sentence, if that cannot be."""
+        """Wait until another piece of a LOAD may be queued. False, with a text, if that fails."""
         if not self.set_mark(&self.load_marks[pace.queued % LOAD_AHEAD], self.load_stream, text):
             return False
         pace.queue()
         if pace.queued < LOAD_AHEAD:
             return True
-        # No hurry: there are others on their way.
+        # Without spinning: other pieces are queued.
         if not self.wait(&self.load_marks[pace.queued % LOAD_AHEAD], pace.noticed_ns, pace.next_ns(), 0, text):
             return False
         pace.notice(now_ns())
@@ -565,7 +575,7 @@ cdef class Core(Orders):
     # ----- the fetch lane ------------------------------------------------------------------------
 
     cdef void run_fetch(self, Order* order) noexcept nogil:
-        """FETCH and DROP, of the host store that all devices of the process share."""
+        """Run a FETCH or DROP on the host store that all devices of the process share."""
         cdef CudaModel* model = <CudaModel*>order.residency
         cdef HostResult result
         order.execute.begin()
@@ -598,8 +608,8 @@ cdef class Core(Orders):
         self.lanes.hub.lock()
         revoked = order.revoked
         self.lanes.hub.unlock()
-        # A revocation from here on finds it running in this lane, and leaves its mark too late to be seen here; the
-        # loop looks for it again when the execute lane takes it.
+        # A revocation from here on finds the order running in this lane, too late to be seen here. The loop
+        # checks for it again when the execute lane takes the order.
         if revoked:
             order.status = ACTION_CANCELLED
             return NULL
@@ -607,10 +617,10 @@ cdef class Core(Orders):
         return &self.lanes.execute
 
     cdef bint bring_inputs(self, CudaOrder* order) noexcept nogil:
-        """Join the parts in pinned memory, copy them to the device, and wait until they have arrived.
+        """Join the parts in pinned memory, copy them to the device, and wait for the copy.
 
-        The table lies before the first input and goes with it. The model may still be on its way: where its weights
-        will lie is told by the last LOAD that was started, and looked at again when they are needed.
+        The table lies before the first input and is copied with it. The model may still be loading: the last
+        started LOAD tells the places of its weights, which are checked again at the execution.
         """
         cdef CudaSlot* slot = <CudaSlot*>order.room
         cdef CudaModel* model = <CudaModel*>order.residency
@@ -662,12 +672,12 @@ cdef class Core(Orders):
                 and self.measure(&order.copy_in, slot.input_begin, slot.input_end.event, text))
 
     cdef bint send(self, CudaSlot* slot, int64_t begin, int64_t end, CUstream stream, char* text) noexcept nogil:
-        """Queue the copy of these bytes of a slot to the device."""
+        """Queue the copy of a range of a slot to the device."""
         return begin == end or not self.failed(
             self.api.copy_in(slot.device + begin, slot.host + begin, end - begin, stream), b"cuMemcpyHtoDAsync", text)
 
     cdef int64_t enlarge(self, CudaOrder* order, size_t index, char* base) noexcept nogil:
-        """Join the parts of an input that ends before the variant's does, zeros behind each end; the bytes filled."""
+        """Join the parts of an input smaller than the variant's, zero-padded. Returns the filled bytes."""
         cdef Parts* parts = &order.parts
         cdef Tensor* tensor = &order.variant.inputs[index]
         cdef Input* joined = &parts.inputs[index]
@@ -687,7 +697,7 @@ cdef class Core(Orders):
     # ----- the execute lane --------------------------------------------------------------------
 
     cdef Lane* run_infer(self, CudaOrder* order) noexcept nogil:
-        """Launch an execution, or go on with one that was launched behind the one before it; until it has ended."""
+        """Launch an execution unless it was queued behind its predecessor, and wait for its end."""
         cdef bint followed = order.begun
         if not followed:
             if not self.may_run(order):
@@ -698,12 +708,12 @@ cdef class Core(Orders):
             order.execute.begin_ns = order.execute.end_ns = self.run_end_ns
         if not (order.status == PENDING and self.wait_for_run(order) and self.measure_run(order)):
             order.status = DEVICE_ERROR
-            # What was launched still uses the slot and the pages.
+            # The launched kernels still use the slot and the pages.
             self.api.finish_stream(self.execute_stream)
             self.api.finish_stream(self.output_stream)
             self.run_end_ns = now_ns()
             return NULL
-        if followed:  # the one before may have been noticed late, and the device may have done something in between
+        if followed:  # the predecessor's end may have been noticed late, and the device may have idled
             order.execute.begin_ns = max(order.execute.begin_ns, order.execute.end_ns - order.execute.duration_ns)
         self.run_end_ns = order.execute.end_ns
         order.copy_out.begin_ns = order.copy_out.end_ns = order.execute.end_ns
@@ -714,13 +724,13 @@ cdef class Core(Orders):
         return &self.lanes.output
 
     cdef bint measure_run(self, CudaOrder* order) noexcept nogil:
-        """An execution has ended: how long it took, without what the host took to launch it where it is a graph."""
+        """Record the duration of an ended execution; for a graph, without the host's time to launch it."""
         cdef CudaSlot* slot = <CudaSlot*>order.room
         return self.measure(&order.execute, slot.run_begin,
                             slot.run_end.event if order.graph == NULL else slot.graph_end, order.text)
 
     cdef bint may_run(self, CudaOrder* order) noexcept nogil:
-        """Whether an execution's model is resident; nothing else executes."""
+        """Whether an execution's model is resident. No other execution runs."""
         cdef bint resident
         self.lanes.hub.lock()
         resident = self.is_here(order)
@@ -729,7 +739,7 @@ cdef class Core(Orders):
         return resident
 
     cdef void begin_run(self, CudaOrder* order) noexcept nogil:
-        """Queue an execution on the device; if that fails, its status says so."""
+        """Queue an execution on the device. A failure sets its status."""
         order.begun = True
         order.execute.begin()
         self.lanes.hub.lock()
@@ -739,8 +749,8 @@ cdef class Core(Orders):
             order.status = DEVICE_ERROR
 
     cdef bint wait_for_run(self, CudaOrder* order) noexcept nogil:
-        """Until an execution has ended; while there is time, begin the next one behind it. False, with a sentence, if it
-        never will."""
+        """Wait for the end of an execution, and meanwhile queue the next behind it. False, with a text, on
+        failure."""
         cdef Mark* mark = &(<CudaSlot*>order.room).run_end
         cdef int64_t now = now_ns(), pause_ns
         cdef Watch watch = Watch(order.execute.begin_ns, order.expected_ns, self.spin_ns)
@@ -757,11 +767,12 @@ cdef class Core(Orders):
             now = now_ns()
 
     cdef bint begin_behind(self, CudaOrder* running, int64_t now, int64_t end_ns) noexcept nogil:
-        """Begin the next execution while ``running`` still runs, which is predicted to end at end_ns, if its window allows it:
-        then the device has something to do at once. Whether there was one.
+        """Queue the next execution behind ``running``, so that the device does not idle. Returns whether one
+        was queued.
 
-        Its window is judged here, by the prediction: once on the device, it cannot be called back. It keeps its model
-        where it is as one that runs does. What waits for another workspace, or has lost its model, waits for its turn.
+        end_ns: the predicted end of ``running``, which must lie in the window of the next: a queued execution
+        cannot be revoked. It pins its model as a running one does. An execution that needs another workspace,
+        or whose model is not resident, is not queued early.
         """
         cdef Order* order
         self.lanes.hub.lock()
@@ -780,9 +791,9 @@ cdef class Core(Orders):
         return True
 
     cdef bint mend_table(self, CudaOrder* order) noexcept nogil:
-        """Send the table again if the weights do not lie where they were to lie when the inputs were sent.
+        """Copy the table again if the places of the weights have changed since the inputs were copied.
 
-        The model is resident, and stays where it is while this runs: see is_here().
+        The model is resident, and keeps its places during the execution: see is_here().
         """
         cdef CudaSlot* slot = <CudaSlot*>order.room
         cdef CudaModel* model = <CudaModel*>order.residency
@@ -792,10 +803,9 @@ cdef class Core(Orders):
         return self.send(slot, order.variant.table_begin, order.variant.table_end, self.execute_stream, order.text)
 
     cdef CUgraphExec find_graph(self, CudaOrder* order) noexcept nogil:
-        """The recorded launches of an execution; NULL if they must be queued one by one. The lock is held.
+        """Return the graph of an execution; NULL if its launches are queued singly. The lock is held.
 
-        A graph that was made for another slot or workspace is not for this execution: prepare() has exchanged them, and
-        makes another.
+        A graph for another slot or workspace does not fit: prepare() has exchanged them, and records another.
         """
         cdef CudaSlot* slot = <CudaSlot*>order.room
         cdef Graph* graph
@@ -805,7 +815,7 @@ cdef class Core(Orders):
         return graph.launches if graph.slot == slot.device and graph.workspace == self.workspace else NULL
 
     cdef bint launch(self, CudaOrder* order) noexcept nogil:
-        """Queue an execution, and behind it the copies of its outputs."""
+        """Queue an execution, and the copies of its outputs behind it."""
         cdef CudaSlot* slot = <CudaSlot*>order.room
         cdef int64_t begin_ns = thread_time_ns()
         cdef bint done
@@ -814,8 +824,8 @@ cdef class Core(Orders):
         if order.graph == NULL:
             done = self.launch_all(order)
         else:
-            # Events in the graph tell how long it took. Whether it has ended is told by a mark behind it: what a query
-            # finds of an event in a graph that was launched and has not begun is not documented.
+            # Events in the graph measure its duration. A mark behind it tells its end: the result of querying
+            # an event of a launched graph that has not begun is not documented.
             done = (not self.failed(self.api.launch_graph(order.graph, self.execute_stream), b"cuGraphLaunch", order.text)
                     and self.set_mark(&slot.run_end, self.execute_stream, order.text))
         done = done and self.copy_outputs(order)
@@ -823,7 +833,7 @@ cdef class Core(Orders):
         return done
 
     cdef bint launch_all(self, CudaOrder* order) noexcept nogil:
-        """Queue the launches one by one."""
+        """Queue the launches singly."""
         cdef Variant* variant = order.variant
         cdef CudaSlot* slot = <CudaSlot*>order.room
         cdef CudaModel* model = <CudaModel*>order.residency

@@ -41,9 +41,9 @@ cdef class Link:
 
 cdef class HostPages:
     cdef CHostPages pages
-    cdef PinnedBytes memory  # kept: the pages lie in it
+    cdef PinnedBytes memory  # keeps the memory of the pages alive
 
 cdef class HostCopy:
     cdef WeightsCopy copy
-    cdef HostPages store  # whose pages it has, or is to have
-    cdef readonly bint is_fixed  # it is there for as long as a device knows its model
+    cdef HostPages store  # the store of its pages
+    cdef readonly bint is_fixed  # whether it stays as long as a device knows its model

@@ -1,4 +1,4 @@
-"""Types of where a CUDA device copies weights from, for checkers."""
+"""Types of the host store's native half, for checkers."""
 
 from clockwork.device._cudriver import PinnedBytes
 

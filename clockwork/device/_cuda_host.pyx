@@ -1,16 +1,17 @@
 # cython: language_level=3, cdivision=True
-"""Where a CUDA device copies weights from: pinned memory, for good or by FETCH and DROP, and over which link.
+"""The source of a CUDA device's weights: pinned memory, permanent or by FETCH and DROP, and the link.
+
 See csrc/device/host_pages.h."""
 
 
 cdef class Link:
-    """What the devices of one process share to be loaded over; see csrc/device/link.h."""
+    """The link over which all devices of a process are loaded; see csrc/device/link.h."""
 
 
 cdef class HostPages:
     """Pinned pages for weights, shared by the devices of one process.
 
-    memory: of page_count pages; the caller gives it back, when nobody uses this any more.
+    memory: has page_count pages; the caller frees it after the last use of this object.
     """
 
     def __cinit__(self, PinnedBytes memory not None, int64_t page_bytes, int64_t page_count):
@@ -23,10 +24,11 @@ cdef class HostPages:
 
 
 cdef class HostCopy:
-    """A model's weights in the host store, or the place that they have there when they are.
+    """The copy of a model's weights in the host store, present or not.
 
-    page_bytes: of each page of the file, how much is weights. path: of the file. store: whose pages it takes. is_fixed:
-    read() brings it, and it stays until abandon(); else it comes by FETCH and goes by DROP.
+    page_bytes: the bytes of weights in each page of the file. path: the file. store: the owner of the pages.
+    is_fixed: read() brings the weights, which stay until abandon(); otherwise FETCH brings and DROP frees
+    them.
     """
 
     def __cinit__(self, list page_bytes, bytes path, HostPages store not None, bint is_fixed=False):
@@ -37,7 +39,7 @@ cdef class HostCopy:
             self.copy.add_page(NULL, size)
 
     def read(self):
-        """Bring it from disk. Raises MemoryError where too few pages are free, and OSError."""
+        """Read the weights from disk. Raises OSError, and MemoryError if too few pages are free."""
         cdef char[512] text
         cdef HostResult result
         with nogil:
@@ -47,9 +49,9 @@ cdef class HostCopy:
 
     @property
     def is_fetched(self):
-        """Whether pages are its that only a DROP gives back."""
+        """Whether the copy has pages that only a DROP frees."""
         return not self.is_fixed and self.store.pages.state(self.copy) != COPY_ABSENT
 
     def abandon(self):
-        """Give its pages back, whoever waits for them; once they are read, if they are being read."""
+        """Free the pages at once, or at the end of a running read."""
         self.store.pages.abandon(self.copy)

@@ -1,4 +1,4 @@
-"""What a CUDA device knows of a model: its program's launch lists, and where its weights are."""
+"""A CUDA device's models: launch lists of programs, and places of weights."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool

@@ -1,4 +1,4 @@
-"""Types of what a CUDA device knows of a model, for checkers."""
+"""Types of a CUDA device's native models, for checkers."""
 
 from typing import Any
 

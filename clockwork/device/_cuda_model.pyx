@@ -1,15 +1,15 @@
 # cython: language_level=3, cdivision=True
-"""What a CUDA device knows of a model: its program's launch lists, and where its weights are.
+"""A CUDA device's models: launch lists of programs, and places of weights.
 
-Made when a model is prepared, and only read while actions run; but for a launch's values, which the one execution
-at a time fills in.
+The objects are made when a model is prepared. Running actions only read them, except for a launch's values,
+which the single running execution fills in.
 """
 
 from clockwork.device._parts cimport RANK_MOST, dtype_bits
 
 cdef enum:
-    SLOT_ALIGNMENT = 256  # of each input and output in a slot: what every vector load is content with
-    ENTRY_BYTES = 8  # of a table
+    SLOT_ALIGNMENT = 256  # alignment of inputs and outputs in a slot: enough for any vector load
+    ENTRY_BYTES = 8  # the size of a table's entry
 
 SOURCES = {"weight": <int>FROM_WEIGHT, "input": <int>FROM_INPUT, "output": <int>FROM_OUTPUT,
            "workspace": <int>FROM_WORKSPACE, "size": <int>FROM_SIZE, "table": <int>FROM_TABLE}
@@ -42,12 +42,12 @@ cdef int set_tensor(Tensor* tensor, int dtype, object shape, object symbols, bin
 
 
 cdef class Program:
-    """The launch lists of one architecture, shared by every model of it on one device.
+    """The launch lists of one architecture, shared by all its models on a device.
 
-    inputs, outputs: (dtype, for each axis the number of the padded symbol that it is or -1) each. variants: (batch,
-    input shapes, output shapes, workspace bytes, launches, table) each, in the order in which they are tried; launches:
-    (kernel, grid, block, shared bytes, arguments) each; arguments, and entries of the table: (source, index, value),
-    the source -1 for a value as it is. Indexes and offsets are the caller's to check.
+    inputs, outputs: (dtype, for each axis the number of its padded symbol or -1) each. variants: (batch,
+    input shapes, output shapes, workspace bytes, launches, table) each, in the order in which they are tried.
+    launches: (kernel, grid, block, shared bytes, arguments) each. arguments, and entries of the table:
+    (source, index, value), with the source -1 for a literal value. The caller checks indexes and offsets.
     """
 
     def __cinit__(self, list inputs, list outputs, size_t weight_count, bint batches, list variants):
@@ -105,7 +105,7 @@ cdef class Program:
 
     @property
     def slot_bytes(self):
-        """Of the largest variant."""
+        """The workspace's bytes of the largest variant."""
         cdef int64_t most = 0
         for index in range(self.variants.size()):
             most = max(most, self.variants[index].slot_bytes)
@@ -120,9 +120,10 @@ cdef class Program:
 
 
 cdef class Model(Known):
-    """One prepared model: its program, its weights in the host store, and whether it is resident.
+    """A prepared model: its program, its weights in the host store, and its residency.
 
-    runs: pages of each; together those of the host copy. weights: (run, offset) each, in the program's order.
+    runs: the number of pages of each run, in total the pages of the host copy. weights: (run, offset) each,
+    in the program's order.
     """
 
     def __cinit__(self, int64_t model_id, Program program not None, HostCopy host not None, list runs, list weights):

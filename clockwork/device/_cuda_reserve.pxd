@@ -1,4 +1,4 @@
-"""A CUDA device that a thread may have for itself."""
+"""A CUDA device that a thread may hold exclusively."""
 
 from libc.stdint cimport int64_t
 
@@ -7,12 +7,12 @@ from clockwork.device._cuda_model cimport CudaModel, CudaOrder
 from clockwork.device._orders cimport Residency
 
 cdef class ReservingCore(Core):
-    # Of the RESERVE that the execute lane is at; guarded by the hub's lock:
+    # The state of the running RESERVE; guarded by the hub's lock:
     cdef CudaOrder* reserved  # NULL: none
-    cdef bint reserve_used  # a thread has it
-    cdef bint reserve_wanted  # a thread waits for it, or has it
-    cdef int64_t reserve_model_id  # for which model
-    cdef bint reserve_ended  # it is to be no more: the lanes stop, or begin anew
+    cdef bint reserve_used  # a thread holds the device
+    cdef bint reserve_wanted  # a thread waits for the device, or holds it
+    cdef int64_t reserve_model_id  # the model for which it is wanted
+    cdef bint reserve_ended  # waits are to end: the lanes stop, or start anew
 
     cdef void release_pages(self, Residency* at) noexcept nogil
     cdef bint copy_page(self, CudaModel* model, size_t index, const char* source, int64_t* taken_ns, char* text) noexcept nogil

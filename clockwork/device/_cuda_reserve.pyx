@@ -1,8 +1,8 @@
 # cython: language_level=3, cdivision=True
-"""A CUDA device that a thread may have for itself: while the execute lane is at a RESERVE, that thread prepares a model,
-loads it, and executes it, beside the other lanes. clockwork/device/cuda.py and cuda_trial.py are the callers.
+"""A CUDA device that a thread may hold exclusively: during a RESERVE it prepares, loads and executes a model.
 
-Nothing here is on the way of a request but run_reserve(), in which the execute lane waits.
+The other lanes continue meanwhile. clockwork/device/cuda.py and cuda_trial.py are the callers. Of these
+methods only run_reserve(), in which the execute lane waits, can delay a request.
 """
 
 cimport cython
@@ -24,12 +24,12 @@ cdef int UNKNOWN_MODEL = Status.UNKNOWN_MODEL
 cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
 
 
-@cython.no_gc_clear  # as that of which it is one
+@cython.no_gc_clear  # as its base class
 cdef class ReservingCore(Core):
-    """Methods are for the loop's thread except where they say otherwise."""
+    """A device with RESERVEs. The loop's thread calls the methods, unless a docstring says otherwise."""
 
     cdef void begin_reserve(self, Order* given) noexcept nogil:
-        """Through input and execute lane, behind what was sent before."""
+        """Queue a RESERVE through input and execute lane, behind all earlier actions."""
         cdef CudaOrder* order = <CudaOrder*>given
         order.run_earliest_ns, order.earliest_ns = order.earliest_ns, 0
         if self.lanes.run_count() >= self.run_ahead:
@@ -38,9 +38,9 @@ cdef class ReservingCore(Core):
             self.queue(order, self.first)
 
     cdef void run_reserve(self, CudaOrder* order) noexcept nogil:
-        """Execute nothing while a thread has the device for itself; if none wants it, end at once.
+        """Execute nothing while a thread holds the device; end at once if no thread wants it.
 
-        One for a model that was forgotten meanwhile is not given to the next: other pages come with it."""
+        A RESERVE for another model than the waiting thread's is cancelled: it brings other pages."""
         cdef int status = OK
         order.execute.begin()
         self.lanes.hub.lock()
@@ -59,22 +59,24 @@ cdef class ReservingCore(Core):
         order.status = status
 
     cdef void cut_short(self, bint wanted) noexcept nogil:
-        """A reservation that a thread has ends when it leaves; who waits for one waits in vain."""
+        """End the waits of threads for the device. A thread that holds it keeps it until leave_reserve()."""
         self.lanes.hub.lock()
         self.reserve_ended = wanted
         self.lanes.hub.tell()
         self.lanes.hub.unlock()
 
     def want_reserve(self, model_id):
-        """A thread will enter_reserve(): a RESERVE for this model waits for it."""
+        """Announce enter_reserve() for this model: its RESERVE waits for the thread."""
         cdef int64_t wanted = model_id
         self.lanes.hub.lock()
         self.reserve_wanted, self.reserve_model_id = True, wanted
         self.lanes.hub.unlock()
 
     def enter_reserve(self):
-        """Wait until a RESERVE has its turn; the first page of each run that goes with it. Nothing executes until
-        leave_reserve(). None: end_reserve() was called. Any thread, one at a time."""
+        """Wait for the RESERVE; return the first page of each of its runs. Nothing executes until
+        leave_reserve().
+
+        Returns None after end_reserve(). Any thread, one at a time."""
         cdef bint got
         with nogil:
             self.lanes.hub.lock()
@@ -93,7 +95,7 @@ cdef class ReservingCore(Core):
         self.lanes.hub.unlock()
 
     def end_reserve(self):
-        """Who waits in enter_reserve() waits no more. Any thread."""
+        """End the wait of a thread in enter_reserve(). Any thread may call it."""
         self.lanes.hub.lock()
         if not self.reserve_used:
             self.reserve_wanted = False
@@ -103,10 +105,11 @@ cdef class ReservingCore(Core):
 
     # ----- trials --------------------------------------------------------------------------------
 
-    # Of who has a reservation, in its thread, with the context current. The model was added, and no action names it.
+    # Called by the thread that holds the device, with the context current. No action names the added model
+    # yet.
 
     def claim(self, Model model not None, list run_starts):
-        """Have these pages be the model's. A sentence if they are not free."""
+        """Claim pages for the model. Returns a sentence if they are not free."""
         cdef char[TEXT_BYTES] text
         cdef vector[int64_t] starts = run_starts
         cdef bint taken
@@ -121,8 +124,9 @@ cdef class ReservingCore(Core):
         return None if taken else (<bytes>text).decode(errors="replace")
 
     def copy(self, Model model not None, size_t page, PinnedBytes source=None):
-        """Copy one of the model's pages to where it was claimed, from ``source``, or from the host store. Its time in ns.
-        Raises CudaError."""
+        """Copy a page of the model from ``source``, or from the host store, to its claimed page.
+
+        Returns the time in ns. Raises CudaError."""
         cdef char[TEXT_BYTES] text
         cdef int64_t taken_ns = 0
         cdef const char* start = source.data if source is not None else NULL
@@ -160,14 +164,14 @@ cdef class ReservingCore(Core):
         return True
 
     def settle(self, Model model not None, int64_t load_id):
-        """Its pages are filled."""
+        """Mark the model as loaded: its pages are filled."""
         self.lanes.hub.lock()
         model.at.load_id = load_id
         model.at.resident = True
         self.lanes.hub.unlock()
 
     def abandon(self, Model model not None):
-        """It has no pages any more. Needs no reservation."""
+        """Release the model's pages. Needs no reservation."""
         with nogil:
             self.lanes.hub.lock()
             self.release_pages(model.at)
@@ -178,7 +182,7 @@ cdef class ReservingCore(Core):
         self.pages.release(at.claim)
 
     def execute(self, action, views):
-        """Do an INFER in this thread, or a PROFILE, where ``views`` is None. Its Completion."""
+        """Run an INFER, or a PROFILE if ``views`` is None, in this thread. Returns the Completion."""
         cdef CudaOrder* order
         if views is None:
             order = <CudaOrder*>self.make_order(PROFILE, action, ())
@@ -190,7 +194,7 @@ cdef class ReservingCore(Core):
         return self.finish(order)
 
     cdef void execute_order(self, CudaOrder* order) noexcept nogil:
-        """Execute it, and leave its status and text in it."""
+        """Execute an order, and set its status and text."""
         cdef Residency* at
         cdef int status
         self.lanes.hub.lock()
@@ -211,7 +215,7 @@ cdef class ReservingCore(Core):
             self.run_alone(order)
 
     cdef void run_alone(self, CudaOrder* order) noexcept nogil:
-        """Execute what has its inputs, with nothing behind it, and take its outputs."""
+        """Execute an order whose inputs are copied, alone, and fetch its outputs."""
         cdef CudaSlot* slot = <CudaSlot*>order.room
         if not self.may_run(order):
             order.status = NOT_RESIDENT

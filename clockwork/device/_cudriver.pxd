@@ -85,7 +85,7 @@ cdef extern from "device/cuda_api.h" nogil:
         CUresult (*record_event)(CUevent event, CUstream stream) noexcept nogil
         CUresult (*query_event)(CUevent event) noexcept nogil
         CUresult (*elapsed)(float* milliseconds, CUevent begin, CUevent end) noexcept nogil
-        # NULL where the driver has none:
+        # NULL if the driver lacks the function:
         CUresult (*write_word)(CUstream stream, CUdeviceptr target, uint32_t value, unsigned flags) noexcept nogil
         CUresult (*launch_graph)(CUgraphExec graph, CUstream stream) noexcept nogil
         CUresult (*free_graph_exec)(CUgraphExec graph) noexcept nogil
@@ -93,7 +93,7 @@ cdef extern from "device/cuda_api.h" nogil:
 cdef enum:
     TEXT_BYTES = 512
     LOG_BYTES = 4096
-    PARAMETERS_MAX = 512  # of a kernel: ARGUMENTS_MAX of the config
+    PARAMETERS_MAX = 512  # the most parameters of a kernel: ARGUMENTS_MAX of the config
 
 cdef class Context:
     cdef CUcontext handle
@@ -114,7 +114,7 @@ cdef class PinnedBytes:
 cdef class Table:
     cdef CudaApi api
     cdef readonly str path
-    cdef readonly int version  # 12040 is 12.4
+    cdef readonly int version  # 12040 means 12.4
 
     cdef int attribute_of(self, CUdevice device, int attribute) except? -1
     cdef int check_link(self, CUresult result, const char* call, const char* log) except -1

@@ -1,7 +1,7 @@
 # cython: language_level=3, cdivision=True
 """CUDA's driver as a table of functions, and its cold half for Python: devices, contexts, memory and modules.
 
-Nothing here is called while an action runs. Every call lets go of the GIL, because a driver may take long.
+No action calls this module. Every call releases the GIL, because a driver may take long.
 """
 
 import os
@@ -12,9 +12,9 @@ from clockwork.errors import ClockworkError
 
 
 class CudaError(ClockworkError):
-    """A call of the driver failed; the text is the call and the driver's own name for the error.
+    """A failed call of the driver. The text names the call and the driver's name of the error.
 
-    code: its number."""
+    code: the error's number."""
 
     def __init__(self, text, code=0):
         super().__init__(text)
@@ -27,7 +27,7 @@ cdef enum:
     WRITES_WORDS = 12000
 
 
-# What a table makes, or was made by another library (CuPy) and lies at an address. None of them frees anything.
+# Handles made by a table, or by another library (CuPy) and given by address. No handle frees its resource.
 
 cdef class Context:
     def __cinit__(self, size_t address=0):
@@ -43,7 +43,7 @@ cdef class Module:
 
 
 cdef class Kernel:
-    """It lasts as long as its module."""
+    """A kernel, which is valid as long as its module."""
 
     def __cinit__(self, size_t address=0):
         self.handle = <CUfunction>address
@@ -54,14 +54,14 @@ cdef class Kernel:
 
 
 cdef class DeviceBytes:
-    """Memory of a device."""
+    """Device memory."""
 
     def __cinit__(self, CUdeviceptr address):
         self.address = address
 
 
 cdef class PinnedBytes:
-    """Pinned memory of the host, usable for copies to every device. A buffer that can be written to."""
+    """Pinned memory of the host, usable for copies to every device. A writable buffer."""
 
     def __cinit__(self, size_t address, size_t size):
         self.data = <char*>address
@@ -76,7 +76,7 @@ cdef class PinnedBytes:
 
 
 cdef class Table:
-    """The driver, opened from a library of this name or path. Raises CudaError, naming what was not found."""
+    """The driver, opened from a library of this name or path. Raises CudaError, naming what is missing."""
 
     def __cinit__(self, str path):
         cdef char text[TEXT_BYTES]
@@ -96,7 +96,8 @@ cdef class Table:
 
     @property
     def writes_words(self):
-        """Whether its streams can write words of memory: before CUDA 12 a driver may have the function and refuse it."""
+        """Whether streams can write words of memory. Before CUDA 12 a driver may have the function and refuse
+        it."""
         return self.version >= WRITES_WORDS and self.api.write_word != NULL
 
     cdef int check(self, CUresult result, const char* call) except -1:
@@ -107,7 +108,7 @@ cdef class Table:
 
     @property
     def has_graphs(self):
-        """Whether this driver has what recording and launching graphs takes."""
+        """Whether the driver has the functions that record and launch graphs."""
         return self.api.has_graphs()
 
     def device_count(self):
@@ -116,8 +117,10 @@ cdef class Table:
         return count
 
     def describe(self, int ordinal):
-        """(name, UUID as 16 bytes, place on the PCI bus, compute capability times ten, bytes of memory, bytes of shared
-        memory that a block may have) of a device."""
+        """Return a device's (name, UUID, PCI address, capability, memory, shared memory).
+
+        The UUID has 16 bytes, the compute capability is times ten, memory and a block's most shared memory
+        are in bytes."""
         cdef CUdevice device = 0
         cdef char name[256]
         cdef char bus[32]
@@ -140,7 +143,7 @@ cdef class Table:
         return value
 
     def retain_context(self, int ordinal):
-        """The device's primary context, held until release_context()."""
+        """Retain and return the device's primary context, until release_context()."""
         cdef CUdevice device = 0
         cdef Context context = Context()
         cdef CUresult result
@@ -159,13 +162,13 @@ cdef class Table:
         self.check(result, b"cuDevicePrimaryCtxRelease")
 
     def make_current(self, Context context not None):
-        """Let the calling thread's calls be about this context."""
+        """Make a context current in the calling thread."""
         self.check(self.api.set_context(context.handle), b"cuCtxSetCurrent")
 
-    # ----- of the current context ---------------------------------------------------------------
+    # ----- in the current context ---------------------------------------------------------------
 
     def memory_info(self):
-        """(free, total) bytes of the device."""
+        """Return (free, total) bytes of the device."""
         cdef size_t free = 0, total = 0
         self.check(self.api.memory_info(&free, &total), b"cuMemGetInfo")
         return free, total
@@ -199,7 +202,7 @@ cdef class Table:
         self.check(result, b"cuMemFreeHost")
 
     def time_copy(self, DeviceBytes target not None, PinnedBytes source not None):
-        """Copy from pinned memory in one piece, and wait; the nanoseconds that it took by the device's events."""
+        """Copy from pinned memory in one piece, and wait. Returns the time in ns by the device's events."""
         cdef CUstream stream = NULL
         cdef CUevent begin = NULL, end = NULL
         cdef CUresult result
@@ -243,12 +246,12 @@ cdef class Table:
         self.check(result, b"cuModuleUnload")
 
     def link(self, bytes ptx not None):
-        """The cubin for the current context's device that the driver compiles PTX to, which takes seconds."""
+        """Compile PTX to a cubin for the current context's device, which takes seconds."""
         cdef char log[LOG_BYTES]
         cdef int[2] options = [CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES]
         cdef void* values[2]
         cdef CUlinkState state = NULL
-        cdef const char* text = ptx  # with the zero behind it that the driver wants
+        cdef const char* text = ptx  # ends with the zero that the driver needs
         cdef size_t size = len(ptx) + 1
         cdef void* cubin = NULL
         cdef CUresult result
@@ -267,7 +270,7 @@ cdef class Table:
             self.api.free_link(state)
 
     cdef int check_link(self, CUresult result, const char* call, const char* log) except -1:
-        """As check(), with what the driver's compiler said."""
+        """Raise as check(), with the message of the driver's compiler."""
         try:
             return self.check(result, call)
         except CudaError as error:
@@ -281,7 +284,7 @@ cdef class Table:
         return found
 
     def needs(self, Kernel kernel not None):
-        """(the most threads of a block, bytes of static shared memory, registers of a thread) of a kernel."""
+        """Return a kernel's (most threads of a block, bytes of static shared memory, registers)."""
         cdef int threads = 0, shared = 0, registers = 0
         self.check(self.api.function_attribute(
             &threads, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, kernel.handle), b"cuFuncGetAttribute")
@@ -292,7 +295,7 @@ cdef class Table:
         return threads, shared, registers
 
     def parameters(self, Kernel kernel not None):
-        """The bytes of each parameter of a kernel; None where the driver cannot tell."""
+        """Return the bytes of each parameter of a kernel; None if the driver cannot tell."""
         cdef size_t offset = 0, size = 0
         cdef CUresult result
         if self.api.parameter == NULL:
@@ -301,27 +304,29 @@ cdef class Table:
         while len(sizes) < PARAMETERS_MAX:
             result = self.api.parameter(kernel.handle, len(sizes), &offset, &size)
             if result == CUDA_ERROR_INVALID_VALUE:
-                break  # it was the last
+                break  # no further parameter
             if result != CUDA_SUCCESS:
                 return None
             sizes.append(size)
         return sizes
 
     def allow_shared(self, Kernel kernel not None, int size):
-        """Let a kernel be launched with so much dynamic shared memory; beyond 48 KiB it must be asked for."""
+        """Allow a kernel this much dynamic shared memory; more than 48 KiB must be requested."""
         self.check(self.api.set_function(
             kernel.handle, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, size), b"cuFuncSetAttribute")
 
     def local_bytes(self, Kernel kernel not None):
-        """Of memory that each thread of a kernel has to itself, beyond its registers."""
+        """Return the bytes of a kernel's local memory, which each thread has beside its registers."""
         cdef int size = 0
         self.check(self.api.function_attribute(
             &size, CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES, kernel.handle), b"cuFuncGetAttribute")
         return size
 
     def reserve_local(self, size_t size):
-        """Have every thread that can run at a time have so much memory to itself, where it has less. Otherwise the first
-        launch that takes more has the driver exchange the memory of all: when nothing executes, and everything waits."""
+        """Reserve at least this much local memory for every thread that can run at a time.
+
+        Otherwise the first launch that needs more has the driver replace the local memory of all threads, for
+        which it waits until no kernel runs and holds back all others."""
         cdef size_t has = 0
         cdef CUresult result
         self.check(self.api.limit(&has, CU_LIMIT_STACK_SIZE), b"cuCtxGetLimit")

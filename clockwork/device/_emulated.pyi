@@ -5,7 +5,7 @@ from clockwork.device.base import Completion, TensorView
 from clockwork.wire.messages import HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
 
 KINDS: dict[type, int]
-"""The kinds of actions as numbers of the native code."""
+"""The native code's numbers of the kinds of actions."""
 
 class Fleet:
     """The emulated devices of one process."""
@@ -38,14 +38,16 @@ class Fleet:
         slow_ns: int,
         slow_every_ns: int,
     ) -> None:
-        """clock: the time, for callers in Python; the timer follows the machine's. The other settings are those of
-        csrc/device/fleet.h and csrc/device/emulated.h."""
+        """clock: returns the time, for callers in Python; the timer follows the machine's clock.
+
+        The other settings are those of csrc/device/fleet.h and csrc/device/emulated.h."""
 
     def port(self, device: int) -> object:
-        """How a road drives this device: a capsule, good for as long as the fleet."""
+        """Return the capsule by which a road drives this device. It is valid as long as the fleet."""
 
     def outlet(self) -> object:
-        """Where a road takes the ended orders of all devices from: likewise."""
+        """Return the capsule by which a road takes all devices' ended orders. It is valid as long as the
+        fleet."""
 
     def fileno(self) -> int: ...
     def close_timer(self) -> None: ...
@@ -59,10 +61,10 @@ class Fleet:
         load_ns: int,
         outputs: Sequence[tuple[int, int, Sequence[int]]],
     ) -> None:
-        """points: (rows, nanoseconds) each, ascending. outputs: (dtype, bits of an element, dimensions) each."""
+        """Add a model. points: (rows, ns), ascending. outputs: (dtype, bits of an element, dimensions)."""
 
     def forget(self, model_id: int) -> None:
-        """Raises ValueError if the model is resident or in use."""
+        """Drop a model. Raises ValueError if the model is resident or in use."""
 
     def start(
         self,
@@ -71,37 +73,39 @@ class Fleet:
         action: Load | Unload | Infer | Profile | HostFetch | HostDrop,
         parts: Sequence[Sequence[TensorView]] = (),
     ) -> None:
-        """Begin an action. parts: the inputs of an INFER."""
+        """Begin an action. parts: the inputs of each part of an INFER."""
 
     def revoke(self, device: int, action_id: int) -> None: ...
     def end_run(self, device: int, action_id: int) -> None: ...
     def look(self, device: int) -> tuple[int, int, int]:
-        """The ids of what is executed, loaded and fetched; 0: none."""
+        """Return the ids of the actions that the execute, load and fetch lanes run; 0 for none."""
 
     def ended(self) -> list[int]:
-        """The devices of which something has ended."""
+        """Return the devices of which an action has ended."""
 
     def poll(self, device: int) -> list[Completion]: ...
     def reset(self, device: int) -> None: ...
     def held_pages(self, device: int) -> int: ...
     def input_bytes(self, device: int) -> int: ...
     def is_resident(self, model_id: int) -> bool:
-        """On any device."""
+        """Whether the model is resident on any device."""
 
     def lateness(self) -> list[int]:
-        """How late the last ends were noticed, in nanoseconds."""
+        """Return how late the last completions were noticed, in ns."""
 
     @property
     def host_bytes(self) -> int:
-        """Bytes in the host store."""
+        """Return the bytes of models in the host store."""
 
     @property
     def event_count(self) -> int: ...
 
 class Machine:
-    """Devices that share a link, perhaps, and a host store. Every time is the caller's, and never goes back.
+    """Devices that share a host store and, if so configured, a link. The caller gives all times, which never
+    decrease.
 
-    The settings are those of csrc/device/emulated.h, stale_max that of csrc/device/emulated_machine.h. Whatever is called, what has ended by then is for take()."""
+    The settings are those of csrc/device/emulated.h; stale_max is that of csrc/device/emulated_machine.h.
+    Every call first moves the actions that have ended by its time to take()."""
 
     def __init__(
         self,
@@ -140,37 +144,39 @@ class Machine:
         size: int = 0,
         runs: Sequence[int] = (),
     ) -> None:
-        """Hand an action to its lane; owner comes back in take(). size: bytes of its inputs, or of what is fetched."""
+        """Queue an action on its lane; take() returns `owner`. size: bytes of its inputs, or of the fetched
+        model."""
 
     def revoke(self, device: int, now: int, action_id: int) -> None: ...
     def end_run(self, device: int, now: int, action_id: int) -> None: ...
     def advance(self, now: int) -> None: ...
     def reset(self, device: int, now: int) -> None:
-        """Forget a device's actions and residencies. What ended before must have been taken."""
+        """Forget a device's actions and residencies. Call take() before."""
 
     def clear_store(self) -> None: ...
     def take(self) -> list[tuple[int, Any, Status, str, int, int, int]]:
-        """What has ended since the last call, in order: (device, owner, status, text, begin, end, wait for inputs)."""
+        """Return ended actions in order: (device, owner, status, text, begin, end, wait for inputs), times in
+        ns."""
 
     @property
     def next_ns(self) -> int:
-        """When advance() is wanted; NEVER_NS: not at all."""
+        """Return the time of the next advance(); NEVER_NS if nothing is to happen."""
 
     @property
     def event_count(self) -> int: ...
     @property
     def host_bytes(self) -> int:
-        """Bytes in the host store."""
+        """Return the bytes of models in the host store."""
 
     def running(self, device: int) -> tuple[Any, Any, Any]:
-        """The owners of what the lanes are at, or None: executes, loads, fetches."""
+        """Return the owners of the actions that the execute, load and fetch lanes run, or None."""
 
     def held_pages(self, device: int) -> int: ...
     def residency(self, device: int, model_id: int) -> tuple[int, tuple[int, ...]] | None:
-        """(load id, first page of each run) of a model that is loading or loaded; None: it is neither."""
+        """Return (load id, first page of each run) of a loading or loaded model; None for any other."""
 
     def is_resident(self, model_id: int) -> bool:
-        """On any device."""
+        """Whether the model is resident on any device."""
 
     def is_used(self, model_id: int) -> bool:
-        """Resident, in the host store, or in an action that has not ended."""
+        """Whether a model is resident, in the host store, or in an action that has not ended."""

@@ -1,5 +1,5 @@
 # distutils: language = c++
-"""The native emulated devices of one machine in Python's terms; clockwork.device.emulated puts a clock to them."""
+"""Wraps the native emulated devices of a machine for Python; clockwork.device.emulated adds a clock."""
 
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -155,8 +155,12 @@ cdef extern from *:
                 of(self).fleet->begin(of(self).number, static_cast<FleetOrder*>(order), now_ns());
             };
             made.free = [](void*, device::Order* order) { delete static_cast<FleetOrder*>(order); };
-            made.revoke = [](void* self, std::int64_t id) { of(self).fleet->revoke(of(self).number, id, now_ns()); };
-            made.end_run = [](void* self, std::int64_t id) { of(self).fleet->end_run(of(self).number, id, now_ns()); };
+            made.revoke = [](void* self, std::int64_t id) {
+                of(self).fleet->revoke(of(self).number, id, now_ns());
+            };
+            made.end_run = [](void* self, std::int64_t id) {
+                of(self).fleet->end_run(of(self).number, id, now_ns());
+            };
             made.look = [](void* self, device::Whereabouts* found) {
                 *found = of(self).fleet->look(of(self).number, now_ns());
             };
@@ -177,7 +181,7 @@ cdef extern from *:
     Outlet outlet_of "clockwork::emulated::outlet_of"(CFleet& fleet)
     void free_fleet_order "clockwork::emulated::free_order"(LaneOrder* order)
 
-cdef uint32_t NO_PAGE = 0xFFFFFFFF  # beyond every arena
+cdef uint32_t NO_PAGE = 0xFFFFFFFF  # a page number beyond every arena
 
 KINDS = {
     Load: <int>CActionKind.LOAD,
@@ -191,12 +195,12 @@ cdef list STATUSES = [Status(number) if number in set(Status) else None for numb
 
 
 cdef inline uint64_t id_of(object number):
-    """An id of the wire as 64 bits: ids below zero are as good as any."""
+    """Convert an id of the wire to 64 bits. Negative ids are valid."""
     return <uint64_t>(number & 0xFFFFFFFFFFFFFFFF)
 
 
 cdef int set_settings(Settings* settings, dict given) except -1:
-    """Fill in what is given by name; see csrc/device/emulated.h."""
+    """Set the bounds that are given by name; see csrc/device/emulated.h."""
     settings.page_count, settings.run_ahead = given["page_count"], given["run_ahead"]
     settings.unload_ns = given.get("unload_ns", 0)
     settings.exec_noise, settings.load_noise = given.get("exec_noise", 0.0), given.get("load_noise", 0.0)
@@ -212,7 +216,9 @@ cdef int set_settings(Settings* settings, dict given) except -1:
 
 
 cdef class Fleet:
-    """The emulated devices of one process. clock: the time, for callers in Python; the timer follows the machine's."""
+    """The emulated devices of a process.
+
+    clock: returns the time, for callers in Python; the timer follows the machine's clock."""
 
     cdef unique_ptr[CFleet] fleet
     cdef vector[FleetPlace] places
@@ -239,11 +245,12 @@ cdef class Fleet:
         self.all_ended = outlet_of(self.fleet.get()[0])
 
     def port(self, uint32_t device):
-        """How a road drives this device: a capsule, good for as long as the fleet."""
+        """Return the capsule by which a road drives this device. It is valid as long as the fleet."""
         return PyCapsule_New(&self.ports[device], b"clockwork.Port", NULL)
 
     def outlet(self):
-        """Where a road takes the ended orders of all devices from: likewise."""
+        """Return the capsule by which a road takes all devices' ended orders. It is valid as long as the
+        fleet."""
         return PyCapsule_New(&self.all_ended, b"clockwork.Outlet", NULL)
 
     def fileno(self):
@@ -253,7 +260,7 @@ cdef class Fleet:
         self.fleet.get().close_timer()
 
     def add_model(self, int64_t model_id, dtypes, batches, runs, points, int64_t load_ns, outputs):
-        """points: (rows, nanoseconds) each, ascending. outputs: (dtype, bits of an element, dimensions) each."""
+        """Add a model. points: (rows, ns), ascending. outputs: (dtype, bits of an element, dimensions)."""
         cdef shared_ptr[FleetModel] model = make_shared[FleetModel]()
         cdef FleetOutput output
         model.get().dtypes, model.get().batches, model.get().runs = dtypes, batches, runs
@@ -266,13 +273,13 @@ cdef class Fleet:
         self.fleet.get().add_model(model_id, <shared_ptr[const FleetModel]>model)
 
     def forget(self, int64_t model_id):
-        """Raises ValueError if the model is resident or in use."""
+        """Drop a model. Raises ValueError if the model is resident or in use."""
         cdef Forgotten found = self.fleet.get().forget(model_id, self.clock())
         if found != Forgotten.DONE:
             raise ValueError(f"model {model_id} is {'resident' if found == Forgotten.RESIDENT else 'in use'}")
 
     def start(self, uint32_t device, int kind, action, parts=()):
-        """Begin an action. parts: the inputs of an INFER."""
+        """Begin an action. parts: the inputs of each part of an INFER."""
         cdef FleetOrder* order = new FleetOrder()
         try:
             note_order(order, <Kind>kind, action, parts)
@@ -288,12 +295,12 @@ cdef class Fleet:
         self.fleet.get().end_run(device, action_id, self.clock())
 
     def look(self, uint32_t device):
-        """The ids of what is executed, loaded and fetched; 0: none."""
+        """Return the ids of the actions that the execute, load and fetch lanes run; 0 for none."""
         cdef Whereabouts found = self.fleet.get().look(device, self.clock())
         return found.execution, found.load, found.fetch
 
     def ended(self):
-        """The devices of which something has ended."""
+        """Return the devices of which an action has ended."""
         now = self.clock()
         due_ns = self.fleet.get().near_ns(now)
         while now < due_ns:
@@ -301,7 +308,7 @@ cdef class Fleet:
         return self.fleet.get().ended(now)
 
     def poll(self, uint32_t device):
-        """Completions of a device."""
+        """Return the completions of a device since the last call."""
         cdef Action* action = self.fleet.get().take(device, self.clock())
         cdef Action* after
         cdef list found = []
@@ -322,16 +329,16 @@ cdef class Fleet:
         return self.fleet.get().input_bytes(device)
 
     def is_resident(self, int64_t model_id):
-        """On any device."""
+        """Whether the model is resident on any device."""
         return self.fleet.get().is_resident(model_id)
 
     def lateness(self):
-        """How late the last ends were noticed, in nanoseconds."""
+        """Return how late the last completions were noticed, in ns."""
         return self.fleet.get().lateness()
 
     @property
     def host_bytes(self):
-        """Bytes in the host store."""
+        """Return the bytes of models in the host store."""
         return self.fleet.get().host_bytes()
 
     @property
@@ -340,11 +347,13 @@ cdef class Fleet:
 
 
 cdef class Machine:
-    """Devices that share a link, perhaps, and a host store. Every time is the caller's, and never goes back."""
+    """Devices that share a host store and, if so configured, a link.
+
+    The caller gives all times, which never decrease."""
 
     cdef unique_ptr[CMachine] _machine
     cdef Settings _settings
-    cdef dict _owners  # by token: device, and what the caller gave with an action
+    cdef dict _owners  # by token: the device, and the caller's owner of the action
     cdef uint32_t _token
 
     def __init__(self, count, page_count, run_ahead, stale_max, *, host_bytes=0, shares_link=False, speed=1.0, seed=0,
@@ -355,7 +364,8 @@ cdef class Machine:
         self._owners = {}
 
     def start(self, uint32_t device, int64_t now, action, owner, int64_t profiled_ns=0, uint64_t size=0, runs=()):
-        """Hand an action to its lane; owner comes back in take(). size: bytes of its inputs, or of what is fetched."""
+        """Queue an action on its lane; take() returns `owner`. size: bytes of its inputs, or of the fetched
+        model."""
         cdef Order order
         order.id = id_of(action.action_id)
         order.kind = <CActionKind><uint8_t><int>KINDS[type(action)]
@@ -383,7 +393,7 @@ cdef class Machine:
         self._machine.get().advance(now)
 
     def reset(self, uint32_t device, int64_t now):
-        """Forget a device's actions and residencies. What ended before must have been taken."""
+        """Forget a device's actions and residencies. Call take() before."""
         self._machine.get().reset(device, now)
         self._owners = {token: owner for token, owner in self._owners.items() if owner[0] != device}
 
@@ -391,21 +401,22 @@ cdef class Machine:
         self._machine.get().clear_store()
 
     def take(self):
-        """What has ended since the last call, in order: (device, owner, status, text, begin, end, wait for inputs)."""
+        """Return ended actions in order: (device, owner, status, text, begin, end, wait for inputs), times in
+        ns."""
         cdef list found = []
-        cdef EndedAction one
-        for one in self._machine.get().ended:
-            _, owner = self._owners.pop(one.done.token)
+        cdef EndedAction end
+        for end in self._machine.get().ended:
+            _, owner = self._owners.pop(end.done.token)
             found.append((
-                one.device, owner, STATUSES[<uint8_t>one.done.status], sentence(one.done).decode(), one.done.begin_ns,
-                one.done.end_ns, one.done.waited_ns,
+                end.device, owner, STATUSES[<uint8_t>end.done.status], sentence(end.done).decode(), end.done.begin_ns,
+                end.done.end_ns, end.done.waited_ns,
             ))  # fmt: skip
         self._machine.get().ended.clear()
         return found
 
     @property
     def next_ns(self):
-        """When advance() is wanted; NEVER_NS: not at all."""
+        """Return the time of the next advance(); NEVER_NS if nothing is to happen."""
         return self._machine.get().next_ns()
 
     @property
@@ -414,7 +425,7 @@ cdef class Machine:
 
     @property
     def host_bytes(self):
-        """Bytes in the host store."""
+        """Return the bytes of models in the host store."""
         return self._machine.get().host_bytes()
 
     cdef object _running(self, uint32_t device, CLane lane):
@@ -422,23 +433,23 @@ cdef class Machine:
         return None if order is NULL else self._owners[order.token][1]
 
     def running(self, uint32_t device):
-        """The owners of what the lanes are at, or None: executes, loads, fetches."""
+        """Return the owners of the actions that the execute, load and fetch lanes run, or None."""
         return self._running(device, CLane.EXECUTE), self._running(device, CLane.LOAD), self._running(device, CLane.FETCH)
 
     def held_pages(self, uint32_t device):
         return self._machine.get().device(device).held_pages()
 
     def residency(self, uint32_t device, int64_t model_id):
-        """(load id, first page of each run) of a model that is loading or loaded; None: it is neither."""
+        """Return (load id, first page of each run) of a loading or loaded model; None for any other."""
         cdef const Resident *found = self._machine.get().device(device).resident(model_id)
         if found is NULL:
             return None
         return found.load_id, tuple([found.pages[run].first for run in range(found.pages.size())])
 
     def is_resident(self, int64_t model_id):
-        """On any device."""
+        """Whether the model is resident on any device."""
         return self._machine.get().is_resident(model_id)
 
     def is_used(self, int64_t model_id):
-        """Resident, in the host store, or in an action that has not ended."""
+        """Whether a model is resident, in the host store, or in an action that has not ended."""
         return self._machine.get().is_used(model_id)

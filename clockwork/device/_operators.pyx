@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The operators of csrc/device/operators.h. This module's file is the library that ONNX Runtime loads them from."""
+"""The operators of csrc/device/operators.h. ONNX Runtime loads this module's file as their library."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t
@@ -22,12 +22,14 @@ cdef extern from "device/operators.h" namespace "clockwork::device" nogil:
 
 
 cdef void end_operators_by(const AtomicFlag* ending) noexcept nogil:
-    """What runs on this thread ends with an error once the flag is set, which must outlive the thread."""
+    """End this thread's operators with an error once the flag is set. The flag must outlive the thread."""
     end_operators_with(ending)
 
 
 def strings_work(int64_t count, object frame not None):
-    """The work of reading ``count`` strings, which fill the frame exactly: their bytes, of a JPEG image its decoding."""
+    """Return the work of reading ``count`` strings, which fill the frame exactly.
+
+    The work is a string's bytes; for a JPEG image, that of its decoding."""
     cdef Py_buffer buffer
     PyObject_GetBuffer(frame, &buffer, PyBUF_SIMPLE)
     try:
@@ -37,5 +39,5 @@ def strings_work(int64_t count, object frame not None):
 
 
 def load_jpeg(bytes path):
-    """Use this libjpeg. Returns why it cannot be used, or ""."""
+    """Use this libjpeg. Returns the reason why it is unusable, or ""."""
     return c_load_jpeg(path).decode(errors="replace")

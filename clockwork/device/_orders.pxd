@@ -1,4 +1,4 @@
-"""What devices with native lanes have in common: an order from its start to its completion, and the lanes' loop."""
+"""The base of devices with native lanes: orders from start to completion, and the lanes' loop."""
 
 from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int32_t, int64_t
@@ -40,7 +40,7 @@ cdef extern from "device/lane.h" namespace "clockwork::device" nogil:
         cbool push(Action&, int32_t most)
         Action* take(int64_t spin_ns)
         void end(Action&)
-        # "pass" is a word of Python's
+        # "pass" is a keyword of Python
         void pass_on "pass"(Action&, Lane& next)
     int64_t now_ns()
     int64_t thread_time_ns()
@@ -166,23 +166,24 @@ cdef int note_order(Order* order, Kind kind, object action, object parts) except
 cdef object completion_of(Order* order)
 
 cdef class Known:
-    cdef Residency* at  # of the subclass
+    cdef Residency* at  # a member of the subclass
     cdef readonly int64_t model_id
 
     cdef int set_runs(self, object pages) except -1
 
 cdef class Orders:
     cdef Lanes lanes
-    cdef Lane* first  # of an execution
+    cdef Lane* first  # the first lane of an execution
     cdef PageTable pages  # guarded by the hub's lock
-    cdef Roster roster  # likewise: of models
-    cdef const char* no_host_tier  # why FETCH and DROP are refused; NULL: they are not
-    cdef vector[Room*] rooms  # of the subclass: one for each slot
+    cdef Roster roster  # the models; guarded by the hub's lock
+    cdef const char* no_host_tier  # the reason for which FETCH and DROP are refused; NULL: they are taken
+    cdef vector[Room*] rooms  # members of the subclass: one for each slot
     cdef readonly size_t page_bytes
     cdef readonly int64_t page_count
     cdef readonly int slot_count
     cdef int32_t run_ahead
-    cdef bint waits_for_link  # the load lane, behind another device's; guarded by the hub's lock
+    # Whether the load lane waits for another device's LOAD; guarded by the hub's lock
+    cdef bint waits_for_link
     cdef int64_t spin_ns
     cdef dict models
     cdef Port road_port
@@ -190,7 +191,7 @@ cdef class Orders:
 
     cdef int set_bounds(self, int64_t page_count, size_t page_bytes, int run_ahead, int64_t spin_ns) except -1
 
-    # Of each device, as its comments in _orders.pyx say:
+    # Methods of each kind of device; see _orders.pyx:
     cdef void enter(self, Lane* lane) noexcept nogil
     cdef Lane* run(self, Lane* lane, Order* order) noexcept nogil
     cdef bint bring_weights(self, Order* order) noexcept nogil

@@ -1,11 +1,11 @@
 # cython: language_level=3, cdivision=True
-"""What devices with native lanes have in common: an order from its start to its completion, and the lanes' loop.
+"""The base of devices with native lanes: orders from start to completion, and the lanes' loop.
 
-An Order is made of an action and begins on one thread; a lane's thread runs it; and whoever takes the ended orders frees
-it. Nothing of that needs the GIL. A worker's road (csrc/worker/road.h) does it through a Port; start_*() and poll() are for
-callers in Python, whose orders have pinned buffers. One lock, the hub's, guards lanes, models, who owns which page,
-residency, and which slots are taken; see csrc/device/lane.h and order.h. How weights are brought and what an execution
-is, is the device's own.
+An order is made from an action and begins on the caller's thread. A lane's thread runs it. The thread that
+takes the ended orders frees it. None of these steps needs the GIL. A worker's road (csrc/worker/road.h) uses
+a Port for them; start_*() and poll() are for callers in Python, whose orders have pinned buffers. The hub's
+lock guards lanes, models, owners of pages, residency and slots; see csrc/device/lane.h and order.h.
+Subclasses implement copies of weights and executions.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyObject_GetBuffer
@@ -43,7 +43,7 @@ cdef int note_view(Views* views, object dtype, object shape) except -1:
 
 
 cdef int pin_views(Order* order, object parts) except -1:
-    """Have an order's inputs be these parts of views, whose buffers are pinned until it is freed."""
+    """Set an order's inputs to these parts of views, whose buffers are pinned until the order is freed."""
     cdef Pinned* pinned = new Pinned()
     cdef Py_buffer* buffer
     order.keeper.reset(pinned)
@@ -64,7 +64,7 @@ cdef int pin_views(Order* order, object parts) except -1:
 
 
 cdef int note_order(Order* order, Kind kind, object action, object parts) except -1:
-    """Note what an action says. parts: the inputs of an INFER."""
+    """Fill an order from an action. parts: the inputs of each part of an INFER."""
     order.kind = kind
     order.action_id, order.model_id, order.load_id = action.action_id, action.model_id, action.load_id
     order.earliest_ns, order.latest_ns = action.earliest_ns, action.latest_ns
@@ -80,7 +80,7 @@ cdef int note_order(Order* order, Kind kind, object action, object parts) except
 
 
 cdef object completion_of(Order* order):
-    """The Completion of an ended order, which it takes the outputs from."""
+    """Build the Completion of an ended order, and move the order's outputs into it."""
     cdef list parts = []
     if order.status == OK and order.parts.output_bytes() != NULL:
         parts = list_parts(&order.parts)
@@ -96,10 +96,10 @@ cdef object completion_of(Order* order):
 
 
 cdef class Known:
-    """A model that is prepared, and whether it is resident. A subclass sets where both are noted."""
+    """A prepared model and its residency. A subclass holds the records of both."""
 
     cdef int set_runs(self, object pages) except -1:
-        """How many pages each run takes; none is claimed."""
+        """Set the number of pages of each run. No page is claimed."""
         for count in pages:
             self.at.claim.add_run(count)
         return 0
@@ -145,10 +145,10 @@ cdef void road_listen(Orders self, const Listener* listener) noexcept nogil:
 
 
 cdef class Orders:
-    """Models, pages, slots and actions. Methods are for the loop's thread except where they say otherwise."""
+    """Models, pages, slots and actions. The loop's thread calls methods, unless one says otherwise."""
 
     def __cinit__(self, *arguments):
-        """arguments: what subclasses take. They call set_bounds(), and fill in ``first`` and ``rooms``."""
+        """arguments: for subclasses, which call set_bounds(), and set ``first`` and ``rooms``."""
         self.models = {}
         if self.lanes.hub.event_fd < 0:
             raise OSError("cannot make an eventfd")
@@ -169,48 +169,50 @@ cdef class Orders:
         self.page_bytes = page_bytes
         self.run_ahead = run_ahead
         self.spin_ns = spin_ns
-        # One for each action that the lanes may hold, and one that prepare() may be enlarging.
+        # A slot for each action that the lanes may hold, and a slot that prepare() may be enlarging.
         self.slot_count = run_ahead + 1
         self.pages.resize(page_count)
         return 0
 
-    # ----- of each device --------------------------------------------------------------------
+    # ----- implemented by each kind of device -----------------------------------------------
 
     cdef void enter(self, Lane* lane) noexcept nogil:
-        """This thread is going to run a lane."""
+        """Prepare the calling thread for running a lane."""
 
     cdef Lane* run(self, Lane* lane, Order* order) noexcept nogil:
-        """Do what a lane has to do for an order, but for LOAD and UNLOAD. The lane where it goes on; NULL: it ended."""
+        """Run an order's step in a lane, except LOAD and UNLOAD. Returns the order's next lane; NULL: it
+        ended."""
         return NULL
 
     cdef bint bring_weights(self, Order* order) noexcept nogil:
-        """Fill the pages that a LOAD's model has, and end its span. False, with a sentence, once nothing fills them any
-        more."""
+        """Fill the pages of a LOAD's model, and end its span.
+
+        Returns False, with a text, on failure, once no copy writes to the pages any more."""
         return False
 
     cdef void drop_weights(self, Residency* at) noexcept nogil:
-        """Let go of what bring_weights() has made, whatever of it was done; the pages are given back next."""
+        """Release the resources of bring_weights(), complete or not. The pages are freed afterwards."""
 
     cdef void cut_short(self, bint wanted) noexcept nogil:
-        """Whether executions are to end as soon as they can: nobody waits for their outputs."""
+        """Set whether executions end as soon as possible, because their outputs are not wanted."""
 
     cdef Order* new_order(self) noexcept nogil:
-        """An order of the device's own kind; NULL if there is no memory."""
+        """Allocate an order of the device's kind; NULL if there is no memory."""
         return make_order[Order]()
 
     cdef void end_execution(self, int64_t action_id) noexcept nogil:
-        """Nothing, unless a device can do better: what a GPU was given ends when it does, or with its process."""
+        """End the running execution, if the device can. By default nothing: no GPU kernel can be."""
 
     cdef bint is_broken(self) noexcept nogil:
         """Whether the device is broken for good."""
         return False
 
     cdef int describe_run(self, Order* order) noexcept nogil:
-        """Look at the inputs that were joined. OK, or the status with which it ends, and its text says why."""
+        """Check the joined inputs. Returns OK, or the status with which the order ends, and sets its text."""
         return OK
 
     cdef int place_run(self, Order* order) noexcept nogil:
-        """Give an execution the slot that it needs; there is one. Returns what describe_run() does."""
+        """Give an execution the slot that it needs; a slot is free. Returns the same as describe_run()."""
         return OK
 
     cdef void begin_reserve(self, Order* order) noexcept nogil:
@@ -231,7 +233,7 @@ cdef class Orders:
         return model_id in self.models
 
     def remove_model(self, model_id):
-        """The model, if it was known. Any thread. Raises ValueError if it is resident or has actions under way."""
+        """Drop and return a model, if known. Any thread. Raises ValueError if it is resident or in use."""
         cdef Known model = self.models.get(model_id)
         cdef bint resident, pending
         if model is None:
@@ -254,7 +256,7 @@ cdef class Orders:
         cdef Lane* lane = self.lanes.find(wanted)
         cdef Lane* onward
         cdef Order* order
-        cdef bint tells  # whether its crashes name what it was at
+        cdef bint tells  # whether a crash names the lane's action
         cdef int64_t spin_ns
         if lane == NULL:
             raise ValueError(f"there is no lane {name!r}")
@@ -290,13 +292,13 @@ cdef class Orders:
             crash_leave()
 
     def stop(self):
-        """Have the loops return, each after what it is doing; executions are cut short where they can be."""
+        """Have the lanes' loops return after their running orders; executions end early if possible."""
         with nogil:
             self.cut_short(True)
             self.lanes.stop()
 
     cdef void run_load(self, Order* order) noexcept nogil:
-        """Check the pages of a LOAD, make them its model's, and fill them."""
+        """Check the pages of a LOAD, claim them for its model, and fill them."""
         cdef Residency* at = order.residency
         cdef int status = OK
         order.execute.begin()
@@ -318,7 +320,7 @@ cdef class Orders:
         order.status = status
 
     cdef void run_unload(self, Order* order) noexcept nogil:
-        """Give back the pages, unless an INFER that needs them waits or runs; after it none can start."""
+        """Free the pages, unless an INFER that needs them waits or runs. No INFER can start afterwards."""
         cdef Residency* at = order.residency
         cdef int status = OK
         order.execute.begin()
@@ -342,8 +344,9 @@ cdef class Orders:
         self.lanes.hub.unlock()
 
     cdef bint is_here(self, Order* order) noexcept nogil:
-        """Whether the residency that an action asks for is there. The lock is held. It stays while the action runs:
-        UNLOAD looks at the lanes under the same lock."""
+        """Whether the residency that an action names exists. The lock is held.
+
+        The residency stays while the action runs: UNLOAD checks the lanes under the same lock."""
         return order.residency.resident and order.residency.load_id == order.load_id
 
     # ----- pages and slots, any thread ---------------------------------------------------------
@@ -356,7 +359,7 @@ cdef class Orders:
         return held
 
     cdef size_t slot_bytes(self) noexcept nogil:
-        """Of all slots."""
+        """The bytes of all slots."""
         cdef Room* room
         cdef size_t found = 0
         self.lanes.hub.lock()
@@ -366,7 +369,7 @@ cdef class Orders:
         return found
 
     cdef bint take_room(self, Order* order) noexcept nogil:
-        """Give an action a slot that nobody uses, the largest of them. False if there is none."""
+        """Give an action the largest free slot. False if no slot is free."""
         cdef Room* room
         cdef Room* best = NULL
         self.lanes.hub.lock()
@@ -398,29 +401,29 @@ cdef class Orders:
         found.fetch = self.lanes.running(self.lanes.fetch)
 
     def running(self):
-        """The id of the action that the execute lane is at; 0 if it is at none. Any thread."""
+        """Return the id of the action that the execute lane runs; 0 for none. Any thread."""
         cdef Whereabouts found
         self.look_at_lanes(&found)
         return found.execution
 
     def moving(self):
-        """The ids of the actions that the load lane and the fetch lane are at; 0: none, or it waits for the link."""
+        """Return the actions' ids in the load and fetch lanes; 0: none, or one that waits for the link."""
         cdef Whereabouts found
         self.look_at_lanes(&found)
         return found.load, found.fetch
 
     def end_run(self, int64_t action_id):
-        """Have an execution end as OVERRUN as soon as may be, if the device can end it. Any thread. To be said again while
-        it runs."""
+        """End an execution as OVERRUN as soon as possible, if the device can. Any thread. Call again while it
+        runs."""
         with nogil:
             self.end_execution(action_id)
 
     def port(self):
-        """How a road drives this device: a capsule, good for as long as the device."""
+        """Return the capsule by which a road drives this device. It is valid as long as the device."""
         return PyCapsule_New(&self.road_port, b"clockwork.Port", NULL)
 
     def outlet(self):
-        """Where a road takes the ended orders from: likewise."""
+        """Return the capsule by which a road takes ended orders. It is valid as long as the device."""
         return PyCapsule_New(&self.road_outlet, b"clockwork.Outlet", NULL)
 
     # ----- orders ------------------------------------------------------------------------------
@@ -454,13 +457,13 @@ cdef class Orders:
             self.begin_execution(order)
 
     cdef void begin_execution(self, Order* order) noexcept nogil:
-        """Queue an INFER or PROFILE whose inputs are what the model takes, or end it with a sentence."""
+        """Queue an INFER or PROFILE whose inputs fit the model, or end it with a text."""
         cdef int status
         if order.kind == PROFILE:
-            order.expected_ns = 0  # what came is a bound, because nobody knows
+            order.expected_ns = 0  # unknown: the given time is only a bound
         status = self.join_inputs(order)
         if status == OK:
-            if self.lanes.run_count() >= self.run_ahead:  # refused, even if there is room in a moment
+            if self.lanes.run_count() >= self.run_ahead:  # refused, even if there may soon be room
                 self.refuse_full(order)
                 return
             status = self.place_run(order)
@@ -470,14 +473,14 @@ cdef class Orders:
             self.refuse(order, status)
 
     cdef int join_inputs(self, Order* order) noexcept nogil:
-        """Check and join the inputs. OK, or the status with which the order ends, and its text says why."""
+        """Check and join the inputs. Returns OK, or the order's final status, and then sets its text."""
         cdef Joined joined = join(order[0])
         if joined == JOINED_WRONG:
             return INVALID_INPUT
         return DEVICE_ERROR if joined == JOINED_NO_MEMORY else self.describe_run(order)
 
     cdef bint take_runs(self, Order* order) noexcept nogil:
-        """Look at where a LOAD is to put its model's runs; False: it was refused."""
+        """Check the pages that a LOAD names for its model's runs. False: the LOAD was refused."""
         cdef size_t count = order.residency.claim.run_pages.size()
         if order.run_starts.size() != count:
             snprintf(order.text, TEXT_BYTES, "%zu runs of pages for %zu", order.run_starts.size(), count)
@@ -494,7 +497,7 @@ cdef class Orders:
         self.refuse(order, DEVICE_ERROR)
 
     cdef void refuse(self, Order* order, int status) noexcept nogil:
-        """End an order that was never queued; its text says why."""
+        """End an order that was never queued. Its text has been set."""
         self.drop_room(order)
         order.status = status
         self.lanes.hub.lock()
@@ -502,7 +505,7 @@ cdef class Orders:
         self.lanes.hub.unlock()
 
     cdef void free_order(self, Order* order) noexcept nogil:
-        """Of any thread, which holds the GIL if the order came by start_*()."""
+        """Free an order. Any thread, which holds the GIL if the order came by start_*()."""
         self.drop_room(order)
         if order.residency != NULL:
             self.lanes.hub.lock()
@@ -524,7 +527,7 @@ cdef class Orders:
         self.start(UNLOAD, action)
 
     def start_fetch(self, action):
-        """The fetch lane must run, and the models be made for a host store with a budget: so for a DROP."""
+        """Queue a FETCH. Needs the fetch lane, and models of a host store with a budget; so does a DROP."""
         self.start(FETCH, action)
 
     def start_drop(self, action):
@@ -546,7 +549,7 @@ cdef class Orders:
         return 0
 
     cdef Order* make_order(self, Kind kind, object action, object parts) except NULL:
-        """An order that has not begun. parts: the inputs of an INFER."""
+        """Make an order that has not begun. parts: the inputs of each part of an INFER."""
         cdef Order* order = self.new_order()
         if order == NULL:
             raise MemoryError
@@ -574,16 +577,16 @@ cdef class Orders:
         return ended
 
     cdef object finish(self, Order* order):
-        """The Completion of an ended action, which is freed."""
+        """Return the Completion of an ended order, and free the order."""
         result = completion_of(order)
         self.free_order(order)
         return result
 
     def reset(self):
-        """Wait for what runs; drop what is queued, what has not been polled, and every residency."""
+        """Wait for running orders; drop queued orders, unpolled completions, and every residency."""
         cdef Known model
         with nogil:
-            self.cut_short(True)  # who sent what runs has given it up: it is not waited for longer than it must be
+            self.cut_short(True)  # the controller has given up the running orders: end them early
         self.drop_all()
         with nogil:
             self.cut_short(False)
@@ -594,7 +597,7 @@ cdef class Orders:
                     self.evict(model.at)
 
     cdef int drop_all(self) except -1:
-        """Free every order, once nothing runs."""
+        """Free every order. No order may run."""
         cdef vector[Order*] dropped
         cdef Order* order
         with nogil:

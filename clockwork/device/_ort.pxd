@@ -123,7 +123,7 @@ cdef extern from "<dlfcn.h>" nogil:
     char* dlerror()
 
 cdef enum:
-    TEXT_BYTES = 500  # of an error's message, its end included
+    TEXT_BYTES = 500  # the size of an error's message, with its final zero
 
 cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
     ctypedef struct Session:
@@ -142,7 +142,7 @@ cdef class Runtime:
     cdef const OrtApi* api
     cdef OrtEnv* env
     cdef OrtMemoryInfo* memory
-    cdef OrtAllocator* strings  # the runtime's own heap: names and string tensors
+    cdef OrtAllocator* strings  # the runtime's own heap, for names and string tensors
     cdef Workspace* workspace
     cdef readonly str version
     cdef readonly str path

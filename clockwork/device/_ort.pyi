@@ -6,8 +6,10 @@ class Runtime:
 
 def count_heap(library: bytes) -> bool: ...
 def without_source(message: str) -> str:
-    """ONNX Runtime's message without the places in its source: path, line and signature of a function, which may be longer than
-    the cause that follows them."""
+    """Remove the source locations from a message of ONNX Runtime.
+
+    A location has a path, a line and a function's signature, and may be longer than the cause that follows
+    it."""
     ...
 
 def runtime() -> Runtime: ...

@@ -1,7 +1,7 @@
 # cython: language_level=3
 """ONNX Runtime through its C API, without the GIL and without importing ``onnxruntime``.
 
-One runtime per process, made at first use and never released: its environment cannot be made twice
+A process has one runtime, made at first use and never released: its environment cannot be made twice
 with different settings, and threads of the library may outlive any device.
 """
 
@@ -32,7 +32,7 @@ _runtime = None
 
 
 cpdef Runtime runtime():
-    """The process's runtime. Raises ConfigError if the library is missing or is not what was expected."""
+    """Return the process's runtime. Raises ConfigError if the library is missing or of another layout."""
     global _runtime
     with _lock:
         if _runtime is None:
@@ -41,8 +41,10 @@ cpdef Runtime runtime():
 
 
 def without_source(str message):
-    """ONNX Runtime's message without the places in its source: path, line and signature of a function, which may be longer than
-    the cause that follows them."""
+    """Remove the source locations from a message of ONNX Runtime.
+
+    A location has a path, a line and a function's signature, and may be longer than the cause that follows
+    it."""
     cdef bytes whole = message.encode()
     cdef bytearray said = bytearray(len(whole) + 1)
     ort_say(whole, <char*>said, len(said))
@@ -50,7 +52,7 @@ def without_source(str message):
 
 
 def _find_library():
-    """Path of the shared library inside the installed onnxruntime package, which is not imported."""
+    """Return the path of the onnxruntime package's shared library without importing the package."""
     spec = importlib.util.find_spec("onnxruntime")
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError("the package onnxruntime is not installed")
@@ -62,7 +64,7 @@ def _find_library():
 
 
 cdef void* symbol_of(str path, const char* symbol, str lacking) except NULL:
-    """A function of a library, which is never closed. Raises ConfigError, with what the library lacks."""
+    """Return a function of a library, which is never closed. Raises ConfigError if the library lacks it."""
     cdef bytes name = os.fsencode(path)
     cdef void* library = dlopen(name, RTLD_NOW | RTLD_LOCAL)
     if library == NULL:
@@ -74,7 +76,9 @@ cdef void* symbol_of(str path, const char* symbol, str lacking) except NULL:
 
 
 def count_heap(bytes library):
-    """Have executions be charged for the heap that a loaded library takes; see csrc/device/heap.h. Returns whether they are."""
+    """Charge executions for the heap that a loaded library takes; see csrc/device/heap.h.
+
+    Returns whether that is possible."""
     return c_count_heap(library)
 
 
@@ -90,7 +94,7 @@ cdef class Runtime:
         self.api = base.GetApi(ORT_API_VERSION)
         if self.api == NULL:
             raise ConfigError(f"ONNX Runtime {self.version} ({path}) has no version {ORT_API_VERSION} of its API")
-        # The status of each run carries the message: the library's own log would only repeat it.
+        # Each run's status has the message, which the library's log would only repeat.
         self.check(ort_create_env(self.api, ORT_LOG_FATAL, b"clockwork", &self.env))
         self.check(ort_create_cpu_memory_info(self.api, ORT_DEVICE_ALLOCATOR, ORT_MEMORY_DEFAULT, &self.memory))
         self.check(ort_default_allocator(self.api, &self.strings))
@@ -110,17 +114,20 @@ cdef class Runtime:
         return 0
 
     cdef OrtSessionOptions* make_options(self, int threads, tuple libraries) except NULL:
-        """Options of every session: as the graph is, in the shared workspace, so many threads. libraries: of operators."""
+        """Make the options of a session: no graph optimisation, the shared workspace, `threads` threads.
+
+        libraries: paths of the libraries of operators."""
         cdef OrtSessionOptions* options = NULL
         self.check(ort_create_session_options(self.api, &options))
         try:
             self.check(ort_set_optimization(self.api, options, ORT_OPTIMIZE_NOTHING))
             self.check(ort_set_intra_threads(self.api, options, threads))
             self.check(ort_set_inter_threads(self.api, options, 1))
-            # A pattern is traced in a session's first run of a shape, which would make it unlike the next.
+            # A session traces a memory pattern in its first run of a shape, which would then differ from
+            # later runs.
             self.check(ort_disable_memory_pattern(self.api, options))
             self.check(ort_add_config(self.api, options, b"session.use_env_allocators", b"1"))
-            # Idle threads of one session must not take the core from the next one's.
+            # Idle threads of a session must not take the core from another session's threads.
             self.check(ort_add_config(self.api, options, b"session.force_spinning_stop", b"1"))
             for path in libraries:
                 self.add_operators(options, path)
@@ -138,7 +145,7 @@ cdef class Runtime:
         return 0
 
     def _verify(self):
-        """Run the known model: raises ConfigError if the table is not laid out as csrc/device/ort_api.h says."""
+        """Check the table's layout (csrc/device/ort_api.h) by running a known model. Raises ConfigError."""
         cdef char text[TEXT_BYTES]
         cdef Session session
         cdef float x[4]
@@ -190,7 +197,7 @@ cdef class Runtime:
 
     cdef bint open(self, const OrtSessionOptions* options, const char* path, const void* model, size_t bytes,
                    Session* session, char* text) noexcept nogil:
-        """Create a session from a file, or from bytes where path is NULL. True, or False and a message."""
+        """Create a session from a file, or from bytes if path is NULL. False, with a message, on failure."""
         cdef const OrtApi* api = self.api
         cdef OrtStatus* status
         memset(session, 0, sizeof(Session))
@@ -212,7 +219,7 @@ cdef class Runtime:
         if (ort_failed(api, ort_input_count(api, session.handle, &session.input_count), text, TEXT_BYTES)
                 or ort_failed(api, ort_output_count(api, session.handle, &session.output_count), text, TEXT_BYTES)):
             return False
-        # One more than needed, so that a count of zero is no special case.
+        # One element more, so that a count of zero needs no special case.
         session.input_names = <char**>calloc(session.input_count + 1, sizeof(char*))
         session.output_names = <char**>calloc(session.output_count + 1, sizeof(char*))
         session.input_dtypes = <int*>calloc(session.input_count + 1, sizeof(int))
@@ -239,7 +246,7 @@ cdef class Runtime:
 
     cdef bint _tensor_type(self, Session* session, size_t index, bint is_input, int* dtype,
                            char* text) noexcept nogil:
-        """Whether an input or output is a tensor, and of what type."""
+        """Read whether an input or output is a tensor, and its type."""
         cdef const OrtApi* api = self.api
         cdef OrtTypeInfo* type_info = NULL
         cdef const OrtTensorInfo* tensor = NULL
@@ -286,9 +293,9 @@ cdef class Runtime:
         return self.workspace.reserved_bytes()
 
     cdef void trim(self) noexcept nogil:
-        """Give back to the kernel what no session has of the workspace."""
+        """Return the workspace's unused memory to the kernel."""
         self.workspace.trim()
 
     cdef void charge(self, Account* account) noexcept nogil:
-        """What this thread allocates from now on counts against the account; NULL: against none."""
+        """Charge this thread's allocations to the account from now on; NULL: to none."""
         charge(account)

@@ -75,11 +75,11 @@ cdef class Model(Known):
 cdef class Arena(Orders):
     cdef Runtime runtime
     cdef const OrtApi* api
-    cdef dict options  # by libraries of operators
+    cdef dict options  # session options, by libraries of operators
     cdef int threads
     cdef ArenaMemory memory_of_pages
-    cdef int64_t known_pages  # that all models take together; guarded by the hub's lock
-    cdef int64_t bound_pages  # and those of them that are not packed
+    cdef int64_t known_pages  # the pages of all models together; guarded by the hub's lock
+    cdef int64_t bound_pages  # the pages of bound models; guarded by the hub's lock
     cdef vector[CpuSlot] slots
     cdef size_t slot_bytes_most
 

@@ -1,8 +1,7 @@
 # cython: language_level=3, cdivision=True
 """The CPU device's memory: a page arena, input slots, and the models whose weights come from mapped files.
 
-Guarded by the lock of the arena's hub: who owns which page, residency, and which slots are taken; see
-csrc/device/lane.h.
+The lock of the arena's hub guards owners of pages, residency and slots; see csrc/device/lane.h.
 """
 
 import mmap
@@ -27,13 +26,13 @@ cdef size_t OS_PAGE = mmap.PAGESIZE
 
 
 cdef enum:
-    PROBE_PAGES = 4096  # looked at by one mincore()
+    PROBE_PAGES = 4096  # the most pages of a call of mincore()
 
 
 cdef bint probe(char* base, size_t size, unsigned char* cached) noexcept nogil:
-    """Which pages of a file's mapping the OS has in its cache (lowest bit); True if all of them.
+    """Find the pages of a file's mapping that the OS has cached (lowest bit). Returns True if all are.
 
-    At most PROBE_PAGES pages. An error counts as cached: then a copy simply faults.
+    At most PROBE_PAGES pages. An error counts as cached: the copy then faults the pages in.
     """
     cdef size_t page, pages = (size + OS_PAGE - 1) // OS_PAGE
     if mincore(base, size, cached):
@@ -45,9 +44,9 @@ cdef bint probe(char* base, size_t size, unsigned char* cached) noexcept nogil:
 
 
 cdef void touch_cached(char* base, size_t size) noexcept nogil:
-    """Enter what the OS has cached of a mapping in the page tables, so that a LOAD faults none of it.
+    """Enter a mapping's cached pages in the page tables, so that a LOAD does not fault them in.
 
-    Measured: 7 ms for 100 MB, which the first copy would else take 17 ms instead of 9 for.
+    Measured: 7 ms for 100 MB, whose first copy then takes 9 ms instead of 17 ms.
     """
     cdef unsigned char cached[PROBE_PAGES]
     cdef size_t at = 0, piece, page, first, pages
@@ -61,7 +60,7 @@ cdef void touch_cached(char* base, size_t size) noexcept nogil:
             while page < pages and cached[page] & 1:
                 page += 1
             if page > first:
-                # Only advice: a kernel before 5.14 has it not, and the copy faults.
+                # Only advice: kernels before 5.14 lack it, and the copy faults the pages in.
                 madvise(base + at + first * OS_PAGE, (page - first) * OS_PAGE, MADV_POPULATE_READ)
             else:
                 page += 1
@@ -69,7 +68,7 @@ cdef void touch_cached(char* base, size_t size) noexcept nogil:
 
 
 cdef void read_ahead(char* base, size_t size) noexcept nogil:
-    """Have the OS read what of a mapping it has not cached, all at once: the disk's full rate."""
+    """Have the OS read all uncached pages of a mapping at once, at the disk's full rate."""
     cdef unsigned char cached[PROBE_PAGES]
     cdef size_t at = 0, piece
     while at < size:
@@ -95,7 +94,7 @@ cdef class Options:
 
 @cython.no_gc_clear  # its end still needs the runtime
 cdef class Program:
-    """A session that holds no weights, shared by every model of one architecture. libraries: of its operators."""
+    """A session without weights, shared by all models of an architecture. libraries: of its operators."""
 
     def __cinit__(self, Arena arena, str path, tuple libraries):
         cdef char text[TEXT_BYTES]
@@ -126,13 +125,14 @@ cdef class Program:
 
 @cython.no_gc_clear  # its end still needs the runtime
 cdef class Model(Known):
-    """One prepared model: its program, its weights mapped, and whether it is resident.
+    """A prepared model: its program, its mapped weights, and its residency.
 
-    runs: page counts. weights: (dtype, shape, run, offset, bytes) each, in the program's order. program
-    is None for the packed holding, whose session LOAD opens from packed_path. workspace_bytes: the budget of an execution.
-    lengths: (number of symbols in which requests of a batch may differ, for each input the symbol of each axis or -1, for
-    each output likewise); the program takes the sizes of the rows behind its inputs. rowless_shapes: of each input, the shape
-    of an optional one, None of another; None: the model has no optional input.
+    runs: page counts. weights: (dtype, shape, run, offset, bytes) each, in the program's order. program is
+    None for the packed holding, whose session LOAD opens from packed_path. workspace_bytes: the budget of an
+    execution. lengths: (number of symbols in which requests of a batch may differ, the symbol of each axis or
+    -1 for each input, the same for each output); the program takes the rows' sizes as inputs behind its own.
+    rowless_shapes: the shape of each optional input, None for other inputs; None if the model has no optional
+    input.
     """
 
     def __cinit__(self, int64_t model_id, Program program, list dtypes, list runs, list weights,
@@ -171,9 +171,9 @@ cdef class Model(Known):
                 state.run_bytes[weight.run] = max(state.run_bytes[weight.run], weight.offset + weight.bytes)
 
     def map_weights(self, str path, size_t size, bint copy):
-        """Map the laid-out weights; with copy, keep them in memory of this process instead.
+        """Map the laid-out weights; with copy, hold them in this process's memory instead.
 
-        Returns how many bytes are locked. A process without the right to lock still holds them in RAM.
+        Returns the number of locked bytes. A process without the right to lock still holds them in RAM.
         """
         cdef char* base
         cdef int descriptor
@@ -209,7 +209,7 @@ cdef class Model(Known):
             os.close(descriptor)
 
     def lock_file(self, str path, size_t size):
-        """Keep a file in the OS's cache for as long as the model is known. Returns how many bytes are locked."""
+        """Keep a file in the OS's cache as long as the model is known. Returns the number of locked bytes."""
         self.map_weights(path, size, False)
         if size == 0:
             return 0
@@ -227,7 +227,7 @@ cdef class Model(Known):
 
 
 cdef void close_values(const OrtApi* api, CpuModel* model) noexcept nogil:
-    """Release the tensors over a model's pages (not the pages)."""
+    """Release the tensors over a model's pages, but not the pages."""
     cdef size_t index
     for index in range(model.fed_count(), model.values.size()):
         ort_release_value(api, model.values[index])
@@ -236,15 +236,15 @@ cdef void close_values(const OrtApi* api, CpuModel* model) noexcept nogil:
 
 @cython.no_gc_clear  # its end still needs the runtime
 cdef class Arena(Orders):
-    """Pages, slots and the models that are known; one hub, whose lock guards them."""
+    """Pages, slots and known models, guarded by the lock of a hub."""
 
     def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, size_t slot_bytes_most,
                   int64_t spin_ns, *lanes):
-        """lanes: what a subclass takes besides."""
+        """lanes: further arguments of a subclass."""
         cdef int index
         self.runtime = runtime()
         self.api = self.runtime.api
-        # First: an arena far beyond the machine's memory has lists of pages that would fill it.
+        # First: the page lists of an arena far beyond the machine's memory would fill that memory.
         if not self.memory_of_pages.map(arena_bytes // page_bytes, page_bytes):
             raise MemoryError(f"no memory for an arena of {arena_bytes} bytes")
         self.set_bounds(arena_bytes // page_bytes, page_bytes, run_ahead, spin_ns)
@@ -259,7 +259,7 @@ cdef class Arena(Orders):
         self.free_memory()
 
     cdef int free_memory(self) except -1:
-        """Give everything back, once. Nobody uses the lock any more."""
+        """Release all resources, once. No thread may use the lock any more."""
         self.lanes.hub.close()
         for index in range(self.slots.size()):
             if self.slots[index].base != NULL:
@@ -269,18 +269,18 @@ cdef class Arena(Orders):
         return 0
 
     cdef Options options_for(self, tuple libraries):
-        """The options of sessions that know these libraries' operators; they are kept as long as the arena."""
+        """Return the options of sessions with these libraries' operators. The arena keeps them."""
         found = self.options.get(libraries)
         if found is None:
             found = self.options[libraries] = Options(self.runtime, self.threads, libraries)
         return found
 
     def open_with(self, Model model, tuple libraries):
-        """Have the session of a packed model know these libraries' operators."""
+        """Set the libraries of operators for the session of a packed model."""
         model.state.options = self.options_for(libraries).handle
 
     def memory(self):
-        """Bytes by purpose, and counts of pages."""
+        """Return bytes by purpose, and counts of pages."""
         cdef int64_t held
         cdef Model model
         cdef size_t slots, mapped = 0, packed = 0
@@ -306,7 +306,7 @@ cdef class Arena(Orders):
     # ----- slots -------------------------------------------------------------------------------
 
     def grow_slots(self, size_t size):
-        """Make every input slot hold this many bytes. Any thread; one that is in use grows when next taken."""
+        """Enlarge all input slots to this many bytes. Any thread. A slot in use grows at its next use."""
         cdef int index
         cdef bint mine, grown
         for index in range(self.slot_count):
@@ -344,7 +344,7 @@ cdef class Arena(Orders):
     # ----- pages -------------------------------------------------------------------------------
 
     def add_model(self, Known model):
-        """Make a model known, once there is memory for it wherever it is loaded. Any thread. Raises MemoryError."""
+        """Make a model known, after reserving memory for its pages. Any thread. Raises MemoryError."""
         cdef int64_t end
         cdef bint done
         with nogil:
@@ -363,7 +363,7 @@ cdef class Arena(Orders):
         return model
 
     cdef int64_t count_pages(self, CpuModel* model, int64_t times) noexcept nogil:
-        """Count a model's pages among those of all, once or (-1) no more. Returns pages_ahead()."""
+        """Add a model's pages to the totals, or (-1) subtract them. Returns pages_ahead()."""
         cdef int64_t pages = 0, end
         cdef size_t run
         for run in range(model.claim.run_pages.size()):
@@ -377,11 +377,11 @@ cdef class Arena(Orders):
         return end
 
     cdef int64_t pages_ahead(self) noexcept nogil:
-        """The end of the pages that may be loaded to before this is asked again. The lock is held.
+        """Return the end of the pages that LOADs may use before the next call. The lock is held.
 
-        The controller gives out the lowest free pages, so that a model that is not resident lies at worst behind all that
-        are. This grows when a model comes, and when one is unloaded below others; a LOAD does not change it. Packed models
-        need no memory there, but lie below models that do.
+        The controller assigns the lowest free pages, so a model is loaded at worst behind all resident
+        models. The result grows when a model is added, and when a model is unloaded below others; a LOAD does
+        not change it. Packed models need no memory in their pages, but may lie below models that do.
         """
         if self.bound_pages == 0:
             return 0
@@ -396,7 +396,7 @@ cdef class Arena(Orders):
         self.memory_of_pages.want(end)
 
     def keep_memory(self):
-        """Have memory come to pages as UNLOADs make that necessary, until stop(). The target of a thread."""
+        """Back pages with memory as UNLOADs make that necessary, until stop(). The target of a thread."""
         with nogil:
             self.memory_of_pages.keep()
 
@@ -406,13 +406,13 @@ cdef class Arena(Orders):
         Orders.stop(self)
 
     cdef void give_up_memory(self, CpuModel* model) noexcept nogil:
-        """Have the pages of a model hold no memory, until somebody needs it there."""
+        """Release the memory of a model's pages until it is needed again."""
         cdef size_t run
         for run in range(model.claim.run_pages.size()):
             self.memory_of_pages.give_up(model.claim.run_starts[run], model.claim.run_pages[run])
 
     cdef bint take_memory(self, CpuModel* model) noexcept nogil:
-        """Have the pages of a model hold memory. False if it ran out."""
+        """Back the pages of a model with memory. False if memory ran out."""
         cdef size_t run
         for run in range(model.claim.run_pages.size()):
             if not self.memory_of_pages.take(model.claim.run_starts[run], model.claim.run_pages[run]):
@@ -431,8 +431,9 @@ cdef class Arena(Orders):
         cdef char* base
         cdef CpuWeight* weight
         if model.packed:
-            # The session keeps its own memory, so the pages it is charged for give up theirs. They get it back when a
-            # bound model is loaded there: touching it takes as long as a load, and the next may be packed again.
+            # The session has its own memory, so the pages charged for it release theirs. They get memory
+            # again when a bound model is loaded there: touching it takes as long as a load, and the next
+            # model may be packed.
             self.give_up_memory(model)
             if not self.runtime.open(model.options, model.path.c_str(), NULL, 0, &model.own, text):
                 return False

@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 from clockwork.device.base import TensorView
 
 cdef class Block:
-    """The outputs of one action: bytes that are freed with the last view of them."""
+    """The outputs of an action: bytes that are freed with the last view of them."""
 
     def __getbuffer__(self, Py_buffer* buffer, int flags):
         PyBuffer_FillInfo(buffer, self, self.data, self.bytes, True, flags)
@@ -23,7 +23,7 @@ cdef class Block:
 
 
 cdef list list_parts(Parts* parts):
-    """The outputs of each part, as views of one block of memory."""
+    """Return the outputs of each part, as views of a shared block of memory."""
     cdef Block block = Block.__new__(Block)
     cdef size_t part, index
     cdef int64_t begin, end
@@ -55,7 +55,7 @@ cdef void copy_beginning(char* small, const int64_t* small_dims, char* large, co
     while last >= 0 and small_dims[last] == large_dims[last]:
         run *= small_dims[last]
         last -= 1
-    # What is one piece in the larger one: the part of axis ``last`` that is there, with all behind it.
+    # A contiguous piece of the larger array: the present part of axis ``last`` with all axes behind it.
     cdef int64_t inner = run
     if last >= 0:
         run *= small_dims[last]
@@ -82,7 +82,7 @@ cdef void copy_beginning(char* small, const int64_t* small_dims, char* large, co
 
 
 cdef void fill_seeded(char* target, int dtype, int64_t size) noexcept nogil:
-    """Inputs for a profile: the same for the same shape. Floats about N(0, 1), integers and bools 0 or 1."""
+    """Fill inputs for a profile: equal for equal shapes. Floats about N(0, 1), integers and bools 0 or 1."""
     cdef uint64_t state = 0x9E3779B97F4A7C15
     cdef int bits = dtype_bits(dtype)
     cdef int64_t index, count = size * 8 // bits

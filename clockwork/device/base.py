@@ -1,13 +1,13 @@
-"""What a device is to a worker: it does what it is told, in the window it was told, and says when.
+"""The interface of devices: a device carries out actions in their windows and reports their times.
 
-A device owns a page arena, its input/output slots and its workspace. Their memory is there before a LOAD or an execution needs
-it. It has lanes, each strictly first in, first out: *load* (LOAD, UNLOAD), *execute* (INFER, PROFILE) and, where the machine has a host store with a budget, *fetch* (FETCH, DROP). It never evicts, reorders or
-retries. What one device may differ in, another must be able to differ in without any change outside its
-own module.
+A device owns a page arena, its input/output slots and its workspace. Their memory is allocated before a LOAD
+or an execution needs it. A device has lanes, each strictly first in, first out: *load* (LOAD, UNLOAD),
+*execute* (INFER, PROFILE) and, where the machine has a host store with a budget, *fetch* (FETCH, DROP). A
+device never evicts, reorders or retries. Differences between devices stay inside their modules.
 
-Threads: a worker's road drives a device natively, by its port() and outlet(), on a thread of its own; all else is called
-from the worker's loop, except prepare(), tidy(), reserved() and what is done in it, which are called from the thread that
-makes models ready. Other callers have one thread in the place of road and loop. The lanes themselves run natively.
+Threads: a worker's road drives a device natively, by its port() and outlet(), on the road's thread. The
+opening thread calls prepare(), tidy(), reserved() and the methods used inside it. The worker's loop calls all
+other methods. Other callers use a single thread in the place of road and loop. The lanes run natively.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from clockwork.wire.messages import Reserve as Reservation
 
 
 class TensorView(NamedTuple):
-    """One tensor: ONNX dtype code, shape, and its bytes (C order; strings: 4-byte length + bytes each)."""
+    """A tensor: ONNX dtype code, shape, and bytes (C order; strings: 4-byte length + bytes each)."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ class TensorView(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """The end of one action. Times are of this machine's monotonic clock.
+    """The end of an action. Times are of this machine's monotonic clock.
 
     LOAD and UNLOAD report their time as ``execute``. An action that a device cannot take (inputs that
     are not the model's, pages that are not free, a lane that is full) completes with a status and a
@@ -57,18 +57,20 @@ class Completion(NamedTuple):
 
 
 class DeviceBroken(Exception):
-    """It is no model's fault: the device is broken for good. The text is its ``fault``."""
+    """Raised when the device is broken for good, by no fault of a model. The text is its ``fault``."""
 
 
 Reserve: TypeAlias = Callable[[int, Sequence[int]], AbstractContextManager[list[int]]]
-"""Gives a device's time to who makes a model ready, for so many nanoseconds, with pages in these runs: the first of
-each. It waits until the controller has ordered that; what it raises ends the preparation."""
+"""Reserves a device for preparing a model: for how many ns, and with pages in which runs.
+
+The context yields the first page of each run. Entering it waits for the controller's RESERVE. An exception
+that it raises ends the preparation."""
 
 
 class Trial(Protocol):
     """A prepared model that no action names yet, to be loaded, checked and timed on its device in reserved().
 
-    Every method belongs to the thread that has the reservation, but stage() and close() need none."""
+    The thread that holds the reservation calls the methods; stage() and close() need no reservation."""
 
     @property
     def is_staged(self) -> bool:
@@ -76,58 +78,58 @@ class Trial(Protocol):
         ...
 
     def stage(self, weights: Path, page: int, page_bytes: int) -> None:
-        """Bring a page of the weights' file to where copy() takes it from. Raises OSError."""
+        """Read a page of the weights' file into the memory that copy() reads. Raises OSError."""
         ...
 
     def claim(self, run_starts: list[int]) -> str:
-        """Have these pages be the model's. A sentence if they are not free, "" otherwise."""
+        """Claim pages for the model. Returns a sentence if they are not free, "" otherwise."""
         ...
 
     def copy(self, page: int) -> int:
-        """Load a page; the time in ns. Raises DeviceBroken, InvalidModel."""
+        """Load a page. Returns the time in ns. Raises DeviceBroken, InvalidModel."""
         ...
 
     def settle(self) -> None:
-        """All pages are loaded."""
+        """Mark the model as loaded, after the last copy()."""
         ...
 
     def run(self, inputs: Sequence[TensorView], expected_ns: int) -> Completion:
-        """Execute it once. expected_ns: 0, nobody knows. Raises DeviceBroken, InvalidModel."""
+        """Execute the model once. expected_ns: 0 if unknown. Raises DeviceBroken, InvalidModel."""
         ...
 
     def time(self, shapes: Sequence[Sequence[int]], expected_ns: int) -> int:
-        """Execute it once on seeded inputs; the time in ns. Raises as run()."""
+        """Execute the model once on seeded inputs. Returns the time in ns. Raises as run()."""
         ...
 
     def close(self) -> None:
-        """It has no pages any more."""
+        """Release the pages."""
         ...
 
 
 class ModelHolder(Protocol):
-    """Whom models are made known to: a device, or the group that it belongs to."""
+    """A holder of prepared models: a device, or the group that the device belongs to."""
 
     @property
     def info(self) -> DeviceInfo: ...
 
     @property
     def fault(self) -> str:
-        """What broke it for good, in a sentence: until its process begins anew, every action is a DEVICE_ERROR.
+        """The fault that broke the device, as a sentence; "" while the device works.
 
-        "" while it is whole."""
+        Every action of a broken device ends as a DEVICE_ERROR until its process restarts."""
         ...
 
     @property
     def reserves(self) -> bool:
-        """Whether making a model ready would stall what executes, so that it happens in RESERVEs."""
+        """Whether preparing a model stalls executions, so that it needs a RESERVE."""
         ...
 
     def prepare(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
         """Make a prepared model loadable: create (or share) its program, map its weights. May take long.
 
-        directory: a directory made by models.prepare for this device's fingerprint. Raises
-        InvalidModel, or DeviceBroken (see ``fault``). After it returns, start_load() of this model
-        opens, allocates and compiles nothing (but see the packed holding of the CPU device). reserve: of a device that
+        directory: a directory made by models.prepare for this device's fingerprint. Raises InvalidModel, or
+        DeviceBroken (see ``fault``). After it returns, start_load() of this model opens, allocates and
+        compiles nothing (except for the packed holding of the CPU device). reserve: for a device that
         ``reserves``; None: nothing executes.
         """
         ...
@@ -138,31 +140,33 @@ class ModelHolder(Protocol):
         ...
 
     def reserved(self, model_id: int, ask: Callable[[], None]) -> AbstractContextManager[list[int] | None]:
-        """The device's time, from the next RESERVE for this model on, of the thread that makes models ready; the first page
-        of each run that came with it. None: end_reserve(), or the device ends. ask: has the controller send one. model_id:
-        0 for what is of no model."""
+        """Wait for the next RESERVE for this model, and hold the device in the calling thread.
+
+        Yields the first page of each run of the RESERVE; None after end_reserve(), or if the device ends.
+        ask: requests a RESERVE from the controller. model_id: 0 for work that belongs to no model."""
         ...
 
     def end_reserve(self) -> None:
-        """Let who waits in reserved() wait no more."""
+        """End the wait of a thread in reserved()."""
         ...
 
     def trial(self, model_id: int) -> Trial:
-        """Of a model that prepare() has made known. Raises ValueError if the device does not ``reserve``."""
+        """Begin a trial of a model that prepare() has made known. Raises ValueError unless the device
+        ``reserves``."""
         ...
 
     @property
     def is_untidy(self) -> bool:
-        """Whether tidy() has something to do."""
+        """Whether tidy() has memory or modules to release."""
         ...
 
     def tidy(self, reserve: Reserve | None = None) -> None:
-        """Give back what forgotten models and outgrown pools had, where that would stall what executes."""
+        """Release resources of forgotten models and replaced pools whose release stalls executions."""
         ...
 
 
 class Undisturbed:
-    """Of a device that makes models ready beside what it executes: it needs no RESERVE."""
+    """The methods of a device that prepares models without stalling executions: it needs no RESERVE."""
 
     @property
     def reserves(self) -> bool:
@@ -173,7 +177,7 @@ class Undisturbed:
         return False
 
     def tidy(self, reserve: Reserve | None = None) -> None:
-        """There is nothing to give back."""
+        """Do nothing: forget() releases everything."""
 
     def start_reserve(self, action: Reservation) -> None:
         raise ValueError("this device makes models ready beside what it executes")
@@ -183,7 +187,7 @@ class Undisturbed:
         yield None
 
     def end_reserve(self) -> None:
-        """Nobody waits."""
+        """Do nothing: no thread waits."""
 
     def trial(self, model_id: int) -> Trial:
         raise ValueError("on this device models are tried before they are prepared")
@@ -192,43 +196,47 @@ class Undisturbed:
 class DeviceGroup(ModelHolder, Protocol):
     """Alike devices of one process that share their models and one descriptor.
 
-    What a worker does for each of its devices in each turn of its loop, it does once for a group: a
-    thousand emulated devices then cost what those of them cost that have something to say."""
+    A worker polls a group once in each turn of its loop, instead of each device. The cost of a turn then
+    depends on the number of devices with completions, not on the number of devices."""
 
     def fileno(self) -> int:
-        """Readable while ended() has devices to give."""
+        """Return a descriptor that is readable while ended() has devices to return."""
         ...
 
     def ended(self) -> Sequence[Device]:
-        """The devices whose poll() has something to give, each once."""
+        """Return the devices whose poll() has completions, each once."""
         ...
 
     def outlet(self) -> object:
-        """Where a road takes the ended orders of all devices from: a capsule with an Outlet of csrc/device/port.h."""
+        """Return a capsule with the Outlet (csrc/device/port.h) by which a road takes all devices' ended
+        orders."""
         ...
 
     def stats(self) -> dict[str, int]:
-        """For ``clockwork status``: how exactly it does what it does."""
+        """Return counts of the group's precision, for ``clockwork status``."""
         ...
 
 
 class Device(ModelHolder, Protocol):
     @property
     def group(self) -> DeviceGroup | None:
-        """The group that it belongs to; models are then made known to the group alone."""
+        """The device's group, or None. Models of a device with a group are made known to the group alone."""
         ...
 
     def fileno(self) -> int:
-        """A descriptor that is readable while poll() has completions to give."""
+        """Return a descriptor that is readable while poll() has completions."""
         ...
 
     def outlet(self) -> object:
-        """Where a road takes its ended orders from, unless it belongs to a group; see DeviceGroup."""
+        """Return the capsule by which a road takes ended orders; unused for a device of a group."""
         ...
 
     def port(self) -> object:
-        """How a road drives it: a capsule with a Port of csrc/device/port.h, good until close(). What start_*(), revoke(),
-        poll() and end_run() do for callers in Python, a worker does by this."""
+        """Return a capsule with the Port (csrc/device/port.h) by which a road drives the device; valid until
+        close().
+
+        A worker uses the port instead of start_*(), revoke(), poll() and end_run(), which are for callers in
+        Python."""
         ...
 
     def start_load(self, action: Load) -> None: ...
@@ -237,24 +245,27 @@ class Device(ModelHolder, Protocol):
 
     def start_infer(self, action: Infer, parts: Sequence[Sequence[TensorView]]) -> None:
         """Queue a batch. parts: per request, its inputs in the model's order. The device keeps a
-        reference to the buffers until the completion has been polled; nobody may write to them."""
+        reference to the buffers until the completion has been polled; they must not be written meanwhile."""
         ...
 
     def start_profile(self, action: Profile) -> None: ...
 
     def start_reserve(self, action: Reservation) -> None:
-        """Execute nothing while the thread in reserved() has the device; complete as ACTION_CANCELLED if that wants it for
-        another model. Raises ValueError if it does not ``reserve``."""
+        """Queue a RESERVE: execute nothing while the thread in reserved() has the device.
+
+        Completes as ACTION_CANCELLED if the thread waits for another model. Raises ValueError unless the
+        device ``reserves``."""
         ...
 
     def start_fetch(self, action: HostFetch) -> None:
-        """Bring a model into the host store of the machine, within its budget: a LOAD needs it there.
+        """Queue a FETCH: read a model into the machine's host store, from which a LOAD copies it.
 
         Raises ValueError where there is no host tier (DeviceInfo.host_bytes 0)."""
         ...
 
     def start_drop(self, action: HostDrop) -> None:
-        """Give its bytes there back. IN_USE while a LOAD from it is queued or under way. Raises as start_fetch()."""
+        """Queue a DROP: free the model's bytes in the host store. IN_USE while a LOAD needs them. Raises as
+        start_fetch()."""
         ...
 
     def revoke(self, action_id: int) -> None:
@@ -262,33 +273,37 @@ class Device(ModelHolder, Protocol):
         ...
 
     def running(self) -> int:
-        """The id of the action that the execute lane is at; 0: none."""
+        """Return the id of the action that the execute lane runs; 0 for none."""
         ...
 
     def moving(self) -> tuple[int, int]:
-        """The ids of the actions that the load lane and the fetch lane are at; 0: none. What only waits until another
-        device has loaded is not at it."""
+        """Return the ids of the actions that the load lane and the fetch lane run; 0 for none.
+
+        A LOAD that still waits for another device's LOAD is not counted."""
         ...
 
     def end_run(self, action_id: int) -> None:
-        """Have that action end as OVERRUN as soon as may be, if the execute lane is at it. To be said again while it is:
-        it may not have begun. A device that cannot do that does nothing."""
+        """End that action as OVERRUN as soon as possible, if the execute lane runs it.
+
+        Call it again while the lane runs the action, which may not have begun at an earlier call. A device
+        that cannot end executions does nothing."""
         ...
 
     def poll(self) -> list[Completion]:
-        """Every action that ended since the last call, in the order in which they ended."""
+        """Return the completions since the last call, in the order in which the actions ended."""
         ...
 
     def reset(self) -> None:
-        """Wait for what runs; drop what is queued, what has not been polled, and every residency.
+        """Wait for running actions; drop queued actions, completions that were not polled, and every
+        residency.
 
         A new controller epoch begins. Models stay prepared until they are forgotten."""
         ...
 
     def memory(self) -> dict[str, int]:
-        """Bytes by purpose: arena_bytes, resident_bytes, workspace_bytes, packed_bytes, ..."""
+        """Return bytes by purpose: arena_bytes, resident_bytes, workspace_bytes, packed_bytes, ..."""
         ...
 
     def close(self) -> None:
-        """Stop the lanes and release everything. Idempotent."""
+        """Stop the lanes and release all resources. Idempotent."""
         ...

@@ -1,12 +1,12 @@
-"""The CPU as a device: ONNX Runtime executes, weights live in a page arena, two native lanes do the work.
+"""The CPU as a device: ONNX Runtime executes models in two native lanes, with weights in a page arena.
 
 A *bound* model's program has its weights as inputs: LOAD copies them from the mapped, laid-out file
 to pages and wraps tensors around them, and INFER hands those to the one session that all models of
 that program share. A *packed* model (see the design) has a session of its own that LOAD opens; the
 pages that it is charged for give up their memory meanwhile, so that the arena never exceeds its size.
 
-The arena is address space at first. Memory comes to its pages before a LOAD can need it, on the thread that prepares a model and
-on one of the device's own (csrc/device/arena_memory.h).
+The arena is address space at first. The thread that prepares a model and a thread of the device back its
+pages with memory before a LOAD can need it (csrc/device/arena_memory.h).
 
 LOAD and UNLOAD report their time as the ``execute`` phase.
 """
@@ -47,15 +47,15 @@ from clockwork.wire.optional import is_value
 from clockwork.wire.tensors import DTYPES, STRING
 
 _ALIGNMENT = 64
-"""Of each input's place in a slot, in bytes."""
+"""The alignment of each input in a slot, in bytes."""
 
 
 class CpuDevice(NativeDevice[Core]):
     """Implements device.base.Device. Several may live in one process; they share ONNX Runtime's workspace.
 
-    arena_bytes is rounded down to whole pages. threads: of one execution. lock_store: keep the laid-out
-    weights in this process's memory instead of leaving them to the OS's cache. cpu_time: report the
-    thread's CPU time as the duration of ``execute``, for measuring on a busy machine; one thread only.
+    arena_bytes is rounded down to whole pages. threads: number of threads of an execution. lock_store: keep
+    the laid-out weights in this process's memory instead of leaving them to the OS's cache. cpu_time: report
+    the thread's CPU time as the duration of ``execute``, for measuring on a busy machine; one thread only.
     """
 
     group = None
@@ -198,11 +198,12 @@ class CpuDevice(NativeDevice[Core]):
 
     @property
     def workspace_peak_bytes(self) -> int:
-        """The most that the last execution took of the workspace."""
+        """The peak of the workspace's bytes that the last execution used."""
         return self._core.workspace_peak_bytes
 
     def memory(self) -> dict[str, int]:
-        """Bytes by purpose. workspace_bytes is the process's; store_bytes: weights mapped, cached or not."""
+        """Return bytes by purpose. workspace_bytes: of the process; store_bytes: mapped weights, cached or
+        not."""
         return {**self._core.memory(), "programs": len(self._programs), "locked_bytes": self._locked_bytes}
 
 
@@ -214,8 +215,8 @@ def _close(core: Core, lanes: list[threading.Thread]) -> None:
 
 
 def _lengths_of(prepared: PreparedModel) -> tuple[int, list[list[int]], list[list[int]]] | None:
-    """How many symbols there are in which requests that share a batch may differ, and which each axis of inputs and outputs
-    has (-1: none); None if there is no such symbol."""
+    """Return the symbols in which requests of a batch may differ: their number, and the symbol of each axis
+    of inputs and of outputs (-1: none). None if there is no such symbol."""
     if not prepared.lengths:
         return None
     numbers = {symbol: number for number, symbol in enumerate(prepared.lengths)}
@@ -225,18 +226,18 @@ def _lengths_of(prepared: PreparedModel) -> tuple[int, list[list[int]], list[lis
 
 
 def slot_bytes(prepared: PreparedModel) -> int:
-    """Bytes of the largest inputs that were profiled, each at its aligned place in a slot."""
+    """Return the bytes that a slot needs for the largest profiled inputs, each aligned."""
     most = 0
     for shapes, rows in [*((point.shape, point.batch) for point in prepared.profile), (prepared.example, 0)]:
         total = 0
         for spec, shape in zip(prepared.inputs, shapes):
             if spec.dtype == STRING:
-                continue  # fed from where they lie
+                continue  # read in place
             if is_value(shape):
                 total += -(-4 * (len(shape) - 1) // _ALIGNMENT) * _ALIGNMENT
                 continue
             bits = DTYPES[spec.dtype].bits * math.prod(shape)
-            # A profile point of a model that batches has no axis 0; the example has it.
+            # A profile point of a batched model has no axis 0; the example has it.
             bits *= rows if rows and prepared.batches else 1
             total += -(-bits // (8 * _ALIGNMENT)) * _ALIGNMENT
         most = max(most, total)
@@ -245,7 +246,7 @@ def slot_bytes(prepared: PreparedModel) -> int:
 
 @functools.cache
 def _processor() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo."""
+    """Return the fields of the first processor of /proc/cpuinfo."""
     fields: dict[str, str] = {}
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         for line in file:
@@ -262,7 +263,7 @@ def _processor_name() -> str:
 
 
 def fingerprint(threads: int) -> str:
-    """What prepared programs depend on: instruction set, runtime version, threads. Twelve hex digits."""
+    """Return twelve hex digits that identify instruction set, runtime version and number of threads."""
     fields = _processor()
     features = sorted((fields.get("flags") or fields.get("Features") or "").split())
     parts = (platform.machine(), _processor_name(), " ".join(features), runtime().version, str(threads))

@@ -1,15 +1,15 @@
-"""An NVIDIA GPU as a device: programs are launch lists, weights live in a page arena, native lanes do the work.
+"""An NVIDIA GPU as a device: native lanes launch kernels from lists, with weights in a page arena.
 
-LOAD copies a model's laid-out weights from pinned memory to pages of the arena, in pieces, so that the inputs of an
-INFER never wait for a whole model; INFER copies the inputs, launches the
-kernels of the smallest variant that the batch fits, and copies the outputs, each on a stream of its own. The window
-of an INFER is that of its execution: its inputs are brought as soon as the lane before it is free. An execution is
-launched behind the one that runs if its window is open and holds the predicted end of that. What a phase
-took is measured by the device's events; when it began and ended, by this machine's clock.
+LOAD copies a model's laid-out weights from pinned memory to pages of the arena, in pieces, so that the inputs
+of an INFER never wait for a whole model; INFER copies the inputs, launches the kernels of the smallest
+variant that the batch fits, and copies the outputs, each on a stream of its own. The window of an INFER is
+that of its execution: its inputs are copied as soon as the input lane is free. An execution is queued behind
+the running one if its window is open and contains the predicted end of the running one. The duration of a
+phase is measured by the device's events; its begin and end by this machine's clock.
 
-Device memory, pinned memory, streams and events are taken when the device is made. Preparing a model may take more
-(larger slots or workspace), and loads modules; an action never does. All of that stalls what a GPU executes, and happens
-in RESERVEs, which the controller orders.
+Device memory, pinned memory, streams and events are allocated when the device is created. Preparing a model
+may allocate more (larger slots or workspace), and loads modules; an action does neither. Both stall a GPU's
+executions, and happen in RESERVEs, which the controller orders.
 
 LOAD and UNLOAD report their time as the ``execute`` phase.
 """
@@ -59,7 +59,7 @@ HOLDING = "program"
 
 
 class _Types(NamedTuple):
-    """What a model and its program must agree about: a kernel reads all that the program says there is."""
+    """The types and sizes in which a model must match its program, because kernels rely on them."""
 
     inputs: list[int]
     outputs: list[int]
@@ -68,7 +68,7 @@ class _Types(NamedTuple):
 
 @dataclasses.dataclass(slots=True)
 class _Loaded:
-    """A program on this device, and how many of its models are known."""
+    """A program on this device, and the number of its known models."""
 
     program: Program
     modules: list[Any]
@@ -78,10 +78,10 @@ class _Loaded:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Known:
-    """What a model holds."""
+    """The resources of a model."""
 
     program: str
-    weights: Path  # the file that the host store has, or is to have
+    weights: Path  # the file in the host store, or to be read into it
     host: HostCopy
     model: Model
 
@@ -89,10 +89,11 @@ class _Known:
 class CudaDevice(NativeDevice[ReservingCore]):
     """Implements device.base.Device.
 
-    which: a number, or a UUID as nvidia-smi prints it, also of a MIG instance. arena_bytes: rounded down to whole
-    pages; 0: most of what is free. store: shared by the devices of one process; None: its own, of pinned_bytes (0: the
-    default of a worker). graphs: whether launches are recorded, None: as the environment says. load_piece_bytes: how much
-    of a LOAD is copied at a time. Raises ConfigError.
+    which: a number, or a UUID as nvidia-smi prints it, also of a MIG instance. arena_bytes: rounded down to
+    whole pages; 0: most of the free memory. store: the host store, shared by the devices of a process; None:
+    a store of its own of pinned_bytes (0: the default of a worker). graphs: whether launches are recorded;
+    None: as the environment says. load_piece_bytes: the size of the pieces in which a LOAD is copied. Raises
+    ConfigError.
     """
 
     def __init__(
@@ -132,7 +133,8 @@ class CudaDevice(NativeDevice[ReservingCore]):
             self._memory.close()
             raise
         self._holds = _Holds(self._memory, self._store)
-        self._lock = threading.Lock()  # over programs: who prepares adds to them, and the loop drops models
+        # Guards programs: the opening thread adds to them, and the loop drops models
+        self._lock = threading.Lock()
         self.close = weakref.finalize(self, self._holds.release)
         self._store.join()
         said = "its memory is full"
@@ -177,7 +179,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
             self._slot_bytes = self._workspace_bytes = self._graphs_missing = 0
             self._graphs_due = False
             self._grow(io_slot_bytes, workspace_bytes, None)
-            self._holds.outgrown.clear()  # nothing was there
+            self._holds.outgrown.clear()  # the pools were empty
             self._graphs_due = False
         except MemoryError as error:
             self.close()
@@ -210,8 +212,9 @@ class CudaDevice(NativeDevice[ReservingCore]):
     # ----- models, from the preparation thread -------------------------------------------------
 
     def prepare(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
-        """Make a prepared model loadable; see Device. Raises InvalidModel, ValueError if the id is taken, MemoryError,
-        OSError."""
+        """Make a prepared model loadable; see Device.
+
+        Raises InvalidModel, MemoryError, OSError, and ValueError if the id is taken."""
         place = Path(directory)
         prepared = PreparedModel.read_for(place, self.info.fingerprint, self.info.page_bytes)
         self._check(prepared, place)
@@ -255,7 +258,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
 
     @contextlib.contextmanager
     def _reserved(self, reserve: Reserve | None) -> Iterator[None]:
-        """Calls of the driver that stall what the device executes belong in here. What was outgrown goes with them."""
+        """Hold a RESERVE for driver calls that stall executions. Replaced memory is released at its end."""
         if reserve is None:
             yield
             return
@@ -264,11 +267,11 @@ class CudaDevice(NativeDevice[ReservingCore]):
             self._memory.make_current()
             yield
             self._release_outgrown()
-            # As much as of late, which fades by an eighth.
+            # The longest recent stall, which decays by an eighth each time.
             self._stall_ns = max(now_ns() - begun_ns, self._stall_ns - self._stall_ns // 8)
 
     def tidy(self, reserve: Reserve | None = None) -> None:
-        """Give back what was outgrown, and the modules of programs that no model uses any more. Raises DeviceBroken."""
+        """Release replaced memory, and modules of programs without models. Raises DeviceBroken."""
         if not self.is_untidy:
             return
         try:
@@ -282,7 +285,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
 
     @property
     def is_untidy(self) -> bool:
-        """Whether tidy() has something to do."""
+        """Whether tidy() has memory or modules to release."""
         return bool(self._holds.outgrown or self._holds.unused) and not self.fault
 
     def _release_outgrown(self) -> None:
@@ -291,7 +294,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
             host, device = holds.outgrown.pop()
             holds.free_host(host)
             holds.free_device(device)
-        with self._lock:  # of the thread that prepares, which alone takes from them
+        with self._lock:  # held by the opening thread, which alone takes from them
             unused, holds.unused = holds.unused, {}
         for loaded in unused.values():
             self._core.drop_graphs(loaded.program)
@@ -306,7 +309,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
         check_layout(prepared, place)
 
     def _load_program(self, prepared: PreparedModel, place: Path, reserve: Reserve | None) -> _Loaded:
-        """The program of a model, counted as one more that uses it."""
+        """Load the program of a model, or share a loaded one. Its count of models grows by one."""
         digest = prepared.program
         with self._lock:
             loaded = self._programs.get(digest) or self._holds.unused.pop(digest, None)
@@ -341,19 +344,23 @@ class CudaDevice(NativeDevice[ReservingCore]):
     def _link(self, lists: LaunchLists, target: str, modules: Sequence[Any]) -> Program:
         variants = lists.of_target(target)
         kernels = find_kernels(
-            self._table, self._memory, self.card, modules, (one for two in variants for one in two.launches)
+            self._table,
+            self._memory,
+            self.card,
+            modules,
+            (launch for variant in variants for launch in variant.launches),
         )
 
         def launches(variant: Variant) -> list[Any]:
             return [
                 (
-                    kernels[one.module, one.kernel],
-                    one.grid,
-                    one.block,
-                    one.shared,
-                    [_argument(argument) for argument in one.args],
+                    kernels[launch.module, launch.kernel],
+                    launch.grid,
+                    launch.block,
+                    launch.shared,
+                    [_argument(argument) for argument in launch.args],
                 )
-                for one in variant.launches
+                for launch in variant.launches
             ]
 
         try:
@@ -364,21 +371,22 @@ class CudaDevice(NativeDevice[ReservingCore]):
                 lists.batches,
                 [
                     (
-                        one.batch,
-                        one.shapes,
-                        one.output_shapes,
-                        one.workspace,
-                        launches(one),
-                        [_argument(entry) for entry in one.table],
+                        variant.batch,
+                        variant.shapes,
+                        variant.output_shapes,
+                        variant.workspace,
+                        launches(variant),
+                        [_argument(entry) for entry in variant.table],
                     )
-                    for one in variants
+                    for variant in variants
                 ],
             )
         except ValueError as error:
             raise InvalidModel(f"the program cannot be served: {error}") from None
 
     def _record_due_graphs(self, reserve: Reserve | None) -> None:
-        """Have graphs of every program for the memory that slots and workspace have, few at a time. Raises CudaError."""
+        """Record all programs' graphs for the current slots and workspace, a few per RESERVE. Raises
+        CudaError."""
         while self._graphs_due:
             with self._reserved(reserve):
                 self._release_outgrown()
@@ -387,10 +395,11 @@ class CudaDevice(NativeDevice[ReservingCore]):
                     self._graphs_due = self._record_graph()
 
     def _record_graph(self) -> bool:
-        """One more, of the newest program that lacks one or has one of memory that was exchanged. False: all are there for
-        which there is room."""
+        """Record a graph of the newest program that lacks one, or has one for memory that was replaced.
+
+        Returns False if there is no such program, or no room for another graph."""
         with self._lock:
-            programs = [one.program for one in self._programs.values()]
+            programs = [loaded.program for loaded in self._programs.values()]
         missing, has_room = 0, self._core.graph_count < bounds.CUDA_GRAPHS_MAX
         for program in reversed(programs):
             is_recorded, lacking = self._core.record_graph(program, has_room)
@@ -401,16 +410,16 @@ class CudaDevice(NativeDevice[ReservingCore]):
         return False
 
     def _drop_program(self, digest: str) -> None:
-        """One model fewer uses it. Its modules stay until tidy()."""
+        """Count one model less for a program. Modules without models stay until tidy()."""
         with self._lock:
             loaded = self._programs[digest]
             loaded.models -= 1
             if loaded.models == 0:
                 self._holds.unused[digest] = self._programs.pop(digest)
-                self._graphs_due |= self._graphs_missing > 0  # there will be room for some
+                self._graphs_due |= self._graphs_missing > 0  # tidy() makes room for some
 
     def _grow(self, slot_bytes: int, workspace_bytes: int, reserve: Reserve | None) -> None:
-        """Have slots and workspace hold at least so much. Raises MemoryError, CudaError, InvalidModel."""
+        """Enlarge slots and workspace to these sizes. Raises MemoryError, CudaError, InvalidModel."""
         if slot_bytes > config.IO_SLOT_BYTES_MAX:
             raise InvalidModel(
                 f"inputs and outputs of {slot_bytes} bytes; at most {config.IO_SLOT_BYTES_MAX} are served"
@@ -437,7 +446,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
                     self._holds.free_host(host)
                     self._holds.free_device(device)
                 raise
-        # Not in there: a slot may be that of an action that waits for its end.
+        # Outside the RESERVE: a slot may belong to an action that waits for the RESERVE's end.
         self._graphs_due = self._records
         for host, device in fresh:
             outgrown.append(self._core.exchange_slot(slot_bytes, host, device) or (host, device))
@@ -447,8 +456,9 @@ class CudaDevice(NativeDevice[ReservingCore]):
             self._workspace_bytes = workspace_bytes
 
     def forget(self, model_id: int) -> None:
-        """Drop a model, if it is known. Raises ValueError if it is resident, in a host store with a budget, or an
-        action holds it."""
+        """Drop a model, if it is known.
+
+        Raises ValueError if the model is resident, in a host store with a budget, or held by an action."""
         if not self.fault and model_id in self._models and self._models[model_id].host.is_fetched:
             raise ValueError(f"model {model_id} is in the host store")
         if self._core.remove_model(model_id) is None:
@@ -481,7 +491,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
         self._core.start_reserve(action)
 
     def trial(self, model_id: int) -> Trial:
-        """For a model that is prepared, and that no action names yet."""
+        """Begin a trial of a prepared model that no action names yet."""
         return Trial(self._core, self._memory, self._models[model_id].model, self._store.staging)
 
     # ----- the host store, from the loop's thread ------------------------------------------------
@@ -499,7 +509,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
             raise ValueError("the host store has no budget: whatever is prepared is in it")
 
     def reset(self) -> None:
-        """See Device. It empties the host store, too. A broken device lets go of its models: nobody names them again."""
+        """See Device. Empties the host store, too. A broken device also releases its models."""
         super().reset()
         self._store.clear()
         if self.fault:
@@ -508,18 +518,20 @@ class CudaDevice(NativeDevice[ReservingCore]):
 
     @property
     def fault(self) -> str:
-        """See Device: what broke the context of this device."""
+        """See Device. The fault is an error that broke the device's context."""
         return self._core.fault_text
 
     @property
     def launch_ns(self) -> int:
-        """Processor time so far that it took to launch executions."""
+        """Processor time in ns that launching executions has taken so far."""
         return self._core.launch_ns
 
     def memory(self) -> dict[str, int]:
-        """Bytes by purpose. pinned_bytes: for weights, of all devices that share the store; store_bytes: what models have
-        of it; host_bytes: the same, of a budget. graphs_missing: for which there is no room, so that their kernels are
-        launched one by one."""
+        """Return bytes by purpose.
+
+        pinned_bytes: pinned memory for weights, shared by all devices of the store. store_bytes: the part
+        that models use; host_bytes: the same in a store with a budget. graphs_missing: the number of graphs
+        without room, whose kernels are launched singly."""
         return {
             **self._core.memory(),
             "workspace_bytes": self._workspace_bytes,
@@ -533,7 +545,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
 
 
 class _Holds:
-    """What a device has of the driver, for its end: it does not refer to the device, whose finalizer uses it."""
+    """The driver's resources of a device, for its finalizer; it holds no reference to the device."""
 
     def __init__(self, memory: DeviceMemory, store: HostStore) -> None:
         self._memory = memory
@@ -543,7 +555,7 @@ class _Holds:
         self.core: ReservingCore | None = None
         self.lanes: list[threading.Thread] = []
         self.programs: dict[str, _Loaded] = {}
-        self.unused: dict[str, _Loaded] = {}  # whose models are gone
+        self.unused: dict[str, _Loaded] = {}  # programs without models
         self.outgrown: list[tuple[PinnedBytes | None, DeviceBytes | None]] = []
         self.models: dict[int, _Known] = {}
 
@@ -572,7 +584,7 @@ class _Holds:
             self.core.stop()
         for lane in self.lanes:
             lane.join()
-        # A context that broke refuses every call; what it holds goes with it.
+        # A broken context refuses every call; its resources are freed with it.
         broken = contextlib.suppress(CudaError)
         with broken:
             self._memory.make_current()
@@ -601,16 +613,16 @@ class _Holds:
             self._store.leave()
 
 
-def _types(one: PreparedModel | LaunchLists) -> _Types:
+def _types(source: PreparedModel | LaunchLists) -> _Types:
     return _Types(
-        [spec.dtype for spec in one.inputs],
-        [spec.dtype for spec in one.outputs],
-        [weight.bytes for weight in one.weights],
+        [spec.dtype for spec in source.inputs],
+        [spec.dtype for spec in source.outputs],
+        [weight.bytes for weight in source.weights],
     )
 
 
 def _used_bytes(prepared: PreparedModel) -> list[int]:
-    """Of each page, how much its weights take: what a LOAD copies of it."""
+    """Return the bytes of weights in each page, which are the bytes that a LOAD copies."""
     used = [0] * len(prepared.runs)
     for weight in prepared.weights:
         used[weight.run] = max(used[weight.run], weight.offset + weight.bytes)
@@ -623,14 +635,14 @@ def _used_bytes(prepared: PreparedModel) -> list[int]:
 
 
 def _described(spec: TensorSpec, lists: LaunchLists) -> tuple[int, list[int]]:
-    """The type of an input or output, and for each axis which padded symbol it is, -1 for none."""
+    """Return the type of an input or output, and the padded symbol of each axis, -1 for none."""
     return spec.dtype, [
         lists.padded.index(dim) if isinstance(dim, str) and dim in lists.padded else -1 for dim in spec.shape
     ]
 
 
 def _argument(argument: Argument) -> tuple[int, int, int]:
-    """(source, index, value) as the native half takes it: a value that is not an offset is its bits."""
+    """Return (source, index, value) for the native half. A value that is no offset is given by its bits."""
     kind, index, value = argument.kind, argument.index, argument.value
     match kind:
         case "i32":

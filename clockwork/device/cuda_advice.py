@@ -1,4 +1,4 @@
-"""What to do about the errors with which CUDA says that a machine is not ready to use a GPU: for the end of a sentence."""
+"""Advice for CUDA's errors on a machine that is not ready to use a GPU, worded as the end of a sentence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clockwork import config
 
 
 class Trouble(enum.IntEnum):
-    """Errors by the driver's names. The runtime's numbers, which CuPy tells, are the same."""
+    """Errors by the driver's names. The runtime, and so CuPy, uses the same numbers."""
 
     CUDA_ERROR_STUB_LIBRARY = 34
     CUDA_ERROR_DEVICE_UNAVAILABLE = 46
@@ -25,7 +25,7 @@ class Trouble(enum.IntEnum):
 
 
 OF_FILES = (Trouble.CUDA_ERROR_NO_DEVICE, Trouble.CUDA_ERROR_OPERATING_SYSTEM, Trouble.CUDA_ERROR_UNKNOWN)
-"""What the driver says where it may not open its files."""
+"""Errors that the driver returns if it may not open its files."""
 
 _MPS = "CUDA_MPS_PIPE_DIRECTORY names an MPS daemon that does not answer, or nvidia-cuda-mps-control is to be restarted"
 
@@ -44,7 +44,7 @@ ADVICE = {
 
 
 def advice(code: int, devices: Path = Path("/dev")) -> str:
-    """The rest of a sentence that ends with an error of this number. devices: where the driver's files are."""
+    """Return the end of a sentence about an error. devices: the folder of the driver's files."""
     found = [ADVICE[Trouble(code)]] if code in ADVICE else []
     if code in OF_FILES:
         found += filter(None, (visibility(), _files(devices)))
@@ -52,22 +52,22 @@ def advice(code: int, devices: Path = Path("/dev")) -> str:
             found.append(
                 "if nothing else is wrong, `nvidia-modprobe -u -c 0` loads what is missing of the kernel's driver"
             )
-    return "".join(f"; {one}" for one in found)
+    return "".join(f"; {hint}" for hint in found)
 
 
 def visibility() -> str:
-    """What hides devices from this process, in a sentence; "" if nothing does."""
+    """Return a sentence that names the setting that hides devices from this process; "" if none does."""
     given = config.visible_devices()
     return "" if given is None else f"CUDA_VISIBLE_DEVICES is {given!r}"
 
 
 def _files(devices: Path) -> str:
-    """What is wrong with the files by which the driver reaches the kernel; "" if nothing is."""
+    """Return the fault of the files by which the driver reaches the kernel; "" if there is none."""
     files = sorted(path for path in devices.glob("nvidia*") if not path.is_dir())
     closed = [str(path) for path in files if not os.access(path, os.R_OK | os.W_OK)]
     if closed:
         return f"this user may not open {', '.join(closed)}"
-    if files or (devices / "dxg").exists():  # that of WSL
+    if files or (devices / "dxg").exists():  # WSL's device file
         return ""
     return f"there is no {devices}/nvidiactl: the kernel's driver is not loaded, or this container was given no GPU"
 

@@ -1,7 +1,7 @@
-"""What moves a GPU's timing, as it is observed: clocks, temperature, power, and what holds the clocks down.
+"""Observes the causes of changes in a GPU's timing: clocks, temperature, power, and reasons for lower clocks.
 
-On a card that is asked of NVML (nvidia-ml-py), which changes nothing here. Of a device that is no GPU it is read from a
-file that a test writes. Everything is of whole cards: the clocks of a MIG instance are those of the card that it is part of.
+NVML (nvidia-ml-py) is read, and no setting is changed. For a device that is no GPU the values come from a
+file that a test writes. All values are those of whole cards: a MIG instance has the clocks of its card.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ THROTTLES = {
     0x40: "thermal (hardware)",
     0x80: "power brake",
 }
-"""NVML's reasons for clocks below what was asked for, by bit. Left out are those that are nobody's trouble: that the GPU
-is idle (GPU_IDLE), and that somebody has set the clocks (0x2, 0x100)."""
+"""NVML's reasons for clocks below the requested ones, by bit. Harmless reasons are left out: an idle GPU
+(GPU_IDLE), and clocks that a user has set (0x2, 0x100)."""
 
 GPU_IDLE = 0x1
-"""Nothing runs, and the clocks fall to what idling needs: they say nothing of how long work will take."""
+"""NVML's bit for an idle GPU, whose low clocks do not predict the duration of work."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GpuState:
-    """One look at a card. 0: it does not say."""
+    """A sample of a card's state. 0: the card does not report the value."""
 
     sm_mhz: int = 0
     memory_mhz: int = 0
     temperature_c: int = 0
     power_w: int = 0
-    reasons: int = 0  # NVML's bits
-    lost: str = ""  # the card is not there any more: what the driver says
+    reasons: int = 0  # NVML's bits, see above
+    lost: str = ""  # the driver's message if the card is gone; "" otherwise
 
     @property
     def busy_mhz(self) -> int:
-        """The clock that work runs at; 0 where this look does not tell."""
+        """The clock in MHz at which work runs; 0 if the sample does not show it."""
         return 0 if self.reasons & GPU_IDLE else self.sm_mhz
 
     def describe(self) -> dict[str, Any]:
-        """For ``clockwork status``."""
+        """Return the values for ``clockwork status``."""
         return {
             "sm_mhz": self.sm_mhz,
             "memory_mhz": self.memory_mhz,
@@ -66,10 +66,10 @@ class GpuState:
 
 
 class ClockSource(Protocol):
-    """Whom to ask. Called from one thread; may take milliseconds."""
+    """A source of samples. Called from a single thread; a call may take milliseconds."""
 
     def read(self, card: int) -> GpuState:
-        """Of one of the cards that it was made for, by place."""
+        """Sample a card, given by its index among the cards of the source."""
         ...
 
     def close(self) -> None: ...
@@ -98,7 +98,7 @@ class Nvml:
             raise NoClocks(f"NVML: {error}") from None
 
     def _find(self, card: CardInfo) -> Any:
-        """Of a MIG instance its card; by the place on the bus where NVML does not let this process see the instance."""
+        """Find a card's handle: of a MIG instance's card, by bus address if NVML hides the instance."""
         nvml = self._nvml
         with contextlib.suppress(nvml.NVMLError):
             return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{card.uuid}")
@@ -121,7 +121,7 @@ class Nvml:
                     nvml.NVML_ERROR_RESET_REQUIRED,
                 ):
                     lost = f"NVML: {error}"
-                return 0  # not every card says everything
+                return 0  # not every card reports every value
 
         return GpuState(
             sm_mhz=ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
@@ -138,7 +138,7 @@ class Nvml:
 
 
 class ClockFile:
-    """For devices that are no GPUs: a JSON list of GpuState's fields for each device, in a file that is read at each look."""
+    """A source for devices that are no GPUs: a file with a JSON list of GpuState's fields for each device."""
 
     def __init__(self, path: Path, ordinals: Sequence[int]) -> None:
         self._path = path
@@ -151,17 +151,17 @@ class ClockFile:
             return GpuState()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no resource is held."""
 
 
 class NoClocks(Exception):
-    """The clocks cannot be observed here; the text says why."""
+    """Raised where clocks cannot be observed; the text says why."""
 
 
 class ClockWatch:
-    """A thread that looks at the cards now and then, and has what it saw.
+    """A thread that samples the cards periodically and keeps the last samples.
 
-    wake: called from the thread when a clock that work runs at has changed, or a card is lost.
+    wake: called from the thread when the clock of a working card has changed, or a card is lost.
     """
 
     def __init__(
@@ -175,8 +175,8 @@ class ClockWatch:
         self._wake = wake
         self._interval_s = interval_ns / 1e9
         self._stopped = threading.Event()
-        self.states = [GpuState()] * count  # exchanged whole, so that any thread may read it
-        self.clocks = [0] * count  # that work runs at, as last seen; likewise. 0: not seen yet
+        self.states = [GpuState()] * count  # replaced as a whole, so that any thread may read it
+        self.clocks = [0] * count  # the last busy_mhz; replaced as a whole. 0: not seen yet
         self._thread = threading.Thread(target=self._run, name="cw-clocks", daemon=True)
         self._thread.start()
 
@@ -192,7 +192,7 @@ class ClockWatch:
                 return
 
     def look(self) -> None:
-        """Look at every card once."""
+        """Sample every card once."""
         states = [self._source.read(card) for card in range(len(self.states))]
         clocks = list(self.clocks)
         is_news = False
@@ -208,7 +208,7 @@ class ClockWatch:
 
 
 def open_source(cards: Sequence[CardInfo]) -> ClockSource | None:
-    """Whom to ask for the clocks of these devices; None, and it is said why, where there is nobody."""
+    """Open the source of clocks for these devices; None, with a log line, if there is no source."""
     if not bounds.is_nvidias(bounds.cuda_driver()):
         path = bounds.fake_clocks()
         return ClockFile(path, [card.ordinal for card in cards]) if path is not None else None

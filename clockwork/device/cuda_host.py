@@ -1,7 +1,8 @@
 """The host store of CUDA devices: laid-out weights in pinned memory, once for all devices of a process.
 
-One of two: whatever is prepared is there (PinnedFiles), or what the controller has ordered to be there, within a
-budget (BudgetedHost). Pinning memory stalls a GPU that serves, so that all of it is pinned at start. Called from the worker's loop and from the thread that prepares.
+There are two kinds. PinnedFiles holds all prepared models. BudgetedHost holds, within a budget, the models
+that the controller has fetched. Pinning memory stalls a GPU that serves, so all memory is pinned at the
+start. The worker's loop and the opening thread call the store.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from clockwork.errors import ConfigError
 
 
 class HostStore(abc.ABC):
-    """What both have: pages in one piece of pinned memory, which is taken when the store is made, and nothing after.
+    """The base of both stores: pages in one block of pinned memory, which is allocated once, at the start.
 
-    memories: of some of the devices, and the store's own: they go when the last device has left. What one has pinned is
-    every device's to use. wanted_bytes: rounded down to whole pages. Raises ConfigError for less than one, or more than
-    can be pinned.
+    memories: the store's own handles of some of the devices, closed when the last device has left. Memory
+    pinned by one is usable by all devices. wanted_bytes: rounded down to whole pages. Raises ConfigError for
+    less than a page, or more than can be pinned.
     """
 
-    budget_bytes = 0  # of a store with a budget
-    staging: PinnedBytes | None = None  # a page for a model that is not in the store and is tried
+    budget_bytes = 0  # 0: a store without a budget
+    staging: PinnedBytes | None = None  # a page for the trial of a model outside the store
 
     def __init__(self, memories: Sequence[DeviceMemory], page_bytes: int, wanted_bytes: int) -> None:
         self._memories = memories
@@ -59,20 +60,20 @@ class HostStore(abc.ABC):
         self._pages = HostPages(self._pinned, page_bytes, count)
 
     def join(self) -> None:
-        """One more device uses it."""
+        """Count one more device that uses the store."""
         with self._lock:
             self._devices += 1
 
     def leave(self) -> None:
-        """A device that has dropped all that it took needs it no more. Raises CudaError."""
+        """Count one device less. The device must have dropped all that it took. Raises CudaError."""
         with self._lock:
             self._devices -= 1
             if self._devices == 0:
                 self.close()
 
     def close(self) -> None:
-        """Without any device. Raises CudaError."""
-        with contextlib.suppress(CudaError):  # its context broke, and it goes with that
+        """Release the memory, once no device is left. Raises CudaError."""
+        with contextlib.suppress(CudaError):  # a broken context's memory is freed with the context
             self._memories[0].make_current()
             self._memories[0].release_host(self._pinned)
             if self.staging is not None:
@@ -82,34 +83,34 @@ class HostStore(abc.ABC):
 
     @abc.abstractmethod
     def take(self, model_id: int, path: Path, page_bytes: list[int]) -> HostCopy:
-        """The weights of a model, or where they will be; to be given back with drop().
+        """Return the host copy of a model's weights, filled or to be filled; drop() gives it back.
 
-        page_bytes: of each page of its file, how much is weights. Raises OSError, InvalidModel.
+        page_bytes: the bytes of weights in each page of its file. Raises OSError, InvalidModel.
         """
 
     @abc.abstractmethod
     def drop(self, model_id: int, path: Path) -> None:
-        """Give back what take() gave; its pages go with its last user."""
+        """Give back the copy of take(). Its pages are freed with its last user."""
 
     @abc.abstractmethod
     def clear(self) -> None:
-        """Forget what was fetched, and is being fetched."""
+        """Forget all fetched models, also those that are being fetched."""
 
     @property
     def used_bytes(self) -> int:
-        """What models have of it."""
+        """The bytes that models use."""
         return self._pages.used_bytes
 
 
 class PinnedFiles(HostStore):
-    """Whatever is prepared is there, a file once however many models and devices share it."""
+    """A store of all prepared models. Each file is held once, however many models and devices share it."""
 
     def __init__(self, memories: Sequence[DeviceMemory], page_bytes: int, wanted_bytes: int) -> None:
         super().__init__(memories, page_bytes, wanted_bytes)
         self._files: dict[Path, _Placed] = {}
 
     def take(self, model_id: int, path: Path, page_bytes: list[int]) -> HostCopy:
-        with self._lock:  # while a file is read; nobody waits for it but who prepares or forgets
+        with self._lock:  # held while a file is read; only preparing and forgetting wait for it
             found = self._files.get(path)
             if found is None:
                 found = _Placed(HostCopy(page_bytes, os.fsencode(path), self._pages, is_fixed=True))
@@ -135,11 +136,11 @@ class PinnedFiles(HostStore):
                 del self._files[path]
 
     def clear(self) -> None:
-        """Nothing is fetched into it."""
+        """Do nothing: no FETCH uses this store."""
 
 
 class BudgetedHost(HostStore):
-    """A model has pages from its FETCH to its DROP."""
+    """A store in which a model has pages from its FETCH to its DROP."""
 
     def __init__(self, memories: Sequence[DeviceMemory], page_bytes: int, wanted_bytes: int) -> None:
         super().__init__(memories, page_bytes, wanted_bytes)
@@ -153,24 +154,26 @@ class BudgetedHost(HostStore):
 
     def take(self, model_id: int, path: Path, page_bytes: list[int]) -> HostCopy:
         with self._lock:
-            one = self._copies.get(model_id)
-            if one is None:
-                one = self._copies[model_id] = _Placed(HostCopy(page_bytes, os.fsencode(path), self._pages))
-            one.users += 1
-            return one.copy
+            placed = self._copies.get(model_id)
+            if placed is None:
+                placed = self._copies[model_id] = _Placed(
+                    HostCopy(page_bytes, os.fsencode(path), self._pages)
+                )
+            placed.users += 1
+            return placed.copy
 
     def drop(self, model_id: int, path: Path) -> None:
         with self._lock:
-            one = self._copies[model_id]
-            one.users -= 1
-            if one.users == 0:
-                one.copy.abandon()  # nothing reads into it any more: who knew it had no action under way
+            placed = self._copies[model_id]
+            placed.users -= 1
+            if placed.users == 0:
+                placed.copy.abandon()  # no read is under way: its users had no running action
                 del self._copies[model_id]
 
     def clear(self) -> None:
         with self._lock:
-            for one in self._copies.values():
-                one.copy.abandon()
+            for placed in self._copies.values():
+                placed.copy.abandon()
 
 
 @dataclasses.dataclass(slots=True)

@@ -1,6 +1,7 @@
-"""The kernels of a program on a CUDA device: its modules, loaded, and every kernel checked before it is ever launched.
+"""Loads the modules of a program on a CUDA device, and checks every kernel before its first launch.
 
-What is called here stalls a GPU that serves, or takes long. It happens when a model is prepared, and never in an action.
+The driver calls here stall a GPU that serves, or take long. They are made when a model is prepared, never in
+an action.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from clockwork.formats.program import POINTERS, Launch, Program
 from clockwork.formats.targets import choose, describe_mismatch
 
 UNASKED_SHARED_BYTES = 48 << 10
-"""Shared memory, static and dynamic, that a block may have without asking."""
+"""Bytes of shared memory, static and dynamic, that a block may use without opting in."""
 
 Kernels: TypeAlias = dict[tuple[int, str], Kernel]
-"""By module and name."""
+"""Kernels by module and name."""
 
 _ADDRESSES = (*POINTERS, "workspace", "table")
 _ARGUMENT_BYTES = {**dict.fromkeys((*_ADDRESSES, "i64"), 8), "i32": 4, "f32": 4, "size": 4}
 
 
 def find_modules(table: Table, card: CardInfo, program: Program, directory: Path) -> tuple[str, list[Path]]:
-    """The target of a stored program that the device runs, and the files of its modules. It stalls nothing, but compiling
-    PTX takes seconds.
+    """Return the target of a stored program that the device runs, and the files of its modules.
 
-    Raises OSError; CudaError naming the module; InvalidModel if the device runs none, or its driver is too old.
+    The call stalls no execution, but compiling PTX takes seconds. Raises OSError; CudaError naming the
+    module; InvalidModel if the device runs no target, or its driver is too old.
     """
     device = target_of(card)
     chosen = choose(program.targets, device)
@@ -52,7 +53,7 @@ def find_modules(table: Table, card: CardInfo, program: Program, directory: Path
 
 
 def load_modules(memory: DeviceMemory, paths: Iterable[Path]) -> list[Any]:
-    """Modules, loaded. Raises OSError; CudaError naming the module."""
+    """Load modules. Raises OSError; CudaError naming the module."""
     modules: list[Any] = []
     for path in paths:
         try:
@@ -65,8 +66,10 @@ def load_modules(memory: DeviceMemory, paths: Iterable[Path]) -> list[Any]:
 
 
 def _linked(table: Table, device: str, ptx: Path) -> Path:
-    """The cubin that the driver makes of PTX, which takes seconds. It lies beside the PTX, with its checksum in its name,
-    for the next who needs it with this driver; the driver's own cache may forget it."""
+    """Return the cubin that the driver compiles from PTX, which takes seconds.
+
+    The cubin is kept beside the PTX, with its checksum in its name, for later loads with the same driver. The
+    driver's own cache may forget it."""
     stem = f"{ptx.name}-{device}-{table.version}-"
     for kept in _kept(ptx, stem):
         with suppress(OSError):
@@ -80,7 +83,7 @@ def _linked(table: Table, device: str, ptx: Path) -> Path:
     write_durably(made, cubin)
     for kept in _kept(ptx, f"{ptx.name}-{device}-"):
         if kept != made:
-            kept.unlink(missing_ok=True)  # of another driver, or damaged
+            kept.unlink(missing_ok=True)  # from another driver, or damaged
     return made
 
 
@@ -95,8 +98,9 @@ def _name_of(stem: str, cubin: bytes) -> str:
 def find_kernels(
     table: Table, memory: DeviceMemory, card: CardInfo, modules: Sequence[Any], launches: Iterable[Launch]
 ) -> Kernels:
-    """The kernels of these launches, which may then be launched, the first time too, without a stall. Raises CudaError;
-    InvalidModel for a launch that the device would refuse."""
+    """Return the kernels of these launches, set up so that not even a first launch stalls.
+
+    Raises CudaError; InvalidModel for a launch that the device would refuse."""
     by_kernel: dict[tuple[int, str], list[Launch]] = {}
     for launch in launches:
         by_kernel.setdefault((launch.module, launch.kernel), []).append(launch)
@@ -113,7 +117,7 @@ def find_kernels(
 
 
 def _check(table: Table, card: CardInfo, kernel: Kernel, launches: Sequence[Launch]) -> None:
-    """Raises InvalidModel unless the device has what every launch of a kernel takes."""
+    """Check that the device can run every launch of a kernel. Raises InvalidModel."""
     name = launches[0].kernel
     most_threads, static, registers = table.needs(kernel)
     threads = max(launch.block[0] * launch.block[1] * launch.block[2] for launch in launches)

@@ -1,9 +1,10 @@
-"""Who owns what a CUDA device has of the driver: its context, device memory, pinned memory and modules.
+"""Owners of a CUDA device's resources: its context, device memory, pinned memory and modules.
 
-With NVIDIA's driver that is CuPy, whose handles the hot path then uses. With any other, as tests bring one
-(docs/gpu.md), it is the driver's table itself: CuPy opens NVIDIA's, whatever is asked for. Nothing here is called while an action runs, except that preparing a model may allocate.
+With NVIDIA's driver CuPy owns them, and the hot path uses its handles. With any other driver, such as the
+tests' (docs/gpu.md), the driver's table is called directly, because CuPy always opens NVIDIA's. No action
+calls this module, but preparing a model beside running actions may allocate.
 
-Everything is for one device. make_current() must have been called in the thread that calls the rest.
+An object belongs to one device. A thread calls make_current() before the other methods.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ Memory = TypeVar("Memory")
 
 
 class DeviceMemory(Protocol):
-    """What is allocated of one device. Every failure is a CudaError, or a MemoryError where there is none left."""
+    """Allocates on a device. A failure is a CudaError, or a MemoryError if no memory is left."""
 
     context: Context
 
     def make_current(self) -> None:
-        """Let this thread's calls, and those of the driver's table in it, be about this device."""
+        """Make this device the target of this thread's calls, also of calls by the driver's table."""
         ...
 
     def memory_info(self) -> tuple[int, int]:
-        """(free, total) bytes."""
+        """Return (free, total) bytes."""
         ...
 
     def allocate(self, size: int) -> DeviceBytes: ...
@@ -53,7 +54,7 @@ class DeviceMemory(Protocol):
     def allocate_host(self, size: int) -> PinnedBytes: ...
     def release_host(self, memory: PinnedBytes) -> None: ...
     def load_module(self, path: Path) -> Any:
-        """A module out of a cubin (or a shared object, of a device that is no GPU). May raise OSError."""
+        """Load a module: a cubin, or a shared object for a device that is no GPU. May raise OSError."""
         ...
 
     def function(self, module: Any, name: str) -> Kernel: ...
@@ -63,7 +64,7 @@ class DeviceMemory(Protocol):
 
 
 class TableMemory:
-    """The driver's own functions."""
+    """DeviceMemory by the driver's own functions."""
 
     def __init__(self, table: Table, card: CardInfo) -> None:
         self._table = table
@@ -103,7 +104,7 @@ class TableMemory:
 
 
 class CupyMemory:
-    """CuPy's objects; each lives for as long as its handle is used here."""
+    """DeviceMemory by CuPy's objects. Each object is kept as long as its handle is used."""
 
     def __init__(self, table: Table, card: CardInfo) -> None:
         try:
@@ -121,7 +122,7 @@ class CupyMemory:
         self._held: dict[DeviceBytes | PinnedBytes, Any] = {}
         with self._translated("cudaSetDevice"):
             self._device.use()
-            cupy.cuda.runtime.free(0)  # makes the primary context
+            cupy.cuda.runtime.free(0)  # creates the primary context
             self.context = Context(int(cupy.cuda.driver.ctxGetCurrent()))
 
     def _translated(self, call: str) -> _Translated:
@@ -139,7 +140,8 @@ class CupyMemory:
 
     def allocate(self, size: int) -> DeviceBytes:
         with self._translated(f"cudaMalloc of {size} bytes"):
-            memory = self._cupy.cuda.Memory(size)  # past CuPy's pool, which would round and keep
+            # Bypasses CuPy's pool, which rounds sizes and keeps freed memory
+            memory = self._cupy.cuda.Memory(size)
         found = DeviceBytes(int(memory.ptr))
         self._held[found] = memory
         return found
@@ -158,8 +160,8 @@ class CupyMemory:
         del self._held[memory]
 
     def load_module(self, path: Path) -> Any:
-        path.stat()  # CuPy would say less of a file that is missing
-        # Not RawModule: CuPy keeps what that has loaded for as long as the process lives, by path.
+        path.stat()  # a missing file: clearer than CuPy's error
+        # Not RawModule: CuPy caches its modules by path until the process ends.
         module = self._cupy.cuda.function.Module()
         with self._translated("cuModuleLoad"):
             module.load_file(str(path))
@@ -170,7 +172,8 @@ class CupyMemory:
             return Kernel(int(module.get_function(name).ptr))
 
     def unload_module(self, module: Any) -> None:
-        """At once: left to CuPy it goes with the last reference, which an error may hold until the GPU serves again."""
+        """Unload a module at once. CuPy would unload at the last reference, which a traceback may hold too
+        long."""
         handle, module.ptr = module.ptr, 0
         with self._translated("cuModuleUnload"):
             self._cupy.cuda.driver.moduleUnload(handle)
@@ -180,7 +183,7 @@ class CupyMemory:
 
 
 class _Translated:
-    """Turns CuPy's errors into ours."""
+    """Converts CuPy's exceptions to CudaError and MemoryError."""
 
     def __init__(self, cupy: Any, call: str) -> None:
         self._cupy = cupy
@@ -196,7 +199,7 @@ class _Translated:
         if isinstance(error, (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError)):
             if (
                 error.status == OUT_OF_MEMORY
-            ):  # in both numberings; only CuPy's pools make a MemoryError of it
+            ):  # the driver's and the runtime's number; CuPy raises MemoryError only in its pools
                 raise MemoryError(f"{self._call}: {error}") from None
             raise CudaError(f"{self._call}: {error}", error.status) from None
 
@@ -215,30 +218,30 @@ def _or_memory_error(allocate: Callable[[int], Memory], size: int) -> Memory:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CardInfo:
-    """What the driver says of one device."""
+    """The driver's description of a device."""
 
     ordinal: int
     name: str
     uuid: str  # as nvidia-smi prints it, without "GPU-" or "MIG-"
-    bus: str  # "0000:3b:00.0": of a MIG instance its card's
-    numa_node: int  # to which it is attached; -1: not known
-    capability: int  # 90 is sm_90; 0: it is no GPU
+    bus: str  # "0000:3b:00.0"; a MIG instance has its card's
+    numa_node: int  # the node to which it is attached; -1: not known
+    capability: int  # 90 means sm_90; 0: no GPU
     memory_bytes: int
-    shared_bytes: int  # of memory that the threads of a block share, at most
+    shared_bytes: int  # the most shared memory of a block
 
     @property
     def full_uuid(self) -> str:
-        """As nvidia-smi prints it."""
+        """The UUID with its prefix, as nvidia-smi prints it."""
         return f"MIG-{self.uuid}" if " MIG " in self.name else f"GPU-{self.uuid}"
 
     @property
     def is_gpu(self) -> bool:
-        """Whether it runs code of a GPU, and not this machine's."""
+        """Whether the device runs GPU code rather than code of this machine's processor."""
         return self.capability > 0
 
 
 def open_driver() -> Table:
-    """The driver that this process uses. Raises ConfigError that says what was not found."""
+    """Open the driver that this process uses. Raises ConfigError, naming the library that was not found."""
     path = bounds.cuda_driver()
     bounds.load_kernels_eagerly()
     try:
@@ -254,7 +257,7 @@ def open_driver() -> Table:
 
 
 def cards(table: Table) -> list[CardInfo]:
-    """Every device that the driver shows to this process. Raises CudaError."""
+    """Return all devices that the driver shows to this process. Raises CudaError."""
     found = []
     for ordinal in range(table.device_count()):
         name, raw, bus, capability, size, shared = table.describe(ordinal)
@@ -265,8 +268,10 @@ def cards(table: Table) -> list[CardInfo]:
 
 
 def find_card(table: Table, which: str) -> CardInfo:
-    """The device that a name means: its number among those that this process sees, which is CuPy's as well, or its UUID
-    or the beginning of that (GPU-..., MIG-...; the prefix may be left out). Raises ConfigError."""
+    """Return the device of a name. Raises ConfigError.
+
+    which: the device's number among those that this process sees, which is CuPy's number as well; or its UUID
+    or the beginning of that (GPU-..., MIG-...; the prefix may be left out)."""
     try:
         found = cards(table)
     except CudaError as error:
@@ -291,12 +296,12 @@ def find_card(table: Table, which: str) -> CardInfo:
 
 
 def _hidden() -> str:
-    """What hides devices from this process, for the end of a sentence."""
+    """Return the end of a sentence that names the setting that hides devices from this process."""
     return f"; {said}" if (said := visibility()) else ""
 
 
 def open_memory(table: Table, card: CardInfo) -> DeviceMemory:
-    """The owner of what is allocated of a device. Raises ConfigError."""
+    """Open the owner of a device's allocations. Raises ConfigError."""
     try:
         return CupyMemory(table, card) if bounds.is_nvidias(table.path) else TableMemory(table, card)
     except MemoryError as error:
@@ -311,7 +316,7 @@ def open_memory(table: Table, card: CardInfo) -> DeviceMemory:
 
 
 def why_unusable() -> str:
-    """Why no CUDA device can be used here, in a sentence; "" if one can."""
+    """Return a sentence that says why no CUDA device can be used here; "" if a device can."""
     try:
         table = open_driver()
         if not cards(table):
@@ -330,12 +335,13 @@ CUPY_BUILDS = {"cupy-cuda11x": 11, "cupy-cuda12x": 12, "cupy-cuda13x": 13}
 
 
 def _extra(table: Table) -> str:
-    """The package that brings CuPy for a driver."""
+    """Return the extra of Clockwork's package that installs CuPy for a driver."""
     return f"clockwork-serving[cuda{min(max(table.version // 1000, 12), 13)}]"
 
 
 def _mismatch(table: Table) -> str:
-    """Why the installed CuPy does not go with the driver, in a sentence; "" if it does, or that cannot be told."""
+    """Return a sentence that says why the installed CuPy does not fit the driver; "" if it fits or is
+    unknown."""
     found = [CUPY_BUILDS[name] for name in CUPY_BUILDS if is_installed(name)]
     if not found or min(found) <= table.version // 1000:
         return ""
@@ -355,16 +361,16 @@ def is_installed(package: str) -> bool:
 
 
 def target_of(card: CardInfo) -> str:
-    """The target of a program package that runs on this device: "sm_90", or "host" where it is no GPU."""
+    """Return the target of programs for this device: "sm_90", or "host" for a device that is no GPU."""
     return f"sm_{card.capability}" if card.is_gpu else "host"
 
 
 def fingerprint_of(table: Table, card: CardInfo) -> str:
-    """What prepared programs depend on."""
+    """Return the fingerprint of a device and its driver, on which prepared programs depend."""
     fingerprint = FINGERPRINT_PREFIX + target_of(card)
     return f"{fingerprint}-{table.version // 1000}" if card.is_gpu else fingerprint
 
 
 def version_text(number: int) -> str:
-    """12.4 for 12040."""
+    """Return a version of CUDA as text: 12.4 for 12040."""
     return f"{number // 1000}.{number % 1000 // 10}"

@@ -1,7 +1,8 @@
-"""A model that is being made ready, on the GPU that is to serve it: loaded, checked and timed in reservations.
+"""A model that is being made ready, on the GPU that is to serve it: loaded, checked and timed in
+reservations.
 
-What it does, it does in the thread that has the reservation, beside the lanes; of them only *execute* stands still. Its
-pages are those that came with the reservation.
+A trial runs in the thread that holds the reservation, beside the lanes, of which only *execute* stands still.
+It uses the pages that the reservation brought.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ from clockwork.errors import InvalidModel
 from clockwork.wire.messages import NEVER_NS, Infer, Profile, Status
 
 LOAD_ID = 1
-"""Of its residency, while nothing else names the model."""
+"""The load id of a trial's residency, while no action names the model."""
 
 
 class Trial:
-    """Methods are for the thread that has a reservation, except stage() and close()."""
+    """Implements device.base.Trial. The thread that holds the reservation calls it; stage() and close() need
+    none."""
 
     def __init__(
         self, core: ReservingCore, memory: DeviceMemory, model: Model, staging: PinnedBytes | None
     ) -> None:
-        """staging: a page through which weights go that are not in the host store; None: they are there."""
+        """staging: a page through which weights outside the host store are copied; None: they are in the
+        store."""
         self._core = core
         self._memory = memory
         self._model = model
@@ -38,7 +41,7 @@ class Trial:
         return self._staging is not None
 
     def stage(self, weights: Path, page: int, page_bytes: int) -> None:
-        """Have a page ready to be copied. Raises OSError."""
+        """Read a page into the staging memory, ready to be copied. Raises OSError."""
         if self._staging is not None:
             with open(weights, "rb", buffering=0) as file, memoryview(self._staging) as target:
                 file.seek(page * page_bytes)
@@ -47,7 +50,8 @@ class Trial:
                     done += count
 
     def claim(self, run_starts: list[int]) -> str:
-        """Have these pages be the model's. A sentence if they are not free. Raises InvalidModel, DeviceBroken."""
+        """Claim pages for the model. Returns a sentence if they are not free. Raises InvalidModel,
+        DeviceBroken."""
         try:
             self._memory.make_current()
         except CudaError as error:
@@ -55,24 +59,24 @@ class Trial:
         return self._core.claim(self._model, run_starts) or ""
 
     def copy(self, page: int) -> int:
-        """Load a page; its time in ns. Raises InvalidModel, DeviceBroken."""
+        """Load a page. Returns the time in ns. Raises InvalidModel, DeviceBroken."""
         try:
             return self._core.copy(self._model, page, self._staging)
         except CudaError as error:
             raise self._told(str(error)) from None
 
     def settle(self) -> None:
-        """All pages are loaded."""
+        """Mark the model as loaded, after the last copy()."""
         self._core.settle(self._model, LOAD_ID)
 
     def run(self, inputs: Sequence[TensorView], expected_ns: int) -> Completion:
-        """Execute it. Raises InvalidModel, DeviceBroken."""
+        """Execute the model. Raises InvalidModel, DeviceBroken."""
         model_id = self._model.model_id
         action = Infer(0, 0, model_id, LOAD_ID, 0, NEVER_NS, expected_ns, [])
         return self._ended(self._core.execute(action, [inputs]))
 
     def time(self, shapes: Sequence[Sequence[int]], expected_ns: int) -> int:
-        """Execute it on seeded inputs; the time in ns. Raises InvalidModel, DeviceBroken."""
+        """Execute the model on seeded inputs. Returns the time in ns. Raises InvalidModel, DeviceBroken."""
         model_id = self._model.model_id
         action = Profile(0, 0, model_id, LOAD_ID, 0, NEVER_NS, expected_ns, [list(shape) for shape in shapes])
         return self._ended(self._core.execute(action, None)).execute[2]
@@ -88,5 +92,5 @@ class Trial:
         return InvalidModel(f"the program fails on the device: {text}")
 
     def close(self) -> None:
-        """It has no pages any more."""
+        """Release the pages."""
         self._core.abandon(self._model)

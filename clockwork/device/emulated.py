@@ -1,11 +1,12 @@
-"""Devices that take the profiled time and do nothing else: for experiments and tests on any machine.
+"""Emulated devices, which compute nothing and take the profiled time: for experiments and tests on any
+machine.
 
-An EmulatedGroup is all emulated devices of one process: a native fleet (csrc/device/fleet.h) over devices that know no clock
-(csrc/device/emulated.h), and one timer that wakes the process for what happens next on any of them. Times are *emulated*: an
-action begins exactly when its lane, its window and, for a load, the link allow, and ends exactly its duration later.
-How late the process was is measured, and changes nothing of the times that are reported.
+An EmulatedGroup holds all emulated devices of a process: a native fleet (csrc/device/fleet.h) of devices
+without a clock (csrc/device/emulated.h), and a timer that wakes the process for the next event of any device.
+Times are *emulated*: an action begins exactly when its lane, its window and, for a load, the link allow, and
+ends exactly its duration later. The lateness of the process is measured, and does not change reported times.
 
-Outputs are zeros of the declared shape, out of one buffer; inputs are checked and dropped.
+Outputs are zeros of the declared shape, from a shared buffer; inputs are checked and dropped.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ Parts: TypeAlias = Sequence[Sequence[TensorView]]
 
 
 class EmulatedGroup(Undisturbed):
-    """Every emulated device of a process. Implements device.base.DeviceGroup.
+    """All emulated devices of a process. Implements device.base.DeviceGroup.
 
-    clock: for tests; the timer always follows the machine's. All methods belong to the loop's thread but
-    prepare(), which may come from any.
+    clock: for tests; the timer always follows the machine's. The loop's thread calls all methods except
+    prepare(), which any thread may call.
     """
 
     fault = ""
@@ -77,17 +78,18 @@ class EmulatedGroup(Undisturbed):
             run_ahead=run_ahead,
             host_bytes=host_bytes,
         )
-        one = self.settings
+        emulation = self.settings
         self.clock = clock
         self.fleet = Fleet(
             self._now, count, page_count=self.info.page_count, run_ahead=run_ahead, stale_max=STALE_EVENTS_MAX,
-            host_bytes=host_bytes, shares_link=one.shared_link, seed=one.seed, page_bytes=page_bytes,
-            slot_bytes_max=config.IO_SLOT_BYTES_MAX, spin_ns=bounds.EMULATED_SPIN_NS if one.spin else 0,
-            is_unending=one.unending, exec_noise=one.exec_noise, load_noise=one.load_noise, exec_outlier=one.outlier,
-            outlier_factor=one.outlier_factor, load_failures=one.failures, exec_failures=one.failures,
-            exec_failure=Status.EXECUTION_FAILED, copy_bandwidth=one.copy_bandwidth,
-            disk_bandwidth=one.disk_bandwidth, slow_factor=one.slow_factor, slow_ns=one.slow_ns,
-            slow_every_ns=one.slow_every_ns,
+            host_bytes=host_bytes, shares_link=emulation.shared_link, seed=emulation.seed, page_bytes=page_bytes,
+            slot_bytes_max=config.IO_SLOT_BYTES_MAX, spin_ns=bounds.EMULATED_SPIN_NS if emulation.spin else 0,
+            is_unending=emulation.unending, exec_noise=emulation.exec_noise, load_noise=emulation.load_noise,
+            exec_outlier=emulation.outlier, outlier_factor=emulation.outlier_factor,
+            load_failures=emulation.failures, exec_failures=emulation.failures,
+            exec_failure=Status.EXECUTION_FAILED, copy_bandwidth=emulation.copy_bandwidth,
+            disk_bandwidth=emulation.disk_bandwidth, slow_factor=emulation.slow_factor,
+            slow_ns=emulation.slow_ns, slow_every_ns=emulation.slow_every_ns,
         )  # fmt: skip
         self.models: set[int] = set()
         self.devices = [EmulatedDevice(self, index) for index in range(count)]
@@ -112,7 +114,7 @@ class EmulatedGroup(Undisturbed):
                 raise InvalidModel(f"{directory} has a tensor of the unknown type {spec.dtype}")
         if model_id in self.models:
             raise ValueError(f"model {model_id} is prepared already")
-        times: dict[int, int] = {}  # by batch, of its slowest shape
+        times: dict[int, int] = {}  # the time of the slowest shape, by batch
         for point in prepared.profile:
             times[point.batch] = max(times.get(point.batch, 0), point.exec_ns)
         outputs = [
@@ -141,7 +143,7 @@ class EmulatedGroup(Undisturbed):
         return self.fleet.fileno()
 
     def ended(self) -> list[EmulatedDevice]:
-        """See DeviceGroup. With spin, an end that is very near is waited for."""
+        """See DeviceGroup. With spin, the call waits for an end that is very near."""
         return [self.devices[index] for index in self.fleet.ended()]
 
     def outlet(self) -> object:
@@ -149,7 +151,7 @@ class EmulatedGroup(Undisturbed):
         return self.fleet.outlet()
 
     def stats(self) -> dict[str, int]:
-        """How late completions were noticed, over the last LATENESS_WINDOW of them, in nanoseconds."""
+        """Return how late the last LATENESS_WINDOW completions were noticed, in ns."""
         late = sorted(self.fleet.lateness())
         if not late:
             return {}
@@ -161,7 +163,7 @@ class EmulatedGroup(Undisturbed):
         }
 
     def release(self) -> None:
-        """One device was closed; the last one takes the timer along."""
+        """Count a closed device. The last one closes the timer."""
         self._open -= 1
         if self._open == 0:
             self.fleet.close_timer()
@@ -237,11 +239,11 @@ class EmulatedDevice(Undisturbed):
         return self.group.fleet.poll(self.index)
 
     def reset(self) -> None:
-        """See Device. What runs is nothing that has to be waited for."""
+        """See Device. Running actions need no wait."""
         self.group.fleet.reset(self.index)
 
     def memory(self) -> dict[str, int]:
-        """Bytes by purpose, as a real device would count them; nothing of it is taken."""
+        """Return bytes by purpose, as a real device counts them. No memory is allocated."""
         page_bytes = self.info.page_bytes
         return {
             "arena_bytes": self.info.page_count * page_bytes,
@@ -258,5 +260,5 @@ class EmulatedDevice(Undisturbed):
 
 
 def fingerprint(page_bytes: int) -> str:
-    """What a prepared profile depends on: the size of a page."""
+    """Return the fingerprint on which prepared profiles depend: the size of a page."""
     return f"{KIND}-{page_bytes}"

@@ -1,4 +1,4 @@
-"""What a user may ask of emulated devices; see device.emulated."""
+"""Settings of emulated devices; see device.emulated."""
 
 from __future__ import annotations
 
@@ -13,33 +13,27 @@ from clockwork.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EmulatedSettings:
-    """What an emulated device is like, beside its arena."""
+    """The properties of an emulated device beside its arena."""
 
     seed: int = 0
-    exec_noise: float = 0.0  # of execution times: relative sigma, log-normal
-    load_noise: float = 0.0  # of load times, likewise
+    exec_noise: float = 0.0  # log-normal noise of execution times: relative sigma
+    load_noise: float = 0.0  # log-normal noise of load times: relative sigma
     outlier: float = 0.0  # probability that an execution takes outlier_factor times as long
     outlier_factor: float = 2.0
-    slow_factor: float = 1.0  # executions that begin in a slow spell take so many times as long
-    slow_ns: int = 0  # how long a spell is; they begin at multiples of slow_every_ns of the monotonic clock
+    slow_factor: float = 1.0  # factor of executions that begin in a slow spell
+    slow_ns: int = 0  # a spell's length; spells begin at multiples of slow_every_ns of the clock
     slow_every_ns: int = 0
     failures: float = 0.0  # probability that an execution or a load takes its time and fails
-    copy_bandwidth: int = (
-        0  # bytes a second at which inputs reach a device, from when it is handed them on, one
-    )
-    # batch after another and beside what executes; 0: at once
-    disk_bandwidth: int = 0  # bytes a second at which models are fetched into the host store; 0: at once
-    unending: bool = (
-        False  # an execution that takes too long does not end before its time, whatever it is told
-    )
-    shared_link: bool = (
-        False  # the loads of all devices go one after another, as on one machine; else each device
-    )
-    # has a link of its own, as if on a machine of its own
-    spin: bool = False  # spend a core's time on being on time: wake early and wait for the exact moment
+    # Bytes a second at which inputs reach a device, batch after batch, beside executions. 0: at once.
+    copy_bandwidth: int = 0
+    disk_bandwidth: int = 0  # bytes a second of fetches into the host store; 0: at once
+    unending: bool = False  # an execution that takes too long cannot be ended early
+    # Loads of all devices share a link, as on one machine. False: each device has a link of its own.
+    shared_link: bool = False
+    spin: bool = False  # wake early and spin until the exact moment, at the cost of a core
 
     def check(self) -> None:
-        """Raises ConfigError, naming the value and its bound."""
+        """Check all values. Raises ConfigError, naming the value and its bound."""
         for name in ("outlier", "failures"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a probability, between 0 and 1, not {getattr(self, name)}")
@@ -55,7 +49,7 @@ class EmulatedSettings:
 
 
 def parse_settings(pairs: Sequence[str]) -> EmulatedSettings:
-    """The settings of ``name=value`` pairs; a name alone is ``name=true``. Raises ConfigError."""
+    """Parse ``name=value`` pairs; a name alone means ``name=true``. Raises ConfigError."""
     types = {field.name: field.type for field in dataclasses.fields(EmulatedSettings)}
     values: dict[str, Any] = {}
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""A device whose actions run in native lanes: what its Python half does, whatever the lanes are."""
+"""The Python half of devices whose actions run in native lanes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ CoreT = TypeVar("CoreT", bound=Orders)
 
 
 def start_lanes(core: Orders, names: Iterable[str]) -> list[threading.Thread]:
-    """A thread for each of these lanes. Daemons: an interpreter that exits must not wait for a lane."""
+    """Start a thread for each lane. They are daemons, so that an exiting interpreter does not wait for a
+    lane."""
     lanes = [threading.Thread(target=core.run_lane, args=(name,), name=name, daemon=True) for name in names]
     for lane in lanes:
         lane.start()
@@ -78,9 +79,9 @@ class NativeDevice(Undisturbed, Generic[CoreT]):
         return ended
 
     def wait(self, action_ids: Iterable[int], timeout_s: float) -> list[Completion]:
-        """The completions of these actions, in the order asked for; for callers without a loop.
+        """Wait for actions and return their completions in the given order; for callers without a loop.
 
-        Others that end meanwhile are kept for poll(). Raises TimeoutError.
+        Completions of other actions are kept for poll(). Raises TimeoutError.
         """
         order = list(action_ids)
         found: dict[int, Completion] = {}
@@ -104,6 +105,6 @@ class NativeDevice(Undisturbed, Generic[CoreT]):
             ended = self._core.poll()
 
     def reset(self) -> None:
-        """See Device. Completions that were not polled go too."""
+        """See Device. Drops completions that were not polled, too."""
         self._core.reset()
         self._backlog.clear()

@@ -1,4 +1,4 @@
-"""Memory near a PCI device: of the NUMA node to which it is attached, so that copies do not cross to another socket."""
+"""Allocates memory on the NUMA node of a PCI device, so that copies do not cross to another socket."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from clockwork.config import device as bounds
 
 UNKNOWN = -1
-"""The node of what belongs to none, as on a machine that has one, or does not tell."""
+"""The node of a device without one, as on a machine with a single node, or one that does not report nodes."""
 
 _CALLS = {"x86_64": (238, 239), "aarch64": (237, 236)}
 """The numbers of set_mempolicy() and get_mempolicy(), by machine."""
 _DEFAULT, _PREFERRED = 0, 1
-"""Policies: the node on which a thread runs; this one, while it has memory."""
+"""Memory policies: the node on which the thread runs; a given node while it has memory."""
 _WORD_BITS = 8 * ctypes.sizeof(ctypes.c_ulong)
 
 
 def node_of(bus: str) -> int:
-    """The node of a PCI device ("0000:3b:00.0")."""
+    """Return the node of a PCI device ("0000:3b:00.0")."""
     try:
         return int((bounds.sysfs() / "bus/pci/devices" / bus / "numa_node").read_text())
     except (OSError, ValueError):
@@ -30,7 +30,7 @@ def node_of(bus: str) -> int:
 
 
 def processors_of(node: int) -> set[int]:
-    """The processors of a node; none if it is not known."""
+    """Return the processors of a node; an empty set if the node is unknown."""
     try:
         text = (bounds.sysfs() / f"devices/system/node/node{node}/cpulist").read_text().strip()
         found: set[int] = set()
@@ -44,10 +44,10 @@ def processors_of(node: int) -> set[int]:
 
 @contextlib.contextmanager
 def near(node: int) -> Iterator[None]:
-    """Have what this thread allocates be of a node, while that has memory; unless it was started with a policy (numactl).
+    """Prefer a node's memory for this thread's allocations, unless a policy was set at start (numactl).
 
-    Where the kernel refuses it (containers often do), the thread runs on the node's processors meanwhile, whose memory
-    comes first anyway.
+    Where the kernel refuses the policy (as in many containers), the thread runs on the node's processors
+    meanwhile, whose memory the kernel prefers by default.
     """
     if node == UNKNOWN or has_policy():
         yield
@@ -67,7 +67,7 @@ def near(node: int) -> Iterator[None]:
 
 
 def set_policy(node: int) -> bool:
-    """Prefer the memory of a node in this thread (UNKNOWN: that where it runs). False if the kernel refuses it."""
+    """Prefer a node's memory in this thread (UNKNOWN: where it runs). False if the kernel refuses."""
     number, _ = _CALLS.get(platform.machine(), (None, None))
     if number is None:
         return False
@@ -75,12 +75,12 @@ def set_policy(node: int) -> bool:
         return _call(number, _DEFAULT, None, ctypes.c_ulong(0))
     words = (ctypes.c_ulong * (node // _WORD_BITS + 1))()
     words[node // _WORD_BITS] = 1 << node % _WORD_BITS
-    # The kernel reads one bit less than it is told.
+    # The kernel reads one bit less than the given count.
     return _call(number, _PREFERRED, words, ctypes.c_ulong(len(words) * _WORD_BITS + 1))
 
 
 def has_policy() -> bool:
-    """Whether this thread prefers other memory than that where it runs."""
+    """Whether this thread has a policy other than the default, memory of the node where it runs."""
     _, number = _CALLS.get(platform.machine(), (None, None))
     mode = ctypes.c_int(_DEFAULT)
     found = number is not None and _call(

@@ -1,7 +1,7 @@
 """Libraries of operators beside ONNX Runtime's own, for models that take strings and images.
 
-Clockwork's are in csrc/device/operators.h. Those of the package onnxruntime-extensions (extra ``text``) are loaded for
-models that use them. A session is given the libraries that its model needs, so that others pay nothing.
+Clockwork's operators are in csrc/device/operators.h. The package onnxruntime-extensions (extra ``text``) is
+loaded only for models that use its operators. A session gets only the libraries that its model needs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SYSTEM_JPEG = "libjpeg.so.62"
 
 
 def libraries_for(model: Path | bytes) -> tuple[str, ...]:
-    """The libraries that sessions of an ONNX model need. Raises InvalidModel where one is not installed."""
+    """Return the libraries that sessions of an ONNX model need. Raises InvalidModel if one is missing."""
     found = []
     if _names(model, DOMAIN):
         if (problem := _load_jpeg()) and _names(model, _DECODER, _OPERATOR):
@@ -45,7 +45,7 @@ def libraries_for(model: Path | bytes) -> tuple[str, ...]:
 
 @functools.cache
 def extensions() -> str | None:
-    """The library of the package onnxruntime-extensions, which is not imported. None: it is not installed."""
+    """Return the path of onnxruntime-extensions' library, without an import. None: not installed."""
     spec = importlib.util.find_spec("onnxruntime_extensions")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -59,7 +59,7 @@ def extensions() -> str | None:
 
 @functools.cache
 def _load_jpeg() -> str:
-    """Have the operators decode images by a libjpeg. Returns why they cannot, or ""."""
+    """Have the operators decode images by a libjpeg. Returns the reason of a failure, or ""."""
     path = _jpeg()
     problem = _operators.load_jpeg(os.fsencode(path))
     if not problem and not _ort.count_heap(os.fsencode(os.path.basename(path))):
@@ -68,7 +68,7 @@ def _load_jpeg() -> str:
 
 
 def _jpeg() -> str:
-    """The libjpeg that Pillow's wheel brings, so that images are decoded as Pillow does; else the system's."""
+    """Return the path of the libjpeg in Pillow's wheel, so that results equal Pillow's; else the system's."""
     spec = importlib.util.find_spec("PIL")
     for place in spec.submodule_search_locations or () if spec is not None else ():
         for path in sorted(glob.glob(os.path.join(place, os.pardir, "pillow.libs", "libjpeg-*.so*"))):
@@ -77,7 +77,7 @@ def _jpeg() -> str:
 
 
 def _names(model: Path | bytes, name: str, field: int = _DOMAIN_OF_NODE) -> bool:
-    """Whether an ONNX file has a name, with its length, in this field of an operator."""
+    """Whether an ONNX file contains a name, preceded by its length, in this field of an operator."""
     needle = bytes([field << 3 | 2, len(name)]) + name.encode()
     if isinstance(model, bytes):
         return needle in model

@@ -43,6 +43,7 @@ KEPT = (
     "clockwork/sources",
     "clockwork/system",
     "clockwork/web",
+    "clockwork/wire",
     "clockwork/worker",
     "clockwork/workloads",
     "csrc/duration.h",

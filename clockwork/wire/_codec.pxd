@@ -32,5 +32,5 @@ cdef extern from "msgpack.h" namespace "clockwork" nogil:
 
 cdef struct Place:  # of a value within the header; innermost first
     const Place *outer
-    void *name  # a str, which whoever made this holds; NULL: by number
+    void *name  # a str, owned by the maker of the place; NULL: by number
     Py_ssize_t number

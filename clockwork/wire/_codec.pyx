@@ -1,8 +1,8 @@
 # distutils: language = c++
-"""Headers to messages, by the forms that messages.py declares.
+"""Decoding of headers to messages, by the forms that messages.py declares.
 
-Nothing is built of a header before it is known to be within its bounds: each value is read as what its place may hold,
-so that depth, length and number are those of the declaration, whatever the bytes say.
+No value of a header is built before it is known to be within its bounds: each value is read by the form of
+its place, so that depth, length and number are those of the declaration, whatever the bytes are.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -13,11 +13,11 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 from clockwork.wire.forms import Anything, Either, Facts, Flag, Integer, ListOf, Real, Record, Row, Text
 from clockwork.wire.telling import tell
 
-cdef uint32_t TOLD_BYTES = 400  # of a text that did not fit, how much is looked at
+cdef uint32_t TOLD_BYTES = 400  # the bytes of an unfit text that are read for an error
 
 
 class Odd(ValueError):
-    """A header that is not what was declared; the sentence says which value, what it may be and what came."""
+    """A header that differs from its declaration. The sentence names the field, its bounds and the value."""
 
 
 cdef enum:
@@ -31,18 +31,18 @@ cdef dict NUMBERS = {
 
 
 cdef class _Form:
-    """A form of forms.py, compiled: which fields count depends on its number."""
+    """A form of forms.py, compiled. The fields that count depend on its number."""
 
     cdef int number
     cdef int64_t least, most
     cdef double real_least, real_most
-    cdef uint32_t size_max   # of a text in bytes, of a list in elements, of what is free in values
+    cdef uint32_t size_max   # of a text in bytes, of a list in elements, of a free value in values
     cdef uint32_t depth_max
     cdef tuple parts         # of _Form: the element; the fields; an Either's integer and text
     cdef tuple names         # of fields
     cdef dict places         # of a record: name to place
     cdef tuple required
-    cdef str text            # what is said of it
+    cdef str text            # the form in an error's sentence
 
     def __init__(self, form):
         self.number = NUMBERS[type(form)]
@@ -58,7 +58,7 @@ cdef class _Form:
             self.parts, self.size_max = (_Form(form.element),), form.count_max
         elif self.number == F_ROW or self.number == F_RECORD:
             self.names = tuple(form.fields)
-            self.parts = tuple([_Form(one) for one in form.fields.values()])
+            self.parts = tuple([_Form(field) for field in form.fields.values()])
             if self.number == F_RECORD:
                 self.places = {name: place for place, name in enumerate(self.names)}
                 self.required = tuple([name for name in self.names if name not in form.optional])
@@ -69,7 +69,7 @@ cdef class _Form:
 
 
 cdef class Layout:
-    """A kind of message: how its header is read. fields: a form for each, in order. bytes_max: of the header."""
+    """The layout of a message kind's header. fields: the form of each, in order. bytes_max: of the header."""
 
     cdef object kind
     cdef tuple names
@@ -79,7 +79,7 @@ cdef class Layout:
     def __init__(self, kind, fields, bytes_max):
         self.kind = kind
         self.names = tuple([f"{kind.__name__}.{name}" for name in fields])
-        self.forms = tuple([_Form(one) for one in fields.values()])
+        self.forms = tuple([_Form(field) for field in fields.values()])
         self.bytes_max = bytes_max
 
 
@@ -94,7 +94,7 @@ def read(header, dict layouts):
 
 
 def complaint(header, Layout layout, str kind, uint32_t count, path, size_t offset):
-    """What read() says of a header in which somebody else has found the first flaw; see wire.HeaderFlaw."""
+    """read()'s sentence about a header whose first flaw another reader has found; see codec.HeaderFlaw."""
     cdef bytes data = bytes(header)
     cdef Reader *reader
     cdef Head head
@@ -269,8 +269,8 @@ cdef dict _read_record(Reader *reader, _Form form, uint32_t count, const Place *
 
 
 cdef object _read_free(Reader *reader, Head &head, uint32_t depth, uint32_t *left, _Form form, const Place *where):
-    """Whatever it is, within what is left of its bounds. depth: further levels of containers."""
-    cdef Head one
+    """Read any value, within the rest of its bounds. depth: further levels of containers."""
+    cdef Head item
     cdef uint32_t place
     cdef list elements
     cdef dict pairs
@@ -296,18 +296,18 @@ cdef object _read_free(Reader *reader, Head &head, uint32_t depth, uint32_t *lef
     if head.kind == ARRAY:
         elements = []
         for place in range(head.size):
-            if not reader.head(one):
+            if not reader.head(item):
                 raise Odd(_cut_off(_path(where)))
-            elements.append(_read_free(reader, one, depth - 1, left, form, where))
+            elements.append(_read_free(reader, item, depth - 1, left, form, where))
         return elements
     pairs = {}
     for place in range(head.size):
-        if not reader.head(one) or one.kind != TEXT:
+        if not reader.head(item) or item.kind != TEXT:
             raise Odd(f"{_path(where)} is {form.text}, got a key that is no text")
-        key = _text(reader, one, where)
-        if not reader.head(one):
+        key = _text(reader, item, where)
+        if not reader.head(item):
             raise Odd(_cut_off(_path(where)))
-        pairs[key] = _read_free(reader, one, depth - 1, left, form, where)
+        pairs[key] = _read_free(reader, item, depth - 1, left, form, where)
     return pairs
 
 
@@ -325,7 +325,7 @@ cdef bytes _bytes(Reader *reader, uint32_t size):
 
 
 cdef str _path(const Place *where):
-    """As one would write it down: parts[3][0].shape."""
+    """The path of a place, for example parts[3][0].shape."""
     parts = []
     while where != NULL:
         if where.name == NULL:
@@ -337,7 +337,7 @@ cdef str _path(const Place *where):
 
 
 cdef str _tell(Reader *reader, Head &head):
-    """What came where something else was due; of a text the beginning."""
+    """An unexpected value for an error's sentence; of a text the beginning."""
     if head.kind == TEXT or head.kind == BYTES:
         found = _bytes(reader, min(head.size, TOLD_BYTES))
         told = tell(found.decode(errors="replace") if head.kind == TEXT else found)

@@ -1,4 +1,4 @@
-# What every reader and writer of headers has, as Cython sees it; its meaning is in csrc/msgpack.h and csrc/wire/.
+# Cython's declarations of the readers and writers of headers; csrc/msgpack.h and csrc/wire/ document them.
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libcpp.string_view cimport string_view
 

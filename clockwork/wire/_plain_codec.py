@@ -1,8 +1,8 @@
-"""Headers to messages, without an extension: what _codec does, in Python, with the same bounds and the same sentences.
+"""Decoding of headers in plain Python: the counterpart of _codec, with the same bounds and sentences.
 
-For machines on which nothing is compiled. As there, nothing is built of a header before it is known to be within its
-bounds: each value is read as what its place may hold, so that depth, length and number are those of the declaration,
-whatever the bytes say.
+For machines on which nothing is compiled. As in _codec, no value of a header is built before it is known to
+be within its bounds: each value is read by the form of its place, so that depth, length and number are those
+of the declaration, whatever the bytes are.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from clockwork.wire.forms import (
 )
 from clockwork.wire.telling import tell
 
-_TOLD_BYTES = 400  # of a text that did not fit, how much is looked at
+_TOLD_BYTES = 400  # the bytes of an unfit text that are read for an error
 
-# Kinds of what comes next. A container's or a text's value is its size; of all others it is the value.
+# Kinds of the next value. The head's number is the size of a container or text, and the value of all other
+# kinds.
 _NIL, _FLAG, _INTEGER, _NATURAL, _REAL, _TEXT, _BYTES, _ARRAY, _MAP = range(9)
 
 _NUMBERS: Final = {
@@ -56,15 +57,15 @@ _SIZED: Final = {
     0xDE: (_MAP, struct.Struct(">H")),
     0xDF: (_MAP, struct.Struct(">I")),
 }
-"""Of a first byte: the kind of value, and how its number or its size is stored behind that byte."""
+"""By first byte: the kind of the value, and the format of the number or size behind that byte."""
 
 
 class Odd(ValueError):
-    """A header that differs from its declaration; the sentence names the value, its bounds and the value that came."""
+    """A header that differs from its declaration. The sentence names the field, its bounds and the value."""
 
 
 class Layout:
-    """A kind of message: how its header is read. fields: a form for each, in order. bytes_max: of the header."""
+    """The layout of a message kind's header. fields: the form of each, in order. bytes_max: of the header."""
 
     __slots__ = ("bytes_max", "forms", "kind", "names")
 
@@ -80,7 +81,7 @@ class _Cut(Exception):
 
 
 class _Reader:
-    """Takes msgpack apart; never looks beyond the end, and lets no length size an allocation."""
+    """Parses msgpack; never reads beyond the end, and allocates nothing by an unchecked length."""
 
     __slots__ = ("at", "data", "end")
 
@@ -90,7 +91,7 @@ class _Reader:
         self.end = len(self.data)
 
     def head(self) -> tuple[int, Any]:
-        """The kind of what comes next, and its value or size: there are bytes enough for so many elements. Raises _Cut."""
+        """The kind of the next value, and the value, or a size that the bytes suffice for. Raises _Cut."""
         at = self.at
         if at >= self.end:
             raise _Cut
@@ -132,7 +133,7 @@ class _Reader:
         return kind, size
 
     def take(self, size: int) -> bytes:
-        """The bytes of a text, or of bytes, whose head was read."""
+        """The content of a text or of bytes whose head was read."""
         found = self.data[self.at : self.at + size]
         self.at += size
         return found
@@ -148,7 +149,7 @@ class _Where:
         self.step = step
 
     def __str__(self) -> str:
-        """As in parts[3][0].shape."""
+        """The path of the place, for example parts[3][0].shape."""
         steps: list[str] = []
         where: _Where | None = self
         while where is not None:
@@ -201,7 +202,7 @@ def _read(reader: _Reader, form: Any, where: _Where) -> Any:
 
 
 _NOT_THIS: Final = object()
-"""What a reader of one form returns where something else came."""
+"""Returned by a form's reader for a value of another form."""
 
 
 def _integer(reader: _Reader, form: Integer, where: _Where, kind: int, value: Any) -> Any:
@@ -258,7 +259,7 @@ def _anything(reader: _Reader, form: Anything | Facts, where: _Where, kind: int,
 
 
 class _Free:
-    """Reads what has no declaration but its depth and its number of values."""
+    """Reads a free value, which is bounded only in its depth and its number of values."""
 
     __slots__ = ("form", "left", "reader", "where")
 
@@ -269,7 +270,7 @@ class _Free:
         self.left = form.count_max  # values
 
     def read(self, kind: int, value: Any, depth: int) -> Any:
-        """depth: further levels of containers."""
+        """Read the value behind a head. depth: further levels of containers."""
         if self.left == 0:
             raise Odd(f"{self.where} is {self.form}, got more")
         self.left -= 1
@@ -317,7 +318,7 @@ def _text(reader: _Reader, size: int, where: _Where) -> str:
 
 
 def _tell(reader: _Reader, kind: int, value: Any) -> str:
-    """What came where something else was due; of a text the beginning."""
+    """An unexpected value for an error's sentence; of a text the beginning."""
     if kind in (_TEXT, _BYTES):
         found = reader.take(min(value, _TOLD_BYTES))
         told = tell(found.decode(errors="replace") if kind == _TEXT else found)

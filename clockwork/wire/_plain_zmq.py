@@ -1,4 +1,4 @@
-"""Asking a ZeroMQ socket whether it has something, through pyzmq: what _zmq does, where nothing is compiled."""
+"""Probe of a ZeroMQ socket for messages, through pyzmq: _zmq's counterpart where nothing is compiled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _READABLE = int(zmq.POLLIN)
 
 
 class Probe:
-    """Looks at one socket, for the thread that uses it. forget() it before the socket is closed."""
+    """A probe of a socket, for the thread that uses it. Call forget() before the socket is closed."""
 
     def __init__(self, socket: zmq.Socket[Any]) -> None:
         self._socket: zmq.Socket[Any] | None = socket

@@ -6,7 +6,8 @@ DIRECT: bool
 MISSING: list[str]
 
 class Functions:
-    """A clockwork_zmq_api (csrc/zmq_api.h). Raises OSError, naming what this libzmq does not show."""
+    """A clockwork_zmq_api (csrc/zmq_api.h). Raises OSError, naming the functions that this libzmq does not
+    export."""
 
     address: int
 

@@ -1,7 +1,7 @@
-"""Ask a ZeroMQ socket whether it has something, without Python in between.
+"""Probe of a ZeroMQ socket for messages, without Python in between.
 
-A request's road asks some forty times, at 2 us each through pyzmq and 0.3 us here. The functions are
-those of the very libzmq that pyzmq brings: looked up in it, so there is nothing to link.
+A request's path probes some forty times, at 2 us each through pyzmq and 0.3 us here. The functions are those
+of pyzmq's own libzmq: they are looked up in it, so there is nothing to link.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -36,7 +36,7 @@ cdef void *_find(void *library, const char *name, list missing) except? NULL:
 
 
 cdef int _bind() except -1:
-    """Look every function up. Those that are not there are named in MISSING."""
+    """Look every function up. The missing functions are named in MISSING."""
     global _getsockopt
     path = _binding.__file__.encode()
     cdef void *library = dlopen(path, RTLD_NOW | RTLD_NOLOAD)
@@ -68,11 +68,12 @@ MISSING = []
 _bind()
 
 DIRECT = _getsockopt != NULL
-"""False where pyzmq was built with a libzmq that shows nobody its functions: then pyzmq is asked."""
+"""False where pyzmq was built with a libzmq that exports no functions: then pyzmq is asked."""
 
 
 cdef class Functions:
-    """All that code without Python calls. Raises OSError, naming what this libzmq does not show."""
+    """libzmq's functions for code without Python. Raises OSError, naming those that this libzmq does not
+    export."""
 
     def __cinit__(self):
         if MISSING:
@@ -81,15 +82,15 @@ cdef class Functions:
 
     @property
     def address(self):
-        """Of the table, for ctypes."""
+        """The address of the table, for ctypes."""
         return <uintptr_t> self.table
 
 
 cdef class Probe:
-    """Looks at one socket, for the thread that uses it. forget() it before the socket is closed."""
+    """A probe of a socket, for the thread that uses it. Call forget() before the socket is closed."""
 
     cdef void *_address
-    cdef object _socket  # keeps what _address belongs to
+    cdef object _socket  # keeps the socket of _address alive
 
     def __init__(self, socket):
         """socket: a zmq.Socket."""

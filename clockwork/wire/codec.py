@@ -1,7 +1,7 @@
 """Encodes headers to bytes and decodes them. The frames behind a header are never touched here.
 
-Decoding trusts nothing: the tag must belong to the direction, and every field must have the form that its message
-declares for it (clockwork.wire.forms), before anything is built of it.
+Decoding trusts nothing: the tag must belong to the direction, and every field must have the form that its
+message declares for it (clockwork.wire.forms), before any value is built of it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from clockwork.wire.messages import (
 
 try:
     import clockwork.wire._codec as reader
-except ModuleNotFoundError:  # clockwork-client alone: nothing of it is compiled
+except ModuleNotFoundError:  # clockwork-client alone has no compiled part
     import clockwork.wire._plain_codec as reader  # type: ignore[no-redef]
 
 
@@ -40,18 +40,18 @@ class WireError(ClockworkError):
 
 
 class HeaderFlaw(NamedTuple):
-    """The first place at which a header is not what its message declares, found by a reader that is not decode():
-    csrc/wire/messages.cpp reads those of the messages that C++ receives."""
+    """The first place at which a header differs from its message's declaration, found by a reader other than
+    decode(): csrc/wire/messages.cpp reads the headers of messages that C++ receives."""
 
     tag: int  # of the message
     kind: str  # a word of HEADER_FLAW_NAMES in csrc/controller/flaws.h
-    fields: int  # that it has
-    path: tuple[int, ...]  # which field, in it which element or field, and so on
-    offset: int  # where in the header the value begins that is not as declared
+    fields: int  # the number of fields that it has
+    path: tuple[int, ...]  # the number of the field, of the element or field in it, and so on
+    offset: int  # in the header, of the value that differs from its declaration
 
 
 class TooLarge(ClockworkError):
-    """A message that its receiver would not take; the text gives its size and the bound."""
+    """A message that is too large for its receiver; the text gives its size and the bound."""
 
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
@@ -74,8 +74,11 @@ def encode(message: tuple[Any, ...]) -> bytes:
 
 
 def encode_reply(message: Reply) -> tuple[bytes, bytes]:
-    """The header frame of a reply in two pieces. Long bytes that its body is, or that are the last value of its body, are the
-    second piece as they are, without a copy; else that is empty. Raises TooLarge."""
+    """The header frame of a reply in two pieces.
+
+    If the body is long bytes, or its last value is, these bytes are the second piece, without a copy; else
+    the second piece is empty. Raises TooLarge.
+    """
     body = message.body
     last = (
         body if type(body) is bytes else next(reversed(body.values()), None) if type(body) is dict else None
@@ -91,12 +94,13 @@ def encode_reply(message: Reply) -> tuple[bytes, bytes]:
     return head, last
 
 
-_BIN32 = struct.Struct(">BI")  # how msgpack begins long bytes
+_BIN32 = struct.Struct(">BI")  # msgpack's head of long bytes
 _EMPTY = msgpack.packb(b"")
 
 
 def decode(header: Any, table: Mapping[int, type]) -> Any:
-    """The message in a header frame (bytes-like). table: the kinds of its direction, by tag. Raises WireError."""
+    """The message in a header frame (bytes-like). table: the kinds of its direction, by tag. Raises
+    WireError."""
     try:
         return reader.read(header, _LAYOUTS[id(table)])
     except reader.Odd as error:
@@ -104,12 +108,12 @@ def decode(header: Any, table: Mapping[int, type]) -> Any:
 
 
 def complaint(header: Any, table: Mapping[int, type], flaw: HeaderFlaw) -> str:
-    """What decode() says of a header that has this flaw."""
+    """The sentence of decode() about a header with this flaw."""
     return reader.complaint(header, _LAYOUTS[id(table)][flaw.tag], *flaw[1:])
 
 
 def check(message: tuple[Any, ...]) -> bytes:
-    """The header of a message made of untrusted data, decoded once as a test. Raises WireError if no receiver takes it."""
+    """Encode a message made of untrusted data. Raises WireError if no receiver would decode it."""
     try:
         header = encode(message)
         reader.read(header, {TAG_OF[type(message)]: _ALL[type(message)]})
@@ -119,8 +123,8 @@ def check(message: tuple[Any, ...]) -> bytes:
 
 
 def addressee(header: Any, table: Mapping[int, type]) -> tuple[type | None, int]:
-    """The kind of a message that decode() refuses, and the id of a request, action or model that it begins with, so that
-    its sender can be answered. (None, 0) where they cannot be read."""
+    """The kind of a message that decode() refuses, and the id of the request, action or model in its first
+    field, so that its sender can be answered. (None, 0) where they cannot be read."""
     unpacker = msgpack.Unpacker()
     unpacker.feed(bytes(memoryview(header)[:_BEGINNING_BYTES]))
     try:
@@ -142,7 +146,9 @@ _BEGINNING_BYTES = 32  # an array's head, a tag and a number take less
 
 def _with_cut(message: tuple[Any, ...], place: int, bytes_max: int) -> tuple[Any, ...]:
     text = message[place].encode(errors="replace")[:bytes_max].decode(errors="ignore")
-    return type(message)._make((*message[:place], text, *message[place + 1 :]))  # type: ignore[attr-defined,no-any-return]
+    return (  # type: ignore[no-any-return]
+        type(message)._make((*message[:place], text, *message[place + 1 :]))  # type: ignore[attr-defined]
+    )
 
 
 _FORMS = {kind: forms_of(kind) for kind in TAG_OF}

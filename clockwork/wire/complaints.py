@@ -1,4 +1,4 @@
-"""Complaints about what peers do: each is counted, few are logged."""
+"""Complaints about peers: each is counted, few are logged."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ class _Kind:
 class Complaints:
     """Counts complaints by kind and writes some of them to a log.
 
-    A kind may log COMPLAINT_LINES lines at once and another line each COMPLAINT_INTERVAL_NS after that; the next line
-    says how many complaints were left out meanwhile. The kinds are chosen by the caller, never by a peer.
+    A kind may log COMPLAINT_LINES lines at once and another line each COMPLAINT_INTERVAL_NS after that; the
+    next line says how many complaints were left out meanwhile. The kinds are chosen by the caller, never by a
+    peer.
     """
 
     def __init__(self, log: logging.Logger, kinds: Iterable[str]) -> None:
@@ -29,7 +30,7 @@ class Complaints:
         self._kinds = {kind: _Kind() for kind in kinds}
 
     def note(self, kind: str, now_ns: int, text: str, error: BaseException | None = None) -> None:
-        """Count a complaint, and log it with the traceback of ``error`` unless too many of its kind were logged already."""
+        """Count a complaint; log it, with ``error``'s traceback, unless too many of its kind were logged."""
         entry = self._kinds[kind]
         entry.count += 1
         renewed = (now_ns - entry.renewed_ns) // COMPLAINT_INTERVAL_NS
@@ -47,7 +48,7 @@ class Complaints:
         self._log.warning("%s", text, exc_info=error)
 
     def settle(self, now_ns: int) -> None:
-        """Log how many complaints were left out, for kinds that have gone quiet since. To be called now and then."""
+        """Log the number of complaints left out, for kinds that are quiet since. Called now and then."""
         for kind, entry in self._kinds.items():
             if entry.left_out and now_ns - entry.renewed_ns >= COMPLAINT_INTERVAL_NS:
                 entry.renewed_ns = now_ns

@@ -1,6 +1,7 @@
 """A controller's descriptions of itself and its models, as records for callers of the client.
 
-Fields that a newer controller adds are kept in ``raw``; fields that an older controller leaves out have their defaults.
+Fields that a newer controller adds are kept in ``raw``; fields that an older controller leaves out have their
+defaults.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class TensorInfo:
 class ProfileInfo:
     """An execution time measured at registration."""
 
-    # Of each input; without axis 0 where the model batches. Of an optional input the value, see wire.optional.value_entry().
+    # The shape of each input, without axis 0 where the model batches. An optional input has its value in
+    # place of a shape, see wire.optional.value_entry().
     shape: tuple[tuple[int, ...], ...]
     batch: int
     exec_ns: int
@@ -36,8 +38,8 @@ class ProfileInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A version of a registered model. Client.models() leaves out profile, metadata, counts, digest and notes: see
-    model()."""
+    """A version of a registered model. Client.models() leaves out profile, metadata, counts, digest and
+    notes: see model()."""
 
     name: str
     version: int
@@ -110,11 +112,12 @@ class ModelInfo:
 class ShadowInfo:
     """A version that gets copies of requests, with counts since it began or since the controller started.
 
-    copied: requests that were copied. unanswered: copies for which the version had no idle time before their SLO (at
-    most 0.9 s), or failed. moot: copies of requests that were not answered themselves. dropped: requests not copied, or
-    answers not compared, because too many waited. compared: pairs of answers. differing: pairs that differ in names,
-    dtypes or shapes. beyond: pairs that differ so, or by more than the tolerance. absolute_max, relative_max: the
-    largest difference of two elements; relative to the largest magnitude in the tensor of the version that serves.
+    copied: requests that were copied. unanswered: copies for which the version had no idle time before their
+    SLO (at most 0.9 s), or failed. moot: copies of requests that were not answered themselves. dropped:
+    requests not copied, or answers not compared, because too many waited. compared: pairs of answers.
+    differing: pairs that differ in names, dtypes or shapes. beyond: pairs that differ so, or by more than the
+    tolerance. absolute_max, relative_max: the largest difference of two elements; relative to the largest
+    magnitude in the tensor of the version that serves.
     """
 
     version: int

@@ -1,7 +1,8 @@
-"""Forms: the values that a field of a message may hold. messages.py declares each field's form, and _codec reads by it.
+"""Forms: the values that a field of a message may hold, declared in messages.py, by which _codec decodes.
 
-A form bounds whatever it lets in: a number on both sides, a text in bytes, a list in elements, and a free value in its
-depth and its number of values. So the cost of reading a header is bounded by its kind, before anything is built of it.
+A form bounds every value: a number on both sides, a text in bytes, a list in elements, and a free value in
+its depth and its number of values. So the cost of reading a header is bounded by its kind, before any value
+is built.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class Flag(NamedTuple):
 class ListOf(NamedTuple):
     """A list of at most ``count_max`` elements.
 
-    ``pool``: of a list within another, the vector of the C++ record that holds the elements of all such lists.
+    ``pool``: of a list within another, the vector of the C++ record that holds the elements of all such
+    lists.
     """
 
     element: Form
@@ -66,7 +68,8 @@ class ListOf(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A list of exactly these fields, in this order. ``struct``: the C++ record of it; rows may share a record."""
+    """A list of exactly these fields, in this order. ``struct``: the C++ record of it; rows may share a
+    record."""
 
     fields: Mapping[str, Form]
     struct: str = ""
@@ -96,7 +99,8 @@ class Either(NamedTuple):
 
 
 class Anything(NamedTuple):
-    """Any msgpack value but extensions, of at most ``depth_max`` levels of containers and ``count_max`` values in all."""
+    """Any msgpack value but extensions, of at most ``depth_max`` levels of containers and ``count_max``
+    values in all."""
 
     depth_max: int
     count_max: int

@@ -1,8 +1,9 @@
 """Bounds the bytes that a connection has received and this process has not taken, by the kernel's count.
 
-libzmq bounds frames in bytes and queues in messages, but neither the bytes of a queue nor a message of many frames,
-which it receives whole before it hands anything on; and it does not report the bytes. csrc/controller/connections.h
-does the same for the exchange's sockets; this module is for dialled sockets and for the publisher's.
+libzmq bounds frames in bytes and queues in messages, but neither the bytes of a queue nor a message of many
+frames, which it receives whole before it hands anything on; and it does not report the bytes.
+csrc/controller/connections.h does the same for the exchange's sockets; this module is for dialled sockets and
+for the publisher's.
 """
 
 from __future__ import annotations
@@ -26,17 +27,18 @@ _INFO_BYTES = _BYTES_RECEIVED_AT + _BYTES_RECEIVED.size
 
 
 class Inflow:
-    """Counts the bytes of an open connection that this process has not taken, and ends it where they are too many."""
+    """Counts an open connection's bytes that this process has not taken; ends it where they are too many."""
 
     def __init__(self, fd: int, now: int) -> None:
-        """fd: libzmq's own, which may be closed and reused at any time: each use goes through _duplicate()."""
+        """fd: libzmq's own, which may be closed and reused at any time: always used through _duplicate()."""
         self._fd = fd
         self._inode = _inode_of(fd)
         self._taken = 0
         self._looked_ns = now
-        self._has_taken = False  # since the last drain()
-        self._is_drained = False  # since the last look()
-        # Memory of this process when no whole message was left to take (0: not known), and what it kept of it.
+        self._has_taken = False  # whether a message was taken since the last drain()
+        self._is_drained = False  # whether drain() was called since the last look()
+        # This process's memory when no whole message was left to take (0: not known), and the part that it
+        # kept.
         self._resident = resident_bytes()
         self._kept = 0
 
@@ -46,17 +48,19 @@ class Inflow:
         self._has_taken = True
 
     def drain(self) -> None:
-        """Note that no whole message is left to take: the bytes that wait are the begin of the next one."""
+        """Note that no whole message is left to take: the waiting bytes begin the next message."""
         self._is_drained = self._is_drained or self._has_taken
         self._has_taken = False
 
     def look(self, now: int, bytes_max: int, kept_bytes: int = 0) -> bool:
-        """End the connection if more than ``bytes_max`` bytes wait to be taken. Returns whether it ended the connection.
+        """End the connection if more than ``bytes_max`` bytes wait to be taken. Returns whether it ended the
+        connection.
 
-        It also ends where this process has grown by more than ``bytes_max`` since it had taken every whole message, and
-        the waiting bytes may be the reason: three bytes on the wire may be a message, which takes 64 in memory. Growth
-        of another cause is none of the connection's: the waiting bytes themselves, messages that were taken and are
-        kept, and ``kept_bytes``, which this process holds for its callers.
+        The connection also ends where this process has grown by more than ``bytes_max`` since it had taken
+        every whole message, and the waiting bytes may be the reason: three bytes on the wire may be a
+        message, which takes 64 in memory. Growth of another cause is not counted: the waiting bytes
+        themselves, messages that were taken and are kept, and ``kept_bytes``, which this process holds for
+        its callers.
         """
         duplicate = self._duplicate()
         if duplicate is None:
@@ -65,7 +69,7 @@ class Inflow:
             received = received_bytes(connection)
             self._taken += (now - self._looked_ns) * HEARTBEAT_BYTES_PER_S // SECOND
             self._looked_ns = now
-            self._taken = min(self._taken, received)  # an overestimate is no credit for later
+            self._taken = min(self._taken, received)  # an overestimate must not count for later bytes
             behind = received - self._taken
             grown = self._grown_bytes(behind, kept_bytes)
             if behind <= bytes_max and not bytes_max < grown <= behind * FRAME_MEMORY_RATIO:
@@ -74,37 +78,38 @@ class Inflow:
             return True
 
     def _grown_bytes(self, behind: int, kept_bytes: int) -> int:
-        """Bytes by which this process has grown since every whole message was taken, less those with a known cause."""
+        """This process's growth in bytes since every whole message was taken, without known causes."""
         resident = resident_bytes()
         if not resident:
             return 0
-        # A message without an end never lets the count begin anew: nothing of it is taken.
+        # A message without an end never resets the count, since no part of it is taken.
         if behind <= INFLOW_SMALL_BYTES or self._is_drained or not self._resident:
             self._resident, self._kept = resident, kept_bytes
         self._is_drained = False
         return resident - self._resident - behind - max(0, kept_bytes - self._kept)
 
     def end(self) -> None:
-        """Shut the connection down; libzmq then finds that it has ended."""
+        """Shut the connection down; libzmq then notices the end."""
         duplicate = self._duplicate()
         if duplicate is not None:
             with socket.socket(fileno=duplicate) as connection:
                 end(connection)
 
     def address(self) -> str:
-        """The peer's address, of IPv6 its network (/64); "" of a unix socket, and of a connection that has ended."""
+        """The peer's address, of IPv6 its network (/64); "" of a unix socket, and of a connection that has
+        ended."""
         duplicate = self._duplicate()
         if duplicate is None:
             return ""
         with socket.socket(fileno=duplicate) as connection, suppress(OSError, ValueError):
-            one = ipaddress.ip_address(connection.getpeername()[0].partition("%")[0])
-            if one.version == 6 and one.ipv4_mapped is None:
-                return one.packed[:8].hex()
-            return str(one if one.version == 4 else one.ipv4_mapped)
+            host = ipaddress.ip_address(connection.getpeername()[0].partition("%")[0])
+            if host.version == 6 and host.ipv4_mapped is None:
+                return host.packed[:8].hex()
+            return str(host if host.version == 4 else host.ipv4_mapped)
         return ""
 
     def _duplicate(self) -> int | None:
-        """A new descriptor of this very connection, or None if its number means something else by now."""
+        """A new descriptor of this connection, or None if the descriptor's number has been reused."""
         try:
             duplicate = os.dup(self._fd)
         except OSError:
@@ -116,8 +121,8 @@ class Inflow:
 
 
 def received_bytes(connection: socket.socket) -> int:
-    """Bytes that a TCP connection has received since it began; 0 for a unix socket, and on systems other than Linux, for
-    which the kernel has no such count."""
+    """The bytes that a TCP connection has received since it began; 0 for a unix socket, and on systems other
+    than Linux, whose kernels have no such count."""
     if not sys.platform.startswith("linux"):
         return 0
     with suppress(OSError):

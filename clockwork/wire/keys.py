@@ -1,8 +1,9 @@
 """CURVE keys in files: the controller's pair, a pair for each peer, and the list of keys that may connect.
 
-``clockwork keys new DIR`` writes one peer's file for each role. A peer's file holds its own pair and the controller's
-public key; the list (``allowed.keys``) holds public keys alone, each with its role, and is read again while the
-controller runs. Files from before there were roles are still read: the controller's then lists keys itself.
+``clockwork keys new DIR`` writes a peer's file for each role. A peer's file holds its own pair and the
+controller's public key; the list (``allowed.keys``) holds public keys alone, each with its role, and is read
+again while the controller runs. Files from before there were roles are still read: then the controller's file
+itself lists the keys.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ Pair = tuple[str, str]
 class ControllerKeys:
     public: str  # Z85, 40 characters
     secret: str
-    allowed: tuple[str, ...] = ()  # public keys from before there were roles, which may do everything
+    allowed: tuple[str, ...] = ()  # public keys from before there were roles; they have every right
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class PeerKeys:
     public: str
     secret: str
     controller: str  # the controller's public key
-    role: Role | None = None  # that it was made for; the controller decides by its own list
+    role: Role | None = None  # the role that it was made for; the controller decides by its own list
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def read_peer_keys(path: Path) -> PeerKeys:
 
 
 def read_allowed_keys(path: Path) -> Mapping[str, AllowedKey]:
-    """The keys that may connect, by public key. Raises ConfigError, naming the file, the line and the defect."""
+    """The keys that may connect, by public key. Raises ConfigError, naming file, line and defect."""
     try:
         with open(path, "rb") as file:
             data = file.read(ALLOWED_BYTES_MAX + 1)
@@ -120,7 +121,7 @@ def key_file_of(directory: Path, role: Role) -> Path:
 
 
 def write_keys(directory: Path, controller: Pair, peers: Mapping[Role, Pair]) -> list[Path]:
-    """Write a controller's key, a key for each role and allowed.keys; secrets are readable by their owner alone.
+    """Write a controller's key, a key for each role and allowed.keys; only their owner can read secrets.
 
     Raises ConfigError rather than overwrite a key that may be in use.
     """
@@ -211,11 +212,11 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def _write_allowed(path: Path, rows: Iterable[AllowedKey]) -> None:
     body = "".join(f"{row.role:<8} {row.public} {row.name}\n" for row in rows)
-    _replace(path, _ALLOWED_HEAD + body, 0o644)  # public keys: the controller may be another user
+    _replace(path, _ALLOWED_HEAD + body, 0o644)  # readable by all, as the controller may run as another user
 
 
 def _replace(path: Path, text: str, mode: int) -> None:
-    """Replace a file durably and atomically: a reader sees the old or the new text, also after a loss of power."""
+    """Replace a file durably and atomically: readers see the old or the new text, also after a power loss."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)

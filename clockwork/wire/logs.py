@@ -1,9 +1,9 @@
-"""The logs of processes: lines that nobody else can forge.
+"""The logs of processes: lines that no peer can forge.
 
-A message quotes names, faults and folders that others chose. The obvious remedy, to escape each where it is logged, fails
-with the first place that is forgotten. So the formatter escapes whole messages, and a line that does not begin with a time
-belongs to the traceback above it. As JSON (CLOCKWORK_LOG_FORMAT), a record is one object in a line, its traceback in it, and
-JSON's own escapes do the same.
+A message quotes names, faults and folders that others chose. Escaping each of them where it is logged would
+fail at the first place that is forgotten. So the formatter escapes whole messages, and a line that does not
+begin with a time belongs to the traceback above it. As JSON (CLOCKWORK_LOG_FORMAT), a record is an object in
+a line, with its traceback in it, and JSON's own escapes serve the same purpose.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class LineFormatter(logging.Formatter):
         try:
             return super().formatMessage(record)
         finally:
-            record.message = message  # which other handlers format, too
+            record.message = message  # other handlers format the record as well
 
     def formatException(self, ei: ExceptionInfo) -> str:
         return "\n".join(CONTINUED + visible(line) for line in _traceback(ei).split("\n"))
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON object in one line of ASCII: time (UTC), level, process, message, and exception where there is
-    one. Both texts are bounded."""
+    """A record as a JSON object in a line of ASCII: time (UTC), level, process, message, and the exception if
+    there is one. Message and exception are bounded."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class JsonFormatter(logging.Formatter):
 def json_line(
     process: str, message: str, level: str = "info", time_s: float | None = None, exception: str = ""
 ) -> str:
-    """One line of a log of JSON. time_s: since the epoch; None: now."""
+    """A line of a JSON log. time_s: since the epoch; None: now."""
     moment = datetime.datetime.fromtimestamp(time.time() if time_s is None else time_s, datetime.UTC)
     fields = {
         "time": moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z",
@@ -77,7 +77,7 @@ def json_line(
 
 
 def dumps(fields: Mapping[str, Any]) -> str:
-    """An object in one line of ASCII that a terminal obeys nothing of."""
+    """An object as JSON in a line of ASCII without control characters."""
     return json.dumps(fields).replace("\x7f", "\\u007f")
 
 
@@ -86,18 +86,18 @@ def _cut(message: str) -> str:
 
 
 def _whole(text: str) -> str:
-    """The text, with a mark in place of halves of characters, which readers of JSON refuse."""
+    """The text, with a mark in place of half surrogate pairs, which readers of JSON refuse."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _traceback(ei: ExceptionInfo) -> str:
-    """A traceback's end, bounded."""
+    """The bounded end of a traceback."""
     lines = traceback.format_exception(*ei, limit=-COMPLAINT_FRAMES)
     return "".join(lines)[-COMPLAINT_CHARS_MAX:].rstrip()
 
 
 def start_log(process: str) -> None:
-    """Have this process log to stderr. process: its kind. Raises ConfigError for a format that there is not."""
+    """Have this process log to stderr. process: its kind. Raises ConfigError for an unknown format."""
     guard_stderr(process)
     handler = logging.StreamHandler(sys.stderr)
     text = LineFormatter(f"%(asctime)s {process} %(levelname).1s %(message)s")
@@ -106,12 +106,12 @@ def start_log(process: str) -> None:
 
 
 def guard_stderr(process: str = "clockwork") -> None:
-    """Have whatever a process without a log of its own says on stderr be such lines, too: what libraries log, and the
-    traceback of an error that nothing catches."""
+    """Format the stderr of a process without a log of its own in the same way: the records of libraries, and
+    the traceback of an uncaught error."""
     formatter = LineFormatter("%(message)s")
     try:
         as_json = logs_json()
-    except ConfigError:  # which the command will tell
+    except ConfigError:  # the command reports this error
         as_json = False
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(JsonFormatter(process) if as_json else formatter)

@@ -1,11 +1,10 @@
 """Every message of the protocol, typed, grouped by direction.
 
-A message on the wire is ``[header][frame]*``. The header is one msgpack array
-``[tag, field, field, ...]``; frames carry tensor bytes or file chunks and are never copied into
-msgpack. Each field is declared with a form (clockwork.wire.forms), which bounds whatever it may hold: codec.decode() takes
-nothing else. Times are integer nanoseconds. A message *to* a worker carries times of that worker's
-clock, a message *from* a worker likewise; the controller converts at its link to the worker, and
-nowhere else.
+A message on the wire is ``[header][frame]*``. The header is one msgpack array ``[tag, field, field, ...]``;
+frames carry tensor bytes or file chunks and are never copied into msgpack. Each field is declared with a form
+(clockwork.wire.forms), which bounds whatever it may hold: codec.decode() takes nothing else. Times are
+integer nanoseconds. A message *to* a worker carries times of that worker's clock, a message *from* a worker
+likewise; the controller converts at its link to the worker, and nowhere else.
 """
 
 from __future__ import annotations
@@ -176,7 +175,7 @@ _DTYPE = Integer(0, (1 << 31) - 1)
 _FRAME = Integer(0, FRAMES_MAX - 1)
 _DIMENSIONS = ListOf(Integer(0, NEVER_NS - 1), RANK_MAX, pool="dims")
 _ANY_DIMENSIONS = ListOf(Integer(INT64_MIN, INT64_MAX), RANK_MAX, pool="dims")
-# A request's dimensions may be any int64: the check against its model has the better sentence.
+# A request's dimensions may be any int64: the check against its model gives the better error.
 _INPUT = Row(
     {"name": Text(NAME_BYTES_MAX), "dtype": _DTYPE, "shape": _ANY_DIMENSIONS, "frame": _FRAME},
     struct="TensorRef",
@@ -237,11 +236,11 @@ class Cancel(NamedTuple):
 
 
 BATCHING = ("auto", "on", "off", "same-shape")
-"""Whether requests for a model share executions: as registration finds out, always, never, or only those of one shape."""
+"""When requests for a model share executions: as registration finds out, always, never, or at equal shape."""
 
 PRODUCT_DTYPES = ("fp32", "tf32", "fp16")
-"""What kernels that are compiled for GPUs multiply in matrix products, in which all but fp32 use tensor cores; sums are
-fp32. CPU devices compute as the model says."""
+"""Precisions in which compiled GPU kernels multiply in matrix products; all but fp32 use tensor cores, and
+sums are fp32. CPU devices compute as the model declares."""
 
 _REGISTER_OPTIONS = Record(
     {
@@ -259,17 +258,18 @@ _REGISTER_OPTIONS = Record(
 
 
 TRAFFIC = ("all", "part", "none")
-"""Of a name, what a new version is to take."""
+"""The traffic of its name that a new version is to take."""
 
 
 class Register(NamedTuple):
     """Open an upload. ``files``: ``[[relative path, bytes, sha256 hex], ...]``, the first is the model.
 
-    ``options``: ``slo_ns`` (0 none), ``batching`` (auto, on, off or same-shape), ``batch_max``, ``version`` (its number, if that is
-    free; 0: the next), ``origin`` (the repository that it came from), ``dtype`` (one of PRODUCT_DTYPES). Of these, SLO, batching
-    and dtype are those of the version that serves the name, unless they are there. ``traffic``: which
-    of the name's the version takes once it is ready: all (the default), or none before a Route or Promote: with "part", such a
-    Route follows, with "none" it need not. ``forced``: it may take all, even if requests for the name do not fit it.
+    ``options``: ``slo_ns`` (0 none), ``batching`` (auto, on, off or same-shape), ``batch_max``, ``version``
+    (its number, if that is free; 0: the next), ``origin`` (the repository that it came from), ``dtype`` (one
+    of PRODUCT_DTYPES). An absent SLO, batching or dtype is that of the version that serves the name.
+    ``traffic``: the traffic of the name that the version takes once it is ready: all (the default), or none
+    before a Route or Promote; with "part" such a Route follows, with "none" it need not. ``forced``: it may
+    take all, even if requests for the name do not fit it.
     """
 
     request_id: Id
@@ -316,7 +316,11 @@ class ReportSource(NamedTuple):
 
 
 class Query(NamedTuple):
-    """``what``: models, model (argument: its name), status, readiness, metrics (see controller/views/metrics.py), recorder (controller/recording/recorder.py)."""
+    """Ask for a view.
+
+    ``what``: models, model (argument: its name), status, readiness, metrics (see controller/views/metrics.py)
+    or recorder (see controller/recording/recorder.py).
+    """
 
     request_id: Id
     what: Annotated[str, Text(NAME_BYTES_MAX)]
@@ -329,9 +333,9 @@ _SHARE = Row({"version": Integer(0, VERSION_MAX), "parts": Integer(0, SHARE_WHOL
 class Route(NamedTuple):
     """Split a name's traffic. Answered by Reply with the resulting route; see controller.catalog.routes.
 
-    ``shares``: ``[[version, parts], ...]`` of SHARE_WHOLE; the rest goes to the versions that have the traffic now;
-    empty: no change. ``shadow``: ``[version, parts, tolerance]``: the share of other versions' requests that is copied
-    to this version; ``[0, 0, 0.0]``: no shadow; empty: no change.
+    ``shares``: ``[[version, parts], ...]`` of SHARE_WHOLE; the rest goes to the versions that have the
+    traffic now; empty: no change. ``shadow``: ``[version, parts, tolerance]``: the share of other versions'
+    requests that is copied to this version; ``[0, 0, 0.0]``: no shadow; empty: no change.
     """
 
     request_id: Id
@@ -376,9 +380,9 @@ ANSWER_TIMES = ("queue_ns", "load_ns", "exec_ns", "total_ns", "copy_in_ns", "cop
 
 
 class Answer(NamedTuple):
-    """A successful inference. ``times`` as the controller saw them, ns: waiting in a queue, waiting for a load, on the
-    device, in all; then the parts of the device's time that copied inputs in and outputs out. Last, no time but the number
-    by which the controller knows the request: `clockwork explain` takes it."""
+    """A successful inference. ``times`` as the controller saw them, ns: waiting in a queue, waiting for a
+    load, on the device, in all; then the parts of the device's time that copied inputs in and outputs out.
+    Last, no time but the number by which the controller knows the request: `clockwork explain` takes it."""
 
     request_id: Id
     model_version: VersionNumber
@@ -490,7 +494,8 @@ _DEVICE = Record(
 
 
 class WorkerHello(NamedTuple):
-    """A worker's first message. ``devices``: DeviceInfo's fields, a dict each. ``worker_epoch``: random for each start."""
+    """A worker's first message. ``devices``: DeviceInfo's fields, a dict each. ``worker_epoch``: random for
+    each start."""
 
     protocol: Protocol
     version: Release
@@ -532,8 +537,8 @@ class Result(NamedTuple):
 
 
 class Fetch(NamedTuple):
-    """Ask for ``length`` bytes of file number ``file`` of a package. Workers ask the controller; the controller asks a
-    worker that has the package where its own copy is damaged."""
+    """Ask for ``length`` bytes of file number ``file`` of a package. Workers ask the controller; the
+    controller asks a worker that has the package where its own copy is damaged."""
 
     digest: Digest
     file: FileIndex
@@ -609,8 +614,9 @@ class ClockChanged(NamedTuple):
 
 
 class TimeNeeded(NamedTuple):
-    """The worker needs a device for itself for ``expected_ns``, to make a model ready, and pages in these runs: the
-    controller sends a RESERVE when there is a gap in the work. One at a time for a device; 0 takes it back."""
+    """The worker needs a device for itself for ``expected_ns``, to make a model ready, and pages in these
+    runs: the controller sends a RESERVE when there is a gap in the work. One at a time for a device; 0 takes
+    it back."""
 
     device: DeviceIndex
     model_id: Id
@@ -639,8 +645,8 @@ class Ping(NamedTuple):
 class Prepare(NamedTuple):
     """Make the model ready to be loaded: fetch, split, optimise, profile; or find the result in the cache.
 
-    ``files`` as in Register. ``owner``: the number of whoever had it registered or loaded, 0 of nobody; owners take turns.
-    Done away from the execution thread; answered by Prepared.
+    ``files`` as in Register. ``owner``: the number of whoever had it registered or loaded, 0 of nobody;
+    owners take turns. Done away from the execution thread; answered by Prepared.
     """
 
     model_id: Id
@@ -755,8 +761,8 @@ class HostDrop(NamedTuple):
 class Reserve(NamedTuple):
     """RESERVE: for the worker's own work on a device, which executes nothing meanwhile; see TimeNeeded.
 
-    ``run_starts``: the first page of each run that goes with it. These pages are the worker's until it needs others, or
-    none. ``load_id`` is 0. It ends when the work has ended.
+    ``run_starts``: the first page of each run that goes with it. These pages are the worker's until it needs
+    others, or none. ``load_id`` is 0. It ends when the work has ended.
     """
 
     action_id: Id
@@ -770,8 +776,8 @@ class Reserve(NamedTuple):
 
 
 class DeclaredAction(NamedTuple):
-    """An action as it is declared. ``message``: its order. ``frees``: it gives memory back, so that in its lane nothing
-    passes it, and it passes nothing."""
+    """An action as it is declared. ``message``: its order. ``frees``: it gives memory back, so that in its
+    lane nothing passes it, and it passes nothing."""
 
     message: type
     lane: Lane
@@ -802,7 +808,8 @@ class Goodbye(NamedTuple):
 Message: TypeAlias = NamedTuple
 
 FROM_CLIENT = {1: ClientHello, 2: InferRequest, 3: Cancel, 4: Register, 5: UploadChunk, 6: Unregister,
-               7: Query, 8: Bye, 9: Route, 10: Promote, 11: Rollback, 12: Offer, 13: ReportSource}  # fmt: skip
+               7: Query, 8: Bye, 9: Route, 10: Promote, 11: Rollback, 12: Offer,
+               13: ReportSource}  # fmt: skip
 TO_CLIENT = {32: ClientWelcome, 33: Answer, 34: Failure, 35: UploadNeed, 36: UploadAck, 37: Progress,
              38: Reply, 39: HelloNeeded, 40: Mismatch, 41: Goodbye}  # fmt: skip
 FROM_WORKER = {64: WorkerHello, 65: Heartbeat, 66: Pong, 67: Result, 68: Fetch, 69: Prepared,
@@ -843,5 +850,5 @@ def bytes_max_of(kind: type) -> int:
 NATIVE: tuple[type, ...] = (
     InferRequest, Cancel, Answer, Failure, *(action.message for action in ACTIONS.values()), Revoke, Result, Ping, Pong,
 )  # fmt: skip
-"""Messages that C++ touches. Those that a controller or a worker receives have a reader in csrc/wire/messages.h, and those
-that it sends a writer."""
+"""Messages that C++ touches. Those that a controller or a worker receives have a reader in
+csrc/wire/messages.h, and those that it sends a writer."""

@@ -40,7 +40,7 @@ class Default(NamedTuple):
 
 
 def default_of(array: Array) -> Default:
-    """The default of this value."""
+    """An array as the default of an input."""
     _, shape, frame = encode_array(array)
     return Default(tuple(shape), bytes(frame))
 
@@ -51,7 +51,7 @@ def array_of(default: Default, dtype: int) -> Array:
 
 
 def why_not_optional(dtype: int, shape: Sequence[int | str]) -> str:
-    """Why an input of this type and declared shape cannot be optional; "" if it can."""
+    """The reason why an input of this type and declared shape cannot be optional; "" if it can."""
     if dtype == STRING or dtype not in DTYPES:
         return "its type has no elements of a fixed size"
     if len(shape) > OPTIONAL_RANK_MAX or not all(isinstance(dim, int) for dim in shape):
@@ -119,7 +119,7 @@ def read_defaults(
 
 
 def value_entry(data: bytes) -> tuple[int, ...]:
-    """The entry of a shape that stands for this value of an optional input."""
+    """The entry of a shape that encodes a value of an optional input."""
     padded = data + bytes(-len(data) % 4)
     return VALUE_MARK, *np.frombuffer(padded, "<u4").tolist()
 

@@ -1,6 +1,6 @@
-"""What a model's package is as it travels: the names of its files, and the examples of inputs among them.
+"""A model's package for its registration: the names of its files, and the examples of inputs among them.
 
-Whatever registers a model makes one, with onnx (models.packaging) or without (client.plain_package).
+Packages are made with onnx (models.packaging) or without (client.plain_package).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RESERVED_FILES = (MODEL_FILE, EXAMPLES_FILE, LIST_FILE)
 """Names that external data may not have."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-"""How a file begins that Git LFS left in place of a large one."""
+"""The beginning of a file that Git LFS left in place of a large file."""
 
 PackageFiles: TypeAlias = list[tuple[str, Path | bytes]]
 """(path in the package, source file or content) of each file, the first file first."""
@@ -48,7 +48,7 @@ class DeclaredInput(NamedTuple):
 
 
 def source_of(model: Any) -> tuple[Path, bytes | None]:
-    """Where a model lies, or its name in error messages and its bytes. Raises InvalidModel.
+    """A model's path, or its name in error messages with its bytes. Raises InvalidModel.
 
     model: a path, an ONNX file's bytes, or an onnx.ModelProto.
     """
@@ -96,7 +96,7 @@ def check_examples(examples: Any) -> None:
 
 
 def name_examples(examples: Any, names: Sequence[str]) -> Any:
-    """Examples by input name; of a model with one input they may be given as an array. Raises InvalidModel.
+    """Examples by input name; for a model with a single input they may be an array. Raises InvalidModel.
 
     names: of the model's inputs.
     """
@@ -115,13 +115,13 @@ def pack_examples(
 ) -> bytes:
     """The bytes of examples.npz ("<index>/<input name>" -> array), or b"". Equal examples give equal bytes.
 
-    declared: the model's inputs, of which each example has all. defaults: of optional inputs, which an example may leave out.
-    Raises InvalidModel.
+    declared: the model's inputs, all of which each example has, except that it may leave out an optional
+    input. defaults: of optional inputs. Raises InvalidModel.
     """
     if examples is None:
         return b""
     rows = [examples] if isinstance(examples, Mapping) else list(examples)
-    inputs = {one.name: one for one in declared}
+    inputs = {spec.name: spec for spec in declared}
     arrays: dict[str, Any] = {}
     for index, row in enumerate(rows[:EXAMPLES_MAX]):
         if isinstance(row, Mapping):
@@ -151,8 +151,8 @@ def pack_examples(
 
 
 def _packed_strings(array: Array) -> Array:
-    """Strings as an array that needs no pickle: of text, or, where one is no text (an image), of bytes of one length, which
-    zero bytes fill up."""
+    """Strings as an array that needs no pickle: of text, or, where a string is no text (an image), of bytes
+    of the same length, padded with zero bytes."""
     try:
         texts = [
             text.decode() if isinstance(text, bytes) else str(text) for text in array.reshape(-1).tolist()
@@ -163,7 +163,7 @@ def _packed_strings(array: Array) -> Array:
 
 
 def padded_strings(array: Array) -> Array:
-    """Strings as raw memory of one length; shorter strings end in zero bytes, which decoders of images do not read."""
+    """Strings padded with zero bytes to the same length; decoders of images do not read the padding."""
     texts = [text if isinstance(text, bytes) else text.encode() for text in array.reshape(-1).tolist()]
     size = max(map(len, texts), default=0) or 1
     return np.array([np.void(text.ljust(size, b"\0")) for text in texts], f"V{size}").reshape(array.shape)

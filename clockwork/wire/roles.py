@@ -1,9 +1,9 @@
-"""Access control: the roles that may use each port, message and query, and the rights that gateway calls need.
+"""Access control: the roles that may use each port, message and query, and the rights of gateway calls.
 
-Between the processes of a cluster a role belongs to a key (``clockwork keys new``), and the controller looks it up by
-the public key of a connection. Callers of a gateway have no keys: there a right belongs to a token. Pure data:
-controller/peers/access.py and gateway/security.py enforce it, and a test tries everything here with every role. Without keys,
-on loopback or with --insecure, there are no roles and everything is allowed.
+Between the processes of a cluster a role belongs to a key (``clockwork keys new``), and the controller looks
+it up by the public key of a connection. Callers of a gateway have no keys: there a right belongs to a token.
+Pure data: controller/peers/access.py and gateway/security.py enforce it, and a test tries every entry with
+every role. Without keys, on loopback or with --insecure, there are no roles and everything is allowed.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ MESSAGES: Mapping[type, frozenset[Role]] = {
     TimeNeeded: _WORKS,
     Goodbye: _WORKS,
 }
-"""The roles that may send each message that the controller takes. A message that changes what other clients see is an
-operator's."""
+"""The roles that may send each message that the controller takes. A message that changes what other clients
+see is an operator's."""
 
 QUERIES: Mapping[str, frozenset[Role]] = {
     "readiness": _ASKS,  # for probes
@@ -106,7 +106,7 @@ QUERIES: Mapping[str, frozenset[Role]] = {
     "model": _ASKS,
     # Gathering them blocks the loop, which not every client may cause.
     "metrics": frozenset({Role.OPERATOR, Role.GATEWAY}),
-    "recorder": _OPERATES,  # what everybody asked, and a file on the controller's disk
+    "recorder": _OPERATES,  # reveals all requests, and writes a file to the controller's disk
 }
 
 
@@ -122,7 +122,7 @@ DEEDS: Mapping[type | str, str] = {
     "metrics": "reading metrics",
     "recorder": "reading the flight recorder",
 }
-"""What people call a message or query that some of those who reach its port may not send."""
+"""Names for people of the messages and queries that some roles at their port may not send."""
 
 
 class Right(enum.StrEnum):

@@ -1,17 +1,19 @@
-"""Tensors in a client's memory, which a worker on the same machine copies from and to there.
+"""Tensors in a client's memory, from and to which a worker on the same machine copies.
 
-Where a tensor's dtype has SHARED added, its frame does not hold the tensor's bytes. An input's frame is a Reference to
-them; an output's frame says with PLACE where in the *room* they are, memory that a request may lend for its outputs.
-Controller and sockets carry these few bytes alone.
+Where a tensor's dtype has SHARED added, its frame does not hold the tensor's bytes. An input's frame is a
+Reference to them. An output's frame, a PLACE, locates them in the *room*: memory that a request may lend for
+its outputs. Controller and sockets carry these few bytes alone.
 
-All memory is anonymous (memfd_create(2)): no name is left when the client ends. A worker finds it by the client's process
-and descriptor, which the kernel lets it open as the same user only, and takes it only if it begins with the key of the
-reference: the key is random, so whoever names memory has been able to read it, and a descriptor that has become another's
-is noticed. Nothing is computed in it, since its owner may write to it at any time: a worker copies inputs from it.
+All memory is anonymous (memfd_create(2)): no name is left when the client ends. A worker finds the memory by
+the client's process and descriptor, which the kernel lets only the same user open, and accepts it only if it
+begins with the key of the reference. The key is random: a sender that knows it has been able to read the
+memory, and a reused descriptor is noticed. Nothing is computed in the memory, since its owner may write to it
+at any time: a worker copies inputs from it.
 
-A request may be executed although nobody waits for it any more: it was given up, or its worker was thought to be lost.
-Such an execution copies inputs that have become another request's, and computes nonsense for nobody; a room is therefore
-of one request alone and is never used again, so that it cannot overwrite another's outputs.
+A request may be executed although its client no longer waits: it was given up, or its worker was thought to
+be lost. Such an execution may copy another request's inputs, and its result is dropped. A room therefore
+belongs to a single request and is never used again, so that the execution cannot overwrite another request's
+outputs.
 """
 
 from __future__ import annotations
@@ -27,15 +29,15 @@ SHARED = 1 << 28
 """Added to a dtype's code."""
 
 MACHINE = "machine"
-"""In a worker's heartbeat: its machine_id()."""
+"""The key of a worker's machine_id() in its heartbeat."""
 
 MAGIC = b"clockwork-memory"
 KEY_BYTES = 16
 FIRST_OFFSET = 64
-"""Where tensors may begin: MAGIC and the key come first."""
+"""The first offset of tensors in the memory, behind MAGIC and the key."""
 
 ALIGNMENT = 64
-"""Of every tensor, also in a worker's copy, so that kernels can read it in place."""
+"""The alignment of every tensor, also in a worker's copy, so that kernels can read it in place."""
 
 _REFERENCE = struct.Struct(f"<qqq{KEY_BYTES}sqq{KEY_BYTES}sq")
 REFERENCE_BYTES = _REFERENCE.size
@@ -44,7 +46,7 @@ PLACE = struct.Struct("<qq")
 
 
 class Reference(NamedTuple):
-    """Where an input is, and the room for the request's outputs: of several references of a request, the first with a room
+    """The location of an input, and the room for the request's outputs. The first reference with a room
     counts."""
 
     machine: int  # machine_id() of the client
@@ -57,12 +59,12 @@ class Reference(NamedTuple):
     room_bytes: int  # for outputs, which begin at FIRST_OFFSET; 0: there is no room
 
     def pack(self) -> bytes:
-        """The frame."""
+        """The frame of the reference."""
         return _REFERENCE.pack(*self)
 
 
 def unpack(frame: bytes) -> Reference:
-    """Raises ValueError where the frame has another size than a reference's."""
+    """Inverse of pack(). Raises ValueError for a frame of another size."""
     if len(frame) != REFERENCE_BYTES:
         raise ValueError(f"a reference to memory has {REFERENCE_BYTES} bytes, not {len(frame)}")
     return Reference(*_REFERENCE.unpack(frame))
@@ -74,13 +76,13 @@ def aligned(size: int) -> int:
 
 
 class Ranges:
-    """What is free of a piece of memory, from ``begin`` to ``end``."""
+    """The free ranges of a piece of memory, from ``begin`` to ``end``."""
 
     def __init__(self, begin: int, end: int) -> None:
         self._free = [(begin, end - begin)]  # (offset, size), ascending, never adjacent
 
     def take(self, size: int) -> int | None:
-        """The offset of so many bytes, at the lowest place that has them: memory that was used before is in the processor's cache."""
+        """The offset of so many free bytes. The lowest is taken: used memory is in the processor's cache."""
         for place, (offset, free) in enumerate(self._free):
             if free >= size:
                 if free == size:
@@ -101,8 +103,9 @@ class Ranges:
 
 
 def machine_id() -> int:
-    """A number that processes have in common which can open each other's memory: those of one boot of one machine, one
-    namespace of processes and one user. 0 where the system does not say: such processes share nothing."""
+    """The number shared by processes that can open each other's memory: those of the same boot of a machine,
+    the same namespace of processes and the same user. 0 where the system does not give it: then nothing is
+    shared."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
         processes = os.stat("/proc/self/ns/pid").st_ino

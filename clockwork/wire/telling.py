@@ -1,9 +1,9 @@
 """Bounded texts for values that an untrusted peer sent.
 
-The peer decides what ``repr()`` of such a value costs: a list of lists a thousand levels deep raises RecursionError, a
-text of megabytes is copied, and a class of its own runs its own code. So sentences about values that this program did
-not make use tell() or printable(). Where a text is printed at last, in a log (wire.logs) or on a terminal (cli.common),
-visible() is applied to all of it, whoever made it.
+The peer decides the cost of ``repr()`` of such a value: a list of lists a thousand levels deep raises
+RecursionError, a text of megabytes is copied, and a class of its own runs its own code. So sentences about
+values that this program did not make use tell() or printable(). Where a text is printed, in a log (wire.logs)
+or on a terminal (cli.common), visible() is applied to all of it, whatever its source.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _CUT = "..."
 def tell(value: object, chars: int = TOLD_CHARS) -> str:
     """The value as Python writes it, in at most ``chars`` characters (and "..." where something is left out).
 
-    The cost depends on ``chars`` alone: only the first elements of a container and the beginning of a text are read. The
-    result is printable and has no line breaks.
+    The cost depends on ``chars`` alone: only the first elements of a container and the beginning of a text
+    are read. The result is printable and has no line breaks.
     """
     parts: list[str] = []
     left = _tell(value, parts, chars, _LEVELS)
@@ -31,7 +31,7 @@ def tell(value: object, chars: int = TOLD_CHARS) -> str:
 
 
 def printable(text: str, chars: int = TOLD_CHARS) -> str:
-    """An untrusted text for a log line: at most ``chars`` characters of it, with unprintable characters replaced."""
+    """An untrusted text for a log line: at most ``chars`` characters, with unprintable ones replaced."""
     cut = text[:chars]
     if not cut.isprintable():
         cut = "".join(
@@ -41,11 +41,11 @@ def printable(text: str, chars: int = TOLD_CHARS) -> str:
 
 
 def visible(text: str, keep: str = "") -> str:
-    """The text with every character that is not shown as itself escaped as in a Python string, but for those in ``keep``.
+    """The text with every unprintable character escaped as in a Python string, except those in ``keep``.
 
-    For texts of others where they are printed: there is no control character left that a terminal would obey, no line
-    break that would begin a line of a log, nothing that turns the direction of what follows, and no half of a surrogate
-    pair, which has no bytes.
+    For untrusted texts that are printed: the result has no control character that a terminal would obey, no
+    line break that would begin a line of a log, no character that turns the direction of writing, and no half
+    of a surrogate pair, which has no bytes.
     """
     if text.isprintable():
         return text
@@ -68,7 +68,8 @@ def no_such_input(model: str, name: str, inputs: Iterable[str]) -> InvalidInput:
 
 
 def _tell(value: object, parts: list[str], left: int, levels: int) -> int:
-    """Append as much of the value as fits. Returns the characters left, negative where something was left out."""
+    """Append as much of the value as fits. Returns the characters left, negative where something was left
+    out."""
     kind = type(value)
     if kind is str or kind is bytes:
         shown = repr(value[: max(left, 0)])  # type: ignore[index]
@@ -76,7 +77,8 @@ def _tell(value: object, parts: list[str], left: int, levels: int) -> int:
         return left - len(shown) if len(value) <= left else -1  # type: ignore[arg-type]
     if kind is list or kind is tuple or kind is dict:
         return _tell_container(value, parts, left, levels)
-    if kind is int and value.bit_length() > 256:  # type: ignore[attr-defined]  # Python may refuse to write it
+    # Python may refuse to write it
+    if kind is int and value.bit_length() > 256:  # type: ignore[attr-defined]
         shown = f"<integer of {value.bit_length()} bits>"  # type: ignore[attr-defined]
     elif value is None or kind is int or kind is float or kind is bool:
         shown = repr(value)

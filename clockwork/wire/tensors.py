@@ -89,7 +89,7 @@ def code_of(name: str) -> int:
 
 
 def numpy_dtype(dtype: int) -> np.dtype[Any]:
-    """The numpy dtype of the arrays that decode_tensor() returns for a dtype code. Raises InvalidInput if unknown."""
+    """The numpy dtype of decode_tensor()'s arrays for a dtype code. Raises InvalidInput if it is unknown."""
     kind = DTYPES.get(dtype)
     if kind is None:
         raise InvalidInput(f"dtype {dtype} is not one of ONNX's", expected="an ONNX dtype", got=str(dtype))
@@ -111,7 +111,7 @@ def numpy_dtype(dtype: int) -> np.dtype[Any]:
     return dtype_of_scalar
 
 
-# ----- what is wrong with a tensor, whoever finds it (the controller does in csrc/controller/checks.cpp) ------------
+# ----- errors of tensors, whose checks are here and in csrc/controller/checks.cpp -----------------
 
 
 def unknown_dtype(dtype: Any) -> InvalidInput:
@@ -229,10 +229,11 @@ def check_strings(count: int, frame: Any) -> None:
 
 
 def string_size(count: int, total_work: int) -> int:
-    """The size that each of ``count`` strings of so much work together (csrc/string_work.h) counts as where executions are timed.
+    """The size as which executions are timed for ``count`` strings of this work in all (csrc/string_work.h).
 
-    Their mean, rounded up to a power of two: the time to read a string follows its bytes, or the work of decoding an
-    image, as an execution's follows a shape."""
+    The size is the mean, rounded up to a power of two: the time to read a string follows its bytes, or the
+    work of decoding an image, as an execution's time follows a shape.
+    """
     size = STRING_SIZE_MIN
     while size * count < total_work:
         size *= 2
@@ -240,9 +241,11 @@ def string_size(count: int, total_work: int) -> int:
 
 
 def length_class(size: int, limit: int = 0) -> int:
-    """The size that a dimension counts as in which requests of different length share batches: 4, 6, 8, 12, 16, 24, ...
+    """The class of a size in a dimension in which requests of different length share batches: 4, 6, 8, 12,
+    ...
 
-    limit: the largest size that the model takes, which ends its class; 0: none is known. A size of 0 is a class of its own.
+    limit: the largest size that the model takes, which ends its class; 0: none is known. A size of 0 is a
+    class of its own.
     """
     if size == 0:
         return 0
@@ -261,7 +264,7 @@ def length_classes(longest: int, limit: int = 0) -> list[int]:
 
 
 def split_strings(count: int, frame: Any) -> list[bytes]:
-    """The elements of a tensor of ``count`` strings. Raises InvalidInput unless they fill the frame exactly."""
+    """The elements of a tensor of ``count`` strings. Raises InvalidInput unless they fill the frame."""
     view = memoryview(frame).cast("B")
     total = view.nbytes
     if total < 4 * count:

@@ -51,7 +51,7 @@ from clockwork.wire.roles import Port
 try:
     import clockwork.system._wait as _wait
     import clockwork.wire._zmq as _zmq
-except ModuleNotFoundError:  # clockwork-client alone: nothing of it is compiled
+except ModuleNotFoundError:  # clockwork-client alone has no compiled part
     import clockwork.system._plain_wait as _wait  # type: ignore[no-redef]
     import clockwork.wire._plain_zmq as _zmq  # type: ignore[no-redef]
 
@@ -72,9 +72,10 @@ _receive_part: Any = zmq.backend.Socket.recv
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 
-# Not pyzmq's parse_monitor_message(): its module imports asyncio, a quarter of what a command without it takes to start.
+# pyzmq's parse_monitor_message() is not used: its module imports asyncio, which takes a quarter of the time
+# that a command without it takes to start.
 _CHANGE = struct.Struct("=Hi")
-"""The first frame of a monitor's message: what happened, and a value, such as a descriptor."""
+"""The first frame of a monitor's message: the event, and a value, such as a descriptor."""
 
 
 def new_key_pair() -> tuple[str, str]:
@@ -102,7 +103,7 @@ def is_local(endpoint: str) -> bool:
 def require_keys_beyond_loopback(
     endpoints: Iterable[str], keys: ControllerKeys | None, insecure: bool
 ) -> None:
-    """Raises ConfigError where an endpoint would be reachable from the network without keys, unless ``insecure``."""
+    """Raises ConfigError for an endpoint that the network can reach without keys, unless ``insecure``."""
     for endpoint in endpoints:
         if keys is None and not insecure and not is_local(endpoint):
             raise ConfigError(
@@ -145,7 +146,7 @@ class Transport:
         self._authenticator: ThreadAuthenticator | None = None
 
     def dealer(self, endpoint: str, keys: PeerKeys | None = None) -> Dealer:
-        """Dial an endpoint. The connection is made, and made again, in the background; see Dealer.changes()."""
+        """Dial an endpoint. The connection is made, and renewed, in the background; see Dealer.changes()."""
         dealer = Dealer(self._context, endpoint, keys)
         self._sockets.append(dealer)
         return dealer
@@ -159,10 +160,11 @@ class Transport:
         *,
         monitored: bool = False,
     ) -> Router:
-        """Bind an endpoint. With keys, `gate` says which keys may connect; without a gate, the keys' own list does.
+        """Bind an endpoint. With keys, `gate` says which keys may connect; without a gate, the keys' own list
+        does.
 
-        monitored: the caller reads the monitor socket of addresses() without delay, for each connection that comes or
-        goes: libzmq's I/O thread blocks where some thousand events are unread.
+        monitored: the caller reads the monitor socket of addresses() without delay, for each connection that
+        comes or goes: libzmq's I/O thread blocks where some thousand events are unread.
 
         Raises ConfigError if the endpoint is in use or cannot be bound.
         """
@@ -186,7 +188,7 @@ class Transport:
         return publisher
 
     def _guard(self, keys: ControllerKeys | None, port: Port, gate: Gate | None) -> None:
-        """Start the authenticator before a socket listens: libzmq refuses for ever a connection that nothing authenticates."""
+        """Start the authenticator before a socket listens, else libzmq refuses early connections for ever."""
         if keys is None:
             return
         if self._authenticator is None:
@@ -235,8 +237,8 @@ def _new_socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
 def _find_dead_hosts_by_tcp(socket: zmq.Socket[bytes]) -> None:
     """Have TCP keepalive, besides the peers' heartbeats, find dead hosts of a bound socket.
 
-    libzmq 4.3.5 with heartbeats of its own aborts the process ("Assertion failed: !_io_error") when the timer comes due
-    for a connection that broke while more messages than RCVHWM waited: any peer could cause that.
+    libzmq 4.3.5 with heartbeats of its own aborts the process ("Assertion failed: !_io_error") when the timer
+    comes due for a connection that broke while more messages than RCVHWM waited: any peer could cause that.
     """
     socket.set(zmq.HEARTBEAT_IVL, 0)
     socket.set(zmq.TCP_KEEPALIVE, 1)
@@ -271,7 +273,7 @@ def _read_monitor(monitor: zmq.Socket[bytes], probe: _zmq.Probe) -> Iterator[tup
 
 
 def _send(socket: zmq.Socket[bytes], header: bytes, frames: Sequence[Frame]) -> None:
-    """Queue a header and its frames, large ones without a copy. Raises zmq.Again and the like, having sent nothing."""
+    """Queue a header and its frames, large frames without a copy. Raises zmq.ZMQError, with nothing sent."""
     last = len(frames)
     _send_part(socket, header, _MORE if last else _NOBLOCK)
     for frame in frames:
@@ -299,8 +301,9 @@ class Dealer:
         # drops the pipe at a loss even between two parts of a message that is being received, and libzmq
         # then aborts the process ("Assertion failed: !_more"). send() asks _up instead.
         self._up = False
-        # No bound in messages, at which libzmq stops reading: its heartbeats, which find a controller that hangs,
-        # do not survive the end of a connection that is not read (see _find_dead_hosts_by_tcp). look() bounds bytes.
+        # No bound in messages, at which libzmq stops reading: its heartbeats, which find a controller that
+        # hangs, do not survive the end of a connection that is not read (see _find_dead_hosts_by_tcp). look()
+        # bounds bytes.
         socket.set(zmq.RCVHWM, 0)
         socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
@@ -337,7 +340,7 @@ class Dealer:
         return True
 
     def receive(self) -> list[Frame] | None:
-        """The next message, header (bytes) first, or None. A message with too many frames yields its header alone."""
+        """The next message, header (bytes) first, or None. Of too many frames only the header is left."""
         socket = self._socket
         if not self._probe.readable():
             if self._inflow is not None:
@@ -356,8 +359,8 @@ class Dealer:
     def look(self, kept_bytes: int = 0) -> bool:
         """End the connection if more bytes wait than may. Returns whether it ended the connection.
 
-        kept_bytes: what this process holds for its callers (see Inflow.look()). To be called every INFLOW_LOOK_NS or so,
-        also while receive() has nothing: a message without end never shows there.
+        kept_bytes: the bytes that this process holds for its callers (see Inflow.look()). To be called about
+        every INFLOW_LOOK_NS, also while receive() has nothing, where a message without end never shows.
         """
         now = now_ns()
         if self._inflow is None or now < self._look_ns:
@@ -378,7 +381,7 @@ class Dealer:
         return [change for change in noted if change is not None]
 
     def note(self, event: int, value: int) -> ConnectionEvent | None:
-        """Take an event of the monitor into account, which changes() or native code has read. The change, if it is one."""
+        """Take in a monitor's event that changes() or native code has read. Returns the change, if any."""
         if event == _BEGUN:
             self._inflow = Inflow(value, now_ns())
             return None
@@ -395,8 +398,8 @@ class Dealer:
                 self._inflow.drain()
 
     def addresses(self) -> tuple[int, int]:
-        """The addresses of the socket and its monitor, for native code that calls libzmq itself, in place of this object's
-        send(), receive() and changes(). They are valid until close()."""
+        """The addresses of the socket and its monitor, for native code that calls libzmq itself, in place of
+        this object's send(), receive() and changes(). They are valid until close()."""
         return int(self._socket.underlying), int(self._monitor.underlying)
 
     def readable(self) -> bool:
@@ -404,8 +407,11 @@ class Dealer:
         return self._probe.readable() or self._monitor_probe.readable()
 
     def close(self) -> None:
-        """Messages that wait still go out for LINGER_MS. If others come meanwhile, and the peer then ends the connection, libzmq's
-        heartbeats abort the process (see _find_dead_hosts_by_tcp); with nothing left to send, closing takes no time."""
+        """Close the socket. Waiting messages still go out for LINGER_MS.
+
+        If messages come meanwhile, and the peer then ends the connection, libzmq's heartbeats abort the
+        process (see _find_dead_hosts_by_tcp); with nothing left to send, closing takes no time.
+        """
         if not self._socket.closed:
             self._probe.forget()
             self._monitor_probe.forget()
@@ -506,7 +512,7 @@ class Router:
 
 
 _SUBSCRIBES = b"\x01"
-"""How a subscription begins."""
+"""The first byte of a subscription."""
 
 
 class _Subscriber:
@@ -522,28 +528,28 @@ class _Subscriber:
 
 
 class _Subscribers:
-    """Connections by descriptor, the oldest first, and how many each address has."""
+    """Connections by descriptor, the oldest first, and their number by address."""
 
     def __init__(self) -> None:
         self.by_fd: dict[int, _Subscriber] = {}
         self.counts: Counter[str] = Counter()
 
-    def add(self, one: _Subscriber) -> None:
-        self.by_fd[one.fd] = one
-        self.counts[one.address] += 1
+    def add(self, subscriber: _Subscriber) -> None:
+        self.by_fd[subscriber.fd] = subscriber
+        self.counts[subscriber.address] += 1
 
     def pop(self, fd: int) -> _Subscriber | None:
-        one = self.by_fd.pop(fd, None)
-        if one is not None:
-            self.counts[one.address] -= 1
-            if not self.counts[one.address]:
-                del self.counts[one.address]
-        return one
+        subscriber = self.by_fd.pop(fd, None)
+        if subscriber is not None:
+            self.counts[subscriber.address] -= 1
+            if not self.counts[subscriber.address]:
+                del self.counts[subscriber.address]
+        return subscriber
 
     def oldest_of_largest(self) -> _Subscriber:
-        """Of the address with the most connections."""
+        """The oldest subscriber of the address with the most connections."""
         [(address, _)] = self.counts.most_common(1)
-        return next(one for one in self.by_fd.values() if one.address == address)
+        return next(subscriber for subscriber in self.by_fd.values() if subscriber.address == address)
 
 
 class Publisher:
@@ -584,24 +590,26 @@ class Publisher:
             self._socket.send_multipart([topic, body], zmq.NOBLOCK)
 
     def disconnect_all(self) -> None:
-        """End every connection, because libzmq does not say whose key each has. Subscribers whose key is still allowed
-        reconnect by themselves, and miss the events sent meanwhile."""
+        """End every connection, because libzmq does not tell the key of each. Subscribers whose key is still
+        allowed reconnect by themselves, and miss the events sent meanwhile."""
         self.follow()
-        for one in self._all():
-            one.inflow.end()
+        for subscriber in self._all():
+            subscriber.inflow.end()
 
     def look(self) -> int:
-        """End the connections on which a subscriber has sent more than it may, or nothing in time. Returns their number."""
+        """End the connections with too many bytes, or no subscription in time. Returns their number."""
         self.follow()
         now, count = now_ns(), 0
-        for one in list(self._waiting.by_fd.values()):
-            if now - one.since_ns >= HELLO_NS:
-                self._end(self._waiting, one)
+        for subscriber in list(self._waiting.by_fd.values()):
+            if now - subscriber.since_ns >= HELLO_NS:
+                self._end(self._waiting, subscriber)
                 count += 1
-        return count + sum(one.inflow.look(now, EVENTS_RECEIVED_BYTES_MAX) for one in self._all())
+        return count + sum(
+            subscriber.inflow.look(now, EVENTS_RECEIVED_BYTES_MAX) for subscriber in self._all()
+        )
 
     def follow(self) -> None:
-        """Take in who has come, gone and subscribed."""
+        """Take in the subscribers that have come, gone and subscribed."""
         subscribed = (
             self._take_subscriptions()
         )  # before the monitor is read, which then tells of their connections
@@ -611,11 +619,11 @@ class Publisher:
             if event != _DOWN:
                 self._waiting.add(_Subscriber(fd))
         for fd in subscribed:
-            one = self._waiting.pop(fd)
-            if one is not None:
-                self._subscribed.add(one)
+            subscriber = self._waiting.pop(fd)
+            if subscriber is not None:
+                self._subscribed.add(subscriber)
                 if len(self._subscribed.by_fd) > self._subscribed_max:
-                    self._end(self._subscribed, self._superfluous(one))
+                    self._end(self._subscribed, self._superfluous(subscriber))
         while len(self._waiting.by_fd) > self._waiting_max:
             self._end(self._waiting, self._waiting.oldest_of_largest())
 
@@ -639,14 +647,14 @@ class Publisher:
         return found
 
     def _superfluous(self, newcomer: _Subscriber) -> _Subscriber:
-        """The subscriber that ends for a newcomer: one of an address that has more of them; else the newcomer itself."""
-        one = self._subscribed.oldest_of_largest()
+        """The subscriber that ends for a newcomer: of an address with more of them, or else the newcomer."""
+        oldest = self._subscribed.oldest_of_largest()
         counts = self._subscribed.counts
-        return one if counts[one.address] > counts[newcomer.address] else newcomer
+        return oldest if counts[oldest.address] > counts[newcomer.address] else newcomer
 
-    def _end(self, of: _Subscribers, one: _Subscriber) -> None:
-        one.inflow.end()
-        of.pop(one.fd)
+    def _end(self, of: _Subscribers, subscriber: _Subscriber) -> None:
+        subscriber.inflow.end()
+        of.pop(subscriber.fd)
 
     def close(self) -> None:
         if not self._socket.closed:

@@ -91,13 +91,11 @@ cdef class Ring:
         return bool(self._ring.get().is_on())
 
     def append(self, int64_t at, bytes step):
-        """Append a step of a time, as scheduler.recording encodes it. For tests: a recorder appends by
-        itself."""
+        """Append a step of a time, encoded by scheduler.recording. For tests only."""
         self._ring.get().append(at, view_of(step))
 
     def read(self, uint64_t since, size_t bytes_max):
-        """(place, bytes): at most ``bytes_max`` bytes from a place on, or from the oldest kept place if
-        later."""
+        """(place, bytes): at most ``bytes_max`` bytes from a place on, or from the oldest kept if later."""
         cdef CRingState state = self._ring.get().state()
         cdef uint64_t place = min(max(since, state.begin), state.end)
         cdef size_t asked = min(<uint64_t>bytes_max, state.end - place), size = asked
@@ -181,8 +179,7 @@ cdef class Exchange:
         self._exchange.get().wait_on(descriptors, others)
 
     def run(self, int64_t until):
-        """Serve until Python is needed, and return the reason; OTHER at this time at the latest, and after a
-        signal."""
+        """Serve until Python is needed; return the reason. OTHER: at this time at the latest, or a signal."""
         cdef CNeed need
         with nogil:
             need = self._exchange.get().run(until)
@@ -210,8 +207,7 @@ cdef class Exchange:
         return flaw_of(self._exchange.get().wrong())
 
     def message(self):
-        """(identity, descriptor or -1, frames): header (bytes) first; no frames where they make no message.
-        """
+        """(identity, descriptor or -1, frames): header (bytes) first; no frames if they make no message."""
         cdef CExchange *exchange = self._exchange.get()
         cdef const CArrival *arrival = &exchange.current()
         cdef CFrame *frame = &exchange.haul().frame(arrival.first)
@@ -291,8 +287,7 @@ cdef class Exchange:
         return True
 
     def connections(self, int side):
-        """Counts of a side's connections: their number, those without a hello, bytes, and those cut, by
-        bound."""
+        """Counts of a side's connections: all, those without a hello, their bytes, and those cut by bound."""
         return describe_connections(self._exchange.get().port(<CSide>side).connections())
 
     def note(self, event):

@@ -1,6 +1,5 @@
 # distutils: language = c++
-"""Conversions between Python and the exchange: declarations and bounds into C++; flaws, shapes and counts
-from it."""
+"""Conversions for the exchange: declarations and bounds to C++; flaws, shapes and counts to Python."""
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.memory cimport make_shared

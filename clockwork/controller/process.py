@@ -120,8 +120,7 @@ class Controller:
         self._restore(settings)
 
     def _open(self, settings: ControllerSettings) -> Sockets:
-        """Open the sockets, then the recorded files, so that a controller that cannot start damages no file
-        of a running controller."""
+        """Open the sockets, then the recorded files: a failed start must not damage another's files."""
         sockets: Sockets | None = None
         try:
             sockets = Sockets(settings, self._access, self.seats)
@@ -195,8 +194,7 @@ class Controller:
         self._exchange.is_timed = True
 
     def stages_ns(self) -> dict[str, int]:
-        """Nanoseconds of processor time by stage of the loop since time_stages(), without libzmq's own
-        thread."""
+        """Processor time in ns by stage of the loop since time_stages(), without libzmq's own thread."""
         return self._exchange.spent_ns()
 
     def close(self) -> None:

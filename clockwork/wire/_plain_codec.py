@@ -29,8 +29,7 @@ from clockwork.wire.telling import tell
 
 _TOLD_BYTES = 400  # the bytes of an unfit text that are read for an error
 
-# Kinds of the next value. The head's number is the size of a container or text, and the value of all other
-# kinds.
+# Kinds of the next value. Behind a head is the size of a container or text; of other kinds, the value.
 _NIL, _FLAG, _INTEGER, _NATURAL, _REAL, _TEXT, _BYTES, _ARRAY, _MAP = range(9)
 
 _NUMBERS: Final = {

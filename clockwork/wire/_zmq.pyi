@@ -6,8 +6,7 @@ DIRECT: bool
 MISSING: list[str]
 
 class Functions:
-    """A clockwork_zmq_api (csrc/zmq_api.h). Raises OSError, naming the functions that this libzmq does not
-    export."""
+    """A clockwork_zmq_api (csrc/zmq_api.h). Raises OSError, naming functions that libzmq does not export."""
 
     address: int
 

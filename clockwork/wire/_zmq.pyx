@@ -72,8 +72,7 @@ DIRECT = _getsockopt != NULL
 
 
 cdef class Functions:
-    """libzmq's functions for code without Python. Raises OSError, naming those that this libzmq does not
-    export."""
+    """libzmq's functions for code without Python. Raises OSError, naming those that are not exported."""
 
     def __cinit__(self):
         if MISSING:

@@ -99,8 +99,7 @@ _EMPTY = msgpack.packb(b"")
 
 
 def decode(header: Any, table: Mapping[int, type]) -> Any:
-    """The message in a header frame (bytes-like). table: the kinds of its direction, by tag. Raises
-    WireError."""
+    """The message in a header frame (bytes-like). table: its direction's kinds, by tag. Raises WireError."""
     try:
         return reader.read(header, _LAYOUTS[id(table)])
     except reader.Odd as error:

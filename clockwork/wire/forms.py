@@ -68,8 +68,7 @@ class ListOf(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A list of exactly these fields, in this order. ``struct``: the C++ record of it; rows may share a
-    record."""
+    """A list of exactly these fields, in order. ``struct``: its C++ record, which rows may share."""
 
     fields: Mapping[str, Form]
     struct: str = ""
@@ -99,8 +98,7 @@ class Either(NamedTuple):
 
 
 class Anything(NamedTuple):
-    """Any msgpack value but extensions, of at most ``depth_max`` levels of containers and ``count_max``
-    values in all."""
+    """Any msgpack value but extensions: at most ``depth_max`` levels and ``count_max`` values in all."""
 
     depth_max: int
     count_max: int

@@ -37,8 +37,7 @@ class Inflow:
         self._looked_ns = now
         self._has_taken = False  # whether a message was taken since the last drain()
         self._is_drained = False  # whether drain() was called since the last look()
-        # This process's memory when no whole message was left to take (0: not known), and the part that it
-        # kept.
+        # This process's memory when no whole message was left to take (0: not known), and its kept part.
         self._resident = resident_bytes()
         self._kept = 0
 

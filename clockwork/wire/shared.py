@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SHARED = 1 << 28
-"""Added to a dtype's code."""
+"""The bit that is added to the code of a shared tensor's dtype."""
 
 MACHINE = "machine"
 """The key of a worker's machine_id() in its heartbeat."""
@@ -46,8 +46,7 @@ PLACE = struct.Struct("<qq")
 
 
 class Reference(NamedTuple):
-    """The location of an input, and the room for the request's outputs. The first reference with a room
-    counts."""
+    """The location of an input, and the outputs' room. A request's first reference with a room counts."""
 
     machine: int  # machine_id() of the client
     process: int

@@ -68,8 +68,7 @@ def no_such_input(model: str, name: str, inputs: Iterable[str]) -> InvalidInput:
 
 
 def _tell(value: object, parts: list[str], left: int, levels: int) -> int:
-    """Append as much of the value as fits. Returns the characters left, negative where something was left
-    out."""
+    """Append as much of the value as fits. Returns the characters left, negative if something is left out."""
     kind = type(value)
     if kind is str or kind is bytes:
         shown = repr(value[: max(left, 0)])  # type: ignore[index]

@@ -612,7 +612,7 @@ class Publisher:
         """Take in the subscribers that have come, gone and subscribed."""
         subscribed = (
             self._take_subscriptions()
-        )  # before the monitor is read, which then tells of their connections
+        )  # subscriptions are read first, so that the monitor then tells of their connections
         for event, fd in _read_monitor(self._monitor, self._monitor_probe):
             self._waiting.pop(fd)
             self._subscribed.pop(fd)

@@ -22,8 +22,7 @@ SIZE_END = 1 << 62
 
 
 def read_summary(summary: dict[str, Any]) -> PreparedModel:
-    """Read a summary, which has its message's form. Raises InvalidInput where its values contradict each
-    other."""
+    """Read a summary, which has its message's form. Raises InvalidInput for contradictory values."""
     try:
         prepared = PreparedModel.from_dict(summary | {"weights": []})
     except (ValueError, TypeError, KeyError) as error:

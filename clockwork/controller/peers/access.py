@@ -26,8 +26,7 @@ from clockwork.wire.roles import ANY_ROLE, DEEDS, MESSAGES, PORTS, QUERIES, Port
 log = logging.getLogger("clockwork.controller")
 
 REFUSALS_KEPT = 64
-"""Bound of the refused connections that are kept until they are logged; beyond it the oldest are forgotten.
-"""
+"""Bound of the refused connections that wait to be logged; beyond it the oldest are forgotten."""
 
 _Stamp = tuple[int, int, int] | None
 """The identity of a file's content: a different stamp means that the file was replaced or written to."""

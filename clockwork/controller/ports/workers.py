@@ -288,8 +288,7 @@ class Workers:
         if len(self._let_go) >= WORKERS_MAX:
             del self._let_go[next(iter(self._let_go))]
         self._let_go[worker.worker_epoch] = why
-        # It goes like a worker that leaves in order: no model is at fault for the actions that it had under
-        # way.
+        # It goes like a worker that leaves in order: no model is at fault for its unfinished actions.
         self._effects.append(Tell(WorkerDraining(self._context.now_ns, worker.worker_id)))
         self._effects.append(FailActions(worker.worker_id, "the worker that had it was let go"))
         self._effects.append(

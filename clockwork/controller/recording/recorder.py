@@ -91,7 +91,7 @@ class RecordingFile:
         self._follower = RingFollower("recording", ring, self._take)
 
     def close(self) -> None:
-        """Write the rest, and stop."""
+        """Write the ring's remaining bytes, and stop following it."""
         self._follower.close()
         if not self._file.closed:
             self._close()

@@ -91,8 +91,7 @@ class Preparations:
             found.attempts.pop(model.model_id, None)
 
     def try_again(self, model: ModelVersion, worker: int, now_ns: int) -> bool:
-        """Have due() name a failed preparation once more after a pause. False: it has been tried often
-        enough."""
+        """Have due() name a failed preparation again after a pause. False: its tries are used up."""
         found = self._workers.get(worker)
         attempts = found.attempts.get(model.model_id, 0) if found is not None else 0
         if not 0 < attempts <= len(PREPARE_AGAIN_NS):

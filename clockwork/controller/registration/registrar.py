@@ -104,8 +104,7 @@ class Registrar:
         routes: Sequence[NameRoute],
         route_complaints: Sequence[Complaint],
     ) -> None:
-        """Restore the catalog's models and routes; workers are asked as they join. complaints: of damaged
-        files."""
+        """Restore the catalog's models and routes; workers are asked as they join. complaints: of files."""
         lost = {complaint.name for complaint in complaints if not complaint.mended}
         for complaint in complaints:
             self._complain(complaint)
@@ -175,8 +174,7 @@ class Registrar:
         self._go_on()
 
     def cancel(self, client: bytes, request_id: int) -> None:
-        """End the upload of a client that has given up. A model that is uploaded already is prepared all the
-        same."""
+        """End the upload of a client that has given up. An uploaded model is prepared all the same."""
         self._turns.drop(client, request_id)
         self._uploads.cancel(Waiter(client, request_id))
         self._go_on()
@@ -272,8 +270,7 @@ class Registrar:
         self.versions.answer_gone()
 
     def _take(self, task: Task) -> None:
-        """Begin a task now, or once no change of its name is under way. Raises ClockworkError where it begins
-        now."""
+        """Begin a task now, or once no change of its name is under way. Raises ClockworkError if now."""
         if self._turns.is_free(task.name):
             self._begin(task)
         else:
@@ -297,8 +294,7 @@ class Registrar:
             log.error("%s: %s", task.name, refusal)
 
     def _begin(self, task: Task) -> None:
-        """Check a task against the present state, and have its change, if any, written. Raises
-        ClockworkError."""
+        """Check a task against the present state, and have its change written. Raises ClockworkError."""
         match task:
             case ClientTask(waiter=waiter, wanted=Registration() as registration):
                 self._register(waiter, registration)
@@ -447,8 +443,7 @@ class Registrar:
         self._remove_unused(upload.registration.name, upload.registration.digest)
 
     def _remove_unused(self, name: str, digest: str) -> None:
-        """Remove a package that a name no longer needs, unless others use it, or a record of it may be on
-        disk."""
+        """Remove a package that a name no longer needs, unless others use it or its record may be on disk."""
         if not self._turns.is_unsure(name) and not self._uses(digest):
             self._effects.append(RemovePackage(digest))
 
@@ -541,8 +536,7 @@ class Registrar:
         return [found] if found else []
 
     def _standing(self, text: str) -> tuple[list[ModelVersion], list[ModelVersion]]:
-        """The served versions, and the unloaded versions. Raises ModelNotFound, or Unavailable for a version
-        that is being removed."""
+        """The served and the unloaded versions. Raises ModelNotFound, or Unavailable during a removal."""
         models, away = self._addressed(text), self._table.find_unloaded(text)
         if not models and not away:
             raise ModelNotFound(self._table.absence(text))

@@ -43,8 +43,7 @@ def next_route(table: ModelTable, release: Release) -> NameRoute:
 
 
 def check_traffic(table: ModelTable, registration: Registration) -> None:
-    """Raises InvalidInput where a version is to get no traffic of its name, and no other version could have
-    it."""
+    """Raises InvalidInput where a version is to get no traffic, and no other version could have it."""
     name = registration.name
     if registration.traffic != "all" and table.split_now(name) is None:
         raise InvalidInput(

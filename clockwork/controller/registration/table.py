@@ -92,8 +92,7 @@ class ModelTable:
         self.by_id[model.model_id] = model
 
     def delist(self, model: ModelVersion) -> None:
-        """Take the id from a version that workers and scheduler have forgotten, or are told to: inverse of
-        enlist()."""
+        """Take the id from a version that workers and scheduler forget: inverse of enlist()."""
         self.unroute(model)
         self._effects.append(Withdraw(model.model_id))
         del self.by_id[model.model_id]

@@ -92,8 +92,7 @@ class Uploads:
         have erased versions of the same content and have left the packages to these uploads."""
 
     def begin(self, waiter: Waiter, registration: Registration) -> None:
-        """Begin an upload: its client sends the package unless it is stored. Raises InvalidInput,
-        Unavailable."""
+        """Begin an upload; only a package that is not stored is sent. Raises InvalidInput, Unavailable."""
         if waiter in self._by_request:
             raise InvalidInput(f"request {waiter.request_id} is in use")
         if len(self._open) >= UPLOADS_MAX:
@@ -178,8 +177,7 @@ class Uploads:
     # ----- inside ------------------------------------------------------------------------------
 
     def _make_room(self, owner: int) -> None:
-        """End another upload if there is no room for an upload of this owner. Raises Unavailable where none
-        gives way."""
+        """Make room for this owner's upload by ending another. Raises Unavailable where none gives way."""
         most = f"{UPLOADS_MAX} uploads are under way, which is the most"
         counts = Counter(upload.registration.owner for upload in self._open.values())
         largest = max(counts.values())

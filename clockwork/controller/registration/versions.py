@@ -301,8 +301,7 @@ class Versions:
 
     def worker_left(self, worker: int) -> None:
         for model in list(self._table.by_id.values()):
-            # A ready version stays ready; its waiters no longer wait for a worker that was the last to
-            # answer.
+            # A ready version stays ready; its waiters no longer wait for this worker's answer.
             if self._forget_preparation(model, worker) and (
                 model.state is ModelState.PREPARING or model.verdict() is VersionEvent.PREPARED
             ):

@@ -123,7 +123,6 @@ class CatalogJobs:
         record = job.record
         interface = self._catalog.declared(record.digest, record.files, record.options)
         if interface is not None and difference(interface, job.prepared):
-            # It reads every byte, which for thousands of packages would delay a start: only where they
-            # differ.
+            # inspect() reads every byte; for thousands of packages that would delay a start.
             self._catalog.inspect(record.digest)
         return interface

@@ -67,8 +67,7 @@ class Queries:
         self._seats = seats
 
     def answer(self, query: Query) -> Any:
-        """The body of the reply to a query for status, models or model. Raises ModelNotFound and
-        InvalidInput."""
+        """The reply's body for the query status, models or model. Raises ModelNotFound and InvalidInput."""
         match query.what:
             case "status":
                 return self.status()

@@ -22,8 +22,7 @@ class SourceReports:
         self._clients: dict[str, dict[bytes, None]] = {}  # by source
 
     def note(self, client: bytes, source: str, text: str) -> None:
-        """Note that a client cannot read a source, or, by an empty text, can again. Raises InvalidInput
-        beyond the bound."""
+        """Note a source that a client cannot read; text "": it can again. Raises InvalidInput at the bound."""
         if not text:
             self._withdraw(client, source)
             return

@@ -22,7 +22,7 @@ class SourceReports:
         self._clients: dict[str, dict[bytes, None]] = {}  # by source
 
     def note(self, client: bytes, source: str, text: str) -> None:
-        """Note a source that a client cannot read; text "": it can again. Raises InvalidInput at the bound."""
+        """Note a source that a client cannot read; text "": it can again. Raises InvalidInput at a bound."""
         if not text:
             self._withdraw(client, source)
             return

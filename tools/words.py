@@ -54,6 +54,8 @@ KEPT = (
     "csrc/scheduler",
     "csrc/sim",
     "csrc/string_work.h",
+    "csrc/wire",
+    "csrc/worker",
     "csrc/zmq_api.h",
     "examples",
     "setup.py",

@@ -1,4 +1,4 @@
-// A DEALER socket: the one connection of a worker.
+// The DEALER socket of a worker's connection to the controller.
 #pragma once
 
 #include <cerrno>
@@ -12,7 +12,7 @@ class DealerSocket : public MonitoredSocket {
 public:
     using MonitoredSocket::MonitoredSocket;
 
-    // Begins a message. False if nobody takes it; else the rest must follow.
+    // Begins a message. False if the queue is full; otherwise the remaining frames must follow.
     bool begin(std::string_view header, bool more) {
         while (zmq->send(socket_, header.data(), header.size(), flags(more)) < 0) {
             int error = zmq->last_error();
@@ -29,7 +29,7 @@ public:
             retry();
     }
 
-    // Takes what the frame holds.
+    // Sends a frame, whose content moves to libzmq.
     void send(Frame& frame, bool more) {
         while (zmq->msg_send(frame.message(), socket_, flags(more)) < 0)
             retry();

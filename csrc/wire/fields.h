@@ -1,5 +1,5 @@
-// The values of a header, each read within the bounds of its declaration. The generated readers of messages.cpp are
-// sequences of these calls.
+// Reads the values of a header within the bounds of their declarations. The generated readers of messages.cpp
+// consist of these calls.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +18,9 @@ inline std::int64_t tag_of(std::string_view header) {
     return reader.array(count) && count > 0 && reader.integer(tag) ? tag : -1;
 }
 
-// Reads a header value by value. place() gives the place of the next value in the header; a value that differs from its
-// declaration is noted in the flaw together with that place. Each function returns false after noting a flaw, and leaves
-// what it reads into unchanged then.
+// Reads a header value by value. place() gives the place of the next value in the header. A value that
+// differs from its declaration is recorded in the flaw, with its place. A function that records a flaw
+// returns false and leaves its target unchanged.
 class FieldReader {
 public:
     FieldReader(std::string_view header, HeaderFlaw& flaw)
@@ -29,7 +29,7 @@ public:
         flaw_.depth = 0;
     }
 
-    // The array's head and the tag, which the flaw has afterwards.
+    // Reads the array's head and the tag, and records the tag in the flaw.
     bool tag(std::int64_t& found) {
         flaw_.tag = 0;
         if (!reader_.array(count_) || count_ == 0 || !reader_.integer(found))
@@ -38,10 +38,10 @@ public:
         return true;
     }
 
-    // The tag was another one.
+    // Records that the tag is that of another message.
     bool other() { return fail(HeaderFlaw::OTHER); }
 
-    // Behind tag(): whether the size and the number of fields are those of the declaration.
+    // After tag(): checks the header's size and the number of fields.
     bool begin(std::uint32_t fields, std::size_t bytes_max) {
         if (header_.size() > bytes_max)
             return fail(HeaderFlaw::TOO_LARGE);
@@ -49,14 +49,14 @@ public:
         return count_ == fields + 1 || fail(HeaderFlaw::FIELDS);
     }
 
-    // Behind tag(): the first field, if it is an id: a natural number. Else 0. Nothing is noted or taken.
+    // After tag(): peeks at the first field. Returns it if it is a natural number (an id), else 0.
     std::int64_t peek_id() const {
         Reader ahead = reader_;
         std::int64_t id = 0;
         return count_ >= 2 && ahead.integer(id) && id >= 0 ? id : 0;
     }
 
-    // level: 0 for a field of the message, 1 for an element or field of that, and so on.
+    // level: 0 for a field of the message, 1 for an element or field of such a field, and so on.
     void place(std::uint32_t level, std::uint32_t number) {
         flaw_.path[level] = number;
         flaw_.depth = level + 1;
@@ -71,7 +71,7 @@ public:
         return true;
     }
 
-    // The bytes lie in the header.
+    // Reads bytes, as a view into the header.
     bool text(std::string_view& value, std::size_t bytes_max) {
         std::size_t left = reader_.left();
         std::string_view found;
@@ -83,13 +83,13 @@ public:
         return true;
     }
 
-    // The head of a list of at most so many elements.
+    // Reads the head of a list with a most number of elements.
     bool list(std::uint32_t& count, std::uint32_t count_max) {
         std::size_t left = reader_.left();
         return (reader_.array(count) && count <= count_max) || miss(left);
     }
 
-    // The head of a list of exactly so many fields.
+    // Reads the head of a list with an exact number of fields.
     bool row(std::uint32_t fields) {
         std::size_t left = reader_.left();
         std::uint32_t count = 0;
@@ -115,10 +115,10 @@ private:
     std::string_view header_;
     Reader reader_;
     HeaderFlaw& flaw_;
-    std::uint32_t count_ = 0;  // of the header's array
+    std::uint32_t count_ = 0;  // the number of elements of the header's array
 };
 
-// The longest beginning of a text that has at most so many bytes and ends with a whole character.
+// Returns the longest prefix of a text within a number of bytes that ends with a whole character.
 inline std::string_view cut(std::string_view text, std::size_t bytes_max) {
     if (text.size() <= bytes_max)
         return text;

@@ -10,10 +10,11 @@
 
 namespace clockwork {
 
-// The functions of the libzmq that pyzmq brought; set once, before anything here is made.
+// The functions of pyzmq's libzmq; set once, before any frame is made.
 inline const clockwork_zmq_api* zmq = nullptr;
 
-// One frame. Small ones live inside; what is larger is counted, and a copy shares it.
+// A frame. A small frame holds its bytes; the bytes of a larger frame are reference-counted and shared by
+// copies.
 class Frame {
 public:
     Frame() { zmq->msg_init(&message_); }
@@ -26,7 +27,7 @@ public:
     Frame(const Frame&) = delete;
     Frame& operator=(const Frame&) = delete;
 
-    // libzmq writes to what it shares from (it notes that it is shared), hence no const.
+    // No const: libzmq marks the source of a shared copy.
     void share(Frame& other) { zmq->msg_copy(&message_, &other.message_); }
     void clear() {
         zmq->msg_close(&message_);
@@ -39,7 +40,8 @@ public:
         char* target = static_cast<char*>(data());
         std::copy_n(rest.data(), rest.size(), std::copy_n(bytes.data(), bytes.size(), target));
     }
-    // Bytes of somebody else; let_go() tells the owner, on any thread, that they are not needed any more.
+    // Makes a frame of bytes that it does not own. let_go() tells the owner, on any thread, that they are
+    // unused.
     void lend(void* bytes, std::size_t size, void (*let_go)(void*, void*), void* hint) {
         zmq->msg_close(&message_);
         if (zmq->msg_init_data(&message_, bytes, size, let_go, hint) != 0)
@@ -49,9 +51,9 @@ public:
     std::size_t size() const { return zmq->msg_size(&message_); }
     std::string_view view() { return {static_cast<const char*>(data()), size()}; }
     bool more() const { return zmq->msg_more(&message_) != 0; }
-    // Of the connection that it came on; -1 if that has none (a peer that speaks the first ZMTP).
+    // The descriptor of the frame's connection; -1 if unknown (a peer with the first version of ZMTP).
     int descriptor() const { return zmq->msg_get(&message_, CLOCKWORK_ZMQ_SRCFD); }
-    // The public key that its connection was made with, as Z85; "" without CURVE.
+    // The public key of the frame's connection, as Z85; "" without CURVE.
     std::string_view key() const {
         const char* found = zmq->msg_gets(&message_, "User-Id");
         return found != nullptr ? found : "";

@@ -1,4 +1,4 @@
-// A flaw of a header as a value: clockwork/wire/codec.py makes the sentence of it.
+// A flaw of a header as a value, which clockwork/wire/codec.py turns into a sentence.
 #pragma once
 
 #include <array>
@@ -8,14 +8,15 @@
 
 namespace clockwork {
 
-// The first place at which a header differs from the declaration in clockwork/wire/messages.py, in reading order.
+// The first place, in reading order, at which a header differs from its declaration
+// (clockwork/wire/messages.py).
 struct HeaderFlaw {
     enum Kind : std::uint8_t {
         NONE,
-        OTHER,      // no header of this kind of message
+        OTHER,      // not a header of this kind of message
         TOO_LARGE,  // beyond the largest header of this kind
-        FIELDS,     // another number of fields
-        CUT_OFF,    // no msgpack, or cut off
+        FIELDS,     // a wrong number of fields
+        CUT_OFF,    // not msgpack, or cut off
         FORM,       // a value that its place may not hold
         NOT_UTF8,
         LONGER,  // bytes follow the last field
@@ -24,10 +25,10 @@ struct HeaderFlaw {
     static constexpr std::uint32_t DEPTH_MAX = 6;
 
     Kind kind = NONE;
-    std::int64_t tag = 0;                       // of the message
-    std::uint32_t count = 0;                    // FIELDS: how many there are
-    std::uint32_t depth = 0;                    // of path
-    std::array<std::uint32_t, DEPTH_MAX> path;  // which field, and in it which element or field, and so on
+    std::int64_t tag = 0;                       // the message's tag
+    std::uint32_t count = 0;                    // FIELDS: the number of fields found
+    std::uint32_t depth = 0;                    // the length of path
+    std::array<std::uint32_t, DEPTH_MAX> path;  // the field, the element or field in it, and so on
     std::size_t offset = 0;                     // FORM: where the value begins in the header
 };
 

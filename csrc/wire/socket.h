@@ -12,7 +12,7 @@
 
 namespace clockwork {
 
-// What the monitor of a socket tells.
+// An event of a socket's monitor.
 struct ConnectionNews {
     std::uint16_t event = 0;
     int fd = -1;
@@ -20,10 +20,10 @@ struct ConnectionNews {
 
 class MonitoredSocket {
 public:
-    // As long as this is used, the socket and its monitor must stay open.
+    // The socket and its monitor must stay open as long as this object is used.
     MonitoredSocket(void* socket, void* monitor) : socket_(socket), monitor_(monitor) {}
 
-    // Receives the next part into `frame`. False if there is none now.
+    // Receives the next frame of a message. False if none has arrived.
     bool receive(Frame& frame) {
         while (zmq->msg_recv(frame.message(), socket_, CLOCKWORK_ZMQ_DONTWAIT) < 0) {
             int error = zmq->last_error();
@@ -35,12 +35,12 @@ public:
         return true;
     }
 
-    // Whether receive() would find something. To be asked before one waits for descriptors: they are edges.
+    // Whether receive() would return a frame. Check it before a wait: descriptors signal edges only.
     bool has_input() const { return is_readable(socket_); }
-    // Whether a connection has ended since the monitor was last read.
+    // Whether a connection has ended since the last read of the monitor.
     bool has_news() const { return is_readable(monitor_); }
 
-    // The next event of the monitor. False if there is none now.
+    // Reads the next event of the monitor. False if there is none.
     bool receive_news(ConnectionNews& news) {
         Frame frame;
         while (zmq->msg_recv(frame.message(), monitor_, CLOCKWORK_ZMQ_DONTWAIT) < 0) {
@@ -57,7 +57,7 @@ public:
         std::memcpy(&news.event, body, sizeof(news.event));
         std::memcpy(&value, body + sizeof(news.event), sizeof(value));
         news.fd = static_cast<int>(value);
-        while (frame.more()) {  // the endpoint
+        while (frame.more()) {  // skips the endpoint
             if (zmq->msg_recv(frame.message(), monitor_, CLOCKWORK_ZMQ_DONTWAIT) < 0)
                 break;
         }

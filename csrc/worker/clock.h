@@ -7,7 +7,8 @@
 
 namespace clockwork::worker {
 
-// Converts between machine time, which devices use, and the time that messages carry. clockwork/worker/clock.py does the same.
+// Converts between machine time, which devices use, and the time that messages carry, as
+// clockwork/worker/clock.py does.
 struct Clock {
     Ns epoch_ns = 0;
     Ns offset_ns = 0;
@@ -19,7 +20,7 @@ struct Clock {
         return machine_ns + offset_ns + floor_div(__int128(machine_ns - epoch_ns) * drift_ppb, 1'000'000'000);
     }
 
-    // NEVER_NS stays as it is.
+    // Returns NEVER_NS unchanged.
     Ns to_machine(Ns worker_ns) const {
         if (worker_ns >= NEVER_NS || !is_shifted())
             return worker_ns;

@@ -79,7 +79,7 @@ std::vector<ActionId> ActionQueue::reset() {
     return queued;
 }
 
-// Where in its lane an action goes. An UNLOAD passes nothing before it, and nothing passes it.
+// Returns an action's place in its lane. An UNLOAD overtakes no action, and no action overtakes an UNLOAD.
 Ns ActionQueue::place(LaneState& lane, const QueuedAction& action) {
     Ns earliest = std::max(action.earliest_ns, lane.floor_ns);
     if (action.is_unload) {
@@ -103,7 +103,8 @@ void ActionQueue::advance(Ns now, std::vector<QueueCommand>& out) {
             unqueue(slot);
             forget(slot);
         }
-        while (!lane.order.empty() && lane.started < run_ahead_) {  // else the end of one wakes this lane
+        // A full lane continues when an action ends
+        while (!lane.order.empty() && lane.started < run_ahead_) {
             const std::uint32_t slot = lane.order.front();
             Record& record = records_[slot];
             if (record.place_ns - START_LEAD_NS > now) {
@@ -126,10 +127,10 @@ void ActionQueue::advance(Ns now, std::vector<QueueCommand>& out) {
 // ----- the heaps --------------------------------------------------------------------------------
 
 bool ActionQueue::before(Heap which, std::uint32_t a, std::uint32_t b) const {
-    const Record &one = records_[a], &other = records_[b];
-    const Ns left = which == ORDER ? one.place_ns : one.latest_ns;
+    const Record &first = records_[a], &other = records_[b];
+    const Ns left = which == ORDER ? first.place_ns : first.latest_ns;
     const Ns right = which == ORDER ? other.place_ns : other.latest_ns;
-    return left != right ? left < right : one.sequence < other.sequence;
+    return left != right ? left < right : first.sequence < other.sequence;
 }
 
 void ActionQueue::push(Heap which, LaneState& lane, std::uint32_t slot) {

@@ -7,7 +7,7 @@ namespace clockwork::worker {
 
 namespace {
 
-// A phase that did not happen stays zeros.
+// A phase that did not happen stays zero.
 wire::Phase phase_of(const device::Span& span, const Clock& clock) {
     if (!clock.is_shifted() || span.begin_ns == 0)
         return {span.begin_ns, span.end_ns, span.duration_ns};

@@ -1,4 +1,4 @@
-// Results of orders as messages.
+// Writes the results of orders as messages.
 #pragma once
 
 #include <string_view>
@@ -10,15 +10,16 @@
 
 namespace clockwork::worker {
 
-// A text for people as UTF-8: bytes that are not, such as the beginning of a character that was cut, become question marks.
+// Returns a text as valid UTF-8: each invalid byte, such as the start of a cut character, becomes a question
+// mark.
 std::string mended(std::string_view text);
 
-// Writes results into a writer of its own, which the next replaces.
+// Writes results into its own writer. Each result replaces the one before.
 class ResultWriter {
 public:
-    // Of an action that did not reach its device.
+    // Writes the result of an action that did not reach its device.
     std::string_view refusal(std::int64_t action_id, Status status, std::string_view text, Ns received_ns);
-    // Of an order that has ended. with_outputs: its frames follow, each part's outputs in order.
+    // Writes the result of an ended order. with_outputs: frames follow, with each part's outputs in order.
     std::string_view result(const device::Order& order, const Clock& clock, bool with_outputs);
     std::string_view pong(std::int64_t sent_ns, Ns received_ns, Ns returned_ns);
 

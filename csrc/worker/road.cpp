@@ -29,15 +29,15 @@ constexpr std::string_view REVOKED_TEXT = "the action was revoked";
 constexpr std::string_view CANCELLED_TEXT = "the worker ends because of another action";
 constexpr std::int64_t STRING = 8;  // ONNX's code
 
-// Added to the dtype of a tensor whose frame says where in its client's memory it lies: wire/shared.py.
+// Added to the dtype of a tensor whose frame refers to its client's memory; see wire/shared.py.
 constexpr std::int64_t SHARED = 1 << 28;
 
-// The frames of a message, of which an order's inputs are views.
+// The frames of a message. An order's inputs are views of them.
 struct Frames : device::Keeper {
     std::vector<Frame> frames;
 };
 
-// The outputs of an order, for as long as libzmq has frames of them.
+// The outputs of an order, kept as long as libzmq has frames of them.
 struct SharedBlock {
     explicit SharedBlock(char* data, int uses) : data(data), uses(uses) {}
     ~SharedBlock() { std::free(data); }
@@ -63,14 +63,14 @@ bool reads_store(Kind kind) { return kind == Kind::LOAD || kind == Kind::FETCH; 
 void signal_fd(int fd) {
     const std::uint64_t count = 1;
     if (write(fd, &count, sizeof count) < 0) {
-        // It is readable already.
+        // The descriptor is readable already.
     }
 }
 
 void clear_fd(int fd) {
     std::uint64_t count = 0;
     if (read(fd, &count, sizeof count) < 0) {
-        // It was not.
+        // The descriptor was not readable.
     }
 }
 
@@ -173,7 +173,7 @@ void Road::run() {
     prctl(PR_SET_NAME, "cw-road", 0, 0, 0);
     std::unique_lock<std::mutex> lock(mutex_);
     while (!is_stopping_) {
-        // Asking takes the edge of the descriptor, so that what was found must be received.
+        // The check consumes the descriptor's edge, so messages that it finds must be received.
         has_input_ = has_input_ || socket_.has_input();
         const bool is_ready = (has_input_ && notice_bytes_ < bounds_.notice_bytes) || has_news_;
         const Ns due = is_ready ? 0 : due_ns();
@@ -219,15 +219,16 @@ void Road::turn() {
     watch(now_ns());
 }
 
-// On the thread of a lane that has ended an order: answers it, and begins what follows. The road's thread need not wake
-// for that, unless it is at work already; then it takes the order. Returns whether it was taken here.
+// Called by a lane's thread that has ended an order: answers the order and starts the next ones. The road's
+// thread need not wake for that; if it is awake, it takes the order instead. Returns whether the order was
+// taken here.
 bool Road::take_at_end() {
     std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (!lock.owns_lock() || is_stopping_)
         return false;
     try {
         take_ended(now_ns());
-        if (socket_.has_input()) {  // sending may have taken the edge of the socket's descriptor
+        if (socket_.has_input()) {  // sending may have consumed the edge of the socket's descriptor
             has_input_ = true;
             wake();
         } else if (due_ns() < sleeps_until_ns_) {
@@ -239,7 +240,7 @@ bool Road::take_at_end() {
     return true;
 }
 
-// A defect of the road's own ends it.
+// Ends the road after a defect of its own.
 void Road::fail(const std::exception& error) {
     notify({.kind = Notice::FAILED, .now_ns = now_ns(), .text = error.what()});
     is_stopping_ = true;
@@ -267,7 +268,7 @@ std::deque<Notice> Road::take_notices() {
     Held held(*this);
     clear_fd(notice_fd_);
     if (notice_bytes_ >= bounds_.notice_bytes)
-        wake();  // it receives again
+        wake();  // the road receives again
     notice_bytes_ = 0;
     return std::exchange(notices_, {});
 }
@@ -290,7 +291,7 @@ void Road::note_late(Ns late_ns) {
 
 // ----- messages ---------------------------------------------------------------------------------
 
-// False: there is none.
+// Receives a message. False: none has arrived.
 bool Road::receive_message(Ns now) {
     message_.clear();
     if (!socket_.receive(message_.emplace_back()))
@@ -310,7 +311,7 @@ bool Road::receive_message(Ns now) {
     }
     received_.bytes += bytes;
     received_.frames += frames;
-    if (!has_all)  // of a message with too many frames the header alone is looked at
+    if (!has_all)  // of a message with too many frames only the header is read
         message_.resize(1);
     const std::int64_t tag = wire::tag_of(message_[0].view());
     if (serves_ && take_action(tag, now))
@@ -318,12 +319,13 @@ bool Road::receive_message(Ns now) {
     if (tag == TAG_FORGET)
         note_forgotten(message_[0].view());
     if (tag == TAG_WORKER_WELCOME)
-        serves_ = false;  // what follows is of another session, which begins when Python has seen this
+        // Later actions belong to the next session, which begins when Python has seen this message
+        serves_ = false;
     give_message(Notice::MESSAGE, now);
     return true;
 }
 
-// The model is gone for the actions behind a Forget, whenever Python comes to it.
+// The model is gone for the actions behind a Forget, although Python handles the Forget later.
 void Road::note_forgotten(std::string_view header) {
     Reader reader(header.data(), header.size());
     std::uint32_t count = 0;
@@ -341,7 +343,7 @@ void Road::give_message(Notice::Kind kind, Ns now) {
     notify(std::move(notice));
 }
 
-// False if the message is Python's: it is another kind of message, or malformed, and Python says how.
+// False if Python handles the message: another kind, or a malformed message, whose flaw Python reports.
 bool Road::take_action(std::int64_t tag, Ns now) {
     const std::string_view header = message_[0].view();
     if (tag == TAG_PING) {
@@ -384,7 +386,8 @@ bool Road::take_action(std::int64_t tag, Ns now) {
     std::unique_ptr<Frames> keeper;
     if (!action_.tensors.empty()) {
         keeper = std::make_unique<Frames>();
-        keeper->frames = std::exchange(message_, {});  // small frames hold their bytes, and do not move by this
+        // The move of the vector does not move small frames' bytes
+        keeper->frames = std::exchange(message_, {});
     }
     queue_action(std::move(keeper), false, now);
     return true;
@@ -428,7 +431,7 @@ void Road::receive_copied(std::string_view header, const std::vector<std::string
     wake();
 }
 
-// Makes an order of the action that was read, and queues it; or refuses it.
+// Makes an order of the decoded action and queues it, or refuses it.
 void Road::queue_action(std::unique_ptr<device::Keeper> keeper, bool is_lent, Ns now) {
     const std::int64_t action_id = action_.action_id;
     const Ns received_ns = clock_.to_worker(now);
@@ -501,7 +504,7 @@ void Road::revoke(std::int64_t action_id, Ns now) {
     obey(order->place, now);
 }
 
-// ----- what the queues say ----------------------------------------------------------------------
+// ----- commands of the queues ------------------------------------------------------------------
 
 void Road::run_due(Ns now) {
     for (std::uint32_t place : numbers_) {
@@ -513,7 +516,7 @@ void Road::run_due(Ns now) {
     }
 }
 
-// Does what the queue of a device has put into `commands_`. Each may put more there.
+// Executes the commands of a device's queue in `commands_`. A command may append more.
 void Road::obey(std::uint32_t place, Ns now) {
     for (std::size_t at = 0; at < commands_.size(); ++at) {
         const QueueCommand command = commands_[at];
@@ -540,7 +543,7 @@ void Road::obey(std::uint32_t place, Ns now) {
                 break;
             case QueueOrder::REJECT_REVOKED: reject(order, Status::ACTION_CANCELLED, REVOKED_TEXT); break;
             case QueueOrder::REJECT_FULL:
-            case QueueOrder::REJECT_TWICE:  // it is not: find() was asked before
+            case QueueOrder::REJECT_TWICE:  // impossible: find() was called before
                 reject(order, Status::DEVICE_ERROR, format("%zu actions are queued already", bounds_.queued_actions));
                 break;
         }
@@ -552,14 +555,14 @@ void Road::start_order(Order* order) {
     port.begin(port.self, order);
 }
 
-// Answers an order that no device and no queue has any more.
+// Answers an order that neither a device nor a queue holds any more.
 void Road::reject(Order* order, Status status, std::string_view text) {
     refuse(order->action_id, status, text, order->received_ns);
     forget(order);
     free_order(order);
 }
 
-// Ends an order that its queue counts as started, and that the device does not have. Adds to `commands_`.
+// Ends an order that its queue counts as started and its device does not hold. Appends to `commands_`.
 void Road::end_started(Order* order, Status status, std::string_view text, Ns now) {
     const std::uint32_t place = order->place;
     const std::uint64_t action_id = static_cast<std::uint64_t>(order->action_id);
@@ -569,7 +572,8 @@ void Road::end_started(Order* order, Status status, std::string_view text, Ns no
 
 // ----- checks of stored bytes -------------------------------------------------------------------
 
-// Keeps an order from its device if it, or an earlier one that it must follow, waits for a check.
+// Holds an order back from its device if the order, or an earlier order that it must follow, waits for a
+// check.
 bool Road::waits_for_check(Order* order) {
     if (!is_ordered_by_model(order->kind))
         return false;
@@ -588,7 +592,7 @@ bool Road::waits_for_check(Order* order) {
     return waits;
 }
 
-// Those of a model that waited, in order, unless they still do.
+// Starts a model's orders that waited for a check, in order, unless they must still wait.
 void Road::start_checked(std::int64_t model_id, Ns now) {
     std::vector<Order*> waited;
     std::erase_if(unchecked_, [&](Order* order) {
@@ -610,7 +614,7 @@ void Road::start_checked(std::int64_t model_id, Ns now) {
     }
 }
 
-// Why actions may not name a model.
+// Returns the reason for which actions may not name a model.
 std::string Road::absence_of(std::int64_t model_id) const {
     const auto absence = absences_.find(model_id);
     return absence != absences_.end()
@@ -660,7 +664,7 @@ void Road::take_ended(Ns now) {
 
 void Road::on_ended(Order* order, Ns now) {
     if (order->slot >= orders_.size() || orders_[order->slot] != order) {
-        free_order(order);  // of an earlier session
+        free_order(order);  // an order of an earlier session
         return;
     }
     Device& on = all_[order->place];
@@ -693,7 +697,7 @@ void Road::answer(Order* order, Ns now) {
     forget(order);
     commands_.clear();
     all_[place].queue->ended(now, action_id, commands_);
-    obey(place, now);  // what follows begins before this is answered
+    obey(place, now);  // the next orders start before this one is answered
     if (order->is_lent || !is_as_declared(*order)) {
         notify({.kind = Notice::ENDED, .number = order->model_id, .now_ns = now, .order = order});
         return;
@@ -702,7 +706,7 @@ void Road::answer(Order* order, Ns now) {
     free_order(order);
 }
 
-// Whether the outputs are what the model declares. Where they are not, Python says why.
+// Whether the outputs are as the model declares. Python makes the sentence about a difference.
 bool Road::is_as_declared(const Order& order) const {
     const device::Parts& parts = order.parts;
     if (order.kind != Kind::INFER || order.status != static_cast<std::int32_t>(Status::OK))
@@ -783,7 +787,7 @@ void Road::refuse(std::int64_t action_id, Status status, std::string_view text, 
     send_header(results_.refusal(action_id, status, text, received_ns), false);
 }
 
-// False: nobody takes it.
+// Sends a message. False: the connection's queue is full.
 bool Road::send_header(std::string_view header, bool more) {
     if (!serves_)
         return false;
@@ -800,7 +804,7 @@ bool Road::send(std::string_view header, const std::vector<std::string_view>& fr
     const bool sent = socket_.begin(header, left > 0);
     for (std::size_t place = 0; sent && place < frames.size(); ++place)
         socket_.send(frames[place], --left > 0);
-    wake();  // sending may have taken the edge of the socket's descriptor
+    wake();  // sending may have consumed the edge of the socket's descriptor
     return sent;
 }
 
@@ -846,7 +850,7 @@ void Road::drain() {
     is_draining_ = true;
 }
 
-// Forgets what is held. What a device has comes back later, and is freed then; the rest now.
+// Forgets all held orders. An order that a device holds is freed when it ends, any other at once.
 void Road::forget_all() {
     for (std::uint32_t slot = 0; slot < orders_.size(); ++slot) {
         Order* order = orders_[slot];
@@ -864,13 +868,13 @@ void Road::forget_all() {
     orders_.clear();
     free_slots_.clear();
     unchecked_.clear();
-    for (Device& one : all_) {
-        one.queue->reset();
-        one.stalled.clear();
+    for (Device& device : all_) {
+        device.queue->reset();
+        device.stalled.clear();
     }
 }
 
-// ----- the books --------------------------------------------------------------------------------
+// ----- held orders ------------------------------------------------------------------------------
 
 Order* Road::find(std::int64_t action_id) const {
     const std::uint32_t slot = slots_.find(static_cast<std::uint64_t>(action_id));
@@ -936,21 +940,21 @@ void Road::watch(Ns now) {
     bool is_busy = false;
     const Limits& limits = bounds_.limits;
     for (std::uint32_t place : numbers_) {
-        Device& one = all_[place];
-        if (one.queue->started_count() == 0 && !one.is_watched())
+        Device& device = all_[place];
+        if (device.queue->started_count() == 0 && !device.is_watched())
             continue;
         is_busy = true;
         device::Whereabouts at;
-        one.port.look(one.port.self, &at);
+        device.port.look(device.port.self, &at);
         const Order* running = at.execution != 0 ? find(at.execution) : nullptr;
         const bool is_reservation = running != nullptr && running->kind == Kind::RESERVE;
         const auto waiting = std::find_if(unchecked_.begin(), unchecked_.end(),
                                           [&](const Order* order) { return order->place == place; });
-        judge(place, one.executes, at.execution, is_reservation ? "reservation" : "execution",
+        judge(place, device.executes, at.execution, is_reservation ? "reservation" : "execution",
               is_reservation ? limits.reservation_ns : limits.execution_limit_ns(expected_ns(at.execution)), true, now);
-        judge(place, one.loads, at.load, "load", limits.load_limit_ns(expected_ns(at.load)), false, now);
-        judge(place, one.fetches, at.fetch, "fetch", limits.load_limit_ns(expected_ns(at.fetch)), false, now);
-        judge(place, one.checks, waiting != unchecked_.end() ? (*waiting)->action_id : 0, "check before a load",
+        judge(place, device.loads, at.load, "load", limits.load_limit_ns(expected_ns(at.load)), false, now);
+        judge(place, device.fetches, at.fetch, "fetch", limits.load_limit_ns(expected_ns(at.fetch)), false, now);
+        judge(place, device.checks, waiting != unchecked_.end() ? (*waiting)->action_id : 0, "check before a load",
               limits.check_ns, false, now);
     }
     watch_ns_ = is_busy ? now + limits.interval_ns : NEVER_NS;

@@ -1,14 +1,15 @@
-// The road of an action through a worker, without Python: from the controller's message to its device's lanes, and from
-// there to the result.
+// The native road of an action through a worker: from the controller's message to the device's lanes, and
+// from there to the result.
 //
 //     DEALER -> ActionMessage -> Order -> ActionQueue -> Port -> lanes -> Outlet -> result -> DEALER
 //
-// One record, the Order, lives from a message to its result; its frames stay where libzmq received them. One thread runs
-// the road. It owns the socket and takes every message, of which Python is given what is rare, as Notices: all other kinds
-// of messages, malformed ones, changes of the connection, inputs in clients' memory, checks before loads, faults. So
-// nothing that holds the interpreter's lock delays an action.
+// A single record, the Order, lives from a message to its result; its frames stay where libzmq received them.
+// A thread runs the road. It owns the socket and receives every message. Rare events go to Python as Notices:
+// other kinds of messages, malformed messages, changes of the connection, inputs in clients' memory, checks
+// before loads, faults. Therefore no holder of the interpreter's lock delays an action.
 //
-// Any thread may call what is public. Each call takes the road's lock, which the thread gives up while it waits.
+// Any thread may call the public methods. Each call takes the road's lock, which the road's thread releases
+// while it waits.
 #pragma once
 
 #include <poll.h>
@@ -39,33 +40,33 @@
 
 namespace clockwork::worker {
 
-// What Python is to do, or to know.
+// An event that Python handles.
 struct Notice {
     enum Kind : std::uint8_t {
-        MESSAGE,  // `frames`, of a message that is Python's
-        NEWS,     // of the socket's monitor: `number` is the event, `value` its value
-        SHARED,   // `frames`, of an INFER with inputs in a client's memory
-        ENDED,    // `order`, which release() frees: its result is Python's to make
+        MESSAGE,  // `frames` of a message that Python handles
+        NEWS,     // an event of the socket's monitor: `number`, with its `value`
+        SHARED,   // `frames` of an INFER with inputs in a client's memory
+        ENDED,    // `order`, whose result Python makes; release() frees it
         CHECK,    // LOADs of model `number` wait for a check of its stored bytes
         FAULT,    // device `number` is broken: its orders wait for lost()
         STUCK,    // action `number` on device `value` does not end; `text`: the operation
-        REVOKE,   // action `number`, which the road does not hold
+        REVOKE,   // a Revoke of action `number`, which the road does not hold
         TWICE,    // action `number` came twice; the second is dropped
-        UNSENT,   // the controller takes no more: the session is over
-        DRAINED,  // nothing is held any more
+        UNSENT,   // the controller takes no more messages: the session has ended
+        DRAINED,  // no action is held any more
         FAILED,   // the road has ended by a defect of its own: `text` says which
     };
 
     Kind kind = MESSAGE;
     std::int64_t number = 0;
     std::int64_t value = 0;
-    Ns now_ns = 0;  // when it came
+    Ns now_ns = 0;  // the time of the event
     std::vector<std::string> frames = {};
     std::string text = {};
     device::Order* order = nullptr;
 };
 
-// What results are compared with. Dimensions of -1 may be anything.
+// The declared outputs, with which results are compared. A dimension of -1 has any size.
 struct Declared {
     struct Output {
         int dtype = 0;
@@ -83,85 +84,87 @@ struct RoadBounds {
     Limits limits;
     std::size_t messages_per_turn = 64;
     std::size_t frames_per_message = 0;
-    std::size_t queued_actions = 0;      // of each device
-    std::size_t notice_bytes = 0;        // of messages that Python has not taken: beyond it none is received
-    std::size_t copied_frame_bytes = 0;  // outputs below this are copied into libzmq's own memory
-    std::size_t jitter_window = 0;       // timed waits over which jitter_p99_ns() tells
+    std::size_t queued_actions = 0;  // of each device
+    // Bytes of messages that Python has not taken; above it the road receives none
+    std::size_t notice_bytes = 0;
+    std::size_t copied_frame_bytes = 0;  // smaller outputs are copied into libzmq's memory
+    std::size_t jitter_window = 0;       // the number of timed waits that jitter_p99_ns() covers
 };
 
-// How long the thread waits between two turns when another thread wants the lock and there is more to do.
+// The thread's pause between two turns if another thread wants the lock and more work is left.
 inline constexpr Ns HANDOVER_NS = 20'000;
 
 class Road {
 public:
-    // socket_fds: of the socket and of its monitor. As long as the road runs, these stay open and are nobody else's, and
-    // ports and outlets stay good. Throws std::system_error if there is no descriptor.
+    // socket_fds: descriptors of the socket and of its monitor. As long as the road runs, it owns both, and
+    // ports and outlets stay valid. Throws std::system_error if no descriptor is left.
     Road(const DealerSocket& socket, const std::array<int, 2>& socket_fds, const Clock& clock,
          const RoadBounds& bounds);
     ~Road();
     Road(const Road&) = delete;
     Road& operator=(const Road&) = delete;
 
-    // Before start().
+    // Called before start().
     void add_device(const device::Port& port, std::uint32_t run_ahead);
     void add_outlet(const device::Outlet& outlet);
     void start();
-    // The thread ends. Nothing is received or answered any more, and orders that no device has are freed.
+    // Ends the thread, receptions and answers, and frees the orders that no device holds.
     void stop();
 
     // ----- the session
 
-    // Whether actions are taken. A WorkerWelcome takes that back, until Python has seen it.
+    // Sets whether actions are taken. A WorkerWelcome clears this until Python has seen the message.
     void serve(bool serves);
-    // False if the connection's queue is full. `frames`: what follows the header.
+    // Sends a message. False if the connection's queue is full. frames: the frames behind the header.
     bool send(std::string_view header, const std::vector<std::string_view>& frames);
-    // The devices that are left, in order, are numbered anew: `kept` are their numbers so far. Nothing may be held.
+    // Renumbers the remaining devices in order. kept: their old numbers. No action may be held.
     void renumber(const std::vector<std::uint32_t>& kept);
-    // Forgets every action. Devices end what they have.
+    // Forgets every action. Devices end the orders that they hold.
     void reset();
-    // Answers every action as ACTION_CANCELLED, but for one that has an outcome, and refuses all that come.
+    // Answers the action of `outcome` with it and all others as ACTION_CANCELLED; refuses later actions.
     struct Outcome {
         std::int64_t action_id = 0;  // 0: none
         Status status = Status::OK;
         std::string text;
     };
     void cancel(const Outcome& outcome);
-    // Has DRAINED be told once nothing is held.
+    // Requests the notice DRAINED, which comes once no action is held.
     void drain();
 
     // ----- models
 
     void model_ready(std::int64_t model_id, std::shared_ptr<const Declared> declared);
-    // absence: why actions may not name the model; empty: it is not known.
+    // absence: the reason for which actions may not name the model; empty: the model is unknown.
     void model_gone(std::int64_t model_id, std::string_view absence);
-    // Its stored bytes are whole: what waited for that starts.
+    // Starts the orders that waited for the check of the model's files: the files are whole.
     void model_whole(std::int64_t model_id);
 
     // ----- actions
 
-    // Takes an action that Python was given because the session had not begun. False if it is none.
+    // Takes an action that Python received because the session had not begun. False if it is no action.
     bool deliver(const std::vector<std::string_view>& frames, Ns now);
-    // Queues an INFER whose inputs have been copied from a client's memory, or refuses it. header, frames: of its message,
-    // where views[i] replaces the bytes of tensor i. ENDED follows in place of its result. keeper: of the bytes.
+    // Queues an INFER whose inputs have been copied from a client's memory, or refuses it. header, frames:
+    // its message, in which views[i] replaces the bytes of tensor i. The notice ENDED replaces its result.
+    // keeper: owns the bytes.
     void receive_copied(std::string_view header, const std::vector<std::string_view>& bytes,
                         std::unique_ptr<device::Keeper> keeper, Ns now);
     void release(device::Order* order);
     bool holds(std::int64_t action_id);
-    // A fault of the device was told: its orders are answered again.
+    // Answers a broken device's orders again, after its fault was sent.
     void lost(std::uint32_t device);
 
-    // ----- what it tells
+    // ----- counts
 
     int notice_fd() const { return notice_fd_; }
     std::deque<Notice> take_notices();
-    std::size_t count();  // actions that are not answered
+    std::size_t count();  // the number of unanswered actions
     struct DeviceCounts {
         std::size_t queued = 0;
         std::size_t started = 0;
     };
     DeviceCounts counts(std::uint32_t device);
     Ns jitter_p99_ns();
-    // What was received since the last call, of all messages; is_drained: at some time none was left.
+    // The reception since the last call, of all messages. is_drained: at some time no message was left.
     struct Received {
         std::uint64_t bytes = 0;
         std::uint64_t frames = 0;
@@ -174,9 +177,9 @@ private:
         device::Port port;
         std::unique_ptr<ActionQueue> queue;
         RunWatch executes, loads, fetches, checks;
-        std::vector<device::Order*> stalled;  // that ended on a broken device, whose fault is not told yet
-        bool is_lost = false;                 // and told
-        bool is_faulty = false;               // and not told
+        std::vector<device::Order*> stalled;  // ended on the broken device before its fault was sent
+        bool is_lost = false;                 // the device is broken, and the fault was sent
+        bool is_faulty = false;               // the device is broken, and the fault was not sent yet
 
         bool is_watched() const {
             return executes.is_busy() || loads.is_busy() || fetches.is_busy() || checks.is_busy();
@@ -188,7 +191,7 @@ private:
         bool is_whole = false;
     };
 
-    // The lock, for another thread than the road's.
+    // The road's lock, held by a thread other than the road's.
     class Held {
     public:
         explicit Held(Road& road);
@@ -243,17 +246,17 @@ private:
     Clock clock_;
     RoadBounds bounds_;
     std::vector<Device> all_;             // every device, in the order of add_device()
-    std::vector<std::uint32_t> numbers_;  // of `all_`: what the controller's numbers mean
+    std::vector<std::uint32_t> numbers_;  // indices in `all_`, by the controller's number
     std::vector<device::Outlet> outlets_;
     std::vector<pollfd> descriptors_;
-    std::size_t wake_place_ = 0;  // among the descriptors
+    std::size_t wake_place_ = 0;  // the index of the wake-up descriptor
     int wake_fd_ = -1;
     int notice_fd_ = -1;
 
     std::mutex mutex_;
-    std::atomic<int> waiting_{0};  // threads that want the lock
+    std::atomic<int> waiting_{0};  // the number of threads that want the lock
     bool is_stopping_ = false;
-    Ns sleeps_until_ns_ = 0;  // the thread waits, and begins a turn then; 0: it does not wait
+    Ns sleeps_until_ns_ = 0;  // the end of the thread's wait; 0: it does not wait
     bool has_input_ = true;   // the socket may have a message
     bool has_news_ = true;    // the monitor may have an event
     std::thread thread_;
@@ -263,16 +266,16 @@ private:
     bool is_draining_ = false;
     std::unordered_map<std::int64_t, Model> models_;
     std::unordered_map<std::int64_t, std::string> absences_;
-    IdTable slots_;                       // of held actions, by id
-    std::vector<device::Order*> orders_;  // by slot; null: it is free
+    IdTable slots_;                       // slots of held actions, by id
+    std::vector<device::Order*> orders_;  // by slot; null: a free slot
     std::vector<std::uint32_t> free_slots_;
-    std::vector<device::Order*> unchecked_;  // their queues count them as started; the devices have not seen them
+    std::vector<device::Order*> unchecked_;  // started for their queues, but held back from their devices
     std::vector<QueueCommand> commands_;
     Ns watch_ns_ = NEVER_NS;
 
     std::vector<Frame> message_;  // its header first
     wire::ActionMessage action_;
-    device::Views views_;  // of its inputs
+    device::Views views_;  // views of the action's inputs
     HeaderFlaw flaw_;
     ResultWriter results_;
     std::deque<Notice> notices_;

@@ -1,7 +1,8 @@
-// Decides when an execution or a load has taken too long. Pure; counts only time in which the worker was running.
+// Decides whether an execution or a load has taken too long. Pure; counts only time in which the worker was
+// running.
 //
-// The controller's prediction of an action bounds it. While the process or the machine was stopped nothing watched, so
-// that time does not count against the action.
+// The limit follows from the controller's prediction of the action. Time in which the process or the machine
+// was stopped does not count against the action.
 #pragma once
 
 #include <algorithm>
@@ -17,19 +18,19 @@ enum class Verdict : std::uint8_t {
     STUCK,  // the action goes on although it was to be ended
 };
 
-// clockwork/config has these bounds.
+// The bounds of clockwork/config.
 struct Limits {
     Ns execution_ns = 0;
     std::int64_t execution_factor = 0;
-    Ns grace_ns = 0;  // for an execution to end once it is told to
+    Ns grace_ns = 0;  // the time that an execution has to end after end_run()
     Ns load_ns = 0;
     std::int64_t load_factor = 0;
     Ns reservation_ns = 0;
-    Ns check_ns = 0;  // for the check of stored bytes before a load
-    Ns gap_ns = 0;    // most time between two looks that counts
+    Ns check_ns = 0;  // for the check of a model's files before a load
+    Ns gap_ns = 0;    // the most time between two judgements that counts
     Ns interval_ns = 0;
 
-    // Of an action that was expected to take so long.
+    // The limits of an action with this expected duration.
     Ns execution_limit_ns(Ns expected_ns) const { return limit_ns(execution_ns, execution_factor, expected_ns); }
     Ns load_limit_ns(Ns expected_ns) const { return limit_ns(load_ns, load_factor, expected_ns); }
 
@@ -42,11 +43,11 @@ private:
 // Watches a lane.
 class RunWatch {
 public:
-    // Whether an action was under way at the last look.
+    // Whether an action was running at the last judgement.
     bool is_busy() const { return action_id_ != 0; }
 
-    // Judges the action under way now; 0: the lane is idle. grace_ns: time that it may take to end once it is told to; 0:
-    // it cannot be told.
+    // Judges the running action; action_id 0: the lane is idle. grace_ns: the time that the action has to end
+    // after end_run(); 0: it cannot be ended.
     Verdict look(Ns now, std::int64_t action_id, Ns limit_ns, Ns grace_ns, Ns gap_ns) {
         const Ns passed_ns = std::min(now - seen_ns_, gap_ns);
         seen_ns_ = now;

@@ -46,6 +46,7 @@ KEPT = (
     "clockwork/wire",
     "clockwork/worker",
     "clockwork/workloads",
+    "csrc/controller",
     "csrc/duration.h",
     "csrc/id_table.h",
     "csrc/jpeg.h",

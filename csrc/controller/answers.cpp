@@ -80,7 +80,7 @@ void Answers::fail(const Command& command, const Commands& all, Ns now) {
     release(held);
 }
 
-// Instead of an answer of so many bytes, behind more unread ones than may wait.
+// The refusal that replaces an answer of `bytes` bytes behind more unread bytes than may wait.
 void Answers::refuse_unread(const Command& command, const HeldRequest& held, std::uint64_t bytes, Ns now) {
     const Connections& clients = clients_.connections();
     const Connection& connection = *held.client->connection;

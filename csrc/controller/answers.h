@@ -28,13 +28,13 @@ public:
           sentences_(std::move(sentences)),
           unread_bytes_max_(unread_bytes_max) {}
 
-    // Sends the answer that an ANSWER_OK or ANSWER_FAILED tells of, and lets go of its request. all: the orders that it
-    // is one of.
+    // Sends the answer of an ANSWER_OK or ANSWER_FAILED, and releases its request. all: the orders of the
+    // decision.
     void succeed(const Command& command, Ns now);
     void fail(const Command& command, const Commands& all, Ns now);
-    // The sentence of an ANSWER_FAILED; valid until the next one is asked for.
+    // Returns the sentence of an ANSWER_FAILED; valid until the next call.
     std::string_view failure_text(const Command& command, const Commands& all);
-    // Answers everything that is held, and forgets it: the end.
+    // Answers and releases all held requests, as the controller ends.
     void fail_all(Status status, std::string_view text, Ns now);
 
 private:
@@ -42,7 +42,7 @@ private:
     void write_success(const Command& command, const HeldRequest& held, const KeptResult& result, const TensorRef* refs,
                        std::size_t count, Ns now);
     void refuse_unread(const Command& command, const HeldRequest& held, std::uint64_t bytes, Ns now);
-    // refusal: null at the end, when a failure follows from no order.
+    // refusal: null at the controller's end, when no order causes the failure.
     void send_failure(const HeldRequest& held, Status status, std::string_view text, const Command* refusal, Ns now);
     void release(HeldRequest& held);
 
@@ -52,7 +52,7 @@ private:
     ShadowCopies& shadows_;
     OutcomeCounts& counts_;
     Sentences sentences_;
-    std::uint64_t unread_bytes_max_;  // of all connections, as the sentence about it says
+    std::uint64_t unread_bytes_max_;  // the bound of all connections, for the refusal's sentence
     wire::Answer answer_;
     wire::Failure failure_;
     Writer writer_;

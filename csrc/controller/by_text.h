@@ -1,4 +1,4 @@
-// A hash table by texts, which are looked up without being copied.
+// A hash table keyed by texts. A look-up copies no text.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ struct HashText {
     std::size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
 };
 
-// Never iterated over: the order of its entries says nothing.
+// Never iterated over, because the order of its entries is arbitrary.
 template <typename Value>
 using ByText = std::unordered_map<std::string, Value, HashText, std::equal_to<>>;
 

@@ -30,7 +30,8 @@ bool has_shape(const Spec& spec, const TensorRef& ref, const std::int64_t* dims)
     return true;
 }
 
-// Whether `count` strings, of a length in four bytes and its bytes each, fill the frame: clockwork.wire.tensors.check_strings.
+// Checks that `count` strings, each a length in four bytes and its bytes, fill the frame, as
+// clockwork.wire.tensors.check_strings.
 bool check_strings(std::int64_t count, std::string_view data, Flaw& flaw) {
     if (count > STRINGS_MAX)
         return fail(flaw, Flaw::STRINGS, STRINGS_MAX, count);
@@ -47,11 +48,11 @@ bool check_strings(std::int64_t count, std::string_view data, Flaw& flaw) {
     return at == data.size() || fail(flaw, Flaw::STRINGS_END, count, static_cast<std::int64_t>(data.size() - at));
 }
 
-// The elements and bytes of a tensor of these dimensions, with elements of so many bits; of strings, the bytes of each
-// length: clockwork.wire.tensors.tensor_bytes.
+// Computes the elements and bytes of a tensor of these dimensions and bits an element, as
+// clockwork.wire.tensors.tensor_bytes. A string counts with the bytes of its length.
 bool count_bytes(std::int64_t bits, const TensorRef& ref, const std::int64_t* dims, std::int64_t& elements,
                  std::int64_t& bytes, Flaw& flaw) {
-    __int128 product = 1;  // without zeros
+    __int128 product = 1;  // the product without zeros
     bool is_empty = false;
     for (std::uint32_t axis = 0; axis < ref.shape.count; ++axis) {
         if (dims[axis] < 0)
@@ -71,7 +72,7 @@ bool count_bytes(std::int64_t bits, const TensorRef& ref, const std::int64_t* di
     return true;
 }
 
-// Whether a frame holds a tensor of these dimensions: clockwork.wire.tensors.check_tensor.
+// Checks that a frame holds a tensor of these dimensions, as clockwork.wire.tensors.check_tensor.
 bool check_bytes(std::int64_t bits, const TensorRef& ref, const std::int64_t* dims, std::string_view data, Flaw& flaw) {
     std::int64_t elements = 0, bytes = 0, came = static_cast<std::int64_t>(data.size());
     if (!count_bytes(bits, ref, dims, elements, bytes, flaw))
@@ -87,8 +88,8 @@ bool is_range(std::int64_t offset, std::int64_t bytes) {
     return offset >= 0 && bytes >= 0 && bytes <= INT64_MAX - offset;
 }
 
-// Whether a frame is a reference to memory that every worker sees. The worker checks
-// whether the memory exists and is large enough.
+// Checks that a frame is a reference to memory that every worker sees. The worker checks whether the memory
+// exists and is large enough.
 bool check_reference(std::int64_t bits, const TensorRef& ref, const std::int64_t* dims, std::string_view data,
                      std::int64_t machine, Accepted& accepted, Flaw& flaw) {
     std::int64_t elements = 0, bytes = 0, numbers[REFERENCE_BYTES / sizeof(std::int64_t)];
@@ -122,7 +123,7 @@ bool check_input(const InputSpec& spec, const TensorRef& ref, const std::int64_t
                           : check_bytes(spec.bits, ref, dims, data, flaw);
 }
 
-// One symbol means one size, in all inputs of a request.
+// A symbol has the same size in all inputs of a request.
 bool check_symbols(const ModelInterface& model, const wire::InferRequest& request, Accepted& accepted, Flaw& flaw) {
     accepted.holders.assign(model.symbols.size(), 0);
     accepted.sizes.resize(model.symbols.size());
@@ -172,7 +173,7 @@ bool check_rows(const ModelInterface& model, const wire::InferRequest& request, 
     return true;
 }
 
-// The number of elements, and the greatest number there is where there are more.
+// Returns the number of elements, saturated at the type's maximum.
 std::int64_t count_elements(const TensorRef& ref, const std::int64_t* dims) {
     __int128 count = 1;
     for (std::uint32_t axis = 0; axis < ref.shape.count; ++axis) {
@@ -183,7 +184,7 @@ std::int64_t count_elements(const TensorRef& ref, const std::int64_t* dims) {
     return static_cast<std::int64_t>(count);
 }
 
-// The size that a dimension counts as. limit: InputSpec's.
+// Returns the size class of a dimension. limit: that of InputSpec.
 std::int64_t length_class(std::int64_t size, std::int64_t limit) {
     if (limit == EXACT || size == 0)
         return size;
@@ -193,7 +194,7 @@ std::int64_t length_class(std::int64_t size, std::int64_t limit) {
     return size <= limit ? std::min(found, limit) : found;
 }
 
-// Appends a shape's entry for the value of an optional input: clockwork.wire.optional.value_entry.
+// Appends the entry of an optional input's value to a shape, as clockwork.wire.optional.value_entry.
 void add_value(std::string_view data, std::vector<std::int64_t>& shape) {
     shape.push_back(1 + static_cast<std::int64_t>((data.size() + 3) / 4));
     shape.push_back(VALUE_MARK);
@@ -289,7 +290,7 @@ bool check_request(const ModelInterface& model, const wire::InferRequest& reques
     return true;
 }
 
-// Whether a frame says where in the client's memory an output of this size is.
+// Checks that a frame gives the place of an output of this size in the client's memory.
 bool check_place(std::int64_t bits, const TensorRef& ref, const std::int64_t* dims, std::string_view data, Flaw& flaw) {
     std::int64_t elements = 0, bytes = 0, numbers[PLACE_BYTES / sizeof(std::int64_t)];
     if (!count_bytes(bits, ref, dims, elements, bytes, flaw))

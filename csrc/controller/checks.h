@@ -1,4 +1,4 @@
-// Whether a request is what its model takes, and a result what was asked for and what its model gives.
+// Checks requests against their models' inputs, and results against their actions and their models' outputs.
 #pragma once
 
 #include <cstdint>
@@ -15,54 +15,58 @@ namespace clockwork {
 
 using wire::TensorRef;
 
-// Whether a tensor's frame says where its bytes are in the client's memory, instead of holding them.
+// Whether a tensor's frame gives the place of its bytes in the client's memory instead of the bytes.
 inline bool is_shared(const TensorRef& ref) { return (ref.dtype & SHARED) != 0; }
 
-inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // clockwork.wire.tensors._DIMENSIONS_MAX
+inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // as clockwork.wire.tensors
 
-// Sizes up to this one count as it where requests of different size share batches: clockwork.wire.tensors.length_class.
+// The smallest size class where requests of different size share batches: see
+// clockwork.wire.tensors.length_class.
 inline constexpr std::int64_t LENGTH_CLASS_MIN = 4;
 
-// More rows than these are as good as these to any estimate.
+// The most rows that an estimate distinguishes.
 inline constexpr std::int64_t ROWS_MAX = 1 << 30;
 
 // The bytes of a message's frames.
 using FrameBytes = std::vector<std::string_view>;
 
-// How a request is taken.
+// An accepted request.
 struct Accepted {
     std::uint32_t rows = 1;
-    std::uint64_t bytes = 0;                // of all frames
-    std::uint64_t copied_bytes = 0;         // of tensors in the client's memory
-    bool is_shared = false;                 // some tensor is in the client's memory
-    bool has_room = false;                  // where there is room for outputs as well
+    std::uint64_t bytes = 0;                // the bytes of all frames
+    std::uint64_t copied_bytes = 0;         // the bytes of tensors in the client's memory
+    bool is_shared = false;                 // whether a tensor is in the client's memory
+    bool has_room = false;                  // whether that memory has room for outputs as well
     std::vector<const TensorRef*> tensors;  // in the model's order
-    // The rank and dimensions of each input, without the axis of rows, as their classes where requests of different size
-    // share batches; of strings with the size of one behind them. Of an optional input the value, behind VALUE_MARK.
+    // The rank and dimensions of each input without the axis of rows. Dimensions are size classes where
+    // requests of different size share batches. The size of a string follows. An optional input has
+    // VALUE_MARK and its value.
     std::vector<std::int64_t> shape;
 
-    // While checking.
+    // Used during the check:
     std::vector<bool> taken;
-    std::vector<std::uint32_t> holders;  // of symbols: the first input that has one, counted from 1
-    std::vector<std::int64_t> sizes;     // and its size there
+    std::vector<std::uint32_t> holders;  // by symbol: the first input that has it, counted from 1
+    std::vector<std::int64_t> sizes;     // by symbol: its size in that input
 };
 
-// The first number of a shape's entry that holds the value of an optional input: clockwork.wire.optional.VALUE_MARK.
+// The first number of a shape's entry that holds the value of an optional input:
+// clockwork.wire.optional.VALUE_MARK.
 inline constexpr std::int64_t VALUE_MARK = NEVER_NS - 1;
 
-// Adds the defaults of the optional inputs that a request leaves out, with frames of the model's own behind those that came.
+// Adds the defaults of omitted optional inputs to a request, with the model's frames behind the received
+// ones.
 void add_defaults(const ModelInterface& model, wire::InferRequest& request, FrameBytes& frames);
 
-// Whether every tensor is named, typed, shaped and sized right; if not, `flaw` says what is wrong first. machine: whose
-// memory every worker sees (0: none), as clockwork.wire.shared.machine_id() numbers it.
+// Checks the name, type, shape and size of each tensor; `flaw` gets the first flaw. machine: the machine_id()
+// of clockwork.wire.shared whose memory every worker sees (0: none).
 bool check_request(const ModelInterface& model, const wire::InferRequest& request, const FrameBytes& frames,
                    std::int64_t machine, Accepted& accepted, Flaw& flaw);
 
-// Whether a result is one of this action: its parts, tensors, frames, and each output what the model gives.
+// Checks that a result fits its action: parts, tensors, frames, and each output as the model declares.
 bool check_result(const Expected& expected, const wire::Result& result, const FrameBytes& frames, Flaw& flaw);
 
-// Whether an output is what the model gives for so many rows; flaw.tensor and flaw.ref are the caller's. has_room: it
-// may be in the client's memory.
+// Checks an output for a number of rows; the caller sets flaw.tensor and flaw.ref. has_room: the output may
+// be in the client's memory.
 bool check_output(const ModelInterface& model, std::size_t output, std::uint32_t rows, bool has_room,
                   const TensorRef& ref, const std::int64_t* dims, std::string_view data, Flaw& flaw);
 

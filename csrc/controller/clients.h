@@ -1,4 +1,4 @@
-// The clients that have said hello: each with its connection, and the requests that it waits for.
+// The clients that have said hello, each with its connection and its pending requests.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +18,9 @@ struct HeldRequest;
 struct ClientLink {
     std::string identity;
     ConnectionPtr connection;
-    bool gone = false;          // nothing is sent to it any more
-    bool has_departed = false;  // and what it waits for has been cancelled
-    IdTable requests;           // the client's request id: slot of the request
+    bool gone = false;          // no message is sent to it any more
+    bool has_departed = false;  // gone, and its requests have been cancelled
+    IdTable requests;           // slots of requests, by the client's request id
     HeldRequest* first = nullptr;
     HeldRequest* last = nullptr;
 
@@ -39,29 +39,29 @@ class Clients {
 public:
     explicit Clients(Port& port) : port_(port) {}
 
-    // Its slot, or NO_SLOT if the connection that its hello came on has ended: a client that says hello and closes at
-    // once may be read after the end of its connection. key: of the connection, "" if it has none.
+    // Enters a client. Returns its slot, or NO_SLOT if the connection of its hello has ended: a hello may be
+    // read after the end of its connection. key: the connection's, "" if it has none.
     std::uint32_t joined(std::string_view identity, int fd, std::string_view key, Ns now);
-    // Nothing is sent to it any more; what it waits for is cancelled before the next decision.
+    // Stops sending to a client. Its requests are cancelled before the next decision.
     void left(std::uint32_t slot, Ns now);
-    // Slots of clients that have left, and whose requests were not cancelled yet.
+    // Slots of gone clients whose requests were not cancelled yet.
     std::vector<std::uint32_t>& departed() { return departed_; }
-    // Its requests have ended.
+    // Frees a client whose requests have ended.
     void give_back(ClientLink& client) { links_.give_back(&client); }
 
     ClientLink& at(std::uint32_t slot) { return *links_.at(slot); }
-    // Null where there is none.
+    // Null if there is no such client.
     ClientLink* find(std::string_view identity) {
         auto found = by_identity_.find(identity);
         return found == by_identity_.end() ? nullptr : links_.at(found->second);
     }
 
-    // Sends a header, behind which frames follow where there are `more`. False if the client is gone, or cannot be
-    // reached: then it is among lost().
+    // Sends a header; `more`: frames follow. False if the client is gone, or unreachable, and then among
+    // lost().
     bool send(ClientLink& client, std::string_view header, bool more, Ns now);
     void send(Frame& frame, bool more) { port_.send(frame, more); }
     const Connections& connections() const { return port_.connections(); }
-    // Slots of clients that could not be reached; cleared by the caller.
+    // Slots of unreachable clients; the caller clears it.
     std::vector<std::uint32_t>& lost() { return lost_; }
 
 private:

@@ -1,4 +1,4 @@
-// The bounds of one worker's clock, as clockwork/controller/peers/clocksync.py found them, and the times that follow.
+// Bounds of a worker's clock, measured by clockwork/controller/peers/clocksync.py, and conversions of times.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace clockwork {
 
-inline constexpr std::int64_t DRIFT_PPM = 200;  // clocksync.DRIFT_PPM; a test holds all of this together
+inline constexpr std::int64_t DRIFT_PPM = 200;  // clocksync.DRIFT_PPM; a test compares both
 
 class ClockBounds {
 public:
@@ -21,7 +21,7 @@ public:
     }
 
     Ns to_worker_latest(Ns at) const { return at >= NEVER_NS ? at : at + upper_ns(at); }
-    // What may begin now has no beginning to the worker, whose clock may have been set back.
+    // An action that may begin at once gets no start time, because the worker's clock may have been set back.
     Ns to_worker_earliest(Ns at, Ns now) const {
         return at <= now ? -NEVER_NS : at >= NEVER_NS ? at : at + lower_ns(at);
     }

@@ -20,27 +20,28 @@ ino_t inode_of(int fd) {
     return fstat(fd, &found) == 0 && S_ISSOCK(found.st_mode) ? found.st_ino : 0;
 }
 
-// What connections of one peer have in common: an IPv4 address, the network (/64) of an IPv6 one, "" of a unix socket.
+// Returns the address shared by a peer's connections: an IPv4 address, an IPv6 network (/64), "" of a unix
+// socket.
 std::string address_of(int fd) {
     sockaddr_storage found{};
     socklen_t size = sizeof(found);
     if (getpeername(fd, reinterpret_cast<sockaddr*>(&found), &size) != 0)
         return {};
     if (found.ss_family == AF_INET) {
-        const in_addr& one = reinterpret_cast<const sockaddr_in&>(found).sin_addr;
-        return {reinterpret_cast<const char*>(&one), sizeof(one)};
+        const in_addr& address = reinterpret_cast<const sockaddr_in&>(found).sin_addr;
+        return {reinterpret_cast<const char*>(&address), sizeof(address)};
     }
     if (found.ss_family != AF_INET6)
         return {};
-    const in6_addr& one = reinterpret_cast<const sockaddr_in6&>(found).sin6_addr;
-    const char* bytes = reinterpret_cast<const char*>(&one);
-    return IN6_IS_ADDR_V4MAPPED(&one) ? std::string(bytes + 12, 4) : std::string(bytes, 8);
+    const in6_addr& address = reinterpret_cast<const sockaddr_in6&>(found).sin6_addr;
+    const char* bytes = reinterpret_cast<const char*>(&address);
+    return IN6_IS_ADDR_V4MAPPED(&address) ? std::string(bytes + 12, 4) : std::string(bytes, 8);
 }
 
-// Of a TCP connection since it began. 0 for any other: the kernel counts none for unix sockets.
+// Byte counts of a TCP connection since its begin. 0 for unix sockets, which the kernel does not count.
 struct KernelCounts {
     std::uint64_t received = 0;
-    std::uint64_t acknowledged = 0;  // by the peer
+    std::uint64_t acknowledged = 0;  // bytes that the peer has acknowledged
 };
 
 KernelCounts kernel_counts(int fd) {
@@ -51,7 +52,7 @@ KernelCounts kernel_counts(int fd) {
     return {info.tcpi_bytes_received, info.tcpi_bytes_acked};
 }
 
-// Of this process. 0 where it cannot be told.
+// Returns the memory of this process in bytes; 0 if unknown.
 std::uint64_t resident_bytes() {
     int fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
     if (fd < 0)
@@ -135,14 +136,14 @@ Connections::~Connections() {
 
 void Connections::accepted(int fd, Ns now) {
     ended(fd);
-    ConnectionPtr one = std::make_shared<Connection>();
-    one->fd = fd;
-    one->inode = inode_of(fd);
-    one->address = address_of(fd);
-    one->looked_ns = one->judged_ns = one->moved_ns = now;
-    one->all = all_;
-    by_fd_[fd] = one;
-    keep_ungreeted(one, now);
+    ConnectionPtr connection = std::make_shared<Connection>();
+    connection->fd = fd;
+    connection->inode = inode_of(fd);
+    connection->address = address_of(fd);
+    connection->looked_ns = connection->judged_ns = connection->moved_ns = now;
+    connection->all = all_;
+    by_fd_[fd] = connection;
+    keep_ungreeted(connection, now);
     look_ns_ = std::min(look_ns_, now + LOOK_NS);
 }
 
@@ -162,15 +163,15 @@ ConnectionPtr Connections::ended(int fd) {
     auto found = by_fd_.find(fd);
     if (found == by_fd_.end())
         return nullptr;
-    ConnectionPtr one = std::move(found->second);
+    ConnectionPtr connection = std::move(found->second);
     by_fd_.erase(found);
-    ungreeted_.erase(one->number);
-    if (one->seats != nullptr)
-        one->seats->remove(*one);
-    one->has_ended = true;
-    behind_ -= one->behind;
-    one->behind = 0;
-    return one;
+    ungreeted_.erase(connection->number);
+    if (connection->seats != nullptr)
+        connection->seats->remove(*connection);
+    connection->has_ended = true;
+    behind_ -= connection->behind;
+    connection->behind = 0;
+    return connection;
 }
 
 ConnectionPtr Connections::find(int fd) const {
@@ -217,8 +218,8 @@ bool Connections::may_send(Connection& connection, Ns now) {
         cut(connection, CutReason::UNREAD);
         return false;
     }
-    // What was queued for a connection that has been cut goes in a moment, and is not added up again for every message
-    // of the others until then.
+    // The bytes queued for a cut connection are freed soon. Until then they are not added up for each message
+    // of other connections.
     std::uint64_t all = bounds_.unread_bytes_all;
     if (unread_bytes() > all && now >= crowded_ns_) {
         crowded_ns_ = now + LOOK_NS;
@@ -249,8 +250,8 @@ Ns Connections::look(Ns now) {
     if (now < look_ns_)
         return look_ns_;
     std::vector<ConnectionPtr> now_due;
-    for (const auto& [number, one] : ungreeted_)
-        now_due.push_back(one);
+    for (const auto& [number, connection] : ungreeted_)
+        now_due.push_back(connection);
     auto place = by_fd_.lower_bound(cursor_);
     for (std::size_t count = std::min(LOOK_COUNT, by_fd_.size()); count > 0; --count) {
         if (place == by_fd_.end())
@@ -265,8 +266,8 @@ Ns Connections::look(Ns now) {
             cut(*connection, CutReason::SILENT);
     }
     std::uint64_t ungreeted_bytes = 0;
-    for (const auto& [number, one] : ungreeted_)
-        ungreeted_bytes += one->behind;
+    for (const auto& [number, connection] : ungreeted_)
+        ungreeted_bytes += connection->behind;
     if (ungreeted_bytes > bounds_.hello_bytes_all) {
         cut_largest(ungreeted_behind_of, bounds_.hello_bytes_all, CutReason::RECEIVED_ALL);
     }
@@ -291,7 +292,7 @@ void Connections::look_at(Connection& connection, Ns now) {
     look_at_unread(connection, acknowledged, now);
     if (connection.is_cut)
         return;
-    // Frames count for more than they take on the wire: nobody saves up what that is too much.
+    // Frames count for more than their bytes on the wire. The surplus gives no credit.
     connection.taken = std::min(connection.taken, received);
     behind_ -= connection.behind;
     connection.behind = received - connection.taken;
@@ -299,14 +300,14 @@ void Connections::look_at(Connection& connection, Ns now) {
     std::uint64_t bound = connection.is_greeted ? bounds_.received_bytes : bounds_.hello_bytes;
     if (connection.behind <= bound)
         return;
-    // The number may mean another connection by now, whose bytes these are; the copy of the descriptor cannot.
+    // The descriptor's number may mean another connection by now; the copy of the descriptor cannot.
     bool is_over = hold(connection) && kernel_counts(held_fd_).received - connection.taken > bound;
     let_go();
     if (is_over)
         cut(connection, CutReason::RECEIVED);
 }
 
-// Whether its peer reads what is sent to it.
+// Whether the peer reads the messages that are sent to it.
 void Connections::look_at_unread(Connection& connection, std::uint64_t acknowledged, Ns now) {
     std::uint64_t written = connection.queued - std::min(connection.queued, connection.marked.load());
     connection.read = acknowledged > 0 ? acknowledged : written;
@@ -320,19 +321,19 @@ void Connections::look_at_unread(Connection& connection, std::uint64_t acknowled
         cut(connection, CutReason::UNREAD);
 }
 
-// In the order of size_of, as long as those that are left have more than `bound` by counted_of. Connections that have been
-// cut count no more: what they hold goes with them.
+// Cuts connections, largest size_of first, until the others' sum of counted_of is at most `bound`. Cut
+// connections do not count: their memory is freed soon.
 void Connections::cut_largest(SizeOf size_of, SizeOf counted_of, std::uint64_t bound, CutReason reason) {
     std::vector<Connection*> open;
     std::uint64_t sum = 0;
-    for (const auto& [fd, one] : by_fd_) {
-        if (one->is_cut)
+    for (const auto& [fd, connection] : by_fd_) {
+        if (connection->is_cut)
             continue;
-        open.push_back(one.get());
-        sum += counted_of(*one);
+        open.push_back(connection.get());
+        sum += counted_of(*connection);
     }
     std::stable_sort(open.begin(), open.end(),
-                     [&](Connection* one, Connection* other) { return size_of(*one) > size_of(*other); });
+                     [&](Connection* first, Connection* other) { return size_of(*first) > size_of(*other); });
     for (Connection* connection : open) {
         if (sum <= bound || size_of(*connection) == 0)
             return;
@@ -341,7 +342,7 @@ void Connections::cut_largest(SizeOf size_of, SizeOf counted_of, std::uint64_t b
     }
 }
 
-// Half of what was received goes. Where that is not what took the memory, the other half goes with the next look.
+// Frees half of the received bytes. If memory stays short, the next look frees half of the rest.
 void Connections::relieve_memory() { cut_largest(behind_of, behind_ / 2, CutReason::MEMORY); }
 
 bool Connections::cut(Connection& connection, CutReason reason) {
@@ -356,8 +357,8 @@ bool Connections::cut(Connection& connection, CutReason reason) {
     connection.behind = 0;
     if (hold(connection)) {
         if (reason != CutReason::ASKED) {
-            // What the kernel holds goes at once: else a peer that does not read keeps it for minutes, and one that
-            // sends waits as long for a window.
+            // The kernel frees its buffers at once. Otherwise a peer that does not read keeps them for
+            // minutes, and a peer that sends waits as long for a window.
             linger at_once{1, 0};
             setsockopt(held_fd_, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
         }
@@ -367,8 +368,9 @@ bool Connections::cut(Connection& connection, CutReason reason) {
     return true;
 }
 
-// Makes held_fd_ a copy of the connection's descriptor. libzmq may close that on its thread at any time, and the number
-// may then be somebody else's; the copy is looked at and stays what it is. False if it is not this connection any more.
+// Makes held_fd_ a copy of the connection's descriptor. libzmq may close the descriptor on its thread at any
+// time, and its number may be reused; the copy stays the same socket. False if the copy is of another
+// connection.
 bool Connections::hold(const Connection& connection) {
     if (connection.inode == 0 || dup3(connection.fd, held_fd_, O_CLOEXEC) < 0)
         return false;

@@ -1,24 +1,24 @@
 // The connections of one ROUTER socket and the bytes that each of them makes this process hold.
 //
-// libzmq bounds queues by messages and frames by bytes. It bounds neither the bytes of a queue nor a message of many
-// frames, and it has no call that disconnects one peer of a ROUTER. Connections counts bytes and shuts the TCP (or
-// unix) socket of a peer that exceeds its bound down; libzmq then notices the end as it notices any other.
+// libzmq bounds queues by messages and frames by bytes. It bounds neither the bytes of a queue nor the frames
+// of a message, and it has no call that disconnects one peer of a ROUTER. Connections counts bytes and shuts
+// the TCP (or unix) socket of a peer that exceeds its bound down; libzmq then reports the end like any other.
 //
-// A frame of two bytes on the wire takes 64 in memory, so that a bound on received bytes is none on memory by a factor
-// of 32. Where the whole process comes near the memory that it may have, the peers with the most received and not taken
-// are ended, however little that is.
+// A frame of two bytes on the wire takes 64 bytes of memory, so memory may exceed a bound on received bytes
+// 32 times. When the process comes near its memory limit, the connections with the most received and untaken
+// bytes are cut, however few these are.
 //
-// What a peer has sent and this process has not taken from libzmq: the kernel's count of received bytes, less the
-// bytes of the messages that were taken. What a peer has not read: the bytes that were queued for it, less those up
-// to the last marked frame that libzmq has let go of. One frame in every MARK_BYTES is marked; a connection's frames
-// are written in their order.
+// Untaken bytes of a peer are the kernel's count of received bytes, less the bytes of the messages that were
+// taken from libzmq. Unread bytes of a peer are the bytes that were queued for it, less those up to the last
+// marked frame that libzmq has released. A frame in every MARK_BYTES is marked; a connection's frames are
+// written in their order.
 //
-// Seats: a connection may be open for `hello_ns` without a hello, and the seats of either kind of connection are shared
-// fairly. Where too many wait without a hello, the address with the most of them loses its oldest; where each has one,
-// the oldest of all goes. Where too many have said hello, the holder (the key, else the address) with the most seats
-// loses the connection that was silent longest.
+// Seats: a connection may be open for `hello_ns` without a hello, and the seats of either kind of connection
+// are shared fairly. Where too many wait without a hello, the address with the most of them loses its oldest;
+// if each has a single connection, the oldest of all is cut. Where too many have said hello, the holder (the
+// key, else the address) with the most seats loses the connection that was silent longest.
 //
-// Not thread safe, except that libzmq lets go of marked frames on its own thread.
+// Not thread safe, except that libzmq releases marked frames on its own thread.
 #pragma once
 
 #include <sys/types.h>
@@ -38,53 +38,56 @@
 
 namespace clockwork {
 
-// Bytes of memory that a frame costs beside its content, roughly: libzmq's 64 bytes. Also more than what framing and
+// Approximate bytes of memory of a frame beside its content: libzmq's 64 bytes. Also more than framing and
 // encryption add to a frame on the wire.
 inline constexpr std::uint64_t FRAME_EXTRA_BYTES = 64;
 
-// Queued bytes after which a frame is marked. A mark costs 0.1 us; as much as this may be queued and not be counted.
+// Queued bytes after which a frame is marked. A mark costs 0.1 us; up to this many queued bytes are not
+// counted.
 inline constexpr std::uint64_t MARK_BYTES = 16 << 10;
 
-// Heartbeats of the peer that arrive on an idle connection; libzmq takes them itself.
+// Bytes of the peer's heartbeats on an idle connection, which libzmq takes itself.
 inline constexpr std::uint64_t HEARTBEAT_BYTES_PER_S = 1 << 10;
 
-// How often connections without a hello are looked at, and the others. Loopback carries 50 MB in the shorter time.
+// The intervals of looks at connections without a hello, and at the others. Loopback carries 50 MB in the
+// shorter time.
 inline constexpr Ns LOOK_NS = 20 * MS;
 inline constexpr Ns LOOK_GREETED_NS = 250 * MS;
 
 // Unread bytes up to which a connection counts as read.
 inline constexpr std::uint64_t UNREAD_SMALL_BYTES = 1 << 20;
 
-// Bytes that a connection with more than that unread reads in READ_NS: else it stands still.
+// The least bytes that a connection with more unread bytes must read in READ_NS; otherwise it stands still.
 inline constexpr std::uint64_t READ_BYTES_LEAST = 256 << 10;
 inline constexpr Ns READ_NS = SECOND;
 
 // Answers up to this size need no credit: they find room beside larger ones of the same connection.
 inline constexpr std::uint64_t ANSWER_SMALL_BYTES = 64 << 10;
 
-// Connections that are looked at together.
+// The number of connections of one look.
 inline constexpr std::size_t LOOK_COUNT = 1'024;
 
-// What seat_for() says beside descriptors.
+// Results of seat_for() beside descriptors.
 inline constexpr int SEAT_FREE = -1;
 inline constexpr int SEAT_NONE = -2;
 
 struct ConnectionBounds {
-    std::size_t ungreeted = 4'096;                   // config.UNGREETED_MAX
-    std::size_t greeted = 16'384;                    // config.CLIENTS_MAX
-    Ns hello_ns = 10 * SECOND;                       // config.HELLO_NS
-    Ns idle_ns = 5 * SECOND;                         // config.SEAT_IDLE_NS
-    std::uint64_t hello_bytes = 1 << 20;             // config.HELLO_BYTES_MAX
-    std::uint64_t hello_bytes_all = 64 << 20;        // config.HELLO_BYTES_ALL_MAX
-    std::uint64_t received_bytes = 1'280ull << 20;   // config.RECEIVED_BYTES_MAX, of a peer that has said hello
+    std::size_t ungreeted = 4'096;             // config.UNGREETED_MAX
+    std::size_t greeted = 16'384;              // config.CLIENTS_MAX
+    Ns hello_ns = 10 * SECOND;                 // config.HELLO_NS
+    Ns idle_ns = 5 * SECOND;                   // config.SEAT_IDLE_NS
+    std::uint64_t hello_bytes = 1 << 20;       // config.HELLO_BYTES_MAX
+    std::uint64_t hello_bytes_all = 64 << 20;  // config.HELLO_BYTES_ALL_MAX
+    // Config.RECEIVED_BYTES_MAX, of a peer that has said hello
+    std::uint64_t received_bytes = 1'280ull << 20;
     std::uint64_t received_bytes_all = 4ull << 30;   // config.RECEIVED_BYTES_ALL_MAX
     std::uint64_t unread_bytes = 256ull << 20;       // config.CLIENT_UNREAD_BYTES_MAX
     std::uint64_t unread_bytes_all = 2ull << 30;     // config.UNREAD_BYTES_ALL_MAX
     Ns unread_ns = 10 * SECOND;                      // config.UNREAD_NS
-    std::uint64_t memory_bytes = ~std::uint64_t{0};  // limits.memory_bytes(): of this process, in all
+    std::uint64_t memory_bytes = ~std::uint64_t{0};  // limits.memory_bytes(): of the whole process
 };
 
-// Why a connection was shut down.
+// The reason for which a connection was shut down.
 enum class CutReason : std::uint8_t { ASKED, CROWD, SILENT, RECEIVED, RECEIVED_ALL, UNREAD, UNREAD_ALL, MEMORY };
 inline constexpr std::size_t CUT_REASONS = 8;
 
@@ -95,51 +98,52 @@ class Seats {
 public:
     void add(Connection& connection, std::string_view holder);
     void remove(Connection& connection);
-    // It was heard of just now.
+    // Records that the connection was heard of just now.
     static void touch(Connection& connection);
 
     std::size_t size() const { return size_; }
     std::size_t count(std::string_view holder) const;
-    // The holder with the most connections, and how many these are; not to be asked where there are none.
+    // The holder with the most connections, and their number. There must be a connection.
     std::pair<std::size_t, std::string_view> largest() const { return *by_count_.rbegin(); }
     // The connection of a holder that was silent longest.
     Connection& idlest(std::string_view holder) const { return *by_holder_.find(holder)->second.front(); }
 
 private:
     std::map<std::string, std::list<Connection*>, std::less<>> by_holder_;
-    std::set<std::pair<std::size_t, std::string_view>> by_count_;  // the names are by_holder_'s
+    std::set<std::pair<std::size_t, std::string_view>> by_count_;  // views of by_holder_'s keys
     std::size_t size_ = 0;
 };
 
-// One accepted connection. Shared with the frames that are on their way, which may outlast it.
+// An accepted connection. Shared with its queued frames, which may outlast it.
 struct Connection {
     int fd = -1;
-    ino_t inode = 0;  // of the socket: a descriptor's number is used again, this is not
+    ino_t inode = 0;  // the socket's; unlike a descriptor's number it is not reused
     std::uint64_t number = 0;
     bool is_greeted = false;
     bool is_cut = false;
     bool has_ended = false;
 
-    std::string address;      // of the peer: an IPv4 address, or the network of an IPv6 one; "" of a unix socket
-    std::string holder;       // its key, else its address: whose seat it has
-    Ns heard_ns = 0;          // when it was accepted, noted no more, or last heard of
-    std::uint32_t asked = 0;  // requests of it that are held
-    Seats* seats = nullptr;   // that it has one of
-    std::list<Connection*>* peers = nullptr;  // its holder's, and its place among them
+    std::string address;                      // the peer's IPv4 address or IPv6 network; "" of a unix socket
+    std::string holder;                       // the holder of its seat: its key, else its address
+    Ns heard_ns = 0;                          // when it was accepted, lost its hello, or was last heard of
+    std::uint32_t asked = 0;                  // the number of its held requests
+    Seats* seats = nullptr;                   // the seats among which it has one
+    std::list<Connection*>* peers = nullptr;  // its holder's connections, and its place among them
     std::list<Connection*>::iterator place;
 
-    std::uint64_t taken = 0;   // bytes of the messages that were taken, and what heartbeats may have been
-    std::uint64_t behind = 0;  // bytes received and not taken, when it was last looked at
+    std::uint64_t taken = 0;   // bytes of taken messages, and of possible heartbeats
+    std::uint64_t behind = 0;  // received and untaken bytes at the last look
     Ns looked_ns = 0;
 
     std::uint64_t read = 0;         // bytes that the peer had read at the last look
-    std::uint64_t read_before = 0;  // and when it was last found to move, or to stand still:
-    Ns judged_ns = 0;               // then
+    std::uint64_t read_before = 0;  // the same at judged_ns
+    Ns judged_ns = 0;               // when it was last found to move or to stand still
     Ns moved_ns = 0;                // when it was last found to move
     std::uint64_t queued = 0;       // bytes up to the last mark, since it was accepted
 
-    std::uint64_t unmarked = 0;                       // bytes queued since the last mark
-    std::atomic<std::uint64_t> marked{0};             // bytes queued up to the last mark, that libzmq still holds
+    std::uint64_t unmarked = 0;  // bytes queued since the last mark
+    // Bytes queued up to the last mark that libzmq still holds
+    std::atomic<std::uint64_t> marked{0};
     std::shared_ptr<std::atomic<std::uint64_t>> all;  // the sum of `marked` over this socket's connections
 
     std::uint64_t unread() const { return marked.load(std::memory_order_relaxed) + unmarked; }
@@ -153,22 +157,22 @@ public:
     ~Connections();
     Connections(const Connections&) = delete;
 
-    // ----- what libzmq's monitor tells -----------------------------------------------------------
+    // ----- events of libzmq's monitor ------------------------------------------------------------
 
     void accepted(int fd, Ns now);
-    // Null if it was none that is known.
+    // Null if the connection is unknown.
     ConnectionPtr ended(int fd);
 
     // Null if the descriptor belongs to no connection that is open.
     ConnectionPtr find(int fd) const;
-    // The descriptor of the connection that must leave (see forget()) for one with this key ("": none) to have a seat;
-    // SEAT_FREE, or SEAT_NONE: no holder has more seats than this one would have, and of its own connections each was heard
-    // of within `idle_ns`, or waits for an answer.
+    // Returns the descriptor of the connection that must leave (see forget()) to give a connection with this
+    // key ("": none) a seat, or SEAT_FREE. SEAT_NONE: no holder has more seats than this holder would have,
+    // and each of its connections was heard of within `idle_ns`, or waits for an answer.
     int seat_for(const Connection& connection, std::string_view key, Ns now) const;
-    // A peer with this key is noted on it, or is not any more.
+    // Records that a peer with this key has said hello on the connection, or has left it.
     void greet(Connection& connection, std::string_view key, Ns now);
     void forget(Connection& connection, Ns now);
-    // A message was taken from it, or is sent to it. Without a hello that counts for nothing.
+    // Records that a message was taken from it, or is sent to it. Ignored for a connection without a hello.
     void heard(Connection& connection, Ns now) {
         if (connection.seats != &greeted_)
             return;
@@ -178,19 +182,19 @@ public:
 
     // ----- bounds --------------------------------------------------------------------------------
 
-    // Whether a further message may be queued; a connection beyond its bound is cut. One message is always allowed,
-    // however large, to a peer that has read enough of those before.
+    // Whether a further message may be queued; cuts a connection that exceeds its bound. A message of any
+    // size is allowed to a peer that has read enough of the messages before.
     bool may_send(Connection& connection, Ns now);
-    // Whether an answer of so many bytes may be queued: not behind more unread ones than the connection has credit for,
-    // nor where those of all connections fill their memory. An answer that may not be is replaced by a refusal, for which
-    // may_send() leaves room.
+    // Whether an answer of `bytes` bytes may be queued: neither the connection's credit nor the memory for
+    // unread bytes of all connections may be exhausted. Otherwise a refusal, for which may_send() leaves
+    // room, replaces the answer.
     bool has_room(const Connection& connection, std::uint64_t bytes) const;
-    // Bytes of answers that may wait for a peer: at first `unread_bytes`, and as much more as it has read.
+    // The most bytes of answers that may wait for a peer: `unread_bytes` plus the bytes that it has read.
     std::uint64_t credit(const Connection& connection) const;
-    // Looks at what was received, as often as it is time for that. Returns when to call again.
+    // Checks the bounds of received bytes when that is due. Returns the time of the next call.
     Ns look(Ns now);
 
-    // Shuts a connection down; its end is reported as any other. False if it has ended already, or was cut.
+    // Shuts a connection down; its end is reported like any other. False if it has ended or was cut before.
     bool cut(Connection& connection, CutReason reason);
 
     std::size_t size() const { return by_fd_.size(); }
@@ -216,16 +220,17 @@ private:
     ConnectionBounds bounds_;
     std::map<int, ConnectionPtr> by_fd_;
     std::map<std::uint64_t, ConnectionPtr> ungreeted_;  // by number: the oldest first
-    Seats waiting_;                                     // of these that are not cut, by address
-    Seats greeted_;                                     // by key, or address
+    Seats waiting_;                                     // the uncut connections of ungreeted_, by address
+    Seats greeted_;                                     // connections with a hello, by key or address
     std::shared_ptr<std::atomic<std::uint64_t>> all_;
-    std::uint64_t behind_ = 0;  // the sum over all connections that are not cut
+    std::uint64_t behind_ = 0;  // the sum over all uncut connections
     std::uint64_t next_number_ = 1;
     std::uint64_t cut_counts_[CUT_REASONS] = {};
-    int cursor_ = 0;       // the descriptor at which the next look begins
-    Ns look_ns_ = 0;       // when that is due
-    Ns crowded_ns_ = 0;    // when all unread bytes were last added up
-    int held_fd_ = -1;     // always open: a copy of a connection's descriptor while it is shut down, else of /dev/null
+    int cursor_ = 0;     // the descriptor at which the next look begins
+    Ns look_ns_ = 0;     // the time of the next look
+    Ns crowded_ns_ = 0;  // when all unread bytes were last added up
+    // Always open: a copy of a connection's descriptor during its shutdown, else of /dev/null
+    int held_fd_ = -1;
     int nothing_fd_ = -1;  // /dev/null
 };
 

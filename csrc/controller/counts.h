@@ -1,6 +1,7 @@
-// What the controller counts, in constant memory: per model (and so per version), per device, and of its own loop.
+// The controller's counts, in constant memory: per model (and so per version), per device, and of its own
+// loop.
 //
-// Everything only grows, as long as what it is about is there: who reads it takes differences.
+// Counts never decrease as long as their model or device exists: readers take differences.
 #pragma once
 
 #include <algorithm>
@@ -14,10 +15,10 @@
 
 namespace clockwork {
 
-// A histogram of few buckets, which can be added up over controllers and time.
+// A histogram of few buckets, summable over controllers and time.
 class Durations {
 public:
-    static constexpr std::size_t BUCKETS = METRIC_BOUNDS_NS.size() + 1;  // the last is of what is longer
+    static constexpr std::size_t BUCKETS = METRIC_BOUNDS_NS.size() + 1;  // the last counts longer durations
 
     void add(Ns ns) {
         auto bound = std::lower_bound(METRIC_BOUNDS_NS.begin(), METRIC_BOUNDS_NS.end(), ns);
@@ -29,7 +30,8 @@ public:
     Ns sum_ns = 0;
 };
 
-// Batches of up to so many rows are counted by their size, larger ones by the next power of two, up to ROWS_COUNTED_MAX.
+// Batches of up to this many rows are counted by size, larger ones by the next power of two, up to
+// ROWS_COUNTED_MAX.
 inline constexpr std::uint32_t BATCHES_EXACT = 64;
 inline constexpr std::uint32_t ROWS_COUNTED_MAX = 1024;
 
@@ -44,7 +46,7 @@ struct BatchCounts {
         return BATCHES_EXACT + static_cast<std::size_t>(std::bit_width(counted - 1)) -
                static_cast<std::size_t>(std::countr_zero(BATCHES_EXACT));
     }
-    // The most rows of what is counted there.
+    // The most rows of the batches counted at a place.
     static std::uint32_t size(std::size_t place) {
         if (place <= BATCHES_EXACT)
             return static_cast<std::uint32_t>(place);
@@ -61,22 +63,22 @@ struct BatchCounts {
     std::array<Ns, PLACES> sums_ns{};
 };
 
-// What a success took; LOAD: 0 if it waited for none.
+// The durations of a success. LOAD: 0 if it waited for no load.
 struct Spent {
     Ns total_ns = 0, queue_ns = 0, load_ns = 0, execute_ns = 0, copy_in_ns = 0, copy_out_ns = 0;
 };
 
-// Of one model. It is made when the first request for the model comes: of a million models few are asked for.
+// The counts of a model, made at its first request: of a million models few get requests.
 struct ModelCounts {
     enum Time { TOTAL, QUEUE, LOAD, EXECUTE, COPY_IN, COPY_OUT };
     static constexpr std::size_t TIMES = COPY_OUT + 1;
 
-    std::array<Durations, TIMES> times;  // of requests that succeeded; LOAD: of those that waited for one
-    BatchCounts batches;                 // that ended well
+    std::array<Durations, TIMES> times;  // durations of successes; LOAD: of those that waited for a load
+    BatchCounts batches;                 // batches that ended well
     std::array<std::uint64_t, REASONS> refused{};
-    std::uint64_t rows = 0;  // of requests that succeeded
+    std::uint64_t rows = 0;  // rows of successes
     std::uint64_t executions = 0;
-    Ns last_ns = 0;  // of the last answer
+    Ns last_ns = 0;  // the time of the last answer
 
     void succeeded(Ns now, std::uint32_t of_rows, const Spent& spent) {
         times[TOTAL].add(spent.total_ns);
@@ -97,7 +99,7 @@ struct ModelCounts {
     }
 };
 
-// Of one device: actions that ended well.
+// The counts of a device's successful actions.
 struct DeviceCounts {
     std::uint64_t executions = 0, loads = 0, unloads = 0;
     Ns busy_ns = 0;       // executing

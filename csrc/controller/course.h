@@ -9,14 +9,14 @@
 
 namespace clockwork {
 
-// The time of a phase; 0 if it did not happen.
+// The duration of a phase; 0 if it did not happen.
 inline Ns took_ns(const wire::Phase& phase) { return phase.end_ns != 0 ? phase.duration_ns : 0; }
 
-// All phases as a whole, by the worker's clock.
+// The span of all phases, by the worker's clock.
 struct Course {
-    Ns begin_ns = 0;     // of the first phase that happened; 0: none did
-    Ns end_ns = 0;       // of the last
-    Ns duration_ns = 0;  // NEVER_NS: more than there is time
+    Ns begin_ns = 0;     // begin of the first phase that happened; 0: none did
+    Ns end_ns = 0;       // end of the last phase
+    Ns duration_ns = 0;  // NEVER_NS: the sum overflows
 };
 
 inline Course course_of(const wire::Result& result) {

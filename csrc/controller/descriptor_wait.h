@@ -1,4 +1,4 @@
-// Waiting for descriptors: those of the sockets, and others, for which the loop stops.
+// Waits for the sockets' descriptors, and for other descriptors, for which the loop returns to Python.
 #pragma once
 
 #include <poll.h>
@@ -23,21 +23,21 @@ public:
             descriptors_.push_back({descriptor, POLLIN, 0});
     }
 
-    // Until a descriptor is readable, a signal comes, or it is time.
+    // Waits until a descriptor is readable, a signal comes, or `due` is reached.
     void wait(Ns due) {
         Ns timeout = std::max<Ns>(due - clock_ns(), 0);
         timespec limit{static_cast<time_t>(timeout / SECOND), static_cast<long>(timeout % SECOND)};
         int ready = ppoll(descriptors_.data(), descriptors_.size(), &limit, nullptr);
         has_other_ = ready < 0 || (ready > 0 && std::any_of(
                                                     descriptors_.begin() + own_count_, descriptors_.end(),
-                                                    [](const pollfd& one) { return one.revents != 0; }));
+                                                    [](const pollfd& descriptor) { return descriptor.revents != 0; }));
     }
-    // Whether one of the others was readable then, or a signal came, which is Python's to look at.
+    // Whether the wait ended with a readable other descriptor or a signal, which Python handles.
     bool has_other() const { return has_other_; }
 
 private:
     std::vector<pollfd> descriptors_;
-    std::ptrdiff_t own_count_ = 0;  // the first of them
+    std::ptrdiff_t own_count_ = 0;  // the index of the first other descriptor
     bool has_other_ = false;
 };
 

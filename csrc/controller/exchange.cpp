@@ -68,7 +68,7 @@ Exchange::Need Exchange::step(Ns until) {
         case EXECUTE: return execute();
         case DONE:
             cancel_departed();
-            // Again, where somebody could not be reached or a model went; for the time alone, not again.
+            // Repeated if a peer could not be reached or a model has gone, but not for the time alone.
             stage_ = parts_.scheduler.has_news() ? SETTLE : END;
             return NOTHING;
         case END:
@@ -82,12 +82,12 @@ Exchange::Need Exchange::step(Ns until) {
     return NOTHING;
 }
 
-// Until something may be readable, or it is time.
+// Waits until a socket may be readable, or `due` is reached.
 void Exchange::wait(Ns until) {
     bool is_late = has_input();
     Ns due = std::min({until, parts_.router.wake_ns(), look_ns_, parts_.shadows.next_ns()});
     waiting_.wait(is_late ? 0 : due);
-    // What was there already has come since the turn before took what there was.
+    // Messages that are there already have arrived since the turn before took all messages.
     Ns late_ns = is_late ? now_ : NEVER_NS;
     now_ = clock_ns();
     times_.begin_turn(std::min({late_ns, parts_.router.wake_ns(), now_}));

@@ -1,4 +1,4 @@
-// What the exchange is made of: each part names the parts that it uses.
+// The parts of the exchange. Each part refers to the parts that it uses.
 #pragma once
 
 #include <cstddef>
@@ -34,7 +34,7 @@ struct ExchangeBounds {
     Ns turn_python_ns = SECOND / 200;      // config.TURN_PYTHON_NS
     std::int64_t priority_default = 4;     // config.PRIORITY_DEFAULT
     std::size_t queued_requests = 65'536;  // config.QUEUED_REQUESTS_MAX
-    ConnectionBounds connections[2];       // of the workers' socket, and of the clients'
+    ConnectionBounds connections[2];       // of the workers' socket and of the clients' socket
 };
 
 struct ExchangeParts {
@@ -59,7 +59,7 @@ struct ExchangeParts {
                   bounds.connections[1].unread_bytes_all),
           router(scheduler, orders, answers) {}
 
-    // The numbers of shapes that the scheduler does not know any more are others' soon.
+    // Forgets the numbers of shapes that the scheduler has dropped and may assign again.
     void forget_shapes() {
         shadows.forget_shapes();
         shapes.forget();
@@ -72,7 +72,7 @@ struct ExchangeParts {
     ShapeNumbers shapes;
     ServedModels models;
     Routes routes;
-    Port ports[2];  // of workers, and of clients
+    Port ports[2];  // the workers' and the clients' ports
     Workers workers;
     Clients clients;
     HeldRequests requests;

@@ -1,4 +1,5 @@
-// What is wrong with a message, as a value: clockwork/controller/ports/flaws.py and clockwork/wire/codec.py make sentences of it.
+// Flaws of messages as values, of which clockwork/controller/ports/flaws.py and clockwork/wire/codec.py make
+// sentences.
 #pragma once
 
 #include <array>
@@ -10,25 +11,25 @@
 
 namespace clockwork {
 
-// What is wrong with a request or a result that is well formed. Which fields count depends on code.
+// The flaw of a well-formed request or result. The used fields depend on `code`.
 struct Flaw {
     enum Code : std::uint8_t {
         NONE,
-        // Of a request.
-        UNSERVED,      // nobody serves such a model: the look-up knows why
+        // Flaws of a request:
+        UNSERVED,      // no such model is served: the look-up has the reason
         IN_USE,        // the client waits for a request of this number
-        FRAMES,        // `expected` tensors are described, `got` frames came
-        REFERENCE,     // `ref` names a frame that did not come
+        FRAMES,        // `expected` described tensors, but `got` frames
+        REFERENCE,     // `ref` names a missing frame
         NO_INPUT,      // `ref` names no input
         TWICE,         // the input is described twice
-        FRAME_TAKEN,   // the input has another one's frame
+        FRAME_TAKEN,   // the input names another input's frame
         MISSING,       // the input is not described
         SYMBOL,        // `symbol` is `expected` in the input `other`, and `got` in this one
         NO_ROWS_AXIS,  // a scalar, of a model that batches
         ROWS,          // `got` rows instead of `expected`; 0 expected: of at least one
         UNSEEN,        // in memory that not every worker sees
         NO_MEMORY,     // its reference to memory cannot be one
-        // Of a tensor of either.
+        // Flaws of a tensor of either:
         DTYPE,           // `got` instead of `expected`
         SHAPE,           // other dimensions than declared
         NO_DTYPE,        // `got` is none of ONNX's
@@ -39,7 +40,7 @@ struct Flaw {
         STRINGS,         // more than STRINGS_MAX of them
         STRING_OUTSIDE,  // string `got` of `expected` lies outside its frame, of `bytes` bytes
         STRINGS_END,     // `got` bytes follow the last of `expected` strings
-        // Of a result.
+        // Flaws of a result:
         STATUS,        // `got` is no status
         PHASES,        // its phases take longer than there is time
         FRAMES_MORE,   // `got` frames, of which it names `expected`
@@ -52,8 +53,8 @@ struct Flaw {
     };
 
     Code code = NONE;
-    std::uint32_t tensor = 0;  // which of the model's inputs or outputs
-    std::uint32_t ref = 0;     // which of the tensors that the message describes
+    std::uint32_t tensor = 0;  // the index among the model's inputs or outputs
+    std::uint32_t ref = 0;     // the index among the tensors that the message describes
     std::uint32_t other = 0;
     std::int32_t symbol = 0;
     std::int64_t expected = 0;

@@ -1,4 +1,4 @@
-// Requests that are held from their arrival to their answer.
+// Requests, which are held from their arrival to their answer.
 #pragma once
 
 #include <cstddef>
@@ -16,29 +16,30 @@ namespace clockwork {
 
 struct ShadowPair;
 
-// An input as it is repeated to the worker; its dimensions are in HeldRequest::dims, its bytes in the frame beside it.
+// An input as it is sent on to the worker. HeldRequest::dims has its dimensions, the frame beside it its
+// bytes.
 struct HeldTensor {
     std::int64_t dtype = 0;
     std::uint32_t first = 0;
     std::uint32_t rank = 0;
 };
 
-// A request between its arrival and its answer: who asked, and the tensors on their way.
+// A request between its arrival and its answer: its client and its tensors.
 struct HeldRequest {
-    RequestId id = 0;              // 0: this one is free
-    std::int64_t request_id = 0;   // the client's
-    ClientLink* client = nullptr;  // null: it is a shadow's, and nobody is sent its answer
+    RequestId id = 0;              // 0: a free record
+    std::int64_t request_id = 0;   // the client's id
+    ClientLink* client = nullptr;  // null: a shadow's copy, whose answer is sent to no client
     ServedModel* model = nullptr;
     std::uint32_t rows = 1;
-    bool has_room = false;  // its outputs may be in the client's memory
+    bool has_room = false;  // whether its outputs may be in the client's memory
     Ns arrived_ns = 0;
-    ShadowPair* pair = nullptr;      // if its answer is to be compared
-    std::uint64_t copied_bytes = 0;  // of a copy: what it counts for
-    bool has_arrived = false;        // of a copy: the scheduler knows it
+    ShadowPair* pair = nullptr;      // null unless its answer is to be compared
+    std::uint64_t copied_bytes = 0;  // the bytes that a copy counts for
+    bool has_arrived = false;        // whether the scheduler knows a copy
     std::vector<HeldTensor> tensors;
     std::vector<std::int64_t> dims;
     std::vector<Frame> frames;
-    HeldRequest* before = nullptr;  // of this client, in the order of arrival
+    HeldRequest* before = nullptr;  // neighbours in the client's list, by arrival
     HeldRequest* after = nullptr;
 
     std::uint32_t slot = 0;
@@ -58,7 +59,7 @@ struct HeldRequest {
     }
 };
 
-// What the scheduler is told of a request beside its number and model.
+// The scheduler's data of a request beside its number and model.
 struct ArrivalTerms {
     std::uint32_t rows = 1;
     std::uint32_t shape = 0;
@@ -73,32 +74,32 @@ public:
     HeldRequests(RecordedScheduler& scheduler, ServedModels& models, Clients& clients, std::int64_t priority_default)
         : scheduler_(scheduler), models_(models), clients_(clients), priority_default_(priority_default) {}
 
-    // A request, empty but for whose it is. client: null for a copy, which nobody waits for.
+    // Makes a request without content. client: null for a shadow's copy.
     HeldRequest& hold(ClientLink* client, std::int64_t request_id, ServedModel& model);
-    // Has it arrive at the scheduler.
+    // Tells the scheduler of its arrival.
     void arrive(HeldRequest& held, const ArrivalTerms& terms, Ns now);
-    // The scheduler answers it soon.
+    // Cancels it: the scheduler answers it soon.
     void cancel(const HeldRequest& held, Ns now) { scheduler_.cancelled(now, held.id); }
-    // Cancels whatever clients wait for that have left. Only between the orders of two decisions: a recording has them
-    // apart.
+    // Cancels the requests of gone clients. Only between the orders of two decisions, which a recording
+    // separates.
     void cancel_departed(Ns now);
-    // Takes a request out of every table, and gives its memory back. Its client and model may go with it.
+    // Removes a request from every table, and frees its memory. Its client and model may be freed with it.
     void release(HeldRequest& held);
 
-    // Null where there is none.
+    // Null if there is no such request.
     HeldRequest* find(RequestId request_id) {
         std::uint32_t slot = by_id_.find(request_id);
         return slot == IdTable::NONE ? nullptr : pool_.at(slot);
     }
-    // By the client's number.
+    // By the client's request id.
     HeldRequest* find(const ClientLink& client, std::int64_t request_id) {
         std::uint32_t slot = client.requests.find(static_cast<std::uint64_t>(request_id));
         return slot == IdTable::NONE ? nullptr : pool_.at(slot);
     }
-    // Throws std::logic_error: the scheduler has an order for a request that is not there.
+    // Throws std::logic_error if an order of the scheduler names no held request.
     HeldRequest& at(RequestId request_id);
     std::size_t size() const { return by_id_.size(); }
-    // function(held) for each, by slot; it may release the request.
+    // Calls function(held) for each request, by slot; the function may release it.
     template <typename Function>
     void for_each(const Function& function) {
         for (std::uint32_t slot = 0; slot < pool_.slot_count(); ++slot) {
@@ -113,7 +114,7 @@ private:
     Clients& clients_;
     std::int64_t priority_default_;
     Pool<HeldRequest> pool_;
-    IdTable by_id_;  // slot
+    IdTable by_id_;  // slots, by id
     RequestId next_ = 1;
 };
 

@@ -1,4 +1,4 @@
-// What becomes of a message of a peer that has said hello.
+// The handling of a message of a known peer.
 #pragma once
 
 #include <cstdint>
@@ -14,22 +14,22 @@ namespace clockwork {
 
 enum class Taken : std::uint8_t {
     DONE,
-    PYTHON,  // it is Python's
-    WRONG,   // it is wrong: Wrong says in what
+    PYTHON,  // Python handles it
+    WRONG,   // it is wrong: Wrong describes its flaw
 };
 
-// What is wrong with the current message, and with what it was held against.
+// The flaw of the current message, and the interface with which it was compared.
 struct Wrong {
     bool is_request = false;
-    std::int64_t id = 0;  // of the request or action; 0 where it cannot be read
-    HeaderFlaw header;    // it is malformed, if this is not NONE; else:
+    std::int64_t id = 0;  // of the request or action; 0 if unreadable
+    HeaderFlaw header;    // not NONE: a malformed header. Otherwise:
     Flaw flaw;
     ModelId model_id = 0;                             // 0: none was found
-    std::shared_ptr<const ModelInterface> interface;  // null: it was not held against one
-    const std::vector<TensorRef>* tensors = nullptr;  // that the message describes
+    std::shared_ptr<const ModelInterface> interface;  // null: it was compared with none
+    const std::vector<TensorRef>* tensors = nullptr;  // the tensors that the message describes
     const std::vector<std::int64_t>* dims = nullptr;
 
-    // The message of this number is wrong; nothing else is known of it.
+    // Begins the record of a wrong message with this id.
     void begin(std::int64_t number) {
         id = number;
         model_id = 0;

@@ -1,4 +1,4 @@
-// What the exchange asks of Python in the middle of its work: names and shapes are known by number here.
+// Look-ups of the exchange in Python: the exchange knows names and shapes by number.
 #pragma once
 
 #include <cstdint>
@@ -11,25 +11,25 @@
 
 namespace clockwork {
 
-// Each function is handed `owner`, and returns 0 if it failed.
+// Each function gets `owner`, and returns 0 if it failed.
 struct LookupFunctions {
     void* owner = nullptr;
-    // The model that requests for a text which is no route's are for: `name@version`, or a name whose versions are not
-    // ready. 0: they are turned away.
+    // Finds the model of a text that is no route's: `name@version`, or a name whose versions are not ready.
+    // 0: requests for the text are refused.
     int (*model)(void* owner, std::string_view text, ModelId* model_id) = nullptr;
-    // The number by which the scheduler knows a shape (of Accepted::shape's form), and the other way round. Asked for
-    // a number, Python may call forget_shapes() first.
+    // Finds the scheduler's number of a shape (in Accepted::shape's form), and the shape of a number. The
+    // first may call forget_shapes() before.
     int (*shape_number)(void* owner, const std::vector<std::int64_t>* shape, std::uint32_t* number) = nullptr;
     int (*shape)(void* owner, std::uint32_t number, std::vector<std::int64_t>* shape) = nullptr;
 };
 
-// A look-up failed; whoever called the exchange knows why.
+// A failed look-up; the exchange's caller has the reason.
 class LookupFailed : public std::runtime_error {
 public:
     LookupFailed() : std::runtime_error("a look-up failed") {}
 };
 
-// The same as calls; the time that Python takes for them is counted. Each throws LookupFailed.
+// The look-ups as methods, which count Python's time. Each throws LookupFailed.
 class Lookups {
 public:
     Lookups(const LookupFunctions& functions, PythonTime& python) : functions_(functions), python_(python) {}
@@ -44,7 +44,7 @@ public:
         ask([&] { return functions_.shape_number(functions_.owner, &shape, &number); });
         return number;
     }
-    // Valid until the next one is asked for.
+    // Valid until the next call.
     const std::vector<std::int64_t>& shape(std::uint32_t number) {
         shape_.clear();
         ask([&] { return functions_.shape(functions_.owner, number, &shape_); });

@@ -1,4 +1,4 @@
-// How late the exchange's loop is, and the processor time of its stages.
+// The lateness of the exchange's loop, and the processor time of its stages.
 #pragma once
 
 #include <time.h>
@@ -12,11 +12,11 @@
 
 namespace clockwork {
 
-// stages: of the loop; the time between two calls of run() is counted behind them.
+// stages: the number of the loop's stages; the time between two calls of run() is counted behind them.
 template <std::size_t stages>
 class LoopTimes {
 public:
-    // Processor time of this thread by stage, and behind the stages that of Python between two calls of run(), if is_timed.
+    // This thread's processor time by stage, then Python's between two calls of run(), if is_timed.
     std::array<Ns, stages + 1> spent_ns{};
     bool is_timed = false;
 
@@ -31,19 +31,20 @@ public:
         lap_ns_ = now;
     }
 
-    // A turn begins, and what it handles was due no earlier than this.
+    // Begins a turn, whose events were due no earlier than this.
     void begin_turn(Ns due_ns) {
         due_ns_ = due_ns;
         is_idle_ = true;
     }
     void note_work() { is_idle_ = false; }
-    // A turn in which nothing happened is not counted.
+    // Ends a turn. A turn without events is not counted.
     void end_turn() {
         if (!is_idle_)
             lag_.add(clock_ns() - due_ns_);
     }
 
-    // From when the oldest of what a turn handles was due, or can have come, until all that followed from it was sent.
+    // Time from a turn's oldest event, when it was due or can have arrived, until all its consequences were
+    // sent.
     const Durations& lag() const { return lag_; }
 
 private:

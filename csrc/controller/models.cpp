@@ -18,8 +18,9 @@ void ModelInterface::index_inputs() {
         return;
     by_name_.resize(inputs.size());
     std::iota(by_name_.begin(), by_name_.end(), 0);
-    std::stable_sort(by_name_.begin(), by_name_.end(),
-                     [this](std::uint32_t one, std::uint32_t other) { return inputs[one].name < inputs[other].name; });
+    std::stable_sort(by_name_.begin(), by_name_.end(), [this](std::uint32_t first, std::uint32_t other) {
+        return inputs[first].name < inputs[other].name;
+    });
 }
 
 const InputSpec* ModelInterface::find_input(std::string_view name) const {
@@ -30,14 +31,15 @@ const InputSpec* ModelInterface::find_input(std::string_view name) const {
         }
         return name.empty() ? find_required() : nullptr;
     }
-    auto found = std::lower_bound(by_name_.begin(), by_name_.end(), name,
-                                  [this](std::uint32_t one, std::string_view text) { return inputs[one].name < text; });
+    auto found =
+        std::lower_bound(by_name_.begin(), by_name_.end(), name,
+                         [this](std::uint32_t place, std::string_view text) { return inputs[place].name < text; });
     if (found != by_name_.end() && inputs[*found].name == name)
         return &inputs[*found];
     return name.empty() ? find_required() : nullptr;
 }
 
-// The only input that is not optional; null where there are others or none.
+// Returns the required input if there is exactly one, else null.
 const InputSpec* ModelInterface::find_required() const {
     const InputSpec* only = nullptr;
     for (const InputSpec& spec : inputs) {

@@ -1,4 +1,4 @@
-// What a controller must know of a model: what it takes and gives, and what became of its requests.
+// The controller's record of a model: its inputs and outputs, and the counts of its requests.
 #pragma once
 
 #include <cstdint>
@@ -13,31 +13,32 @@
 namespace clockwork {
 
 inline constexpr std::int64_t DIMENSION_ANY = -1;
-inline constexpr std::int64_t DIMENSION_NONE = -2;  // of a declaration that no dimension fits
+inline constexpr std::int64_t DIMENSION_NONE = -2;  // a declared dimension that matches no size
 
-// What `bits` of a declaration is where an element has no size of its own.
+// Values of `bits` of a declaration whose elements have no fixed size.
 inline constexpr std::int64_t BITS_OF_STRING = 0;
 inline constexpr std::int64_t BITS_UNKNOWN = -1;  // a type that is not ONNX's
 
-// What a limit of InputSpec is where requests of one batch must have one size.
+// The limit of an InputSpec whose size must be equal in all requests of a batch.
 inline constexpr std::int64_t EXACT = -1;
 
 struct InputSpec {
     std::string name;
-    std::string declared;  // its shape, as people read it
+    std::string declared;  // its shape as readable text
     std::int64_t dtype = 0;
-    std::int64_t bits = 0;  // of one element; or see above
+    std::int64_t bits = 0;  // of an element, or a value from above
     bool any_rank = false;
     std::vector<std::int64_t> dims;     // or DIMENSION_ANY, DIMENSION_NONE
-    std::vector<std::int32_t> symbols;  // beside them: which of ModelInterface's; -1: none
-    // Beside them: where requests of different size share batches, the largest that there is, 0 if none is known; or EXACT.
+    std::vector<std::int32_t> symbols;  // by dimension: the index of its symbol in ModelInterface; -1: none
+    // By dimension: the largest size where requests of different size share batches, 0 if unknown; else
+    // EXACT.
     std::vector<std::int64_t> limits;
-    // It has a default, `value` in the form of a frame, a fixed shape and no axis of rows.
+    // An optional input has a default, `value` in the form of a frame, a fixed shape and no axis of rows.
     bool optional = false;
     std::string value;
 };
 
-// What every answer is held against: dtype, and rank and dimensions as far as registration has seen that they are fixed.
+// The expected form of an output: dtype, and the rank and dimensions that were fixed at registration.
 struct OutputSpec {
     std::string declared;
     std::int64_t dtype = 0;
@@ -46,17 +47,17 @@ struct OutputSpec {
     std::vector<std::int64_t> dims;
 };
 
-// Inputs and outputs as declared; models of one program share it.
+// Declared inputs and outputs, shared by the models of a program.
 struct ModelInterface {
     std::vector<InputSpec> inputs;
     std::vector<std::string> outputs;
-    std::vector<OutputSpec> given;     // beside them; none: no answer is held against anything
-    std::vector<std::string> symbols;  // dimensions of one symbol have one size, in all inputs of a request
+    std::vector<OutputSpec> given;     // by output; empty: answers are not compared
+    std::vector<std::string> symbols;  // dimensions of a symbol have the same size in all inputs of a request
     bool batches = false;
 
-    // Once all inputs are there: find_input() finds one of many quickly.
+    // Builds the index of find_input(), once all inputs are set.
     void index_inputs();
-    // Null where there is none. The only input that is not optional may come without its name.
+    // Null if there is no such input. An empty name means the only required input.
     const InputSpec* find_input(std::string_view name) const;
 
     bool has_optional() const { return has_optional_; }
@@ -64,13 +65,14 @@ struct ModelInterface {
 private:
     bool has_optional_ = false;
     const InputSpec* find_required() const;
-    std::vector<std::uint32_t> by_name_;  // of more than a few: places of inputs, in the order of their names
+    // Indices of inputs in the order of their names; empty for few inputs
+    std::vector<std::uint32_t> by_name_;
 };
 
-// Counted since the controller started.
+// Counts since the controller's start.
 struct Outcomes {
     std::uint64_t answered = 0, refused = 0, missed = 0, cancelled = 0, failed = 0;
-    std::uint64_t invalid = 0;  // requests that were wrong, found at arrival or by the device
+    std::uint64_t invalid = 0;  // wrong requests, found at arrival or by the device
 
     void count(Status status) {
         switch (status) {
@@ -91,9 +93,9 @@ struct ServedModel {
     std::string label;
     std::shared_ptr<const ModelInterface> interface;
     Outcomes outcomes;
-    std::uint64_t held = 0;               // requests that are held
-    std::uint64_t copies = 0;             // of these, that are a shadow's
-    std::unique_ptr<ModelCounts> counts;  // null: nothing was asked of it yet
+    std::uint64_t held = 0;               // held requests
+    std::uint64_t copies = 0;             // held requests that are a shadow's copies
+    std::unique_ptr<ModelCounts> counts;  // null: no request has come yet
 
     ModelCounts& need_counts() {
         if (counts == nullptr)

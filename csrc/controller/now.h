@@ -1,4 +1,4 @@
-// The clock that the whole controller goes by.
+// The clock of the whole controller.
 #pragma once
 
 #include <time.h>
@@ -7,7 +7,7 @@
 
 namespace clockwork {
 
-// The clock of clockwork.system.clock.now_ns().
+// Reads the same clock as clockwork.system.clock.now_ns().
 inline Ns clock_ns() {
     timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);

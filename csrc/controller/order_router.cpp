@@ -6,7 +6,7 @@ bool OrderRouter::carry_out(Ns now) {
     const Commands& all = scheduler_.orders();
     while (next_ < all.list.size()) {
         const Command& command = all.list[next_++];
-        // Before it is carried out, as long as the request of an answer is held.
+        // Recorded before the order is carried out, while the request of an answer is held.
         scheduler_.ordering(command, [&] { return answers_.failure_text(command, all); });
         switch (command.kind) {
             case CommandKind::ANSWER_OK: answers_.succeed(command, now); break;

@@ -10,7 +10,7 @@ void Orders::send(const Command& command, const Commands& all, Ns now) {
         case CommandKind::SEND_INFER: infer(command, all, *worker, now); break;
         case CommandKind::SEND_PROFILE: profile(command, *worker, now); break;
         case CommandKind::SEND_REVOKE: revoke(command, *worker, now); break;
-        default:  // any other action, or no order to a worker
+        default:  // other actions, and orders that are not for workers
             if (std::optional<ActionKind> kind = action_of(command.kind))
                 action(command, all, *worker, *kind, now);
     }
@@ -46,7 +46,7 @@ void Orders::infer(const Command& command, const Commands& all, WorkerLink& work
         return;
     for (HeldRequest* held : sending_) {
         for (Frame& frame : held->frames) {
-            spare_.share(frame);  // kept, for the action may come to nothing
+            spare_.share(frame);  // shared, because the action may fail
             workers_.send(spare_, --frames > 0);
         }
     }
@@ -86,7 +86,7 @@ void Orders::revoke(const Command& command, WorkerLink& worker, Ns now) {
     workers_.send(worker, writer_.view(), false, now);
 }
 
-// Begins the message of an order with what all orders have.
+// Sets the fields that the messages of all orders have.
 void Orders::begin(const Command& command, const WorkerLink& worker, ActionKind kind, Ns now) {
     message_.clear();
     message_.kind = kind;
@@ -99,7 +99,7 @@ void Orders::begin(const Command& command, const WorkerLink& worker, ActionKind 
     message_.expected_ns = command.expected_ns;
 }
 
-// False if the worker cannot be reached.
+// Sends the message. False if the worker cannot be reached.
 bool Orders::send(WorkerLink& worker, bool more, Ns now) {
     message_.write(writer_);
     return workers_.send(worker, writer_.view(), more, now);

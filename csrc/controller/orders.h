@@ -1,4 +1,4 @@
-// Orders: the scheduler's actions, as messages to workers.
+// Sends the scheduler's actions as messages to workers.
 #pragma once
 
 #include <cstddef>
@@ -20,8 +20,8 @@ public:
     Orders(Workers& workers, HeldRequests& requests, ServedModels& models, Lookups& lookups)
         : workers_(workers), requests_(requests), models_(models), lookups_(lookups) {}
 
-    // Sends a SEND_..., and notes what was sent. Nothing where the worker left in this very turn, as the scheduler will
-    // have heard. all: the orders that it is one of.
+    // Sends a SEND_... order and records it. Does nothing if the worker left in the current turn, of which
+    // the scheduler is told. all: the orders of the decision.
     void send(const Command& command, const Commands& all, Ns now);
 
 private:

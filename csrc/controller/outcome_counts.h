@@ -1,4 +1,4 @@
-// How requests ended, of each model and of all.
+// Counts the outcomes of requests, by model and in total.
 #pragma once
 
 #include <array>
@@ -29,7 +29,7 @@ public:
         held.model->outcomes.count(command.status);
     }
 
-    // A request for it was wrong, and is not held.
+    // Counts a wrong request for a model, which is not held.
     void invalid(ServedModel& model) {
         model.need_counts();
         all_.count(Status::INVALID_INPUT);

@@ -27,7 +27,8 @@ void Port::read_news(Ns now) {
     while (socket_.receive_news(news)) {
         if (news.event == CLOCKWORK_ZMQ_EVENT_ACCEPTED) {
             connections_.accepted(news.fd, now);
-        } else if (ConnectionPtr one = connections_.ended(news.fd); one != nullptr && one->is_greeted) {
+        } else if (ConnectionPtr connection = connections_.ended(news.fd);
+                   connection != nullptr && connection->is_greeted) {
             ended_.push_back(news.fd);
         }
     }
@@ -36,38 +37,38 @@ void Port::read_news(Ns now) {
 void Port::count_taken(const Arrival& arrival) {
     if (arrival.count < 2)
         return;
-    if (ConnectionPtr one = connections_.find(haul_.header(arrival).descriptor()); one != nullptr)
-        one->taken += arrival.bytes;
+    if (ConnectionPtr connection = connections_.find(haul_.header(arrival).descriptor()); connection != nullptr)
+        connection->taken += arrival.bytes;
 }
 
 ConnectionPtr Port::greet(int fd, std::string_view key, Ns now) {
-    ConnectionPtr one = connections_.find(fd);
-    if (one == nullptr || one->is_cut)
+    ConnectionPtr connection = connections_.find(fd);
+    if (connection == nullptr || connection->is_cut)
         return nullptr;
-    connections_.greet(*one, key, now);
-    return one;
+    connections_.greet(*connection, key, now);
+    return connection;
 }
 
 bool Port::disconnect(int fd) {
-    ConnectionPtr one = connections_.find(fd);
-    return one != nullptr && connections_.cut(*one, CutReason::ASKED);
+    ConnectionPtr connection = connections_.find(fd);
+    return connection != nullptr && connections_.cut(*connection, CutReason::ASKED);
 }
 
 int Port::seat_for(int fd, std::string_view key, Ns now) const {
-    ConnectionPtr one = connections_.find(fd);
-    return one == nullptr ? SEAT_FREE : connections_.seat_for(*one, key, now);
+    ConnectionPtr connection = connections_.find(fd);
+    return connection == nullptr ? SEAT_FREE : connections_.seat_for(*connection, key, now);
 }
 
 void Port::heard(int fd, Ns now) {
-    if (ConnectionPtr one = connections_.find(fd); one != nullptr)
-        connections_.heard(*one, now);
+    if (ConnectionPtr connection = connections_.find(fd); connection != nullptr)
+        connections_.heard(*connection, now);
 }
 
 bool Port::begin(std::string_view identity, int fd, Ns now) {
-    ConnectionPtr one = connections_.find(fd);
-    if (one == nullptr || !address(identity, one, now))
+    ConnectionPtr connection = connections_.find(fd);
+    if (connection == nullptr || !address(identity, connection, now))
         return false;
-    connections_.heard(*one, now);
+    connections_.heard(*connection, now);
     return true;
 }
 

@@ -1,10 +1,10 @@
-// One of the exchange's two ROUTER sockets: its connections, and the messages that were taken from it and are handled one
-// after the other.
+// One of the exchange's two ROUTER sockets, with its connections and the taken messages, which are handled in
+// order.
 //
-// Where a connection has ended, the messages that its peer had sent are handled first, then the end, and then the messages
-// of peers that are not known yet: such a peer's connection may have got the descriptor of the one that has ended.
-// Messages that a turn has no time left for are handled in the next one, before anything else is taken from the socket,
-// its news included: order is kept.
+// When a connection has ended, the peer's messages are handled first, then the end, and then messages of
+// unknown peers, whose connections may have reused the descriptor of the ended connection. Messages that
+// exceed a turn's time are handled in the next turn before other messages and news are taken from the socket,
+// so that the order is kept.
 #pragma once
 
 #include <cstddef>
@@ -18,15 +18,15 @@
 
 namespace clockwork {
 
-// The slot of a peer that was not let in.
+// The slot of a peer that was refused.
 inline constexpr std::uint32_t NO_SLOT = ~std::uint32_t{0};
 
-// What is taken from a socket at once.
+// The bounds of a haul, the messages that are taken from a socket at once.
 struct HaulBounds {
     std::size_t messages;
-    std::size_t frames;          // no further message is taken once it holds so many; each costs 64 bytes
-    std::size_t message_frames;  // of one message
-    std::size_t header_bytes;    // of all headers; a message that Python handles counts for PYTHON_BYTES more
+    std::size_t frames;          // a haul with this many takes no further message; each costs 64 bytes
+    std::size_t message_frames;  // of a message
+    std::size_t header_bytes;    // of all headers; a message for Python counts for PYTHON_BYTES more
 };
 
 class Port {
@@ -40,19 +40,19 @@ public:
 
     // ----- messages ------------------------------------------------------------------------------
 
-    // Whether the socket or its monitor has something that was not taken yet, or a message was taken and not handled.
+    // Whether the socket or its monitor has untaken input, or a taken message was not handled.
     bool has_input() const { return socket_.has_input() || socket_.has_news() || has_rest(); }
-    // Whether a message was taken and not handled.
+    // Whether a taken message was not handled.
     bool has_rest() const {
         if (pass_ == REST)
             return cursor_ < strangers_.size();
         return pass_ == KNOWN || cursor_ < haul_.size();
     }
-    // Takes messages, and then the monitor's news, so that the connection of each message has been accepted. Whether
-    // there was a message.
+    // Takes messages, and then the monitor's news, so that the connection of each message has been accepted.
+    // Returns whether there was a message.
     bool take(const HaulBounds& bounds, Ns now);
-    // Goes on to the next message, which is current() then. False where there is none. is_known: whether an identity is that
-    // of a peer that has said hello.
+    // Advances current() to the next message. False if there is none. is_known: tells whether an identity is
+    // that of a peer that has said hello.
     template <typename IsKnown>
     bool next(const IsKnown& is_known) {
         while (cursor_ < (pass_ == REST ? strangers_.size() : haul_.size())) {
@@ -64,8 +64,8 @@ public:
         }
         return false;
     }
-    // Whether the messages of known peers are all handled, so that now is the time for the ends of connections: see
-    // ended(). True once; messages of others follow.
+    // Whether all messages of known peers are handled, so that the ends of connections are due; see ended().
+    // True once; messages of other peers follow.
     bool has_ends_due() {
         if (pass_ != KNOWN || cursor_ != haul_.size())
             return false;
@@ -73,7 +73,7 @@ public:
         cursor_ = 0;
         return true;
     }
-    // Lets go of the messages, if all are handled.
+    // Releases the messages, if all are handled.
     void end_turn() {
         if (!has_rest())
             clear();
@@ -84,15 +84,16 @@ public:
 
     // ----- connections ---------------------------------------------------------------------------
 
-    // Descriptors of the connections of peers that have ended since the last call.
+    // Returns the descriptors of peers' connections that have ended since the last call.
     std::vector<int> ended() { return std::exchange(ended_, {}); }
-    // Counts the bytes of a message of a peer that is not known.
+    // Counts the bytes of an unknown peer's message as taken.
     void count_taken(const Arrival& arrival);
-    // Notes that a peer has said hello; see Connections::greet(). Null if the connection has ended, or was cut.
+    // Records that a peer has said hello; see Connections::greet(). Null if the connection has ended, or was
+    // cut.
     ConnectionPtr greet(int fd, std::string_view key, Ns now);
-    // Shuts a peer's connection down; see Connections::cut(). False if there is none with this descriptor.
+    // Shuts a peer's connection down; see Connections::cut(). False if no connection has this descriptor.
     bool disconnect(int fd);
-    // See Connections::seat_for(); SEAT_FREE where there is no connection with this descriptor.
+    // See Connections::seat_for(); SEAT_FREE if no connection has this descriptor.
     int seat_for(int fd, std::string_view key, Ns now) const;
     // See Connections::heard().
     void heard(int fd, Ns now);
@@ -101,16 +102,16 @@ public:
 
     // ----- sending -------------------------------------------------------------------------------
 
-    // Begins a message to a peer; its header and frames follow with send(). False if the peer is gone, or takes nothing
-    // any more.
+    // Begins a message to a peer; its header and frames follow with send(). False if the peer is gone, or
+    // takes no more messages.
     bool address(std::string_view identity, const ConnectionPtr& connection, Ns now) {
         return connections_.may_send(*connection, now) && socket_.address(identity, connection);
     }
-    // The same for the peer at this descriptor, which counts as heard of.
+    // The same for the peer at this descriptor, which is recorded as heard of.
     bool begin(std::string_view identity, int fd, Ns now);
     void send(std::string_view part, bool more) { socket_.send(part, more); }
     void send(Frame& frame, bool more) { socket_.send(frame, more); }
-    // A part that lies in two pieces.
+    // Sends a frame from two pieces.
     void send_joined(std::string_view first, std::string_view rest, bool more) {
         Frame frame;
         frame.copy_of(first, rest);
@@ -129,9 +130,10 @@ private:
     std::vector<int> ended_;
     Haul haul_;  // the frames of results stay until the answers are sent
     Pass pass_ = ALL;
-    std::size_t cursor_ = 0;              // behind the message that is being handled; in REST, in strangers_
-    std::size_t current_ = 0;             // that message
-    std::vector<std::size_t> strangers_;  // left over by KNOWN
+    // The index behind the current message; in REST, an index in strangers_
+    std::size_t cursor_ = 0;
+    std::size_t current_ = 0;             // the index of the current message
+    std::vector<std::size_t> strangers_;  // messages of unknown peers, which KNOWN skips
 };
 
 }  // namespace clockwork

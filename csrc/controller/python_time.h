@@ -1,4 +1,4 @@
-// The time that Python takes while the messages of one port are handled: a turn bounds it for each port.
+// Measures Python's time on the messages of a port, which a turn bounds for each port.
 #pragma once
 
 #include "controller/now.h"
@@ -7,9 +7,9 @@ namespace clockwork {
 
 class PythonTime {
 public:
-    // Nothing was taken yet of the port whose messages are handled next.
+    // Restarts the measurement for the next port.
     void reset() { spent_ns_ = 0; }
-    // Python is given a message; settle() counts the time from here on.
+    // Starts the time of a message for Python; settle() counts it.
     void begin() { since_ns_ = clock_ns(); }
     void settle() {
         if (since_ns_ != 0)
@@ -22,7 +22,7 @@ public:
 
 private:
     Ns spent_ns_ = 0;
-    Ns since_ns_ = 0;  // when Python was given the current message; 0: it was given none
+    Ns since_ns_ = 0;  // when Python got the current message; 0: it has none
 };
 
 }  // namespace clockwork

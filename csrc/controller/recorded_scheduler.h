@@ -1,5 +1,4 @@
-// The scheduler, and the flight recorder beside it: each event that the one is told and each order that it gives, the other
-// writes.
+// The scheduler with the flight recorder, which records each event and each order of the scheduler.
 #pragma once
 
 #include <cstdint>
@@ -22,25 +21,25 @@ public:
 
     void arrived(Ns now, const Request& request);
     void cancelled(Ns now, RequestId request_id);
-    // done.text is what the worker said, or null.
+    // done.text: the worker's text, or null.
     void action_done(Ns now, const ActionResult& done);
-    // Python has noted something with the scheduler: an event that it has encoded for recorder().
+    // Records that Python has told the scheduler of an event, which it has encoded for recorder().
     void noted(std::string_view event);
-    // Whether there was an event since the last decision.
+    // Whether an event has come since the last decision.
     bool has_news() const { return has_news_; }
 
     // ----- decisions -----------------------------------------------------------------------------
 
-    // Decides, of all that was noted; the orders are there until clear().
+    // Decides on all recorded events. The orders stay valid until clear().
     void settle(Ns now);
     const Commands& orders() const { return scheduler_.out; }
-    // An order is carried out next. failure: the text of an ANSWER_FAILED, else nothing.
+    // Records an order that is carried out next. failure: the text of an ANSWER_FAILED, else empty.
     template <typename Failure>
     void ordering(const Command& command, const Failure& failure) {
         if (recorder_.is_on())
             record(command, command.kind == CommandKind::ANSWER_FAILED ? failure() : std::string_view());
     }
-    // All orders have been carried out.
+    // Drops the orders, all of which have been carried out.
     void end();
     void clear() { scheduler_.out.clear(); }
 

@@ -53,7 +53,7 @@ Taken RequestIntake::infer(ClientLink& client, const Arrival& arrival, Ns now) {
     terms.shape = shapes_.of(accepted_.shape);
     terms.bytes = accepted_.bytes;
     terms.copied_bytes = accepted_.copied_bytes;
-    // A deadline must not come before its arrival, and an SLO may be as long as NEVER_NS.
+    // A deadline must not precede its arrival, and an SLO may be as long as NEVER_NS.
     terms.deadline_ns = slo_ns != 0 ? std::min(now + slo_ns, NEVER_NS) : NEVER_NS;
     terms.priority = request_.priority;
     requests_.arrive(held, terms, now);
@@ -64,7 +64,8 @@ Taken RequestIntake::infer(ClientLink& client, const Arrival& arrival, Ns now) {
     return Taken::DONE;
 }
 
-// The request that was accepted last, with its tensors. came: its frames that came, before those of defaults.
+// Holds the request that was accepted last, with its tensors. came: its received frames, before those of
+// defaults.
 HeldRequest& RequestIntake::hold(ClientLink& client, ServedModel& model, const Arrival& arrival, std::size_t came) {
     HeldRequest& held = requests_.hold(&client, request_.request_id, model);
     held.has_room = accepted_.has_room;
@@ -81,7 +82,7 @@ HeldRequest& RequestIntake::hold(ClientLink& client, ServedModel& model, const A
     return held;
 }
 
-// Of an inference; Python knows what else there is to cancel.
+// Cancels an inference. Python handles other cancellations.
 Taken RequestIntake::cancel(ClientLink& client, const Arrival& arrival, Ns now) {
     if (!cancel_.read(port_.haul().header(arrival).view(), wrong_.header)) {
         wrong_.begin(cancel_.request_id);
@@ -94,7 +95,7 @@ Taken RequestIntake::cancel(ClientLink& client, const Arrival& arrival, Ns now) 
     return Taken::DONE;
 }
 
-// The request that was read last.
+// Records the flaw of the request that was read last.
 Taken RequestIntake::refuse(const Flaw& flaw, const Target& target) {
     wrong_.begin(request_.request_id);
     wrong_.flaw = flaw;

@@ -1,4 +1,4 @@
-// The messages of clients: from a request's bytes to a held request that the scheduler knows.
+// Handles the messages of clients: from a request's bytes to a held request that the scheduler knows.
 #pragma once
 
 #include <cstdint>
@@ -28,10 +28,10 @@ public:
         wrong_.is_request = true;
     }
 
-    // Whose memory every worker sees; see check_request().
+    // Sets the machine whose memory every worker sees; see check_request().
     std::int64_t shared_machine = 0;
 
-    // A message of the port's current haul.
+    // Handles a message of the port's current haul.
     Taken take(const Arrival& arrival, Ns now);
     const Wrong& wrong() const { return wrong_; }
 

@@ -31,7 +31,7 @@ Taken ResultIntake::result(WorkerLink& worker, const Arrival& arrival, Ns now) {
     ActionId action_id = static_cast<ActionId>(result.action_id);
     const Expected* expected = worker.actions.find(action_id);
     if (expected == nullptr)
-        return Taken::DONE;  // of an action that was given up
+        return Taken::DONE;  // a result of an action that was given up
     read_frames(port_.haul(), arrival, frames_);
     if (!check_result(*expected, result, frames_, wrong_.flaw)) {
         wrong_.begin(result.action_id);
@@ -59,9 +59,9 @@ Taken ResultIntake::result(WorkerLink& worker, const Arrival& arrival, Ns now) {
     return Taken::DONE;
 }
 
-// An action that ended well.
+// Counts a successful action.
 void ResultIntake::count(WorkerLink& worker, const Expected& sent, const wire::Result& result) {
-    if (lane_of(sent.kind) == Lane::FETCH) {  // for whichever of its devices
+    if (lane_of(sent.kind) == Lane::FETCH) {  // counted for the worker, not for a device
         ++(sent.kind == ActionKind::FETCH ? worker.fetches : worker.drops);
         return;
     }
@@ -86,7 +86,7 @@ void ResultIntake::count(WorkerLink& worker, const Expected& sent, const wire::R
     }
 }
 
-// Takes an action out of the books, and tells the scheduler how it ended.
+// Removes an action from the sent actions, and tells the scheduler its outcome.
 void ResultIntake::end_action(WorkerLink& worker, const ActionResult& ended, std::string_view text, Ns now) {
     ActionResult done = ended;
     std::string said(text);

@@ -1,4 +1,4 @@
-// The messages of workers: what they send of their actions is held against what was asked, and told to the scheduler.
+// Handles the messages of workers: compares results with their actions, and tells the scheduler of them.
 #pragma once
 
 #include <cstdint>
@@ -18,12 +18,12 @@ public:
     ResultIntake(Port& port, Workers& workers, ServedModels& models, TurnResults& results, RecordedScheduler& scheduler)
         : port_(port), workers_(workers), models_(models), results_(results), scheduler_(scheduler) {}
 
-    // A message of the port's current haul.
+    // Handles a message of the port's current haul.
     Taken take(const Arrival& arrival, Ns now);
     const Wrong& wrong() const { return wrong_; }
 
-    // Ends an action, or all that a worker has under way, as a failure of the device: what it said of it makes no sense,
-    // or it is let go. False if there is no such action.
+    // Ends an action, or all pending actions of a worker, as a failure of the device, because a result was
+    // wrong or the worker is let go. False if there is no such action.
     bool fail_action(std::uint32_t worker, ActionId action_id, std::string_view text, Ns now);
     void fail_actions(std::uint32_t worker, std::string_view text, Ns now);
 

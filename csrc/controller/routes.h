@@ -1,4 +1,4 @@
-// Where a name's traffic goes: to one version, or to several by share, and which requests are copied to another version.
+// Routes the requests of a name: to one version, or to several by share, with copies to a shadow version.
 #pragma once
 
 #include <cstddef>
@@ -17,16 +17,17 @@
 
 namespace clockwork {
 
-// Of texts that were looked up and are remembered.
+// The most looked-up texts that are remembered.
 inline constexpr std::size_t REFERENCES_MAX = 65'536;
 
-// Whose turn it is, by shares that add up to SHARE_WHOLE: not by chance, but so that of any run of requests each has
-// its part, as nearly as whole requests allow. Where the shares are tenths, of every ten each has exactly its own.
+// Takes turns by shares that add up to SHARE_WHOLE. Not random: in any run of requests each share gets its
+// part, as nearly as whole requests allow. If the shares are tenths, every ten requests are divided exactly.
 class Turns {
 public:
     void add(std::int64_t parts) { entries_.push_back({parts, 0}); }
 
-    // Everybody earns his share, and who has earned the most pays for the whole; the first of equals.
+    // Each entry earns its share. The entry that has earned the most, the first of equals, gets the turn and
+    // pays the whole.
     std::size_t next() {
         std::size_t best = 0;
         for (std::size_t place = 0; place < entries_.size(); ++place) {
@@ -51,9 +52,9 @@ private:
 
 struct Route {
     std::vector<ServedModel*> models;  // at least one
-    Turns turns;                       // of models
-    ServedModel* shadow = nullptr;     // gets a copy of some of the requests that go to another one
-    Turns copies;                      // 0: of those whose turn it is
+    Turns turns;                       // turns of the models
+    ServedModel* shadow = nullptr;     // gets copies of some requests for the models
+    Turns copies;                      // turns of requests; those with turn 0 are copied
     std::shared_ptr<ShadowTally> tally;
 
     ServedModel* next() { return models.size() == 1 ? models.front() : models[turns.next()]; }
@@ -62,27 +63,27 @@ struct Route {
     }
 };
 
-// Whom a request is for.
+// The target of a request.
 struct Target {
-    ServedModel* model = nullptr;  // null: nobody
-    Route* copied_by = nullptr;    // whose shadow gets a copy
+    ServedModel* model = nullptr;  // null: no model
+    Route* copied_by = nullptr;    // the route whose shadow gets a copy; null: no copy
 };
 
 class Routes {
 public:
     Routes(ServedModels& models, Lookups& lookups) : models_(models), lookups_(lookups) {}
 
-    // The models that requests for this text are for, with their shares of SHARE_WHOLE, and to which (0: none) so many
-    // are copied. A shadow that it has already goes on with its results. What is not routed is asked of Python.
+    // Routes requests for a text to models by shares of SHARE_WHOLE, and copies a share to a shadow (0:
+    // none). An unchanged shadow keeps its results. Python is asked for texts without a route.
     void route(std::string_view text, const std::vector<std::pair<ModelId, std::int64_t>>& shares, ModelId shadow = 0,
                std::int64_t copies = 0, double tolerance = 0);
     void unroute(std::string_view text);
-    // What was looked up may be something else now.
+    // Forgets the looked-up texts, which may mean other models now.
     void forget_references() { references_.clear(); }
 
-    // Whom a request for this text is for; of a route, a turn is taken.
+    // Finds the target of a request for a text. A route takes a turn.
     Target target_of(std::string_view text);
-    // Null where nothing is copied.
+    // Null if the text's requests are not copied.
     ShadowTally* shadow_tally(std::string_view text) const;
 
 private:
@@ -90,7 +91,7 @@ private:
     Lookups& lookups_;
     ByText<Route> routes_;
     ByText<ServedModel*> references_;
-    std::uint64_t changes_ = 0;  // ServedModels::changes() when references_ was begun
+    std::uint64_t changes_ = 0;  // ServedModels::changes() when references_ was last cleared
 };
 
 }  // namespace clockwork

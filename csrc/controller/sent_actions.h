@@ -12,24 +12,25 @@
 
 namespace clockwork {
 
-// What was sent, and what a result of it that is OK consists of.
+// A sent action, and the expected form of its result.
 struct Expected {
-    ActionId action_id = 0;  // 0: this one is free
+    ActionId action_id = 0;  // 0: a free record
     ActionKind kind = ActionKind::PROFILE;
     std::int32_t device = 0;
-    std::uint32_t rows = 0;  // of a batch
+    std::uint32_t rows = 0;  // rows of the batch
     ModelId model_id = 0;
-    std::shared_ptr<const ModelInterface> interface;  // of an INFER
-    std::vector<std::uint32_t> part_rows;             // of each part of the batch
-    std::vector<bool> part_rooms;                     // whether its outputs may be in the client's memory
+    std::shared_ptr<const ModelInterface> interface;  // the interface of an INFER's model
+    std::vector<std::uint32_t> part_rows;             // rows of each part of the batch
+    // Whether a part's outputs may be in the client's memory
+    std::vector<bool> part_rooms;
 
     std::size_t tensors() const { return interface != nullptr ? interface->outputs.size() : 0; }
 };
 
-// Actions that were sent and not answered.
+// The actions of a worker that were sent and not answered.
 class SentActions {
 public:
-    // One that is empty but for its id; valid until the next is added.
+    // Adds an action with only its id set. The reference is valid until the next add().
     Expected& add(ActionId action_id) {
         if (free_.empty()) {
             free_.push_back(static_cast<std::uint32_t>(all_.size()));
@@ -52,18 +53,18 @@ public:
         if (place == IdTable::NONE)
             return false;
         by_id_.erase(action_id);
-        Expected& one = all_[place];
-        one.action_id = 0;
-        one.rows = 0;
-        one.model_id = 0;
-        one.interface.reset();
-        one.part_rows.clear();
-        one.part_rooms.clear();
+        Expected& action = all_[place];
+        action.action_id = 0;
+        action.rows = 0;
+        action.model_id = 0;
+        action.interface.reset();
+        action.part_rows.clear();
+        action.part_rooms.clear();
         free_.push_back(place);
         return true;
     }
 
-    // Ascending.
+    // Ids in ascending order.
     std::vector<ActionId> ids() const {
         std::vector<ActionId> found;
         for (const Expected& expected : all_) {

@@ -41,7 +41,7 @@ void ServedModels::hold(ServedModel& model, bool is_copy) {
 void ServedModels::release(ServedModel& model, bool is_copy) {
     model.copies -= is_copy;
     if (--model.held == 0 && !forgotten_.empty())
-        std::erase_if(forgotten_, [&](const auto& one) { return one.get() == &model; });
+        std::erase_if(forgotten_, [&](const auto& forgotten) { return forgotten.get() == &model; });
 }
 
 }  // namespace clockwork

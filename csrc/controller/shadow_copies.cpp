@@ -5,7 +5,7 @@
 
 namespace clockwork {
 
-// The queue of requests stays at least half free of copies.
+// Copies take at most half of the queue of requests.
 bool ShadowCopies::has_room(std::uint64_t bytes) const {
     return count_ < SHADOWS_MAX && bytes_ + bytes <= SHADOW_BYTES_MAX && requests_.size() < queued_max_ / 2;
 }
@@ -83,14 +83,14 @@ void ShadowCopies::feed(Ns now) {
         waiting_.pop_front();
         HeldRequest* copy = requests_.find(next.id);
         if (copy == nullptr)
-            continue;  // it was given up
+            continue;  // the copy was given up
         copy->has_arrived = true;
         ++sent_;
         requests_.arrive(*copy, next.terms, now);
     }
 }
 
-// Ends a copy before its answer.
+// Gives up a copy before its answer.
 void ShadowCopies::give_up(HeldRequest& copy, Ns now) {
     if (copy.has_arrived) {
         requests_.cancel(copy, now);

@@ -1,8 +1,8 @@
-// The copies of requests that shadows answer: from a request's arrival until both answers are there to be compared.
+// Copies of requests for shadows, from a request's arrival until both answers are there to be compared.
 //
-// A copy has no deadline for the scheduler, which serves such requests in time that no other has use for; it is given up
-// when its answer would have been due. The scheduler gets few at once: it makes batches of the copies that wait, and a
-// request that comes meanwhile waits for the end of a batch.
+// A copy has no deadline for the scheduler, which serves such requests in idle time. A copy is given up when
+// its answer would have been due. The scheduler gets few copies at once: it makes batches of the waiting
+// copies, and a request that arrives meanwhile waits for the end of a batch.
 #pragma once
 
 #include <cstddef>
@@ -23,11 +23,11 @@ namespace clockwork {
 
 // A request and its copy, until both have ended.
 struct ShadowPair {
-    HeldRequest* first = nullptr;  // null: it has ended
+    HeldRequest* first = nullptr;  // the request; null: it has ended
     HeldRequest* copy = nullptr;
     std::shared_ptr<ShadowTally> tally;
-    AnswerKept answer;      // whichever came first
-    std::size_t bytes = 0;  // of it
+    AnswerKept answer;      // the first of both answers
+    std::size_t bytes = 0;  // the bytes of `answer`
 
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;
@@ -42,35 +42,36 @@ struct ShadowPair {
 
 class ShadowCopies {
 public:
-    // queued_max: requests that are held at most; of this, copies leave half free.
+    // queued_max: the most held requests, of which copies may be half.
     ShadowCopies(HeldRequests& requests, ShapeNumbers& shapes, std::size_t queued_max)
         : requests_(requests), shapes_(shapes), queued_max_(queued_max) {}
 
-    // Copies that the scheduler has at once: as many as there are devices.
+    // Sets the most copies that the scheduler has at once: the number of devices.
     std::size_t width = 1;
 
-    // Whether a request can be copied: there is room, and the shadow takes it too. Not if its tensors lie in the
-    // client's memory, which is the client's again when it has its answer. copy() may follow. came: tensors and frames
-    // that came; behind them the request has defaults of its model, which are not the shadow's.
+    // Whether a request can be copied: there is room, the shadow accepts the request, and no tensor lies in
+    // the client's memory, which the client reuses after its answer. copy() may follow. came: the received
+    // tensors and frames, without the defaults of the request's model, which the shadow does not share.
     bool can_copy(const Route& route, const wire::InferRequest& request, const Accepted& accepted,
                   const FrameBytes& frames, std::size_t came, std::int64_t machine);
-    // Copies a request that has just arrived, for which can_copy() said yes. slo_ns: 0: it has none.
+    // Copies a request that has just arrived, after can_copy() returned true. slo_ns: 0: no SLO.
     void copy(HeldRequest& first, const Route& route, const Accepted& accepted, std::int64_t priority, Ns slo_ns,
               Ns now);
-    // Keeps an answer until the other's is there, or has both compared. An answer beyond the bounds is dropped. Only of
-    // requests that have a pair.
+    // Keeps an answer until the other is there, then has both compared. An answer beyond the bounds is
+    // dropped. Called only for requests with a pair.
     void keep_answer(HeldRequest& held, TurnResults& results, const KeptResult& result, std::size_t part);
-    // A request that has a pair has ended without an answer.
+    // Records that a request with a pair has ended without an answer.
     void unpair(HeldRequest& held);
-    // Ends a copy, which nobody waits for: instead of HeldRequests::release().
+    // Ends a copy, for which no client waits; replaces HeldRequests::release().
     void release(HeldRequest& copy);
 
-    // When the next copy is given up; NEVER_NS where there is none.
+    // The time at which the next copy is given up; NEVER_NS if there is none.
     Ns next_ns();
-    // Gives up the copies whose time has come, or whose request was not answered. Only between the orders of two
+    // Gives up the copies that are due, or whose request was not answered. Only between the orders of two
     // decisions.
     void cancel_due(Ns now);
-    // The numbers of shapes are others' soon: gives up the copies that the scheduler does not know yet.
+    // Gives up the copies that the scheduler does not know yet, because shape numbers are about to be
+    // reassigned.
     void forget_shapes();
 
     std::size_t size() const { return count_; }
@@ -97,16 +98,16 @@ private:
     ShapeNumbers& shapes_;
     std::size_t queued_max_;
     Pool<ShadowPair> pairs_;
-    Accepted accepted_;           // the request that was checked last, as its shadow takes it
-    wire::InferRequest request_;  // of models with optional inputs: that request, with defaults of the shadow
+    Accepted accepted_;           // the last checked request, as accepted for the shadow
+    wire::InferRequest request_;  // for optional inputs: that request with the shadow's defaults
     FrameBytes frames_;
-    std::size_t came_ = 0;  // its frames that came
+    std::size_t came_ = 0;  // the number of its received frames
     std::size_t count_ = 0;
-    std::size_t bytes_ = 0;        // of copies, and of answers that wait for the other
-    std::deque<Waiting> waiting_;  // in the order of arrival; some have been given up
-    std::size_t sent_ = 0;         // that the scheduler has
-    std::vector<Due> due_;         // a heap: when the copies have waited long enough
-    std::vector<RequestId> moot_;  // whose request was not answered
+    std::size_t bytes_ = 0;        // bytes of copies and of kept answers
+    std::deque<Waiting> waiting_;  // in the order of arrival, some of them given up
+    std::size_t sent_ = 0;         // the number of copies that the scheduler has
+    std::vector<Due> due_;         // a heap of the times at which copies are given up
+    std::vector<RequestId> moot_;  // copies whose request was not answered
     Comparer comparer_;
 };
 

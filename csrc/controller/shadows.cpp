@@ -42,33 +42,33 @@ enum Dtype : std::int64_t {
 };
 
 template <typename Number>
-double to_double(Number one) {
-    return static_cast<double>(one);
+double to_double(Number number) {
+    return static_cast<double>(number);
 }
 
 struct Half {
     std::uint16_t bits;
 };
 
-double to_double(Half one) {
-    int exponent = one.bits >> 10 & 31;
-    double fraction = one.bits & 1023;
+double to_double(Half number) {
+    int exponent = number.bits >> 10 & 31;
+    double fraction = number.bits & 1023;
     double size = exponent == 31  ? (fraction == 0 ? std::numeric_limits<double>::infinity()
                                                    : std::numeric_limits<double>::quiet_NaN())
                   : exponent == 0 ? std::ldexp(fraction, -24)
                                   : std::ldexp(fraction + 1024, exponent - 25);
-    return one.bits >> 15 != 0 ? -size : size;
+    return number.bits >> 15 != 0 ? -size : size;
 }
 
 struct Brain {
     std::uint16_t bits;
 };
 
-double to_double(Brain one) {
-    return static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(one.bits) << 16));
+double to_double(Brain number) {
+    return static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(number.bits) << 16));
 }
 
-// Of two tensors: the largest difference, and the largest finite magnitude in the first.
+// The largest difference of two tensors, and the largest finite magnitude in the first.
 struct Spread {
     double absolute = 0;
     double scale = 0;
@@ -84,15 +84,15 @@ struct Spread {
     }
 };
 
-// Frames are aligned to nothing in particular.
+// Frames have no alignment, hence memcpy().
 template <typename Number>
 Spread spread(std::string_view first, std::string_view other) {
     Spread found;
     for (std::size_t offset = 0; offset + sizeof(Number) <= first.size(); offset += sizeof(Number)) {
-        Number one, two;
-        std::memcpy(&one, first.data() + offset, sizeof(Number));
-        std::memcpy(&two, other.data() + offset, sizeof(Number));
-        found.see(to_double(one), to_double(two));
+        Number left, right;
+        std::memcpy(&left, first.data() + offset, sizeof(Number));
+        std::memcpy(&right, other.data() + offset, sizeof(Number));
+        found.see(to_double(left), to_double(right));
     }
     return found;
 }
@@ -114,7 +114,7 @@ Spread spread(std::int64_t dtype, std::string_view first, std::string_view other
         case INT64: return spread<std::int64_t>(first, other);
         case FLOAT16: return spread<Half>(first, other);
         case BFLOAT16: return spread<Brain>(first, other);
-        default: return {};  // of the others, compare() looks at no more than the bytes
+        default: return {};  // compare() compares only the bytes of other types
     }
 }
 
@@ -128,7 +128,7 @@ Difference compare(std::int64_t dtype, std::string_view first, std::string_view 
     if (first.size() != other.size())
         return {true, 0, 0};
     Spread apart = spread(dtype, first, other);
-    // From a tensor of zeros, any difference is whole.
+    // The relative difference from a tensor of zeros is 1.
     double relative = apart.absolute == 0 ? 0 : apart.scale > 0 ? apart.absolute / apart.scale : 1;
     return {false, apart.absolute, relative};
 }
@@ -140,18 +140,18 @@ Difference compare(AnswerKept& first, AnswerKept& other) {
     const std::vector<std::string>& names = first.interface->outputs;
     const std::vector<std::string>& others = other.interface->outputs;
     for (std::size_t place = 0; place < first.tensors.size(); ++place) {
-        std::size_t same = place;  // the same name, wherever it is
+        std::size_t same = place;  // the index of the same name in the other answer
         if (place >= others.size() || others[place] != names[place]) {
             for (same = 0; same < others.size() && others[same] != names[place];)
                 ++same;
         }
         if (same >= other.tensors.size())
             return {true, 0, 0};
-        OutputKept& one = first.tensors[place];
-        OutputKept& two = other.tensors[same];
-        if (one.dtype != two.dtype || one.dims != two.dims)
+        OutputKept& left = first.tensors[place];
+        OutputKept& right = other.tensors[same];
+        if (left.dtype != right.dtype || left.dims != right.dims)
             return {true, 0, 0};
-        Difference apart = compare(one.dtype, one.frame.view(), two.frame.view());
+        Difference apart = compare(left.dtype, left.frame.view(), right.frame.view());
         if (apart.differs)
             return apart;
         found.absolute = std::max(found.absolute, apart.absolute);
@@ -190,7 +190,7 @@ void Comparer::add(std::shared_ptr<ShadowTally> tally, AnswerKept first, AnswerK
 void Comparer::work() {
     sigset_t all;
     sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, nullptr);  // signals are the loop's, which they wake
+    pthread_sigmask(SIG_BLOCK, &all, nullptr);  // signals must wake the loop's thread
     pthread_setname_np(pthread_self(), "compare");
     setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), COMPARISON_NICE);
     std::unique_lock lock(mutex_);

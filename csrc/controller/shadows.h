@@ -1,5 +1,5 @@
-// Shadow traffic: requests that are copied to another version, whose answers are compared with the first one's and
-// dropped. The comparing is done by a thread of its own, of low priority.
+// Shadow traffic: requests are copied to another version, whose answers are compared with the first version's
+// and dropped. A thread of low priority compares them.
 #pragma once
 
 #include <condition_variable>
@@ -15,42 +15,43 @@
 
 namespace clockwork {
 
-// Copies that wait for their answer, or whose answer waits for the other one.
+// The most copies that wait for their answer, or whose answer waits for the other answer.
 inline constexpr std::size_t SHADOWS_MAX = 256;
 
-// Bytes that are kept for their sake: inputs and answers. They are shared with others as long as those are there.
+// The most bytes of inputs and answers that are kept for copies. Requests share them while they exist.
 inline constexpr std::size_t SHADOW_BYTES_MAX = 128 << 20;
 
-// Pairs of answers that wait to be compared, and the bytes of both.
+// The most pairs of answers that wait to be compared, and the most bytes of these.
 inline constexpr std::size_t COMPARISONS_MAX = 256;
 inline constexpr std::size_t COMPARISON_BYTES_MAX = 128 << 20;
 
-// A copy waits for idle time no longer than this, nor longer than its SLO. It must not grow as old as those requests
-// without a deadline that get a part of a busy device's time.
+// The longest wait of a copy for idle time, also bounded by its SLO. It is shorter than the age at which
+// requests without a deadline get a share of a busy device's time.
 inline constexpr Ns SHADOW_WAIT_MAX_NS = 900 * MS;
 
-// The comparing thread's: it takes what others leave of a processor.
+// The niceness of the comparing thread, which uses idle processor time.
 inline constexpr int COMPARISON_NICE = 10;
 
-// What became of the copies of one route, since it has that shadow.
+// Counts of a route's copies since it has its shadow.
 struct ShadowResults {
     std::uint64_t copied = 0;      // sent to the shadow
     std::uint64_t dropped = 0;     // not copied, or not compared, because of a bound
     std::uint64_t unanswered = 0;  // the shadow had no idle time for it, or failed
     std::uint64_t moot = 0;        // the request itself was not answered
     std::uint64_t compared = 0;
-    std::uint64_t differing = 0;  // of these: in the names, dtypes or shapes of outputs
-    std::uint64_t beyond = 0;     // of these: by more than the tolerance, or differing
+    std::uint64_t differing = 0;  // compared pairs that differ in names, dtypes or shapes of outputs
+    std::uint64_t beyond = 0;     // compared pairs beyond the tolerance, or differing
     double absolute_max = 0;      // the largest difference of two elements
-    double relative_max = 0;      // the same as a part of the largest magnitude in the tensor of the one that answers
+    // The same, relative to the largest magnitude in the answering version's tensor
+    double relative_max = 0;
 };
 
-// Both threads'.
+// Shared by both threads.
 class ShadowTally {
 public:
     explicit ShadowTally(double tolerance) : tolerance(tolerance) {}
 
-    const double tolerance;  // of the relative difference
+    const double tolerance;  // the bound of the relative difference
 
     template <typename Function>
     void change(Function&& function) {
@@ -67,14 +68,14 @@ private:
     ShadowResults results_;
 };
 
-// One tensor of an answer.
+// A tensor of an answer.
 struct OutputKept {
     std::int64_t dtype = 0;
     std::vector<std::int64_t> dims;
     Frame frame;
 };
 
-// An answer as it came; its names are the interface's, in the order of its outputs.
+// An answer as received. Its names are those of the interface, in the order of its outputs.
 struct AnswerKept {
     std::shared_ptr<const ModelInterface> interface;
     std::vector<OutputKept> tensors;
@@ -88,25 +89,26 @@ struct AnswerKept {
 };
 
 struct Difference {
-    bool differs = false;  // in names, dtypes, shapes or sizes; the numbers are then 0
+    bool differs = false;  // in names, dtypes, shapes or sizes; both numbers are 0 then
     double absolute = 0;
     double relative = 0;
 };
 
-// How far `other` is from `first`, of one dtype and shape. A NaN that only one of them has is infinitely far; strings,
-// and types of eight bits or fewer that are not plain integers, are 1 apart where their bytes differ.
+// Returns the difference of two tensors of the same dtype and shape. A NaN in only one of them differs by
+// infinity. Strings, and types of at most eight bits that are not plain integers, differ by 1 if their bytes
+// differ.
 Difference compare(std::int64_t dtype, std::string_view first, std::string_view other);
-// The largest differences of any tensor; they are matched by name.
+// Returns the largest differences of two answers' tensors, matched by name.
 Difference compare(AnswerKept& first, AnswerKept& other);
 
-// Compares what it is given, in order, on a thread that begins with the first of it.
+// Compares pairs of answers in order, on a thread that starts with the first pair.
 class Comparer {
 public:
     Comparer() = default;
     ~Comparer();
     Comparer(const Comparer&) = delete;
 
-    // Counts it as dropped if too much waits.
+    // Counts the pair as dropped if too many wait.
     void add(std::shared_ptr<ShadowTally> tally, AnswerKept first, AnswerKept other);
 
 private:

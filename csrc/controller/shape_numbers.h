@@ -1,4 +1,4 @@
-// The numbers of shapes, as far as they were looked up.
+// A cache of the scheduler's numbers of shapes.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ class ShapeNumbers {
 public:
     explicit ShapeNumbers(Lookups& lookups) : lookups_(lookups) {}
 
-    // The number by which the scheduler knows a shape, of Accepted::shape's form.
+    // Returns the scheduler's number of a shape in Accepted::shape's form.
     std::uint32_t of(const std::vector<std::int64_t>& shape) {
         if (has_last_ && shape == last_shape_)
             return last_number_;
@@ -29,7 +29,7 @@ public:
         return last_number_;
     }
 
-    // The numbers of shapes that the scheduler does not know any more are others' soon.
+    // Forgets the numbers of shapes that the scheduler has dropped and may assign again.
     void forget() {
         numbers_.clear();
         has_last_ = false;
@@ -46,7 +46,8 @@ private:
     };
 
     Lookups& lookups_;
-    std::unordered_map<std::vector<std::int64_t>, std::uint32_t, HashShape> numbers_;  // never iterated over
+    // Never iterated over: its order is arbitrary
+    std::unordered_map<std::vector<std::int64_t>, std::uint32_t, HashShape> numbers_;
     std::vector<std::int64_t> last_shape_;
     std::uint32_t last_number_ = 0;
     bool has_last_ = false;

@@ -17,15 +17,15 @@ namespace clockwork {
 struct Arrival {
     std::uint32_t first = 0;
     std::uint32_t count = 0;
-    std::uint64_t bytes = 0;  // of all that came, as Connection::taken counts it
+    std::uint64_t bytes = 0;  // of all received frames, as Connection::taken counts them
 };
 
 class RouterSocket : public MonitoredSocket {
 public:
     using MonitoredSocket::MonitoredSocket;
 
-    // Begins a message. False if the peer is gone, or takes nothing any more; else the rest must follow. Its bytes
-    // count as unread by `to`.
+    // Begins a message. False if the peer is gone, or takes no more messages; otherwise the rest must follow.
+    // Its bytes count as unread by `to`.
     bool address(std::string_view identity, const ConnectionPtr& to) {
         while (zmq->send(socket_, identity.data(), identity.size(), CLOCKWORK_ZMQ_DONTWAIT | CLOCKWORK_ZMQ_SNDMORE) <
                0) {
@@ -52,7 +52,7 @@ public:
             retry();
     }
 
-    // Takes what the frame holds.
+    // Sends a frame, whose content moves to libzmq.
     void send(Frame& frame, bool more) {
         to_->unmarked += frame.size() + FRAME_EXTRA_BYTES;
         if (!more && to_->unmarked >= MARK_BYTES) {
@@ -64,7 +64,7 @@ public:
     }
 
 private:
-    // A message's last frame, with which everything that was queued before has been written, too.
+    // The last frame of a message. Once it is written, all earlier frames have been written, too.
     struct Mark {
         ConnectionPtr to;
         std::uint64_t bytes;
@@ -85,20 +85,21 @@ private:
         to_->all->fetch_add(mark->bytes, std::memory_order_relaxed);
         to_->queued += mark->bytes;
         to_->unmarked = 0;
-        mark.release();  // let_go() has it, whatever becomes of the frame
+        mark.release();  // let_go() frees it, also if sending fails
         while (zmq->msg_send(marked.message(), socket_, flags(false)) < 0)
             retry();
     }
 
-    ConnectionPtr to_;  // of the message that has begun
+    ConnectionPtr to_;  // the receiver of the current message
 };
 
-// What was taken from a socket at once. Frames keep their memory (64 bytes each) from one batch to the next.
+// The messages that are taken from a socket at once. Frames keep their memory (64 bytes each) between
+// batches.
 class Haul {
 public:
-    // At most so many messages, and no further one once it holds `frames_max` frames, or messages whose headers cost
-    // `cost_max` together. Of a message of more than message_frames_max frames, and of one without a header, only the
-    // identity (and header) is kept: count says 1.
+    // Takes at most a number of messages, and no further message once `frames_max` frames, or headers that
+    // cost `cost_max` together, are taken. A message with more than message_frames_max frames, or without a
+    // header, keeps only its identity (and header): its count is 1.
     template <typename Cost>
     void receive(RouterSocket& socket, std::size_t messages_max, std::size_t frames_max, std::size_t message_frames_max,
                  std::size_t cost_max, const Cost& cost) {

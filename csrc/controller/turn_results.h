@@ -1,4 +1,4 @@
-// The results of a turn whose outputs are answers: kept until the answers have been sent.
+// The results of a turn whose outputs are answers, kept until the answers have been sent.
 #pragma once
 
 #include <cstddef>
@@ -16,21 +16,21 @@ namespace clockwork {
 struct KeptResult {
     wire::Result header;  // points into the haul
     std::uint32_t first_frame = 0;
-    bool is_distinct = false;  // no frame is named twice: they can be given away
+    bool is_distinct = false;  // no frame is named twice, so frames can be moved
 };
 
 class TurnResults {
 public:
-    // haul: where the frames are, which stays until clear().
+    // haul: holds the frames, and must exist until clear().
     explicit TurnResults(Haul& haul) : haul_(haul) {}
 
-    // Memory for a result to be read into, the same until keep().
+    // The result to read into, the same until keep().
     KeptResult& next() {
         if (results_.size() == count_)
             results_.emplace_back();
         return results_[count_];
     }
-    // Keeps the result in next(); first_frame: of the haul, where its outputs begin.
+    // Keeps the result in next(). first_frame: the index in the haul of its first output.
     void keep(ActionId action_id, std::uint32_t first_frame) {
         KeptResult& result = results_[count_];
         std::int64_t last = -1;
@@ -43,7 +43,7 @@ public:
         by_action_.insert(action_id, static_cast<std::uint32_t>(count_));
         ++count_;
     }
-    // Throws std::logic_error where none was kept.
+    // Returns a kept result. Throws std::logic_error if there is none.
     const KeptResult& of(ActionId action_id) const {
         std::uint32_t place = by_action_.find(action_id);
         if (place == IdTable::NONE)
@@ -61,7 +61,7 @@ public:
 
 private:
     Haul& haul_;
-    std::vector<KeptResult> results_;  // the first count_ of them are this turn's
+    std::vector<KeptResult> results_;  // the first count_ belong to this turn
     std::size_t count_ = 0;
     IdTable by_action_;
 };

@@ -1,4 +1,4 @@
-// The workers that have said hello: each with its connection, its clock, and the actions that it was sent.
+// The workers that have said hello, each with its connection, its clock, and its sent actions.
 #pragma once
 
 #include <array>
@@ -27,7 +27,7 @@ struct WorkerLink {
     std::array<std::uint64_t, ACTION_KINDS> sent{};
     std::array<std::uint64_t, STATUS_COUNT> results{};
     std::vector<DeviceCounts> devices;
-    std::uint64_t fetches = 0, drops = 0;  // of its host store, that ended well
+    std::uint64_t fetches = 0, drops = 0;  // successful ones of its host store
 
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;
@@ -48,14 +48,14 @@ class Workers {
 public:
     explicit Workers(Port& port) : port_(port) {}
 
-    // Its slot, or NO_SLOT if the connection that its hello came on has ended: a worker that says hello and closes at
-    // once may be read after the end of its connection. key: of the connection, "" if it has none.
+    // Enters a worker. Returns its slot, or NO_SLOT if the connection of its hello has ended: a hello may be
+    // read after the end of its connection. key: the connection's, "" if it has none.
     std::uint32_t joined(std::string_view identity, int fd, std::string_view key, WorkerId worker_id,
                          std::size_t device_count, Ns now);
     void left(std::uint32_t slot, Ns now);
 
     WorkerLink& at(std::uint32_t slot) { return *links_.at(slot); }
-    // Null where there is none.
+    // Null if there is no such worker.
     WorkerLink* find(WorkerId worker_id) {
         std::uint32_t slot = by_id_.find(static_cast<std::uint32_t>(worker_id));
         return slot == IdTable::NONE ? nullptr : links_.at(slot);
@@ -65,11 +65,10 @@ public:
         return found == by_identity_.end() ? nullptr : links_.at(found->second);
     }
 
-    // Sends a header, behind which frames follow where there are `more`. False if the worker cannot be reached: it is
-    // as good as gone, and among lost().
+    // Sends a header; `more`: frames follow. False if the worker is unreachable, and then among lost().
     bool send(WorkerLink& worker, std::string_view header, bool more, Ns now);
     void send(Frame& frame, bool more) { port_.send(frame, more); }
-    // Workers that could not be reached; cleared by the caller.
+    // Unreachable workers; the caller clears it.
     std::vector<WorkerId>& lost() { return lost_; }
 
 private:

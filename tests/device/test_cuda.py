@@ -263,6 +263,10 @@ LOOKING_NS = 40 * MS
 """For which a test looks whether something happens that must not."""
 
 
+MARKS = 3
+"""Words that streams write for an execution: at the ends of its inputs, its kernels and its outputs."""
+
+
 class Pair:
     """An execution that runs until let_go(), and launches counted from before it."""
 
@@ -271,10 +275,15 @@ class Pair:
         self.one = affine()
         self.model = loaded(driver, self.one)
         self.before = fake.calls("cuGraphLaunch")
+        marks = fake.calls("cuStreamWriteValue32_v2")
         fake.keep_kernels()
         self.begun_ns = now_ns()
         self.first = driver.infer(self.model, 1, [X], expected_ns=expected_ns)
         eventually(lambda: self.launched() == 1, "the first is launched")
+        # The last call for it marks the end of its outputs. A call that is to fail from now on is the next one's.
+        eventually(
+            lambda: fake.calls("cuStreamWriteValue32_v2") == marks + MARKS, "the first's outputs are queued"
+        )
 
     def launched(self) -> int:
         return self.fake.calls("cuGraphLaunch") - self.before

@@ -264,9 +264,15 @@ Ns Curve::hoped_ns(std::uint32_t batch) {
     if (rule_ != EstimateRule::ROBUST || batch > BATCH_TABLE_MAX || (seeds_.empty() && !is_measured)) {
         return expected;
     }
+    auto is_above = [&](Ns ns) {
+        return static_cast<double>(expected) > STALE_BESIDE * static_cast<double>(scaled(ns));
+    };
+    if (!seeds_.empty() && !is_above(seeded_ns(batch))) {
+        return expected;  // not above the greater of both either: the window need not be looked through
+    }
     Ns told = seeds_.empty() ? place->second.least() : seeded_ns(batch);
     Ns hoped = is_measured ? place->second.least() : told;
-    bool is_raised = static_cast<double>(expected) > STALE_BESIDE * static_cast<double>(scaled(std::max(told, hoped)));
+    bool is_raised = is_above(std::max(told, hoped));
     return is_raised ? scaled(hoped) : expected;
 }
 

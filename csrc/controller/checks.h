@@ -10,6 +10,7 @@
 #include "controller/sent_actions.h"
 #include "wire/bounds.h"
 #include "wire/messages.h"
+#include "wire/shared.h"
 
 namespace clockwork {
 

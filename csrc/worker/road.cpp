@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "device/join.h"
+#include "wire/shared.h"
 
 namespace clockwork::worker {
 
@@ -27,10 +28,6 @@ using device::Order;
 
 constexpr std::string_view REVOKED_TEXT = "the action was revoked";
 constexpr std::string_view CANCELLED_TEXT = "the worker ends because of another action";
-constexpr std::int64_t STRING = 8;  // ONNX's code
-
-// Added to the dtype of a tensor whose frame refers to its client's memory; see wire/shared.py.
-constexpr std::int64_t SHARED = 1 << 28;
 
 // The frames of a message. An order's inputs are views of them.
 struct Frames : device::Keeper {
@@ -362,8 +359,7 @@ bool Road::take_action(std::int64_t tag, Ns now) {
     }
     if (!action_.read(header, flaw_))
         return false;
-    if (std::any_of(action_.tensors.begin(), action_.tensors.end(),
-                    [](const wire::TensorRef& ref) { return (ref.dtype & SHARED) != 0; })) {
+    if (std::any_of(action_.tensors.begin(), action_.tensors.end(), wire::is_shared)) {
         if (find(action_.action_id) != nullptr)
             notify({.kind = Notice::TWICE, .number = action_.action_id});
         else
@@ -726,7 +722,7 @@ bool Road::is_as_declared(const Order& order) const {
                 return false;
             if (parts.output_end(index, part) - parts.output_begin(index, part) > declared.output_bytes_max)
                 return false;
-            if (spec.dtype == STRING) {
+            if (spec.dtype == device::STRING) {
                 std::int64_t strings = 1;
                 for (int axis = 0; axis < rank; ++axis)
                     strings *= dims[axis];

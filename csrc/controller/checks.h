@@ -16,9 +16,6 @@ namespace clockwork {
 
 using wire::TensorRef;
 
-// Whether a tensor's frame gives the place of its bytes in the client's memory instead of the bytes.
-inline bool is_shared(const TensorRef& ref) { return (ref.dtype & SHARED) != 0; }
-
 inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // wire.tensors._DIMENSIONS_MAX
 
 // The smallest size class where requests of different size share batches: see

@@ -26,7 +26,7 @@ from clockwork.system.clock import SECOND, to_ns
 from clockwork.wire.messages import Reason
 
 
-class Held:
+class HeldAnswer:
     """The memory that is reserved for the answer of one request."""
 
     __slots__ = ("begun_ns", "caller", "copies", "end", "model", "moved_ns", "released", "size")
@@ -47,7 +47,7 @@ class Held:
         self.released = False
 
 
-class Answers:
+class AnswerMemory:
     """The accounts of all answers of one server; see the module."""
 
     def __init__(self, answer_s: float) -> None:
@@ -55,11 +55,11 @@ class Answers:
         self._limit_ns = to_ns(answer_s)
         self.bytes = 0
         self._of_callers: collections.Counter[Hashable] = collections.Counter()
-        self._there: dict[Held, None] = {}  # answers that have come, by their last progress
+        self._there: dict[HeldAnswer, None] = {}  # answers that have come, by their last progress
         # By model: the sizes of its last two answers, the latest first, if either was large.
         self._sizes: collections.OrderedDict[str, tuple[int, int]] = collections.OrderedDict()
 
-    def ask(self, held: Held, model: str, now: int) -> None:
+    def ask(self, held: HeldAnswer, model: str, now: int) -> None:
         """Reserve memory for an answer of the model: as much as the smaller of its last two answers took.
 
         The last answer alone would not do: after a single large answer, all requests of the model would
@@ -69,7 +69,7 @@ class Answers:
         if expected := min(self._sizes.get(model, (0, 0))):
             self._take(held, expected * held.copies, now)
 
-    def come(self, held: Held, size: int, now: int) -> None:
+    def come(self, held: HeldAnswer, size: int, now: int) -> None:
         """Note the arrival of an answer of ``size`` bytes.
 
         Raises Refused; the caller of this method then drops the bytes.
@@ -86,14 +86,14 @@ class Answers:
         held.begun_ns = held.moved_ns = now
         self._there[held] = None
 
-    def move(self, held: Held, now: int) -> None:
+    def move(self, held: HeldAnswer, now: int) -> None:
         """Note that the caller has read a part of an answer."""
         held.moved_ns = now
         if held in self._there:
             del self._there[held]
             self._there[held] = None
 
-    def release(self, held: Held) -> None:
+    def release(self, held: HeldAnswer) -> None:
         """Give back the memory that is reserved for an answer. Idempotent."""
         held.released = True
         self._give_back(held)
@@ -105,7 +105,7 @@ class Answers:
             if now - held.begun_ns > self._limit_ns + held.size * SECOND // ANSWER_BYTES_PER_S:
                 held.end()
 
-    def _take(self, held: Held, size: int, now: int) -> None:
+    def _take(self, held: HeldAnswer, size: int, now: int) -> None:
         mine = self._of_callers[held.caller] if self._of_callers else 0
         if mine and mine + size > CALLER_ANSWERS_BYTES_MAX:
             raise _full(
@@ -124,7 +124,7 @@ class Answers:
         if size:
             self._of_callers[held.caller] += size
 
-    def _give_back(self, held: Held) -> None:
+    def _give_back(self, held: HeldAnswer) -> None:
         if held.size:
             self.bytes -= held.size
             self._of_callers[held.caller] -= held.size

@@ -33,7 +33,7 @@ _RELAYED = frozenset({"forwarded", "x-forwarded-for", "via", "origin"})
 browsers set Origin for a page."""
 
 
-class Address(NamedTuple):
+class Endpoint(NamedTuple):
     """One end of a TCP connection."""
 
     host: str
@@ -43,8 +43,8 @@ class Address(NamedTuple):
 class Caller(NamedTuple):
     """The connection and the headers (or gRPC metadata) of one request."""
 
-    address: Address
-    served: Address  # the gateway's end of the connection
+    address: Endpoint
+    served: Endpoint  # the gateway's end of the connection
     headers: Iterable[str]  # their names
 
     def user(self) -> int:
@@ -67,7 +67,7 @@ class Caller(NamedTuple):
         return found
 
 
-def user_of(address: Address, served: Address) -> int | None:
+def user_of(address: Endpoint, served: Endpoint) -> int | None:
     """Return the user id that owns the socket at ``address`` whose other end is ``served``.
 
     None: this machine has no such connection, or this user namespace does not know the user.

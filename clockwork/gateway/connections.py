@@ -56,7 +56,7 @@ class _Receiving:
         self.has_had_calls = False
 
 
-class Connections:
+class ServerConnections:
     """The connections to one port. Not for several threads."""
 
     def __init__(self, port: int, seats: Seats) -> None:

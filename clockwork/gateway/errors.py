@@ -55,7 +55,7 @@ class TooSlow(ClockworkError):
     """The client took too long to send its request."""
 
 
-class Told(NamedTuple):
+class ErrorAnswer(NamedTuple):
     """An error as a client receives it. ``grpc`` is the name of a grpc.StatusCode."""
 
     status: int
@@ -131,7 +131,7 @@ _REFUSALS: Mapping[StatusCodes, tuple[Mapping[str, tuple[int, str]], tuple[int, 
 """The statuses of refusals by reason; the last are for all other reasons."""
 
 
-def tell(error: ClockworkError, codes: StatusCodes) -> Told:
+def tell(error: ClockworkError, codes: StatusCodes) -> ErrorAnswer:
     """An error's statuses, body and headers, for a client."""
     status, grpc, reason = next(row[1:] for row in _TABLE if isinstance(error, row[0]))
     body: dict[str, Any] = {"error": _cut(str(error)) or type(error).__name__, "reason": reason}
@@ -163,7 +163,7 @@ def tell(error: ClockworkError, codes: StatusCodes) -> Told:
         headers[REQUEST] = str(error.request)
     if status in (429, 503):
         headers[RETRY_AFTER] = str(max(RETRY_AFTER_S, math.ceil(retry_s)))
-    return Told(status, grpc, body, headers)
+    return ErrorAnswer(status, grpc, body, headers)
 
 
 def _cut(text: str) -> str:

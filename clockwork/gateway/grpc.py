@@ -44,10 +44,10 @@ from clockwork.errors import (
 )
 from clockwork.gateway import reflection
 from clockwork.gateway._join import join
-from clockwork.gateway.answers import Held
-from clockwork.gateway.callers import Address, Caller
-from clockwork.gateway.connections import Connections
-from clockwork.gateway.errors import NotFound, Told, TooLarge, TooSlow, Unsupported, tell
+from clockwork.gateway.answers import HeldAnswer
+from clockwork.gateway.callers import Caller, Endpoint
+from clockwork.gateway.connections import ServerConnections
+from clockwork.gateway.errors import ErrorAnswer, NotFound, TooLarge, TooSlow, Unsupported, tell
 from clockwork.gateway.grpc_inference import (
     FINAL,
     begun,
@@ -66,7 +66,7 @@ from clockwork.gateway.service import (
     InferenceService,
 )
 from clockwork.gateway.settings import GatewaySettings
-from clockwork.gateway.split import Reader, Split
+from clockwork.gateway.split import MessageReader, SplitMessage
 from clockwork.protocol import health_pb2 as health_pb
 from clockwork.protocol import inference_pb2 as pb
 from clockwork.protocol import reflection_pb2 as reflection_pb
@@ -133,7 +133,7 @@ class GrpcServer:
         self._inflater = Inflater()
         self._copying = asyncio.Lock()
         self._seats = Seats(seats_max)
-        self._connections: Connections | None = None
+        self._connections: ServerConnections | None = None
         self._calls = Seats(settings.requests_max + GRPC_WAITING_MAX)
         self._sweeper: asyncio.Task[None] | None = None
         self._health = Health(self._can_serve)
@@ -177,7 +177,7 @@ class GrpcServer:
         except RuntimeError as error:
             raise ConfigError(f"cannot listen on {address} (--grpc-port): {error}") from None
         await self._server.start()
-        self._connections = Connections(port, self._seats)
+        self._connections = ServerConnections(port, self._seats)
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep(self._connections))
 
     async def close(self) -> None:
@@ -193,7 +193,7 @@ class GrpcServer:
         """Return the number of calls that have begun and not ended, with or without their messages."""
         return len(self._calls)
 
-    async def _sweep(self, connections: Connections) -> None:
+    async def _sweep(self, connections: ServerConnections) -> None:
         stranger_ns = to_ns(self._settings.headers_s)
         while True:
             await asyncio.sleep(GRPC_SWEEP_S)
@@ -330,7 +330,7 @@ class GrpcServer:
         self._received(call, sized[1])
         return cast(tuple[Any, int], sized)
 
-    def _tell(self, error: ClockworkError) -> Told:
+    def _tell(self, error: ClockworkError) -> ErrorAnswer:
         return tell(error, self._settings.status_codes)
 
     def _take(self, call: _Call, standing: Standing) -> None:
@@ -368,7 +368,9 @@ class GrpcServer:
                 counters.abandon(PROTOCOL)
 
     @contextlib.asynccontextmanager
-    async def _read(self, message: Split | _Compressed | ClockworkError) -> AsyncIterator[Split]:
+    async def _read(
+        self, message: SplitMessage | _Compressed | ClockworkError
+    ) -> AsyncIterator[SplitMessage]:
         """Return the message that _sized() made, inflated where it is compressed; its bytes are held
         meanwhile.
 
@@ -377,7 +379,7 @@ class GrpcServer:
         if isinstance(message, ClockworkError):
             raise message
         if type(message) is not _Compressed:
-            yield cast(Split, message)
+            yield cast(SplitMessage, message)
             return
         limit, hold = self._settings.request_bytes_max, self._service.hold
         data = await self._inflater.inflate(message.data, message.encoding, limit, hold)
@@ -386,7 +388,7 @@ class GrpcServer:
         finally:
             hold(-len(data))
 
-    async def _infer(self, read: Split, context: Context) -> bytes:
+    async def _infer(self, read: SplitMessage, context: Context) -> bytes:
         return await self._joined(await self._answered(read, context, self._room(context)))
 
     async def _joined(self, pieces: list[Any]) -> bytes:
@@ -407,18 +409,18 @@ class GrpcServer:
             # gRPC copies the message as soon as it is returned, in about the time of joining it.
             asyncio.get_running_loop().call_later(3 * to_seconds(took_ns), self._copying.release)
 
-    def _held(self, context: Context) -> Held:
+    def _held(self, context: Context) -> HeldAnswer:
         """Return an answer's account, whose end() shuts down the connection of a peer that does not read."""
         assert self._connections is not None
-        return Held(peer := context.peer(), COPIES, functools.partial(self._connections.end, peer))
+        return HeldAnswer(peer := context.peer(), COPIES, functools.partial(self._connections.end, peer))
 
-    def _room(self, context: Context) -> Held:
+    def _room(self, context: Context) -> HeldAnswer:
         """Return the account of a call's only answer; it is released when the call is over."""
         held = self._held(context)
         context.add_done_callback(lambda _: self._service.answers.release(held))
         return held
 
-    async def _answered(self, read: Split, context: Context, held: Held) -> list[Any]:
+    async def _answered(self, read: SplitMessage, context: Context, held: HeldAnswer) -> list[Any]:
         """Infer, and return the pieces of the ModelInferResponse."""
         assert self._connections is not None
         request, service = read.message, self._service
@@ -459,8 +461,8 @@ class GrpcServer:
     async def _stream(self, requests: AsyncIterator[Any], context: Context, call: _Call) -> None:
         """Answer the requests of a stream in their order, with at most STREAM_WINDOW of them under way."""
         answers = self._service.answers
-        window: asyncio.Queue[tuple[asyncio.Task[bytes], Held] | None] = asyncio.Queue(STREAM_WINDOW)
-        under_way: dict[Held, None] = {}
+        window: asyncio.Queue[tuple[asyncio.Task[bytes], HeldAnswer] | None] = asyncio.Queue(STREAM_WINDOW)
+        under_way: dict[HeldAnswer, None] = {}
 
         async def write() -> None:
             while (found := await window.get()) is not None:
@@ -485,7 +487,9 @@ class GrpcServer:
             for held in under_way:
                 answers.release(held)
 
-    async def _streamed(self, sized: tuple[Any, int], context: Context, held: Held, call: _Call) -> bytes:
+    async def _streamed(
+        self, sized: tuple[Any, int], context: Context, held: HeldAnswer, call: _Call
+    ) -> bytes:
         message, size = sized
         request: Any = None
         try:
@@ -608,7 +612,7 @@ class GrpcServer:
         names = [name for name, _ in context.invocation_metadata() or ()]
         # gRPC does not tell the local address of a call. Within one machine both ends have the same address,
         # unless the server listens on a single address.
-        served = Address(self._host or address.host, self._port)
+        served = Endpoint(self._host or address.host, self._port)
         return Caller(address, served, names).user()
 
     async def _region_status(self, request: Any, context: Context) -> Any:
@@ -695,7 +699,7 @@ def _sized(kind: Any) -> Callable[[bytes], tuple[Any, int]]:
     For bytes that are no message, the deserializer returns an error: grpcio logs a traceback for each
     exception of a deserializer. For a compressed message it returns a _Compressed.
     """
-    reader = Reader(kind)
+    reader = MessageReader(kind)
 
     def read(data: bytes) -> tuple[Any, int]:
         encoding = _encoding_of(data)
@@ -710,7 +714,7 @@ def _sized(kind: Any) -> Callable[[bytes], tuple[Any, int]]:
 
 
 class _Compressed(NamedTuple):
-    reader: Reader
+    reader: MessageReader
     data: bytes
     encoding: str
 
@@ -762,11 +766,11 @@ def _nothing() -> None:
     """Close a call that has ended."""
 
 
-def _address_of(peer: str) -> Address | None:
+def _address_of(peer: str) -> Endpoint | None:
     """Return the address of a call's peer from gRPC's text; None: the peer is not connected over TCP."""
     kind, _, rest = peer.partition(":")
     host, _, port = urllib.parse.unquote(rest).rpartition(":")
-    return Address(host, int(port)) if kind in ("ipv4", "ipv6") and port.isdigit() else None
+    return Endpoint(host, int(port)) if kind in ("ipv4", "ipv6") and port.isdigit() else None
 
 
 def _on_the_wire(size: int) -> int:

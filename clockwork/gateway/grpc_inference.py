@@ -21,7 +21,7 @@ from clockwork.gateway.service import (
     refuse_sequences,
     timeout_of,
 )
-from clockwork.gateway.split import Split
+from clockwork.gateway.split import SplitMessage
 from clockwork.gateway.tensors import check_size, checked_shape, code_of
 from clockwork.protocol import inference_pb2 as pb
 from clockwork.protocol.datatypes import NAME_OF
@@ -71,7 +71,7 @@ def converted_bytes(request: Any, frames: list[Frame]) -> int:
     return 2 * sum(len(frame) for tensor, frame in zip(request.inputs, frames) if tensor.HasField("contents"))
 
 
-async def inference_of(read: Split, left_s: float | None, shared: Shared, reading: Aside) -> Inference:
+async def inference_of(read: SplitMessage, left_s: float | None, shared: Shared, reading: Aside) -> Inference:
     """Return the inference that a message asks for.
 
     left_s: time until the call's deadline. Raises InvalidInput.

@@ -30,8 +30,8 @@ from clockwork.config.gateway import (
 )
 from clockwork.errors import ClockworkError, Forbidden, InvalidInput, Unavailable
 from clockwork.gateway import openapi
-from clockwork.gateway.answers import Held
-from clockwork.gateway.callers import Address, Caller
+from clockwork.gateway.answers import HeldAnswer
+from clockwork.gateway.callers import Caller, Endpoint
 from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unsupported, WrongMethod, tell
 from clockwork.gateway.http_inference import (
     HEADER_LENGTH,
@@ -43,7 +43,7 @@ from clockwork.gateway.http_inference import (
     parts_of,
 )
 from clockwork.gateway.inflate import Inflater
-from clockwork.gateway.listener import Listener
+from clockwork.gateway.listener import SocketListener
 from clockwork.gateway.long_json import read_inference, read_object
 from clockwork.gateway.regions import NO_CUDA_MEMORY, Shared
 from clockwork.gateway.security import Tokens, bearer, is_loopback, names_of
@@ -227,14 +227,14 @@ class HttpServer:
         self._seats = Seats(seats_max)
         self._inflater = Inflater()
         self._connections: _Connections | None = None
-        self._listener: Listener | None = None
+        self._listener: SocketListener | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self, listening: socket.socket, tls: ssl.SSLContext | None) -> None:
         """Take over a bound socket."""
         loop = asyncio.get_running_loop()
         self._connections = _Connections(self._handle, self._settings, self._seats, loop)
-        self._listener = Listener(listening, tls, self._seats, self._connections.protocol_of)
+        self._listener = SocketListener(listening, tls, self._seats, self._connections.protocol_of)
         self._sweeper = loop.create_task(self._sweep())
 
     async def close(self) -> None:
@@ -399,7 +399,7 @@ class HttpServer:
         body = await self._body(request, limit)
         shared = service.shared(lambda: _user_of(request), limit)
         connection = cast(_Connection, request.protocol)
-        held = Held(connection, 1, connection.reset)
+        held = HeldAnswer(connection, 1, connection.reset)
         converted = 0
         try:
             try:
@@ -432,7 +432,7 @@ class HttpServer:
     async def _send_large(self, request: web.BaseRequest, response: web.Response) -> web.StreamResponse:
         """Send a response with an account for its bytes, as for a large answer. Raises Refused."""
         answers, connection = self._service.answers, cast(_Connection, request.protocol)
-        held, body = Held(connection, 1, connection.reset), cast(bytes, response.body)
+        held, body = HeldAnswer(connection, 1, connection.reset), cast(bytes, response.body)
         try:
             answers.come(held, len(body), now_ns())
             return await self._send(request, held, dict(response.headers), [body], [])
@@ -442,7 +442,7 @@ class HttpServer:
     async def _send(
         self,
         request: web.BaseRequest,
-        held: Held,
+        held: HeldAnswer,
         headers: dict[str, str],
         text: list[bytes | Listed],
         binary: list[Any],
@@ -689,7 +689,7 @@ def _user_of(request: web.BaseRequest) -> int:
     )
     if peer is None or served is None:
         raise Forbidden("the connection of this request has ended")
-    return Caller(Address(*peer[:2]), Address(*served[:2]), request.headers).user()
+    return Caller(Endpoint(*peer[:2]), Endpoint(*served[:2]), request.headers).user()
 
 
 def _header_timeout(request: web.BaseRequest) -> int:

@@ -24,7 +24,7 @@ NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Error numbers of accept() that last until a descriptor is closed or memory is freed."""
 
 
-class Listener:
+class SocketListener:
     """Serves one bound socket on the running loop until close()."""
 
     def __init__(

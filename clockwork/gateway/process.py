@@ -29,7 +29,7 @@ from clockwork.config.gateway import (
 )
 from clockwork.errors import ConfigError
 from clockwork.gateway import security
-from clockwork.gateway.answers import Answers
+from clockwork.gateway.answers import AnswerMemory
 from clockwork.gateway.metrics import MetricsSource
 from clockwork.gateway.regions import Regions
 from clockwork.gateway.service import InferenceService
@@ -142,7 +142,7 @@ class Gateway:
             operator.start()
         tracing = start_tracing(settings.otlp_endpoint or None, codes=settings.status_codes)
         regions = Regions() if security.shares_memory(settings) else None
-        answers = Answers(settings.body_s)
+        answers = AnswerMemory(settings.body_s)
         sweeping = [asyncio.create_task(_sweep(answers))]
         if regions is not None:
             sweeping.append(asyncio.create_task(_sweep_regions(regions)))
@@ -233,7 +233,7 @@ def seats_of(settings: GatewaySettings, descriptors: int) -> dict[str, int]:
     return found
 
 
-async def _sweep(answers: Answers) -> None:
+async def _sweep(answers: AnswerMemory) -> None:
     while True:
         await asyncio.sleep(SWEEP_S)
         answers.sweep(now_ns())

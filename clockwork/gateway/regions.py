@@ -71,7 +71,7 @@ class Region:
         return {"name": self.name, "key": self.key, "offset": self.offset, "byte_size": self.byte_size}
 
 
-class Place(NamedTuple):
+class RegionPlace(NamedTuple):
     """The place of a tensor in a region."""
 
     region: Region
@@ -150,7 +150,7 @@ class Regions:
             raise NotFound(f"Unable to find system shared memory region: {name[:80]!r}")
         return [mine[name]]
 
-    def place(self, owner: int, parameters: Mapping[str, Any], subject: str) -> Place:
+    def place(self, owner: int, parameters: Mapping[str, Any], subject: str) -> RegionPlace:
         """Return the place that a tensor's parameters name. Raises InvalidInput."""
         name = _name(parameters.get(REGION))
         region = self._owners.get(owner, {}).get(name)
@@ -169,9 +169,9 @@ class Regions:
                 f"bytes, {size} at offset {offset} were asked for",
                 expected=f"at most {region.byte_size}", got=str(offset + size),
             )  # fmt: skip
-        return Place(region, offset, size)
+        return RegionPlace(region, offset, size)
 
-    async def read(self, owner: int, places: Sequence[Place]) -> list[Frame]:
+    async def read(self, owner: int, places: Sequence[RegionPlace]) -> list[Frame]:
         """Return copies of the bytes at places.
 
         Raises InvalidInput where a file was removed or truncated, or where copying takes longer than
@@ -181,11 +181,11 @@ class Regions:
         await self._carry_out(owner, self._reading(owner, places, frames))
         return frames
 
-    async def write(self, owner: int, places: Sequence[tuple[Place, Frame]]) -> None:
+    async def write(self, owner: int, places: Sequence[tuple[RegionPlace, Frame]]) -> None:
         """Copy the bytes of tensors to places, which are large enough. Raises as read()."""
         await self._carry_out(owner, self._writing(owner, places))
 
-    def _reading(self, owner: int, places: Sequence[Place], frames: list[Frame]) -> Work:
+    def _reading(self, owner: int, places: Sequence[RegionPlace], frames: list[Frame]) -> Work:
         for place in places:
             frames.append(bytearray(place.size))
             region, left = place.region, memoryview(frames[-1])
@@ -201,7 +201,7 @@ class Regions:
                     left, begin = left[count:], begin + count
                     yield
 
-    def _writing(self, owner: int, places: Sequence[tuple[Place, Frame]]) -> Work:
+    def _writing(self, owner: int, places: Sequence[tuple[RegionPlace, Frame]]) -> Work:
         for place, frame in places:
             region, left = place.region, memoryview(frame).cast("B")
             assert left.nbytes <= place.size
@@ -369,8 +369,8 @@ class Shared:
         self._hold = hold
         self._held = 0
         self._limit = limit
-        self._inputs: dict[int, Place] = {}  # by the number of the frame
-        self._outputs: dict[str, Place] = {}
+        self._inputs: dict[int, RegionPlace] = {}  # by the number of the frame
+        self._outputs: dict[str, RegionPlace] = {}
 
     def input(
         self, parameters: Mapping[str, Any], code: int, shape: Sequence[int], name: str, frame: int

@@ -19,7 +19,7 @@ from clockwork.client.loop import LoopClient
 from clockwork.config import PRIORITY_MAX, SECONDS_MAX, VERSION, VERSION_DIGITS_MAX
 from clockwork.config.gateway import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QUERY_LIMIT_S, READY_LIMIT_S
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Refused, Unavailable
-from clockwork.gateway.answers import Answers
+from clockwork.gateway.answers import AnswerMemory
 from clockwork.gateway.aside import Aside
 from clockwork.gateway.classification import check_classified, classify
 from clockwork.gateway.errors import Unsupported
@@ -132,7 +132,7 @@ class InferenceService:
     def __init__(
         self,
         client: LoopClient,
-        answers: Answers,
+        answers: AnswerMemory,
         requests_max: int,
         bytes_max: int,
         tracing: Tracing | None = None,

@@ -35,14 +35,14 @@ _Schema: TypeAlias = dict[int, Any]
 """By tag: the schema of the nested message."""
 
 
-class Split(NamedTuple):
+class SplitMessage(NamedTuple):
     """A message, and the raw tensors that were taken out of it, as views of the received bytes."""
 
     message: Any
     raw: list[memoryview]
 
 
-class Reader:
+class MessageReader:
     """Reads messages of one class."""
 
     def __init__(self, kind: Any) -> None:
@@ -51,7 +51,7 @@ class Reader:
         self._schema = _schema_of(kind.DESCRIPTOR)
         self._raw = _RAW if kind is pb.ModelInferRequest else None
 
-    def read(self, data: bytes) -> Split:
+    def read(self, data: bytes) -> SplitMessage:
         """Parse a message.
 
         Raises InvalidInput for bytes that are no such message, and TooLarge beyond the bounds.
@@ -69,7 +69,7 @@ class Reader:
                 "taken; send tensors as raw_input_contents"
             )
         try:
-            return Split(self._kind.FromString(parsed), raw)
+            return SplitMessage(self._kind.FromString(parsed), raw)
         except DecodeError:
             raise InvalidInput(NO_MESSAGE) from None
 

@@ -25,7 +25,7 @@ from clockwork.gateway import http_inference, long_json
 from clockwork.gateway.errors import tell
 from clockwork.gateway.regions import Regions, Shared
 from clockwork.gateway.settings import StatusCodes
-from clockwork.gateway.split import Reader
+from clockwork.gateway.split import MessageReader
 from clockwork.protocol import inference_pb2 as pb
 from clockwork.repository import triton_config
 from clockwork.scheduler import make_scheduler, recording
@@ -36,7 +36,7 @@ from clockwork.wire import codec, messages, tensors
 
 TABLES = (messages.FROM_CLIENT, messages.TO_CLIENT, messages.FROM_WORKER, messages.TO_WORKER)
 
-INFERENCES = Reader(pb.ModelInferRequest)
+INFERENCES = MessageReader(pb.ModelInferRequest)
 
 DAMAGED = (ValueError, KeyError, TypeError)
 """What readers of our own files raise for one that is damaged, which is then set aside."""

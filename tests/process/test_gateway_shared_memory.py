@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from clockwork.gateway import callers, security
-from clockwork.gateway.callers import Address
+from clockwork.gateway.callers import Endpoint
 from clockwork.gateway.process import Gateway
 from clockwork.gateway.settings import GatewaySettings
 from clockwork.protocol import inference_pb2 as pb
@@ -356,7 +356,7 @@ def test_the_user_of_a_connection_is_told_while_it_is_open(family: socket.Addres
     with listening, socket.create_connection(listening.getsockname()[:2]) as client:
         accepted, _ = listening.accept()
         with accepted:
-            ends = Address(*client.getsockname()[:2]), Address(*client.getpeername()[:2])
+            ends = Endpoint(*client.getsockname()[:2]), Endpoint(*client.getpeername()[:2])
             assert callers.user_of(*ends) == os.getuid()
             client.close()  # the kernel would say user 0 of what is left of it
             assert callers.user_of(*ends) is None

@@ -13,7 +13,7 @@ from clockwork.config.gateway import (
     JOINED_BYTES_MAX,
 )
 from clockwork.errors import Refused
-from clockwork.gateway.answers import Answers, Held
+from clockwork.gateway.answers import AnswerMemory, HeldAnswer
 from clockwork.system.clock import SECOND
 
 MIB = 1 << 20
@@ -26,13 +26,13 @@ class Callers:
     """Callers by name, and the room that they share."""
 
     def __init__(self) -> None:
-        self.answers = Answers(ANSWER_S)
+        self.answers = AnswerMemory(ANSWER_S)
         self.ended: list[str] = []
 
-    def held(self, name: str, copies: int = 1) -> Held:
-        return Held(name, copies, lambda: self.ended.append(name))
+    def held(self, name: str, copies: int = 1) -> HeldAnswer:
+        return HeldAnswer(name, copies, lambda: self.ended.append(name))
 
-    def answered(self, name: str, size: int, now: int, model: str = "m", copies: int = 1) -> Held:
+    def answered(self, name: str, size: int, now: int, model: str = "m", copies: int = 1) -> HeldAnswer:
         """A caller whose answer has come."""
         held = self.held(name, copies)
         self.answers.ask(held, model, now)

@@ -20,9 +20,9 @@ pytest.importorskip("google.protobuf", reason="the gateway's libraries are not i
 from clockwork.config.gateway import OWNER_REGIONS_MAX, REGION_UNHELD_SWEEPS, REGIONS_MAX
 from clockwork.errors import Forbidden, InvalidInput, Refused
 from clockwork.gateway import callers, regions
-from clockwork.gateway.callers import Address, Caller
+from clockwork.gateway.callers import Caller, Endpoint
 from clockwork.gateway.errors import NotFound, TooLarge, Unsupported
-from clockwork.gateway.regions import Place, Region, Regions, Shared
+from clockwork.gateway.regions import Region, RegionPlace, Regions, Shared
 from clockwork.wire import tensors
 
 ME = os.getuid()
@@ -36,12 +36,12 @@ def table(tmp_path: Path) -> Iterator[Regions]:
     table.close()
 
 
-def read(table: Regions, owner: int, place: Place) -> bytes:
+def read(table: Regions, owner: int, place: RegionPlace) -> bytes:
     [found] = asyncio.run(table.read(owner, [place]))
     return bytes(found)
 
 
-def write(table: Regions, owner: int, place: Place, data: bytes) -> None:
+def write(table: Regions, owner: int, place: RegionPlace, data: bytes) -> None:
     asyncio.run(table.write(owner, [(place, data)]))
 
 
@@ -344,20 +344,20 @@ def test_where_shared_memory_is_off_a_request_for_it_is_refused() -> None:
 
 @pytest.mark.parametrize("header", ["X-Forwarded-For", "forwarded", "Via", "Origin"])
 def test_who_asks_through_a_proxy_or_from_a_page_is_nobody(header: str) -> None:
-    caller = Caller(Address("127.0.0.1", 1), Address("127.0.0.1", 2), ["Accept", header])
+    caller = Caller(Endpoint("127.0.0.1", 1), Endpoint("127.0.0.1", 2), ["Accept", header])
     with pytest.raises(Forbidden, match=f"the header {header}"):
         caller.user()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "192.0.2.1", "no address", ""])
 def test_a_connection_that_is_not_here_is_nobodys(host: str) -> None:
-    assert callers.user_of(Address(host, 1), Address(host, 2)) is None
+    assert callers.user_of(Endpoint(host, 1), Endpoint(host, 2)) is None
     with pytest.raises(Forbidden, match="programs on the gateway's machine"):
-        Caller(Address(host, 1), Address(host, 2), []).user()
+        Caller(Endpoint(host, 1), Endpoint(host, 2), []).user()
 
 
 def test_a_place_is_only_written_as_far_as_it_goes(table: Regions, tmp_path: Path) -> None:
     found = make(tmp_path).stat()
     region = Region("r", "memory", 0, 64, (found.st_dev, found.st_ino))
     with pytest.raises(AssertionError):
-        write(table, ME, Place(region, 0, 4), b"12345")
+        write(table, ME, RegionPlace(region, 0, 4), b"12345")

@@ -347,7 +347,7 @@ def lateness(settings: Settings, spin: bool) -> dict[str, float]:
             prepared_profile(profile, "d", group.info.fingerprint, page_bytes, {}).write(Path(directory))
             group.prepare(1, directory)
         for device in group.devices:
-            device.start_load(Load(0, 0, 1, 1, [0], 0, NEVER_NS, 0))
+            device.start(Load(0, 0, 1, 1, [0], 0, NEVER_NS, 0))
         end_ns = now_ns() + int(settings.seconds * SECOND)
         number = 0
         while (now := now_ns()) < end_ns:
@@ -358,7 +358,7 @@ def lateness(settings: Settings, spin: bool) -> dict[str, float]:
                         late.append(now_ns() - done.execute[1])
                     number += 1
                     order = Infer(number, 0, 1, 1, 0, NEVER_NS, 0, [])
-                    device.start_infer(order, [[TensorView(UINT8, (1, 0), b"")]])
+                    device.start(order, [[TensorView(UINT8, (1, 0), b"")]])
     finally:
         for device in group.devices:
             device.close()

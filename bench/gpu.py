@@ -205,7 +205,7 @@ class Site:
     def start_load(self, model: int, expected_ns: int = 0) -> int:
         starts = [model % 2 * self.pages + page for page in range(self.pages)]
         action = Load(next(self._ids), 0, model, 1, starts, 0, NEVER_NS, expected_ns)
-        self.device.start_load(action)
+        self.device.start(action)
         return action.action_id
 
     def load(self, model: int, expected_ns: int = 0) -> Completion:
@@ -213,13 +213,13 @@ class Site:
 
     def unload(self, model: int) -> Completion:
         action = Unload(next(self._ids), 0, model, 1, 0, NEVER_NS, 0)
-        self.device.start_unload(action)
+        self.device.start(action)
         return self.end(action.action_id)
 
     def start_infer(self, model: int, expected_ns: int = 0) -> int:
         view = TensorView(FLOAT, (1, WIDTH), self._input)
         action = Infer(next(self._ids), 0, model, 1, 0, NEVER_NS, expected_ns, [])
-        self.device.start_infer(action, [[view]])
+        self.device.start(action, [[view]])
         return action.action_id
 
     def infer(self, model: int, expected_ns: int = 0) -> Completion:

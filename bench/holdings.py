@@ -99,12 +99,12 @@ class Site:
         """Nanoseconds of a LOAD."""
         model = HOLDINGS.index(holding)
         action = Load(next(self._ids), 0, model, 1, self.starts[holding], 0, NEVER_NS, 0)
-        self.device.start_load(action)
+        self.device.start(action)
         return self._end(action.action_id).execute[2]
 
     def unload(self, holding: str) -> None:
         action = Unload(next(self._ids), 0, HOLDINGS.index(holding), 1, 0, NEVER_NS, 0)
-        self.device.start_unload(action)
+        self.device.start(action)
         self._end(action.action_id)
 
     def infer(self, holding: str, feeds: dict[str, Any]) -> tuple[int, list[Any]]:
@@ -113,7 +113,7 @@ class Site:
         views = [
             TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, feeds.values())
         ]
-        self.device.start_infer(action, [views])
+        self.device.start(action, [views])
         done = self._end(action.action_id)
         return done.execute[2], [
             decode_tensor(tensor.dtype, tensor.shape, tensor.data) for tensor in done.parts[0]

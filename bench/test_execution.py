@@ -30,7 +30,7 @@ def plain(site: Site) -> Plain:
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("how", ["plain", *HOLDINGS])
 def test_execution(benchmark: Any, site: Site, plain: Plain, how: str, batch: int) -> None:
-    """Time from start_infer() to the polled outputs; the null model shows the overhead over an execution."""
+    """Time from start() to the polled outputs; the null model shows the overhead over an execution."""
     benchmark.group = f"run {site.name}, batch {batch}"
     benchmark.extra_info.update(report.conditions(SEED))
     feeds = site.feeds(batch)

@@ -190,7 +190,7 @@ class Serving:
     def _load(self, model_id: int, version: int, page: int) -> None:
         starts = _starts(self._runs, page)
         self._moving = next(self._ids)
-        self._device.start_load(Load(self._moving, 0, model_id, version, starts, 0, NEVER_NS, 0))
+        self._device.start(Load(self._moving, 0, model_id, version, starts, 0, NEVER_NS, 0))
 
     def _end(self, action_id: int) -> Completion:
         (done,) = self._device.wait([action_id], LIMIT_S)
@@ -236,7 +236,7 @@ class Serving:
         """Order the RESERVEs that are waiting."""
         while self._wanted:
             action_id, starts = next(self._ids), self._wanted.popleft()
-            self._device.start_reserve(Reserve(action_id, 0, REGISTERED, 0, starts, 0, NEVER_NS, 0))
+            self._device.start(Reserve(action_id, 0, REGISTERED, 0, starts, 0, NEVER_NS, 0))
             self._end(action_id)
 
     # ----- LOADs -----------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ class Serving:
             self._load(OTHER, self._resident, sum(self._runs))
         else:
             self._moving = next(self._ids)
-            self._device.start_unload(Unload(self._moving, 0, OTHER, self._resident, 0, NEVER_NS, 0))
+            self._device.start(Unload(self._moving, 0, OTHER, self._resident, 0, NEVER_NS, 0))
             self._resident = None
 
     # ----- executions ------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ class Serving:
                     self._keep_loading()
                 self._give_time()
                 action = Infer(next(self._ids), 0, SERVED, 1, 0, NEVER_NS, self._expected_ns, [])
-                self._device.start_infer(action, [views])
+                self._device.start(action, [views])
                 done = self._end(action.action_id)
                 begin_ns, end_ns, took_ns = done.execute
                 times.event.append(took_ns)

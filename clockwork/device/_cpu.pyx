@@ -13,7 +13,8 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset, strlen, strstr
 
-from clockwork.device._orders cimport INFER, PENDING, PROFILE, Lane, thread_time_ns
+from clockwork.device._orders cimport PENDING, Lane, thread_time_ns
+from clockwork.wire._messages cimport CActionKind
 from clockwork.device._operators cimport end_operators_by
 from clockwork.device._ort cimport (
     ORT_STRING, TEXT_BYTES, Account, OrtStatus, OrtTensorInfo, onnx_dtype_of_ort, ort_create_run_options,
@@ -155,7 +156,7 @@ cdef class Core(Arena):
             joined = &order.parts.inputs[index]
             joined.place = -1
             if joined.dtype == ORT_STRING or joined.bytes == 0 or (
-                    order.kind == INFER and (order.parts.part_count == 1 or joined.rowless)
+                    order.kind == CActionKind.INFER and (order.parts.part_count == 1 or joined.rowless)
                     and <size_t>order.parts.pieces[index].buf % IN_PLACE_ALIGNMENT == 0):
                 continue
             joined.place = size
@@ -234,7 +235,7 @@ cdef class Core(Arena):
             model.values[index] = NULL
         if done:
             order.copy_out.begin()
-            if order.kind == PROFILE or self.take_outputs(order, session):
+            if order.kind == CActionKind.PROFILE or self.take_outputs(order, session):
                 order.status = OK
             elif order.status == PENDING:
                 order.status = DEVICE_ERROR
@@ -262,7 +263,7 @@ cdef class Core(Arena):
                 if ort_failed(self.api, status, order.text, TEXT_BYTES):
                     order.status = DEVICE_ERROR
                     return False
-                done = self.feed_strings(order, index, value[0]) if order.kind == INFER else self.feed_text(order, index, value[0])
+                done = self.feed_strings(order, index, value[0]) if order.kind == CActionKind.INFER else self.feed_text(order, index, value[0])
                 if not done:
                     return False
                 continue
@@ -270,9 +271,9 @@ cdef class Core(Arena):
                 base = <char*>order.parts.pieces[index].buf if not order.parts.pieces.empty() and joined.bytes else NOTHING
             else:
                 base = target = (<CpuSlot*>order.room).base + joined.place
-                if order.kind == PROFILE and joined.rowless:
+                if order.kind == CActionKind.PROFILE and joined.rowless:
                     memcpy(target, order.parts.values[index].data(), joined.bytes)
-                elif order.kind == PROFILE:
+                elif order.kind == CActionKind.PROFILE:
                     fill_seeded(target, joined.dtype, joined.bytes)
                 elif order.parts.uneven:
                     self.join_padded(order, index, target)

@@ -26,9 +26,10 @@ from clockwork.device._cuda_model cimport (
     Variant, Watch, copy_starts, fixed_value, record_graph, say_unserved)
 from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY, CUDA_ERROR_NOT_SUPPORTED
 from clockwork.device._orders cimport (
-    FETCH, NO_MEMORY, PENDING, PROFILE, RESERVE, Lane, Residency, breathe, make_order, nap, now_ns, thread_time_ns)
+    NO_MEMORY, PENDING, Lane, Residency, breathe, make_order, nap, now_ns, thread_time_ns)
 from clockwork.device._parts cimport (
     RANK_MOST, Input, Output, Parts, copy_beginning, dtype_bits, fill_seeded)
+from clockwork.wire._messages cimport CActionKind
 
 from clockwork.wire.messages import Status
 
@@ -216,7 +217,7 @@ cdef class Core(Orders):
         if lane == &self.lanes.input:
             return self.run_input(<CudaOrder*>order)
         if lane == &self.lanes.execute:
-            if order.kind == RESERVE:
+            if order.kind == CActionKind.RESERVE:
                 self.run_reserve(<CudaOrder*>order)
                 return NULL
             return self.run_infer(<CudaOrder*>order)
@@ -405,7 +406,7 @@ cdef class Core(Orders):
         if order.variant == NULL:
             say_unserved(parts[0], order.text, TEXT_BYTES)
             return INVALID_INPUT
-        if order.kind == PROFILE:
+        if order.kind == CActionKind.PROFILE:
             return OK
         if not parts.make_outputs(model.output_count):
             snprintf(order.text, TEXT_BYTES, "%s", NO_MEMORY)
@@ -579,7 +580,7 @@ cdef class Core(Orders):
         cdef CudaModel* model = <CudaModel*>order.residency
         cdef HostResult result
         order.execute.begin()
-        if order.kind == FETCH:
+        if order.kind == CActionKind.FETCH:
             result = model.store.fetch(model.copy[0], order.text, TEXT_BYTES)
         else:
             result = model.store.drop(model.copy[0])
@@ -602,7 +603,7 @@ cdef class Core(Orders):
         if order.has_wrong_bool():
             order.status = INVALID_INPUT
             return NULL
-        if order.kind != RESERVE and not self.bring_inputs(order):
+        if order.kind != CActionKind.RESERVE and not self.bring_inputs(order):
             order.status = DEVICE_ERROR
             return NULL
         self.lanes.hub.lock()
@@ -640,7 +641,7 @@ cdef class Core(Orders):
         for index in range(parts.input_count):
             tensor = &order.variant.inputs[index]
             base = slot.host + tensor.offset
-            if order.kind == PROFILE:
+            if order.kind == CActionKind.PROFILE:
                 size = tensor.bytes if tensor.open else parts.inputs[index].bytes
                 fill_seeded(base, tensor.dtype, size)
             else:
@@ -717,7 +718,7 @@ cdef class Core(Orders):
             order.execute.begin_ns = max(order.execute.begin_ns, order.execute.end_ns - order.execute.duration_ns)
         self.run_end_ns = order.execute.end_ns
         order.copy_out.begin_ns = order.copy_out.end_ns = order.execute.end_ns
-        if order.kind == PROFILE:
+        if order.kind == CActionKind.PROFILE:
             order.status = OK
             return NULL
         order.earliest_ns, order.latest_ns = 0, INT64_MAX
@@ -777,7 +778,7 @@ cdef class Core(Orders):
         cdef Order* order
         self.lanes.hub.lock()
         order = <Order*>self.lanes.execute.next_behind(now, end_ns)
-        if order != NULL and (order.kind == RESERVE or order.revoked or not self.is_here(order)
+        if order != NULL and (order.kind == CActionKind.RESERVE or order.revoked or not self.is_here(order)
                               or self.workspace_next != 0):
             order = NULL
         if order != NULL:
@@ -871,7 +872,7 @@ cdef class Core(Orders):
         cdef size_t index
         cdef int64_t size
         cdef char* text = order.text
-        if order.kind == PROFILE:
+        if order.kind == CActionKind.PROFILE:
             return True
         if self.failed(self.api.wait_event(self.output_stream, slot.run_end.event, 0), b"cuStreamWaitEvent", text):
             return False

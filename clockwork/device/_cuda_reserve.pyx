@@ -12,7 +12,8 @@ from libcpp.vector cimport vector
 
 from clockwork.device._cuda_model cimport CudaSlot, Model
 from clockwork.device._cudriver cimport CUdeviceptr, PinnedBytes
-from clockwork.device._orders cimport INFER, PENDING, PROFILE, TEXT_BYTES, Order, Residency, Span, now_ns
+from clockwork.device._orders cimport PENDING, TEXT_BYTES, Order, Residency, Span, now_ns
+from clockwork.wire._messages cimport CActionKind
 
 from clockwork.device._cudriver import CudaError
 from clockwork.wire.messages import Status
@@ -185,10 +186,10 @@ cdef class ReservingCore(Core):
         """Run an INFER, or a PROFILE if ``views`` is None, in this thread. Returns the Completion."""
         cdef CudaOrder* order
         if views is None:
-            order = <CudaOrder*>self.make_order(PROFILE, action, ())
+            order = <CudaOrder*>self.make_order(action, ())
             order.expected_ns = 0
         else:
-            order = <CudaOrder*>self.make_order(INFER, action, views)
+            order = <CudaOrder*>self.make_order(action, views)
         with nogil:
             self.execute_order(order)
         return self.finish(order)
@@ -224,7 +225,7 @@ cdef class ReservingCore(Core):
         if (order.status == PENDING and self.wait(&slot.run_end, order.execute.begin_ns, order.expected_ns, self.spin_ns,
                                                  order.text)
                 and self.measure_run(order)
-                and (order.kind == PROFILE or self.take_outputs(order))):
+                and (order.kind == CActionKind.PROFILE or self.take_outputs(order))):
             order.status = OK
             return
         order.status = DEVICE_ERROR

@@ -2,10 +2,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from clockwork.device.base import Completion, TensorView
-from clockwork.wire.messages import HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
-
-KINDS: dict[type, int]
-"""The native code's numbers of the kinds of actions."""
+from clockwork.wire.messages import ActionMessage, Status
 
 class Fleet:
     """The emulated devices of one process."""
@@ -69,8 +66,7 @@ class Fleet:
     def start(
         self,
         device: int,
-        kind: int,
-        action: Load | Unload | Infer | Profile | HostFetch | HostDrop,
+        action: ActionMessage,
         parts: Sequence[Sequence[TensorView]] = (),
     ) -> None:
         """Begin an action. parts: the inputs of each part of an INFER."""
@@ -138,7 +134,7 @@ class Machine:
         self,
         device: int,
         now: int,
-        action: Load | Unload | Infer | Profile | HostFetch | HostDrop,
+        action: ActionMessage,
         owner: Any,
         profiled_ns: int = 0,
         size: int = 0,

@@ -9,11 +9,11 @@ from libcpp.string cimport string
 from libcpp.utility cimport move, pair
 from libcpp.vector cimport vector
 
-from clockwork.device._orders cimport Action, Kind, Order as LaneOrder, Outlet, Port, Whereabouts
+from clockwork.device._orders cimport Action, Order as LaneOrder, Outlet, Port, Whereabouts
 from clockwork.device._orders cimport completion_of, note_order
 from clockwork.wire._messages cimport CActionKind, CLane, CStatus
 
-from clockwork.wire.messages import HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
+from clockwork.wire.messages import KIND_OF, Status
 
 cdef extern from "device/emulated.h" namespace "clockwork::emulated" nogil:
     cdef cppclass Settings:
@@ -183,14 +183,6 @@ cdef extern from *:
 
 cdef uint32_t NO_PAGE = 0xFFFFFFFF  # a page number beyond every arena
 
-KINDS = {
-    Load: <int>CActionKind.LOAD,
-    Unload: <int>CActionKind.UNLOAD,
-    Infer: <int>CActionKind.INFER,
-    Profile: <int>CActionKind.PROFILE,
-    HostFetch: <int>CActionKind.FETCH,
-    HostDrop: <int>CActionKind.DROP,
-}
 cdef list STATUSES = [Status(number) if number in set(Status) else None for number in range(max(Status) + 1)]
 
 
@@ -278,11 +270,11 @@ cdef class Fleet:
         if found != Forgotten.DONE:
             raise ValueError(f"model {model_id} is {'resident' if found == Forgotten.RESIDENT else 'in use'}")
 
-    def start(self, uint32_t device, int kind, action, parts=()):
+    def start(self, uint32_t device, action, parts=()):
         """Begin an action. parts: the inputs of each part of an INFER."""
         cdef FleetOrder* order = new FleetOrder()
         try:
-            note_order(order, <Kind>kind, action, parts)
+            note_order(order, action, parts)
         except BaseException:
             free_fleet_order(order)
             raise
@@ -368,7 +360,7 @@ cdef class Machine:
         model."""
         cdef Order order
         order.id = id_of(action.action_id)
-        order.kind = <CActionKind><uint8_t><int>KINDS[type(action)]
+        order.kind = <CActionKind><uint8_t><int>KIND_OF[type(action)]
         order.model_id = action.model_id
         order.load_id = id_of(action.load_id)
         order.earliest_ns, order.latest_ns = action.earliest_ns, action.latest_ns

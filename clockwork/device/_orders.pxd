@@ -8,6 +8,7 @@ from libcpp.memory cimport unique_ptr
 from libcpp.vector cimport vector
 
 from clockwork.device._parts cimport Lengths, Parts, Views
+from clockwork.wire._messages cimport CActionKind
 
 cdef extern from "device/lane.h" namespace "clockwork::device" nogil:
     enum:
@@ -63,14 +64,6 @@ cdef extern from "device/claims.h" namespace "clockwork::device" nogil:
 cdef extern from "device/order.h" namespace "clockwork::device" nogil:
     enum:
         TEXT_BYTES
-    enum Kind "clockwork::ActionKind":
-        LOAD "clockwork::ActionKind::LOAD"
-        UNLOAD "clockwork::ActionKind::UNLOAD"
-        INFER "clockwork::ActionKind::INFER"
-        PROFILE "clockwork::ActionKind::PROFILE"
-        FETCH "clockwork::ActionKind::FETCH"
-        DROP "clockwork::ActionKind::DROP"
-        RESERVE "clockwork::ActionKind::RESERVE"
     cppclass Span:
         int64_t begin_ns
         int64_t end_ns
@@ -95,7 +88,7 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
         cbool busy
     cppclass Order(Action):
         Order() except +
-        Kind kind
+        CActionKind kind
         int64_t model_id
         Residency* residency
         int64_t load_id
@@ -162,7 +155,7 @@ cdef extern from "device/port.h" namespace "clockwork::device" nogil:
         Action* (*take)(void*) noexcept nogil
         void (*listen)(void*, const Listener*) noexcept nogil
 
-cdef int note_order(Order* order, Kind kind, object action, object parts) except -1
+cdef int note_order(Order* order, object action, object parts) except -1
 cdef object completion_of(Order* order)
 
 cdef class Known:
@@ -222,7 +215,6 @@ cdef class Orders:
     cdef void refuse_full(self, Order* order) noexcept nogil
     cdef void refuse(self, Order* order, int status) noexcept nogil
     cdef void revoke_order(self, int64_t action_id) noexcept nogil
-    cdef int start(self, Kind kind, object action, object parts=*) except -1
-    cdef Order* make_order(self, Kind kind, object action, object parts) except NULL
+    cdef Order* make_order(self, object action, object parts) except NULL
     cdef object finish(self, Order* order)
     cdef int drop_all(self) except -1

@@ -3,20 +3,21 @@
 
 An order is made from an action and begins on the caller's thread. A lane's thread runs it. The thread that
 takes the ended orders frees it. None of these steps needs the GIL. A worker's road (csrc/worker/road.h) uses
-a Port for them; start_*() and poll() are for callers in Python, whose orders have pinned buffers. The hub's
+a Port for them; start() and poll() are for callers in Python, whose orders have pinned buffers. The hub's
 lock guards lanes, models, owners of pages, residency and slots; see csrc/device/lane.h and order.h.
 Subclasses implement copies of weights and executions.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_New
+from libc.stdint cimport uint8_t
 from libc.stdio cimport snprintf
 
 from clockwork.device._crash cimport crash_at, crash_enter, crash_leave
 from clockwork.device._parts cimport View, Views, list_parts
 
 from clockwork.device.base import Completion
-from clockwork.wire.messages import Status
+from clockwork.wire.messages import KIND_OF, Status
 
 cdef dict STATUSES = {int(status): status for status in Status}
 
@@ -63,18 +64,16 @@ cdef int pin_views(Order* order, object parts) except -1:
     return 0
 
 
-cdef int note_order(Order* order, Kind kind, object action, object parts) except -1:
+cdef int note_order(Order* order, object action, object parts) except -1:
     """Fill an order from an action. parts: the inputs of each part of an INFER."""
-    order.kind = kind
+    order.kind = <CActionKind><uint8_t><int>KIND_OF[type(action)]
     order.action_id, order.model_id, order.load_id = action.action_id, action.model_id, action.load_id
     order.earliest_ns, order.latest_ns = action.earliest_ns, action.latest_ns
     order.expected_ns = action.expected_ns
-    if kind == LOAD or kind == RESERVE:
-        order.run_starts = action.run_starts
-    elif kind == PROFILE:
-        for shape in action.shapes:
-            note_view(&order.views, 0, shape)
-    elif kind == INFER:
+    order.run_starts = getattr(action, "run_starts", ())
+    for shape in getattr(action, "shapes", ()):
+        note_view(&order.views, 0, shape)
+    if hasattr(action, "parts"):
         pin_views(order, parts)
     return 0
 
@@ -277,9 +276,9 @@ cdef class Orders:
                     order.status = TOO_LATE
                 else:
                     crash_at(order.action_id if tells else 0)
-                    if order.kind == LOAD:
+                    if order.kind == CActionKind.LOAD:
                         self.run_load(order)
-                    elif order.kind == UNLOAD:
+                    elif order.kind == CActionKind.UNLOAD:
                         self.run_unload(order)
                     else:
                         onward = self.run(lane, order)
@@ -431,10 +430,10 @@ cdef class Orders:
     cdef void begin(self, Order* order) noexcept nogil:
         """Queue an order, or end it with a status and a text. One thread at a time."""
         cdef Residency* at
-        if order.kind == RESERVE:
+        if order.kind == CActionKind.RESERVE:
             self.begin_reserve(order)
             return
-        if (order.kind == FETCH or order.kind == DROP) and self.no_host_tier != NULL:
+        if (order.kind == CActionKind.FETCH or order.kind == CActionKind.DROP) and self.no_host_tier != NULL:
             snprintf(order.text, TEXT_BYTES, "%s", self.no_host_tier)
             self.refuse(order, DEVICE_ERROR)
             return
@@ -446,12 +445,12 @@ cdef class Orders:
         if at == NULL:
             snprintf(order.text, TEXT_BYTES, "model %lld is not prepared here", <long long>order.model_id)
             self.refuse(order, UNKNOWN_MODEL)
-        elif order.kind == LOAD:
+        elif order.kind == CActionKind.LOAD:
             if self.take_runs(order):
                 self.queue(order, &self.lanes.load)
-        elif order.kind == UNLOAD:
+        elif order.kind == CActionKind.UNLOAD:
             self.queue(order, &self.lanes.load)
-        elif order.kind == FETCH or order.kind == DROP:
+        elif order.kind == CActionKind.FETCH or order.kind == CActionKind.DROP:
             self.queue(order, &self.lanes.fetch)
         else:
             self.begin_execution(order)
@@ -459,7 +458,7 @@ cdef class Orders:
     cdef void begin_execution(self, Order* order) noexcept nogil:
         """Queue an INFER or PROFILE whose inputs fit the model, or end it with a text."""
         cdef int status
-        if order.kind == PROFILE:
+        if order.kind == CActionKind.PROFILE:
             order.expected_ns = 0  # unknown: the given time is only a bound
         status = self.join_inputs(order)
         if status == OK:
@@ -505,7 +504,7 @@ cdef class Orders:
         self.lanes.hub.unlock()
 
     cdef void free_order(self, Order* order) noexcept nogil:
-        """Free an order. Any thread, which holds the GIL if the order came by start_*()."""
+        """Free an order. Any thread, which holds the GIL if the order came by start()."""
         self.drop_room(order)
         if order.residency != NULL:
             self.lanes.hub.lock()
@@ -520,41 +519,19 @@ cdef class Orders:
 
     # ----- for callers in Python -----------------------------------------------------------------
 
-    def start_load(self, action):
-        self.start(LOAD, action)
-
-    def start_unload(self, action):
-        self.start(UNLOAD, action)
-
-    def start_fetch(self, action):
-        """Queue a FETCH. Needs the fetch lane, and models of a host store with a budget; so does a DROP."""
-        self.start(FETCH, action)
-
-    def start_drop(self, action):
-        self.start(DROP, action)
-
-    def start_infer(self, action, parts):
-        self.start(INFER, action, parts)
-
-    def start_profile(self, action):
-        self.start(PROFILE, action)
-
-    def start_reserve(self, action):
-        self.start(RESERVE, action)
-
-    cdef int start(self, Kind kind, object action, object parts=()) except -1:
-        cdef Order* order = self.make_order(kind, action, parts)
+    def start(self, action, parts=()):
+        """Begin an action. parts: the inputs of each part of an INFER."""
+        cdef Order* order = self.make_order(action, parts)
         with nogil:
             self.begin(order)
-        return 0
 
-    cdef Order* make_order(self, Kind kind, object action, object parts) except NULL:
+    cdef Order* make_order(self, object action, object parts) except NULL:
         """Make an order that has not begun. parts: the inputs of each part of an INFER."""
         cdef Order* order = self.new_order()
         if order == NULL:
             raise MemoryError
         try:
-            note_order(order, kind, action, parts)
+            note_order(order, action, parts)
         except BaseException:
             self.free_order(order)
             raise

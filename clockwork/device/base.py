@@ -17,18 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from clockwork.wire.messages import (
-    DeviceInfo,
-    HostDrop,
-    HostFetch,
-    Infer,
-    Load,
-    Phase,
-    Profile,
-    Status,
-    Unload,
-)
-from clockwork.wire.messages import Reserve as Reservation
+from clockwork.wire.messages import ActionMessage, DeviceInfo, Phase, Status
 
 
 class TensorView(NamedTuple):
@@ -128,7 +117,7 @@ class ModelHolder(Protocol):
         """Make a prepared model loadable: create (or share) its program, map its weights. May take long.
 
         directory: a directory made by models.prepare for this device's fingerprint. Raises InvalidModel, or
-        DeviceBroken (see ``fault``). After it returns, start_load() of this model opens, allocates and
+        DeviceBroken (see ``fault``). After it returns, a LOAD of this model opens, allocates and
         compiles nothing (except for the packed holding of the CPU device). reserve: for a device that
         ``reserves``; None: nothing executes.
         """
@@ -178,9 +167,6 @@ class Undisturbed:
 
     def tidy(self, reserve: Reserve | None = None) -> None:
         """Do nothing: forget() releases everything."""
-
-    def start_reserve(self, action: Reservation) -> None:
-        raise ValueError("this device makes models ready beside what it executes")
 
     @contextmanager
     def reserved(self, model_id: int, ask: Callable[[], None]) -> Iterator[list[int] | None]:
@@ -235,37 +221,17 @@ class Device(ModelHolder, Protocol):
         """Return a capsule with the Port (csrc/device/port.h) by which a road drives the device; valid until
         close().
 
-        A worker uses the port instead of start_*(), revoke(), poll() and end_run(), which are for callers in
+        A worker uses the port instead of start(), revoke(), poll() and end_run(), which are for callers in
         Python."""
         ...
 
-    def start_load(self, action: Load) -> None: ...
+    def start(self, action: ActionMessage, parts: Sequence[Sequence[TensorView]] = ()) -> None:
+        """Queue an action on its lane. An action that the device cannot take completes as a DEVICE_ERROR.
 
-    def start_unload(self, action: Unload) -> None: ...
-
-    def start_infer(self, action: Infer, parts: Sequence[Sequence[TensorView]]) -> None:
-        """Queue a batch. parts: per request, its inputs in the model's order. The device keeps a
-        reference to the buffers until the completion has been polled; they must not be written meanwhile."""
-        ...
-
-    def start_profile(self, action: Profile) -> None: ...
-
-    def start_reserve(self, action: Reservation) -> None:
-        """Queue a RESERVE: execute nothing while the thread in reserved() has the device.
-
-        Completes as ACTION_CANCELLED if the thread waits for another model. Raises ValueError unless the
-        device ``reserves``."""
-        ...
-
-    def start_fetch(self, action: HostFetch) -> None:
-        """Queue a FETCH: read a model into the machine's host store, from which a LOAD copies it.
-
-        Raises ValueError where there is no host tier (DeviceInfo.host_bytes 0)."""
-        ...
-
-    def start_drop(self, action: HostDrop) -> None:
-        """Queue a DROP: free the model's bytes in the host store. IN_USE while a LOAD needs them. Raises as
-        start_fetch()."""
+        parts: for an INFER, the inputs of each request in the model's order. The device keeps a reference to
+        the buffers until the completion has been polled; they must not be written meanwhile. A RESERVE
+        completes as ACTION_CANCELLED if the thread in reserved() waits for another model, and a DROP as
+        IN_USE while a LOAD needs the model's bytes."""
         ...
 
     def revoke(self, action_id: int) -> None:

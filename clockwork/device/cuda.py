@@ -50,8 +50,7 @@ from clockwork.formats.prepared import WEIGHTS_FILE, PreparedModel, TensorSpec, 
 from clockwork.formats.program import Argument, Variant, read_program, stored_damage
 from clockwork.formats.program import Program as LaunchLists
 from clockwork.system.clock import now_ns
-from clockwork.wire.messages import DeviceInfo, HostDrop, HostFetch
-from clockwork.wire.messages import Reserve as ReserveAction
+from clockwork.wire.messages import DeviceInfo
 
 log = logging.getLogger("clockwork.worker")
 
@@ -487,26 +486,9 @@ class CudaDevice(NativeDevice[ReservingCore]):
     def end_reserve(self) -> None:
         self._core.end_reserve()
 
-    def start_reserve(self, action: ReserveAction) -> None:
-        self._core.start_reserve(action)
-
     def trial(self, model_id: int) -> Trial:
         """Begin a trial of a prepared model that no action names yet."""
         return Trial(self._core, self._memory, self._models[model_id].model, self._store.staging)
-
-    # ----- the host store, from the loop's thread ------------------------------------------------
-
-    def start_fetch(self, action: HostFetch) -> None:
-        self._check_budget()
-        self._core.start_fetch(action)
-
-    def start_drop(self, action: HostDrop) -> None:
-        self._check_budget()
-        self._core.start_drop(action)
-
-    def _check_budget(self) -> None:
-        if not self._store.budget_bytes:
-            raise ValueError("the host store has no budget: whatever is prepared is in it")
 
     def reset(self) -> None:
         """See Device. Empties the host store, too. A broken device also releases its models."""

@@ -12,32 +12,20 @@ Outputs are zeros of the declared shape, from a shared buffer; inputs are checke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 from clockwork import config
 from clockwork.config import device as bounds
 from clockwork.config.device import STALE_EVENTS_MAX
-from clockwork.device._emulated import KINDS, Fleet
+from clockwork.device._emulated import Fleet
 from clockwork.device.base import Completion, Reserve, TensorView, Undisturbed
 from clockwork.device.emulation import EmulatedSettings
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.prepared import PreparedModel
 from clockwork.system.clock import Clock, now_ns
-from clockwork.wire.messages import (
-    DeviceInfo,
-    HostDrop,
-    HostFetch,
-    Infer,
-    Load,
-    Profile,
-    Status,
-    Unload,
-)
+from clockwork.wire.messages import ActionMessage, DeviceInfo, Status
 from clockwork.wire.tensors import DTYPES, STRING
 
 KIND = "emulated"
-
-Parts: TypeAlias = Sequence[Sequence[TensorView]]
 
 
 class EmulatedGroup(Undisturbed):
@@ -199,29 +187,8 @@ class EmulatedDevice(Undisturbed):
 
     # ----- actions -----------------------------------------------------------------------------
 
-    def start_load(self, action: Load) -> None:
-        self.group.fleet.start(self.index, KINDS[Load], action)
-
-    def start_unload(self, action: Unload) -> None:
-        self.group.fleet.start(self.index, KINDS[Unload], action)
-
-    def start_infer(self, action: Infer, parts: Parts) -> None:
-        self.group.fleet.start(self.index, KINDS[Infer], action, parts)
-
-    def start_profile(self, action: Profile) -> None:
-        self.group.fleet.start(self.index, KINDS[Profile], action)
-
-    def start_fetch(self, action: HostFetch) -> None:
-        self._check_host_tier()
-        self.group.fleet.start(self.index, KINDS[HostFetch], action)
-
-    def start_drop(self, action: HostDrop) -> None:
-        self._check_host_tier()
-        self.group.fleet.start(self.index, KINDS[HostDrop], action)
-
-    def _check_host_tier(self) -> None:
-        if not self.info.host_bytes:
-            raise ValueError("these devices have no host tier")
+    def start(self, action: ActionMessage, parts: Sequence[Sequence[TensorView]] = ()) -> None:
+        self.group.fleet.start(self.index, action, parts)
 
     def revoke(self, action_id: int) -> None:
         self.group.fleet.revoke(self.index, action_id)

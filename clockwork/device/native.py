@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from clockwork.device._orders import Orders
 from clockwork.device.base import Completion, TensorView, Undisturbed
 from clockwork.system.clock import now_ns
-from clockwork.wire.messages import HostDrop, HostFetch, Infer, Load, Profile, Unload
+from clockwork.wire.messages import ActionMessage
 
 CoreT = TypeVar("CoreT", bound=Orders)
 
@@ -42,23 +42,8 @@ class NativeDevice(Undisturbed, Generic[CoreT]):
     def outlet(self) -> object:
         return self._core.outlet()
 
-    def start_load(self, action: Load) -> None:
-        self._core.start_load(action)
-
-    def start_unload(self, action: Unload) -> None:
-        self._core.start_unload(action)
-
-    def start_infer(self, action: Infer, parts: Sequence[Sequence[TensorView]]) -> None:
-        self._core.start_infer(action, parts)
-
-    def start_profile(self, action: Profile) -> None:
-        self._core.start_profile(action)
-
-    def start_fetch(self, action: HostFetch) -> None:
-        raise ValueError("this device has no host tier: it loads from where its models were prepared")
-
-    def start_drop(self, action: HostDrop) -> None:
-        raise ValueError("this device has no host tier: it loads from where its models were prepared")
+    def start(self, action: ActionMessage, parts: Sequence[Sequence[TensorView]] = ()) -> None:
+        self._core.start(action, parts)
 
     def revoke(self, action_id: int) -> None:
         self._core.revoke(action_id)

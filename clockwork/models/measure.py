@@ -75,19 +75,19 @@ class Bench:
     def load(self, index: int) -> int:
         """Load a model. Returns the duration in ns. Raises RunError."""
         action = Load(next(self._ids), 0, index, index + 1, self._starts[index], 0, NEVER_NS, 0)
-        self._device.start_load(action)
+        self._device.start(action)
         return self._finish(action.action_id).execute[2]
 
     def unload(self, index: int) -> None:
         action = Unload(next(self._ids), 0, index, index + 1, 0, NEVER_NS, 0)
-        self._device.start_unload(action)
+        self._device.start(action)
         self._finish(action.action_id)
 
     def run(self, index: int, inputs: Sequence[Array]) -> tuple[list[Array], int]:
         """Execute a model. Returns the outputs, and the time of the execution in ns. Raises RunError."""
         action = Infer(next(self._ids), 0, index, index + 1, 0, NEVER_NS, 0, [])
         views = [TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, inputs)]
-        self._device.start_infer(action, [views])
+        self._device.start(action, [views])
         done = self._finish(action.action_id)
         self.workspace_bytes = max(self.workspace_bytes, self._device.workspace_peak_bytes)
         return [

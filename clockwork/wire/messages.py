@@ -794,6 +794,12 @@ ACTIONS: dict[ActionKind, DeclaredAction] = {
     ActionKind.RESERVE: DeclaredAction(Reserve, Lane.EXECUTE),
 }
 
+KIND_OF: dict[type, ActionKind] = {action.message: kind for kind, action in ACTIONS.items()}
+"""The kind of the action that each message orders."""
+
+ActionMessage: TypeAlias = Load | Unload | Infer | Profile | HostFetch | HostDrop | Reserve
+"""The message of any action."""
+
 
 class Revoke(NamedTuple):
     """Drop an action that has not started; it is answered ACTION_CANCELLED. A running action goes on."""

@@ -244,22 +244,22 @@ class Driver:
         self, model: int, load_id: int, starts: Sequence[int], earliest_ns: int = 0, latest_ns: int = NEVER_NS
     ) -> int:
         action_id = self._id()
-        self.device.start_load(Load(action_id, 0, model, load_id, list(starts), earliest_ns, latest_ns, 0))
+        self.device.start(Load(action_id, 0, model, load_id, list(starts), earliest_ns, latest_ns, 0))
         return action_id
 
     def unload(self, model: int, load_id: int, earliest_ns: int = 0, latest_ns: int = NEVER_NS) -> int:
         action_id = self._id()
-        self.device.start_unload(Unload(action_id, 0, model, load_id, earliest_ns, latest_ns, 0))
+        self.device.start(Unload(action_id, 0, model, load_id, earliest_ns, latest_ns, 0))
         return action_id
 
     def fetch(self, model: int, earliest_ns: int = 0, latest_ns: int = NEVER_NS) -> int:
         action_id = self._id()
-        self.device.start_fetch(HostFetch(action_id, 0, model, 0, earliest_ns, latest_ns, 0))
+        self.device.start(HostFetch(action_id, 0, model, 0, earliest_ns, latest_ns, 0))
         return action_id
 
     def drop(self, model: int, earliest_ns: int = 0, latest_ns: int = NEVER_NS) -> int:
         action_id = self._id()
-        self.device.start_drop(HostDrop(action_id, 0, model, 0, earliest_ns, latest_ns, 0))
+        self.device.start(HostDrop(action_id, 0, model, 0, earliest_ns, latest_ns, 0))
         return action_id
 
     def infer(
@@ -275,12 +275,12 @@ class Driver:
         action_id = self._id()
         views = [[one if isinstance(one, TensorView) else view(one) for one in part] for part in parts]
         action = Infer(action_id, 0, model, load_id, earliest_ns, latest_ns, expected_ns, [])
-        self.device.start_infer(action, views)
+        self.device.start(action, views)
         return action_id
 
     def profile(self, model: int, load_id: int, shapes: list[list[int]]) -> int:
         action_id = self._id()
-        self.device.start_profile(Profile(action_id, 0, model, load_id, 0, NEVER_NS, 0, shapes))
+        self.device.start(Profile(action_id, 0, model, load_id, 0, NEVER_NS, 0, shapes))
         return action_id
 
     def wait(self, *action_ids: int) -> list[Completion]:

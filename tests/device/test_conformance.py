@@ -259,7 +259,7 @@ def test_a_lane_that_has_room_a_moment_later_runs_nothing_half_prepared(driver: 
     count = 0
     while min(ended.get(Status.OK, 0), ended.get(Status.DEVICE_ERROR, 0)) < 3000:
         count += 1
-        driver.device.start_infer(Infer(10**6 + count, 0, model, 1, 0, NEVER_NS, 0, []), parts)
+        driver.device.start(Infer(10**6 + count, 0, model, 1, 0, NEVER_NS, 0, []), parts)
         for done in driver.device.poll():
             ended[done.status] = ended.get(done.status, 0) + 1
     assert ended.keys() == {Status.OK, Status.DEVICE_ERROR}

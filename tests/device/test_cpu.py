@@ -424,7 +424,7 @@ from clockwork.device.cpu import CpuDevice
 from clockwork.wire.messages import NEVER_NS, Load
 device = CpuDevice({32 * PAGE_BYTES}, {PAGE_BYTES})
 device.prepare(1, {directory!r})
-device.start_load(Load(1, 0, 1, 1, [0], 2**61, NEVER_NS, 0))
+device.start(Load(1, 0, 1, 1, [0], 2**61, NEVER_NS, 0))
 print("made", flush=True)
 """
     started = time.monotonic()

@@ -73,7 +73,7 @@ class Served:
         self._alone = Session(model.SerializeToString(), optimise=True)
         self.device.prepare(0, str(directory))
         starts = list(itertools.accumulate(runs, initial=0))[:-1]
-        self.device.start_load(Load(next(self._ids), 0, 0, 1, starts, 0, NEVER_NS, 0))
+        self.device.start(Load(next(self._ids), 0, 0, 1, starts, 0, NEVER_NS, 0))
         assert self._end().status == Status.OK
 
     def _end(self) -> Completion:
@@ -86,7 +86,7 @@ class Served:
         action = Infer(next(self._ids), 0, 0, 1, 0, NEVER_NS, 0, [])
         views = [[TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, part)]
                  for part in parts]  # fmt: skip
-        self.device.start_infer(action, views)
+        self.device.start(action, views)
         return self._end()
 
     def answers(self, *parts: Sequence[Array]) -> list[list[Array]]:
@@ -102,9 +102,7 @@ class Served:
         return found
 
     def profile(self, *shapes: Sequence[int]) -> Completion:
-        self.device.start_profile(
-            Profile(next(self._ids), 0, 0, 1, 0, NEVER_NS, 0, [list(one) for one in shapes])
-        )
+        self.device.start(Profile(next(self._ids), 0, 0, 1, 0, NEVER_NS, 0, [list(one) for one in shapes]))
         return self._end()
 
 

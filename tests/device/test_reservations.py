@@ -35,7 +35,7 @@ def driver(make: Callable[..., Driver]) -> Driver:
 def order(driver: Driver, *starts: int, latest_ns: int = NEVER_NS, model_id: int = NEW) -> int:
     driver.last_id += 1
     action = ReserveAction(driver.last_id, 0, model_id, 0, list(starts), 0, latest_ns, MS)
-    driver.device.start_reserve(action)
+    driver.device.start(action)
     return driver.last_id
 
 

@@ -67,16 +67,13 @@ class Bench:
     def load(self, model: int, device: int = 0, pages: Sequence[int] = (0, 1), latest: int = NEVER_NS) -> int:
         self.last_id += 1
         order = Load(self.last_id, device, model, 1, list(pages), 0, latest, 0)
-        self.devices[device].start_load(order)
+        self.devices[device].start(order)
         return self.last_id
 
     def host(self, kind: type[HostFetch | HostDrop], model: int) -> int:
         self.last_id += 1
         order = kind(self.last_id, 0, model, 1, 0, NEVER_NS, 0)
-        if isinstance(order, HostFetch):
-            self.devices[0].start_fetch(order)
-        else:
-            self.devices[0].start_drop(order)
+        self.devices[0].start(order)
         return self.last_id
 
     def infer(
@@ -91,7 +88,7 @@ class Bench:
         self.last_id += 1
         parts = [[TensorView(2, (count, 1000), bytes(1000 * count))] for count in rows or (1,)]
         order = Infer(self.last_id, device, model, load_id, earliest, latest, 0, [])
-        self.devices[device].start_infer(order, parts)
+        self.devices[device].start(order, parts)
         return self.last_id
 
     def at(self, now: int) -> list[Completion]:
@@ -301,7 +298,7 @@ def test_devices_share_models_and_nothing_else(make: Any) -> None:
     assert done.status is Status.NOT_RESIDENT
     with pytest.raises(ValueError, match="resident"):
         bench.group.forget(model)
-    bench.devices[0].start_unload(Unload(50, 0, model, 1, 0, NEVER_NS, 0))
+    bench.devices[0].start(Unload(50, 0, model, 1, 0, NEVER_NS, 0))
     bench.group.forget(model)
     assert not bench.group.models
 
@@ -310,7 +307,7 @@ def test_a_profile_action_takes_as_long_as_an_inference(make: Any) -> None:
     bench = make()
     model = bench.prepare()
     bench.resident(model)
-    bench.devices[0].start_profile(Profile(7, 0, model, 1, 0, NEVER_NS, 0, [[8, 1000]]))
+    bench.devices[0].start(Profile(7, 0, model, 1, 0, NEVER_NS, 0, [[8, 1000]]))
     (done,) = bench.at(SECOND)
     assert (done.status, span(done), done.parts) == (Status.OK, (0, 10 * MS), [])
 
@@ -319,7 +316,7 @@ def test_inputs_beyond_the_slots_are_refused(make: Any) -> None:
     bench = make()
     profile = ModelProfile("m", {1: MS}, 0, MS, input_bytes=IO_SLOT_BYTES_MAX)
     model = bench.prepare(profile, batch_max=1)
-    bench.devices[0].start_profile(Profile(1, 0, model, 1, 0, NEVER_NS, 0, [[1, IO_SLOT_BYTES_MAX + 1]]))
+    bench.devices[0].start(Profile(1, 0, model, 1, 0, NEVER_NS, 0, [[1, IO_SLOT_BYTES_MAX + 1]]))
     (done,) = bench.at(0)
     assert done.status is Status.INVALID_INPUT
     assert str(IO_SLOT_BYTES_MAX) in done.text
@@ -482,7 +479,7 @@ def test_the_host_store_believes_nothing(make: Any) -> None:
 def test_a_fetch_into_a_store_that_was_cleared_leaves_nothing_in_it(make: Any) -> None:
     bench = make(count=2, host_pages=2, disk_bandwidth=PAGE_BYTES * 1000)
     model = bench.prepare()
-    bench.devices[1].start_fetch(HostFetch(99, 1, model, 1, 0, NEVER_NS, 0))
+    bench.devices[1].start(HostFetch(99, 1, model, 1, 0, NEVER_NS, 0))
     bench.devices[0].reset()
     (done,) = bench.at(SECOND)
     assert done.action_id == 99
@@ -495,5 +492,6 @@ def test_a_fetch_into_a_store_that_was_cleared_leaves_nothing_in_it(make: Any) -
 def test_devices_without_a_host_tier_say_so(make: Any) -> None:
     bench = make()
     model = bench.prepare()
-    with pytest.raises(ValueError, match="no host tier"):
-        bench.host(HostFetch, model)
+    bench.host(HostFetch, model)
+    (done,) = bench.at(0)
+    assert (done.status, done.text) == (Status.DEVICE_ERROR, "these devices have no host tier")

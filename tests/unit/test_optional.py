@@ -156,7 +156,7 @@ def test_a_device_takes_one_value_for_a_batch_and_refuses_two(tmp_path: Path) ->
     device = CpuDevice(max(1, sum(prepared.runs)) * PAGE_BYTES, PAGE_BYTES)
     device.prepare(0, str(prepared_directory(tmp_path / "store", prepared.digest, fingerprint(1), options)))
     starts = list(itertools.accumulate(prepared.runs, initial=0))[:-1]
-    device.start_load(Load(1, 0, 0, 1, starts, 0, NEVER_NS, 0))
+    device.start(Load(1, 0, 0, 1, starts, 0, NEVER_NS, 0))
     (done,) = device.wait([1], 30.0)
     assert done.status == Status.OK
     parts = [normal(1, 4, seed=1), normal(2, 4, seed=2)]
@@ -165,7 +165,7 @@ def test_a_device_takes_one_value_for_a_batch_and_refuses_two(tmp_path: Path) ->
             [TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, (x, np.array([flag])))]
             for x, flag in zip(parts, flags)
         ]  # fmt: skip
-        device.start_infer(Infer(number, 0, 0, 1, 0, NEVER_NS, 0, []), views)
+        device.start(Infer(number, 0, 0, 1, 0, NEVER_NS, 0, []), views)
         (done,) = device.wait([number], 30.0)
         if flags[0] != flags[1]:
             assert (done.status, done.text) == (
@@ -183,7 +183,7 @@ def test_a_device_takes_one_value_for_a_batch_and_refuses_two(tmp_path: Path) ->
         ],
         9,
     ):
-        device.start_profile(Profile(number, 0, 0, 1, 0, NEVER_NS, 0, shapes))
+        device.start(Profile(number, 0, 0, 1, 0, NEVER_NS, 0, shapes))
         (done,) = device.wait([number], 30.0)
         assert done.status == status, done.text
     device.close()

@@ -9,13 +9,13 @@ from typing import Any
 from clockwork.cli.common import print_line
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.telling import visible
-from clockwork.workloads.load_generator import Outcome, Report, Tally, Watch
+from clockwork.workloads.load_generator import LoadReport, LoadTally, Outcome, WatchTally
 
 MODELS_SHOWN = 20
 """Rows of the report by model."""
 
 
-def describe(report: Report) -> str:
+def describe(report: LoadReport) -> str:
     """The report for people."""
 
     def times(title: str, summary: dict[str, float]) -> list[str]:
@@ -71,7 +71,7 @@ def _by_model(models: Sequence[dict[str, Any]]) -> list[str]:
 
 
 @contextlib.contextmanager
-def watching() -> Iterator[Watch]:
+def watching() -> Iterator[WatchTally]:
     """Live progress on a terminal, a line a second elsewhere; on stderr either way."""
     from rich.progress import BarColumn, Progress
 
@@ -81,7 +81,7 @@ def watching() -> Iterator[Watch]:
     if not console.is_terminal:
         next_ns = now_ns() + SECOND
 
-        def say(part: float, tally: Tally) -> None:
+        def say(part: float, tally: LoadTally) -> None:
             nonlocal next_ns
             if now_ns() >= next_ns:
                 next_ns = now_ns() + SECOND

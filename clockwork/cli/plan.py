@@ -385,13 +385,13 @@ def written(sought: str, value: float | None) -> str:
     return f"{value:.5g} requests/s" if sought == "rate" else f"{value / 1e6:.4g} ms"
 
 
-def worst(trial: planning.Trial) -> str:
+def worst(trial: planning.ScenarioResult) -> str:
     """Return a clause on the group with the largest part of bad requests, if there is any."""
     bad = trial.groups_bad.get(trial.worst_group, 0.0)
     return f", {100 * bad:.4g} % of {trial.worst_group}" if bad else ""
 
 
-def describe(found: planning.Plan, scenario: planning.Scenario) -> str:
+def describe(found: planning.CapacityPlan, scenario: planning.Scenario) -> str:
     """Return the plan as text for people."""
     sought, at = found.sought, found.at
     if found.answer is None:
@@ -455,7 +455,7 @@ def _need_matplotlib() -> None:
         raise ConfigError("--plot needs matplotlib: pip install 'clockwork-serving[plots]'") from None
 
 
-def draw(found: planning.Plan, bad_max: float, path: Path) -> None:
+def draw(found: planning.CapacityPlan, bad_max: float, path: Path) -> None:
     """Draw the trials as a PNG: bad fraction and goodput above, utilisations below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -465,7 +465,7 @@ def draw(found: planning.Plan, bad_max: float, path: Path) -> None:
     if sought != "rate" and trials:  # leave out the overloaded trials beside an answer that cannot be smaller
         usual = trials[0].rate if found.at is None else found.at.rate
         trials = [trial for trial in trials if trial.rate == usual]
-    place: Callable[[planning.Trial], float] = {
+    place: Callable[[planning.ScenarioResult], float] = {
         "devices": lambda trial: float(trial.devices),
         "rate": lambda trial: trial.rate,
         "slo": lambda trial: trial.slo_ns / 1e6,

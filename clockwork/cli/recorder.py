@@ -31,7 +31,7 @@ from clockwork.system.words import say_count
 
 if TYPE_CHECKING:
     from clockwork.client.blocking import Client
-    from clockwork.sim.recorded import Recorded
+    from clockwork.sim.recorded import RecordedRun
 
 
 @click.group(cls=Commands)
@@ -226,7 +226,7 @@ def replay(
 
 
 def _compare(
-    recorded: Recorded, policy: str, devices: int, slo_ns: int, seed: int, save: Path | None
+    recorded: RecordedRun, policy: str, devices: int, slo_ns: int, seed: int, save: Path | None
 ) -> dict[str, Any]:
     """Return the columns of the comparison, by title."""
     counted = recorded.counted()

@@ -217,7 +217,7 @@ class Scenario:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Trial:
+class ScenarioResult:
     """The outcome of a simulated scenario over all its seeds."""
 
     devices: int
@@ -262,7 +262,7 @@ class Trial:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Plan:
+class CapacityPlan:
     """An answer with the trials that support it."""
 
     sought: str  # devices, rate or slo
@@ -270,9 +270,9 @@ class Plan:
     fluid: float  # fluid bound, which the answer cannot beat on average
     limited_by: str  # bottleneck from RESOURCES; "" if no relief helps or none was tried
     relief: dict[str, float]  # badness of the failing trial: "none", and with twice as much of each resource
-    at: Trial | None  # trial at the answer
-    beyond: Trial | None  # nearest failing trial; None: there was none, or none was sought
-    trials: tuple[Trial, ...]  # all trials, ordered by the field that was sought
+    at: ScenarioResult | None  # trial at the answer
+    beyond: ScenarioResult | None  # nearest failing trial; None: there was none, or none was sought
+    trials: tuple[ScenarioResult, ...]  # all trials, ordered by the field that was sought
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for json.dumps(). An infinite fluid bound becomes None, as JSON has no
@@ -281,10 +281,10 @@ class Plan:
         return dataclasses.asdict(self) | {"fluid": self.fluid if math.isfinite(self.fluid) else None}
 
 
-Tell = Callable[[str], None]
+TellProgress = Callable[[str], None]
 """A function that is called with a line after every trial."""
 
-Watch = Callable[[str, float], None]
+WatchProgress = Callable[[str, float], None]
 """A function that is called at times, from any thread, with the simulated scenario and the part of it that is
 over, 0 to 1.
 """
@@ -296,10 +296,10 @@ class Planner:
     def __init__(
         self,
         scenario: Scenario,
-        tell: Tell | None = None,
+        tell: TellProgress | None = None,
         threads: int = 0,
         limits: bool = True,
-        watch: Watch | None = None,
+        watch: WatchProgress | None = None,
     ) -> None:
         """threads: parallel simulations; 0: number of processors. limits: find the bottleneck. That takes a
         simulation of each seed for each of RESOURCES and, if no trial failed, first a trial that fails.
@@ -307,15 +307,15 @@ class Planner:
         scenario.check()
         self._limits = limits
         self.scenario = scenario
-        self._tell: Tell = tell or (lambda line: None)
-        self._watch: Watch = watch or (lambda what, part: None)
+        self._tell: TellProgress = tell or (lambda line: None)
+        self._watch: WatchProgress = watch or (lambda what, part: None)
         self._threads = threads or len(os.sched_getaffinity(0))
         self._shares = self._find_shares()
-        self.trials: list[Trial] = []
+        self.trials: list[ScenarioResult] = []
 
     # ----- the three questions -----------------------------------------------------------------
 
-    def devices(self, at_most: int = DEVICES_MAX) -> Plan:
+    def devices(self, at_most: int = DEVICES_MAX) -> CapacityPlan:
         """Return the fewest devices that hold the rate."""
         scenario = self.scenario
         first = self.fluid_devices()
@@ -346,7 +346,7 @@ class Planner:
         beyond = scenario.with_devices(failing) if failing else self._overloaded(answer)
         return self._plan("devices", passing, first, answer, beyond)
 
-    def rate(self, tolerance: float = RATE_TOLERANCE) -> Plan:
+    def rate(self, tolerance: float = RATE_TOLERANCE) -> CapacityPlan:
         """Return the highest rate that the devices hold."""
         scenario = self.scenario
 
@@ -375,7 +375,7 @@ class Planner:
                 failing = middle
         return self._plan("rate", passing, bound, at(passing), at(failing))
 
-    def slo(self, tolerance: float = SLO_TOLERANCE) -> Plan:
+    def slo(self, tolerance: float = SLO_TOLERANCE) -> CapacityPlan:
         """Return the tightest SLO for all requests that the devices hold at the rate."""
         scenario = self.scenario
 
@@ -435,7 +435,7 @@ class Planner:
         of_all = sum(speeds[index % len(speeds)] for index in range(scenario.cluster.devices))
         return fluid.fluid_rate(costs, 1, scenario.bad_max) * of_all / scenario.crowding
 
-    def trial(self, scenario: Scenario) -> Trial:
+    def trial(self, scenario: Scenario) -> ScenarioResult:
         """Return the trial of a scenario, simulated now or before."""
         for known in self.trials:
             if (known.devices, known.rate, known.slo_ns) == _key(scenario):
@@ -456,7 +456,7 @@ class Planner:
             raise ConfigError(f"nothing arrives in {scenario.window_ns() / SECOND:g} s")
         return np.asarray(counts / counts.sum(), np.float64)
 
-    def _simulate(self, scenario: Scenario) -> Trial:
+    def _simulate(self, scenario: Scenario) -> ScenarioResult:
         warm, window = scenario.warm_ns(), scenario.window_ns()
         models = (
             [dataclasses.replace(model, slo_ns=scenario.slo_ns) for model in scenario.models]
@@ -503,16 +503,22 @@ class Planner:
             f"even {scenario.rate:g} requests a second do not fill {scenario.cluster.devices} devices"
         )
 
-    def _plan(self, sought: str, answer: float, bound: float, at: Scenario, beyond: Scenario | None) -> Plan:
+    def _plan(
+        self, sought: str, answer: float, bound: float, at: Scenario, beyond: Scenario | None
+    ) -> CapacityPlan:
         failed = None if beyond is None else self.trial(beyond)
         limit, relief = self._find_limit(beyond)
-        return Plan(sought, answer, bound, limit, relief, self.trial(at), failed, self._sorted(sought))
+        return CapacityPlan(
+            sought, answer, bound, limit, relief, self.trial(at), failed, self._sorted(sought)
+        )
 
-    def _nothing(self, sought: str, bound: float, beyond: Scenario | None = None) -> Plan:
+    def _nothing(self, sought: str, bound: float, beyond: Scenario | None = None) -> CapacityPlan:
         if beyond is None:
-            return Plan(sought, None, bound, "execution", {}, None, None, ())
+            return CapacityPlan(sought, None, bound, "execution", {}, None, None, ())
         limit, relief = self._find_limit(beyond)
-        return Plan(sought, None, bound, limit, relief, None, self.trial(beyond), self._sorted(sought))
+        return CapacityPlan(
+            sought, None, bound, limit, relief, None, self.trial(beyond), self._sorted(sought)
+        )
 
     def _find_limit(self, beyond: Scenario | None) -> tuple[str, dict[str, float]]:
         if beyond is None or not self._limits:
@@ -525,7 +531,7 @@ class Planner:
         best = min(RESOURCES, key=lambda resource: found[resource])
         return (best if found[best] < found["none"] else ""), found
 
-    def _sorted(self, sought: str) -> tuple[Trial, ...]:
+    def _sorted(self, sought: str) -> tuple[ScenarioResult, ...]:
         places = {"devices": lambda trial: (trial.devices, trial.rate), "rate": lambda trial: trial.rate}
         return tuple(sorted(self.trials, key=places.get(sought, lambda trial: (trial.slo_ns, trial.rate))))
 
@@ -583,7 +589,7 @@ def _group_bad(offered: int, bad: int) -> float:
     return bad / offered if bad > 1 else 0.0
 
 
-def _trial(scenario: Scenario, reports: Sequence[Report], shares: npt.NDArray[np.float64]) -> Trial:
+def _trial(scenario: Scenario, reports: Sequence[Report], shares: npt.NDArray[np.float64]) -> ScenarioResult:
     offered = sum(int(report.models.offered.sum() - report.models.cancelled.sum()) for report in reports)
     bad = sum(int(report.models.bad.sum()) for report in reports)
     answered = sum(int((report.models.good + report.models.late).sum()) for report in reports)
@@ -607,7 +613,7 @@ def _trial(scenario: Scenario, reports: Sequence[Report], shares: npt.NDArray[np
             for report in reports
         )
         link = arrived / seconds / workers / cluster.input_bandwidth
-    return Trial(
+    return ScenarioResult(
         devices=cluster.devices,
         rate=scenario.rate,
         slo_ns=scenario.slo_ns,

@@ -4,7 +4,7 @@ The cluster is rebuilt from the recording: workers and devices, models with thei
 its begin, link delays, and measured times of executions and loads. The simulator knows less than the real
 cluster: every request counts as one row (a batch of n requests takes the time of such batches), workers
 differ only in speed, and inputs take no time beyond their link's delay. To judge the accuracy, compare the
-``Outcomes`` of the recording with those of its simulation under the recorded settings.
+``RecordedOutcomes`` of the recording with those of its simulation under the recorded settings.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _OF_STATUS = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Outcomes:
+class RecordedOutcomes:
     """The outcomes of requests in the order of arrival."""
 
     arrived_ns: Ints  # time since the recording began
@@ -82,10 +82,10 @@ class Outcomes:
     device: Ints  # device to which it was sent last, in the recording's numbering; -1: none
     latency_ns: Ints  # latency of the answer
 
-    def at(self, where: npt.NDArray[np.bool_]) -> Outcomes:
-        return Outcomes(*(getattr(self, field.name)[where] for field in dataclasses.fields(self)))
+    def at(self, where: npt.NDArray[np.bool_]) -> RecordedOutcomes:
+        return RecordedOutcomes(*(getattr(self, field.name)[where] for field in dataclasses.fields(self)))
 
-    def likeness(self, other: Outcomes) -> dict[str, float]:
+    def likeness(self, other: RecordedOutcomes) -> dict[str, float]:
         """Return the part of equal outcomes, and the part of the requests answered in both that ran on the
         same device.
         """
@@ -118,14 +118,14 @@ class Outcomes:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordedRun:
     """The parts of a recording that a simulation needs."""
 
     header: Header
     span_ns: int
     warm_up_ns: int
     arrivals: Arrivals
-    outcomes: Outcomes
+    outcomes: RecordedOutcomes
     models: Sequence[ModelProfile]
     cluster: Cluster
     placed: Sequence[tuple[int, int]]  # (device, model) resident when the recording began
@@ -146,7 +146,7 @@ class Recorded:
         slo_ns: int = 0,
         seed: int = 0,
         recording: Path | None = None,
-    ) -> Outcomes:
+    ) -> RecordedOutcomes:
         """Return the outcomes of the same arrivals, by default with the recorded settings.
 
         policy: another policy, with its defaults. devices: another number of the recorded kind. slo_ns: SLO
@@ -187,7 +187,7 @@ class Recorded:
         except ValueError as error:
             raise ConfigError(f"the recorded cluster cannot be simulated: {error}") from None
         fates = report.fates
-        return Outcomes(
+        return RecordedOutcomes(
             self.outcomes.arrived_ns, _OF_SIMULATED[fates[:, 0]], fates[:, 1], fates[:, 2], fates[:, 3]
         )
 
@@ -211,7 +211,7 @@ def check_policy(policy: str) -> None:
         known_options(policy)
 
 
-def read_recorded(path: Path) -> Recorded:
+def read_recorded(path: Path) -> RecordedRun:
     """Read a recording or a dump. Raises ConfigError unless the file is one with requests."""
     with opened(path) as (header, steps):
         fold = _Fold()
@@ -336,7 +336,7 @@ class _Fold:
 
     # ----- what a simulation is told -----------------------------------------------------------
 
-    def recorded(self, path: Path, header: Header) -> Recorded:
+    def recorded(self, path: Path, header: Header) -> RecordedRun:
         if not self._rows:
             raise ConfigError(f"{path} has no request")
         first_ns = self._rows[0][0]
@@ -376,7 +376,7 @@ class _Fold:
         cluster = dataclasses.replace(cluster, **noise)  # type: ignore[arg-type]
         ends = [self._ends.get(place, (OPEN, 0, 0)) for place in known]
         arrived = np.array([row[0] - begun_ns for row in rows], np.int64)
-        outcomes = Outcomes(
+        outcomes = RecordedOutcomes(
             arrived,
             np.array([end[0] for end in ends], np.int64),
             np.array([end[1] for end in ends], np.int64),
@@ -391,7 +391,7 @@ class _Fold:
             np.array([row[2] for row in rows], np.int64),
             np.array([row[3] for row in rows], np.uint8),
         )
-        return Recorded(
+        return RecordedRun(
             header,
             max(self._now_ns - begun_ns, 1),
             WARM_UP_NS if header.start else 0,

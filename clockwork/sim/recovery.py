@@ -25,7 +25,7 @@ import numpy as np
 from clockwork.formats.profiles import ModelProfile, linear
 from clockwork.scheduler import POLICIES
 from clockwork.sim.check import policy_name
-from clockwork.sim.world import Closed, Cluster, Disturbance, Open, Workload, simulate
+from clockwork.sim.world import Closed, Cluster, Disturbance, Open, SimulatedWorkload, simulate
 from clockwork.workloads import Arrivals
 
 MS, SECOND = 1_000_000, 1_000_000_000
@@ -60,7 +60,7 @@ outliers.
 
 
 @dataclasses.dataclass(frozen=True)
-class Scenario:
+class DisturbedWorld:
     """A world with its disturbance, made from a seed."""
 
     seed: int
@@ -68,8 +68,8 @@ class Scenario:
     models: Sequence[ModelProfile]
     cluster: Cluster
     disturbed: Cluster
-    usual: Sequence[Workload]
-    burst: Sequence[Workload]
+    usual: Sequence[SimulatedWorkload]
+    burst: Sequence[SimulatedWorkload]
     end_ns: int  # end of the disturbance
     sentence: str
 
@@ -98,7 +98,7 @@ class Scenario:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class PolicyGoodput:
     """The goodput of a policy in a scenario."""
 
     seed: int
@@ -120,7 +120,7 @@ class Outcome:
         return f"{self.policy}, seed {self.seed}: {self.good} good answers where {self.usual} are usual; {self.sentence}"
 
 
-def scenario(seed: int, kind: str = "") -> Scenario:
+def scenario(seed: int, kind: str = "") -> DisturbedWorld:
     """Return the scenario of a seed. kind: its disturbance; "": chosen by the seed in turn."""
     rng = random.Random(seed)
     kind = kind or KINDS[seed % len(KINDS)]
@@ -147,12 +147,12 @@ def scenario(seed: int, kind: str = "") -> Scenario:
     if ways and models[0].input_bytes:
         capacity = min(capacity, 0.7 * min(ways) / models[0].input_bytes)
     length_ns = int(math.exp(rng.uniform(math.log(0.1), math.log(5))) * SECOND)
-    begin_ns = Scenario.WARM_UP_NS
+    begin_ns = DisturbedWorld.WARM_UP_NS
     factor = 10 ** rng.uniform(1, 3)
     end_ns = begin_ns + length_ns
-    until_ns = end_ns + RECOVERED_NS + Scenario.COUNTED_NS
+    until_ns = end_ns + RECOVERED_NS + DisturbedWorld.COUNTED_NS
     usual, traffic = _traffic(rng, models, capacity, until_ns)
-    burst: list[Workload] = []
+    burst: list[SimulatedWorkload] = []
     disturbed = cluster
     if kind == "burst":
         factor = rng.uniform(2, 10)
@@ -173,7 +173,7 @@ def scenario(seed: int, kind: str = "") -> Scenario:
         f"{kind} by {factor:.3g} for {length_ns / SECOND:.2f} s; {len(models)} models, {devices} devices, "
         f"{traffic}, SLO {models[0].slo_ns // MS} ms, inputs {models[0].input_bytes} B"
     )
-    return Scenario(seed, kind, models, cluster, disturbed, usual, burst, end_ns, sentence)
+    return DisturbedWorld(seed, kind, models, cluster, disturbed, usual, burst, end_ns, sentence)
 
 
 def _models(rng: random.Random, count: int, devices: int) -> list[ModelProfile]:
@@ -203,7 +203,7 @@ def _row_rate(model: ModelProfile) -> float:
 
 def _traffic(
     rng: random.Random, models: Sequence[ModelProfile], capacity: float, until_ns: int
-) -> tuple[list[Workload], str]:
+) -> tuple[list[SimulatedWorkload], str]:
     if rng.random() < 0.6:
         load = rng.choice([0.3, 0.6, 0.8, 1.2])
         rate = max(load * capacity, 50.0)
@@ -215,7 +215,7 @@ def _traffic(
     round_trip_ns = max(
         MS, in_flight * 50_000
     )  # refused clients retry, which must not dominate the simulation
-    clients: list[Workload] = [
+    clients: list[SimulatedWorkload] = [
         Closed(number, concurrency=in_flight // len(asked), round_trip_ns=round_trip_ns)
         for number in range(len(asked))
     ]
@@ -229,13 +229,13 @@ def _poisson(rng: random.Random, models: int, rate: float, from_ns: int, until_n
     return Arrivals.of(times, draws.integers(0, models, count), np.zeros(count), np.zeros(count))
 
 
-def outcomes(policies: Sequence[str], seeds: Sequence[int], kind: str = "") -> Iterator[Outcome]:
+def outcomes(policies: Sequence[str], seeds: Sequence[int], kind: str = "") -> Iterator[PolicyGoodput]:
     """Yield the outcome of each policy with each seed. kind: as in scenario()."""
     for seed in seeds:
         world = scenario(seed, kind)
         for policy in policies:
             good, usual = world.good(policy, disturbed=True), world.good(policy, disturbed=False)
-            outcome = Outcome(seed, world.kind, policy, good, usual, world.sentence)
+            outcome = PolicyGoodput(seed, world.kind, policy, good, usual, world.sentence)
             if not outcome.has_recovered and world.is_closed:  # later, open arrivals have ended
                 settled = world.good(policy, disturbed=False, later_ns=SETTLED_NS)
                 outcome = dataclasses.replace(outcome, usual=min(usual, settled))
@@ -264,7 +264,7 @@ def main() -> int:
     kind = arguments.kind if arguments.kind == DRIFT else ""
     if arguments.kind in KINDS:
         seeds = [seed for seed in seeds if KINDS[seed % len(KINDS)] == arguments.kind]
-    found: list[Outcome] = []
+    found: list[PolicyGoodput] = []
     for outcome in outcomes(policies, seeds, kind):
         found.append(outcome)
         if not outcome.has_recovered and not arguments.json:
@@ -282,7 +282,7 @@ def main() -> int:
     return 1 if any(outcome.policy in HELD and not outcome.has_recovered for outcome in found) else 0
 
 
-def _row(found: Sequence[Outcome], policy: str, kind: str) -> dict[str, Any]:
+def _row(found: Sequence[PolicyGoodput], policy: str, kind: str) -> dict[str, Any]:
     chosen = [outcome for outcome in found if (outcome.policy, outcome.kind) == (policy, kind)]
     return {
         "policy": policy,

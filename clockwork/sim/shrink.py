@@ -17,7 +17,7 @@ from clockwork.sim.random_world import RandomWorld
 from clockwork.sim.world import Cluster
 from clockwork.workloads import Arrivals
 
-Row = tuple[int, int, int, int]
+RecordRow = tuple[int, int, int, int]
 """A request: time (ns), index of the model, SLO (ns; 0: the model's), priority (0: the default)."""
 
 
@@ -32,7 +32,7 @@ class Shrunk:
     requests_before: int
 
     @property
-    def requests(self) -> list[Row]:
+    def requests(self) -> list[RecordRow]:
         return rows_of(self.world.arrivals)
 
 
@@ -41,7 +41,7 @@ def rule_of(sentence: str) -> str:
     return re.sub(r"\d+", "n", re.sub(r"\s*\(.*?\)", "", sentence)).strip()
 
 
-def rows_of(arrivals: Arrivals) -> list[Row]:
+def rows_of(arrivals: Arrivals) -> list[RecordRow]:
     columns = (arrivals.t_ns, arrivals.model, arrivals.slo_ns, arrivals.priority)
     return [
         (int(t), int(model), int(slo), int(priority))
@@ -49,7 +49,7 @@ def rows_of(arrivals: Arrivals) -> list[Row]:
     ]
 
 
-def arrivals_of(rows: Sequence[Row]) -> Arrivals:
+def arrivals_of(rows: Sequence[RecordRow]) -> Arrivals:
     return Arrivals.of(*zip(*rows, strict=True)) if rows else Arrivals.of((), (), (), ())
 
 

@@ -31,7 +31,7 @@ SECOND = 1_000_000_000
 EVENTS_A_TURN = 200_000
 """Most events between two calls of on_progress."""
 
-Counts = npt.NDArray[np.int64]
+CountArray = npt.NDArray[np.int64]
 
 
 DISTURBANCES = ("execution", "load", "inputs", "link", "stop", "controller", "clock")
@@ -127,7 +127,7 @@ class Closed:
     until_ns: int = NEVER_NS
 
 
-Workload = Open | Closed
+SimulatedWorkload = Open | Closed
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -192,18 +192,18 @@ class Errors:
 class Tally:
     """Requests by outcome, for each model or class."""
 
-    offered: Counts
-    good: Counts
-    late: Counts
-    refused: Counts
-    missed: Counts
-    failed: Counts
-    cancelled: Counts  # cancelled by their own clients: neither good nor bad
-    unanswered: Counts
-    cold: Counts  # good or late requests that waited for a LOAD
+    offered: CountArray
+    good: CountArray
+    late: CountArray
+    refused: CountArray
+    missed: CountArray
+    failed: CountArray
+    cancelled: CountArray  # cancelled by their own clients: neither good nor bad
+    unanswered: CountArray
+    cold: CountArray  # good or late requests that waited for a LOAD
 
     @property
-    def bad(self) -> Counts:
+    def bad(self) -> CountArray:
         """Requests that are bad for their clients: late, refused, missed, failed or unanswered."""
         return self.late + self.refused + self.missed + self.failed + self.unanswered
 
@@ -211,7 +211,7 @@ class Tally:
         return {field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)}
 
     @staticmethod
-    def of(table: Counts) -> Tally:
+    def of(table: CountArray) -> Tally:
         columns = {name: table[:, 2 + place].copy() for place, name in enumerate(OUTCOME_NAMES)}
         return Tally(offered=table[:, 0].copy(), cold=table[:, 1].copy(), **columns)
 
@@ -230,7 +230,7 @@ class Report:
     latency: Histogram
     class_latency: Sequence[Histogram]  # by class
     refusal: Histogram  # time from arrival to refusal
-    batches: Counts  # count of executions by batch size
+    batches: CountArray  # count of executions by batch size
     device_busy: npt.NDArray[np.float64]  # share of the time in which each device executed
     # By device that exists at the end: share of the time in which it was idle while the controller held a
     # request that it could have served (csrc/scheduler/machines.h: ExecutorTime).
@@ -247,7 +247,7 @@ class Report:
     crashes: int
     errors: Mapping[str, Errors]  # infer_duration, infer_completion; likewise for load and fetch
     devices_wanted: float  # the scheduler's estimate at the last arrival; see csrc/scheduler/demand.h
-    series: Mapping[str, Counts]  # by SLICE_NAMES; empty without series_ns
+    series: Mapping[str, CountArray]  # by SLICE_NAMES; empty without series_ns
     series_ns: int
     digest: str  # digest of every event and order
     requests: int  # warm-up included
@@ -257,9 +257,9 @@ class Report:
     trace: Sequence[tuple[int, int, int, int, int, int]]  # rows of csrc/sim/world.h, up to trace_max
     # With `fates`, for each request in the order of arrival: outcome (index into OUTCOME_NAMES), reason of a
     # refusal (0: none; else of Reason, from 1), device (index; -1: none) and latency until its answer in ns.
-    fates: Counts
+    fates: CountArray
 
-    def __getattr__(self, name: str) -> Counts:
+    def __getattr__(self, name: str) -> CountArray:
         if name in OUTCOME_NAMES or name in ("offered", "cold", "bad"):
             return getattr(self.models, name)  # type: ignore[no-any-return]
         raise AttributeError(name)
@@ -327,7 +327,7 @@ def bucket_bounds_ns() -> npt.NDArray[np.int64]:
 def simulate(
     models: Sequence[ModelProfile],
     cluster: Cluster,
-    workloads: Sequence[Workload],
+    workloads: Sequence[SimulatedWorkload],
     policy: str = POLICY,
     memory: str = "",
     options: Mapping[str, float] | None = None,

@@ -232,7 +232,7 @@ def windows(segments: Iterable[Segment], span_ns: int) -> Iterator[list[Segment]
         yield found
 
 
-class Clients(Workload):
+class OpenLoopClients(Workload):
     """Independent open-loop clients whose rates are constant within segments."""
 
     def __init__(
@@ -339,7 +339,7 @@ class Clients(Workload):
         ).chunks()
 
 
-class renewal(Clients):
+class renewal(OpenLoopClients):
     """A client for each model, at a rate that may change in steps."""
 
     def __init__(

@@ -170,7 +170,7 @@ def workload_of(settings: LoadSettings) -> Workload:
 
 
 @dataclasses.dataclass(slots=True)
-class Report:
+class LoadReport:
     """The results of a run. Latencies are milliseconds."""
 
     settings: dict[str, Any]
@@ -317,7 +317,7 @@ class _ModelTally:
         return {"model": name, "offered": sum(self.outcomes), **counts, "p50_ms": p50, "p99_ms": p99}
 
 
-class Tally:
+class LoadTally:
     """Counts and latencies of requests, added as they end."""
 
     def __init__(self) -> None:
@@ -375,11 +375,11 @@ class Tally:
         )
 
 
-Watch = Callable[[float, Tally], None]
+WatchTally = Callable[[float, LoadTally], None]
 """Called about ten times a second with the part of the run that is over, 0 to 1."""
 
 
-def run(client: Client, settings: LoadSettings, watch: Watch | None = None) -> Report:
+def run(client: Client, settings: LoadSettings, watch: WatchTally | None = None) -> LoadReport:
     """Generate the load; its results. Raises ConfigError, ModelNotFound, ConnectionLost.
 
     SIGINT ends the sending, and requests under way are waited for; a second SIGINT raises KeyboardInterrupt.
@@ -400,7 +400,7 @@ def run(client: Client, settings: LoadSettings, watch: Watch | None = None) -> R
 class LiveRun:
     """A workload that was sent to a cluster, request by request; the arrays line up with the arrivals."""
 
-    report: Report
+    report: LoadReport
     arrivals: Arrivals
     outcome: npt.NDArray[np.uint8]  # Outcome
     latency_ns: npt.NDArray[np.int64]  # from when it was due until its outcome
@@ -415,7 +415,7 @@ def run_live(
     rows: int = 1,
     seed: int = 0,
     timeout_s: float = 30.0,
-    watch: Watch | None = None,
+    watch: WatchTally | None = None,
 ) -> LiveRun:
     """Send the arrivals of a simulation. ``models``: names, in the order of the arrivals' indices.
 
@@ -487,9 +487,9 @@ class _Generator:
         targets: Sequence[_Target],
         duration_ns: int,
         timeout_s: float,
-        watch: Watch | None,
+        watch: WatchTally | None,
     ) -> None:
-        self.tally = Tally()
+        self.tally = LoadTally()
         self.kept: _Kept | None = None
         self._client = client
         self._targets = targets
@@ -622,10 +622,12 @@ class _Generator:
             self._watch(min(1.0, (now - started_ns) / max(1, self._duration_ns)), self.tally)
 
 
-def _report(settings: dict[str, Any], tally: Tally, seconds: float, interrupted: bool = False) -> Report:
+def _report(
+    settings: dict[str, Any], tally: LoadTally, seconds: float, interrupted: bool = False
+) -> LoadReport:
     if tally.done != tally.sent:
         raise ClockworkError(f"{tally.sent - tally.done} requests had no outcome")
-    return Report(
+    return LoadReport(
         settings=settings,
         seconds=seconds,
         offered=tally.sent,

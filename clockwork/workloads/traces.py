@@ -22,7 +22,7 @@ from clockwork.config.workloads import COUNT_MAX, MINUTES_MAX, RATE_MAX, SOURCES
 from clockwork.errors import ConfigError
 from clockwork.system.clock import SECOND
 from clockwork.workloads.arrivals import Floats, Int64s
-from clockwork.workloads.generators import Clients, Exponential, Gaps, Segment
+from clockwork.workloads.generators import Exponential, Gaps, OpenLoopClients, Segment
 
 MINUTE_NS = 60 * SECOND
 DAY_MINUTES = 1440
@@ -197,7 +197,7 @@ def _plain(text: str) -> bool:
 # ----- replay --------------------------------------------------------------------------------
 
 
-class replay(Clients):
+class replay(OpenLoopClients):
     """A trace as requests: every function is a Poisson client whose mean gap follows its calls by the minute.
 
     Functions are sorted by their calls in the whole trace, most first (as the original does), or, if

@@ -25,7 +25,7 @@ from clockwork.scheduler.types import (
     Tick,
     WorkerJoined,
 )
-from clockwork.sim.recorded import GOOD, REFUSED, Recorded, read_recorded
+from clockwork.sim.recorded import GOOD, REFUSED, RecordedRun, read_recorded
 from tests.sim.harness import MS, SHAPE, US, World, spec
 
 Trace = Sequence[tuple[Any, Sequence[Any]]]
@@ -123,7 +123,7 @@ def test_other_settings_give_other_outcomes(tmp_path: Path, trace: Trace) -> Non
         found.simulate(policy="nonsense")
 
 
-def resident(found: Recorded) -> set[tuple[int, int]]:
+def resident(found: RecordedRun) -> set[tuple[int, int]]:
     return set(found.placed)
 
 

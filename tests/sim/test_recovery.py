@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from clockwork.sim.recovery import HELD, KINDS, Outcome, outcomes, scenario
+from clockwork.sim.recovery import HELD, KINDS, PolicyGoodput, outcomes, scenario
 from clockwork.sim.world import Closed, Cluster, Disturbance, simulate
 from tests.sim.harness import MS, SECOND
 
@@ -96,7 +96,7 @@ def test_of_hundreds_of_worlds_all_but_a_few_recover(policy: str) -> None:
 
 
 def test_what_is_reported_says_who_has_not_recovered() -> None:
-    one = Outcome(7, "link", "edf", 90, 100, "")
+    one = PolicyGoodput(7, "link", "edf", 90, 100, "")
     assert one.has_recovered, "a standard deviation of a hundred is ten"
     assert not dataclasses.replace(one, good=84).has_recovered
     assert not dataclasses.replace(one, good=9399, usual=10_000).has_recovered

@@ -19,8 +19,8 @@ from clockwork.wire.description import ModelInfo
 from clockwork.workloads import Arrivals, load_generator
 from clockwork.workloads.load_generator import (
     LoadSettings,
+    LoadTally,
     Outcome,
-    Tally,
     _report,
     crowding_of,
     make_inputs,
@@ -168,7 +168,7 @@ def test_models_that_read_images_are_sent_images() -> None:
 
 
 def test_everything_is_counted_once_and_where_it_belongs() -> None:
-    tally = Tally()
+    tally = LoadTally()
     outcomes: list[tuple[int, BaseException | None]] = [
         (10_000_000, None),
         (90_000_000, None),  # answered, but too late for the client
@@ -259,7 +259,7 @@ def test_requests_that_fail_are_the_commands_failure(monkeypatch: pytest.MonkeyP
     """A refusal or a missed deadline is a verdict; a connection that was lost is none."""
 
     def ran(*errors: BaseException | None) -> Any:
-        tally = Tally()
+        tally = LoadTally()
         for error in errors:
             tally.sent += 1
             tally.record("digits", 1_000_000, 0, error)

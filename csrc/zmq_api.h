@@ -1,7 +1,7 @@
-/* The functions of libzmq that are called without Python in between, and what they take.
+/* The functions of libzmq that native code calls, and the types of their arguments.
  *
- * pyzmq brings the library and no header; the functions are looked up in it (clockwork/wire/_zmq.pyx), and declared here
- * as zmq.h of libzmq 4 has them. A message is opaque: 64 bytes, aligned as a pointer. */
+ * pyzmq brings the library without a header; the functions are looked up in it (clockwork/wire/_zmq.pyx), and
+ * declared here as zmq.h of libzmq 4 has them. A message is opaque: 64 bytes, aligned as a pointer. */
 #ifndef CLOCKWORK_ZMQ_API_H
 #define CLOCKWORK_ZMQ_API_H
 
@@ -18,12 +18,12 @@ enum {
     CLOCKWORK_ZMQ_FD = 14,
     CLOCKWORK_ZMQ_EVENTS = 15,
     CLOCKWORK_ZMQ_POLLIN = 1,
-    CLOCKWORK_ZMQ_SRCFD = 2, /* of a message: the descriptor that it came on */
+    CLOCKWORK_ZMQ_SRCFD = 2, /* property of a message: the descriptor from which it was read */
     CLOCKWORK_ZMQ_EVENT_ACCEPTED = 0x0020,
     CLOCKWORK_ZMQ_EVENT_DISCONNECTED = 0x0200,
 };
 
-/* Each as the function zmq_<name> of libzmq says. */
+/* Pointers to the functions zmq_<name> of libzmq. */
 typedef struct clockwork_zmq_api {
     int (*msg_init)(clockwork_zmq_message* message);
     int (*msg_init_size)(clockwork_zmq_message* message, size_t size);

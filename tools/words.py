@@ -37,6 +37,7 @@ KEPT = (
     "clockwork/models",
     "clockwork/observe",
     "clockwork/profiles.py",
+    "clockwork/protocol",
     "clockwork/repository",
     "clockwork/scheduler",
     "clockwork/sim",
@@ -47,11 +48,13 @@ KEPT = (
     "clockwork/worker",
     "clockwork/workloads",
     "csrc/controller",
+    "csrc/device",
     "csrc/duration.h",
     "csrc/id_table.h",
     "csrc/jpeg.h",
     "csrc/msgpack.h",
     "csrc/random.h",
+    "csrc/recording",
     "csrc/scheduler",
     "csrc/sim",
     "csrc/string_work.h",
@@ -67,10 +70,13 @@ KEPT = (
 
 SUFFIXES = frozenset({".py", ".pyi", ".pyx", ".pxd", ".h", ".cpp", ".c"})
 NATIVE = frozenset({".h", ".cpp", ".c"})
+MADE = ("_pb2.py",)
+"""Endings of the names of files that protoc makes."""
 
 OPENING = re.compile(r"(What|Who|Of|That)\b(?!')")
 NAME = re.compile(r"(?<![\w.\"'])one(?![\w\"'])")
 STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'')
+BLOCK = re.compile(rf"{STRING.pattern}|//[^\n]*|/\*(?P<comment>.*?)\*/", re.DOTALL)
 DOCSTRING = re.compile(r'^[ \t]*[rR]?"""(.*?)"""', re.MULTILINE | re.DOTALL)
 
 Finding = tuple[int, str]
@@ -82,20 +88,30 @@ def sources(paths: list[str]) -> list[Path]:
         ["git", "ls-files", "-z", "--", *paths], cwd=ROOT, capture_output=True, text=True, check=True
     )
     found = (ROOT / name for name in listed.stdout.split("\0") if name)
-    return [path for path in found if path.suffix in SUFFIXES and path.is_file()]
+    return [
+        path for path in found if path.suffix in SUFFIXES and not path.name.endswith(MADE) and path.is_file()
+    ]
 
 
 def check(path: Path) -> Iterator[Finding]:
     """Every line of a file that breaks a rule, and how."""
     text = path.read_text(encoding="utf-8")
     if path.suffix in NATIVE:
-        yield from check_lines(text, "//")
+        for found in BLOCK.finditer(text):
+            if found["comment"] is not None:
+                yield from words(text.count("\n", 0, found.start()) + 1, found[0], found["comment"])
+        yield from check_lines(BLOCK.sub(without_comment, text), "//")
     elif path.suffix in (".py", ".pyi"):
         yield from check_python(text)
     else:
         for found in DOCSTRING.finditer(text):
-            yield from words(text.count("\n", 0, found.start()) + 1, found[0])
+            yield from words(text.count("\n", 0, found.start()) + 1, found[0], found[1])
         yield from check_lines(DOCSTRING.sub(lambda found: "\n" * found[0].count("\n"), text), "#")
+
+
+def without_comment(found: re.Match[str]) -> str:
+    """A match of BLOCK: a comment becomes its line breaks, all else stays."""
+    return found[0] if found["comment"] is None else "\n" * found[0].count("\n")
 
 
 def check_lines(text: str, mark: str) -> Iterator[Finding]:
@@ -125,17 +141,18 @@ def check_python(text: str) -> Iterator[Finding]:
                 yield from opening(number, token.string[1:])
             last_comment = number if is_alone else 0
         elif token.type == tokenize.STRING and is_fresh and '"""' in token.string:
-            yield from words(number, " " * token.start[1] + token.string)
+            docstring = token.string.lstrip("rR").removeprefix('"""')
+            yield from words(number, " " * token.start[1] + token.string, docstring)
         elif token.type == tokenize.NAME and token.string == "one":
             yield number, "`one` is no name"
         if token.type not in (tokenize.COMMENT, tokenize.NL):
             is_fresh = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
 
 
-def words(number: int, docstring: str) -> Iterator[Finding]:
-    """Check a docstring; `number` is its first line's."""
-    yield from opening(number, docstring[docstring.index('"""') + 3 :])
-    for offset, line in enumerate(docstring.splitlines()):
+def words(number: int, source: str, text: str) -> Iterator[Finding]:
+    """Check a docstring or a comment of several lines. `number` is the line at which its source begins."""
+    yield from opening(number, text.lstrip("*"))
+    for offset, line in enumerate(source.splitlines()):
         yield from columns(number + offset, line)
 
 

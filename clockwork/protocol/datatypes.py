@@ -11,11 +11,14 @@ STANDARD = {
     "INT64": tensors.INT64, "FP16": tensors.FLOAT16, "BF16": tensors.BFLOAT16, "FP32": tensors.FLOAT,
     "FP64": tensors.DOUBLE, "BYTES": tensors.STRING,
 }  # fmt: skip
-"""ONNX's codes of the protocol's datatypes."""
+"""ONNX's code of each datatype of the protocol."""
 
 DATATYPES = STANDARD | {
     kind.name.upper(): code for code, kind in DTYPES.items() if code not in STANDARD.values()
 }
-"""STANDARD, and the datatypes that only ONNX has, under ONNX's names: these travel as raw bytes alone."""
+"""STANDARD, and the datatypes that only ONNX has, under ONNX's names.
+
+Tensors of the latter travel as raw bytes only.
+"""
 
 NAME_OF = {code: name for name, code in DATATYPES.items()}

@@ -1,8 +1,9 @@
-// An arena's memory: address space at first, to which pages of memory come before anything is loaded there.
+// The memory of an arena: reserved address space at first; pages get memory before anything is loaded there.
 //
-// All of it at once would be simplest, and holds gigabytes on a worker that serves a few small models. Memory that comes
-// at the first write would make the first LOAD to a page several times as long as the next. So a low part of the arena
-// has memory, and grows ahead of use, off the lanes: as far as the lowest free pages can be that every known model takes.
+// An arena that takes all of its memory at once would be simplest, but a worker with a few small models would
+// then hold gigabytes. Memory that is taken at the first write would make the first LOAD to a page several
+// times as long as the next. So the low part of the arena has memory, and a thread beside the lanes extends
+// it ahead of use: up to the lowest page that the free pages can reach once every known model is loaded.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +24,7 @@ public:
     ArenaMemory& operator=(const ArenaMemory&) = delete;
     ~ArenaMemory() { unmap(); }
 
-    // Reserves the address space. False if there is none. Before anything else.
+    // Reserves the address space; returns false if there is none. Must be called before any other function.
     bool map(std::int64_t page_count, std::size_t page_bytes) {
         bytes_ = round_up(std::size_t(page_count) * page_bytes, HUGE_PAGE_BYTES);
         base_ = map_untouched(bytes_);
@@ -31,11 +32,11 @@ public:
             return false;
         page_count_ = page_count;
         page_bytes_ = page_bytes;
-        pages_ = std::make_unique<std::atomic<Page>[]>(std::size_t(page_count));  // all of them NEW
+        pages_ = std::make_unique<std::atomic<Page>[]>(std::size_t(page_count));  // every page is NEW
         return true;
     }
 
-    // Gives all of it back, once. Nobody uses it any more.
+    // Unmaps the arena. Call it at most once, when no thread uses the memory any more.
     void unmap() {
         if (base_ != nullptr)
             munmap(base_, bytes_);
@@ -56,18 +57,19 @@ public:
         return held * page_bytes_;
     }
 
-    // Pages to which a LOAD had to bring memory, although they were none that had given it up.
+    // Number of pages that first got their memory from a LOAD, because keep() had not reached them in time.
     std::int64_t late_count() const { return late_count_.load(std::memory_order_relaxed); }
 
     // ----- the load lane's, of pages that are its model's --------------------------------------
 
-    // Has pages hold memory. False if there is none left.
+    // Gives memory to `count` pages from `start` on; returns false if the machine has none left.
     bool take(std::int64_t start, std::int64_t count) {
         const std::int64_t end = start + count;
         for (std::int64_t page = start; page < end; page++) {
             if (pages_[page].load(std::memory_order_acquire) == Page::HELD)
                 continue;
-            std::lock_guard<std::mutex> held(changing_);  // one page at a time: another thread may be at the same
+            // locked page by page: the thread in touch_below() may populate the same page
+            std::lock_guard<std::mutex> held(changing_);
             const Page before = pages_[page].load(std::memory_order_relaxed);
             if (before == Page::HELD)
                 continue;
@@ -80,7 +82,7 @@ public:
         return true;
     }
 
-    // Has pages hold no memory, until somebody needs it there.
+    // Returns the memory of `count` pages from `start` on to the kernel.
     void give_up(std::int64_t start, std::int64_t count) {
         std::lock_guard<std::mutex> held(changing_);
         madvise(page(start), std::size_t(count) * page_bytes_, MADV_DONTNEED);
@@ -90,11 +92,12 @@ public:
 
     // ----- any thread but a lane ---------------------------------------------------------------
 
-    // Has every page below this one hold memory, but for those that gave it up. False if there is none left.
+    // Gives memory to every page below `end`, except to pages that gave it up. Returns false if there is none
+    // left.
     bool touch_below(std::int64_t end) {
         end = std::min(end, page_count_);
         const std::int64_t piece = std::max<std::int64_t>(1, std::int64_t(HUGE_PAGE_BYTES / page_bytes_));
-        for (;;) {  // in pieces: whoever changes the process's memory map waits for one of them at most
+        for (;;) {  // in pieces: a thread that changes the memory map waits for at most one piece
             std::lock_guard<std::mutex> held(changing_);
             if (touched_ >= end)
                 return true;
@@ -110,7 +113,7 @@ public:
         }
     }
 
-    // Does so as want() asks, until stop(). The work of a thread.
+    // Populates pages up to the bound given by want(), until stop() is called. The body of a thread.
     void keep() {
         std::unique_lock<std::mutex> held(asking_);
         for (;;) {
@@ -119,7 +122,7 @@ public:
                 return;
             const std::int64_t wanted = wanted_;
             held.unlock();
-            touch_below(wanted);  // what there is no memory for is left to the LOAD, which says so
+            touch_below(wanted);  // if memory runs out here, the LOAD that needs the page reports it
             held.lock();
             kept_ = wanted;
         }
@@ -146,15 +149,15 @@ private:
     std::size_t bytes_ = 0;
     std::size_t page_bytes_ = 1;
     std::int64_t page_count_ = 0;
-    // Only with changing_ held; any thread looks.
+    // Written with changing_ held; read by any thread.
     std::unique_ptr<std::atomic<Page>[]> pages_;
     std::atomic<std::int64_t> late_count_{0};
     std::mutex changing_;
-    std::int64_t touched_ = 0;  // pages below it are NEW no more; guarded by changing_
-    std::mutex asking_;         // guards what follows
+    std::int64_t touched_ = 0;  // no page below this index is NEW; guarded by changing_
+    std::mutex asking_;         // guards wanted_, kept_ and is_stopping_
     std::condition_variable changed_;
     std::int64_t wanted_ = 0;
-    std::int64_t kept_ = 0;  // the last of wanted_ that was done
+    std::int64_t kept_ = 0;  // the last value of wanted_ that keep() has carried out
     bool is_stopping_ = false;
 };
 

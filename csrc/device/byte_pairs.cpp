@@ -56,12 +56,13 @@ const BytePairs::Merge* BytePairs::merge_of(std::uint32_t left, std::uint32_t ri
     return found != merges_.end() ? &found->second : nullptr;
 }
 
-// The merge of the least rank first, of several the leftmost.
+// The pending merge of the lowest rank; among equal ranks, the leftmost merge.
 void BytePairs::add_piece(std::string_view piece, std::vector<std::int64_t>& ids) const {
     struct Symbol {
         std::uint32_t id, before, after;
     };
-    using Step = std::tuple<std::uint32_t, std::uint32_t, std::uint32_t>;  // rank, place, made
+    // rank, place, id that the merge makes
+    using Step = std::tuple<std::uint32_t, std::uint32_t, std::uint32_t>;
     std::vector<Symbol> symbols;
     std::uint32_t count = static_cast<std::uint32_t>(piece.size());
     for (std::uint32_t place = 0; place < count; ++place) {
@@ -85,7 +86,7 @@ void BytePairs::add_piece(std::string_view piece, std::vector<std::int64_t>& ids
             continue;
         const Merge* merge = merge_of(left.id, symbols[left.after].id);
         if (merge == nullptr || merge->rank != rank)
-            continue;  // one of the two has become another
+            continue;  // stale: an earlier merge has replaced the left or the right token
         Symbol& right = symbols[left.after];
         left.id = made;
         left.after = right.after;
@@ -101,7 +102,7 @@ void BytePairs::add_piece(std::string_view piece, std::vector<std::int64_t>& ids
     }
 }
 
-// Pieces by GPT-2's pattern: 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+// Splits text by GPT-2's pattern: 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 bool BytePairs::add_plain(std::string_view text, std::vector<std::int64_t>& ids) const {
     if (text.empty())
         return true;
@@ -109,13 +110,15 @@ bool BytePairs::add_plain(std::string_view text, std::vector<std::int64_t>& ids)
     if (begins_with_space_ && text[0] != ' ')
         text = with_space.append(" ").append(text);
     const std::size_t size = text.size();
-    auto kind = [&](std::size_t at, std::size_t& next) {  // of a character, and where it ends
+    // the kind of the character at `at`; `next` is set to its end
+    auto kind = [&](std::size_t at, std::size_t& next) {
         std::uint32_t point = 0;
         next = at + std::max<std::size_t>(character(text.substr(at), point), 1);
         return kind_of(point);
     };
     std::size_t last = 0, next = 0;
-    auto run = [&](std::size_t from) {  // where characters of one kind end; the last of them begins at `last`
+    // the end of the run of characters of one kind; `last` is set to its last character
+    auto run = [&](std::size_t from) {
         std::size_t end = from, behind = 0;
         const Kind first = kind(from, behind);
         do {
@@ -129,7 +132,7 @@ bool BytePairs::add_plain(std::string_view text, std::vector<std::int64_t>& ids)
             return false;
         std::string_view rest = text.substr(at);
         auto contraction = std::find_if(std::begin(CONTRACTIONS), std::end(CONTRACTIONS),
-                                        [&](std::string_view one) { return rest.starts_with(one); });
+                                        [&](std::string_view ending) { return rest.starts_with(ending); });
         std::size_t word = text[at] == ' ' ? at + 1 : at, behind = 0;
         if (contraction != std::end(CONTRACTIONS)) {
             next = at + contraction->size();
@@ -138,7 +141,7 @@ bool BytePairs::add_plain(std::string_view text, std::vector<std::int64_t>& ids)
         } else {
             next = run(at);
             if (next < size && last > at)
-                next = last;  // the last one goes with what follows
+                next = last;  // the last space belongs to the piece that follows
         }
         add_piece(text.substr(at, next - at), ids);
     }

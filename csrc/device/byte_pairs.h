@@ -1,5 +1,5 @@
-// Texts as the tokens of byte-level byte-pair encoding, as the library `tokenizers` finds them for models such as GPT-2 and
-// RoBERTa.
+// Tokenization by byte-level byte-pair encoding. The tokens equal those of the library `tokenizers` for
+// models such as GPT-2 and RoBERTa.
 #pragma once
 
 #include <array>
@@ -17,10 +17,11 @@ namespace clockwork::device {
 class BytePairs final : public Tokenizer {
 public:
     struct Parts {
-        std::string bytes;                     // the id of each byte, separated by commas
-        std::string merges;                    // "left,right,made" a line, of ids, the first to be done first
-        std::string letters, numbers, spaces;  // CodePoints
-        bool begins_with_space = false;        // a text that begins with none gets one
+        std::string bytes;  // the id of each of the 256 bytes, separated by commas
+        // a merge per line, as the ids "left,right,made"; the order is the order of priority
+        std::string merges;
+        std::string letters, numbers, spaces;  // Unicode ranges of each class, as CodePoints reads them
+        bool begins_with_space = false;        // a space is added before a text that begins with none
     };
 
     BytePairs(const Common& common, const Parts& parts);
@@ -39,7 +40,7 @@ private:
     void add_piece(std::string_view piece, std::vector<std::int64_t>& ids) const;
 
     std::array<std::uint32_t, 256> bytes_ = {};
-    std::unordered_map<std::uint64_t, Merge> merges_;  // by left << 32 | right
+    std::unordered_map<std::uint64_t, Merge> merges_;  // by the pair of ids: left << 32 | right
     CodePoints letters_, numbers_, spaces_;
     bool begins_with_space_;
 };

@@ -1,4 +1,4 @@
-// Who owns which page of an arena. The caller holds the lock of the device's hub.
+// The owner of each page of an arena. The caller holds the lock of the device's hub.
 #pragma once
 
 #include <cstddef>
@@ -8,10 +8,10 @@
 
 namespace clockwork::device {
 
-// What a model takes of an arena: runs of contiguous pages, that may lie anywhere.
+// The pages of an arena that a model claims: runs of contiguous pages, each of which may lie anywhere.
 struct Claim {
     std::vector<std::int64_t> run_pages;
-    std::vector<std::int64_t> run_starts;  // each run's first page; -1: none
+    std::vector<std::int64_t> run_starts;  // first page of each run; -1: the run has no pages
 
     void add_run(std::int64_t pages) {
         run_pages.push_back(pages);
@@ -32,7 +32,7 @@ public:
         return held;
     }
 
-    // The page behind the last that is held; 0: none is.
+    // Index after the last page that is held; 0 if no page is held.
     std::int64_t end_of_held() const {
         std::int64_t end = page_count();
         while (end > 0 && owners_[std::size_t(end - 1)] == nullptr)
@@ -42,8 +42,8 @@ public:
 
     const Claim* owner(std::int64_t page) const { return owners_[std::size_t(page)]; }
 
-    // Makes pages the claim's, each run from its start on, of which there are as many as runs. False, with a sentence,
-    // if that cannot be; then it has none.
+    // Gives pages to a claim: run_starts has the first page of each run. Returns false, with a sentence, if a
+    // run cannot be had; then the claim has no page.
     bool take(Claim& claim, const std::vector<std::int64_t>& run_starts, char* text, std::size_t text_bytes) {
         for (std::int64_t& start : claim.run_starts)
             start = -1;
@@ -69,7 +69,7 @@ public:
         return true;
     }
 
-    // Nobody's again are the pages of a claim.
+    // Frees the pages of a claim.
     void release(Claim& claim) {
         for (std::size_t run = 0; run < claim.run_pages.size(); run++) {
             std::int64_t& start = claim.run_starts[run];
@@ -80,7 +80,7 @@ public:
     }
 
 private:
-    std::vector<const Claim*> owners_;  // of each page; null: it is free
+    std::vector<const Claim*> owners_;  // owner of each page; null: the page is free
 };
 
 }  // namespace clockwork::device

@@ -1,4 +1,5 @@
-// What a CPU device knows of a model: its session, and where its weights are mapped and lie in the arena.
+// The record of a model on a CPU device: its session, and where its weights are mapped and where they lie in
+// the arena.
 #pragma once
 
 #include <cstddef>
@@ -11,18 +12,18 @@
 
 namespace clockwork::device {
 
-// An open session and what a run needs to be told each time. All zero: it is not open.
+// An open ONNX Runtime session, with the names and types that each run passes. All fields zero: not open.
 struct Session {
     OrtSession* handle;
     std::size_t input_count;
     std::size_t output_count;
     char** input_names;
     char** output_names;
-    int* input_dtypes;   // ONNX's
-    OrtValue** outputs;  // output_count places for the one run that is under way
+    int* input_dtypes;   // ONNX's codes of data types
+    OrtValue** outputs;  // output_count places, for the run that is under way
 };
 
-// Where one of the program's inputs lies in the pages.
+// The place of a program's input in the pages.
 struct CpuWeight {
     int dtype = 0;
     std::vector<std::int64_t> dims;
@@ -33,20 +34,22 @@ struct CpuWeight {
 
 struct CpuModel : Residency {
     bool packed = false;
-    Session* session = nullptr;                  // the shared program's, or &own
-    Session own = {};                            // packed, and resident
-    std::string path;                            // packed: what LOAD opens ...
-    const OrtSessionOptions* options = nullptr;  // ... and how
+    Session* session = nullptr;                  // the shared program's session, or &own
+    Session own = {};                            // the session of a packed model while it is resident
+    std::string path;                            // packed model: the file that LOAD opens
+    const OrtSessionOptions* options = nullptr;  // packed model: the options with which LOAD opens the file
     std::vector<int> input_dtypes;
-    char* source = nullptr;  // the weights, mapped
+    char* source = nullptr;  // the mapped weights
     std::size_t source_bytes = 0;
-    bool copied = false;                  // they are in memory of this process, and not a file's mapping
-    std::vector<std::int64_t> run_bytes;  // of each run, what weights take: the rest of its last page is not copied
+    bool copied = false;  // the weights are in memory of this process, not in a mapping of a file
+    // bytes of weights in each run of pages; the rest of the last page is not copied
+    std::vector<std::int64_t> run_bytes;
     std::vector<CpuWeight> weights;
-    std::size_t workspace_bytes = 0;  // what one execution may take
+    std::size_t workspace_bytes = 0;  // bytes of workspace that an execution may take
     Lengths lengths;
     std::vector<Rowless> rowless;
-    std::vector<OrtValue*> values;  // what a run is fed: places for the inputs, the rows' sizes, then the weights
+    // arguments of a run: places for the inputs, the rows' sizes, then the weights
+    std::vector<OrtValue*> values;
 
     std::size_t fed_count() const { return input_dtypes.size() + lengths.count; }
 };

@@ -1,8 +1,9 @@
-// The last words of a process that crashes in a lane: which action its thread was at, and by which signal it ends.
+// The report of a process that crashes in a lane: the action that its thread executed, and the fatal signal.
 //
-// A thread that executes names its action. Should it run into a fatal signal, the handler notes both, wakes the loop
-// and waits a moment: the loop, on a thread of its own, says so to the controller. Then the signal takes its course,
-// with core dump and exit status as ever. Everybody else's crash, and one that nobody tells in time, ends at once.
+// A thread that executes an action notes the action's id. At a fatal signal the handler notes id and signal,
+// wakes the loop and waits for a moment, in which the loop, on a thread of its own, reports both to the
+// controller. Then the signal takes its usual course, with core dump and exit status. A crash outside of the
+// lanes ends the process at once, and so does a crash that the loop does not report in time.
 #pragma once
 
 #include <signal.h>
@@ -21,12 +22,14 @@ inline constexpr int CRASH_WAIT_MS = 1000;
 
 struct Crash {
     int wake_fd = -1;
-    std::atomic<int> signal{0};  // by which it ends; 0: it does not. -1: its action is being noted
+    // signal that ends the process; 0: none; -1: the handler is noting the action
+    std::atomic<int> signal{0};
     std::atomic<std::int64_t> action_id{0};
     std::atomic<bool> told{false};
 };
 
-// Static: the one module that includes this has the one state, and a handler gets at it without a call.
+// Static, because exactly one module includes this header: it holds the state, and a handler reads it without
+// a call.
 static Crash crash;
 static thread_local std::int64_t crash_action = 0;
 static thread_local void* crash_stack = nullptr;
@@ -38,7 +41,7 @@ static void handle_crash(int number, siginfo_t* info, void*) {
             crash.action_id = crash_action;
             crash.signal = number;
             if (write(crash.wake_fd, "", 1) < 0) {
-                // It is full of wake-ups already.
+                // The pipe is full, so the loop is awake already.
             }
         }
         for (int ms = 0; ms < CRASH_WAIT_MS && !crash.told; ms++) {
@@ -47,11 +50,11 @@ static void handle_crash(int number, siginfo_t* info, void*) {
         }
     }
     signal(number, SIG_DFL);
-    if (info->si_code <= 0)  // somebody sent it: it does not happen again by itself
+    if (info->si_code <= 0)  // sent by a process: executing the instruction again does not raise it again
         raise(number);
 }
 
-// wake_fd: of a pipe that the loop waits on, not blocking. False: see errno.
+// wake_fd: the non-blocking write end of a pipe that the loop waits on. Returns false on failure; see errno.
 static inline bool install_crash_handler(int wake_fd) {
     struct sigaction action = {};
     action.sa_sigaction = handle_crash;
@@ -65,7 +68,8 @@ static inline bool install_crash_handler(int wake_fd) {
     return true;
 }
 
-// Called by a lane's thread when it begins, and when it ends: a stack for the handler where its own has run out.
+// Called by a lane's thread when it begins and when it ends: the handler needs a stack of its own for the
+// case that the thread's stack has overflowed.
 static inline void enter_crash_guard() {
     stack_t stack = {};
     crash_stack = stack.ss_sp = std::malloc(CRASH_STACK_BYTES);
@@ -82,7 +86,7 @@ static inline void leave_crash_guard() {
     crash_stack = nullptr;
 }
 
-// What this thread is at from now on; 0: nothing.
+// Notes the action that this thread executes from now on; 0: none.
 static inline void name_crash_action(std::int64_t action_id) { crash_action = action_id; }
 
 }  // namespace clockwork::device

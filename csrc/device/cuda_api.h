@@ -1,9 +1,9 @@
 // NVIDIA's driver API, as a table of the functions used, filled by dlopen.
 //
-// The wheels bring no header and no library to link with, and a machine without a GPU has no driver: the library is
-// opened when a device is asked for, by the name or path given. What is declared here is the ABI that the driver has
-// kept since CUDA 11.4: an enum is an int, a device pointer a 64-bit integer, every handle an opaque pointer. Names with
-// _v2 are what the vendor's header maps the plain ones to.
+// The wheels bring no header and no library to link with, and a machine without a GPU has no driver. So the
+// library is opened, by the name or path given, when a device is asked for. The declarations follow the ABI
+// that the driver has kept since CUDA 11.4: an enum is an int, a device pointer a 64-bit integer, every
+// handle an opaque pointer. Names with _v2 are the symbols to which the vendor's header maps the plain names.
 //
 // The fake driver (tests/native/fake_driver/fake_driver.cpp) exports the same names.
 #pragma once
@@ -30,8 +30,8 @@ typedef struct CUuuid_st {
     unsigned char bytes[16];
 } CUuuid;
 
-// What cuGraphAddKernelNode takes. Since CUDA 12 the vendor's header maps that name to cuGraphAddKernelNode_v2, with a
-// larger struct; the driver keeps the first.
+// The parameters of cuGraphAddKernelNode. Since CUDA 12 the vendor's header maps that name to
+// cuGraphAddKernelNode_v2, which has a larger struct; the driver keeps the first version.
 typedef struct CUDA_KERNEL_NODE_PARAMS_v1_st {
     CUfunction func;
     unsigned gridDimX;
@@ -73,7 +73,7 @@ enum {
 };
 
 enum {
-    CU_STREAM_NON_BLOCKING = 1,  // does not wait for the legacy default stream
+    CU_STREAM_NON_BLOCKING = 1,  // the stream does not wait for the legacy default stream
     CU_EVENT_DEFAULT = 0,
     CU_MEMHOSTALLOC_PORTABLE = 1,
     CU_JIT_ERROR_LOG_BUFFER = 5,
@@ -94,7 +94,7 @@ enum {
     CU_LIMIT_STACK_SIZE = 0,
 };
 
-// X(name in the table, the driver's symbol, parameters): each gives back a CUresult.
+// X(name in the table, the driver's symbol, parameters): each function returns a CUresult.
 #define CW_CUDA_FUNCTIONS(X)                                                                                       \
     X(init, cuInit, (unsigned flags))                                                                              \
     X(driver_version, cuDriverGetVersion, (int* version))                                                          \
@@ -142,13 +142,13 @@ enum {
     X(query_event, cuEventQuery, (CUevent event))                                                                  \
     X(elapsed, cuEventElapsedTime, (float* milliseconds, CUevent begin, CUevent end))
 
-// Likewise, of newer drivers: null where there is none.
+// Functions of newer drivers; null in the table where the driver has none.
 #define CW_CUDA_OPTIONAL_FUNCTIONS(X)                                                                                  \
     X(write_word, cuStreamWriteValue32_v2, (CUstream stream, CUdeviceptr target, std::uint32_t value, unsigned flags)) \
     X(parameter, cuFuncGetParamInfo, (CUfunction function, size_t index, size_t* offset, size_t* size))                \
     CW_CUDA_GRAPH_FUNCTIONS(X)
 
-// Of graphs, and so all or none of them are used.
+// Functions of graphs; all of them are used or none.
 #define CW_CUDA_GRAPH_FUNCTIONS(X)                                                                                   \
     X(make_graph, cuGraphCreate, (CUgraph * graph, unsigned flags))                                                  \
     X(free_graph, cuGraphDestroy, (CUgraph graph))                                                                   \
@@ -171,8 +171,8 @@ struct CudaApi {
     CW_CUDA_OPTIONAL_FUNCTIONS(CW_CUDA_MEMBER)
 #undef CW_CUDA_MEMBER
 
-    // Fills the table from the library of this name or path. False, with a sentence, naming what was not found. The
-    // library stays open for good: a driver cannot be unloaded.
+    // Fills the table from the library of this name or path. Returns false, with a sentence that names the
+    // missing symbol or library. The library is never closed, because a driver cannot be unloaded.
     bool open(const char* path, char* text, std::size_t text_bytes) {
         library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
         if (library == nullptr) {
@@ -202,7 +202,8 @@ struct CudaApi {
         return has;
     }
 
-    // Whether a call failed; then a sentence with the call and the driver's own name for the error.
+    // Whether a call failed. If it did, `text` gets a sentence with the call and the driver's name for the
+    // error.
     bool failed(CUresult result, const char* call, char* text, std::size_t text_bytes) const {
         const char* name = nullptr;
         if (result == CUDA_SUCCESS)

@@ -1,4 +1,5 @@
-// The launches of a variant as a CUDA graph, which one call launches. Made when a model is prepared.
+// The launches of a variant as a CUDA graph, so that one call launches them all. Made when a model is
+// prepared.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,7 @@
 
 namespace clockwork::device {
 
-// Adds the nodes that a graph has, each behind the one before it. A launch's arguments are copied when it is added.
+// Appends the nodes of a graph, each after the last. A launch's arguments are copied when its node is added.
 inline CUresult add_nodes(const CudaApi& api, CUgraph graph, const Variant& variant, const CudaSlot& slot,
                           CUdeviceptr workspace, const char** call) {
     CUgraphNode last = nullptr;
@@ -41,8 +42,8 @@ inline CUresult add_nodes(const CudaApi& api, CUgraph graph, const Variant& vari
     return api.add_record(&last, graph, &before, 1, slot.graph_end);
 }
 
-// Makes the graph of a variant that is_recordable(), for this memory, ready to be launched. On failure there is none,
-// and ``call`` is the function that failed. ``stream`` is the caller's, who waits for it.
+// Makes the graph of a variant that is_recordable(), for this memory, ready to launch. On failure no graph
+// remains, and ``call`` names the function that failed. ``stream`` is the caller's, which waits for it.
 inline CUresult record_graph(const CudaApi& api, const Variant& variant, const CudaSlot& slot, CUdeviceptr workspace,
                              CUstream stream, CUgraphExec* exec, const char** call) {
     CUgraph graph = nullptr;

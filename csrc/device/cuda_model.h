@@ -1,5 +1,6 @@
-// What a CUDA device knows of a model: its program's launch lists, and where its weights are. Made when a model is
-// prepared, and only read while actions run; but for a launch's values, which the one execution at a time fills in.
+// The record of a model on a CUDA device: the launch lists of its program, and where its weights lie. Made
+// when a model is prepared and only read while actions run, except for the values of launches: the execution,
+// of which one runs at a time, fills those in.
 #pragma once
 
 #include <algorithm>
@@ -17,16 +18,16 @@
 
 namespace clockwork::device {
 
-inline constexpr int LOAD_AHEAD = 3;    // pieces of a LOAD that are on their way at a time
-inline constexpr int PADDED_MOST = 16;  // config.PADDED_MAX
+inline constexpr int LOAD_AHEAD = 3;    // pieces of a LOAD that are under way at a time
+inline constexpr int PADDED_MOST = 16;  // equals config.PADDED_MAX
 
-// What a kernel's argument is made of.
+// The origin of a kernel's argument.
 enum class Source { WEIGHT, INPUT, OUTPUT, WORKSPACE, SIZE, TABLE, VALUE };
 
 struct Argument {
     Source source = Source::VALUE;
     int index = 0;
-    std::uint64_t value = 0;  // an offset in bytes; or the value itself, in its lowest bytes
+    std::uint64_t value = 0;  // an offset in bytes, or the value itself in the lowest bytes
 };
 
 struct Launch {
@@ -35,10 +36,11 @@ struct Launch {
     unsigned block[3] = {};
     unsigned shared_bytes = 0;
     std::vector<Argument> arguments;
-    std::vector<std::uint64_t> values;  // filled before each launch: one execution at a time
-    std::vector<void*> pointers;        // to those, and null
+    // arguments, filled in before each launch: one execution runs at a time
+    std::vector<std::uint64_t> values;
+    std::vector<void*> pointers;  // addresses of `values`, ended by null
 
-    // Once all arguments are there.
+    // Sets `pointers`; to be called once all values are there.
     void make_room() {
         values.resize(arguments.size());
         pointers.clear();
@@ -52,23 +54,23 @@ struct Launch {
 struct Tensor {
     int dtype = 0;
     std::vector<std::int64_t> dims;
-    std::vector<int> symbols;  // of each axis: which padded symbol it is, -1 none
+    std::vector<int> symbols;  // for each axis, the padded symbol it has; -1: none
     std::int64_t bytes = 0;
-    std::int64_t row_bytes = 0;  // where the program batches
-    std::int64_t offset = 0;     // in a slot
-    bool open = false;           // whether it is padded along an axis
-    bool padded =
-        false;  // rows that no request has brought are copies of the last: a kernel may look things up by them
+    std::int64_t row_bytes = 0;  // bytes of a row, where the program batches
+    std::int64_t offset = 0;     // offset in the slot
+    bool open = false;           // whether the tensor is padded along an axis
+    // rows of padding repeat the last row: a kernel may use the values as indexes
+    bool padded = false;
 
     int rank() const { return int(dims.size()); }
 
-    // Of so many rows, their padding included; of all of it where the program does not batch.
+    // Bytes of so many rows, padding included; of the whole tensor where the program does not batch.
     std::int64_t used_bytes(std::int64_t rows) const { return row_bytes != 0 ? rows * row_bytes : bytes; }
 };
 
-// The recorded launches of a variant in a slot; not used once the slot or the workspace is another.
+// The recorded launches of a variant in a slot; invalid once the slot or the workspace is replaced.
 struct Graph {
-    CUgraphExec exec = nullptr;  // null: there is none
+    CUgraphExec exec = nullptr;  // null: no graph was recorded
     CUdeviceptr slot = 0;
     CUdeviceptr workspace = 0;
 };
@@ -80,12 +82,13 @@ struct Variant {
     std::int64_t slot_bytes = 0;
     std::int64_t workspace_bytes = 0;
     std::vector<Launch> launches;
-    std::vector<Argument> table;   // weights and sizes that kernels read in the slot: 8 bytes each
-    std::int64_t table_begin = 0;  // in a slot
-    std::int64_t table_end = 0;    // where the first input begins
-    std::vector<Graph> graphs;     // by slot; guarded by the hub's lock
+    // addresses of weights and sizes that kernels read in the slot, 8 bytes each
+    std::vector<Argument> table;
+    std::int64_t table_begin = 0;  // offset of the table in the slot
+    std::int64_t table_end = 0;    // offset in the slot of the first input
+    std::vector<Graph> graphs;     // one for each slot; guarded by the hub's lock
 
-    // Whether its launches are the same for every model and request.
+    // Whether the launches are the same for every model and request.
     bool is_recordable() const {
         for (const Launch& launch : launches) {
             for (const Argument& argument : launch.arguments) {
@@ -96,7 +99,8 @@ struct Variant {
         return !launches.empty();
     }
 
-    // Whether these inputs can be run. sizes: PADDED_MOST of them, filled in with those of the padded symbols.
+    // Whether these inputs can be run by this variant. sizes: PADDED_MOST values, set to the sizes of the
+    // padded symbols.
     bool fits(const Parts& parts, bool batches, std::int64_t* sizes) const {
         for (int symbol = 0; symbol < PADDED_MOST; symbol++)
             sizes[symbol] = 0;
@@ -131,15 +135,18 @@ struct CudaWeight {
 };
 
 struct CudaModel : Residency {
-    std::vector<Variant>* variants = nullptr;  // of its program, in the order in which they are tried
+    // variants of the program, in the order in which they are tried
+    std::vector<Variant>* variants = nullptr;
     bool batches = false;
     std::size_t output_count = 0;
-    WeightsCopy* copy = nullptr;  // in the host's memory
-    HostPages* store = nullptr;   // into which it is fetched; null: it is there for good
+    WeightsCopy* copy = nullptr;  // weights in the host's memory
+    // store into which the weights are fetched; null: they stay in memory for good
+    HostPages* store = nullptr;
     std::vector<CudaWeight> weights;
-    std::vector<std::int64_t> loading_starts;  // of the last LOAD that was started; guarded by the hub's lock
+    // runs of the LOAD that was started last; guarded by the hub's lock
+    std::vector<std::int64_t> loading_starts;
 
-    // The first variant that runs these inputs; null if there is none. sizes: PADDED_MOST of them, filled in.
+    // The first variant that runs these inputs; null if none does. sizes: PADDED_MOST values, filled in.
     Variant* choose(const Parts& parts, std::int64_t* sizes) const {
         for (Variant& variant : *variants) {
             if (variant.fits(parts, batches, sizes))
@@ -148,14 +155,14 @@ struct CudaModel : Residency {
         return nullptr;
     }
 
-    // run_starts: of a LOAD, in pages of the arena.
+    // run_starts: first page of each run of a LOAD.
     CUdeviceptr address(int index, const std::vector<std::int64_t>& run_starts, CUdeviceptr arena,
                         std::size_t page_bytes) const {
         const CudaWeight& weight = weights[std::size_t(index)];
         return arena + CUdeviceptr(run_starts[weight.run]) * page_bytes + CUdeviceptr(weight.offset);
     }
 
-    // Writes a variant's table for weights that lie there. Returns whether that changed anything in it.
+    // Writes a variant's table of addresses for weights at these pages. Returns whether the table changed.
     bool write_table(const Variant& variant, const std::vector<std::int64_t>& run_starts, CUdeviceptr arena,
                      std::size_t page_bytes, const std::int64_t* sizes, char* table) const {
         bool changed = false;
@@ -171,23 +178,23 @@ struct CudaModel : Residency {
     }
 };
 
-// How far a LOAD has come, and how fast: in pieces, each of which is queued and later noticed to have arrived.
+// Progress of a LOAD in pieces, each of which is queued and later noticed to have arrived, and its speed.
 class LoadPace {
 public:
     LoadPace() = default;
 
-    // expected_ns: of all of it; 0: nobody knows.
+    // expected_ns: predicted duration of the whole LOAD; 0: not known.
     LoadPace(std::int64_t begin_ns, std::int64_t expected_ns, std::int64_t bytes)
         : noticed_ns(begin_ns), ns_per_byte_(bytes > 0 ? double(expected_ns) / double(bytes) : 0) {}
 
-    // The piece is queued, and the next begins.
+    // Notes that a piece is queued, and begins the next.
     void queue() {
         sizes_[queued++ % LOAD_AHEAD] = piece_bytes;
         under_way_bytes_ += piece_bytes;
         piece_bytes = 0;
     }
 
-    // The oldest piece has arrived.
+    // Notes that the oldest piece has arrived.
     void notice(std::int64_t now_ns) {
         const std::int64_t bytes = sizes_[arrived_++ % LOAD_AHEAD];
         ns_per_byte_ = double(now_ns - noticed_ns) / double(bytes);
@@ -195,22 +202,24 @@ public:
         noticed_ns = now_ns;
     }
 
-    // From noticed_ns on: until the oldest piece arrives, and until all have; 0: nobody knows.
+    // Predicted durations from noticed_ns on, until the oldest piece arrives and until all have; 0: not
+    // known.
     std::int64_t next_ns() const { return std::int64_t(double(sizes_[arrived_ % LOAD_AHEAD]) * ns_per_byte_); }
     std::int64_t left_ns() const { return std::int64_t(double(under_way_bytes_ + piece_bytes) * ns_per_byte_); }
 
-    std::int64_t piece_bytes = 0;  // of the piece that is being queued
-    std::int64_t queued = 0;       // pieces
-    std::int64_t noticed_ns = 0;   // when the last piece was noticed to have arrived, or all began
+    std::int64_t piece_bytes = 0;  // bytes of the piece that is being queued
+    std::int64_t queued = 0;       // number of pieces queued so far
+    // time at which the last arrival was noticed; at first, the time of the beginning
+    std::int64_t noticed_ns = 0;
 
 private:
-    std::int64_t sizes_[LOAD_AHEAD] = {};  // of the pieces under way
-    std::int64_t arrived_ = 0;             // pieces
+    std::int64_t sizes_[LOAD_AHEAD] = {};  // bytes of the pieces under way
+    std::int64_t arrived_ = 0;             // number of pieces that have arrived
     std::int64_t under_way_bytes_ = 0;
     double ns_per_byte_ = 0;
 };
 
-// Where a batch's table, inputs and outputs lie: pinned memory, and as much on the device.
+// Memory for a batch's table, inputs and outputs: pinned, and as much on the device.
 struct CudaSlot : Room {
     std::size_t number = 0;
     char* host = nullptr;
@@ -219,7 +228,7 @@ struct CudaSlot : Room {
     Mark input_end;
     CUevent run_begin = nullptr;
     Mark run_end;
-    CUevent graph_end = nullptr;  // of the launches, where these are a graph; it is recorded there, as is run_begin
+    CUevent graph_end = nullptr;  // recorded in the graph behind the launches, as run_begin is before them
     Mark output_end;
 };
 
@@ -237,12 +246,12 @@ inline std::uint64_t fixed_value(const Argument& argument, const Variant& varian
     }
 }
 
-// The target has as many places.
+// The target has as many places as the source.
 inline void copy_starts(std::vector<std::int64_t>& target, const std::vector<std::int64_t>& source) noexcept {
     std::copy(source.begin(), source.end(), target.begin());
 }
 
-// Says that no variant runs these inputs.
+// Writes the sentence that no variant runs these inputs.
 inline void say_unserved(const Parts& parts, char* text, std::size_t text_bytes) noexcept {
     std::string shapes;
     for (const Input& input : parts.inputs)
@@ -252,11 +261,13 @@ inline void say_unserved(const Parts& parts, char* text, std::size_t text_bytes)
 }
 
 struct CudaOrder : Order {
-    std::int64_t run_earliest_ns = 0;  // of the execution; the lanes before and after it do not wait
-    bool pins = false;                 // LOAD: its model stays in the host store until it has been polled
+    // bound on the start of the execution; the lanes before and after it do not wait for it
+    std::int64_t run_earliest_ns = 0;
+    bool pins = false;  // LOAD: the model's copy stays in the host store until the order has been polled
     Variant* variant = nullptr;
-    std::int64_t sizes[PADDED_MOST] = {};  // the true ones of padded symbols
-    CUgraphExec graph = nullptr;           // that it was launched as; null: one by one
+    std::int64_t sizes[PADDED_MOST] = {};  // sizes of the padded symbols before padding
+    // the graph that was launched; null: the kernels were launched singly
+    CUgraphExec graph = nullptr;
 };
 
 }  // namespace clockwork::device

@@ -75,13 +75,13 @@ bool HostStore::holds(ModelId model_id) const {
 
 std::size_t HostStore::held_count() const {
     return static_cast<std::size_t>(
-        std::ranges::count_if(models_, [](const auto& one) { return one.second.state == State::HELD; }));
+        std::ranges::count_if(models_, [](const auto& entry) { return entry.second.state == State::HELD; }));
 }
 
 void HostStore::reset() {
     for (auto& [model_id, entry] : models_)
         entry.state = State::NO;
-    std::erase_if(models_, [](const auto& one) { return one.second.loads == 0; });
+    std::erase_if(models_, [](const auto& entry) { return entry.second.loads == 0; });
     used_bytes_ = 0;
 }
 
@@ -152,7 +152,7 @@ Why Device::check_store(const Order& order, Done& done) {
     return Why::CHANCE;
 }
 
-// Makes pages a model's, which is loading from now on.
+// Gives the pages to the model, whose LOAD begins.
 Why Device::load(const Order& order, Done& done) {
     if (store_ && !store_->holds(order.model_id))
         return Why::NOT_FETCHED;
@@ -161,7 +161,7 @@ Why Device::load(const Order& order, Done& done) {
         return Why::IS_RESIDENT;
     }
     is_held_.resize(settings_.page_count);
-    std::size_t taken = 0;  // runs
+    std::size_t taken = 0;  // number of runs claimed so far
     Why why = Why::NONE;
     for (const auto& [first, count] : order.pages) {
         why = take(first, count, done);
@@ -195,7 +195,7 @@ Why Device::load(const Order& order, Done& done) {
     return Why::NONE;
 }
 
-// Makes a run of pages somebody's, or says why not.
+// Claims a run of pages for an order, or returns why it cannot.
 Why Device::take(std::uint32_t first, std::uint32_t count, Done& done) {
     if (count > settings_.page_count || first > settings_.page_count - count) {
         done.b = first;
@@ -228,7 +228,7 @@ void Device::release(ModelId model_id) {
     free_residents_.push_back(place);
 }
 
-// A LOAD, UNLOAD or FETCH took its time.
+// The time of a LOAD, UNLOAD or FETCH is over.
 void Device::finish_move(const Order& order, bool fails) {
     switch (order.kind) {
         case ActionKind::LOAD:

@@ -1,9 +1,10 @@
-// An emulated device: every action takes its profiled time, and no tensor is touched. All else is that of a real
-// device: lanes, windows, pages, residencies, a link and a host store that its machine's devices share.
+// An emulated device: every action takes its profiled time, and no tensor is touched. Lanes, windows, pages,
+// residencies, the link and the host store behave as those of a real device.
 //
-// Pure: orders and times come in, what has ended comes out. The caller asks step() whenever something may begin in a
-// lane and finish() when the action there is over, and keeps the next times in a heap of its own: the simulator in its
-// heap of all events, a worker in that of a Machine (device/emulated_machine.h).
+// The device is pure: orders and times come in, ended actions come out. The caller asks step() whenever an
+// action may begin in a lane, and calls finish() when an action's time is over. It keeps the next times in a
+// heap of its own: the simulator in its heap of all events, a worker in the heap of a Machine
+// (device/emulated_machine.h).
 #pragma once
 
 #include <algorithm>
@@ -23,53 +24,56 @@
 
 namespace clockwork::emulated {
 
-inline constexpr double LONGEST_NS = 1e18;  // of an action, whatever is drawn
+inline constexpr double LONGEST_NS = 1e18;  // bound on an action's duration, whatever factor is drawn
 
-// What devices are like. Probabilities are of single actions, sigmas of log-normal factors.
+// Settings of emulated devices. Probabilities are per action; sigmas belong to log-normal factors.
 struct Settings {
     std::uint32_t page_count = 0, run_ahead = 1;
-    Ns unload_ns = 0;  // of an UNLOAD or a DROP; 0: it ends as it begins
+    Ns unload_ns = 0;  // duration of an UNLOAD or a DROP; 0: it ends as it begins
     double exec_noise = 0, load_noise = 0;
-    double exec_outlier = 0, load_outlier = 0, outlier_factor = 2;  // an action takes so many times as long
-    double load_refusals = 0;                                       // a LOAD or FETCH fails as it begins
-    double load_failures = 0, exec_failures = 0;                    // it fails when its time is over
+    // probabilities that an action takes outlier_factor times as long
+    double exec_outlier = 0, load_outlier = 0, outlier_factor = 2;
+    double load_refusals = 0;                     // probability that a LOAD or FETCH fails as it begins
+    double load_failures = 0, exec_failures = 0;  // probabilities that an action fails when its time is over
     Status exec_failure = Status::DEVICE_ERROR;
-    std::uint64_t copy_bandwidth = 0;  // bytes/s at which inputs reach a device, a batch at a time; 0: at once
-    std::uint64_t disk_bandwidth = 0;  // bytes/s at which a FETCH brings its model; 0: at once
-    // Executions that begin in a slow spell take slow_factor times as long; a spell begins at each multiple of
-    // slow_every_ns and lasts slow_ns. And by time: how many times as long those take that begin from then on.
+    // bytes/s at which the inputs of a batch reach the device, batch after batch; 0: at once
+    std::uint64_t copy_bandwidth = 0;
+    std::uint64_t disk_bandwidth = 0;  // bytes/s at which a FETCH reads its model; 0: at once
+    // Executions that begin in a slow spell take slow_factor times as long. A spell begins at each multiple
+    // of slow_every_ns and lasts slow_ns. `spells`: times, and the factor of executions from each on.
     double slow_factor = 1;
     Ns slow_ns = 0, slow_every_ns = 0;
     std::vector<std::pair<Ns, double>> spells;
 
-    Ns copy_ns(std::uint64_t bytes) const;  // of a batch's inputs
-    double slowness(Ns now) const;          // of executions that begin now
+    Ns copy_ns(std::uint64_t bytes) const;  // duration of the copy of a batch's inputs
+    double slowness(Ns now) const;          // factor of executions that begin at `now`
 };
 
 struct PageRun {
     std::uint32_t first = 0, count = 0;
 };
 
-// The caller's, and where it is, until its action has ended or is forgotten by a reset().
+// An order to an emulated device. The caller owns it, and keeps it at its address until its action has ended
+// or reset() has forgotten it.
 struct Order {
     ActionId id = 0;
     ActionKind kind = ActionKind::INFER;
-    std::uint32_t token = 0;  // the caller's; handed back in Done
+    std::uint32_t token = 0;  // the caller's name for the order; handed back in Done
     ModelId model_id = 0;
     LoadId load_id = 0;
     Ns earliest_ns = 0, latest_ns = NEVER_NS;
-    Ns profiled_ns = 0;          // what an execution or a LOAD takes, by the profile
-    std::uint64_t bytes = 0;     // INFER: of its inputs; FETCH: of the model
-    std::vector<PageRun> pages;  // LOAD
-    Ns ready_ns = 0;             // the device's own: when the inputs are there
+    Ns profiled_ns = 0;          // duration of an execution or a LOAD by the profile
+    std::uint64_t bytes = 0;     // INFER: bytes of its inputs; FETCH: bytes of the model
+    std::vector<PageRun> pages;  // LOAD: the pages that the model takes
+    Ns ready_ns = 0;             // set by the device: when the inputs have been copied
 };
 
 // Why an action was not done. The names in brackets are those of Done::a, b and c.
 enum class Why : std::uint8_t {
     NONE,
-    LATE,          // its window closed (a) ns before it could begin
-    REVOKED,       //
-    LANE_FULL,     // a lane holds (a) actions
+    LATE,          // the action's window closed (a) ns before it could begin
+    REVOKED,       // the caller withdrew the action before it began
+    LANE_FULL,     // a lane holds (a) actions already, its bound
     NOT_FETCHED,   // the model is not in the host store
     IS_RESIDENT,   // the model is resident already, as load (a)
     OUTSIDE,       // page run (a) at page (b) of (c) pages does not lie in the arena
@@ -78,9 +82,9 @@ enum class Why : std::uint8_t {
     IN_USE,        // an execution of the model is queued or under way
     IS_FETCHED,    // the model is in the host store already
     STORE_FULL,    // (a) bytes for a host store with (b) bytes left
-    BEING_LOADED,  // a LOAD from the host store is queued or under way
-    CHANCE,        // as the settings ask for
-    ENDED,         // the caller ended it before its time
+    BEING_LOADED,  // a LOAD of the model from the host store is queued or under way
+    CHANCE,        // a failure that the settings draw at random
+    ENDED,         // the caller ended the action before its time
 };
 
 inline constexpr Status status_of(Why why) {
@@ -99,18 +103,18 @@ inline constexpr Status status_of(Why why) {
     }
 }
 
-// The end of one action.
+// The end of an action.
 struct Done {
     ActionId id = 0;
     std::uint32_t token = 0;
     ActionKind kind = ActionKind::INFER;
     Status status = Status::OK;
     Why why = Why::NONE;
-    Ns begin_ns = 0, end_ns = 0;  // 0 where it did not begin
-    Ns waited_ns = 0;             // for its inputs alone, before it began
+    Ns begin_ns = 0, end_ns = 0;  // begin_ns is 0 where the action did not begin
+    Ns waited_ns = 0;             // time that the action waited for its inputs alone, before it began
     std::int64_t a = 0, b = 0, c = 0;
 
-    void of(const Order& order, Why reason) {  // which did not begin
+    void of(const Order& order, Why reason) {  // fills in the end of an action that did not begin
         id = order.id;
         token = order.token;
         kind = order.kind;
@@ -120,10 +124,10 @@ struct Done {
     }
 };
 
-// For people; empty where all went well.
+// The reason as a sentence; empty for a success.
 std::string sentence(const Done& done);
 
-// The way from a machine's memory to its devices: one LOAD has it at a time, in the order in which they asked for it.
+// The link from a machine's memory to its devices: one LOAD has it at a time, in the order of their requests.
 class Link {
 public:
     static constexpr std::uint32_t NONE = UINT32_MAX;
@@ -132,8 +136,9 @@ public:
     void take(std::uint32_t device) { user_ = device; }
     void wait(std::uint32_t device) { queue_.push_back(device); }
     void leave() { user_ = NONE; }
-    std::uint32_t next();               // whose turn it is, no longer waiting; NONE while it is taken or nobody waits
-    void forget(std::uint32_t device);  // it neither has it nor waits for it
+    // grants the link to the device that has waited longest; NONE if the link is taken or no device waits
+    std::uint32_t next();
+    void forget(std::uint32_t device);  // ends the device's use of the link, or its wait
 
 private:
     std::uint32_t user_ = NONE;
@@ -145,18 +150,19 @@ class HostStore {
 public:
     explicit HostStore(std::uint64_t budget_bytes) : budget_bytes_(budget_bytes) {}
 
-    bool holds(ModelId model_id) const;  // fetched, and not dropped
+    bool holds(ModelId model_id) const;  // whether the model is fetched and not dropped
     std::size_t held_count() const;
     std::uint64_t used_bytes() const { return used_bytes_; }
     bool uses(ModelId model_id) const { return models_.contains(model_id); }
-    void reset();  // nothing is held or fetched any more; LOADs are their devices' to forget
+    void reset();  // forgets all models and fetches; LOADs are forgotten by their devices
 
     Why claim(const Order& fetch, Done& done);
-    // What reset() has forgotten meanwhile is not there afterwards.
+    // A FETCH that reset() has forgotten meanwhile changes nothing.
     void fetched(ModelId model_id);
     void give_back(ModelId model_id);
     Why drop(ModelId model_id);
-    void count_load(ModelId model_id, int change);  // LOADs that are queued or under way
+    // adds `change` to the LOADs of the model that are queued or under way
+    void count_load(ModelId model_id, int change);
 
 private:
     enum class State : std::uint8_t { NO, FETCHING, HELD };
@@ -178,10 +184,10 @@ struct Resident {
 };
 
 enum class Next : std::uint8_t {
-    NOTHING,  // until an action comes or ends, or the link is free
-    OPENS,    // at that time its next action can begin: call opened() and step() then
-    RUNS,     // an action has begun; call finish() when it ends
-    ENDED,    // an action ended without having run, or in no time; there may be more to do
+    NOTHING,  // nothing happens until an action comes or ends, or the link is free
+    OPENS,    // the lane's next action can begin at that time: call opened() and step() then
+    RUNS,     // an action has begun: call finish() when its time is over
+    ENDED,    // an action ended at once, or was not done; call step() again
 };
 
 struct Step {
@@ -191,21 +197,21 @@ struct Step {
 
 class Device {
 public:
-    // link, store: null where a device has a link of its own, and all models can be loaded. speed: what executions
-    // take is divided by it. Settings, link and store are the caller's and outlive the device.
+    // link, store: null where the device has a link of its own and all models can be loaded. speed: divisor
+    // of executions' durations. Settings, link and store are the caller's and outlive the device.
     Device(const Settings& settings, Link* link, HostStore* store, std::uint32_t number, double speed, Random random)
         : settings_(settings), link_(link), store_(store), number_(number), speed_(speed), random_(random) {}
 
     bool is_full(Lane lane) const {
-        const LaneState& one = at(lane);
-        return one.waiting.size() + (one.running != nullptr) >= settings_.run_ahead;
+        const LaneState& state = at(lane);
+        return state.waiting.size() + (state.running != nullptr) >= settings_.run_ahead;
     }
-    // Of an order to a lane that is full.
+    // The end of an order to a lane that is full.
     Done turned_away(const Order& order) const;
-    // Behind all others of its lane, which must not be full. step() comes next.
+    // Appends an order to its lane, which must not be full. The caller calls step() next.
     void push(Order& order, Ns now);
 
-    // What a lane does now. outside(order, ns): how long an action takes from now on that would take so long.
+    // Advances a lane. outside(order, ns): converts a duration on the device to a duration from now on.
     template <class Outside>
     Step step(Lane which, Ns now, Done& done, Outside outside) {
         LaneState& lane = at(which);
@@ -215,7 +221,7 @@ public:
         const Ns opens_ns = std::max(head.earliest_ns, head.ready_ns);
         if (opens_ns > now) {
             if (opens_ns >= lane.opens_ns)
-                return {};  // it is looked at earlier anyway
+                return {};  // the caller looks at the lane again before that time anyway
             lane.opens_ns = opens_ns;
             return {Next::OPENS, opens_ns};
         }
@@ -240,13 +246,13 @@ public:
         return {Next::RUNS, lane.end_ns};
     }
     void opened(Lane lane) { at(lane).opens_ns = NEVER_NS; }
-    void granted() { at(Lane::LOAD).wants_link = false; }  // Link::next() named this device
+    void granted() { at(Lane::LOAD).wants_link = false; }  // called when Link::next() has named this device
 
-    // Ends what a lane runs. status: other than OK where the caller ends it.
+    // Ends the action that a lane runs. status: other than OK where the caller ends it.
     Done finish(Lane lane, Ns now, Status status = Status::OK);
-    // What the lane runs never ends, and its order is not looked at any more.
+    // Marks the lane's running action as one that never ends: its order is not read any more.
     void hang(Lane lane);
-    // Takes an action out of its lane that has not begun; false if none of that id waits.
+    // Removes an action that has not begun from its lane; false if no action of that id waits.
     bool revoke(ActionId id, Done& done);
     // Forgets all actions and residencies.
     void reset();
@@ -254,7 +260,7 @@ public:
     const Order* running(Lane lane) const { return at(lane).running; }
     Ns ends_ns(Lane lane) const { return at(lane).end_ns; }
     Ns opens_ns(Lane lane) const { return at(lane).opens_ns; }
-    const Resident* resident(ModelId model_id) const;  // null: it has no pages here
+    const Resident* resident(ModelId model_id) const;  // null: the model has no pages on this device
     std::size_t resident_count() const { return places_.size(); }
     std::uint64_t held_pages() const { return held_pages_; }
     bool has_orders_for(ModelId model_id) const;
@@ -264,9 +270,9 @@ private:
         std::vector<const Order*> waiting;
         const Order* running = nullptr;
         bool wants_link = false;
-        Ns begin_ns = 0, end_ns = 0;  // of what runs, or ran last
+        Ns begin_ns = 0, end_ns = 0;  // times of the action that runs, or ran last
         Ns waited_ns = 0;
-        Ns opens_ns = NEVER_NS;  // the caller was told to look again then
+        Ns opens_ns = NEVER_NS;  // the time at which the caller was told to look again
     };
 
     LaneState& at(Lane lane) { return lanes_[static_cast<std::size_t>(lane)]; }
@@ -289,10 +295,10 @@ private:
     double speed_;
     Random random_;
     std::array<LaneState, LANES> lanes_;
-    Ns copied_ns_ = 0;                   // inputs are copied until then
-    std::vector<std::uint8_t> is_held_;  // by page; made with the first load
+    Ns copied_ns_ = 0;                   // end of the copies of inputs that are queued
+    std::vector<std::uint8_t> is_held_;  // whether each page is held; made with the first load
     std::uint64_t held_pages_ = 0;
-    IdTable places_;  // of resident models in residents_
+    IdTable places_;  // place in residents_ of each resident model
     std::vector<Resident> residents_;
     std::vector<std::uint32_t> free_residents_;
 };
@@ -310,7 +316,7 @@ inline void Device::push(Order& order, Ns now) {
     at(lane_of(order.kind)).waiting.push_back(&order);
 }
 
-// The head of a lane is at its turn. True if it runs from now on; else it has ended.
+// Begins or refuses the action at the head of a lane. Returns whether it runs now.
 inline bool Device::begin(LaneState& lane, Ns now, Done& done) {
     const Order& order = *lane.waiting.front();
     lane.waiting.erase(lane.waiting.begin());

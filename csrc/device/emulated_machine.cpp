@@ -60,7 +60,7 @@ void Machine::end_run(std::uint32_t number, ActionId id, Ns now) {
 void Machine::reset(std::uint32_t number, Ns now) {
     advance(now);
     devices_[number].reset();
-    std::erase_if(orders_, [&](const auto& one) { return one.second.device == number; });
+    std::erase_if(orders_, [&](const auto& entry) { return entry.second.device == number; });
     grant_link(now);
 }
 
@@ -84,7 +84,7 @@ bool Machine::is_used(ModelId model_id) const {
            std::ranges::any_of(devices_, [&](const Device& device) { return device.has_orders_for(model_id); });
 }
 
-// Whether what an event was for is still to come.
+// Whether an event still announces something that is to come.
 bool Machine::counts(const Event& event) const {
     const Device& device = devices_[event.device];
     if (event.next == Next::OPENS)
@@ -102,7 +102,7 @@ void Machine::report(std::uint32_t number, const Done& done) {
     orders_.erase(done.token);
 }
 
-// Start what an idle lane has to do.
+// Begins the next action of an idle lane.
 void Machine::go_on(std::uint32_t number, Lane lane, Ns now) {
     Done done;
     const auto undisturbed = [](const Order&, Ns took_ns) { return took_ns; };

@@ -1,5 +1,5 @@
-// The emulated devices of one machine, in emulated time: an action begins and ends exactly when it would have, however
-// late somebody looks. One heap holds what happens next on any of them.
+// The emulated devices of a machine, in emulated time: an action begins and ends at its exact time, however
+// late the caller looks. A heap holds the next event of every device.
 #pragma once
 
 #include <cstddef>
@@ -21,30 +21,34 @@ public:
         Done done;
     };
 
-    // host_bytes: budget of the host store; 0: none, and all models can be loaded. shares_link: the loads of all devices
-    // go one after another. Each device draws from a stream of its own of `seed`.
-    // stale_max: events that no longer count, beyond two for each lane, before they are dropped.
+    // host_bytes: budget of the host store; 0: no store, and all models can be loaded. shares_link: the LOADs
+    // of all devices share a link, which one of them has at a time. Each device draws from a random stream of
+    // its own, derived from `seed`. stale_max: bound on obsolete events in the heap, beyond two for each
+    // lane, before they are dropped.
     Machine(const Settings& settings, std::uint32_t device_count, std::uint64_t host_bytes, bool shares_link,
             double speed, std::uint64_t seed, std::size_t stale_max);
     Machine(const Machine&) = delete;
 
-    // Each brings all devices to `now` first, which never goes back, and then does what is asked of it. What has ended is
-    // in `ended` afterwards, in the order in which it did; the caller takes it from there.
+    // Each function advances all devices to `now`, which never goes back, and then does its own work. `ended`
+    // then has the actions that have ended, in order; the caller takes them from there.
     void advance(Ns now);
-    void start(std::uint32_t device, Order order, Ns now);  // of a token that no other has which has not ended
+    // the order's token must differ from those of all orders under way
+    void start(std::uint32_t device, Order order, Ns now);
     void revoke(std::uint32_t device, ActionId id, Ns now);
-    void end_run(std::uint32_t device, ActionId id, Ns now);  // an execution, if it is under way
-    void reset(std::uint32_t device, Ns now);                 // forgets all of its actions and residencies
+    // ends an execution that is under way; otherwise does nothing
+    void end_run(std::uint32_t device, ActionId id, Ns now);
+    void reset(std::uint32_t device, Ns now);  // forgets all actions and residencies of the device
     void clear_store();
 
     std::vector<Ended> ended;
 
-    Ns next_ns();  // when advance() is wanted; NEVER_NS: not at all
+    Ns next_ns();  // time of the next call to advance(); NEVER_NS: none is needed
     std::size_t event_count() const { return events_.size(); }
     const Device& device(std::uint32_t number) const { return devices_[number]; }
     std::uint64_t host_bytes() const { return store_ ? store_->used_bytes() : 0; }
     bool is_resident(ModelId model_id) const;
-    bool is_used(ModelId model_id) const;  // resident, held by the host store, or an action is queued or under way
+    // whether the model is resident, in the host store, or named by an action that has not ended
+    bool is_used(ModelId model_id) const;
 
 private:
     struct Event {
@@ -52,14 +56,14 @@ private:
         std::uint64_t sequence;
         std::uint32_t device;
         Lane lane;
-        Next next;  // OPENS or RUNS: then it ends
+        Next next;  // OPENS or RUNS; an action that RUNS ends at this event
     };
     struct Held {
         std::uint32_t device;
         Order order;
     };
-    static bool is_later(const Event& one, const Event& other) {
-        return one.at_ns != other.at_ns ? one.at_ns > other.at_ns : one.sequence > other.sequence;
+    static bool is_later(const Event& event, const Event& other) {
+        return event.at_ns != other.at_ns ? event.at_ns > other.at_ns : event.sequence > other.sequence;
     }
 
     bool counts(const Event& event) const;
@@ -74,8 +78,8 @@ private:
     Link link_;
     std::optional<HostStore> store_;
     std::deque<Device> devices_;
-    std::unordered_map<std::uint32_t, Held> orders_;  // by token: of actions that have not ended
-    std::vector<Event> events_;                       // a heap
+    std::unordered_map<std::uint32_t, Held> orders_;  // the orders that have not ended, by token
+    std::vector<Event> events_;                       // a heap, the earliest event at the top
     std::uint64_t sequence_ = 0;
 };
 

@@ -15,10 +15,10 @@ namespace clockwork::emulated {
 
 namespace {
 
-constexpr std::uint32_t NO_PAGE = UINT32_MAX;  // beyond every arena
-constexpr std::size_t SLOT_ALIGNMENT = 64;     // of each input's place in a slot, in bytes
+constexpr std::uint32_t NO_PAGE = UINT32_MAX;  // an index beyond every arena
+constexpr std::size_t SLOT_ALIGNMENT = 64;     // alignment in bytes of each input's place in a slot
 
-// Ids of the wire as 64 bits: ids below zero are as good as any.
+// Ids of the wire as 64 bits unsigned: negative ids are as valid as others.
 std::uint64_t id_of(std::int64_t id) { return static_cast<std::uint64_t>(id); }
 
 }  // namespace
@@ -125,7 +125,8 @@ void Fleet::begin(std::uint32_t number, FleetOrder* order, Ns now) noexcept {
     if (kind == Kind::FETCH || kind == Kind::DROP) {
         bytes = static_cast<std::uint64_t>(model.page_count()) * fleet_.page_bytes;
     } else if (kind == Kind::INFER || kind == Kind::PROFILE) {
-        order->residency = const_cast<FleetModel*>(&model);  // of which join() reads the types
+        // join() reads the types of the model's inputs there
+        order->residency = const_cast<FleetModel*>(&model);
         const device::Joined joined = device::join(*order);
         order->residency = nullptr;
         if (joined != device::Joined::DONE)
@@ -312,14 +313,14 @@ void Fleet::advance(Ns now) {
     collect(now);
 }
 
-// What the machine has ended becomes the callers'.
+// Moves the orders that the machine has ended to the lists from which callers take them.
 void Fleet::collect(Ns now) {
     for (const Machine::Ended& ended : machine_.ended) {
         const Done& done = ended.done;
         FleetOrder* order = std::exchange(orders_[done.token], nullptr);
         tokens_.push_back(done.token);
         if (order == nullptr)
-            continue;  // its device was reset
+            continue;  // the order's device was reset meanwhile
         if (done.end_ns > done.begin_ns)
             late_[late_count_++ % LATENESS_WINDOW] = now - done.end_ns;
         order->status = static_cast<std::int32_t>(done.status);
@@ -339,7 +340,7 @@ void Fleet::collect(Ns now) {
     arm();
 }
 
-// Sets the timer to what happens next; at once, while ended orders wait to be taken.
+// Sets the timer to the machine's next event, or to now while ended orders wait to be taken.
 void Fleet::arm() {
     const Ns next_ns = machine_.next_ns();
     const Ns at_ns = !ready_.empty() ? 1 : next_ns == NEVER_NS ? NEVER_NS : std::max<Ns>(next_ns - fleet_.spin_ns, 1);
@@ -400,7 +401,8 @@ void Fleet::fill_outputs(FleetOrder& order) {
     }
 }
 
-// As many bytes of nothing. They take no memory, and stay where they are: outputs may be looked at for as long as anybody likes.
+// Returns a block of that many zero bytes. They take no memory and stay mapped: a caller may look at outputs
+// for any length of time.
 const char* Fleet::zeros(std::size_t bytes) {
     if (bytes + 1 > zeros_bytes_) {
         const std::size_t wanted = std::max(2 * zeros_bytes_, bytes + 1);

@@ -1,8 +1,8 @@
-// The emulated devices of one process as a worker drives them: a Machine, the timer that says when something happens
-// next on any of its devices, the models that orders may name, and the orders that have ended.
+// The emulated devices of a worker process: a Machine, the timer for its next event, the models that orders
+// may name, and the orders that have ended.
 //
-// The outputs of an execution are zeros of the declared shape. Any thread may call what follows; every time is the
-// caller's, and never goes back by more than threads differ.
+// The outputs of an execution are zeros of the declared shape. Any thread may call the functions of a Fleet.
+// Every time is the caller's, and goes back by no more than threads' clocks differ.
 #pragma once
 
 #include <array>
@@ -22,46 +22,46 @@ namespace clockwork::emulated {
 
 struct FleetOutput {
     int dtype = 0;
-    int bits = 0;  // of an element; of a string 32: its length is zero
+    int bits = 0;  // bits of an element; of a string, the 32 of its length, which is zero
     std::vector<std::int64_t> dims;
 };
 
-// What every device of the fleet knows of a model.
+// The record of a model that is the same on every device of the fleet.
 struct FleetModel : device::Residency {
     std::vector<int> dtypes;
     bool batches = false;
-    std::vector<std::int64_t> runs;                   // pages of each
-    std::vector<std::pair<std::int64_t, Ns>> points;  // rows, and how long they take; ascending
+    std::vector<std::int64_t> runs;                   // number of pages of each run
+    std::vector<std::pair<std::int64_t, Ns>> points;  // numbers of rows and measured durations, ascending
     Ns load_ns = 0;
     std::vector<FleetOutput> outputs;
 
-    // Of an execution of so many rows: measured, or interpolated linearly.
+    // Duration of an execution of so many rows: measured, or interpolated linearly.
     Ns execution_ns(std::int64_t rows) const;
     std::int64_t page_count() const;
 };
 
 struct FleetOrder : device::Order {
-    std::shared_ptr<const FleetModel> model;  // null: it is not known
+    std::shared_ptr<const FleetModel> model;  // null: the model is not known
     std::uint32_t device = 0;
 };
 
 struct FleetSettings {
     std::uint32_t device_count = 1;
-    std::uint64_t host_bytes = 0;  // budget of the host store; 0: there is none
+    std::uint64_t host_bytes = 0;  // budget of the host store; 0: there is no store
     bool shares_link = false;
     std::uint64_t seed = 0;
-    std::size_t stale_max = 0;       // see Machine
-    std::size_t slot_bytes_max = 0;  // of a batch's inputs
+    std::size_t stale_max = 0;       // bound on obsolete events, see Machine
+    std::size_t slot_bytes_max = 0;  // bound on the bytes of a batch's inputs
     std::size_t page_bytes = 0;
-    Ns spin_ns = 0;            // an end that is as near as this is waited for
-    bool is_unending = false;  // executions cannot be ended
+    Ns spin_ns = 0;            // ended() waits for an event that is at most this far away
+    bool is_unending = false;  // executions cannot be ended early
 };
 
 class Fleet {
 public:
-    static constexpr std::size_t LATENESS_WINDOW = 1024;  // ends over which lateness() tells
+    static constexpr std::size_t LATENESS_WINDOW = 1024;  // number of recent ends that lateness() summarises
 
-    // Throws std::system_error if there is no timer.
+    // Throws std::system_error if no timer can be made.
     Fleet(const Settings& settings, const FleetSettings& fleet);
     ~Fleet();
     Fleet(const Fleet&) = delete;
@@ -80,15 +80,15 @@ public:
     void revoke(std::uint32_t device, std::int64_t action_id, Ns now);
     void end_run(std::uint32_t device, std::int64_t action_id, Ns now);
     device::Whereabouts look(std::uint32_t device, Ns now);
-    // Until when to wait before ended(), because something ends very soon; 0: not at all.
+    // The time until which to wait before ended(), if an event is within spin_ns; 0: no wait.
     Ns near_ns(Ns now);
-    // The devices of which something has ended, each once.
+    // The devices on which an order has ended since the last call, each named once.
     std::vector<std::uint32_t> ended(Ns now);
-    // The list of ended orders of one device, oldest first, now the caller's.
+    // The list of ended orders of a device, oldest first, now the caller's.
     device::Action* take(std::uint32_t device, Ns now);
-    // Of all devices, by the machine's clock; waits for what is very near.
+    // The actions of all devices at `now`, by the machine's clock; waits for an event that is within spin_ns.
     device::Action* take_all();
-    // Forgets actions and residencies of a device; with the first one the host store's content, too.
+    // Forgets actions and residencies of a device; the first device takes the host store's content with it.
     void reset(std::uint32_t device, Ns now);
 
     // ----- what it tells
@@ -121,11 +121,12 @@ private:
     int timer_ = -1;
     Ns armed_ns_ = NEVER_NS;
     std::unordered_map<std::int64_t, std::shared_ptr<const FleetModel>> models_;
-    std::vector<FleetOrder*> orders_;        // by token: those that the machine has; null: the token is free
-    std::vector<std::uint32_t> tokens_;      // that are free
-    std::vector<List> done_;                 // by device
-    std::vector<std::uint32_t> ready_;       // devices with something in `done_`
-    std::vector<std::int64_t> input_bytes_;  // received so far, by device
+    // by token, the orders that the machine has; null: the token is free
+    std::vector<FleetOrder*> orders_;
+    std::vector<std::uint32_t> tokens_;      // the free tokens
+    std::vector<List> done_;                 // ended orders of each device
+    std::vector<std::uint32_t> ready_;       // devices with an order in `done_`
+    std::vector<std::int64_t> input_bytes_;  // bytes of inputs received so far, by device
     std::array<Ns, LATENESS_WINDOW> late_{};
     std::size_t late_count_ = 0;
     const char* zeros_ = nullptr;

@@ -57,7 +57,7 @@ const Entry ENTRIES[] = {
     {"posix_memalign", reinterpret_cast<void*>(counted_memalign), false},
 };
 
-// Whether a relocation makes an entry that holds a function's address.
+// Whether a relocation of this type makes an entry with a function's address.
 bool is_entry(std::uint32_t type) {
 #if defined(__x86_64__)
     return type == R_X86_64_JUMP_SLOT || type == R_X86_64_GLOB_DAT;
@@ -66,10 +66,10 @@ bool is_entry(std::uint32_t type) {
 #endif
 }
 
-// A library as the loader has it.
+// A loaded library: its tables as the loader has them.
 struct Loaded {
     const dl_phdr_info* info;
-    std::uintptr_t relro = 0, relro_end = 0;  // what the loader made read-only once it had written it
+    std::uintptr_t relro = 0, relro_end = 0;  // the range that the loader made read-only after relocation
     const ElfW(Sym) * symbols = nullptr;
     const char* names = nullptr;
 
@@ -83,7 +83,7 @@ struct Loaded {
         }
     }
 
-    // glibc makes addresses of the dynamic section's offsets, musl does not.
+    // glibc writes addresses into the dynamic section where musl leaves offsets.
     std::uintptr_t address(ElfW(Addr) value) const { return value < info->dlpi_addr ? info->dlpi_addr + value : value; }
 
     bool set(void** entry, void* function) const {
@@ -93,21 +93,22 @@ struct Loaded {
         const bool is_read_only = relro <= at && at < relro_end / page_bytes * page_bytes;
         if (is_read_only && mprotect(page, page_bytes, PROT_READ | PROT_WRITE) != 0)
             return false;
-        __atomic_store_n(entry, function, __ATOMIC_RELEASE);  // other threads call through it
+        // other threads call through the entry meanwhile
+        __atomic_store_n(entry, function, __ATOMIC_RELEASE);
         return !is_read_only || mprotect(page, page_bytes, PROT_READ) == 0;
     }
 
-    // Sets the entries among these relocations, and notes which they were.
+    // Sets the entries of malloc() and free() among these relocations, and records which were found.
     bool set_among(const ElfW(Rela) * relocations, std::size_t bytes, bool* was_set) const {
         for (std::size_t index = 0; index < bytes / sizeof *relocations; ++index) {
-            const ElfW(Rela) & one = relocations[index];
-            if (!is_entry(static_cast<std::uint32_t>(ELF64_R_TYPE(one.r_info))))
+            const ElfW(Rela) & relocation = relocations[index];
+            if (!is_entry(static_cast<std::uint32_t>(ELF64_R_TYPE(relocation.r_info))))
                 continue;
-            const char* name = names + symbols[ELF64_R_SYM(one.r_info)].st_name;
+            const char* name = names + symbols[ELF64_R_SYM(relocation.r_info)].st_name;
             for (std::size_t place = 0; place < std::size(ENTRIES); ++place) {
                 if (std::strcmp(name, ENTRIES[place].name) != 0)
                     continue;
-                if (!set(reinterpret_cast<void**>(info->dlpi_addr + one.r_offset), ENTRIES[place].counted))
+                if (!set(reinterpret_cast<void**>(info->dlpi_addr + relocation.r_offset), ENTRIES[place].counted))
                     return false;
                 was_set[place] = true;
             }

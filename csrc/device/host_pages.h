@@ -1,12 +1,13 @@
-// A host store with a budget: pinned pages of one size that models are read into from disk, and given back.
+// A host store with a budget: pinned pages of one size, into which models are read from disk, and which are
+// given back.
 //
-// Devices share one. Its lock guards which pages are free and how every copy stands; it is held for well under a
-// microsecond, and never while a file is read. A copy that is FETCHING is its reader's; ABANDONED, it will be absent at
-// the end.
+// Devices share a store. Its lock guards the free pages and the state of every copy; it is held for well
+// under a microsecond, and never while a file is read. A copy in state FETCHING belongs to the thread that
+// reads it; an ABANDONED copy becomes absent when its read ends.
 #pragma once
 
 #ifndef _GNU_SOURCE
-#define _GNU_SOURCE  // O_DIRECT
+#define _GNU_SOURCE  // for O_DIRECT
 #endif
 #include <fcntl.h>
 #include <unistd.h>
@@ -24,19 +25,19 @@ namespace clockwork::device {
 
 enum class CopyState { ABSENT, FETCHING, ABANDONED, HELD };
 
-// How a fetch or drop went.
+// The result of a fetch or drop.
 enum class HostResult { OK, FULL, FAILED, IN_USE, NOT_HELD };
 
-// What a read past the page cache wants address, place and length to be a multiple of.
+// Alignment of address, offset and length that a read past the page cache (O_DIRECT) requires.
 inline constexpr std::int64_t SECTOR_BYTES = 4096;
 
-// A model's weights: page by page as in its file, each with the bytes that are of use.
+// The copy of a model's weights: page by page as in its file, with the bytes in use of each page.
 struct WeightsCopy {
     CopyState state = CopyState::ABSENT;
-    int loads = 0;  // that are queued or under way: it must stay
+    int loads = 0;  // LOADs of the copy that are queued or under way: it cannot be dropped
     std::string path;
-    std::vector<char*> pages;              // their addresses; of what is not absent
-    std::vector<std::int64_t> page_bytes;  // of use
+    std::vector<char*> pages;              // addresses of the pages; empty where the copy is absent
+    std::vector<std::int64_t> page_bytes;  // bytes in use of each page
 
     void add_page(char* address, std::int64_t bytes) {
         pages.push_back(address);
@@ -45,21 +46,22 @@ struct WeightsCopy {
 
     std::int64_t bytes() const {
         std::int64_t found = 0;
-        for (std::int64_t one : page_bytes)
-            found += one;
+        for (std::int64_t bytes : page_bytes)
+            found += bytes;
         return found;
     }
 };
 
 class HostPages {
 public:
-    // base: of pages that are the caller's. page_bytes: a multiple of SECTOR_BYTES. Before anything else.
+    // base: memory for the pages, which stays the caller's. page_bytes: a multiple of SECTOR_BYTES. Called
+    // before any other function.
     void assign(char* base, std::int64_t page_bytes, std::int64_t page_count) {
         base_ = base;
         page_bytes_ = page_bytes;
         page_count_ = page_count;
         for (std::int64_t page = page_count - 1; page >= 0; page--)
-            free_pages_.push_back(page);  // the lowest is taken first
+            free_pages_.push_back(page);  // the lowest page is taken first
     }
 
     std::int64_t used_bytes() {
@@ -72,13 +74,13 @@ public:
         return copy.state;
     }
 
-    // A LOAD of the copy is queued (1), or has ended (-1).
+    // Counts a LOAD of the copy that is queued (1), or has ended (-1).
     void pin(WeightsCopy& copy, int loads) {
         std::lock_guard<std::mutex> held(mutex_);
         copy.loads += loads;
     }
 
-    // Brings a copy from disk; what did not go well leaves it as it was, and a sentence.
+    // Reads a copy from disk. On failure the copy is unchanged, and `text` has a sentence.
     HostResult fetch(WeightsCopy& copy, char* text, std::size_t text_bytes) {
         {
             std::lock_guard<std::mutex> held(mutex_);
@@ -121,7 +123,7 @@ public:
         return HostResult::OK;
     }
 
-    // Forgets a copy, whoever waits for it; once it is read, if it is being read.
+    // Forgets a copy, even if a LOAD waits for it; a copy that is being read is forgotten after the read.
     void abandon(WeightsCopy& copy) {
         std::lock_guard<std::mutex> held(mutex_);
         if (copy.state == CopyState::HELD)
@@ -131,17 +133,17 @@ public:
     }
 
 private:
-    // The copy is absent then. The lock must be held.
+    // Makes the copy absent. The lock must be held.
     void give_back(WeightsCopy& copy) {
         for (std::size_t page = copy.pages.size(); page-- > 0;)
             free_pages_.push_back((copy.pages[page] - base_) / page_bytes_);
         copy.state = CopyState::ABSENT;
     }
 
-    // Fills the pages of a copy from its file. False, with a sentence, where it cannot.
+    // Fills the pages of a copy from its file. Returns false, with a sentence, on failure.
     //
-    // The page cache is passed by, where the file system can: a fetch takes as long the second time, and nothing is in
-    // memory twice. Where it cannot, what it read is not kept in the cache either.
+    // The read bypasses the page cache where the file system can: a second fetch takes as long as the first,
+    // and nothing is in memory twice. Elsewhere the pages are dropped from the cache after the read.
     bool read(const WeightsCopy& copy, char* text, std::size_t text_bytes) const {
         if (copy.pages.empty())
             return true;

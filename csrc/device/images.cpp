@@ -20,19 +20,20 @@ namespace {
 
 constexpr const char* ENDED = "was not read to its end: the execution was ended";
 
-// libjpeg's text for data that ends within a scan, which it would go on with as if it were zeros.
+// libjpeg's text for data that ends within a scan; libjpeg itself would go on with zeros.
 constexpr const char* ENDS_EARLY = "Corrupt JPEG data: premature end of data segment";
 
 std::mutex loading;
 jpeg::Library library;
 
-// One decoding. Errors of the library end in jump_out(), so nothing with a destructor lives between it and decode().
+// The state of a decoding. The library's errors end in jump_out(), so no object with a destructor lives
+// between that function and decode().
 struct Decoding {
     jpeg::Decompress state;
     jpeg::Errors errors;
     jpeg::Source source;
     jpeg::Progress progress;
-    std::size_t blocks, blocks_max;  // of the scans that were begun
+    std::size_t blocks, blocks_max;  // blocks of the scans that have begun
     int scans;
     std::jmp_buf out;
     char text[jpeg::MESSAGE_BYTES];
@@ -69,7 +70,8 @@ void on_skip(jpeg::Decompress* state, long bytes) {
     state->source->left -= count;
 }
 
-// level: -1 for a warning. Without an error here, a header of 154 bytes is a damaged image of as many pixels as it says.
+// level: -1 for a warning. Warnings are errors here: otherwise a header of 154 bytes would pass as a damaged
+// image with as many pixels as it claims.
 void on_message(jpeg::Decompress* state, int level) {
     const jpeg::Errors& errors = *state->errors;
     if (level < 0 && errors.code > 0 && errors.code <= errors.last_message &&
@@ -90,7 +92,8 @@ void on_progress(jpeg::Decompress* state) {
         jump_out(state, "has more scans than a progressive JPEG image needs");
 }
 
-// Whether so many bytes can hold the image: each block of each component takes a bit at least, in the scan that begins it.
+// Whether so many bytes can hold the image: each block of each component takes at least a bit, in its first
+// scan.
 bool can_hold(const jpeg::Decompress& state, std::size_t bytes) {
     std::size_t blocks = 0;
     for (int index = 0; index < state.component_count; ++index)
@@ -120,8 +123,9 @@ bool is_usable(const jpeg::Library& with, Decoding& decoding) {
     return true;
 }
 
-// Reads the image: start(width, height, channels) is asked once its size is known, and row() for the place of each row.
-// False: decoding.text says why, or start() knows. Nothing that either makes is freed here.
+// Reads the image. start(width, height, channels) is called once the size is known, and row() returns the
+// place of each row. Returns false on failure: the reason is in decoding.text or known to start(). Nothing
+// that either function makes is freed here.
 template <typename Start, typename Row>
 bool decode(Decoding& decoding, std::string_view data, std::size_t blocks_max, Start&& start, Row&& row) {
     jpeg::Decompress* state = begin(decoding, library);
@@ -129,7 +133,7 @@ bool decode(Decoding& decoding, std::string_view data, std::size_t blocks_max, S
         library.destroy(state);
         return false;
     }
-    library.create(state, jpeg::VERSION, sizeof *state);  // keeps errors and client_data
+    library.create(state, jpeg::VERSION, sizeof *state);  // the call keeps the fields errors and client_data
     decoding.source = {reinterpret_cast<const unsigned char*>(data.data()),
                        data.size(),
                        on_init,
@@ -191,7 +195,7 @@ double weight(Filter filter, double x) {
     return 0.0;
 }
 
-// For each place of the result, the first place of the source that counts and the weights from there on.
+// For each place of the result, the first place of the source that counts, and the weights from there on.
 struct Weights {
     std::vector<std::size_t> first, count;
     std::vector<int> values;
@@ -215,8 +219,8 @@ struct Weights {
                 sum += exact[static_cast<std::size_t>(x)];
             }
             for (std::size_t x = 0; x < count.back(); ++x) {
-                double one = (sum != 0.0 ? exact[x] / sum : exact[x]) * (1 << PRECISION_BITS);
-                values[place * stride + x] = static_cast<int>(one < 0 ? one - 0.5 : one + 0.5);
+                double scaled = (sum != 0.0 ? exact[x] / sum : exact[x]) * (1 << PRECISION_BITS);
+                values[place * stride + x] = static_cast<int>(scaled < 0 ? scaled - 0.5 : scaled + 0.5);
             }
         }
     }
@@ -264,7 +268,7 @@ Pixels resized_down(const Pixels& image, std::size_t height, Filter filter) {
     return result;
 }
 
-// Pillow's convert("RGB") and convert("L").
+// The conversions convert("RGB") and convert("L") of Pillow.
 Pixels converted(Pixels&& image, std::size_t channels) {
     if (image.channels == channels)
         return std::move(image);
@@ -282,8 +286,8 @@ Pixels converted(Pixels&& image, std::size_t channels) {
     return result;
 }
 
-// The sides to which an image is resized for a form. False: it has too many pixels, now or then.
-// Not inlined: its texts would be locals of the function that calls setjmp().
+// Computes the sides to which an image is resized for a form. Returns false if the image has too many pixels,
+// before or after. Not inlined: its strings would become locals of the function that calls setjmp().
 [[gnu::noinline]] bool plan(std::size_t width, std::size_t height, const ImageForm& form, std::size_t& to_width,
                             std::size_t& to_height, std::string& problem) {
     const std::string has = "has " + std::to_string(width) + " x " + std::to_string(height) + " pixels";
@@ -302,7 +306,7 @@ Pixels converted(Pixels&& image, std::size_t channels) {
             return false;
         }
     }
-    // On the way from one to the other it never has more pixels than both; see resized().
+    // An intermediate image never has more pixels than source and target together; see resized().
     if (const std::size_t pixels = to_width * to_height; pixels > static_cast<std::size_t>(PIXELS_MAX)) {
         problem = has + ", and " + std::to_string(pixels) + " once it is resized; at most " +
                   std::to_string(PIXELS_MAX) + " are made";
@@ -311,7 +315,8 @@ Pixels converted(Pixels&& image, std::size_t channels) {
     return true;
 }
 
-// The image in `data`, and the sides that it is to be resized to. False, and why, if it cannot be decoded.
+// The image in `data`, and the sides to which it is to be resized. Returns false, and why, if it cannot be
+// decoded.
 bool decode_jpeg(std::string_view data, const ImageForm& form, Pixels& image, std::size_t& to_width,
                  std::size_t& to_height, std::string& problem) {
     if (library.destroy == nullptr) {
@@ -331,7 +336,7 @@ bool decode_jpeg(std::string_view data, const ImageForm& form, Pixels& image, st
     std::size_t stride = 0;
     bool is_done = false;
     try {
-        // Neither throws through a frame of the library: it calls neither.
+        // Neither function throws through a frame of the library: neither calls it.
         auto start = [&](unsigned width, unsigned height, int channels) {
             if (!plan(width, height, form, to_width, to_height, problem))
                 return false;
@@ -342,7 +347,7 @@ bool decode_jpeg(std::string_view data, const ImageForm& form, Pixels& image, st
             image.values.reserve(image.height * stride);
             return true;
         };
-        // Row by row, so that an image which ends early has not touched memory for all of it.
+        // Written row by row, so that an image which ends early has not touched memory for all of its rows.
         auto row = [&] {
             image.values.resize(image.values.size() + stride);
             return image.values.data() + image.values.size() - stride;
@@ -357,7 +362,7 @@ bool decode_jpeg(std::string_view data, const ImageForm& form, Pixels& image, st
     return is_done;
 }
 
-// Where a piece in the middle begins: Python's round(), which takes the even one of two that are as near.
+// Where the cut from the middle begins, rounded as Python's round() does: halves go to the even number.
 std::size_t middle(std::size_t whole, std::size_t part) {
     return static_cast<std::size_t>(std::nearbyint(static_cast<double>(whole - part) / 2.0));
 }
@@ -392,7 +397,8 @@ Pixels resized(const Pixels& image, std::size_t width, std::size_t height, Filte
         return resized_down(image, height, filter);
     if (height == image.height)
         return resized_across(image, width, filter);
-    // Values are rounded between the two, so the order counts. This is Pillow's from version 13 on, found by comparing.
+    // Values are rounded after the first direction, so the order matters. This is the order of Pillow from
+    // version 13 on, found by comparing results.
     auto signed_of = [](std::size_t size) { return static_cast<std::ptrdiff_t>(size); };
     if (height < image.height && signed_of(image.height - height) > 2 * (signed_of(image.width) - signed_of(width)))
         return resized_across(resized_down(image, height, filter), width, filter);

@@ -1,4 +1,5 @@
-// The inputs of a batch, checked against what its model takes and joined: the one check of them on a device.
+// The check of a batch's inputs against the inputs of its model, and their joining. A device checks inputs
+// nowhere else.
 #pragma once
 
 #include <algorithm>
@@ -15,8 +16,8 @@
 
 namespace clockwork::device {
 
-inline constexpr int STRING = 8;                          // ONNX's code
-inline constexpr std::int64_t ELEMENTS_MOST = 1ll << 40;  // of a tensor
+inline constexpr int STRING = 8;                          // ONNX's code of strings
+inline constexpr std::int64_t ELEMENTS_MOST = 1ll << 40;  // bound on the elements of a tensor
 
 // Writes a sentence about what is wrong. Returns false.
 [[gnu::format(printf, 3, 4)]] inline bool say(char* text, std::size_t text_bytes, const char* format, ...) {
@@ -35,7 +36,7 @@ inline std::string shape_text(const std::int64_t* dims, int rank) {
     return found + "]";
 }
 
-// Finds the bytes of inputs whose parts are padded. False, with a sentence, if there are too many.
+// Computes the bytes of inputs whose parts are padded. Returns false, with a sentence, if there are too many.
 inline bool measure_padded(Parts& parts, char* text, std::size_t text_bytes) {
     for (std::size_t index = 0; index < parts.input_count; index++) {
         Input& joined = parts.inputs[index];
@@ -52,13 +53,14 @@ inline bool measure_padded(Parts& parts, char* text, std::size_t text_bytes) {
     return true;
 }
 
-// Describes the inputs of all parts joined. False, with a sentence, if they are not what a model takes whose inputs have
-// these types. lengths: the symbols in which parts may differ; null: none. rowless: of each input; null: no input is optional.
-// without_data: of a PROFILE, whose views have types and shapes only. Throws std::bad_alloc.
+// Describes the joined inputs of all parts. Returns false, with a sentence, if they do not fit a model whose
+// inputs have these types. lengths: the symbols in which parts may differ; null: none. rowless: for each
+// input, whether it is optional; null: none is. without_data: the views come from a PROFILE and have types
+// and shapes only. Throws std::bad_alloc.
 inline bool join(Parts& parts, const Views& views, const std::vector<int>& dtypes, const Lengths* lengths,
                  const std::vector<Rowless>* rowless, bool without_data, char* text, std::size_t text_bytes) {
     const std::size_t input_count = dtypes.size();
-    std::size_t counted = 0;  // the input whose first axis counts the rows
+    std::size_t counted = 0;  // index of the input whose first axis counts the rows
     while (rowless != nullptr && counted + 1 < input_count && (*rowless)[counted].is_optional)
         counted++;
     const std::size_t symbol_count = lengths != nullptr ? lengths->count : 0;
@@ -147,14 +149,16 @@ inline bool join(Parts& parts, const Views& views, const std::vector<int>& dtype
                     joined.bytes = view->bytes;
                 continue;
             }
-            if (dtype == STRING && count > view->bytes / 4)  // before memory is taken for so many
+            // checked before memory is taken for that many strings
+            if (dtype == STRING && count > view->bytes / 4)
                 return say(text, text_bytes, "input %zu has %lld strings, which take %lld bytes at least, got %lld",
                            index, (long long)count, (long long)(4 * count), (long long)view->bytes);
             if (dtype != STRING && view->bytes != bytes)
                 return say(text, text_bytes, "input %zu of shape %s takes %lld bytes, got %lld", index,
                            shape_text(shape, rank).c_str(), (long long)bytes, (long long)view->bytes);
             parts.pieces[part * input_count + index] = {view->data, view->bytes};
-            // Only requests of equal values are batched. In any other batch, requests would be answered by a value of another.
+            // Only requests with equal values of an optional input are batched. Otherwise a request would be
+            // answered with the value of another.
             if (part > 0 && joined.rowless && std::memcmp(view->data, parts.pieces[index].buf, std::size_t(bytes)) != 0)
                 return say(text, text_bytes, "input %zu is optional and has another value in each part of a batch",
                            index);
@@ -163,8 +167,8 @@ inline bool join(Parts& parts, const Views& views, const std::vector<int>& dtype
     return !parts.uneven || measure_padded(parts, text, text_bytes);
 }
 
-// Reads the shape of a PROFILE that is the value of an optional input: the value's bytes, and the input's dimensions in its view.
-// False if it is none. Throws std::bad_alloc.
+// Reads the shape in a PROFILE that stands for the value of an optional input: its bytes, and the input's
+// dimensions in its view. Returns false if it is no such shape. Throws std::bad_alloc.
 inline bool read_value(Views& views, View& view, const std::vector<std::int64_t>& dims, std::string& value) {
     std::int64_t count = 1;
     for (std::int64_t extent : dims)
@@ -184,8 +188,9 @@ inline bool read_value(Views& views, View& view, const std::vector<std::int64_t>
     return true;
 }
 
-// Gives the shapes of a PROFILE the types of its model's inputs. Of strings the last dimension is the bytes of each. Optional
-// inputs get their values. False, with a sentence, if a shape is not that of its input. Throws std::bad_alloc.
+// Gives the shapes of a PROFILE the types of the model's inputs. The last dimension of a string input is the
+// bytes of each string. Optional inputs get their values. Returns false, with a sentence, if a shape is not
+// that of its input. Throws std::bad_alloc.
 inline bool type_shapes(Parts& parts, Views& views, const std::vector<int>& dtypes, const std::vector<Rowless>* rowless,
                         char* text, std::size_t text_bytes) {
     parts.values.assign(rowless != nullptr ? dtypes.size() : 0, std::string());
@@ -210,7 +215,8 @@ inline constexpr char NO_MEMORY[] = "there is not enough memory for the action";
 
 enum class Joined { DONE, WRONG, NO_MEMORY };
 
-// Joins the inputs of an INFER or PROFILE whose model is known. Otherwise its text says why not.
+// Joins the inputs of an INFER or PROFILE whose model is known. Returns false on failure; the order's text
+// then says why.
 inline Joined join(Order& order) noexcept {
     const Residency& model = *order.residency;
     try {

@@ -1,7 +1,8 @@
 // libjpeg's decompressor as Clockwork calls it: the ABI of version 6.2, which libjpeg-turbo keeps.
 //
-// The wheels of Pillow bring the library and no header, so its structures are declared here. The library compares the
-// size of Decompress with its own before it touches one, and its version; see load_jpeg().
+// The wheels of Pillow bring the library without headers, so its structures are declared here. The library
+// compares its version and the size of Decompress with its own before it touches a structure; see
+// load_jpeg().
 #pragma once
 
 #include <cstddef>
@@ -9,9 +10,9 @@
 namespace clockwork::device::jpeg {
 
 inline constexpr int VERSION = 62;
-inline constexpr int GREY = 1, RGB = 2, YCC = 3;  // J_COLOR_SPACE
+inline constexpr int GREY = 1, RGB = 2, YCC = 3;  // values of libjpeg's J_COLOR_SPACE
 inline constexpr int HEADER_OK = 1;
-inline constexpr std::size_t MESSAGE_BYTES = 200;  // JMSG_LENGTH_MAX
+inline constexpr std::size_t MESSAGE_BYTES = 200;  // libjpeg's JMSG_LENGTH_MAX
 
 struct Decompress;
 

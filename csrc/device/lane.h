@@ -1,8 +1,9 @@
-// Lanes: strictly first-in first-out queues of actions, each run by one thread, and the list of what has ended.
+// Lanes, which are strictly first-in first-out queues of actions with a thread each, and the list of ended
+// actions.
 //
-// One hub per device owns the one lock. It guards the lanes, the list of ended actions and whatever the device keeps
-// about residency; it is held for well under a microsecond at a time, and never while waiting for anything but itself.
-// Actions are owned by their maker; a lane links them.
+// A hub per device owns the only lock. It guards the lanes, the list of ended actions and the device's
+// records of residency. It is held for well under a microsecond at a time, and never while a thread waits for
+// something else. Actions are owned by their maker; a lane links them.
 #pragma once
 
 #include <sys/eventfd.h>
@@ -20,7 +21,7 @@
 
 namespace clockwork::device {
 
-inline constexpr std::int32_t PENDING = -1;  // of an action that has not ended
+inline constexpr std::int32_t PENDING = -1;  // status of an action that has not ended
 
 inline std::int64_t read_clock(clockid_t clock) {
     timespec now;
@@ -33,13 +34,13 @@ inline std::int64_t now_ns() { return read_clock(CLOCK_MONOTONIC); }
 // Processor time of the calling thread.
 inline std::int64_t thread_time_ns() { return read_clock(CLOCK_THREAD_CPUTIME_ID); }
 
-// Sleeps for so long, which a signal may cut short.
+// Sleeps for so long; a signal may cut the sleep short.
 inline void nap(std::int64_t ns) {
     timespec time = {ns / 1'000'000'000, ns % 1'000'000'000};
     nanosleep(&time, nullptr);
 }
 
-// A moment between two looks at memory that another writes.
+// A short pause between two reads of memory that another thread writes.
 inline void breathe() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -51,12 +52,13 @@ inline void breathe() {
 struct Action {
     Action* next = nullptr;
     std::int64_t action_id = 0;
-    std::int64_t earliest_ns = 0;  // bounds on the start, CLOCK_MONOTONIC
+    std::int64_t earliest_ns = 0;  // bounds on the start, by CLOCK_MONOTONIC
     std::int64_t latest_ns = 0;
     std::int32_t status = PENDING;
 };
 
-// Who takes ended actions on the thread of the lane that has ended them: it saves the hop to another thread.
+// The receiver of ended actions. It runs on the thread of the lane that has ended them, which saves the hop
+// to another thread.
 struct Listener {
     void* self = nullptr;
     // Whether all ended actions have been taken. Called without the hub's lock.
@@ -70,7 +72,7 @@ public:
     Hub(const Hub&) = delete;
     Hub& operator=(const Hub&) = delete;
 
-    // The descriptor; nobody waits for it any more.
+    // Closes the descriptor, on which no thread waits any more.
     void close() {
         if (event_fd >= 0)
             ::close(event_fd);
@@ -80,14 +82,14 @@ public:
     void lock() { mutex_.lock(); }
     void unlock() { mutex_.unlock(); }
 
-    // Waits for a lane to end or pass on an action, for a tenth of a second at most. The lock must be held.
+    // Waits until a lane ends or passes on an action, for a tenth of a second at most. The lock must be held.
     void wait() {
         std::unique_lock<std::mutex> held(mutex_, std::adopt_lock);
         idle_.wait_for(held, std::chrono::milliseconds(100));
         held.release();
     }
 
-    // Wakes who wait(). The lock must be held.
+    // Wakes the threads in wait(). The lock must be held.
     void tell() { idle_.notify_all(); }
 
     // Appends to the list of ended actions, and makes event_fd readable. The lock must be held.
@@ -110,14 +112,15 @@ public:
         return list;
     }
 
-    // Has a listener take what lanes end from now on. None: nobody is within the former one afterwards.
+    // Sets the listener that takes what lanes end from now on. On return no thread is within the former
+    // listener.
     void listen(const Listener& listener) {
         std::unique_lock<std::mutex> held(mutex_);
         listener_ = listener;
         idle_.wait(held, [this] { return listener_.take != nullptr || telling_ == 0; });
     }
 
-    int event_fd;  // readable while ended actions wait that no listener has taken; -1: there is none
+    int event_fd;  // readable while ended actions wait that no listener has taken; -1: no descriptor
 
 private:
     friend class Lane;
@@ -129,16 +132,16 @@ private:
     }
 
     void announce() {
-        const std::uint64_t one = 1;
+        const std::uint64_t increment = 1;
         if (is_announced_ || ended_ == nullptr)
             return;
         is_announced_ = true;
-        if (write(event_fd, &one, sizeof one) < 0)  // never: the counter was zero
+        if (write(event_fd, &increment, sizeof increment) < 0)  // cannot happen: the counter was zero
             std::abort();
     }
 
-    // Has the listener take what a lane has ended, if there is a listener; else announces it. The lock is held, but not
-    // meanwhile.
+    // Has the listener take the action that a lane has ended; without a listener the action is announced. The
+    // lock is held on entry and on return, but not while the listener runs.
     void tell(std::unique_lock<std::mutex>& held) {
         const Listener listener = listener_;
         if (listener.take == nullptr || is_announced_) {
@@ -156,28 +159,30 @@ private:
     }
 
     std::mutex mutex_;
-    std::condition_variable idle_;  // a lane has ended an action, or nobody is within a listener
+    // signalled when a lane has ended an action, or no thread is within a listener
+    std::condition_variable idle_;
     Listener listener_;
-    int telling_ = 0;  // lanes within the listener
+    int telling_ = 0;  // number of lanes within the listener
     Action* ended_ = nullptr;
     Action* last_ended_ = nullptr;
-    bool is_announced_ = false;  // event_fd is readable
+    bool is_announced_ = false;  // whether event_fd is readable
 };
 
 class Lane {
 public:
-    // name: of its thread, at most 15 bytes.
+    // name: name of the lane's thread, at most 15 bytes.
     Lane(Hub& hub, const char* name) : name(name), hub_(hub) {}
     Lane(const Lane&) = delete;
     Lane& operator=(const Lane&) = delete;
 
-    // Called once by the thread that runs the lane: timers as exact as the kernel has them.
+    // Called once by the thread that runs the lane: sets its timers to the smallest slack that the kernel
+    // has.
     void enter() const {
         prctl(PR_SET_TIMERSLACK, 1UL, 0, 0, 0);
         prctl(PR_SET_NAME, name, 0, 0, 0);
     }
 
-    // False if the lane holds `most` actions already.
+    // Appends an action; false if the lane holds `most` actions already.
     bool push(Action& action, std::int32_t most) {
         {
             std::lock_guard<Hub> held(hub_);
@@ -185,14 +190,15 @@ public:
                 return false;
             append(action);
         }
-        // Not before: a lane that runs at once, in the caller's place, would wait for the lock, and so for the caller.
+        // Notified after the lock is released: a lane's thread that runs at once, in the caller's place,
+        // would wait for the lock, and so for the caller.
         wake_.notify_one();
         return true;
     }
 
-    // Waits for the next action and for its window to open: asleep until spin_ns before, then spinning. Null once the
-    // lane has been stopped. The action counts as running until end() or pass(). What has begun behind the one before it
-    // is taken without all that.
+    // Waits for the next action and for its window to open: asleep until spin_ns before, then spinning. Null
+    // once the lane has been stopped. The action counts as running until end() or pass(). An action that has
+    // begun behind the last is returned without a wait.
     Action* take(std::int64_t spin_ns) {
         std::unique_lock<std::mutex> held(hub_.mutex_);
         if (running != nullptr)
@@ -220,8 +226,9 @@ public:
         return nullptr;
     }
 
-    // The next action, if it may begin behind the running one, which will end at end_ns: nothing is behind that yet, and
-    // the action's window is open now and will be then. Else null. The lock must be held.
+    // The next action, if it may begin behind the running action, which will end at end_ns: no action has
+    // begun behind that yet, and the next action's window is open now and will be then. Null otherwise. The
+    // lock must be held.
     Action* next_behind(std::int64_t now_ns, std::int64_t end_ns) {
         looked_ns_ = now_ns;
         looked_changes_ = changes_;
@@ -229,7 +236,7 @@ public:
         return may && head->earliest_ns <= now_ns && end_ns <= head->latest_ns ? head : nullptr;
     }
 
-    // Takes that action: it will run when the running one has ended. The lock must be held.
+    // Takes the next action: it will run when the running action has ended. The lock must be held.
     void take_behind() {
         behind = head;
         head = head->next;
@@ -237,8 +244,8 @@ public:
             tail_ = nullptr;
     }
 
-    // For the lane's own thread, while an action runs: sleeps until then, or until next_behind() may have another answer
-    // than it had last.
+    // Sleeps while an action runs, until the given time or until next_behind() may give another answer than
+    // before. Only the lane's own thread calls it.
     void sleep(std::int64_t until_ns) {
         std::unique_lock<std::mutex> held(hub_.mutex_);
         if (behind == nullptr && head != nullptr && head->earliest_ns > looked_ns_)
@@ -247,7 +254,7 @@ public:
         wake_.wait_until(held, until, [this] { return changes_ != looked_changes_; });
     }
 
-    // The running action has ended.
+    // Ends the running action.
     void end(Action& action) {
         std::unique_lock<std::mutex> held(hub_.mutex_);
         go_on();
@@ -256,7 +263,7 @@ public:
         hub_.tell(held);
     }
 
-    // The running action goes on in another lane of the same hub, whatever that holds already.
+    // Passes the running action to another lane of the same hub, regardless of that lane's length.
     void pass(Action& action, Lane& next) {
         {
             std::lock_guard<Hub> held(hub_);
@@ -289,7 +296,7 @@ public:
         return action;
     }
 
-    // Takes away everything queued, and waits until nothing runs. The queue, oldest first.
+    // Removes everything queued, and waits until nothing runs. Returns the queue, oldest first.
     Action* clear() {
         std::unique_lock<std::mutex> held(hub_.mutex_);
         Action* list = head;
@@ -310,11 +317,11 @@ public:
     }
 
     const char* const name;
-    // To be looked at under the hub's lock:
-    Action* head = nullptr;  // of what is queued
+    // The fields below are read under the hub's lock.
+    Action* head = nullptr;  // the first queued action
     Action* running = nullptr;
-    Action* behind = nullptr;  // what has begun as well, and runs when the running one has ended
-    std::int32_t length = 0;   // queued, running and behind
+    Action* behind = nullptr;  // action that has begun behind the running action and runs when that has ended
+    std::int32_t length = 0;   // number of actions that are queued, running or begun behind
 
 private:
     void go_on() {
@@ -335,9 +342,9 @@ private:
     std::condition_variable wake_;
     Action* tail_ = nullptr;
     bool stopped_ = false;
-    std::uint64_t changes_ = 0;  // of the queue, by others than the lane's own thread
+    std::uint64_t changes_ = 0;  // number of changes of the queue by threads other than the lane's own
     std::uint64_t looked_changes_ = 0;
-    std::int64_t looked_ns_ = 0;  // when next_behind() looked last
+    std::int64_t looked_ns_ = 0;  // time of the last call of next_behind()
 };
 
 }  // namespace clockwork::device

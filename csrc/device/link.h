@@ -1,7 +1,7 @@
-// The way from the host's memory to its devices: one LOAD uses it at a time, in the order of their asking.
+// The link from the host's memory to its devices: one LOAD uses it at a time, in the order of their requests.
 //
-// Two at once would each take longer by what the other happens to copy, which nobody can predict. The controller counts
-// on one after the other, too.
+// Two LOADs at once would slow each other by an amount that depends on their copies and cannot be predicted.
+// The controller, too, counts on one LOAD after the other.
 #pragma once
 
 #include <condition_variable>
@@ -12,7 +12,7 @@ namespace clockwork::device {
 
 class Link {
 public:
-    // Waits until it is the caller's.
+    // Waits until the link is the caller's.
     void take() {
         std::unique_lock<std::mutex> held(mutex_);
         const std::uint64_t place = asked_++;
@@ -28,7 +28,7 @@ public:
 private:
     std::mutex mutex_;
     std::condition_variable turn_;
-    std::uint64_t asked_ = 0;  // how many have asked for it, and how many had it
+    std::uint64_t asked_ = 0;  // number of LOADs that have asked for the link, and number that had it
     std::uint64_t left_ = 0;
 };
 

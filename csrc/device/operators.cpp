@@ -45,7 +45,7 @@ namespace {
 constexpr std::uint32_t OPERATOR_VERSION = 16;
 constexpr const char* DOMAIN_NAME = "clockwork";
 
-// A status that the runtime gave; whoever catches it passes it on.
+// A status that the runtime returned; the function that catches it passes it on.
 struct Failed {
     OrtStatus* status;
 };
@@ -55,7 +55,7 @@ void check(OrtStatus* status) {
         throw Failed{status};
 }
 
-// A tensor of strings, copied.
+// A copied tensor of strings.
 struct Strings {
     std::vector<char> bytes;
     std::vector<std::size_t> offsets;
@@ -91,7 +91,8 @@ class Attributes {
 public:
     Attributes(const OrtApi* api, const OrtKernelInfo* info) : api_(api), info_(info) {}
 
-    // A number within bounds; else std::invalid_argument, and the runtime makes no session.
+    // Reads a number within bounds. Throws std::invalid_argument outside of them, and the runtime makes no
+    // session.
     std::int64_t number(const char* name, std::int64_t least, std::int64_t most) const {
         std::int64_t value = 0;
         check(ort_attribute_int(api_, info_, name, &value));
@@ -174,7 +175,7 @@ struct DecodeJpeg {
     }
 };
 
-// A tokenizer's operator; Kind makes the tokenizer of the attributes.
+// A tokenizer as an operator; Kind makes the tokenizer from the attributes.
 template <typename Kind>
 struct Tokens {
     static constexpr const char* NAME = Kind::NAME;
@@ -183,7 +184,7 @@ struct Tokens {
 
     decltype(Kind::make(std::declval<Attributes>(), {})) tokenizer;
     std::int64_t padding;
-    std::size_t length;  // of every text; 0: of the longest in the batch
+    std::size_t length;  // tokens of every row of the output; 0: as many as the longest text of the batch
 
     explicit Tokens(const Attributes& attributes)
         : tokenizer(
@@ -247,7 +248,7 @@ struct Kernel {
     Operator op;
 };
 
-// Whatever is thrown becomes a status: the caller is C.
+// Converts any exception into a status: the caller is C.
 template <typename Function>
 OrtStatus* guarded(const OrtApi* api, Function&& function) {
     try {
@@ -269,8 +270,8 @@ OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* in
 
 template <typename Operator>
 OrtStatus* compute(void* kernel, OrtKernelContext* context) {
-    const Kernel<Operator>& one = *static_cast<const Kernel<Operator>*>(kernel);
-    return guarded(one.api, [&] { return one.op.compute(one.api, context); });
+    const Kernel<Operator>& self = *static_cast<const Kernel<Operator>*>(kernel);
+    return guarded(self.api, [&] { return self.op.compute(self.api, context); });
 }
 
 template <typename Operator>
@@ -300,7 +301,8 @@ const OrtCustomOp* described() {
 }
 
 std::mutex registering;
-std::map<const OrtApi*, OrtCustomOpDomain*> domains;  // of each runtime in this process; sessions go on using them
+// a domain per runtime in this process, never freed: sessions go on using it
+std::map<const OrtApi*, OrtCustomOpDomain*> domains;
 
 }  // namespace
 

@@ -18,11 +18,13 @@
 
 namespace clockwork::device {
 
-inline constexpr std::size_t TEXT_BYTES = 512;  // of an error's message, its end included
+// bound on the bytes of an error's message, its terminating zero included
+inline constexpr std::size_t TEXT_BYTES = 512;
 
 using Kind = ActionKind;
 
-// A phase of an action: by this machine's clock, and how long it took (by the device's, where that has one).
+// A phase of an action: begin and end by this machine's clock, and the duration by the device's clock where
+// it has one.
 struct Span {
     std::int64_t begin_ns = 0;
     std::int64_t end_ns = 0;
@@ -35,25 +37,26 @@ struct Span {
     }
 };
 
-// A model on the device; each device knows more of it.
+// A model on a device. Each kind of device derives its own record from this.
 struct Residency {
     // Guarded by the hub's lock:
     bool resident = false;
     std::int64_t load_id = 0;
     Claim claim;
-    std::int32_t pending = 0;  // orders that name it and are not freed
-    // Of the model, for as long as it is known:
-    const std::vector<int>* model_dtypes = nullptr;       // of its inputs
-    const Lengths* model_lengths = nullptr;               // null: all requests of a batch have one shape
-    const std::vector<Rowless>* model_rowless = nullptr;  // of each input; null: no input is optional
+    std::int32_t pending = 0;  // number of orders that name the model and are not freed
+    // Properties of the model, valid for as long as it is known:
+    const std::vector<int>* model_dtypes = nullptr;  // data types of the inputs
+    const Lengths* model_lengths = nullptr;          // null: all requests of a batch have one shape
+    // for each input, its optional value; null: no input is optional
+    const std::vector<Rowless>* model_rowless = nullptr;
 };
 
-// Keeps the bytes of an order's views where they are, until the order is freed.
+// Keeps the bytes of an order's views in place until the order is freed.
 struct Keeper {
     virtual ~Keeper() = default;
 };
 
-// What a slot is, wherever its memory lies.
+// A slot's state, wherever its memory lies.
 struct Room {
     std::size_t bytes = 0;
     bool busy = false;  // guarded by the hub's lock
@@ -64,30 +67,32 @@ struct Order : Action {
     virtual ~Order() = default;
 
     Kind kind = Kind::LOAD;
-    std::int64_t model_id = 0;       // RESERVE: 0 for none
-    Residency* residency = nullptr;  // the model's; null: it is not known, or the order is a RESERVE
+    std::int64_t model_id = 0;  // RESERVE without a model: 0
+    // record of the model; null: the model is not known, or the order is a RESERVE
+    Residency* residency = nullptr;
     std::int64_t load_id = 0;
-    std::int64_t expected_ns = 0;          // its predicted duration; 0: nobody knows
-    std::vector<std::int64_t> run_starts;  // LOAD: as many as its model has runs; RESERVE: those that go with it
-    Views views;                           // INFER: the inputs of each part; PROFILE: the shapes of one
-    std::unique_ptr<Keeper> keeper;        // of the bytes of views
-    bool revoked = false;                  // while the input lane was at it; guarded by the hub's lock
-    bool begun = false;                    // on the device, perhaps while another still runs there
-    // Of whoever ordered it; a device does not look at these:
-    std::uint32_t place = 0;        // which device
-    std::uint32_t slot = 0;         // of what is not answered
-    std::int64_t received_ns = 0;   // in worker time
-    std::int64_t predicted_ns = 0;  // expected_ns as it came
-    bool is_lent = false;           // its inputs came from a client's memory, and its outputs may go there
+    std::int64_t expected_ns = 0;  // predicted duration; 0: not known
+    // LOAD: a run for each of the model's; RESERVE: the runs that go with it
+    std::vector<std::int64_t> run_starts;
+    Views views;                     // INFER: the inputs of each part; PROFILE: the shapes of a part
+    std::unique_ptr<Keeper> keeper;  // owner of the bytes of `views`
+    bool revoked = false;            // revoked while the input lane had the order; guarded by the hub's lock
+    bool begun = false;              // begun on the device, perhaps while another order still runs there
+    // Fields of the caller, which the device does not read:
+    std::uint32_t place = 0;        // index of the device
+    std::uint32_t slot = 0;         // slot of the unanswered order in the caller's table
+    std::int64_t received_ns = 0;   // time of receipt, in worker time
+    std::int64_t predicted_ns = 0;  // value of expected_ns in the message
+    bool is_lent = false;           // the inputs came from a client's memory, and the outputs may go there
     Parts parts;
-    Room* room = nullptr;  // of the slot that it holds
+    Room* room = nullptr;  // the slot that the order holds
     Span copy_in;
     Span execute;
     Span copy_out;
-    char text[TEXT_BYTES];  // "" where all is well
+    char text[TEXT_BYTES];  // "" for a success
 
-    // Whether an input of bools has a byte that no bool has, which the text then says. Operators add such bytes up, and give
-    // memory away by the sum.
+    // Whether a bool input has a byte other than 0 and 1; `text` then says so. Operators would add such bytes
+    // up, and take memory by the sum.
     bool has_wrong_bool() noexcept {
         std::size_t input = 0;
         int byte = 0;
@@ -98,18 +103,18 @@ struct Order : Action {
     }
 };
 
-// An order of a device's own kind; null: there is no memory.
+// Makes an order of a device's own kind; null: there is no memory.
 template <class T>
 T* make_order() noexcept {
     return new (std::nothrow) T();
 }
 
-// The models that orders may name, by id. Guarded by the hub's lock; each Residency is its owner's.
+// The models that orders may name, by id. Guarded by the hub's lock; each Residency stays its owner's.
 class Roster {
 public:
     void add(std::int64_t model_id, Residency* residency) { all_[model_id] = residency; }
     void remove(std::int64_t model_id) { all_.erase(model_id); }
-    // Null: there is none.
+    // Null: the model is not known.
     Residency* find(std::int64_t model_id) const {
         const auto found = all_.find(model_id);
         return found != all_.end() ? found->second : nullptr;
@@ -119,7 +124,8 @@ private:
     std::unordered_map<std::int64_t, Residency*> all_;
 };
 
-// A device's lanes, in the order in which an action may pass from one to the next. A CPU has work for two of them.
+// The lanes of a device, in the order in which an action may pass from one to the next. A CPU uses two of
+// them.
 class Lanes {
 public:
     Hub hub;
@@ -138,13 +144,14 @@ public:
         return nullptr;
     }
 
-    // Of executions that are queued or run. For the one thread that adds to them, the number only falls meanwhile.
+    // Number of executions that are queued or run. Only one thread adds to them; for that thread the number
+    // can only fall meanwhile.
     std::int32_t run_count() {
         std::lock_guard<Hub> held(hub);
         return input.length + execute.length + output.length;
     }
 
-    // What a lane is at; 0: nothing.
+    // Id of the action that a lane runs; 0: none.
     std::int64_t running(const Lane& lane) {
         std::lock_guard<Hub> held(hub);
         return lane.running != nullptr ? lane.running->action_id : 0;
@@ -155,8 +162,9 @@ public:
         return needs(input, residency, load_id) || needs(execute, residency, load_id);
     }
 
-    // Ends an action that is queued with this status and returns it, so that its slot can be taken from it. One that the
-    // input lane is at is marked. Null: nothing was to be ended, or it has no slot.
+    // Ends an action that is queued with this status and returns it, so that its slot can be taken from it.
+    // An action that the input lane runs is only marked. Returns null if there was none to end, or it has no
+    // slot.
     Order* revoke(std::int64_t action_id, std::int32_t status) {
         if (Action* found = input.revoke(action_id, status))
             return static_cast<Order*>(found);
@@ -174,8 +182,8 @@ public:
         return nullptr;
     }
 
-    // Takes away whatever is queued or has ended, and waits until nothing runs: in the order in which actions pass, so
-    // that none is left behind.
+    // Removes all actions that are queued or have ended, and waits until nothing runs. Lanes are cleared in
+    // the order in which actions pass, so that none is left behind.
     std::vector<Order*> clear() {
         std::vector<Order*> found;
         auto add = [&](Action* list) {

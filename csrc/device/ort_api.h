@@ -53,7 +53,7 @@ typedef struct OrtAllocator {
     const OrtMemoryInfo* (*Info)(const struct OrtAllocator* self);
 } OrtAllocator;
 
-/* The runtime numbers element types as ONNX does, but for three that it took up in another order. */
+/* The runtime numbers element types as ONNX does, except for three that it added in another order. */
 static inline int ort_dtype_of_onnx(int dtype) {
     return dtype == 24 ? 26 : dtype == 25 || dtype == 26 ? dtype - 1 : dtype;
 }
@@ -79,7 +79,7 @@ ORT_RELEASE(ort_release_type_info, 98, OrtTypeInfo)
 ORT_RELEASE(ort_release_tensor_info, 99, OrtTensorInfo)
 ORT_RELEASE(ort_release_session_options, 100, OrtSessionOptions)
 
-/* The end of a place in ONNX Runtime's source that begins at the slash: "/path/file.cc:12 ". NULL: there is none. */
+/* The end of a place in ONNX Runtime's source, "/path/file.cc:12 ", at the slash. NULL: it is none. */
 static inline const char* ort_place_end(const char* slash) {
     static const char* const KINDS[] = {".cc", ".cpp", ".h", ".cu", ".cuh"};
     const char* end = slash + strcspn(slash, " \t\n\v\f\r");
@@ -99,8 +99,8 @@ static inline const char* ort_place_end(const char* slash) {
     return NULL;
 }
 
-/* The end of the signature of a function, "void onnxruntime::Class::name(int) const [with T = int] ", which may be longer than
- * the cause that follows it. The text itself: there is none. */
+/* The end of the signature of a function, "void onnxruntime::Class::name(int) const [with T = int] ", which
+ * may be longer than the cause that follows it. Returns the text itself if it begins with no signature. */
 static inline const char* ort_signature_end(const char* text) {
     const char* at = text + strcspn(text, "()");
     const char* scope = strstr(text, "::");
@@ -129,8 +129,8 @@ static inline const char* ort_signature_end(const char* text) {
     return at + strspn(at, " \t\n\v\f\r");
 }
 
-/* ONNX Runtime's message, cut to bytes, without the places in its source: path, line and signature of a function. A message that
- * ends in one stays whole. */
+/* Copies ONNX Runtime's message, cut to bytes, without the places in its source: path, line and signature of
+ * a function. A message that ends in such a place stays whole. */
 static inline void ort_say(const char* message, char* text, size_t bytes) {
     const char* at = message;
     size_t done = 0;
@@ -141,7 +141,7 @@ static inline void ort_say(const char* message, char* text, size_t bytes) {
             continue;
         }
         at = ort_signature_end(end);
-        if (!*at) { /* there is no cause behind it */
+        if (!*at) { /* no cause follows the place */
             snprintf(text, bytes, "%s", message);
             return;
         }
@@ -158,7 +158,7 @@ static inline int ort_failed(const OrtApi* api, OrtStatus* status, char* text, s
     return 1;
 }
 
-/* The message is copied. */
+/* Makes a status; the message is copied. */
 static inline OrtStatus* ort_create_status(const OrtApi* api, int code, const char* text) {
     return ORT_CALL(api, 0, int, const char*)(code, text);
 }
@@ -173,7 +173,7 @@ static inline OrtStatus* ort_create_session(const OrtApi* api, const OrtEnv* env
                                                                                                 out);
 }
 
-/* The bytes are copied: they may go when this returns. */
+/* The model's bytes are copied: the caller may free them afterwards. */
 static inline OrtStatus* ort_create_session_from_array(const OrtApi* api, const OrtEnv* env, const void* model,
                                                        size_t bytes, const OrtSessionOptions* options,
                                                        OrtSession** out) {
@@ -181,7 +181,7 @@ static inline OrtStatus* ort_create_session_from_array(const OrtApi* api, const 
         env, model, bytes, options, out);
 }
 
-/* An output that is NULL is allocated by the runtime, and then the caller's to release. */
+/* Outputs that are NULL are allocated by the runtime; the caller releases them. */
 static inline OrtStatus* ort_run(const OrtApi* api, OrtSession* session, const OrtRunOptions* options,
                                  const char* const* input_names, const OrtValue* const* inputs, size_t input_count,
                                  const char* const* output_names, size_t output_count, OrtValue** outputs) {
@@ -210,7 +210,7 @@ static inline OrtStatus* ort_set_inter_threads(const OrtApi* api, OrtSessionOpti
     return ORT_CALL(api, 25, OrtSessionOptions*, int)(options, count);
 }
 
-/* Operators are added to a domain, and the domain to the options of sessions; both must outlive those. */
+/* Operators belong to a domain, and the domain to options of sessions; both must outlive the sessions. */
 static inline OrtStatus* ort_create_domain(const OrtApi* api, const char* name, OrtCustomOpDomain** out) {
     return ORT_CALL(api, 26, const char*, OrtCustomOpDomain**)(name, out);
 }
@@ -240,7 +240,7 @@ static inline OrtStatus* ort_output_type(const OrtApi* api, const OrtSession* se
     return ORT_CALL(api, 34, const OrtSession*, size_t, OrtTypeInfo**)(session, index, out);
 }
 
-/* The name is the caller's, to be given back with ort_allocator_free. */
+/* The name is the caller's, to be freed with ort_allocator_free. */
 static inline OrtStatus* ort_input_name(const OrtApi* api, const OrtSession* session, size_t index,
                                         OrtAllocator* allocator, char** out) {
     return ORT_CALL(api, 36, const OrtSession*, size_t, OrtAllocator*, char**)(session, index, allocator, out);
@@ -260,7 +260,7 @@ static inline OrtStatus* ort_terminate(const OrtApi* api, OrtRunOptions* options
     return ORT_CALL(api, 46, OrtRunOptions*)(options);
 }
 
-/* Takes ort_terminate() back: runs that begin from then on go on. */
+/* Undoes ort_terminate() for runs that begin from then on. */
 static inline OrtStatus* ort_unterminate(const OrtApi* api, OrtRunOptions* options) {
     return ORT_CALL(api, 47, OrtRunOptions*)(options);
 }
@@ -270,7 +270,7 @@ static inline OrtStatus* ort_create_tensor(const OrtApi* api, OrtAllocator* allo
     return ORT_CALL(api, 48, OrtAllocator*, const int64_t*, size_t, int, OrtValue**)(allocator, dims, rank, dtype, out);
 }
 
-/* A tensor over the caller's memory, which must outlive it. */
+/* A tensor over the caller's memory, which must outlive the tensor. */
 static inline OrtStatus* ort_wrap_tensor(const OrtApi* api, const OrtMemoryInfo* memory, void* data, size_t bytes,
                                          const int64_t* dims, size_t rank, int dtype, OrtValue** out) {
     return ORT_CALL(api, 49, const OrtMemoryInfo*, void*, size_t, const int64_t*, size_t, int, OrtValue**)(
@@ -339,7 +339,7 @@ static inline OrtStatus* ort_attribute_int(const OrtApi* api, const OrtKernelInf
     return ORT_CALL(api, 86, const OrtKernelInfo*, const char*, int64_t*)(info, name, out);
 }
 
-/* *bytes: in, what there is room for; out, what it takes, its end included. With NULL it is only measured. */
+/* *bytes: in, the size of `out`; out, the size of the string with its terminator. out NULL: only measure. */
 static inline OrtStatus* ort_attribute_string(const OrtApi* api, const OrtKernelInfo* info, const char* name, char* out,
                                               size_t* bytes) {
     return ORT_CALL(api, 87, const OrtKernelInfo*, const char*, char*, size_t*)(info, name, out, bytes);

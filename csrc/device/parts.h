@@ -12,11 +12,12 @@
 
 namespace clockwork::device {
 
-inline constexpr int BOOL = 9;                      // ONNX's code
-inline constexpr int RANK_MOST = 32;                // config.RANK_MAX
-inline constexpr std::int64_t PART_ALIGNMENT = 64;  // of an input's place in a slot, and of an output's in the block
+inline constexpr int BOOL = 9;        // ONNX's code of bools
+inline constexpr int RANK_MOST = 32;  // equals config.RANK_MAX
+// alignment in bytes of an input's place in a slot, and of an output's place in the block
+inline constexpr std::int64_t PART_ALIGNMENT = 64;
 
-// Bits of one element of an ONNX type; 0 if it has no fixed size or is unknown.
+// Bits of an element of an ONNX type; 0 if the type has no fixed size or is unknown.
 constexpr int dtype_bits(int dtype) {
     switch (dtype) {
         case 1:
@@ -48,20 +49,20 @@ constexpr int dtype_bits(int dtype) {
     }
 }
 
-// A tensor of a request as it came. Its dimensions are `rank` numbers of Views::dims, from `first` on.
+// A tensor of a request as received. Its dimensions are `rank` numbers of Views::dims, from `first` on.
 struct View {
     int dtype = 0;
     int rank = 0;
     std::size_t first = 0;
-    const char* data = nullptr;  // of a PROFILE: null
-    std::int64_t bytes = 0;      // of a PROFILE's strings: of each
+    const char* data = nullptr;  // null in a PROFILE
+    std::int64_t bytes = 0;      // size of the tensor; for strings in a PROFILE, bytes of each string
 };
 
 // The tensors of all parts of a batch, one part after the other.
 struct Views {
     std::vector<View> tensors;
     std::vector<std::int64_t> dims;
-    std::vector<std::uint32_t> counts;  // tensors of each part
+    std::vector<std::uint32_t> counts;  // number of tensors in each part
 
     void clear() {
         tensors.clear();
@@ -70,36 +71,38 @@ struct Views {
     }
 };
 
-// Bytes of one input of one part.
+// Bytes of an input of a part.
 struct Piece {
     const char* buf = nullptr;
     std::int64_t len = 0;
 };
 
-// Whether an input is optional. Then it has a fixed shape and no axis of rows: one value serves the whole batch.
+// Whether an input is optional. An optional input has a fixed shape and no axis of rows: one value serves the
+// whole batch.
 struct Rowless {
     bool is_optional = false;
     std::vector<std::int64_t> dims;
 };
 
-// Begins a shape of a PROFILE that is an optional input's value, four bytes to a number: clockwork.wire.optional.VALUE_MARK.
+// Begins a shape in a PROFILE that stands for an optional input's value, four bytes to a number; equals
+// clockwork.wire.optional.VALUE_MARK.
 inline constexpr std::int64_t VALUE_MARK = (std::int64_t{1} << 62) - 1;
 
 struct Input {
     int dtype = 0;
     int rank = 0;
-    std::int64_t dims[RANK_MOST] = {};  // of all parts joined
+    std::int64_t dims[RANK_MOST] = {};  // dimensions of all parts joined
     std::int64_t bytes = 0;
-    std::int64_t place = 0;  // the CPU device's: where it lies in the slot; -1: it is read in place
-    bool rowless = false;    // an optional input: one value, the same in every part, for the whole batch
+    std::int64_t place = 0;  // CPU device: offset of the input in the slot; -1: it is read in place
+    bool rowless = false;    // an optional input: one value for the whole batch, the same in every part
 };
 
-// The symbols in which requests of different size share a batch: each part is padded to the longest, and what it is given is
-// cut back. Of a device whose requests must all have one shape there are none.
+// The symbols in which requests of different sizes share a batch: each part is padded to the longest, and its
+// outputs are cut back. A device that needs equal shapes has none.
 struct Lengths {
     std::size_t count = 0;
-    std::vector<std::vector<int>> inputs;   // of each axis: which symbol, -1 none
-    std::vector<std::vector<int>> outputs;  // likewise
+    std::vector<std::vector<int>> inputs;   // of each input, for each axis: its symbol, or -1
+    std::vector<std::vector<int>> outputs;  // of each output, for each axis: its symbol, or -1
 
     int of_input(std::size_t input, int axis) const { return find(inputs, input, axis); }
     int of_output(std::size_t output, int axis) const { return find(outputs, output, axis); }
@@ -115,26 +118,30 @@ struct Output {
     int dtype = 0;
     int rank = 0;
     std::int64_t dims[RANK_MOST] = {};
-    std::int64_t begin = 0;  // in the block
+    std::int64_t begin = 0;  // offset in the block
     std::int64_t bytes = 0;
 };
 
 struct Parts {
     std::size_t part_count = 0;
     std::size_t input_count = 0;
-    std::vector<Piece> pieces;  // part_count rows of input_count; of a PROFILE none
+    std::vector<Piece> pieces;  // part_count rows of input_count pieces; empty in a PROFILE
     std::vector<Input> inputs;
-    std::vector<std::int64_t> rows;       // of each part
-    const Lengths* lengths = nullptr;     // the model's
-    std::vector<std::int64_t> sizes;      // of each part: its size in each of those symbols
-    std::vector<std::int64_t> longest;    // of all parts, in each symbol
-    bool uneven = false;                  // parts differ in a symbol: they are padded, and cut back
-    std::vector<std::int64_t> row_sizes;  // the program's inputs: for each symbol, the size of each row
-    std::vector<std::string> values;      // of an execution that is only timed: an optional input's; "" of others
+    std::vector<std::int64_t> rows;     // number of rows of each part
+    const Lengths* lengths = nullptr;   // the symbols of the model
+    std::vector<std::int64_t> sizes;    // for each part, its size in each symbol of `lengths`
+    std::vector<std::int64_t> longest;  // for each symbol, the largest size among the parts
+    // parts differ in a symbol: they are padded, and their outputs cut back
+    bool uneven = false;
+    std::vector<std::int64_t> row_sizes;  // inputs of the program: for each symbol, the size of each row
+    // values of optional inputs in an execution that is only timed; "" for other inputs
+    std::vector<std::string> values;
     std::vector<Output> outputs;
-    std::vector<std::int64_t> part_ends;  // a row of part_count for each output: where each part ends in the block
-    char* block = nullptr;                // the outputs' bytes, of malloc()
-    const char* zeros = nullptr;          // instead of a block: bytes that everybody shares, and nobody frees
+    // for each output, part_count offsets in the block: where each part ends
+    std::vector<std::int64_t> part_ends;
+    char* block = nullptr;  // bytes of the outputs, from malloc()
+    // in place of a block: zero bytes that all executions share and nobody frees
+    const char* zeros = nullptr;
     std::int64_t block_bytes = 0;
 
     Parts() = default;
@@ -146,13 +153,14 @@ struct Parts {
 
     std::int64_t& part_end(std::size_t output, std::size_t part) { return part_ends[output * part_count + part]; }
 
-    // The first input of bools with a byte that is neither 0 nor 1, and that byte. False: there is none.
+    // Finds the first bool input with a byte that is neither 0 nor 1, and that byte. Returns false if there
+    // is none.
     bool find_wrong_bool(std::size_t& input, int& byte) const noexcept {
         for (input = 0; input < input_count; input++) {
             for (std::size_t part = 0; inputs[input].dtype == BOOL && part < part_count; part++) {
                 const std::int64_t size = piece(part, input).len;
                 const unsigned char* data = reinterpret_cast<const unsigned char*>(piece(part, input).buf);
-                unsigned char all = 0;  // no branch, so that the compiler looks at many bytes at once
+                unsigned char all = 0;  // no branch, so that the compiler compares many bytes at once
                 for (std::int64_t at = 0; at < size; at++)
                     all |= data[at];
                 if (all > 1) {
@@ -171,12 +179,12 @@ struct Parts {
         return count;
     }
 
-    // The size of every row, symbol by symbol. False if there is no memory.
+    // Writes the size of every row, symbol by symbol. Returns false if there is no memory.
     bool make_row_sizes() noexcept {
         row_sizes.clear();
         try {
             row_sizes.reserve(std::size_t(row_count()) * lengths->count);
-        } catch (const std::exception&) {  // or more than a vector can have
+        } catch (const std::exception&) {  // std::bad_alloc, or std::length_error of a vector
             return false;
         }
         for (std::size_t symbol = 0; symbol < lengths->count; symbol++)
@@ -185,7 +193,7 @@ struct Parts {
         return true;
     }
 
-    // The dimensions of one part's share of an input or output. symbols: of its axes.
+    // The dimensions of a part's share of an input or output. symbols: the symbol of each axis.
     void shape_of(std::size_t part, const std::int64_t* joined, int rank, const std::vector<int>& symbols,
                   std::int64_t* dims) const {
         for (int axis = 0; axis < rank; axis++) {
@@ -204,7 +212,7 @@ struct Parts {
         return part_ends[output * part_count + part];
     }
 
-    // The dimensions of one part's share of an output, of which there are RANK_MOST at most; returns how many.
+    // Writes the dimensions of a part's share of an output, at most RANK_MOST; returns their number.
     int output_shape(std::size_t part, std::size_t index, std::int64_t* dims) const {
         const Output& output = outputs[index];
         if (is_cut(index)) {
@@ -227,7 +235,7 @@ struct Parts {
         return false;
     }
 
-    // False if there is no memory.
+    // Returns false if there is no memory.
     bool make_outputs(std::size_t count) noexcept {
         try {
             outputs.resize(count);
@@ -238,7 +246,8 @@ struct Parts {
         }
     }
 
-    // Gives each output its place in a block, which is made; the sizes are known. False if there is no memory.
+    // Makes the block and gives each output its place in it; sizes must be known. Returns false if there is
+    // no memory.
     bool make_block() noexcept {
         block_bytes = 0;
         for (Output& output : outputs) {
@@ -249,7 +258,7 @@ struct Parts {
         return block != nullptr;
     }
 
-    // Notes where each part's share of an output ends, whose elements all take the same room.
+    // Notes where each part's share of an output ends, when all elements of the output have one size.
     void divide(std::size_t index) noexcept {
         const Output& output = outputs[index];
         if (part_count == 1) {

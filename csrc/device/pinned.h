@@ -1,4 +1,4 @@
-// Python's buffers as the inputs of an order. Filled and freed by whoever holds the interpreter's lock.
+// Python's buffers as the inputs of an order. Filled and freed by threads that hold the interpreter's lock.
 #pragma once
 
 #include <Python.h>
@@ -10,7 +10,7 @@
 namespace clockwork::device {
 
 struct Pinned : Keeper {
-    std::deque<Py_buffer> buffers;  // which must not move
+    std::deque<Py_buffer> buffers;  // a deque, because a Py_buffer must not move
 
     ~Pinned() override {
         for (Py_buffer& buffer : buffers)

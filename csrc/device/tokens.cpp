@@ -14,17 +14,17 @@ constexpr std::int64_t CODE_POINT_MAX = 0x10ffff;
 std::vector<std::int64_t> ids_of(const char* name, std::string_view text) {
     std::vector<std::int64_t> found;
     Table table(name, text, ',', TOKENS_MAX);
-    table.each([&](std::string_view one) { found.push_back(table.number(one)); });
+    table.each([&](std::string_view entry) { found.push_back(table.number(entry)); });
     return found;
 }
 
-// What Rust's char::is_whitespace() holds of.
+// The white space of Rust's char::is_whitespace().
 constexpr std::string_view WHITE_SPACE[] = {" ",      "\t",     "\n",     "\v",     "\f",     "\r",     "\u0085",
                                             "\u00a0", "\u1680", "\u2000", "\u2001", "\u2002", "\u2003", "\u2004",
                                             "\u2005", "\u2006", "\u2007", "\u2008", "\u2009", "\u200a", "\u2028",
                                             "\u2029", "\u202f", "\u205f", "\u3000"};
 
-// The bytes of the white space that matches(it) is true of; 0: of none.
+// Number of bytes of the white space for which matches(bytes) holds; 0 if for none.
 template <typename Matches>
 std::size_t white_space(Matches&& matches) {
     auto found = std::find_if(std::begin(WHITE_SPACE), std::end(WHITE_SPACE), matches);
@@ -34,7 +34,7 @@ std::size_t white_space(Matches&& matches) {
 }  // namespace
 
 std::int64_t Table::number(std::string_view text, std::int64_t most, int base) const {
-    std::int64_t value = -1;  // (strtol() would bind this to the newest glibc)
+    std::int64_t value = -1;  // not strtol(), which would bind the library to the newest glibc
     auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, base);
     if (error != std::errc() || end != text.data() + text.size() || value < 0 || value > most)
         refuse("has no whole number from 0 to " + std::to_string(most) + " where one belongs");
@@ -48,13 +48,13 @@ void Table::refuse(const std::string& problem) const {
 
 CodePoints::CodePoints(const char* name, std::string_view text) {
     Table table(name, text, ',');
-    table.each([&](std::string_view one) {
-        std::size_t dash = std::min(one.find('-'), one.size());
+    table.each([&](std::string_view range) {
+        std::size_t dash = std::min(range.find('-'), range.size());
         auto point = [&](std::string_view digits) {
             return static_cast<std::uint32_t>(table.number(digits, CODE_POINT_MAX, 16));
         };
-        std::uint32_t first = point(one.substr(0, dash));
-        std::uint32_t last = dash < one.size() ? point(one.substr(dash + 1)) : first;
+        std::uint32_t first = point(range.substr(0, dash));
+        std::uint32_t last = dash < range.size() ? point(range.substr(dash + 1)) : first;
         if (last < first || (!ranges_.empty() && first <= ranges_.back().second))
             table.refuse("does not lie behind the range before it");
         ranges_.emplace_back(first, last);
@@ -111,20 +111,21 @@ Tokenizer::Tokenizer(const Common& common)
         begins_special_.set(static_cast<unsigned char>(line[0]));
     });
     std::sort(specials_.begin(), specials_.end(),
-              [](const Special& one, const Special& other) { return one.text < other.text; });
+              [](const Special& token, const Special& other) { return token.text < other.text; });
 }
 
-// Narrows, byte by byte, the special tokens that have the text's beginning, so that many of them cost no more than few.
+// Narrows the range of special tokens byte by byte to those that begin the text, so that many special tokens
+// cost no more than few.
 const Tokenizer::Special* Tokenizer::special_at(std::string_view text) const {
     if (!begins_special_[static_cast<unsigned char>(text[0])])
         return nullptr;
     const Special* found = nullptr;
     auto low = specials_.begin(), high = specials_.end();
     for (std::size_t at = 0; at < text.size() && low != high; ++at) {
-        // Of those left, all have the bytes before `at`; what ends there comes first.
+        // All tokens left share the bytes before `at`; a token that ends there sorts first.
         unsigned char byte = static_cast<unsigned char>(text[at]);
-        auto comes_before = [&](const Special& one, int value) {
-            return (at < one.text.size() ? static_cast<unsigned char>(one.text[at]) : -1) < value;
+        auto comes_before = [&](const Special& token, int value) {
+            return (at < token.text.size() ? static_cast<unsigned char>(token.text[at]) : -1) < value;
         };
         low = std::lower_bound(low, high, static_cast<int>(byte), comes_before);
         high = std::lower_bound(low, high, static_cast<int>(byte) + 1, comes_before);
@@ -169,7 +170,7 @@ bool Tokenizer::encode(std::string_view text, std::vector<std::int64_t>& ids, st
         }
         std::string_view before = text.substr(plain, at - plain);
         while (found->takes_before) {
-            std::size_t size = white_space([&](std::string_view one) { return before.ends_with(one); });
+            std::size_t size = white_space([&](std::string_view space) { return before.ends_with(space); });
             if (size == 0)
                 break;
             before.remove_suffix(size);
@@ -179,14 +180,14 @@ bool Tokenizer::encode(std::string_view text, std::vector<std::int64_t>& ids, st
         at += found->text.size();
         while (found->takes_behind) {
             std::string_view behind = text.substr(at);
-            std::size_t size = white_space([&](std::string_view one) { return behind.starts_with(one); });
+            std::size_t size = white_space([&](std::string_view space) { return behind.starts_with(space); });
             if (size == 0)
                 break;
             at += size;
         }
         plain = at;
     }
-    // The last piece of a text that was cut may be another one than the whole text has: its tokens do not count.
+    // The last piece of a truncated text may differ from the whole text's piece, so its tokens do not count.
     if (!is_full(ids) && add_plain(text.substr(plain), ids) && is_cut)
         return too_long();
     if (is_ending()) {

@@ -1,6 +1,7 @@
-// What tokenizers share: special tokens, UTF-8, how many tokens a text may have, and the tables that they are made of.
+// The parts that tokenizers share: special tokens, UTF-8, the bound on the tokens of a text, and the tables
+// of attributes.
 //
-// What depends on Unicode comes as tables, made from the tokenizer itself (clockwork/models/tokenizers.py).
+// Tables that depend on Unicode are made from the tokenizer itself (clockwork/models/tokenizers.py).
 #pragma once
 
 #include <algorithm>
@@ -16,7 +17,7 @@
 
 namespace clockwork::device {
 
-// Calls function(piece) for each piece between separators, none for an empty text.
+// Calls function(piece) for each piece between separators, never for an empty text.
 template <typename Function>
 void split(std::string_view text, char separator, Function&& function) {
     while (!text.empty()) {
@@ -26,8 +27,8 @@ void split(std::string_view text, char separator, Function&& function) {
     }
 }
 
-// An attribute of an operator that is text: entries between separators, at most `most`. What is wrong with one is thrown as
-// std::invalid_argument, with the attribute and the entry's number.
+// An operator's attribute that is text: at most `most` entries between separators. A wrong entry throws
+// std::invalid_argument with the attribute and the entry's number.
 class Table {
 public:
     Table(const char* name, std::string_view text, char separator, std::size_t most = ENTRIES_MAX)
@@ -42,7 +43,7 @@ public:
         });
     }
 
-    // A whole number that an entry, or a field of it, is: 0 to `most`.
+    // The whole number, 0 to `most`, that an entry or a field of it holds.
     std::int64_t number(std::string_view text, std::int64_t most = ID_MAX, int base = 10) const;
     [[noreturn]] void refuse(const std::string& problem) const;
 
@@ -54,7 +55,7 @@ private:
     std::size_t count_ = 0;
 };
 
-// Code points, as sorted ranges.
+// A set of code points, as sorted ranges.
 class CodePoints {
 public:
     // text: "first-last" in hex, separated by commas. Throws std::invalid_argument.
@@ -65,22 +66,23 @@ private:
     std::vector<std::pair<std::uint32_t, std::uint32_t>> ranges_;
 };
 
-// The bytes of the character at the beginning of a text, and its code point; 0 where it is not UTF-8.
+// The code point of the character at the beginning of a text, and its number of bytes; 0 bytes where it is
+// not UTF-8.
 std::size_t character(std::string_view text, std::uint32_t& point);
 
 class Tokenizer {
 public:
     struct Common {
-        // "token<tab>id<tab>flags" a line: taken from the text before all else. With flags l and r it takes the white space
-        // before and behind it along.
+        // A special token per line, as "token<tab>id<tab>flags": it is found before the rest of the text is
+        // split. The flags l and r include the white space to the left and right.
         std::string specials;
-        std::string before, after;   // ids around each text, separated by commas
-        std::size_t tokens_max = 0;  // of a text, those around it included
-        bool truncates = false;      // a text of more tokens is cut, and not an error
+        std::string before, after;   // ids added before and after each text, separated by commas
+        std::size_t tokens_max = 0;  // bound on the tokens of a text, including those of `before` and `after`
+        bool truncates = false;      // whether a text with more tokens is cut instead of refused
     };
 
-    // The ids of a text. False, and a clause that goes behind "text 3", if it is not UTF-8, has too many tokens, or more
-    // bytes than are read for them.
+    // The ids of a text. Returns false, with a clause that continues "text 3", if the text is not UTF-8, has
+    // too many tokens, or has more bytes than are read for them.
     bool encode(std::string_view text, std::vector<std::int64_t>& ids, std::string& problem) const;
 
 protected:
@@ -88,11 +90,12 @@ protected:
     explicit Tokenizer(const Common& common);
     ~Tokenizer() = default;
 
-    // Add the ids of valid UTF-8 without special tokens. It ends early once the ids are full: false then, if any of the text
-    // was left.
+    // Adds the ids of valid UTF-8 without special tokens. It stops once the ids are full, and returns false
+    // if any of the text was left.
     virtual bool add_plain(std::string_view text, std::vector<std::int64_t>& ids) const = 0;
 
-    // Whether a text has more tokens already than it may have, or the execution is to end: the rest of it is not looked at.
+    // Whether a text has more tokens already than it may have, or the execution is to end: the rest of the
+    // text is skipped.
     bool is_full(const std::vector<std::int64_t>& ids) const {
         return ids.size() + after_.size() > tokens_max_ || is_ending();
     }
@@ -104,11 +107,11 @@ private:
         bool takes_before, takes_behind;
     };
 
-    // The longest special token that a text begins with; null: none.
+    // The longest special token with which a text begins; null: none.
     const Special* special_at(std::string_view text) const;
 
-    std::vector<Special> specials_;    // in the order of their bytes
-    std::bitset<256> begins_special_;  // by byte
+    std::vector<Special> specials_;    // sorted by their bytes
+    std::bitset<256> begins_special_;  // first bytes of all special tokens
     std::vector<std::int64_t> before_, after_;
     std::size_t tokens_max_;
     bool truncates_;

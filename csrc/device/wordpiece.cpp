@@ -40,7 +40,7 @@ void WordPiece::end_word(std::vector<std::int64_t>& ids, std::string& word, std:
     std::size_t kept = ids.size(), begin = 0;
     std::string piece;
     while (begin < word.size() && length <= word_max_) {
-        // No longer piece is in the vocabulary.
+        // The vocabulary has no longer piece.
         std::size_t end = std::min(word.size(), begin + token_bytes_max_);
         for (; end > begin; --end) {
             if (end < word.size() && (static_cast<unsigned char>(word[end]) & 0xc0) == 0x80)
@@ -73,7 +73,7 @@ bool WordPiece::add_plain(std::string_view text, std::vector<std::int64_t>& ids)
         if (spaces_.hold(point))
             return;
         if (++length <= word_max_)
-            word += bytes;  // of a longer word it is known that it is unknown
+            word += bytes;  // a word beyond word_max is known to be unknown
         if (is_alone)
             end_word(ids, word, length);
     };

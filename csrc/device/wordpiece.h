@@ -1,4 +1,5 @@
-// Texts as the tokens of a WordPiece vocabulary, as the library `tokenizers` finds them for models such as BERT.
+// Tokenization by a WordPiece vocabulary. The tokens equal those of the library `tokenizers` for models such
+// as BERT.
 #pragma once
 
 #include <cstddef>
@@ -15,12 +16,14 @@ namespace clockwork::device {
 class WordPiece final : public Tokenizer {
 public:
     struct Parts {
-        std::string vocabulary;              // tokens in the order of their ids, one a line
-        std::string normalised;              // "code point in hex<tab>what it becomes" a line
-        std::string removed, spaces, alone;  // CodePoints: gone; between words; words of their own
-        std::string prefix;                  // of tokens that go on a word
+        std::string vocabulary;  // a token per line, in the order of their ids
+        std::string normalised;  // a line per character: "code point in hex<tab>normalised form"
+        // CodePoints of characters that are removed, that separate words, and that are words by themselves
+        std::string removed, spaces, alone;
+        std::string prefix;  // prefix of tokens that continue a word
         std::int64_t unknown = 0;
-        std::size_t word_max = 0;  // characters of a word that is looked up; a longer one is unknown
+        // bound on the characters of a word that is looked up; a longer word is unknown
+        std::size_t word_max = 0;
     };
 
     WordPiece(const Common& common, const Parts& parts);

@@ -11,8 +11,9 @@ namespace clockwork::device {
 namespace {
 
 constexpr std::size_t UNIT = 64;
-constexpr std::size_t REGION_BYTES_LEAST = std::size_t(4) << 20;  // that are taken from the kernel at a time
-constexpr std::size_t BYTES_MOST = std::size_t(1) << 46;          // as many as there are addresses
+// least size of a region taken from the kernel
+constexpr std::size_t REGION_BYTES_LEAST = std::size_t(4) << 20;
+constexpr std::size_t BYTES_MOST = std::size_t(1) << 46;  // size of the address space, above every request
 
 thread_local Account* charged = nullptr;
 
@@ -29,10 +30,10 @@ private:
     char text_[160];
 };
 
-// What the runtime calls for memory. IAllocator of the runtime has no error but std::bad_alloc: what wraps a C allocator
-// hands its null on, kernels write to whatever they get, and tensors are made of it unseen. The exception passes through
-// frames of the runtime alone, which are C++; it catches it around every kernel and at its C API, and makes a status of
-// it. Null for 0 bytes, which is as it expects.
+// The runtime's allocator. IAllocator of the runtime has no error but std::bad_alloc: its wrapper of a C
+// allocator passes null on, kernels write to whatever address they get, and tensors are made of it unchecked.
+// The exception passes through frames of the runtime alone, which are C++. The runtime catches it around
+// every kernel and at its C API, and makes a status of it. Null for 0 bytes, as the runtime expects.
 void* allocate_for_run(OrtAllocator* self, std::size_t bytes) {
     Workspace* workspace = static_cast<Workspace*>(self);
     if (bytes == 0)
@@ -53,12 +54,12 @@ const OrtMemoryInfo* info_for_run(const OrtAllocator* self) { return static_cast
 }  // namespace
 
 struct alignas(UNIT) Workspace::Block {
-    Block* before;      // the neighbour at the lower address; null for a region's first
-    std::size_t bytes;  // of the payload, which follows; 0 marks a region's end
+    Block* before;      // the neighbour at the lower address; null for a region's first block
+    std::size_t bytes;  // size of the payload, which follows; 0 marks a region's end
     bool is_free;
-    Block* next;  // of its free list
+    Block* next;  // the next block of its free list
     Block* previous;
-    Account* account;  // that it is charged to, or null
+    Account* account;  // account to which the block is charged, or null
 };
 
 struct alignas(UNIT) Workspace::Region {  // followed by its first block
@@ -117,7 +118,7 @@ void Workspace::remove(Block* block) {
 
 // A free block of at least this size, or null.
 Workspace::Block* Workspace::find(std::size_t bytes) {
-    // Round up to the next step, so that any block of the bin is large enough.
+    // Rounds up to the next step, so that any block of the bin is large enough.
     auto [level, step] = bin_of(bytes + (std::size_t(1) << (bin_of(bytes).level - 3)) - 1);
     unsigned steps = level < LEVELS ? steps_[level] & (0xffu << step) : 0;
     if (steps == 0) {

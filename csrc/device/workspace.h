@@ -1,12 +1,13 @@
-// The memory in which models compute: one allocator that every session of the process shares.
+// The memory in which models compute: an allocator that every session of the process shares.
 //
-// What an execution takes is charged to its account, which has a limit, and all of it together has one, too. Beyond
-// either there is nothing; the runtime is told by an exception, which is what it expects (see workspace.cpp).
+// Memory that an execution takes is charged to its account, which has a limit; the sum of all accounts has a
+// limit, too. Beyond either limit the request fails: the runtime gets an exception, as it expects (see
+// workspace.cpp).
 //
-// Good fit over segregated free lists (TLSF): allocation and release take constant time, neighbours merge at once, and
-// memory that was touched stays touched, so that a run after the first faults no page. Payloads are multiples of 64
-// bytes and so aligned. Regions come from the kernel populated, and on huge pages where it has them. Safe to call from
-// any thread.
+// Good fit over segregated free lists (TLSF): allocation and release take constant time, neighbours merge at
+// once, and touched memory stays touched, so that a run after the first does not fault. Payloads are
+// multiples of 64 bytes and aligned to 64. Regions come from the kernel populated, on huge pages where
+// possible. Safe to call from any thread.
 #pragma once
 
 #include <atomic>
@@ -18,16 +19,18 @@
 
 namespace clockwork::device {
 
-// What one execution has taken. It lives as long as the process: a session may keep a block of it for good.
+// The account of executions. It lives as long as the process, because a session may keep a block for good.
 struct Account {
     std::size_t limit_bytes = 0;
-    std::size_t used_bytes = 0;     // of the workspace
-    std::int64_t heap_bytes = 0;    // of the heap, see device/heap.h; negative where it freed what older runs had left
-    bool counts_heap = false;       // it executes now; only the thread that is charged uses this and heap_bytes
-    std::size_t peak_bytes = 0;     // of both
-    std::size_t refused_bytes = 0;  // what was asked for when the limit was reached; 0: it was not
-    std::size_t beside_bytes = 0;   // what it had then
-    std::atomic<bool> is_ending{false};  // the execution is to end, for operators to look at; any thread sets it
+    std::size_t used_bytes = 0;  // bytes of the workspace
+    // bytes of the heap, see device/heap.h; negative where it freed blocks of older runs
+    std::int64_t heap_bytes = 0;
+    // whether it executes now; only the thread that is charged uses this and heap_bytes
+    bool counts_heap = false;
+    std::size_t peak_bytes = 0;          // largest sum of workspace and heap
+    std::size_t refused_bytes = 0;       // bytes requested when the limit was reached; 0: it was not reached
+    std::size_t beside_bytes = 0;        // bytes that the account had at that moment
+    std::atomic<bool> is_ending{false};  // tells operators that the execution is to end; any thread sets it
 
     std::size_t taken_bytes() const {
         return __atomic_load_n(&used_bytes, __ATOMIC_RELAXED) +
@@ -35,7 +38,7 @@ struct Account {
     }
 
     const OrtApi* api = nullptr;
-    OrtRunOptions* options = nullptr;  // of its runs
+    OrtRunOptions* options = nullptr;  // options of the execution's runs
 
     bool may_take(std::size_t bytes) const {
         const std::size_t taken = taken_bytes();
@@ -49,9 +52,10 @@ struct Account {
         beside_bytes = taken_bytes();
     }
 
-    // Whether it may take so many bytes more of the heap. Beyond the limit it is to end before its next node: the runtime
-    // takes small pieces where it cannot bear an exception (it begins a body's run, or says what failed), so these may go a
-    // little further, and it is a kernel that takes more.
+    // Whether the execution may take so many bytes more of the heap. Beyond the limit it is to end before its
+    // next node. Small requests go a little further, because the runtime makes some where it cannot bear an
+    // exception (when it begins the run of a subgraph, or formats an error); large ones come from kernels and
+    // fail.
     bool may_take_heap(std::size_t bytes) {
         if (may_take(bytes))
             return true;
@@ -71,30 +75,32 @@ private:
     static constexpr std::size_t HEAP_PIECE_BYTES = 4 << 20, HEAP_MARGIN_BYTES = 16 << 20;
 };
 
-// What this thread allocates from now on is charged to the account; null: to none.
+// Charges the allocations of this thread to the account from now on; null: to none.
 void charge(Account* account);
 
-// The account of an execution on this thread; null: nothing is executed here.
+// The account of the execution on this thread; null: none executes.
 Account* counting_account();
 
 class Workspace : public OrtAllocator {
 public:
-    // info describes CPU memory to the runtime and must outlive the workspace. limit_bytes: of all that is given out.
+    // info: describes CPU memory to the runtime and must outlive the workspace. limit_bytes: bound on all
+    // memory that is given out.
     Workspace(const OrtMemoryInfo* info, std::size_t limit_bytes);
     Workspace(const Workspace&) = delete;
     Workspace& operator=(const Workspace&) = delete;
 
-    // Memory charged to an account (null: to none), or null: there is none, or a limit is reached.
+    // Memory charged to an account (null: to none). Returns null if there is none left, or a limit is
+    // reached.
     void* allocate(Account* account, std::size_t bytes);
     void release(void* pointer);
 
-    // Gives back to the kernel every region in which nothing is given out.
+    // Returns to the kernel every region in which nothing is given out.
     void trim();
 
     const OrtMemoryInfo* info() const { return info_; }
-    std::size_t reserved_bytes() const { return reserved_bytes_; }  // taken from the kernel
-    std::size_t used_bytes() const { return used_bytes_; }          // given out
-    std::size_t limit_bytes() const { return limit_bytes_; }        // of what is given out
+    std::size_t reserved_bytes() const { return reserved_bytes_; }  // bytes taken from the kernel
+    std::size_t used_bytes() const { return used_bytes_; }          // bytes given out
+    std::size_t limit_bytes() const { return limit_bytes_; }        // bound on the bytes given out
 
 private:
     static constexpr int LEVELS = 48;
@@ -116,7 +122,7 @@ private:
 
     const OrtMemoryInfo* info_;
     std::mutex mutex_;
-    std::uint64_t levels_ = 0;  // which levels have a free block, and then which of their steps
+    std::uint64_t levels_ = 0;  // bit sets: the levels that have a free block, and the steps of each level
     std::uint8_t steps_[LEVELS] = {};
     Block* bins_[LEVELS][STEPS] = {};
     Region* regions_ = nullptr;

@@ -9,7 +9,7 @@ namespace clockwork {
 
 namespace {
 
-// Numbers and heads of a record, and a shape's, text's or list's besides.
+// Bound on the numbers and heads of a record, without those of shapes, texts and lists.
 constexpr std::size_t NUMBERS_BYTES_MAX = 16 * 9;
 
 }  // namespace
@@ -72,12 +72,12 @@ void Ring::drop_oldest() {
     }
 }
 
-// When the step was told that begins there, and where it ends.
+// Time at which the step that begins at a place was told, and the place of its end.
 Ring::Step Ring::step_at(std::uint64_t place) const {
     unsigned kind = byte(place++);
     std::uint64_t bytes = number(place, kind == 0xc4 ? 1 : kind == 0xc5 ? 2 : 4);
     std::uint64_t end = place + bytes;
-    ++place;  // an array of four
+    ++place;  // array head of four elements
     kind = byte(place++);
     bool is_long = 0xcc <= kind && kind <= 0xcf;
     return {is_long ? static_cast<Ns>(number(place, 1u << (kind - 0xcc))) : static_cast<Ns>(kind), end};
@@ -104,7 +104,8 @@ std::uint64_t Ring::read(std::uint64_t since, char* target, std::size_t& bytes) 
 }
 
 std::uint64_t Ring::read(std::uint64_t since, std::size_t bytes_max, std::string& found) const {
-    found.resize(std::min(bytes_max, bytes_max_));  // not under the lock, for which whoever appends would wait
+    // outside of the lock, for which the appending thread would wait
+    found.resize(std::min(bytes_max, bytes_max_));
     std::size_t bytes = found.size();
     std::uint64_t place = read(since, found.data(), bytes);
     found.resize(bytes);
@@ -115,7 +116,7 @@ std::uint64_t Ring::seek(Ns at) const {
     std::lock_guard lock(mutex_);
     std::size_t low = 0;
     std::size_t high = mark_count_;
-    while (low < high) {  // the first mark that was told later
+    while (low < high) {  // the first mark with a later time
         std::size_t middle = (low + high) / 2;
         if (mark(middle).at > at)
             high = middle;

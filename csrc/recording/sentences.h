@@ -1,4 +1,4 @@
-// The sentences of answers that are no success, from the templates that the scheduler's binding has (_core.TEXTS).
+// The sentences of failed answers, from the templates of the scheduler's binding (_core.TEXTS).
 #pragma once
 
 #include <cctype>
@@ -23,7 +23,8 @@ public:
 
     std::string_view reason(Reason reason) const { return reasons_.at(static_cast<std::size_t>(reason)); }
 
-    // Of an ANSWER_FAILED; said: what a worker said, or null. Valid until the next call.
+    // The sentence of an ANSWER_FAILED. said: the worker's sentence, or null. The result is valid until the
+    // next call.
     std::string_view text(const Command& command, std::string_view name, const std::string* said) {
         const std::string& pattern = templates_.at(static_cast<std::size_t>(command.text));
         if (pattern.find('{') == std::string::npos)
@@ -49,7 +50,7 @@ private:
             text_ += std::to_string(field == "a" ? command.a : command.b);
         } else if (field == "said") {
             say(command, said);
-        } else {  // a_time, b_time, c_time
+        } else {  // texts of the durations a and b, and of the clock time c
             text_ += duration_text(field[0] == 'a' ? command.a : field[0] == 'b' ? command.b : command.c);
         }
     }

@@ -20,11 +20,13 @@ FOUND = {
     "opening.h": "// Who waits.\nint waits;  // What for.\n",
     "name.cpp": "int f(int one) { return one; }\n",
     "wide.h": f"// {WIDE}\n",
+    "block.h": f"int f();\n/* What is\n * wide: {WIDE} */\n",
     "opening.pyx": '"""Who waits."""\ncdef int waits  # Of a device\n',
     "name.pxd": "cdef extern from *:\n    int one\n",
 }
 LINES = {
     "opening.py": [1, 3, 5], "name.py": [1, 2], "wide.py": [3, 4], "opening.h": [1, 2], "name.cpp": [1, 1], "wide.h": [1],
+    "block.h": [2, 3],
     "opening.pyx": [1, 2], "name.pxd": [2],
 }  # fmt: skip
 
@@ -46,5 +48,5 @@ def test_it_finds_nothing_in_strings_attributes_and_urls(tmp_path: Path) -> None
     )
     assert list(words.check(path)) == []
     path = tmp_path / "fine.h"
-    path.write_text('const char* name = "one";  // "one"\nint one_device;\n', encoding="utf-8")
+    path.write_text('const char* name = "one";  // "one"\nint one_device;\n/* one */\n', encoding="utf-8")
     assert list(words.check(path)) == []

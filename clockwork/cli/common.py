@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import re
 import sys
@@ -10,7 +12,7 @@ from contextlib import contextmanager
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -157,23 +159,64 @@ def say_bytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB" if count >= 100 * 2**10 else f"{count / 2**10:.0f} KiB"
 
 
-def client_options(command: F) -> F:
-    command = click.option("--timeout", type=DURATION, help="Timeout of an answer.  [default: 30s]")(command)
-    command = click.option(
-        "--key",
-        type=PATH,
-        help="The key file (or CLOCKWORK_KEY): client.key for requests, operator.key to change the models.",
-    )(command)
-    return click.option(
+def grouped(name: str, kind: type, *options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return a decorator that adds options, in this order. The command gets their values as a single argument
+    ``name``: a ``kind``, a dataclass whose fields are named as the options' parameters.
+    """
+    fields = [field.name for field in dataclasses.fields(kind)]
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def run(**given: Any) -> Any:
+            value = kind(**{field: given.pop(field) for field in fields})
+            return command(**given, **{name: value})
+
+        return functools.reduce(lambda inner, option: option(inner), reversed(options), cast(F, run))
+
+    return decorate
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Connect:
+    """The options of a client of a cluster. A call makes the client."""
+
+    endpoint: str | None
+    key: Path | None
+    timeout: float | None = None  # seconds
+
+    def __call__(self, timeout_s: float = 30.0) -> Client:
+        """timeout_s: the timeout of answers, unless an option gives another. Raises UsageError."""
+        from clockwork.client.blocking import Client
+
+        with as_usage():
+            timeout = timeout_s if self.timeout is None else self.timeout
+            return Client(self.endpoint, keys=self.key, timeout=timeout, name="cli")
+
+
+client_options = grouped(
+    "connect",
+    Connect,
+    click.option(
         "--endpoint", help=f"The controller (or CLOCKWORK_ENDPOINT).  [default: {config.CLIENT_ENDPOINT}]"
-    )(command)
+    ),
+    click.option(
+        "--key", type=PATH,
+        help="The key file (or CLOCKWORK_KEY): client.key for requests, operator.key to change the models.",
+    ),
+    click.option("--timeout", type=DURATION, help="Timeout of an answer.  [default: 30s]"),
+)  # fmt: skip
+"""Adds the options of a client; the command gets ``connect``, a Connect."""
 
 
-def new_client(endpoint: str | None, key: Path | None, timeout: float | None) -> Client:
-    from clockwork.client.blocking import Client
+def _end_with(context: click.Context, parameter: click.Parameter, parent: int | None) -> None:
+    if parent is not None:
+        from clockwork.launch.local import die_with
 
-    with as_usage():
-        return Client(endpoint, keys=key, timeout=30.0 if timeout is None else timeout, name="cli")
+        die_with(parent)
+
+
+parent_option = click.option("--parent", type=int, hidden=True, callback=_end_with, expose_value=False)
+"""Adds a flag with the number of the process with which the command ends."""
 
 
 def describe_cluster(client: Client) -> Cluster:

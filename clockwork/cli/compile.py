@@ -44,9 +44,7 @@ from clockwork.wire.messages import PRODUCT_DTYPES
 )
 @click.option("--name", default="", help="The model's name in the package.  [default: MODEL's name]")
 @click.option(
-    "--exact",
-    is_flag=True,
-    help="Serve only inputs of the compiled shapes; do not pad shorter inputs.",
+    "--exact", is_flag=True, help="Serve only inputs of the compiled shapes; do not pad shorter inputs."
 )
 @click.option(
     "--no-ptx",

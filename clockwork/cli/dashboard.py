@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from clockwork import config
-from clockwork.cli.common import FILE, PATH, Duration, describe_cluster, new_client, print_line
+from clockwork.cli.common import FILE, PATH, Connect, Duration, describe_cluster, parent_option, print_line
 from clockwork.config.dashboard import DASHBOARD_ANSWER_S, DASHBOARD_PAGES_MAX, DASHBOARD_PORT
 from clockwork.errors import ConfigError
 from clockwork.system.clock import SECOND
@@ -68,10 +68,10 @@ if TYPE_CHECKING:
     show_default=True,
     help="Bound of open pages.",
 )
-@click.option("--parent", type=int, hidden=True)
+@parent_option
 def dashboard(
     endpoint: str | None, key: Path | None, recording: Path | None, from_s: float, host: str, port: int, token_file: Path | None, tls_cert: Path | None,
-    tls_key: Path | None, origins: tuple[str, ...], insecure: bool, pages: int, parent: int | None,
+    tls_key: Path | None, origins: tuple[str, ...], insecure: bool, pages: int,
 ) -> None:  # fmt: skip
     """Show a cluster in a browser: devices, answers, memory, predictions, and each request.
 
@@ -86,10 +86,6 @@ def dashboard(
     """
     if importlib.util.find_spec("bokeh") is None:
         raise ConfigError("the dashboard needs bokeh: pip install 'clockwork-serving[dashboard]'")
-    if parent is not None:
-        from clockwork.launch.local import die_with
-
-        die_with(parent)
     from clockwork.gateway.process import listen
     from clockwork.gateway.security import read_token, require_security_beyond_loopback, tls_context
     from clockwork.gateway.settings import GatewaySettings
@@ -122,7 +118,7 @@ def _live(endpoint: str | None, key: Path | None) -> Source:
     from clockwork.observe.dashboard.sources import Live
 
     # The client is not closed: the reading thread may wait for an answer, and ends with the process.
-    client = new_client(endpoint, key, DASHBOARD_ANSWER_S)
+    client = Connect(endpoint, key)(DASHBOARD_ANSWER_S)
     return Live(client.recorder, functools.partial(describe_cluster, client), time.monotonic_ns)
 
 

@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clockwork.cli.common import (
-    FILE,
-    PATH,
-    client_options,
-    describe_cluster,
-    new_client,
-    print_json,
-    write_file,
-)
+from clockwork.cli.common import FILE, PATH, Connect, client_options, describe_cluster, print_json, write_file
 from clockwork.config.observe import EXPLAIN_SPANS_NS, TRACE_REQUESTS_MAX
 from clockwork.errors import InvalidInput
 from clockwork.wire.telling import visible
@@ -53,7 +45,7 @@ if TYPE_CHECKING:
 @client_options
 def explain(
     request: int | None, recording: Path | None, wanted: str | None, model: str, svg: Path | None, as_json: bool,
-    endpoint: str | None, key: Path | None, timeout: float | None,
+    connect: Connect,
 ) -> None:  # fmt: skip
     """Explain why a request was refused, waited or missed its deadline, in sentences and a picture.
 
@@ -78,7 +70,7 @@ def explain(
     if recording is not None:
         found = _explain(read_history(recording)[1], request, wanted or "", model)
     else:
-        with new_client(endpoint, key, timeout) as client:
+        with connect() as client:
             found = _explain_live(client, request, wanted or "", model)
     if svg is not None:
         write_file(svg, draw_svg(found.timeline).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import click
 
 from clockwork import config
-from clockwork.cli.common import FILE, FOLDER, PATH, Duration, log_format_option
+from clockwork.cli.common import FILE, FOLDER, PATH, Duration, grouped, log_format_option, parent_option
 from clockwork.config import cli as settings
 from clockwork.config.gateway import POLL_S, REQUESTS_BYTES_MAX
 from clockwork.errors import ConfigError
@@ -94,47 +95,57 @@ def _repositories(
     return tuple(found)
 
 
-def repository_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the flags of model repositories."""
-    for option in reversed([
-        click.option("--model-repository", callback=_repositories, multiple=True, metavar="DIRECTORY|URL",
-                     help="A Triton model repository, whose models are registered (NAME/VERSION/model.onnx, "
-                          "NAME/config.pbtxt): a directory, or a URL of s3://, gs://, az://, hf://, https:// or "
-                          "http://; repeatable."),
-        click.option("--model-control-mode", type=click.Choice(bounds.CONTROL_MODES), show_default=True,
-                     default=bounds.CONTROL_MODES[0],
-                     help="poll: follow its changes; explicit: load the models that the repository API or --load-model "
-                          "names; none: register its models at start."),
-        click.option("--repository-poll-secs", type=Duration(0.1, 86_400), show_default=True,
-                     default=f"{POLL_S:g}", help="Interval of polls."),
-        click.option("--repository-cache", type=PATH, metavar="DIRECTORY",
-                     help="Directory for files of repositories with URLs.  [default: repositories/ in "
-                          "CLOCKWORK_DATA]"),
-        click.option("--repository-cache-size", callback=_size, metavar="SIZE", default="64GiB",
-                     show_default=True, help="Bound of its size; the least recently used versions are removed first."),
-        click.option("--load-model", multiple=True, metavar="NAME",
-                     help="In explicit mode, a model to load at start (*: all); repeatable."),
-    ]):  # fmt: skip
-        command = option(command)
-    return command
+@dataclasses.dataclass(frozen=True, slots=True)
+class RepositoryFlags:
+    """The model repositories of a gateway; repository_options has the meaning of each field."""
+
+    model_repository: tuple[Path | Location, ...]
+    model_control_mode: str
+    repository_poll_secs: float
+    repository_cache: Path | None
+    repository_cache_size: int  # bytes
+    load_model: tuple[str, ...]
+
+    def arguments(self, data: Path) -> tuple[str, ...]:
+        """Return the same flags for a gateway's command line. data: the folder of the default cache."""
+        if not self.model_repository:
+            if self.load_model:
+                raise click.UsageError("--load-model needs a --model-repository")
+            return ()
+        cache = self.repository_cache or data / "repositories"
+        roots = [
+            root.url if isinstance(root, Location) else str(root.absolute()) for root in self.model_repository
+        ]
+        return (
+            "--model-control-mode", self.model_control_mode, "--repository-poll-secs", f"{self.repository_poll_secs:g}",
+            "--repository-cache", str(cache.absolute()), "--repository-cache-size", str(self.repository_cache_size),
+            *(word for root in roots for word in ("--model-repository", root)),
+            *(word for name in self.load_model for word in ("--load-model", name)),
+        )  # fmt: skip
 
 
-def repository_arguments(
-    repositories: tuple[Path | Location, ...], mode: str, poll_s: float, load_models: tuple[str, ...],
-    cache: Path, cache_bytes: int,
-) -> tuple[str, ...]:  # fmt: skip
-    """Return the command-line arguments that give a gateway the values of repository_options()."""
-    if not repositories:
-        if load_models:
-            raise click.UsageError("--load-model needs a --model-repository")
-        return ()
-    found = ["--model-control-mode", mode, "--repository-poll-secs", f"{poll_s:g}"]
-    found += ["--repository-cache", str(cache.absolute()), "--repository-cache-size", str(cache_bytes)]
-    for root in repositories:
-        found += ["--model-repository", root.url if isinstance(root, Location) else str(root.absolute())]
-    for name in load_models:
-        found += ["--load-model", name]
-    return tuple(found)
+repository_options = grouped(
+    "repositories",
+    RepositoryFlags,
+    click.option("--model-repository", callback=_repositories, multiple=True, metavar="DIRECTORY|URL",
+                 help="A Triton model repository, whose models are registered (NAME/VERSION/model.onnx, "
+                      "NAME/config.pbtxt): a directory, or a URL of s3://, gs://, az://, hf://, https:// or "
+                      "http://; repeatable."),
+    click.option("--model-control-mode", type=click.Choice(bounds.CONTROL_MODES), show_default=True,
+                 default=bounds.CONTROL_MODES[0],
+                 help="poll: follow its changes; explicit: load the models that the repository API or --load-model "
+                      "names; none: register its models at start."),
+    click.option("--repository-poll-secs", type=Duration(0.1, 86_400), show_default=True,
+                 default=f"{POLL_S:g}", help="Interval of polls."),
+    click.option("--repository-cache", type=PATH, metavar="DIRECTORY",
+                 help="Directory for files of repositories with URLs.  [default: repositories/ in "
+                      "CLOCKWORK_DATA]"),
+    click.option("--repository-cache-size", callback=_size, metavar="SIZE", default="64GiB",
+                 show_default=True, help="Bound of its size; the least recently used versions are removed first."),
+    click.option("--load-model", multiple=True, metavar="NAME",
+                 help="In explicit mode, a model to load at start (*: all); repeatable."),
+)  # fmt: skip
+"""Adds the flags of model repositories; the command gets ``repositories``, RepositoryFlags."""
 
 
 @click.command()
@@ -189,21 +200,19 @@ def repository_arguments(
     type=PATH,
     help="An operator's key file, with which the gateway can load, unload and register models (or CLOCKWORK_OPERATOR_KEY).",
 )
-@click.option("--parent", type=int, hidden=True)
+@parent_option
 def gateway(
     connect: str | None, host: str, http_port: int, grpc_port: int, metrics_port: int, tls_cert: Path | None,
     tls_key: Path | None, token_file: Path | None, insecure: bool, allowed_host: tuple[str, ...], shared_memory: bool | None, max_request_bytes: int,
     status_codes: bounds.StatusCodes, otlp_endpoint: str,
-    model_repository: tuple[Path | Location, ...], model_control_mode: str, repository_poll_secs: float,
-    repository_cache: Path | None, repository_cache_size: int, load_model: tuple[str, ...],
+    repositories: RepositoryFlags,
     operator_token_file: Path | None, key: Path | None, operator_key: Path | None,
-    parent: int | None,
 ) -> None:  # fmt: skip
     """Serve a cluster over HTTP and gRPC by the Open Inference Protocol (KServe, Triton).
 
-    Any number of gateways may stand before one cluster; none of them holds anything but the names of
     A cluster can have any number of gateways. Their only state is the names of shared memory that programs on
     their machine have registered.
+
     \b
     Examples:
       clockwork gateway
@@ -213,10 +222,6 @@ def gateway(
       clockwork gateway --model-repository s3://bucket/models --repository-poll-secs 30
       curl http://127.0.0.1:8000/v2/models/digits
     """
-    if parent is not None:
-        from clockwork.launch.local import die_with
-
-        die_with(parent)
     from clockwork.gateway import process
 
     sys.exit(process.main(bounds.GatewaySettings(
@@ -225,6 +230,7 @@ def gateway(
         operator_token_file=operator_token_file, operator_key=operator_key or settings.operator_key_file(),
         insecure=insecure, allowed_hosts=allowed_host, shared_memory=shared_memory, request_bytes_max=max_request_bytes,
         status_codes=status_codes, otlp_endpoint=otlp_endpoint,
-        repositories=model_repository, control_mode=model_control_mode, poll_s=repository_poll_secs,
-        load_models=load_model, cache=repository_cache, cache_bytes=repository_cache_size,
+        repositories=repositories.model_repository, control_mode=repositories.model_control_mode,
+        poll_s=repositories.repository_poll_secs, load_models=repositories.load_model,
+        cache=repositories.repository_cache, cache_bytes=repositories.repository_cache_size,
     )))  # fmt: skip

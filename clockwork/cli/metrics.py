@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from clockwork.cli.common import client_options, new_client, print_json, print_text
+from clockwork.cli.common import Connect, client_options, print_json, print_text
 
 
 @click.command()
 @click.argument("model", default="")
 @click.option("--json", "as_json", is_flag=True, help="Print the controller's numbers as JSON.")
 @client_options
-def metrics(model: str, as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+def metrics(model: str, as_json: bool, connect: Connect) -> None:
     """Print every number that the controller has, as Prometheus text; of MODEL alone with --json.
 
     The same text as a gateway's /metrics, without the gateway's own. What each metric means: docs/metrics.md.
@@ -27,7 +25,7 @@ def metrics(model: str, as_json: bool, endpoint: str | None, key: Path | None, t
 
     if model and not as_json:
         raise click.UsageError("the numbers of one model are printed with --json")
-    with new_client(endpoint, key, timeout) as client:
+    with connect() as client:
         body = client.metrics(model)
     if as_json:
         print_json(body)

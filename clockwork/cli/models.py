@@ -17,10 +17,10 @@ from clockwork.cli.common import (
     FILE,
     PATH,
     Commands,
+    Connect,
     Duration,
     as_usage,
     client_options,
-    new_client,
     print_json,
     print_line,
     print_table,
@@ -172,7 +172,7 @@ def add(
     mean: str | None, std: str | None, scale: float | None, filter_: str | None,
     tokenizer: Path | None, max_tokens: int | None, truncate: bool, labels: Path | None,
     canary: float | None, no_route: bool, force: bool,
-    endpoint: str | None, key: Path | None, timeout: float | None,
+    connect: Connect,
 ) -> None:  # fmt: skip
     """Register FILE as NAME: an ONNX file, or a directory that `clockwork compile` wrote.
 
@@ -216,8 +216,8 @@ def add(
             raise click.UsageError("models add --profiles takes no --canary, --no-route or --force")
         with as_usage():
             found = read_profiles(profiles, copies)
-        with new_client(endpoint, key, timeout) as client, _progress("Registering profiles") as tell:
-            register_profiles(client, found, slo, timeout, tell)
+        with connect() as client, _progress("Registering profiles") as tell:
+            register_profiles(client, found, slo, connect.timeout, tell)
         print_line(f"{say_count(len(found), 'model is', 'models are')} ready")
         return
     assert name is not None, "only --profiles goes without"
@@ -237,7 +237,7 @@ def add(
     if tokenizer is None and (max_tokens is not None or truncate):
         raise click.UsageError("models add --max-tokens and --truncate go with --tokenizer")
     with (
-        new_client(endpoint, key, timeout) as client,
+        connect() as client,
         _progress(f"Registering {name}") as tell,
         tempfile.TemporaryDirectory(prefix="clockwork-") as folder,
     ):
@@ -255,7 +255,8 @@ def add(
                 model = joined.with_labels(model, labels)
         info = client.register(
             name, model, slo=slo, examples=given, batching=batching, batch_max=batch_max, dtype=dtype,
-            optional_inputs=optional_inputs, share=0 if no_route else canary, force=force, timeout=timeout, progress=tell,
+            optional_inputs=optional_inputs, share=0 if no_route else canary, force=force, timeout=connect.timeout,
+            progress=tell,
         )  # fmt: skip
     print_line(f"{info.reference} is ready: {_summary(info)}")
     if canary is not None:
@@ -309,14 +310,14 @@ def _summary(info: Any) -> str:
 @models.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @client_options
-def list_models(as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+def list_models(as_json: bool, connect: Connect) -> None:
     """List the registered models.
 
     \b
     Example:
       clockwork models list --json
     """
-    with new_client(endpoint, key, timeout) as client:
+    with connect() as client:
         infos = client.models()
     if as_json:
         print_json([info.raw for info in infos])
@@ -417,14 +418,7 @@ def _where(info: Any) -> str:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @client_options
-def show(
-    name: str,
-    profile: Path | None,
-    as_json: bool,
-    endpoint: str | None,
-    key: Path | None,
-    timeout: float | None,
-) -> None:
+def show(name: str, profile: Path | None, as_json: bool, connect: Connect) -> None:
     """Show one model: NAME, or NAME@VERSION.
 
     \b
@@ -435,7 +429,7 @@ def show(
     from clockwork.formats import profiles
     from clockwork.wire.description import RouteInfo
 
-    with new_client(endpoint, key, timeout) as client:
+    with connect() as client:
         info = client.model(name)
     if profile is not None:
         text = profiles.dump_profiles([profiles.from_info(info)])
@@ -454,10 +448,7 @@ def show(
         *(("input", _input(tensor, info)) for tensor in info.inputs),
         *(("output", f"{tensor.name}  {tensor.dtype} {list(tensor.shape)}") for tensor in info.outputs),
         ("SLO", f"{info.slo:g} s" if info.slo is not None else "none"),
-        (
-            "batching",
-            (f"up to {info.batch_max}" if info.batches else "no") if _is_measured(info) else "",
-        ),
+        ("batching", (f"up to {info.batch_max}" if info.batches else "no") if _is_measured(info) else ""),
         ("", info.batching_note),
         ("", info.lengths_note),
         (
@@ -554,7 +545,7 @@ def _say_preparation(report: dict[str, Any]) -> str:
 @models.command()
 @click.argument("names", nargs=-1, required=True)
 @client_options
-def unload(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+def unload(names: tuple[str, ...], connect: Connect) -> None:
     """Unload models: NAME, or NAME@VERSION. They stay registered, and take no memory.
 
     Admitted requests are still answered. The models stay unloaded after a restart.
@@ -564,7 +555,7 @@ def unload(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeo
       clockwork models unload resnet50 bert@1
       clockwork models load resnet50 bert@1
     """
-    with new_client(endpoint, key, timeout) as client:
+    with connect() as client:
 
         def take_out(name: str) -> None:
             client.unload(name)
@@ -576,14 +567,14 @@ def unload(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeo
 @models.command("load")
 @click.argument("names", nargs=-1, required=True)
 @client_options
-def load_again(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+def load_again(names: tuple[str, ...], connect: Connect) -> None:
     """Load models that were unloaded or set aside, so that they serve again: NAME, or NAME@VERSION.
 
     \b
     Example:
       clockwork models load resnet50
     """
-    with new_client(endpoint, key, timeout) as client:
+    with connect() as client:
 
         def put_in(name: str) -> None:
             client.load(name)
@@ -595,7 +586,7 @@ def load_again(names: tuple[str, ...], endpoint: str | None, key: Path | None, t
 @models.command()
 @click.argument("names", nargs=-1, required=True)
 @client_options
-def remove(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+def remove(names: tuple[str, ...], connect: Connect) -> None:
     """Remove models: NAME, or NAME@VERSION. Admitted requests are still answered.
 
     A model that a gateway registered from a repository is registered again when its files change, or a
@@ -605,7 +596,7 @@ def remove(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeo
     Example:
       clockwork models remove resnet50 bert@1
     """
-    with new_client(endpoint, key, timeout) as client:
+    with connect() as client:
 
         def take_away(name: str) -> None:
             repository = ""

@@ -20,7 +20,6 @@ from clockwork.cli.common import (
     Duration,
     as_usage,
     client_options,
-    new_client,
     policy_numbers,
     print_json,
     print_line,
@@ -289,7 +288,7 @@ def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[Model
         jitter_ns //= 5
         pages = arena // page_bytes
     else:
-        with new_client(given["endpoint"], given["key"], given["timeout"]) as client:
+        with given["connect"]() as client:
             status = client.status()
             ready = [
                 info for info in client.models() if info.state == "ready" and info.raw.get("current", True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from clockwork.cli.common import client_options, new_client, print_line
+from clockwork.cli.common import Connect, client_options, print_line
 from clockwork.errors import Unavailable
 from clockwork.system.words import say_count
 
@@ -21,14 +20,7 @@ if TYPE_CHECKING:
 @click.option("--model", metavar="NAME", help="Check this model instead: NAME, or NAME@VERSION.")
 @click.option("--ready", is_flag=True, help="Check that the cluster is ready instead.")
 @client_options
-def probe(
-    worker: str | None,
-    model: str | None,
-    ready: bool,
-    endpoint: str | None,
-    key: Path | None,
-    timeout: float | None,
-) -> None:
+def probe(worker: str | None, model: str | None, ready: bool, connect: Connect) -> None:
     """Check that the controller answers, or that a worker, a model or the cluster is ready.
 
     Exit status 0 if so, else 1. A worker is ready if it is connected and not leaving, and every model that it
@@ -45,7 +37,7 @@ def probe(
     """
     if (worker is not None) + (model is not None) + ready > 1:
         raise click.UsageError("--worker, --model and --ready are three questions: ask one")
-    with new_client(endpoint, key, timeout) as client:
+    with connect() as client:
         if model is not None:
             _probe_model(client.model(model))
             return

@@ -18,9 +18,9 @@ from clockwork.cli.common import (
     FILE,
     PATH,
     Commands,
+    Connect,
     as_usage,
     client_options,
-    new_client,
     print_json,
     print_line,
     print_table,
@@ -51,14 +51,14 @@ def recorder() -> None:
 @recorder.command()
 @client_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(endpoint: str | None, key: Path | None, timeout: float | None, as_json: bool) -> None:
+def status(connect: Connect, as_json: bool) -> None:
     """Show how much the recorder holds, and the dumps that the controller has.
 
     \b
     Example:
       clockwork recorder status
     """
-    with new_client(endpoint, key, timeout) as client:
+    with connect() as client:
         state, dumps = client.recorder(), client.recorder("dumps")
     if as_json:
         print_json({**state, "dumps": dumps})
@@ -94,7 +94,7 @@ def status(endpoint: str | None, key: Path | None, timeout: float | None, as_jso
 @click.argument("file", type=PATH)
 @click.option("--name", default="", help="A dump that the controller has written: see `recorder status`.")
 @client_options
-def dump(file: Path, name: str, endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+def dump(file: Path, name: str, connect: Connect) -> None:
     """Save the recorder's content to FILE, for `clockwork replay`.
 
     \b
@@ -102,7 +102,7 @@ def dump(file: Path, name: str, endpoint: str | None, key: Path | None, timeout:
       clockwork recorder dump now.rec
       clockwork recorder dump alert.rec --name 20260801T120000.000000Z-worker-lost.rec
     """
-    with new_client(endpoint, key, timeout) as client:
+    with connect() as client:
         if not name:
             name = client.recorder("dump")["name"]
         elif name not in (known := [entry["name"] for entry in client.recorder("dumps")]):

@@ -12,9 +12,10 @@ from clockwork.cli.common import (
     CV,
     DURATION,
     PATH,
+    Connect,
     as_usage,
     client_options,
-    new_client,
+    parent_option,
     print_json,
     print_line,
     print_paragraph,
@@ -40,7 +41,7 @@ INTERRUPTED_STATUS = 130
 @client_options
 def infer(
     model: str, inputs: tuple[str, ...], example: str | None, output: Path | None, as_json: bool, slo: float | None, priority: int,
-    endpoint: str | None, key: Path | None, timeout: float | None,
+    connect: Connect,
 ) -> None:  # fmt: skip
     """Send MODEL a request and print its answer.
 
@@ -65,7 +66,7 @@ def infer(
     if output is not None:
         with as_usage():
             files.check_output_name(output)
-    with new_client(endpoint, key, timeout) as client:
+    with connect() as client:
         info = client.model(model)
         if not info.inputs and not info.outputs:  # the model is not prepared, or unloaded
             raise Unavailable(f"model {model!r} is {info.state}: {info.text}".rstrip(": "))
@@ -129,13 +130,12 @@ def infer(
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option("--parent", type=int, hidden=True)
+@parent_option
 @client_options
 def load(
     models: tuple[str, ...], rate: float | None, concurrency: int | None, duration: float, slo: float | None, arrivals: Any,
     cv: float, bursts: tuple[float, float] | None, ramp: tuple[float, float] | None, trace: str, mapping: Any,
-    priority: int, rows: int, zipf: float, seed: int, as_json: bool, parent: int | None, endpoint: str | None,
-    key: Path | None, timeout: float | None,
+    priority: int, rows: int, zipf: float, seed: int, as_json: bool, connect: Connect,
 ) -> None:  # fmt: skip
     """Generate load on MODELS and report the outcomes.
 
@@ -155,10 +155,6 @@ def load(
     from clockwork.cli.load_report import describe, watching
     from clockwork.workloads import load_generator
 
-    if parent is not None:
-        from clockwork.launch.local import die_with
-
-        die_with(parent)
     if rate == 0:
         raise click.UsageError("rate 0 asks nothing: leave --rate out for closed loop")
     settings = load_generator.LoadSettings(
@@ -177,11 +173,11 @@ def load(
         rows=rows,
         zipf=zipf,
         seed=seed,
-        timeout_s=30.0 if timeout is None else timeout,
+        timeout_s=30.0 if connect.timeout is None else connect.timeout,
     )
     with as_usage():
         settings.check()
-    with new_client(endpoint, key, timeout) as client, watching() as watch:
+    with connect() as client, watching() as watch:
         report = load_generator.run(client, settings, watch)
     if as_json:
         print_json(report.to_json())
@@ -201,14 +197,14 @@ def load(
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @client_options
-def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+def status(as_json: bool, connect: Connect) -> None:
     """Show the cluster: its workers, their devices and the outcomes of requests.
 
     \b
     Example:
       clockwork status --json
     """
-    with new_client(endpoint, key, timeout) as client:
+    with connect() as client:
         body: dict[str, Any] = dict(client.status())
     if as_json:
         print_json(body)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from clockwork import config
-from clockwork.cli.common import client_options, new_client, print_json, print_line
+from clockwork.cli.common import Connect, client_options, print_json, print_line
 
 if TYPE_CHECKING:
     from clockwork.wire.description import RouteInfo, ShadowInfo
@@ -51,7 +50,7 @@ def _shadow(text: str) -> tuple[int, float]:
 @client_options
 def route(
     name: str, shares: tuple[tuple[int, float], ...], shadow: tuple[int, float] | None, no_shadow: bool,
-    tolerance: float, as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None,
+    tolerance: float, as_json: bool, connect: Connect,
 ) -> None:  # fmt: skip
     """Split the traffic of NAME between its versions, or copy some of it to a version. Without either, show
     the route.
@@ -70,7 +69,7 @@ def route(
         raise click.UsageError(f"version {min(twice)} is named twice")
     if shadow is not None and no_shadow:
         raise click.UsageError("--shadow and --no-shadow exclude each other")
-    with new_client(endpoint, key, timeout) as client:
+    with connect() as client:
         if not shares and shadow is None and not no_shadow:
             from clockwork.wire.description import RouteInfo
 
@@ -86,9 +85,7 @@ def route(
 @click.argument("version")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @client_options
-def promote(
-    name: str, version: str, as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None
-) -> None:
+def promote(name: str, version: str, as_json: bool, connect: Connect) -> None:
     """Route all traffic of NAME to VERSION at once. A shadow ends.
 
     VERSION `newest`: to the newest version that is ready, and from then on to each newer version, as without
@@ -103,7 +100,7 @@ def promote(
         version.isascii() and version.isdigit() and 0 < int(version[:19]) < 1 << 63
     ):
         raise click.UsageError(f"{version[:80]!r} is neither the number of a version nor `newest`")
-    with new_client(endpoint, key, timeout) as client:
+    with connect() as client:
         info = client.promote(name, 0 if version == "newest" else int(version))
     _show(info, as_json)
 
@@ -112,7 +109,7 @@ def promote(
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @client_options
-def rollback(name: str, as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+def rollback(name: str, as_json: bool, connect: Connect) -> None:
     """Return the traffic of NAME to its previous route at once: before it was last routed or promoted, or
     before a new version took over.
 
@@ -120,7 +117,7 @@ def rollback(name: str, as_json: bool, endpoint: str | None, key: Path | None, t
     Example:
       clockwork models rollback resnet50
     """
-    with new_client(endpoint, key, timeout) as client:
+    with connect() as client:
         info = client.rollback(name)
     _show(info, as_json)
 

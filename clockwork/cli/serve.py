@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
@@ -15,14 +15,16 @@ from clockwork.cli.common import (
     PATH,
     Duration,
     as_usage,
+    grouped,
     log_format_option,
+    parent_option,
     policy_numbers,
     print_line,
     print_said,
 )
 from clockwork.cli.gateway import (
+    RepositoryFlags,
     allowed_host_option,
-    repository_arguments,
     repository_options,
     status_codes_option,
 )
@@ -30,10 +32,7 @@ from clockwork.config import cli as bounds
 from clockwork.config.observe import TELEMETRY_BYTES
 from clockwork.errors import ConfigError
 from clockwork.gateway.settings import StatusCodes
-from clockwork.sources.location import Location
 from clockwork.system.clock import SECOND
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
@@ -97,67 +96,88 @@ def _starts_gateway(asked: bool | None) -> bool:
     return True
 
 
-def worker_options(command: F) -> F:
-    """Add the options that `worker` and `up` share."""
-    for option in reversed([
-        click.option("--device", callback=_device, default="cpu", show_default=True, metavar="NAMES",
-                     help="The devices: cpu; cuda, cuda:1, cuda:0,cuda:1, or a MIG instance's UUID; auto, a "
-                          "GPU where one is usable; emulated, which takes profiled times and computes nothing."),
-        click.option("--devices", type=click.IntRange(1, config.EMULATED_DEVICES_MAX), default=1,
-                     show_default=True, help="Number of devices of each worker."),
-        click.option("--emulate", multiple=True, metavar="NAME=VALUE",
-                     help="A setting of emulated devices: seed, exec_noise, load_noise, outlier, outlier_factor, "
-                          "slow_factor, slow_ns, slow_every_ns, failures, unending, copy_bandwidth, disk_bandwidth, shared_link, spin."),
-        click.option("--arena", callback=_size, metavar="SIZE",
-                     help="Memory for weights of each device.  [default: 1GiB; cuda: most of the free memory; emulated: "
-                          "21.5GiB]"),
-        click.option("--page-size", callback=_size, metavar="SIZE",
-                     help="Size of the arena's pages.  [default: 1MiB; cuda and emulated: 16MiB]"),
-        click.option("--host-bytes", callback=_size, metavar="SIZE",
-                     help="Budget of the host store, into which models are fetched from disk before they can be "
-                          "loaded; not with policy edf.  [default: none, every model can be loaded]"),
-        click.option("--pinned-bytes", callback=_size, metavar="SIZE",
-                     help="Pinned memory for the weights of CUDA models, allocated at start, into which all of them must "
-                          "fit unless --host-bytes is given.  [default: a quarter of the RAM, at most 16GiB]"),
-        click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True,
-                     help="Threads of an execution on a CPU."),
-        click.option("--lock-store", is_flag=True, help="Keep every model's weights in RAM."),
-    ]):  # fmt: skip
-        command = option(command)
-    return command
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerFlags:
+    """The devices of a worker; worker_options has the meaning of each field. Sizes are in bytes."""
+
+    device: str
+    devices: int
+    emulate: tuple[str, ...]
+    arena: int
+    page_size: int
+    host_bytes: int
+    pinned_bytes: int
+    threads: int
+    lock_store: bool
+
+    def arguments(self) -> tuple[str, ...]:
+        """Return the same flags for a worker's command line."""
+        sizes = {
+            "--arena": self.arena, "--page-size": self.page_size, "--host-bytes": self.host_bytes,
+            "--pinned-bytes": self.pinned_bytes,
+        }  # fmt: skip
+        return (
+            "--device", self.device, "--devices", str(self.devices), "--threads", str(self.threads),
+            *(word for flag, size in sizes.items() if size for word in (flag, str(size))),
+            *(word for setting in self.emulate for word in ("--emulate", setting)),
+            *(["--lock-store"] if self.lock_store else []),
+        )  # fmt: skip
 
 
-def policy_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of a controller's scheduling."""
-    for option in (
-        click.option(
-            "--save-devices",
-            is_flag=True,
-            help="At low load, keep as few devices busy as SLOs allow (with --policy adaptive).",
-        ),
-        click.option(
-            "--option",
-            "options",
-            metavar="NAME=NUMBER",
-            multiple=True,
-            help="A constant of the policy. A wrong name prints all names.",
-        ),
-        click.option(
-            "--memory",
-            type=click.Choice(["paper", "adaptive"]),
-            default=None,
-            help="Policy of loads and evictions, except with policy edf, which has its own.  [default: the policy's own]",
-        ),
-        click.option(
-            "--policy",
-            default=config.POLICY,
-            show_default=True,
-            help="Scheduling policy: adaptive, edf, deferred, fifo or paper; or MODULE:CLASS, a class in "
-            "Python, which is slower (docs/policies/python.md).",
-        ),
-    ):
-        command = option(command)
-    return command
+worker_options = grouped(
+    "flags",
+    WorkerFlags,
+    click.option("--device", callback=_device, default="cpu", show_default=True, metavar="NAMES",
+                 help="The devices: cpu; cuda, cuda:1, cuda:0,cuda:1, or a MIG instance's UUID; auto, a "
+                      "GPU where one is usable; emulated, which takes profiled times and computes nothing."),
+    click.option("--devices", type=click.IntRange(1, config.EMULATED_DEVICES_MAX), default=1,
+                 show_default=True, help="Number of devices of each worker."),
+    click.option("--emulate", multiple=True, metavar="NAME=VALUE",
+                 help="A setting of emulated devices: seed, exec_noise, load_noise, outlier, outlier_factor, "
+                      "slow_factor, slow_ns, slow_every_ns, failures, unending, copy_bandwidth, disk_bandwidth, shared_link, spin."),
+    click.option("--arena", callback=_size, metavar="SIZE",
+                 help="Memory for weights of each device.  [default: 1GiB; cuda: most of the free memory; emulated: "
+                      "21.5GiB]"),
+    click.option("--page-size", callback=_size, metavar="SIZE",
+                 help="Size of the arena's pages.  [default: 1MiB; cuda and emulated: 16MiB]"),
+    click.option("--host-bytes", callback=_size, metavar="SIZE",
+                 help="Budget of the host store, into which models are fetched from disk before they can be "
+                      "loaded; not with policy edf.  [default: none, every model can be loaded]"),
+    click.option("--pinned-bytes", callback=_size, metavar="SIZE",
+                 help="Pinned memory for the weights of CUDA models, allocated at start, into which all of them must "
+                      "fit unless --host-bytes is given.  [default: a quarter of the RAM, at most 16GiB]"),
+    click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True,
+                 help="Threads of an execution on a CPU."),
+    click.option("--lock-store", is_flag=True, help="Keep every model's weights in RAM."),
+)  # fmt: skip
+"""Adds the options that `worker` and `up` share; the command gets ``flags``, WorkerFlags."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PolicyFlags:
+    """A controller's scheduling; policy_options has the meaning of each field."""
+
+    policy: str
+    memory: str | None
+    options: tuple[str, ...]
+    save_devices: bool
+
+
+policy_options = grouped(
+    "scheduling",
+    PolicyFlags,
+    click.option("--policy", default=config.POLICY, show_default=True,
+                 help="Scheduling policy: adaptive, edf, deferred, fifo or paper; or MODULE:CLASS, a class in "
+                      "Python, which is slower (docs/policies/python.md)."),
+    click.option("--memory", type=click.Choice(["paper", "adaptive"]), default=None,
+                 help="Policy of loads and evictions, except with policy edf, which has its own.  "
+                      "[default: the policy's own]"),
+    click.option("--option", "options", metavar="NAME=NUMBER", multiple=True,
+                 help="A constant of the policy. A wrong name prints all names."),
+    click.option("--save-devices", is_flag=True,
+                 help="At low load, keep as few devices busy as SLOs allow (with --policy adaptive)."),
+)  # fmt: skip
+"""Adds the options of a controller's scheduling; the command gets ``scheduling``, PolicyFlags."""
 
 
 def _check_ports(port: int, gateway_ports: Sequence[str]) -> None:
@@ -204,16 +224,10 @@ def _check_ports(port: int, gateway_ports: Sequence[str]) -> None:
               help="Address of its head.  [default: RAY_ADDRESS, a local cluster, or a new one]")  # fmt: skip
 @worker_options
 def up(
-    workers: int, host: str, port: int, data: Path | None, policy: str, memory: str | None,
-    options: tuple[str, ...], save_devices: bool, keys: Path | None, insecure: bool,
+    workers: int, host: str, port: int, data: Path | None, scheduling: PolicyFlags, keys: Path | None, insecure: bool,
     no_demo: bool, profiles: str | None, copies: int, gateway: bool | None, http_port: str | None,
     grpc_port: str | None, metrics_port: str | None, allowed_host: tuple[str, ...], status_codes: StatusCodes,
-    model_repository: tuple[Path | Location, ...],
-    model_control_mode: str, repository_poll_secs: float, repository_cache: Path | None,
-    repository_cache_size: int, load_model: tuple[str, ...],
-    verbose: bool, on_ray: bool, ray_address: str, device: str, devices: int,
-    emulate: tuple[str, ...], arena: int, page_size: int, host_bytes: int, pinned_bytes: int, threads: int,
-    lock_store: bool,
+    repositories: RepositoryFlags, verbose: bool, on_ray: bool, ray_address: str, flags: WorkerFlags,
 ) -> None:  # fmt: skip
     """Run a whole cluster on this machine, in the foreground: a controller, workers and a gateway.
 
@@ -237,10 +251,11 @@ def up(
     from clockwork.wire.transport import is_local
     from clockwork.worker.settings import device_names
 
+    device, data = flags.device, data or config.data_directory()
     with as_usage():
-        device_names(device, devices)
-        check_policy(policy, save_devices, host_bytes)
-    if model_repository and not _starts_gateway(gateway):
+        names = device_names(device, flags.devices)
+        check_policy(scheduling.policy, scheduling.save_devices, flags.host_bytes)
+    if repositories.model_repository and not _starts_gateway(gateway):
         raise click.UsageError("--model-repository needs a gateway, which registers its models")
     if profiles and not workers:
         raise click.UsageError("--profiles needs a worker that takes them")
@@ -254,47 +269,32 @@ def up(
             f"--host {host} is reachable from other machines: give --keys DIR (clockwork keys new DIR makes them), "
             "or say --insecure"
         )
-    arguments = ["--device", device, "--devices", str(devices), "--threads", str(threads)]
-    for name, size in (
-        ("--arena", arena),
-        ("--page-size", page_size),
-        ("--host-bytes", host_bytes),
-        ("--pinned-bytes", pinned_bytes),
-    ):
-        arguments += [name, str(size)] if size else []
-    for setting in emulate:
-        arguments += ["--emulate", setting]
-    if lock_store:
-        arguments += ["--lock-store"]
     ports = [http_port or "8000", grpc_port or "8001", metrics_port or "8002"]
     if port == 0:  # any free ports, for the gateway too
         ports = [given or "0" for given in (http_port, grpc_port, metrics_port)]
     if gateway is not False:
         _check_ports(port, ports)
     settings = local.UpSettings(
-        workers=workers, host=host, port=port, data=(data or config.data_directory()).absolute(), policy=policy,
-        memory=memory or "", options=(*options, *(["save_devices=1"] if save_devices else [])),
+        workers=workers, host=host, port=port, data=data.absolute(), policy=scheduling.policy,
+        memory=scheduling.memory or "",
+        options=(*scheduling.options, *(["save_devices=1"] if scheduling.save_devices else [])),
         keys=keys, insecure=insecure, demo=not no_demo and workers > 0 and _serves_demo(device),
         profiles=profiles or "", copies=copies,
-        verbose=verbose, worker_arguments=tuple(arguments), gateway=_starts_gateway(gateway),
+        verbose=verbose, worker_arguments=flags.arguments(), gateway=_starts_gateway(gateway),
         gateway_ports=tuple(ports),
         gateway_arguments=(
             *(word for name in allowed_host for word in ("--allowed-host", name)),
             "--status-codes", status_codes.value,
-            *repository_arguments(
-                model_repository, model_control_mode, repository_poll_secs, load_model,
-                repository_cache or (data or config.data_directory()) / "repositories", repository_cache_size,
-            ),
+            *repositories.arguments(data),
         ),
     )  # fmt: skip
     if not on_ray:
         sys.exit(local.up(settings, print_said))
     from clockwork.launch import ray
 
-    names = device_names(device, devices)
     wanted = ray.RaySettings(
         address=ray_address,
-        cpus=threads * len(names) if device == "cpu" else 1,
+        cpus=flags.threads * len(names) if device == "cpu" else 1,
         gpus=len(names) if device.startswith("cuda") else 0,
     )
     sys.exit(ray.up(settings, wanted, print_said))
@@ -330,12 +330,12 @@ def up(
               help="Write every request and action to Parquet files there: docs/telemetry.md.")  # fmt: skip
 @click.option("--telemetry-max", callback=_size, metavar="SIZE", default=f"{TELEMETRY_BYTES >> 30}GiB", show_default=True,
               help="Bound of these files together; the oldest are removed first.")  # fmt: skip
-@click.option("--parent", type=int, hidden=True)
+@parent_option
 def controller(
-    listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, policy: str,
-    memory: str | None, options: tuple[str, ...], save_devices: bool, key: Path | None,
+    listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, scheduling: PolicyFlags,
+    key: Path | None,
     allowed: Path | None, insecure: bool, await_models: tuple[str, ...], record: Path | None, record_max: int,
-    recorder_bytes: int, telemetry: Path | None, telemetry_max: int, parent: int | None,
+    recorder_bytes: int, telemetry: Path | None, telemetry_max: int,
 ) -> None:  # fmt: skip
     """Run a controller, which holds the models and schedules all workers.
 
@@ -344,25 +344,21 @@ def controller(
       clockwork controller
       clockwork controller --listen tcp://0.0.0.0:5555 --worker-listen tcp://0.0.0.0:5556 --key controller.key
     """
-    if parent is not None:
-        from clockwork.launch.local import die_with
-
-        die_with(parent)
     from clockwork.controller import process
     from clockwork.controller.settings import ControllerSettings, check_policy, check_recorder
 
     with as_usage():
-        check_policy(policy, save_devices)
-        numbers = policy_numbers(options)
+        check_policy(scheduling.policy, scheduling.save_devices)
+        numbers = policy_numbers(scheduling.options)
         check_recorder(recorder_bytes, record, telemetry)
     settings = ControllerSettings(
         client_endpoint=listen or config.client_endpoint(),
         worker_endpoint=worker_listen or bounds.worker_endpoint(),
         events_endpoint=events or bounds.events_endpoint(),
         data=data or config.data_directory(),
-        policy=policy,
-        memory=memory or "",
-        options=numbers | ({"save_devices": 1.0} if save_devices else {}),
+        policy=scheduling.policy,
+        memory=scheduling.memory or "",
+        options=numbers | ({"save_devices": 1.0} if scheduling.save_devices else {}),
         key=key or config.key_file(),
         allowed=allowed or bounds.allowed_file(),
         insecure=insecure,
@@ -386,11 +382,9 @@ def controller(
               show_default=True,
               help="Time to finish its actions after SIGTERM or SIGINT; a second one ends it.")  # fmt: skip
 @click.option("--key", type=PATH, help="Its key file, worker.key (or CLOCKWORK_KEY).")
-@click.option("--parent", type=int, hidden=True)
+@parent_option
 def worker(
-    connect: str | None, name: str | None, device: str, devices: int, emulate: tuple[str, ...], arena: int,
-    page_size: int, host_bytes: int, pinned_bytes: int, threads: int, lock_store: bool, store: Path | None, drain: float,
-    key: Path | None, parent: int | None,
+    connect: str | None, name: str | None, flags: WorkerFlags, store: Path | None, drain: float, key: Path | None,
 ) -> None:  # fmt: skip
     """Run a worker, which executes the controller's orders on the devices of this machine.
 
@@ -402,24 +396,20 @@ def worker(
       clockwork worker --connect tcp://10.0.0.1:5556 --key worker.key
       clockwork worker --device emulated --devices 100 --emulate exec_noise=0.01
     """
-    if parent is not None:
-        from clockwork.launch.local import die_with
-
-        die_with(parent)
     from clockwork.worker import process
     from clockwork.worker.settings import WorkerSettings, device_names
 
     settings = WorkerSettings(
         endpoint=connect or bounds.worker_endpoint(),
-        devices=device_names(device, devices),
-        emulate=emulate,
-        arena_bytes=arena,
-        page_bytes=page_size,
-        host_bytes=host_bytes,
-        pinned_bytes=pinned_bytes,
-        threads=threads,
+        devices=device_names(flags.device, flags.devices),
+        emulate=flags.emulate,
+        arena_bytes=flags.arena,
+        page_bytes=flags.page_size,
+        host_bytes=flags.host_bytes,
+        pinned_bytes=flags.pinned_bytes,
+        threads=flags.threads,
         store=store or config.data_directory(),
-        lock_store=lock_store,
+        lock_store=flags.lock_store,
         drain_ns=round(drain * SECOND),
         key=key or config.key_file(),
     )

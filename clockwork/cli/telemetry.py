@@ -16,15 +16,7 @@ import click
 import msgpack
 
 from clockwork import config
-from clockwork.cli.common import (
-    FILE,
-    PATH,
-    client_options,
-    describe_cluster,
-    new_client,
-    print_line,
-    say_bytes,
-)
+from clockwork.cli.common import FILE, PATH, Connect, client_options, describe_cluster, print_line, say_bytes
 from clockwork.config.observe import (
     TELEMETRY_BYTES,
     TELEMETRY_FOLLOW_S,
@@ -48,14 +40,11 @@ if TYPE_CHECKING:
 @click.option("--bytes", "size", default=f"{TELEMETRY_BYTES >> 30}GiB", show_default=True, metavar="SIZE",
               help="Bound of the folder's files together; the oldest are removed first.")  # fmt: skip
 @click.option(
-    "--piped",
-    hidden=True,
-    help="Metadata from a controller, which writes pieces to standard input.",
+    "--piped", hidden=True, help="Metadata from a controller, which writes pieces to standard input."
 )
 @client_options
 def telemetry(
-    folder: Path, recording: Path | None, size: str, piped: str | None, endpoint: str | None, key: Path | None,
-    timeout: float | None,
+    folder: Path, recording: Path | None, size: str, piped: str | None, connect: Connect,
 ) -> None:  # fmt: skip
     """Write every request and every action to Parquet files in FOLDER, which is created if needed.
 
@@ -79,7 +68,7 @@ def telemetry(
     if recording is not None:
         writer = write_recording(folder, recording, bytes_max)
     else:
-        with new_client(endpoint, key, timeout) as client:
+        with connect() as client:
             state = client.recorder()
             wall_ns = time.time_ns() - state["now_ns"]
             writer = Telemetry(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from clockwork import config
-from clockwork.cli.common import client_options, new_client, print_line, print_table
+from clockwork.cli.common import Connect, client_options, print_line, print_table
 from clockwork.config.observe import TOP_INTERVAL_MAX_S, TOP_INTERVAL_MIN_S
 from clockwork.errors import Unavailable
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 )
 @client_options
 def top(
-    interval: float, once: bool, models: int, as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None
+    interval: float, once: bool, models: int, as_json: bool, connect: Connect,
 ) -> None:  # fmt: skip
     """Show devices, models, rates and refusals as they change.
 
@@ -50,12 +49,12 @@ def top(
     """
     from clockwork.observe.reading import Reader
 
-    with new_client(endpoint, key, timeout if timeout is not None else 10.0) as client:
+    with connect(10.0) as client:
         reader = Reader(client.metrics, interval)
         if not once and not as_json:
             from clockwork.observe.top import Top
 
-            Top(reader, endpoint or config.CLIENT_ENDPOINT).run()
+            Top(reader, connect.endpoint or config.CLIENT_ENDPOINT).run()
             return
         reader.next()
         pause = threading.Event()  # never set: Ctrl-C ends the wait

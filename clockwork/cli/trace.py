@@ -13,10 +13,10 @@ from clockwork.cli.common import (
     DURATION,
     FILE,
     PATH,
+    Connect,
     Duration,
     client_options,
     describe_cluster,
-    new_client,
     print_json,
     print_line,
     print_table,
@@ -50,7 +50,7 @@ LIVE_NS = 5 * SECOND
 def trace(
     recording: Path | None, output: Path | None, from_s: float, seconds: float | None,
     compare: tuple[Path, Path] | None, as_json: bool,
-    endpoint: str | None, key: Path | None, timeout: float | None,
+    connect: Connect,
 ) -> None:  # fmt: skip
     """Write what a cluster did as a trace, which https://ui.perfetto.dev opens.
 
@@ -87,7 +87,7 @@ def trace(
     elif from_s:
         raise click.UsageError("--from is of a RECORDING: a running cluster is traced from now on")
     else:
-        with new_client(endpoint, key, timeout) as client:
+        with connect() as client:
             history, about = _follow(client, LIVE_NS if seconds is None else span_ns)
     try:
         with output.open("w", encoding="utf-8") as file:

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from clockwork.cli import serve
-from clockwork.cli.serve import worker_options
+from clockwork.cli.serve import WorkerFlags, worker_options
 from clockwork.device.cuda_clocks import open_source
 from clockwork.device.cuda_memory import CardInfo
 from clockwork.errors import ConfigError
@@ -63,8 +63,8 @@ def test_auto_is_a_gpu_where_one_is_usable_and_says_which_or_why_not(
 
     @click.command()
     @worker_options
-    def command(device: str, **more: object) -> None:
-        found.append(device)
+    def command(flags: WorkerFlags) -> None:
+        found.append(flags.device)
 
     result = CliRunner().invoke(command, ["--device", "auto"])
     assert said in result.stderr.replace("\n", " ")

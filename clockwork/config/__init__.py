@@ -14,8 +14,7 @@ from pathlib import Path
 
 from clockwork.errors import ConfigError
 
-VERSION = "0.1.0"
-"""Version of the package; setup.py reads it here."""
+VERSION = "0.1.0"  # Version of the package; setup.py reads it here.
 
 # ----- endpoints -----------------------------------------------------------------------------
 
@@ -30,37 +29,23 @@ REQUEST_HEADER_BYTES_MAX = 128 << 10
 at most half a millisecond."""
 
 FILES_MAX = 4_096
-PACKAGE_BYTES_MAX = 64 << 30
-"""Largest package."""
-
-TENSORS_MAX = 1_024
-"""Most inputs, and most outputs, of a model."""
-
-NAME_BYTES_MAX = 1_024
-"""Longest name of a tensor, and longest path of a file within its package."""
+PACKAGE_BYTES_MAX = 64 << 30  # Largest package
+TENSORS_MAX = 1_024  # Most inputs, and most outputs, of a model
+NAME_BYTES_MAX = 1_024  # Longest name of a tensor, and longest path of a file within its package
 
 SUMMARY_BYTES_MAX = 2 << 20
 """Largest header of Prepared, with the model's metadata (the labels of 20,000 classes are half of that)."""
 
-MESSAGE_BYTES_MAX = 1 << 30
-"""ZMQ_MAXMSGSIZE of every socket: the largest frame that is accepted."""
-
-FRAMES_MAX = 65_536
-"""The most frames of one message."""
+MESSAGE_BYTES_MAX = 1 << 30  # ZMQ_MAXMSGSIZE of every socket: the largest frame that is accepted
+FRAMES_MAX = 65_536  # The most frames of one message
 
 FAILURE_CHARS_MAX = 10_000
 """Longest sentence and longest detail of a failure, which quote the request; a request may have megabytes."""
 
 LOG_FORMAT_VARIABLE = "CLOCKWORK_LOG_FORMAT"
-
-LOG_FORMATS = ("text", "json")
-"""Formats of log lines."""
-
-RANK_MAX = 32
-"""The most dimensions of a tensor."""
-
-STRINGS_MAX = 1 << 16
-"""The most elements of a tensor of strings; the controller reads the length of each."""
+LOG_FORMATS = ("text", "json")  # Formats of log lines
+RANK_MAX = 32  # The most dimensions of a tensor
+STRINGS_MAX = 1 << 16  # The most elements of a tensor of strings; the controller reads the length of each
 
 HELLO_NS = 10_000_000_000
 """Time for which a connection may be open without a hello, or without a subscription where events are
@@ -73,8 +58,7 @@ INFLOW_LOOK_NS = 100_000_000
 """Interval at which a client checks the bytes that wait on its connection (RECEIVED_BYTES_MAX); a worker does
 so with each heartbeat."""
 
-INFLOW_SMALL_BYTES = 1 << 20
-"""Bytes waiting on a connection up to which it counts as read."""
+INFLOW_SMALL_BYTES = 1 << 20  # Bytes waiting on a connection up to which it counts as read
 
 SUBSCRIBERS_MAX = 1_024
 """Connections to a controller's events. A quarter of them may be without a subscription; a further connection
@@ -84,8 +68,7 @@ connection ends the oldest of an address that has more than its own."""
 CHUNK_BYTES = 1 << 20
 """Size of the chunks in which files travel, small so that no request waits long behind a chunk."""
 
-CHUNK_WINDOW = 8
-"""Chunks of a transfer that may be unacknowledged at a time."""
+CHUNK_WINDOW = 8  # Chunks of a transfer that may be unacknowledged at a time
 
 HANDSHAKES_BROKEN_MAX = 3
 """Consecutive handshakes that may break off before the peer assumes wrong keys. A single handshake also
@@ -99,31 +82,21 @@ answers as many of the same requests in time where batches save little, and 1.5 
 save much (bench/grid), recovers from as many disturbances, and has fewer late answers in live runs
 (docs/results)."""
 
-QUEUED_REQUESTS_MAX = 65_536
-"""Requests held by a controller; further requests are refused as overloaded."""
-
-QUEUED_BYTES_MAX = 4 << 30
-"""Bytes of inputs held by a controller."""
-
+QUEUED_REQUESTS_MAX = 65_536  # Requests held by a controller; further requests are refused as overloaded
+QUEUED_BYTES_MAX = 4 << 30  # Bytes of inputs held by a controller
 CLIENTS_MAX = 16_384
 WORKERS_MAX = 1_024
 """Peers of a port that have said hello. A further peer evicts the peer that was silent longest, among those
 of the key or address with the most peers."""
 
-MODELS_MAX = 1_000_000
-"""Most models of a controller."""
-
-VERSION_MAX = (1 << 63) - 1
-"""The highest version number, which leaves room for timestamps as version numbers."""
-
-VERSION_DIGITS_MAX = len(str(VERSION_MAX))
-"""Digits of the highest version number."""
+MODELS_MAX = 1_000_000  # Most models of a controller
+VERSION_MAX = (1 << 63) - 1  # The highest version number, which leaves room for timestamps as version numbers
+VERSION_DIGITS_MAX = len(str(VERSION_MAX))  # Digits of the highest version number
 
 VERSIONS_MAX = 16
 """Versions of a name that stay registered; the oldest is removed when a further version is ready."""
 
-SHARE_WHOLE = 10_000
-"""Parts into which a name's traffic is divided: a version's share of 1 is 0.01 %."""
+SHARE_WHOLE = 10_000  # Parts into which a name's traffic is divided: a version's share of 1 is 0.01 %.
 
 SHADOW_TOLERANCE = 1e-3
 """Default tolerance of a shadow: answers with a larger relative difference are counted."""
@@ -132,9 +105,7 @@ PRIORITY_DEFAULT = 4
 """The priority for which 0 stands. As in Triton, 1 is the highest and larger numbers are lower."""
 
 PRIORITY_MAX = 255
-
-REGISTER_BATCH_MAX = 4_096
-"""The largest batch that a registration may ask for."""
+REGISTER_BATCH_MAX = 4_096  # The largest batch that a registration may ask for
 
 METRIC_BOUNDS_NS = tuple(
     round(base * 10**exponent)
@@ -149,23 +120,19 @@ LISTED_MODELS_PAGE = 32
 """Models in an answer to the queries for metrics and for models. Gathering so many blocks the controller for
 a millisecond."""
 
-TROUBLE_CHARS_MAX = 300
-"""Longest subject and longest sentence of a trouble."""
+TROUBLE_CHARS_MAX = 300  # Longest subject and longest sentence of a trouble
 
 # ----- stored bytes -------------------------------------------------------------------------
 
-CHECK_BUSY_SHARE = 0.25
-"""Share of a core that checks of stored bytes take in idle time."""
+CHECK_BUSY_SHARE = 0.25  # Share of a core that checks of stored bytes take in idle time
 
 # ----- liveness ------------------------------------------------------------------------------
 
-HEARTBEAT_NS = 250_000_000
-"""Interval of a worker's heartbeats and of the controller's pings."""
+HEARTBEAT_NS = 250_000_000  # Interval of a worker's heartbeats and of the controller's pings
 
 # ----- the worker ----------------------------------------------------------------------------
 
-WORKER_DEVICES_MAX = 1_024
-"""Most devices of a worker; an emulated worker may have hundreds."""
+WORKER_DEVICES_MAX = 1_024  # Most devices of a worker; an emulated worker may have hundreds
 
 PAGE_BYTES = 1 << 20
 """Page size of a CPU arena. The speed of memcpy does not depend on it, and small pages waste little memory on
@@ -192,39 +159,31 @@ EXECUTION_GRACE_NS = 2_000_000_000
 """Time for an execution to stop after it is told to end, because a running node is not interrupted. After
 that time its worker restarts."""
 
-DRAIN_LIMIT_NS = 10_000_000_000
-"""Default time for which a stopping worker continues its actions."""
+DRAIN_LIMIT_NS = 10_000_000_000  # Default time for which a stopping worker continues its actions
 
 # ----- copies from and to clients' memory, in workers and gateways -----------------------------
 
-COPY_PIECE_BYTES = 4 << 20
-"""Bytes of copies after which the next owner has its turn: a millisecond or two."""
+COPY_PIECE_BYTES = 4 << 20  # Bytes of copies after which the next owner has its turn: a millisecond or two
 
 # ----- the client ----------------------------------------------------------------------------
 
-CLIENT_TIMEOUT_NS = 30_000_000_000
-"""Default time for which a call waits for its answer."""
+CLIENT_TIMEOUT_NS = 30_000_000_000  # Default time for which a call waits for its answer
 
 UPLOAD_AHEAD_BYTES_MAX = 256 << 20
 """Most bytes of a package that a client sends unacknowledged, and largest chunk, whatever the controller asks
 for."""
 
-SECONDS_MAX = 31_536_000
-"""The longest SLO or timeout, in seconds: a year."""
-
-MODEL_REFERENCE_MAX = 256
-"""Most characters of ``name`` or ``name@version`` in a request."""
+SECONDS_MAX = 31_536_000  # The longest SLO or timeout, in seconds: a year
+MODEL_REFERENCE_MAX = 256  # Most characters of ``name`` or ``name@version`` in a request
 
 MODEL_REFERENCE_BYTES_MAX = 4 * MODEL_REFERENCE_MAX
 """Most bytes of the same in UTF-8, and of the argument for a further page of models."""
 
-IO_SLOT_BYTES_MAX = 1 << 30
-"""Largest joined inputs of an action."""
+IO_SLOT_BYTES_MAX = 1 << 30  # Largest joined inputs of an action
 
 # ----- CUDA devices --------------------------------------------------------------------------
 
-CUDA_PAGE_BYTES = 16 << 20
-"""Page size of a CUDA arena: a copy of so many bytes reaches the link's full rate."""
+CUDA_PAGE_BYTES = 16 << 20  # Page size of a CUDA arena: a copy of so many bytes reaches the link's full rate
 
 CUDA_PINNED_SHARE = 0.25
 """Default size of the pinned memory for weights of CUDA models, as a part of the machine's memory."""
@@ -244,20 +203,17 @@ many as are estimated to fit."""
 
 # ----- profiles ------------------------------------------------------------------------------
 
-BATCH_SIZE_MAX = 65_536
-"""The largest batch of a profile."""
+BATCH_SIZE_MAX = 65_536  # The largest batch of a profile
 
 # ----- emulated devices ----------------------------------------------------------------------
 
-EMULATED_PAGE_BYTES = 16 << 20
-"""Page size of an emulated arena, as in the paper."""
+EMULATED_PAGE_BYTES = 16 << 20  # Page size of an emulated arena, as in the paper
 
 EMULATED_ARENA_BYTES = 1376 * EMULATED_PAGE_BYTES
 """Arena of an emulated device: the pages of a 32 GB V100, less the memory that the paper's workers reserve.
 """
 
-EMULATED_DEVICES_MAX = WORKER_DEVICES_MAX
-"""Most emulated devices of a worker."""
+EMULATED_DEVICES_MAX = WORKER_DEVICES_MAX  # Most emulated devices of a worker
 
 
 def environment(name: str, default: str) -> str:

@@ -29,23 +29,19 @@ CLIENT_MEMORY_PART_BYTES = 64 << 20
 """Least size of a piece of a client's shared memory. Its pages are the system's until they are first written
 to."""
 
-CLIENT_MEMORY_BYTES_MAX = 1 << 30
-"""Shared memory of a client; tensors beyond it are sent."""
-
+CLIENT_MEMORY_BYTES_MAX = 1 << 30  # Shared memory of a client; tensors beyond it are sent
 CLIENT_MEMORY_PAUSE_NS = 10_000_000_000
 CLIENT_MEMORY_PAUSE_MAX_NS = 640_000_000_000
 """Time for which a client sends its tensors after a worker could not use its memory: twice as long each time
 in a row, up to the second."""
 
-CLIENT_ROOMS_MAX = 1_024
-"""Models whose output sizes a client remembers."""
+CLIENT_ROOMS_MAX = 1_024  # Models whose output sizes a client remembers
 
 CLIENT_LONE_CALLS = 32
 """Blocking calls in a row, none overlapping another, after which a client's I/O thread ends: a single caller
 in a loop never leaves the thread idle, and the hop between threads costs it 100 us a call."""
 
-SLO_DOUBTED_NS = 10_000_000_000
-"""An SLO from which on a client warns: it may have been meant in milliseconds."""
+SLO_DOUBTED_NS = 10_000_000_000  # An SLO from which on a client warns: it may have been meant in milliseconds
 
 CLOSE_S = 5.0
 """Time for which close() waits for the thread that owns the socket; only a hanging callback takes so long."""

@@ -17,8 +17,7 @@ STATUS_ROWS_MAX = 2_048
 """Devices and failed preparations that status describes, those of the workers with the fewest first, so that
 any number of workers fits REPLY_BYTES_MAX and REPLY_VALUES_MAX."""
 
-HELLO_BYTES_MAX = 1 << 20
-"""Bytes that may wait to be received on a connection without a hello."""
+HELLO_BYTES_MAX = 1 << 20  # Bytes that may wait to be received on a connection without a hello
 
 HELLO_BYTES_ALL_MAX = 64 << 20
 """Bytes that may wait to be received on all connections of a port without a hello; the largest is ended
@@ -80,14 +79,12 @@ UPLOAD_BYTES_LEAST = 256 << 10
 """An upload is stalled if it has not sent so many bytes, or its rest, for UPLOAD_STALL_NS; it ends after
 UPLOAD_IDLE_NS."""
 
-CHANGES_WAITING_MAX = 256
-"""Changes of a name that may wait until an earlier change of it is on disk."""
+CHANGES_WAITING_MAX = 256  # Changes of a name that may wait until an earlier change of it is on disk
 
 ERASE_RETRY_NS = 5_000_000_000
 """Pause after which a controller tries again to erase a version that it has refused and could not erase."""
 
-ROUTES_KEPT = 8
-"""Earlier routes of a name that rollbacks can restore, one after the other."""
+ROUTES_KEPT = 8  # Earlier routes of a name that rollbacks can restore, one after the other
 
 DRAIN_BATCH_EVENTS = 256
 """Messages taken from a socket before the scheduler plans: one plan for many arrivals."""
@@ -109,17 +106,10 @@ disconnected. Fewer than the tries of a request, so that another worker answers 
 PREPARE_AGAIN_NS = (10_000_000_000, 60_000_000_000, 600_000_000_000)
 """Pauses before the retries after a worker failed to prepare a model; after the last, there is no retry."""
 
-FAILURES_TOLD_MAX = 20
-"""Failed preparations of a worker whose reasons status lists."""
-
-RUN_PAGES_MAX = (1 << 31) - 1
-"""Most pages of a model, in all runs of its layout."""
-
-TROUBLES_PER_KIND_MAX = 64
-"""Troubles of a kind that status lists; further troubles are only counted."""
-
-REPORTED_SOURCES_MAX = 64
-"""Model sources that gateways report as failing at one time."""
+FAILURES_TOLD_MAX = 20  # Failed preparations of a worker whose reasons status lists
+RUN_PAGES_MAX = (1 << 31) - 1  # Most pages of a model, in all runs of its layout
+TROUBLES_PER_KIND_MAX = 64  # Troubles of a kind that status lists; further troubles are only counted
+REPORTED_SOURCES_MAX = 64  # Model sources that gateways report as failing at one time
 
 TROUBLE_KEPT_NS = 86_400_000_000_000
 """Time after its last event at which an unresolved trouble is forgotten: a day."""
@@ -181,16 +171,13 @@ JITTER_COUNTED_MAX_NS = 5_000_000
 """Most wake-up jitter of a worker that plans allow for. On a busy machine the jitter is tens of milliseconds;
 allowing for all of it would refuse every request with such an SLO, when most would be in time."""
 
-CLOCK_WINDOW = 64
-"""Pings over which a worker's clock offset is bounded; the drift within it is small."""
+CLOCK_WINDOW = 64  # Pings over which a worker's clock offset is bounded; the drift within it is small
 
 # ----- clocks ----------------------------------------------------------------------------------
 
-DRIFT_PPM = 200
-"""Bound of the drift between two clocks: twice that of the worst crystals."""
+DRIFT_PPM = 200  # Bound of the drift between two clocks: twice that of the worst crystals
 
 LOST_NS = 500_000_000
 """Uncertainty of a clock's offset at which windows are meaningless, and the worker's clock counts as lost."""
 
-RESET_TOLD_NS = 10_000_000_000
-"""Time for which a jump of a clock is reported."""
+RESET_TOLD_NS = 10_000_000_000  # Time for which a jump of a clock is reported

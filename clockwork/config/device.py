@@ -34,14 +34,9 @@ CUDA_LOAD_PIECE_BYTES = 4 << 20
 for 12 MiB at most (0.5 ms at 25 GB/s), and the link is busy for two of them while the end of one is noticed.
 """
 
-CUDA_DRIVER = "libcuda.so.1"
-"""The driver's library, unless CLOCKWORK_CUDA_DRIVER names another, or its path."""
-
-CUDA_DRIVER_OLDEST = 11040
-"""CUDA 11.4: the first driver with every function that is called."""
-
-CUDA_EXTRAS_OLDEST = 12000
-"""CUDA 12.0: the first driver for which CuPy is among this package's extras."""
+CUDA_DRIVER = "libcuda.so.1"  # The driver's library, unless CLOCKWORK_CUDA_DRIVER names another, or its path
+CUDA_DRIVER_OLDEST = 11040  # CUDA 11.4: the first driver with every function that is called.
+CUDA_EXTRAS_OLDEST = 12000  # CUDA 12.0: the first driver for which CuPy is among this package's extras.
 
 CUDA_ARENA_SHARE = 0.85
 """Default size of a CUDA arena, as a part of the memory that is free when the device is opened. The rest is
@@ -61,8 +56,7 @@ RESERVE_STALL_NS = 10_000_000
 """Time of a device that a worker reserves to load a program's modules, until loads of modules have been
 measured."""
 
-CLOCK_SAMPLE_NS = 200_000_000
-"""Interval at which a thread of a worker asks NVML for the clocks of its GPUs."""
+CLOCK_SAMPLE_NS = 200_000_000  # Interval at which a thread of a worker asks NVML for the clocks of its GPUs
 
 CLOCK_STEP_RATIO = 0.005
 """Relative change of a clock below which it is not reported: the clock of a GPU that boosts always moves."""
@@ -76,9 +70,7 @@ STALE_EVENTS_MAX = 1024
 """Stale entries that the heap of emulated lanes may have beyond one for each lane, before it is built anew.
 """
 
-ELEMENTS_MAX = 1 << 40
-"""Most elements of an input, as on other devices."""
-
+ELEMENTS_MAX = 1 << 40  # Most elements of an input, as on other devices
 NOISE_SIGMA_MAX = 2.0
 
 

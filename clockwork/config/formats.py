@@ -19,44 +19,28 @@ PROFILED_WEIGHTS_BYTES_MAX = 1 << 44
 
 # ----- formats/profiles.py ---------------------------------------------------------------------
 
-TIME_MAX_NS = 3_600_000_000_000
-"""Longest execution or load that a profile may hold: an hour."""
-
-SIZE_MAX = 1 << 50
-"""Most bytes of weights, inputs or outputs."""
+TIME_MAX_NS = 3_600_000_000_000  # Longest execution or load that a profile may hold: an hour
+SIZE_MAX = 1 << 50  # Most bytes of weights, inputs or outputs
 
 # ----- formats/program.py ----------------------------------------------------------------------
 
 CHECKS_MAX = 64
-CHECKS_BYTES_MAX = 1 << 30
-"""Most bytes of all arrays of the checks, unpacked."""
-
+CHECKS_BYTES_MAX = 1 << 30  # Most bytes of all arrays of the checks, unpacked
 JSON_BYTES_MAX = 64 << 20
-PADDED_MAX = 16
-"""Most symbols that are padded."""
-
+PADDED_MAX = 16  # Most symbols that are padded
 WEIGHTS_MAX = 65_536
 WEIGHTS_BYTES_MAX = 1 << 40
 TARGETS_MAX = 64
 VARIANTS_MAX = 4096
-LAUNCHES_MAX = 65_536
-"""Most launches of a variant."""
-
-ARGUMENTS_MAX = 512
-"""Most arguments of a launch: as many pointers as the 4 KiB of kernel parameters hold."""
-
-TABLE_MAX = 131_072
-"""Most entries of a variant's table, of 8 bytes each."""
-
+LAUNCHES_MAX = 65_536  # Most launches of a variant
+ARGUMENTS_MAX = 512  # Most arguments of a launch: as many pointers as the 4 KiB of kernel parameters hold
+TABLE_MAX = 131_072  # Most entries of a variant's table, of 8 bytes each
 WORKSPACE_BYTES_MAX = 1 << 40
 GRID_MAX = (2**31 - 1, 65_535, 65_535)
 BLOCK_MAX = (1024, 1024, 64)
 BLOCK_THREADS_MAX = 1024
-SHARED_BYTES_MAX = 232_448
-"""Most dynamic shared memory of a block: 227 KiB on the largest GPUs."""
-
-TOLERANCE_MAX = 0.25
-"""Tolerance of a program's answers in its checks, relative to the largest magnitude."""
+SHARED_BYTES_MAX = 232_448  # Most dynamic shared memory of a block: 227 KiB on the largest GPUs
+TOLERANCE_MAX = 0.25  # Tolerance of a program's answers in its checks, relative to the largest magnitude
 
 # ----- controller/catalog/store.py -------------------------------------------------------------------
 
@@ -68,8 +52,7 @@ ORIGIN_MAX = 4096  # longest, in characters
 
 # ----- scheduler/recording.py ------------------------------------------------------------------
 
-STEP_BYTES_MAX = 1 << 28
-"""Largest object of a recording that is read."""
+STEP_BYTES_MAX = 1 << 28  # Largest object of a recording that is read
 
 # ----- formats/{checksums,durable}.py ----------------------------------------------------------
 
@@ -88,10 +71,8 @@ MENDED_BYTES_MAX = 8192
 
 # ----- formats/fetching.py ---------------------------------------------------------------------
 
-TRANSFERS_MAX = 4
-"""Packages that a worker fetches at once; further packages wait."""
+TRANSFERS_MAX = 4  # Packages that a worker fetches at once; further packages wait
 
 # ----- formats/profiles.py ---------------------------------------------------------------------
 
-PROFILE_BYTES_MAX = 1 << 29
-"""The largest profile file: a million models of five hundred bytes each."""
+PROFILE_BYTES_MAX = 1 << 29  # The largest profile file: a million models of five hundred bytes each

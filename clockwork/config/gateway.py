@@ -6,8 +6,7 @@ import os
 
 # ----- gateway/settings.py ---------------------------------------------------------------------
 
-REQUEST_BYTES_MAX = 64 << 20
-"""The largest request, unless told otherwise."""
+REQUEST_BYTES_MAX = 64 << 20  # The largest request, unless told otherwise
 
 JSON_BYTES_MAX = 8 << 20
 """Largest JSON, including the header of a binary request. Larger inputs travel as binary data."""
@@ -23,50 +22,35 @@ each a list, has half as many."""
 INFLATE_RATIO_MAX = 256
 """Largest ratio of a request's inflated size to its compressed size. zlib's own bound is 1,032."""
 
-INFLATED_BYTES_FREE = 1 << 20
-"""Inflated size that is allowed whatever the ratio."""
+INFLATED_BYTES_FREE = 1 << 20  # Inflated size that is allowed whatever the ratio
 
 REQUESTS_MAX = 4_096
 """Requests under way in a gateway; further requests are refused as overloaded. The gateway has no queue: all
 of these requests are at the controller, or on their way."""
 
-REQUESTS_BYTES_MAX = 1 << 30
-"""Bytes of requests under way; further requests are refused as overloaded."""
+REQUESTS_BYTES_MAX = 1 << 30  # Bytes of requests under way; further requests are refused as overloaded
 
 CONNECTIONS_MAX = 1_024
 """Seats of HTTP's port, and of gRPC's. For a further connection, web/seats.py chooses which is ended."""
 
-METRICS_CONNECTIONS_MAX = 64
-"""Seats of the port for metrics."""
+METRICS_CONNECTIONS_MAX = 64  # Seats of the port for metrics
 
 DESCRIPTORS_KEPT = 96
 """Open files reserved for other uses than clients' connections: the controller, repositories, libraries."""
 
-DESCRIPTORS_MIN = DESCRIPTORS_KEPT + 32
-"""Fewest open files with which a gateway starts."""
-
-IDLE_S = 75.0
-"""Time without a request after which an HTTP connection is closed."""
+DESCRIPTORS_MIN = DESCRIPTORS_KEPT + 32  # Fewest open files with which a gateway starts
+IDLE_S = 75.0  # Time without a request after which an HTTP connection is closed
 
 HEADERS_S = 10.0
 """Time limit for the headers of a request, from their first byte on; also the time within which a new peer
 must make a permitted request."""
 
-BODY_S = 30.0
-"""Time that a client may take for the body of a request."""
-
+BODY_S = 30.0  # Time that a client may take for the body of a request
 BODY_GRACE_S = 5.0
-BODY_BYTES_PER_S_MIN = 16 << 10
-"""Least mean rate of a body, once BODY_GRACE_S have passed."""
-
-HEADER_BYTES_MAX = 16 << 10
-"""Longest HTTP header, and longest request line."""
-
-STREAMS_MAX = 1_024
-"""Calls under way on a gRPC connection."""
-
-STREAM_WINDOW = 64
-"""Requests under way on a stream; the next is read when the oldest has been answered."""
+BODY_BYTES_PER_S_MIN = 16 << 10  # Least mean rate of a body, once BODY_GRACE_S have passed
+HEADER_BYTES_MAX = 16 << 10  # Longest HTTP header, and longest request line
+STREAMS_MAX = 1_024  # Calls under way on a gRPC connection
+STREAM_WINDOW = 64  # Requests under way on a stream; the next is read when the oldest has been answered
 
 GRPC_METADATA_BYTES_MAX = 8 << 10
 """Metadata of a call, as HTTP/2 counts it: names and values, and 32 bytes for each. In memory it is six times
@@ -75,11 +59,8 @@ as much."""
 GRPC_WAITING_MAX = 1_024
 """Calls that may wait for their client's message, beside the REQUESTS_MAX that are worked on."""
 
-GRPC_SETTINGS_S = 10.0
-"""Time within which a gRPC client must acknowledge the server's HTTP/2 settings."""
-
-GRPC_IDLE_S = 600.0
-"""Time without a call after which a gRPC connection is closed."""
+GRPC_SETTINGS_S = 10.0  # Time within which a gRPC client must acknowledge the server's HTTP/2 settings
+GRPC_IDLE_S = 600.0  # Time without a call after which a gRPC connection is closed
 
 ANSWER_LIMIT_NS = 300_000_000_000
 """Time for which the gateway waits for an answer to a request without a deadline."""
@@ -88,21 +69,12 @@ GRACE_NS = 2_000_000_000
 """Time for which the gateway waits beyond a request's deadline, because the controller's answer has the
 reason."""
 
-QUERY_LIMIT_S = 10.0
-"""Time for which the gateway waits for the controller's answer to a query."""
-
-READY_LIMIT_S = 1.0
-"""Time limit for the query whether the cluster is ready; probes repeat it soon."""
-
-LOAD_LIMIT_S = 600.0
-"""Time that the repository's calls to load or unload a model may take."""
-
-DRAIN_S = 10.0
-"""Time limit for draining requests under way when the gateway stops."""
-
+QUERY_LIMIT_S = 10.0  # Time for which the gateway waits for the controller's answer to a query
+READY_LIMIT_S = 1.0  # Time limit for the query whether the cluster is ready; probes repeat it soon
+LOAD_LIMIT_S = 600.0  # Time that the repository's calls to load or unload a model may take
+DRAIN_S = 10.0  # Time limit for draining requests under way when the gateway stops
 TOKEN_BYTES_MAX = 4_096
-POLL_S = 5.0
-"""Default interval at which a model repository is polled."""
+POLL_S = 5.0  # Default interval at which a model repository is polled
 
 GARBAGE = (700, 10, 1_000)
 """Thresholds of Python's collector of cycles. A full collection visits every object: 70 for each gRPC call
@@ -126,8 +98,7 @@ SMALL_ANSWERS_BYTES_MAX = 256 << 20
 """Additional bytes for answers of at most JOINED_BYTES_MAX, so that large answers cannot shut small answers
 out."""
 
-CALLER_ANSWERS_BYTES_MAX = 512 << 20
-"""Bytes of answers of one connection, unless a single answer is larger."""
+CALLER_ANSWERS_BYTES_MAX = 512 << 20  # Bytes of answers of one connection, unless a single answer is larger
 
 ANSWER_BYTES_PER_S = 4 << 20
 """Least rate at which an answer must be read, beside the time BODY_S that every answer has."""
@@ -135,8 +106,7 @@ ANSWER_BYTES_PER_S = 4 << 20
 ANSWER_STALL_NS = 1_000_000_000
 """Time without progress after which an answer's connection may be ended for the sake of others."""
 
-ANSWER_MODELS_MAX = 1_024
-"""Models of which the sizes of the last two answers are kept, if either was large."""
+ANSWER_MODELS_MAX = 1_024  # Models of which the sizes of the last two answers are kept, if either was large
 
 # ----- gateway/http.py, gateway/http_inference.py ------------------------------------------------
 
@@ -155,8 +125,7 @@ LISTED_AT_ONCE_BYTES = 16 << 10
 """Bytes of tensors that become JSON at once, in some milliseconds: a whole number of elements of every
 datatype. Of more, each piece is written before the next is made."""
 
-SWEEP_S = 1.0
-"""Interval at which connections are checked for being idle or slow for too long."""
+SWEEP_S = 1.0  # Interval at which connections are checked for being idle or slow for too long
 
 LINGER_S = 1.0
 """Time for which the rest of a refused request is still read, so that its client sees the answer."""
@@ -172,8 +141,7 @@ room."""
 
 # ----- gateway/grpc.py -------------------------------------------------------------------------
 
-DETAILS_MAX = 2_000
-"""Longest sentence of a gRPC error, in characters: it travels in a header."""
+DETAILS_MAX = 2_000  # Longest sentence of a gRPC error, in characters: it travels in a header
 
 GRPC_RECEIVING_BYTES_MAX = 512 << 20
 """Bytes of incomplete gRPC messages. Beyond them connections end, those with the largest sum of bytes over
@@ -187,8 +155,7 @@ THOROUGH_LOOKS = 10
 """Sweeps per thorough sweep, which takes 4 ms for a thousand connections. While more than half of the seats
 are taken, every sweep is thorough."""
 
-KEEPALIVE_S = 60
-"""Silence after which a client is sent a keepalive ping."""
+KEEPALIVE_S = 60  # Silence after which a client is sent a keepalive ping
 
 GRPC_FIELDS_MAX = 16_384
 """Fields of a message, nested fields included: 16 for each of TENSORS_MAX inputs. Counting so many takes some
@@ -198,8 +165,7 @@ GRPC_PARSED_BYTES_MAX = 4 << 20
 """Bytes of a message besides raw_input_contents, as much as gRPC's servers take by default. protobuf parses
 them at once, in up to 22 ms (booleans in contents)."""
 
-REFLECTION_BYTES_MAX = 4 << 10
-"""Largest request of server reflection: names, which are sent back."""
+REFLECTION_BYTES_MAX = 4 << 10  # Largest request of server reflection: names, which are sent back
 
 GRPC_ANSWER_BYTES_MAX = 128 << 20
 """Bytes of an answer's tensors. gRPC takes a message as a whole, and its copy blocks the loop for up to 70
@@ -210,8 +176,7 @@ ELEMENTS_AT_ONCE = 1 << 16
 
 # ----- gateway/health.py -----------------------------------------------------------------------
 
-HEALTH_POLL_S = 1.0
-"""Interval at which the cluster's readiness is polled while there are watchers."""
+HEALTH_POLL_S = 1.0  # Interval at which the cluster's readiness is polled while there are watchers
 
 # ----- gateway/metrics.py ----------------------------------------------------------------------
 
@@ -239,33 +204,25 @@ their turn."""
 
 # ----- gateway/classification.py ---------------------------------------------------------------
 
-CLASSES_MAX = 100_000
-"""Most classes of an output in an answer, summed over all rows."""
+CLASSES_MAX = 100_000  # Most classes of an output in an answer, summed over all rows
 
 # ----- gateway/regions.py ----------------------------------------------------------------------
 
-REGIONS_MAX = 4_096
-"""Shared memory regions that are registered with a gateway; a further region is refused."""
-
-OWNER_REGIONS_MAX = 1_024
-"""Shared memory regions of one user."""
+REGIONS_MAX = 4_096  # Shared memory regions that are registered with a gateway; a further region is refused
+OWNER_REGIONS_MAX = 1_024  # Shared memory regions of one user
 
 REGION_BYTES_MAX = (1 << 62) - 1
 """Largest offset and size in shared memory, so that their sums fit into 63 bits; the file's size bounds both
 further."""
 
-REGION_NAME_CHARS_MAX = 256
-"""Longest name of a shared memory region, in characters."""
-
-SHARED_MEMORY_KEY_BYTES_MAX = 255
-"""Longest name of a file in /dev/shm: the file system's own bound."""
+REGION_NAME_CHARS_MAX = 256  # Longest name of a shared memory region, in characters
+SHARED_MEMORY_KEY_BYTES_MAX = 255  # Longest name of a file in /dev/shm: the file system's own bound
 
 REGION_COPY_S = 10.0
 """Time for the copies of a request's tensors from and to shared memory, of its inputs and of its outputs
 each."""
 
-REGIONS_SWEEP_S = 10.0
-"""Interval of sweeps for abandoned regions."""
+REGIONS_SWEEP_S = 10.0  # Interval of sweeps for abandoned regions
 
 REGION_UNHELD_SWEEPS = 2
 """Consecutive sweeps after which a region is removed whose file no process has open or mapped. A single sweep
@@ -278,8 +235,7 @@ RETRY_AFTER_S = 1
 
 # ----- gateway/tracing.py ----------------------------------------------------------------------
 
-CLOSE_MS = 5_000
-"""Time that close() may take to send the remaining spans."""
+CLOSE_MS = 5_000  # Time that close() may take to send the remaining spans
 
 # ----- gateway/errors.py -----------------------------------------------------------------------
 

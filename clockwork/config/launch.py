@@ -4,8 +4,7 @@ from __future__ import annotations
 
 # ----- launch/local.py -------------------------------------------------------------------------
 
-DRAIN_NS = 1_000_000_000
-"""Time for which stopping workers continue their actions."""
+DRAIN_NS = 1_000_000_000  # Time for which stopping workers continue their actions
 
 STOP_WORKERS_NS = 1_150_000_000
 """Time limit for workers to end; after it, the controller is told to end in any case."""
@@ -14,14 +13,9 @@ STOP_NS = 1_500_000_000
 """Time limit for all processes to end in order; the others are then killed. The end takes two seconds at
 most."""
 
-READY_NS = 120 * 1_000_000_000
-"""Time that the cluster may take to become ready."""
-
-FOUND_SHOWN = 8
-"""Models from earlier starts that the greeting of `clockwork up` names."""
-
-LAST_LINES = 20
-"""Lines of a child's output that are shown when it dies."""
+READY_NS = 120 * 1_000_000_000  # Time that the cluster may take to become ready
+FOUND_SHOWN = 8  # Models from earlier starts that the greeting of `clockwork up` names
+LAST_LINES = 20  # Lines of a child's output that are shown when it dies
 
 # ----- launch/profiles.py ----------------------------------------------------------------------
 
@@ -32,11 +26,8 @@ COPIES_MAX = 100_000
 
 # ----- launch/ray.py ---------------------------------------------------------------------------
 
-POLL_NS = 300_000_000
-"""Interval at which each actor is asked for the state of its child process."""
-
-END_S = 2.0
-"""Time that an actor may take to clean up after its child process has ended."""
+POLL_NS = 300_000_000  # Interval at which each actor is asked for the state of its child process
+END_S = 2.0  # Time that an actor may take to clean up after its child process has ended
 
 # ----- launch/demo.py --------------------------------------------------------------------------
 
@@ -49,9 +40,7 @@ DEMO_INPUT_BYTES = 2_000
 """
 
 DEMO_SLO_S = 0.1
-
-DEMO_LOAD_S = 3_600
-"""Time after which the load begins again."""
+DEMO_LOAD_S = 3_600  # Time after which the load begins again
 
 # ----- launch/restarts.py ----------------------------------------------------------------------
 
@@ -59,11 +48,9 @@ RESTART_PAUSE_NS = 250_000_000
 """Pause before the second restart in a row of a process that ended, doubled each time; the first restart is
 immediate."""
 
-RESTART_PAUSE_MAX_NS = 16_000_000_000
-"""Longest pause before a restart."""
+RESTART_PAUSE_MAX_NS = 16_000_000_000  # Longest pause before a restart
 
 RESTART_SETTLED_NS = 60_000_000_000
 """Running time after which a process that ends counts as failing for the first time."""
 
-RESTARTS_MAX = 8
-"""Restarts in a row after which a process is given up: half a minute of pauses."""
+RESTARTS_MAX = 8  # Restarts in a row after which a process is given up: half a minute of pauses

@@ -6,45 +6,27 @@ import os
 
 # ----- models/lengths.py -----------------------------------------------------------------------
 
-LENGTH_SECONDS = 0.04
-"""Time for timing executions at a length class of a model, in batches of one size."""
-
-LENGTHS_TIMED = 16
-"""Lengths at which a model is timed whose lengths share batches: the smallest classes."""
+LENGTH_SECONDS = 0.04  # Time for timing executions at a length class of a model, in batches of one size
+LENGTHS_TIMED = 16  # Lengths at which a model is timed whose lengths share batches: the smallest classes
 
 # ----- models/measure.py -----------------------------------------------------------------------
 
-BATCH_MAX = 16
-"""Largest batch that is measured, unless the user asks for another bound."""
-
-BATCH_GAIN = 1.02
-"""Factor by which a larger batch must raise throughput over the last size that raised it."""
-
-POINT_SECONDS = 0.25
-"""Time for a point of a profile; a slow model gets RUNS_MIN runs whatever they take."""
-
-PROFILE_SECONDS = 2.0
-"""Time after which no further batch size is profiled."""
-
-COMPARE_SECONDS = 2.0
-"""Time after which no further batch size is measured when two holdings are compared."""
-
-COMPARE_NS = 400_000_000
-"""Expected time of an execution beyond which its batch is not compared."""
-
+BATCH_MAX = 16  # Largest batch that is measured, unless the user asks for another bound
+BATCH_GAIN = 1.02  # Factor by which a larger batch must raise throughput over the last size that raised it
+POINT_SECONDS = 0.25  # Time for a point of a profile; a slow model gets RUNS_MIN runs whatever they take
+PROFILE_SECONDS = 2.0  # Time after which no further batch size is profiled
+COMPARE_SECONDS = 2.0  # Time after which no further batch size is measured when two holdings are compared
+COMPARE_NS = 400_000_000  # Expected time of an execution beyond which its batch is not compared
 PAIRS_MIN = 5
 RUNS_MIN = 3
 RUNS_MAX = 50
-THREADS_MAX = 256
-"""Most threads of a device."""
-
+THREADS_MAX = 256  # Most threads of a device
 LOADS_MIN = 3
 LOADS_MAX = 10
 
 # ----- models/images.py ------------------------------------------------------------------------
 
-SIDE_MAX = 16_384
-"""Most pixels of a side of an image that metadata or an image file may ask for."""
+SIDE_MAX = 16_384  # Most pixels of a side of an image that metadata or an image file may ask for
 
 # ----- models/layout.py ------------------------------------------------------------------------
 
@@ -53,23 +35,15 @@ OPEN_RUNS_MAX = 512
 
 # ----- models/onnx_import.py -------------------------------------------------------------------
 
-EXAMPLES_MAX = 64
-"""Example inputs that are used; further ones are ignored."""
-
-EXAMPLES_BYTES_MAX = 1 << 30
-"""Bytes of all example inputs of a package, unpacked."""
-
-GRAPH_DEPTH_MAX = 64
-"""Deepest nesting of If/Loop/Scan bodies; ONNX Runtime recurses over them."""
-
-OPTIONAL_INPUTS_MAX = 64
-"""Most optional inputs of a model."""
+EXAMPLES_MAX = 64  # Example inputs that are used; further ones are ignored
+EXAMPLES_BYTES_MAX = 1 << 30  # Bytes of all example inputs of a package, unpacked
+GRAPH_DEPTH_MAX = 64  # Deepest nesting of If/Loop/Scan bodies; ONNX Runtime recurses over them
+OPTIONAL_INPUTS_MAX = 64  # Most optional inputs of a model
 
 OPTIONAL_BYTES_MAX = 64
 """Bytes of an optional input: its value is part of the shape by which requests are queued and timed."""
 
-OPTIONAL_RANK_MAX = 8
-"""Most dimensions of an optional input."""
+OPTIONAL_RANK_MAX = 8  # Most dimensions of an optional input
 
 # ----- models/prepare.py -----------------------------------------------------------------------
 
@@ -81,14 +55,9 @@ page counts: then the packed holding is preferred, if it works."""
 EXTERNAL_BYTES = 1_500_000_000
 """Size of models beyond which they are optimised into a file with external data: protobuf ends at 2 GB."""
 
-REFERENCE_SETS = 4
-"""Examples whose answers are compared."""
-
-PROFILED_SHAPES = 4
-"""Different input shapes of the examples that are profiled."""
-
-LEFTOVER_SECONDS = 86_400
-"""Age of temporary directories beyond which they belong to a process that died."""
+REFERENCE_SETS = 4  # Examples whose answers are compared
+PROFILED_SHAPES = 4  # Different input shapes of the examples that are profiled
+LEFTOVER_SECONDS = 86_400  # Age of temporary directories beyond which they belong to a process that died
 
 # ----- models/samples.py -----------------------------------------------------------------------
 
@@ -102,11 +71,8 @@ JPEG_PIXELS_MAX = 1 << 25
 """Pixels of an image that is decoded, if its model does not say another bound: a small file may hold very
 many."""
 
-SAMPLE_SECONDS = 0.08
-"""Time for timing executions with strings of one size, in batches of one size."""
-
-SAMPLES_NS = 500_000_000
-"""Duration of an execution beyond which no larger strings are timed."""
+SAMPLE_SECONDS = 0.08  # Time for timing executions with strings of one size, in batches of one size
+SAMPLES_NS = 500_000_000  # Duration of an execution beyond which no larger strings are timed
 
 # ----- models/tokenizers.py --------------------------------------------------------------------
 
@@ -116,13 +82,11 @@ its library's."""
 
 # ----- models/trials.py ------------------------------------------------------------------------
 
-CHECKS_RUN_MAX = 4
-"""Checks of a package that run on the device."""
+CHECKS_RUN_MAX = 4  # Checks of a package that run on the device
 
 # ----- models/inputs.py ------------------------------------------------------------------------
 
-GUESS_SECONDS = 20.0
-"""Time after which guessing dimensions gives up; a try of a large model takes a second."""
+GUESS_SECONDS = 20.0  # Time after which guessing dimensions gives up; a try of a large model takes a second
 
 # ----- models/compile/interpret.py -------------------------------------------------------------
 
@@ -136,21 +100,15 @@ not known."""
 FOLLOWED_RANK_MAX = 64
 """Most dimensions of a tensor that is followed; an operator may make more than are served."""
 
-BODY_TURNS_MAX = 4
-"""Most passes over a loop's body until the knowledge of its state no longer changes."""
+BODY_TURNS_MAX = 4  # Most passes over a loop's body until the knowledge of its state no longer changes
 
 FOLLOWED_MAX = 100_000
 """Operators of a model that are followed, those in bodies of loops each time, until a proof about rows is
 given up."""
 
-DEGREE_MAX = 16
-"""Most open dimensions that are multiplied in a term of a size."""
-
-TERMS_MAX = 64
-"""Most terms of a size that is computed from open dimensions."""
-
-KNOWN_MAX = 256
-"""Most elements of a tensor whose values are tracked because it may be a shape."""
+DEGREE_MAX = 16  # Most open dimensions that are multiplied in a term of a size
+TERMS_MAX = 64  # Most terms of a size that is computed from open dimensions
+KNOWN_MAX = 256  # Most elements of a tensor whose values are tracked because it may be a shape
 
 # ----- models/runtime.py -----------------------------------------------------------------------
 

@@ -9,55 +9,33 @@ from clockwork.errors import ConfigError
 
 # ----- sources/reader.py -----------------------------------------------------------------------
 
-SOURCE_FILES_MAX = 200_000
-"""Most files of a listing; a longer listing is a failure."""
-
-LINK_DEPTH_MAX = 8
-"""Deepest folder of an HTTP server's listing."""
-
-LINK_FOLDERS_MAX = 20_000
-"""Most folders of an HTTP server's listing: each is a page."""
-
-HTTP_REQUESTS_AT_ONCE = 16
-"""Requests to an HTTP server that are under way while it is listed."""
-
-PIECE_BYTES = 4 << 20
-"""Bytes that are requested of a source at once."""
+SOURCE_FILES_MAX = 200_000  # Most files of a listing; a longer listing is a failure
+LINK_DEPTH_MAX = 8  # Deepest folder of an HTTP server's listing
+LINK_FOLDERS_MAX = 20_000  # Most folders of an HTTP server's listing: each is a page
+HTTP_REQUESTS_AT_ONCE = 16  # Requests to an HTTP server that are under way while it is listed
+PIECE_BYTES = 4 << 20  # Bytes that are requested of a source at once
 
 ROWS_PER_LINE = 500
 """Files in a line of the reader's answer: parsing one line blocks the other threads of the process that reads
 it."""
 
-READ_AT_ONCE = 16
-"""Small files that are read at once."""
-
-TELL_S = 0.2
-"""Interval at which the reader reports its progress."""
+READ_AT_ONCE = 16  # Small files that are read at once
+TELL_S = 0.2  # Interval at which the reader reports its progress
 
 READER_MEMORY_BYTES = 2 << 30
 """Memory of a reader's process: a source's answers have no bound in the libraries that read them."""
 
 # ----- sources/reading.py ----------------------------------------------------------------------
 
-LIST_LIMIT_S = 120.0
-"""Time limit of a listing."""
-
-STALL_S = 60.0
-"""Time in which a source must start to answer, and must give each PIECE_BYTES (70 kB/s)."""
-
-READ_FILES_MAX = 64
-"""Small files that one command reads."""
-
-ANSWER_BYTES_MAX = 4 << 20
-"""Longest line of a reader's answer."""
-
-REASON_CHARS_MAX = 400
-"""Longest sentence of a source's failure."""
+LIST_LIMIT_S = 120.0  # Time limit of a listing
+STALL_S = 60.0  # Time in which a source must start to answer, and must give each PIECE_BYTES (70 kB/s)
+READ_FILES_MAX = 64  # Small files that one command reads
+ANSWER_BYTES_MAX = 4 << 20  # Longest line of a reader's answer
+REASON_CHARS_MAX = 400  # Longest sentence of a source's failure
 
 # ----- sources/cache.py ------------------------------------------------------------------------
 
-CACHE_BYTES = 64 << 30
-"""Default size of the cache of a gateway's remote repositories."""
+CACHE_BYTES = 64 << 30  # Default size of the cache of a gateway's remote repositories
 
 ABANDONED_S = 86_400.0
 """Age at which a half-fetched version of a process that ended is removed from the cache."""

@@ -18,5 +18,4 @@ COPIES_MAX = 4_096
 OWNER_COPIES_MAX = 1_024
 """Copies that may wait, in all and for each owner. A copy moves a request's inputs or outputs."""
 
-COPIES_CLOSE_S = 1.0
-"""Time for which an ending process waits for each thread of copies."""
+COPIES_CLOSE_S = 1.0  # Time for which an ending process waits for each thread of copies

@@ -16,8 +16,7 @@ noticed after 3 s."""
 
 RECONNECT_MS = 50
 RECONNECT_MAX_MS = 500
-LINGER_MS = 250
-"""Time for which a closing socket still tries to send its queued messages."""
+LINGER_MS = 250  # Time for which a closing socket still tries to send its queued messages
 
 COPY_BYTES = 262_144
 """Size below which a copy is cheaper than a zero-copy send, because pyzmq learns of each freed buffer on a
@@ -26,45 +25,34 @@ thread that needs the interpreter's lock: sending and receiving 48 KB takes 42 u
 
 # ----- wire/inflow.py --------------------------------------------------------------------------
 
-FRAME_EXTRA_BYTES = 64
-"""Bytes added for each frame taken: more than framing and encryption add on the wire."""
+FRAME_EXTRA_BYTES = 64  # Bytes added for each frame taken: more than framing and encryption add on the wire
 
 FRAME_MEMORY_RATIO = 64
 """Most bytes of memory for a byte on the wire. The worst case is messages of a single byte: three bytes on
 the wire become 64 bytes of libzmq's and the allocator's overhead."""
 
-HEARTBEAT_BYTES_PER_S = 1 << 10
-"""Allowance for the peer's heartbeats, which libzmq takes itself."""
+HEARTBEAT_BYTES_PER_S = 1 << 10  # Allowance for the peer's heartbeats, which libzmq takes itself
 
 # ----- messages, texts and queues --------------------------------------------------------------
 
 HEADER_BYTES_MAX = 32 << 10
 """Largest header of a message for which messages.HEADER_BYTES has no bound of its own."""
 
-SENTENCE_BYTES_MAX = 16 << 10
-"""Longest sentence for people in a message; the sender cuts a longer one."""
-
+SENTENCE_BYTES_MAX = 16 << 10  # Longest sentence for people in a message; the sender cuts a longer one
 REPLY_BYTES_MAX = 16 << 20
 REPLY_VALUES_MAX = 1_000_000
 """Size and values of the answer to a query, enough for some 25,000 models; a longer answer is a failure."""
 
-STATS_VALUES_MAX = 100_000
-"""Most values in a heartbeat: a worker of a thousand devices sends 30,000."""
-
-TOLD_CHARS = 80
-"""Characters of an untrusted value that a sentence about it quotes (clockwork.wire.telling)."""
-
+STATS_VALUES_MAX = 100_000  # Most values in a heartbeat: a worker of a thousand devices sends 30,000
+TOLD_CHARS = 80  # Characters of an untrusted value that a sentence about it quotes (clockwork.wire.telling).
 COMPLAINT_LINES = 5
 COMPLAINT_INTERVAL_NS = 1_000_000_000
 """Complaints of a kind about peers: COMPLAINT_LINES lines are logged at once, and one for each interval after
 that. Complaints that are left out are counted."""
 
 COMPLAINT_CHARS_MAX = 4_000
-COMPLAINT_FRAMES = 12
-"""Longest complaint in the log, and the number of innermost calls in a traceback there."""
-
-LOG_CHARS_MAX = 16_000
-"""Longest line of a log."""
+COMPLAINT_FRAMES = 12  # Longest complaint in the log, and the number of innermost calls in a traceback there
+LOG_CHARS_MAX = 16_000  # Longest line of a log
 
 STRING_SIZE_MIN = 64
 """Bytes, or work of an image, up to which strings count as of one size where executions are timed; longer
@@ -85,22 +73,14 @@ EVENTS_RECEIVED_BYTES_MAX = 64 << 10
 """Largest subscription, and most bytes that a subscriber may send; more ends its connection. A publisher
 keeps every subscription."""
 
-SUBSCRIPTIONS_PER_LOOK = 256
-"""Subscriptions that a publisher takes in at once, in half a millisecond."""
-
-ALLOWED_BYTES_MAX = 4 << 20
-"""Largest list of allowed keys: some 60,000 of them."""
+SUBSCRIPTIONS_PER_LOOK = 256  # Subscriptions that a publisher takes in at once, in half a millisecond
+ALLOWED_BYTES_MAX = 4 << 20  # Largest list of allowed keys: some 60,000 of them
 
 # ----- a worker's reports ----------------------------------------------------------------------
 
-PROFILE_POINTS_MAX = 4_096
-"""Most points of a model's profile that a worker may report."""
-
-RUNS_REPORTED_MAX = 1 << 17
-"""Most runs of pages of a model that a worker may report."""
-
-SUMMARY_TEXT_CHARS_MAX = 4_096
-"""Longest text in a worker's summary of a model."""
+PROFILE_POINTS_MAX = 4_096  # Most points of a model's profile that a worker may report
+RUNS_REPORTED_MAX = 1 << 17  # Most runs of pages of a model that a worker may report
+SUMMARY_TEXT_CHARS_MAX = 4_096  # Longest text in a worker's summary of a model
 
 # ----- a worker's hello ------------------------------------------------------------------------
 
@@ -109,10 +89,6 @@ PAGES_MAX = 1 << 24
 """Largest page, and most pages, of a device's arena. All pages of WORKER_DEVICES_MAX devices fit 62 bits of
 bytes."""
 
-RUN_AHEAD_MAX = 256
-"""Largest run_ahead that a device may announce."""
-
+RUN_AHEAD_MAX = 256  # Largest run_ahead that a device may announce
 HOST_BYTES_MAX = 1 << 50
-
-CLOCK_MHZ_MAX = 1_000_000
-"""A clock rate above any real one."""
+CLOCK_MHZ_MAX = 1_000_000  # A clock rate above any real one

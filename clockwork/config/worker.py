@@ -10,15 +10,13 @@ from clockwork.errors import ConfigError
 
 # ----- worker/{road,session,devices}.py ------------------------------------------------------
 
-END_PAUSE_S = 0.001
-"""Interval at which a worker checks whether ended executions have stopped."""
+END_PAUSE_S = 0.001  # Interval at which a worker checks whether ended executions have stopped
 
 FAREWELL_LIMIT_NS = 1_000_000_000 // 2
 """Time for which a worker that ends because of an action waits until the controller has the reason: half the
 time of a crashed lane (csrc/device/crash.h)."""
 
-DEVICES_ALONE_MAX = 12
-"""Most devices with a descriptor of their own that a worker's loop waits on."""
+DEVICES_ALONE_MAX = 12  # Most devices with a descriptor of their own that a worker's loop waits on
 
 NOTICE_BYTES_MAX = 8 << 20
 """Bytes of messages that the road has received and the loop has not taken: beyond these the road receives no
@@ -41,9 +39,7 @@ so that no client's memory delays the answers of a batch for long."""
 
 # ----- worker/preparation.py -------------------------------------------------------------------
 
-MESSAGE_BYTES_MAX = 1 << 20
-"""Largest message between a worker and its preparation process."""
-
+MESSAGE_BYTES_MAX = 1 << 20  # Largest message between a worker and its preparation process
 TURN_PAUSE_S = 0.05
 RECEIVE_BYTES = 65_536
 
@@ -52,8 +48,7 @@ RECEIVE_BYTES = 65_536
 CHECK_JOB_MODELS = 16
 """Prepared models that the preparation process checks before it looks for a model to prepare."""
 
-REFETCHES_MAX = 2
-"""Times that a worker fetches a damaged package again before it gives the model up."""
+REFETCHES_MAX = 2  # Times that a worker fetches a damaged package again before it gives the model up
 
 # ----- worker/session.py -----------------------------------------------------------------------
 
@@ -86,14 +81,12 @@ COLLECT_INTERVAL_NS = 10_000_000_000
 PREPARATION_SLOW_NS = 10_000_000_000
 """Time after which a preparation is slow: the next one starts beside it, or instead of it."""
 
-PREPARATIONS_MAX = 3
-"""Preparations that run at once, of a worker and of all workers that share a store."""
+PREPARATIONS_MAX = 3  # Preparations that run at once, of a worker and of all workers that share a store
 
 PREPARATION_IDLE_NS = 60_000_000_000
 """Idle time after which the preparation process ends, which frees its memory."""
 
-PREPARATION_RSS_MAX = 2 << 30
-"""Memory beyond which a preparation process is replaced before the next model."""
+PREPARATION_RSS_MAX = 2 << 30  # Memory beyond which a preparation process is replaced before the next model
 
 PREPARATION_BYTES = 2 << 30
 """Memory that a preparation may take whatever its package's size, unless CLOCKWORK_PREPARATION_BYTES says
@@ -126,8 +119,7 @@ reads 10 GB that have left the page cache in that time."""
 CHECK_LIMIT_NS = 600_000_000_000
 """Limit of the check of stored bytes before a LOAD, after which the worker restarts: 60 GB at 100 MB/s."""
 
-WATCH_INTERVAL_NS = 50_000_000
-"""Interval at which a worker checks running actions against their limits."""
+WATCH_INTERVAL_NS = 50_000_000  # Interval at which a worker checks running actions against their limits
 
 WATCH_GAP_MAX_NS = 200_000_000
 """Most time between two of these checks that counts against an action: beyond it the worker itself did not

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 # ----- workloads/arrivals.py -------------------------------------------------------------------
 
-CHUNK_ARRIVALS = 1 << 18
-"""Most arrivals of a chunk: 22 bytes each, so 6 MB."""
+CHUNK_ARRIVALS = 1 << 18  # Most arrivals of a chunk: 22 bytes each, so 6 MB
 
 CLASSES_MAX = 256
 """Classes of requests (SLO or priority groups) that are counted apart: as many as a byte can number."""
@@ -18,9 +17,7 @@ COLLECT_MAX = 1 << 26
 WINDOW_ARRIVALS = 1 << 20
 """Arrivals that are generated and sorted together: enough that the cost per source matters little."""
 
-WINDOW_CELLS = 1 << 22
-"""Most rates (sources times steps) of a window."""
-
+WINDOW_CELLS = 1 << 22  # Most rates (sources times steps) of a window
 SOURCES_MAX = 1 << 20
 RATE_MAX = 1e9
 DURATION_MAX_NS = 1 << 60
@@ -28,8 +25,7 @@ DURATION_MAX_NS = 1 << 60
 # ----- workloads/traces.py ---------------------------------------------------------------------
 
 COUNT_MAX = (1 << 31) - 1
-MINUTES_MAX = 60 * 1440
-"""The longest trace: sixty days."""
+MINUTES_MAX = 60 * 1440  # The longest trace: sixty days
 
 # ----- sim/world.py ----------------------------------------------------------------------------
 
@@ -38,19 +34,13 @@ SIMULATED_RECORDING_BYTES = 1 << 30
 turn take some tens of megabytes, and thousands of models on hundreds of workers some hundreds when they join.
 """
 
-SIMULATED_PIECE_BYTES = 1 << 20
-"""Bytes that are written to a recording at once."""
+SIMULATED_PIECE_BYTES = 1 << 20  # Bytes that are written to a recording at once
 
 # ----- sim/planning.py -------------------------------------------------------------------------
 
-REQUESTS_MAX = 50_000_000
-"""Most requests of a run whose every outcome is kept, and of a trial of a plan."""
-
-BAD_MAX = 0.01
-"""Default part of the requests that may be refused, late, missed, failed or unanswered."""
-
+REQUESTS_MAX = 50_000_000  # Most requests of a run whose every outcome is kept, and of a trial of a plan
+BAD_MAX = 0.01  # Default part of the requests that may be refused, late, missed, failed or unanswered
 WARM_UP_MIN_NS = 1_000_000_000
-
 DEVICES_MAX = 4096
 SLO_MAX_NS = 60 * 1_000_000_000
 OVERLOADS_MAX = 100
@@ -62,19 +52,15 @@ one."""
 LIVE_RATE_MAX = 1_000_000
 CONCURRENCY_MAX = 16_000
 DURATION_MAX_S = 86_400
-
-SYNTHETIC_FUNCTIONS_MIN = 1000
-"""Functions of a synthetic trace; one for each model where that is more."""
+SYNTHETIC_FUNCTIONS_MIN = 1000  # Functions of a synthetic trace; one for each model where that is more
 
 # ----- cli/plan.py -----------------------------------------------------------------------------
 
-NOISE_EXECUTIONS_MIN = 500
-"""Executions below which a cluster's measured noise is not used."""
+NOISE_EXECUTIONS_MIN = 500  # Executions below which a cluster's measured noise is not used
 
 # ----- sim/check.py ----------------------------------------------------------------------------
 
-SHRUNK_MAX = 3
-"""Failures of a call that are shrunk: further ones are most likely the same."""
+SHRUNK_MAX = 3  # Failures of a call that are shrunk: further ones are most likely the same
 
 # ----- sim/shrink.py ---------------------------------------------------------------------------
 

@@ -43,8 +43,7 @@ _UNITS = {"ns": "1e-9", "us": "1e-6", "µs": "1e-6", "ms": "1e-3", "s": "1", "mi
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click alone
     """Seconds, as a float, given as a number with a unit: 100ms, 250us, 2s, 5min. A number without a unit is
-    in ``unit``.
-    """
+    in ``unit``."""
 
     name = "duration"
 
@@ -161,8 +160,7 @@ def say_bytes(count: int) -> str:
 
 def grouped(name: str, kind: type, *options: Callable[[F], F]) -> Callable[[F], F]:
     """Return a decorator that adds options, in this order. The command gets their values as a single argument
-    ``name``: a ``kind``, a dataclass whose fields are named as the options' parameters.
-    """
+    ``name``: a ``kind``, a dataclass whose fields are named as the options' parameters."""
     fields = [field.name for field in dataclasses.fields(kind)]
 
     def decorate(command: F) -> F:
@@ -247,8 +245,7 @@ def print_line(line: str, *, err: bool = False) -> None:
 
 def print_text(text: str) -> None:
     """Print a text of several lines, each with its end. Characters that would control the terminal are made
-    visible.
-    """
+    visible."""
     click.echo(visible(text, "\n\t"), nl=False)
 
 
@@ -289,8 +286,7 @@ def print_table(
     titles: list[str], rows: Sequence[Sequence[str | Text]], legend: Mapping[str, str] = MappingProxyType({})
 ) -> None:
     """Print a table, as wide as the terminal, or 200 columns elsewhere. legend: the meaning of columns,
-    printed below.
-    """
+    printed below."""
     from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text

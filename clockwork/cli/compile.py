@@ -167,8 +167,7 @@ def _examples(model: Path, path: Path | None) -> list[list[Any]]:
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a callback that shows progress on stderr: a bar for each pending variant in a terminal, else a
-    line for each finished variant.
-    """
+    line for each finished variant."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
     from clockwork.cli.terminal import Terminal, description

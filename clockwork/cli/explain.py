@@ -103,8 +103,7 @@ def _explain(history: History, request: int | None, wanted: str, model: str) -> 
 
 def _explain_live(client: Client, request: int | None, wanted: str, model: str) -> Explanation:
     """Explain from the controller's flight recorder: from its last seconds, or else from all that it
-    keeps.
-    """
+    keeps."""
     from clockwork.observe.history import History
     from clockwork.observe.live import look_back
 

@@ -115,8 +115,7 @@ def pack_outputs(path: Path, outputs: Mapping[str, Array]) -> bytes:
 
 def describe_outputs(outputs: Mapping[str, Array], info: ModelInfo) -> list[str]:
     """Return an answer for people, in lines: labels with their scores if the model has labels, else the
-    arrays.
-    """
+    arrays."""
     from clockwork.models import images
 
     lines = []
@@ -180,8 +179,7 @@ def _read_array(path: Path, spec: TensorInfo, info: ModelInfo, note: Callable[[s
 
 def _as_strings(path: Path, spec: TensorInfo) -> Array:
     """Read a file as a string for a model with string inputs: an image unchanged, a text without its final
-    line end.
-    """
+    line end."""
     try:
         data = path.read_bytes()
     except OSError as error:

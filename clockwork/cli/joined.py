@@ -37,8 +37,7 @@ def with_texts(
     file: Path | None, directory: Path, tokens_max: int | None, truncates: bool
 ) -> onnx.ModelProto:
     """Return an ONNX file's model with tokenization of texts. Raises InvalidInput, InvalidModel,
-    ConfigError.
-    """
+    ConfigError."""
     from clockwork.models import tokenizers
 
     return tokenizers.with_texts(_read(file), directory, tokenizers.TextFlags(tokens_max or 0, truncates))
@@ -46,8 +45,7 @@ def with_texts(
 
 def with_labels(model: onnx.ModelProto | Path | None, path: Path) -> onnx.ModelProto:
     """Return the model with the labels of a file: a line each, or a JSON list. Raises InvalidInput,
-    InvalidModel.
-    """
+    InvalidModel."""
     from clockwork.models import compose
 
     try:

@@ -370,8 +370,7 @@ def _time(ns: Any) -> str:
 
 def _is_measured(info: Any) -> bool:
     """Return whether a worker has prepared the model, so that its size and batches are known. An unloaded
-    model is unknown.
-    """
+    model is unknown."""
     return bool(info.holding)
 
 

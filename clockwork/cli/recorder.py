@@ -1,6 +1,5 @@
 """`clockwork recorder` and `clockwork replay`: a scheduler's recorded events and decisions, and simulations
-of other settings.
-"""
+of other settings."""
 
 from __future__ import annotations
 

@@ -307,8 +307,7 @@ def status(as_json: bool, connect: Connect) -> None:
 
 def _print_learnt(body: dict[str, Any]) -> None:
     """Print the scheduler's estimates for each device: the margin on executions, and, while the device is
-    contested, the models that request it.
-    """
+    contested, the models that request it."""
     rows = []
     for worker in body.get("workers") or ():
         for device in worker.get("devices") or ():

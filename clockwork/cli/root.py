@@ -1,6 +1,5 @@
 """The command line. A file of commands is imported when one of its commands runs; commands import heavy
-packages themselves.
-"""
+packages themselves."""
 
 from __future__ import annotations
 

@@ -65,8 +65,7 @@ def _device(context: click.Context, parameter: click.Parameter, value: str) -> s
 
 def _serves_demo(device: str) -> bool:
     """Return whether the device can run the demo model, an ONNX file. On a GPU that needs the compiler; if it
-    is missing, that is printed.
-    """
+    is missing, that is printed."""
     if not device.startswith("cuda"):
         return device == "cpu"
     has_compiler = find_spec("tinygrad") is not None
@@ -80,8 +79,7 @@ def _serves_demo(device: str) -> bool:
 
 def _starts_gateway(asked: bool | None) -> bool:
     """Return whether `up` starts a gateway. Raises ConfigError if it was requested and packages are
-    missing.
-    """
+    missing."""
     if asked is False:
         return False
     from clockwork.gateway.process import require_packages

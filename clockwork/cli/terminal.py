@@ -20,8 +20,7 @@ class Terminal(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Yield the segments of a renderable. Colours are styles of segments, so unprintable characters are
-        foreign.
-        """
+        foreign."""
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable():
                 yield segment

@@ -25,8 +25,7 @@ first."""
 
 UNGREETED_MAX = 4_096
 """Connections of a port without a hello; a further connection ends the oldest of the address with the most of
-them.
-"""
+them."""
 
 SEAT_IDLE_NS = 5_000_000_000
 """Silence after which a peer without requests under way gives way, where all seats are taken, to another one

@@ -29,8 +29,7 @@ ASIDE = ".damaged-"
 
 def fields_of(record: Any) -> dict[str, Any]:
     """Return a dataclass's fields without copies. dataclasses.asdict() would copy the elements of lists one
-    by one.
-    """
+    by one."""
     return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
@@ -81,8 +80,7 @@ def mend(data: bytes) -> bytes | None:
 
 def read_plain(path: Path | str, bytes_max: int = SEALED_BYTES_MAX) -> bytes:
     """Return the bytes of a file. Raises OSError, also for a symbolic link, and ValueError for more than
-    ``bytes_max`` bytes.
-    """
+    ``bytes_max`` bytes."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
         data = file.read(bytes_max + 1)
@@ -136,8 +134,7 @@ def checksums_of(directory: Path, but: Iterable[str] = ()) -> dict[str, int]:
 
 def find_damage(directory: Path, checksums: Mapping[str, int], busy_share: float = 1.0) -> str:
     """Return the damage of the first file without its expected checksum, as a sentence; "" if there
-    is none.
-    """
+    is none."""
     for name, expected in checksums.items():
         try:
             found = checksum_of(directory / name, busy_share)

@@ -70,8 +70,7 @@ class PackageFetcher:
 
     def start(self, digest: str, files: list[PackageFile]) -> None:
         """Fetch a package into the store; poll() returns its end. Does nothing if the package is being
-        fetched.
-        """
+        fetched."""
         if digest in self._transfers or digest in self._waiting:
             return
         self._waiting[digest] = files

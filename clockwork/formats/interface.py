@@ -350,8 +350,7 @@ class _Reader:
 
     def read(self, where: range, wanted: Mapping[int, type]) -> dict[int, list[Any]]:
         """Return the values of the wanted fields (number: int or range) of a message, in order. Raises
-        InvalidModel.
-        """
+        InvalidModel."""
         found: dict[int, list[Any]] = {number: [] for number in wanted}
         for number, value in self._fields(where):
             kind = wanted.get(number)

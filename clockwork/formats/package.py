@@ -131,8 +131,7 @@ class PackageStore:
 
     def settle(self, digest: str) -> bool:
         """Make a package durable, as its writer may have died before it was synced. False: there is no such
-        package.
-        """
+        package."""
         if not self.has(digest):
             return False
         fsync_directory(self.root / "packages")
@@ -204,8 +203,7 @@ class PackageWriter:
 
     def _descriptor_of(self, file: int) -> int:
         """Return the descriptor of a file, which is created if needed. The previous file's descriptor is
-        closed.
-        """
+        closed."""
         if self._open != file:
             self._close()
             path = self._temporary / self.files[file].path

@@ -190,8 +190,7 @@ class PreparedModel:
     @staticmethod
     def read_for(directory: Path | str, fingerprint: str, page_bytes: int) -> PreparedModel:
         """Read the description in a directory for a device of this fingerprint and page size. Raises
-        InvalidModel.
-        """
+        InvalidModel."""
         try:
             prepared = PreparedModel.read(directory)
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -229,8 +228,7 @@ class PreparedModel:
 
 def program_damage(path: Path, fingerprint: str) -> str:
     """Return the damage of a stored program.onnx, as a sentence; "" if its content matches its directory's
-    name.
-    """
+    name."""
     try:
         found = program_name(path.read_bytes(), fingerprint)
     except OSError as error:
@@ -240,8 +238,7 @@ def program_damage(path: Path, fingerprint: str) -> str:
 
 def program_name(model: bytes, fingerprint: str) -> str:
     """Return the name under which a program without weights is stored. Models of equal architecture
-    share it.
-    """
+    share it."""
     return hashlib.sha256(model + fingerprint.encode()).hexdigest()
 
 

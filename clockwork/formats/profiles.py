@@ -38,8 +38,7 @@ functions come first), so they have the least weight.
 
 MISPRINTS = {("winograd_resnet152_v2", 16)}
 """(model, batch) of points that are left out. The table has 28.92 ms here, but 33.52 ms for the 101-layer
-sibling and 24.42 ms for batch 8.
-"""
+sibling and 24.42 ms for batch 8."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -294,8 +293,7 @@ def linear(
     program: str = "",
 ) -> ModelProfile:
     """Return a synthetic model: a batch of b takes alpha * b + beta, with points at 1, 2, 4, ... and
-    batch_max.
-    """
+    batch_max."""
     sizes = {1 << power for power in range(batch_max.bit_length())} | {batch_max}
     profile = ModelProfile(
         name=name,

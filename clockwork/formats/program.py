@@ -52,8 +52,7 @@ from clockwork.wire.tensors import DTYPES, STRING, Array, numpy_dtype
 
 FORMAT = 3
 """Version of the format of program.json, raised by changes that older code cannot read. A program is written
-with the oldest version that has all features it uses.
-"""
+with the oldest version that has all features it uses."""
 
 FORMAT_PADDED = 2
 """Version of a program with padding and without tables."""
@@ -63,8 +62,7 @@ FORMAT_PLAIN = 1
 
 CHECKS_FILE = "checks.npz"
 """An optional file with inputs and their expected outputs, by which a device checks that it runs the program
-correctly.
-"""
+correctly."""
 
 
 WEIGHT_ALIGNMENT_BYTES = 64
@@ -72,8 +70,7 @@ WEIGHT_ALIGNMENT_BYTES = 64
 
 HOST = "host"
 """The target whose only module is a shared object for this machine's processor. All other targets are
-sm_NN.
-"""
+sm_NN."""
 
 
 POINTERS = ("weight", "input", "output")
@@ -123,8 +120,7 @@ class Target:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Argument:
     """A kernel parameter. ``value``: byte offset of a pointer, value of a scalar, or index of a size or table
-    entry.
-    """
+    entry."""
 
     kind: str  # from POINTERS or SCALARS, or "workspace", "size", "table"
     index: int  # index of the weight, input or output; else 0
@@ -190,8 +186,7 @@ class Program:
 
     def of_target(self, target: str) -> list[Variant]:
         """Return the variants for a target in the order in which a device tries them: by elements of a row,
-        then by batch.
-        """
+        then by batch."""
 
         def row_elements(variant: Variant) -> int:
             return sum(math.prod(shape[1:] if self.batches else shape) for shape in variant.shapes)
@@ -234,8 +229,7 @@ class Program:
 
     def stripped(self) -> Program:
         """Return the part that models of equal architecture share: without names, and without places and
-        checksum of the weights.
-        """
+        checksum of the weights."""
         symbols: dict[str, str] = {}
 
         def anonymous(role: str, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
@@ -270,8 +264,7 @@ class Program:
 
     def to_json(self) -> str:
         """Return the text of program.json: a line for each weight, variant and launch, so that files can be
-        compared.
-        """
+        compared."""
         body = {
             "format": self._format(),
             "name": self.name,
@@ -342,8 +335,7 @@ def write_program(directory: Path, program: Program) -> Program:
 
 def stored_damage(directory: Path) -> str:
     """Return the damage of a stored program or its modules, as a sentence; "" if their content matches their
-    checksums.
-    """
+    checksums."""
     path = Path(directory) / PROGRAM_JSON
     try:
         found = hash_file(path)[1]
@@ -392,8 +384,7 @@ Check: TypeAlias = tuple[list[Array], list[Array]]
 
 def write_checks(directory: Path, program: Program, checks: Sequence[Check]) -> None:
     """Write checks.npz. write_program() then lists the file, if the program names it. Equal checks give equal
-    bytes.
-    """
+    bytes."""
     arrays: dict[str, Any] = {}
     for number, (inputs, outputs) in enumerate(checks[:CHECKS_MAX]):
         for role, specs, values in (("in", program.inputs, inputs), ("out", program.outputs, outputs)):
@@ -798,8 +789,7 @@ def _check_argument(
 
 def _check_widths(variant: Variant, launch: Launch, where: str) -> None:
     """Raise InvalidModel for a vector access at an unaligned address. On a GPU such an access is a fault that
-    loses the context.
-    """
+    loses the context."""
     pointers = variant.pointers(launch)
     if launch.widths and len(launch.widths) != len(pointers):
         raise InvalidModel(
@@ -819,8 +809,7 @@ def _check_widths(variant: Variant, launch: Launch, where: str) -> None:
 
 def _bytes_of(dtype: int, shape: Sequence[int], what: str, most: int) -> int:
     """Return the bytes of a tensor. Raises InvalidModel for a dtype that kernels cannot take, or for more
-    than ``most`` bytes.
-    """
+    than ``most`` bytes."""
     if dtype not in DTYPES or dtype == STRING:
         raise InvalidModel(f"{what} has type {dtype}, which no kernel can take")
     size = (math.prod(shape) * DTYPES[dtype].bits + 7) // 8

@@ -61,8 +61,7 @@ def describe_mismatch(targets: Mapping[str, Target], device: str) -> str:
 
 def most_lasting(names: Iterable[str]) -> str:
     """Return the newest architecture without special features, whose PTX also runs on future devices; "" if
-    there is none.
-    """
+    there is none."""
     plain = [name for name in names if name != HOST and not _features(name)]
     return max(plain, key=_rank, default="")
 

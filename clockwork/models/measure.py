@@ -53,8 +53,7 @@ class Bench:
         """directories: of the prepared models, inside a store. Raises ConfigError."""
         models = [PreparedModel.read(directory) for directory in directories]
         self.rowless = models[0].rowless() if models else ()
-        """For each input, whether it is optional. All models are holdings of the same model.
-        """
+        """For each input, whether it is optional. All models are holdings of the same model."""
         pages = sum(sum(prepared.runs) for prepared in models)
         threads = threads_of(fingerprint)
         self._device = CpuDevice(max(1, pages) * page_bytes, page_bytes, threads, cpu_time=threads == 1)

@@ -69,8 +69,7 @@ class Part:
 @dataclasses.dataclass(slots=True)
 class Summary:
     """Results of a model's requests, of a device's orders, or of the whole run. Latencies are those of
-    answered requests.
-    """
+    answered requests."""
 
     arrived: int = 0
     answered: int = 0

@@ -335,8 +335,7 @@ class _Case:
 
     def _could_serve(self) -> list[SeenDevice]:
         """Return the devices whose worker had prepared the model: first the request's own, then those that
-        held or loaded the model.
-        """
+        held or loaded the model."""
         found = []
         for device in self._history.lanes():
             worker = self._history.workers.get(device.worker)
@@ -360,8 +359,7 @@ class _Case:
 
     def _had(self, residency: Residency) -> bool:
         """Return whether the model was executable at the arrival. since_ns 0: the model was loaded before the
-        history.
-        """
+        history."""
         return 0 < residency.ready_ns <= self._arrived_ns or not residency.since_ns
 
     def _devices_in_all(self, could: Sequence[SeenDevice]) -> Iterator[str]:
@@ -391,8 +389,7 @@ class _Case:
 
     def _shown(self, device: SeenDevice, action: SeenAction) -> Span:
         """Return the span of an action: measured, or predicted if it has not ended. (0, 0): it was not
-        executed.
-        """
+        executed."""
         span = span_of(action)
         if span is not None:
             return span

@@ -64,8 +64,7 @@ OUTCOMES = ("answered", "refused", "missed", "cancelled", "failed")
 
 WAITING, SENT, ENDED, UNKNOWN = "waiting", "sent", "ended", "unknown"
 """States of a request: waiting in the controller, in a batch that was sent, or answered. Unknown: left-out
-steps may have ended it.
-"""
+steps may have ended it."""
 
 LOADING, RESIDENT, UNLOADING = "loading", "resident", "unloading"
 """States of a residency."""
@@ -247,8 +246,7 @@ class SeenDevice:
 
     def holds(self, model_id: int, at_ns: int) -> Residency | None:
         """Return the residency of a model at a time, whether it was loaded by then or not. None: there was
-        none.
-        """
+        none."""
         for residency in [*self.resident.values(), *self.gone]:
             if (
                 residency.model_id == model_id
@@ -279,8 +277,7 @@ class SeenWorker:
 @dataclasses.dataclass(slots=True)
 class SeenModel:
     """A model. ``specs`` has an entry for each worker that has prepared it, until a worker that left is
-    forgotten.
-    """
+    forgotten."""
 
     id: int
     name: str = ""  # "": no worker was seen to have prepared it
@@ -300,8 +297,7 @@ class SeenModel:
 
 class History:
     """The history of a cluster; see the module. All fields may be read. Only apply(), skip(), hold() and
-    settle() change them.
-    """
+    settle() change them."""
 
     def __init__(
         self,
@@ -384,8 +380,7 @@ class History:
 
     def skip(self) -> None:
         """Note that steps are left out here. Waiting requests and pending actions may end unseen, so they are
-        no longer counted.
-        """
+        no longer counted."""
         for request in self.live.values():
             request.state = UNKNOWN
             self._ended.append((self.now_ns, request))

@@ -55,8 +55,7 @@ def follow(ask: Ask, history: History, cluster: Cluster, span_ns: int) -> Readin
 
 def look_back(ask: Ask, history: History, cluster: Cluster, span_ns: int) -> Reading:
     """Read a recorder's steps of the last ``span_ns``, or from its oldest step on. Raises Unavailable as
-    follow() does.
-    """
+    follow() does."""
     stream, size = Stream(f"-{span_ns}"), 0
     while not stream.is_at_end:
         size += _take(ask, stream, history, cluster)
@@ -65,8 +64,7 @@ def look_back(ask: Ask, history: History, cluster: Cluster, span_ns: int) -> Rea
 
 def _take(ask: Ask, stream: Stream, history: History, cluster: Cluster, span_ns: int = 0) -> int:
     """Add the next piece of a recorder to a history. span_ns: bound of the history's time, 0: none. Returns
-    the bytes read.
-    """
+    the bytes read."""
     epoch, lost = stream.epoch, stream.lost
     piece = ask(stream.argument)
     steps = stream.take(piece)

@@ -21,8 +21,7 @@ Reading = Mapping[str, Any]
 
 class Rates(NamedTuple):
     """Answers per second, by outcome. answered: in time. failed: any other end, invalid inputs and cancelled
-    requests included.
-    """
+    requests included."""
 
     answered: float
     refused: float
@@ -60,8 +59,7 @@ class DeviceRow(NamedTuple):
 
 class ModelRow(NamedTuple):
     """A version of a model in the time between two readings. A percentile is None if no request was answered
-    in time.
-    """
+    in time."""
 
     model: str  # name@version
     state: str
@@ -99,8 +97,7 @@ class Overview(NamedTuple):
 
 def is_same_run(before: Reading, after: Reading) -> bool:
     """Return whether both readings are from the same start of a controller. Counts begin anew with each
-    start.
-    """
+    start."""
     return bool(before.get("started_ns") == after.get("started_ns"))
 
 

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 class Look(NamedTuple):
     """Name, colour and sign of a state. color: "#RRGGBB", for light and dark backgrounds. sign: one
-    character.
-    """
+    character."""
 
     word: str
     color: str

@@ -63,8 +63,7 @@ def write_trace(
     file: TextIO, history: History, about: Mapping[str, Any] | None = None, from_ns: int = 0
 ) -> Drawn:
     """Write a history as a trace. about: metadata for the file. from_ns: entries that ended before are left
-    out.
-    """
+    out."""
     trace = _Trace(history, max(from_ns, history.begun_ns))
     file.write('{"displayTimeUnit":"ms","otherData":')
     file.write(json.dumps({"begin_ns": trace.base_ns, **(about or {})}))
@@ -314,8 +313,7 @@ class _Trace:
 
     def _counters(self) -> Iterator[TraceEvent]:
         """Yield the cluster's counters. Perfetto names a track by counter and value: "waiting requests",
-        "goodput per second".
-        """
+        "goodput per second"."""
         waiting: list[tuple[int, int]] = []
         arrived: Counter[int] = Counter()
         answered: Counter[int] = Counter()

@@ -31,8 +31,7 @@ class Reader:
 
     def start(self, tell: Callable[[Overview | None, str], None]) -> None:
         """Start the thread. tell(overview, note): called for each reading. After an error overview is None,
-        and note says why.
-        """
+        and note says why."""
         self._thread = threading.Thread(target=self._run, args=(tell,), name="top-reader", daemon=True)
         self._thread.start()
 

@@ -16,8 +16,7 @@ from clockwork.scheduler.types import NEVER_NS
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[Header, Iterator[Step]]]:
     """Open a recording; return its header and an iterator of its steps. Raises ConfigError unless the file is
-    a readable recording.
-    """
+    a readable recording."""
     try:
         file = path.open("rb")
     except OSError as error:

@@ -30,8 +30,7 @@ BAR = 16
 
 class Column(NamedTuple, Generic[Row]):
     """A column of a table. value: sort key of a row. cell: its text. largest_first: direction of the first
-    sort.
-    """
+    sort."""
 
     title: str
     value: Callable[[Row], Any]

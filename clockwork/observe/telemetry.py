@@ -294,8 +294,7 @@ class Telemetry:
 
 def write_recording(folder: Path, recording: Path, bytes_max: int) -> Telemetry:
     """Write a recording, or a dump of the flight recorder. Raises as Telemetry does, and ConfigError for any
-    other file.
-    """
+    other file."""
     with opened(recording) as (header, steps):
         writer = Telemetry(folder, bytes_max, note={"policy": header.policy, "version": header.version})
         try:

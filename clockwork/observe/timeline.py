@@ -25,8 +25,7 @@ _OUTCOME_COLORS = {look.word: look.color for look in ANSWER_LOOKS}
 
 _WIDTH, _LANE, _GAP, _TOP, _BOTTOM, _CHARACTER = 960, 22, 6, 58, 40, 8
 """Pixels of a picture: its width, a lane's height, the gap between lanes, the margins above and below them,
-and a character's width.
-"""
+and a character's width."""
 
 _STYLE = """
 text{font:12px system-ui,sans-serif;fill:#1a1a1a} .title{font-size:15px;font-weight:600} .quiet{fill:#666}

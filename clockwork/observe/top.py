@@ -147,8 +147,7 @@ class _Details(ModalScreen[None]):
 
 class Top(App[None]):
     """The screen of `clockwork top`. endpoint: the controller's address, for display. reader: brings the
-    readings.
-    """
+    readings."""
 
     CSS = """
     #summary { height: 2; padding: 0 1; }

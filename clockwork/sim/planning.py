@@ -49,8 +49,7 @@ REQUESTS = 20_000
 
 BAD_SEEN = 3
 """Expected bad requests of a trial at the limit. A trial without any is then below the limit with 95 %
-confidence.
-"""
+confidence."""
 
 WARM_UP_SLOS = 5
 """Shortest warm-up as a multiple of the longest SLO."""
@@ -74,8 +73,7 @@ FLUID_ARRIVALS = 2_000_000
 
 RESOURCES = ("execution", "loading", "memory", "link")
 """Possible bottlenecks: device time, copies of weights to devices, pages, and the network with input
-copies.
-"""
+copies."""
 
 MakeWorkload = Callable[[float, int, int], Workload]
 """Returns the arrivals at a rate (requests per second), for a duration in ns, with a seed."""
@@ -276,8 +274,7 @@ class CapacityPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for json.dumps(). An infinite fluid bound becomes None, as JSON has no
-        infinity.
-        """
+        infinity."""
         return dataclasses.asdict(self) | {"fluid": self.fluid if math.isfinite(self.fluid) else None}
 
 
@@ -286,8 +283,7 @@ TellProgress = Callable[[str], None]
 
 WatchProgress = Callable[[str, float], None]
 """A function that is called at times, from any thread, with the simulated scenario and the part of it that is
-over, 0 to 1.
-"""
+over, 0 to 1."""
 
 
 class Planner:
@@ -302,8 +298,7 @@ class Planner:
         watch: WatchProgress | None = None,
     ) -> None:
         """threads: parallel simulations; 0: number of processors. limits: find the bottleneck. That takes a
-        simulation of each seed for each of RESOURCES and, if no trial failed, first a trial that fails.
-        """
+        simulation of each seed for each of RESOURCES and, if no trial failed, first a trial that fails."""
         scenario.check()
         self._limits = limits
         self.scenario = scenario
@@ -584,8 +579,7 @@ def _groups(
 
 def _group_bad(offered: int, bad: int) -> float:
     """Return the bad fraction of a group. It is 0 for a single bad request, which proves nothing in a small
-    group.
-    """
+    group."""
     return bad / offered if bad > 1 else 0.0
 
 

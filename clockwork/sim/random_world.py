@@ -1,6 +1,5 @@
 """Random worlds, each made from a seed: a few devices, too many models, and all failures that the simulator
-knows.
-"""
+knows."""
 
 from __future__ import annotations
 
@@ -56,8 +55,7 @@ class RandomWorld:
 
 def random_world(seed: int, calm: bool = False) -> RandomWorld:
     """Return a world of a few devices, often too small for its models, and mixed requests for up to a
-    second.
-    """
+    second."""
     rng = random.Random(seed * 2 + calm)
     architectures = [_execution(rng) for _ in range(rng.randint(1, 6))]
     models = []
@@ -153,7 +151,6 @@ def _clients(rng: random.Random, models: Sequence[ModelProfile]) -> list[Closed]
 
 def varied(world: RandomWorld) -> RandomWorld:
     """Return the world with workers whose measurements differ from each other, and change when a worker
-    rejoins.
-    """
+    rejoins."""
     cluster = dataclasses.replace(world.cluster, batch_maxes=(0, 1, 3), extra_pages=(0, 2))
     return dataclasses.replace(world, cluster=cluster)

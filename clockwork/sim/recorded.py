@@ -47,13 +47,11 @@ SECOND = 1_000_000_000
 
 WARM_UP_NS = SECOND
 """Time at the begin of a partial recording that is not counted, because the requests that wait then are
-unknown.
-"""
+unknown."""
 
 OUTLIER = 1.5
 """An execution that takes more than this multiple of the usual time is an outlier, as in `clockwork
-status`.
-"""
+status`."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -62,8 +60,7 @@ GOOD, REFUSED, MISSED, FAILED, CANCELLED, OPEN = range(6)
 
 _OF_SIMULATED = np.array([GOOD, MISSED, REFUSED, MISSED, FAILED, CANCELLED, OPEN])
 """Outcome for each of the simulator's OUTCOME_NAMES. A late answer counts as missed, as no client waits for
-it.
-"""
+it."""
 
 _OF_STATUS = {
     Status.REFUSED: REFUSED,
@@ -87,8 +84,7 @@ class RecordedOutcomes:
 
     def likeness(self, other: RecordedOutcomes) -> dict[str, float]:
         """Return the part of equal outcomes, and the part of the requests answered in both that ran on the
-        same device.
-        """
+        same device."""
         both = (self.outcome == GOOD) & (other.outcome == GOOD)
         return {
             "same_answer": float(np.mean(self.outcome == other.outcome)) if len(self.outcome) else 1.0,
@@ -205,8 +201,7 @@ def _label(profile_name: str) -> tuple[str, int]:
 
 def check_policy(policy: str) -> None:
     """Raise ConfigError for an unknown policy. A policy in Python, module:Class, is only checked when it
-    runs.
-    """
+    runs."""
     if ":" not in policy:
         known_options(policy)
 
@@ -463,8 +458,7 @@ class _Fold:
         self, page_bytes: int, rows: Iterable[tuple[int, int, int, int, int, int]]
     ) -> tuple[list[ModelProfile], dict[str, float]]:
         """Return the models with their measured times, in the order of their ids, and the noise of executions
-        around these.
-        """
+        around these."""
         usual = self._usual()
         by_program: dict[str, dict[int, float]] = {}
         for (program, count), duration_ns in usual.items():

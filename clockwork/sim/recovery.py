@@ -50,13 +50,11 @@ REQUESTS_RATE_MAX = (
 
 KINDS = ("execution", "load", "inputs", "link", "stop", "controller", "clock", "burst", "estimates")
 """Kinds of disturbances: those of Cluster.disturbances, a burst of requests beyond capacity, and wrong
-profiles.
-"""
+profiles."""
 
 DRIFT = "drift"
 """A kind that runs only on request: executions slower by 1.15 to 2, below the threshold of any rule for
-outliers.
-"""
+outliers."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,7 @@ from clockwork.scheduler.types import Command, Event
 
 _IMPOSSIBLE = (ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError)
 """Errors of a scheduler at events that no controller sends: a worker without pages, a model without a
-program.
-"""
+program."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,8 +43,7 @@ def header_of(path: Path) -> Header:
 
 def names_code(header: Header) -> bool:
     """Return whether the recorded policy is a class in Python, which a replay and a simulation import and
-    run.
-    """
+    run."""
     return is_scripted(header.policy)
 
 

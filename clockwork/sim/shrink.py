@@ -64,8 +64,7 @@ def failure_of(world: RandomWorld, policy: str) -> str:
 
 def shrink(world: RandomWorld, policy: str, runs_max: int = SHRINK_RUNS_MAX) -> Shrunk:
     """Return the smallest failing world that at most ``runs_max`` runs find. Raises ValueError if the world
-    does not fail.
-    """
+    does not fail."""
     return _Shrinking(world, policy, runs_max).work()
 
 

@@ -178,8 +178,7 @@ class Histogram:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Errors:
     """Errors of predictions. over: predicted minus actual, where positive; under: actual minus predicted,
-    where positive.
-    """
+    where positive."""
 
     over: Histogram
     under: Histogram

@@ -145,8 +145,7 @@ class Cache:
 
 def _hold(folder: Path) -> IO[bytes] | None:
     """Open a copy's list, which keeps other processes from removing the copy while it is open. None: missing
-    or damaged.
-    """
+    or damaged."""
     try:
         file = open(folder / LIST, "rb")  # noqa: SIM115
     except OSError:

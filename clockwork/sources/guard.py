@@ -30,8 +30,7 @@ _PORTS = {"http": 80, "https": 443}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _UNICAST = ipaddress.ip_network("2000::/3")
 """Every public address of IPv6. Some releases of Python count further ranges as global: fec0::/10,
-64:ff9b:1::/48.
-"""
+64:ff9b:1::/48."""
 
 
 class Guard:
@@ -76,8 +75,7 @@ class Guard:
 
     def install(self) -> None:
         """Check all connections of this process from now on. A refused connection raises PermissionError at
-        its caller.
-        """
+        its caller."""
 
         def check(event: str, arguments: tuple[Any, ...]) -> None:
             if event == "socket.connect" and isinstance(

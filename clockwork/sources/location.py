@@ -34,16 +34,14 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 @dataclasses.dataclass(frozen=True, slots=True)
 class Location:
     """A place of files: a bucket's prefix, a repository of the Hub, a folder of an HTTP server; or a single
-    file.
-    """
+    file."""
 
     url: str  # with credentials, if the user gave any in the URL
     scheme: str
 
     def __str__(self) -> str:
         """Return the URL for people, logs and the controller: without passwords, and without a query, which
-        may be a signature.
-        """
+        may be a signature."""
         parts = urlsplit(self.url)
         return f"{self.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if self.is_http else self.url
 
@@ -80,8 +78,7 @@ class Location:
 
 def location_of(text: str) -> Location | None:
     """Return the location that a URL names. None: the text is a path. Raises ConfigError for other kinds of
-    URLs.
-    """
+    URLs."""
     found = _URL.fullmatch(text)
     if found is None:
         return None

@@ -69,8 +69,7 @@ class Reader:
 
     def files(self, limit_s: float = LIST_LIMIT_S) -> list[RemoteFile]:
         """Return all files below the location. Raises SourceFailed, SourceMissing, and InvalidModel if there
-        are too many.
-        """
+        are too many."""
         found = []
         with self._answers(
             {"do": "list", "url": self.location.url}, "listed", limit_s + STALL_S, limit_s
@@ -87,8 +86,7 @@ class Reader:
 
     def read(self, files: Sequence[RemoteFile], bytes_max: int) -> dict[str, bytes | None]:
         """Return the content of small files below the location, by path; None for larger files. Raises the
-        errors of files().
-        """
+        errors of files()."""
         found: dict[str, bytes | None] = {}
         for begin in range(0, len(files), READ_FILES_MAX):
             some = files[begin : begin + READ_FILES_MAX]
@@ -157,8 +155,7 @@ class Reader:
         self, command: dict[str, Any], what: str, limit_s: float, silence_s: float
     ) -> Iterator[Iterator[dict[str, Any]]]:
         """Yield the answers to a command, including the last. After a failed call the process ends, so that
-        the next call begins with new connections and credentials.
-        """
+        the next call begins with new connections and credentials."""
         whole = False
         with self._turn:
             try:

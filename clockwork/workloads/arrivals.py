@@ -53,8 +53,7 @@ class Arrivals:
         cls: npt.ArrayLike = 0,
     ) -> Arrivals:
         """Return arrivals from arrays of equal length, or single values that hold for all. t_ns must be
-        sorted.
-        """
+        sorted."""
         times = np.asarray(t_ns, np.int64)
         if times.ndim != 1:
             raise ConfigError(f"t_ns has the shape {times.shape}: it must have one dimension")
@@ -109,13 +108,11 @@ class Workload(abc.ABC):
     @abc.abstractmethod
     def __iter__(self) -> Iterator[Arrivals]:
         """Yield chunks of at most CHUNK_ARRIVALS. None is empty, and each begins at or after the end of the
-        last.
-        """
+        last."""
 
     def collect(self, limit: int = COLLECT_MAX) -> Arrivals:
         """Return all arrivals in a single set of arrays. Raises ConfigError if there are more than
-        the limit.
-        """
+        the limit."""
         parts: list[Arrivals] = []
         count = 0
         for part in self:
@@ -224,8 +221,7 @@ class delayed(Workload):
 
 def rehearsed(part: Callable[[int], Workload], warmup_ns: int, window_ns: int) -> Workload:
     """Return a window after a warm-up that repeats the window's begin. part: returns the window's first ns
-    nanoseconds.
-    """
+    nanoseconds."""
     window = delayed(part(window_ns), warmup_ns)
     return merge(part(warmup_ns), window) if warmup_ns else window
 

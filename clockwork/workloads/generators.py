@@ -25,14 +25,12 @@ from clockwork.workloads.arrivals import Arrivals, Floats, Int64s, Workload
 
 BLOCK_MIN, BLOCK_MAX = 16, 1 << 16
 """Bounds of the number of gaps that a source draws at a time. The number is about the need of four
-windows.
-"""
+windows."""
 
 
 KEY_BITS = 62
 """Bits of the integer by which arrivals are sorted: their time within a window, then the number of their
-source.
-"""
+source."""
 
 Steps: TypeAlias = Iterable[tuple[int, float]]
 """(duration_ns, factor) of each step: the factor multiplies the rates for that duration."""
@@ -116,8 +114,7 @@ class OnOff(Gaps):
 
     def _mixture(self, rate: float) -> tuple[float, float, float]:
         """Return (rate of the short gaps, rate of the long gaps, part of the short gaps) for a mean
-        gap of 1.
-        """
+        gap of 1."""
         burst = (self.on_ns + self.off_ns) / self.on_ns  # rate within a burst, for a mean rate of 1
         end, begin = SECOND / self.on_ns / rate, SECOND / self.off_ns / rate
         total = burst + end + begin
@@ -248,8 +245,7 @@ class OpenLoopClients(Workload):
         cls: int = 0,
     ) -> None:
         """models: the model of each client's requests. stream: merged workloads should differ in seed or
-        stream; otherwise client i of both has the same random numbers.
-        """
+        stream; otherwise client i of both has the same random numbers."""
         self._models = np.asarray(models, np.int32)
         if not 1 <= len(self._models) <= SOURCES_MAX:
             raise ConfigError(f"{len(self._models)} clients: there must be 1 to {SOURCES_MAX}")
@@ -358,8 +354,7 @@ class renewal(OpenLoopClients):
     ) -> None:
         """rates: requests per second of each client. models: index of each client's model (None: 0, 1, ...).
         steps: (duration_ns, factor of the rates), of which the last lasts to the end; see ramp() and
-        pulses().
-        """
+        pulses()."""
         self._rates = np.asarray(rates, np.float64)
         if self._rates.ndim != 1 or not np.all((self._rates >= 0) & (self._rates <= RATE_MAX)):
             raise ConfigError(f"rates must be a list of numbers between 0 and {RATE_MAX:g} per second")
@@ -430,8 +425,7 @@ def slo_ramp(first_ns: int, factor: float, every_ns: int, steps: int) -> list[tu
 
 def pulses(on_ns: int, off_ns: int, count: int, high: float, low: float = 0.0) -> list[tuple[int, float]]:
     """Return steps for renewal(), common to all clients: ``high`` for on_ns, then ``low`` for off_ns,
-    ``count`` times.
-    """
+    ``count`` times."""
     return [step for _ in range(count) for step in ((on_ns, high), (off_ns, low))]
 
 

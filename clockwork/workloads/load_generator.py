@@ -261,8 +261,7 @@ class _Target:
 
 def _targets(client: Client, names: Sequence[str], rows: int, seed: int) -> list[_Target]:
     """Return the targets of models by name. Models with equal inputs share the arrays, so that thousands of
-    copies fit in memory.
-    """
+    copies fit in memory."""
     made: dict[Hashable, list[dict[str, Array]]] = {}
     targets = []
     for index, name in enumerate(names):

@@ -51,8 +51,7 @@ TIMER_RANKS = 500
 TIMER_SHARE = 0.24
 TIMER_PERIODS = {1: 20, 2: 4, 3: 15, 5: 20, 10: 7, 15: 7, 30: 8, 60: 25, 120: 2, 180: 3}
 """Minutes between calls of timers, with their frequency. Periods that divide an hour are aligned to the full
-hour.
-"""
+hour."""
 
 DIURNAL = 0.25
 """Amplitude of the diurnal pattern around its mean, and the hour of its peak (afternoon and evening)."""
@@ -107,8 +106,7 @@ def _generator(*key: int) -> np.random.Generator:
 
 def _shape(rank: int, calls: int, rng: np.random.Generator) -> tuple[Floats, bool]:
     """Return the part of the day's calls in each minute, for a rank from 0, and whether the parts are exact
-    or means.
-    """
+    or means."""
     if rank < len(HOTTEST_CV):
         cv = HOTTEST_CV[rank]
         if cv == 0:
@@ -153,8 +151,7 @@ def _restless(cv: float, rng: np.random.Generator) -> Floats:
 
 def _bursts(active: float, length: float, sigma: float, rng: np.random.Generator) -> Floats:
     """Return weights of minutes that are active in runs of a mean length, each run with a level of
-    its own.
-    """
+    its own."""
     wanted = int(np.clip(round(active * DAY_MINUTES), 1, DAY_MINUTES))
     minutes = np.arange(DAY_MINUTES)
     pull = np.where(minutes % 60 == 0, HOUR_PULL, np.where(minutes % 5 == 0, FIVE_PULL, 1.0))

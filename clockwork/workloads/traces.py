@@ -66,8 +66,7 @@ class Trace:
 
     def scale(self, rate: float, begin: int = 0, minutes: int = 0) -> float:
         """Return the requests for each call that give ``minutes`` minutes from ``begin`` on (0: all) this
-        mean rate per second.
-        """
+        mean rate per second."""
         calls = self.minutes()
         count = minutes or len(calls)
         return rate * 60 * count / float(calls[(begin + np.arange(count)) % len(calls)].sum())
@@ -189,8 +188,7 @@ def _counts(where: str, titles: Sequence[str], fields: Sequence[str]) -> npt.NDA
 
 def _plain(text: str) -> bool:
     """Return whether a text consists of ASCII digits. int() would also accept 1_0, spaces and digits of other
-    scripts.
-    """
+    scripts."""
     return text.isascii() and text.isdigit()
 
 
@@ -225,8 +223,7 @@ class replay(OpenLoopClients):
         cls: int = 0,
     ) -> None:
         """models: number of models. rate: mean requests per second over the duration; or scale: requests for
-        each call. minute_ns: the time in which a minute of the trace is replayed.
-        """
+        each call. minute_ns: the time in which a minute of the trace is replayed."""
         trace.check()
         functions, minutes = trace.counts.shape
         if models < 1:

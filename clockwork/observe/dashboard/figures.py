@@ -44,8 +44,7 @@ LABEL_CHARACTERS = 12
 
 def _figure(name: str, height: int, label: str, **more: Any) -> Any:
     """Return a figure without border and toolbar, as wide as its place. label: a description for screen
-    readers.
-    """
+    readers."""
     found = figure(
         name=name, height=height, sizing_mode="stretch_width", toolbar_location=None, outline_line_color=None,
         background_fill_color=None, border_fill_color=None, min_border_right=12, min_border_top=6,
@@ -70,8 +69,7 @@ def _zoomed(plot: Plot, dimensions: str) -> None:
 
 def _tips(*rows: tuple[str, str]) -> str:
     """Return HTML for the text under the pointer, in the page's own colours. rows: (name, value with Bokeh's
-    @columns).
-    """
+    @columns)."""
     cells = "".join(
         f'<tr><td style="opacity: .7; padding: 1px 10px 1px 0">{name}</td><td>{value}</td></tr>'
         for name, value in rows
@@ -406,8 +404,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _rounded(value: float, up: bool = False) -> float:
     """Return a bound of 1, 2 or 5 times a power of ten, so that the axis stays the same between small
-    changes.
-    """
+    changes."""
     steps = [digit * 10.0**power for power in range(-3, 7) for digit in (1, 2, 5)]
     if up:
         return next((step for step in steps if step >= value), steps[-1])

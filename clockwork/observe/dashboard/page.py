@@ -112,8 +112,7 @@ class Page:
         self, document: Document, board: Board, is_watched: Callable[[], bool], look: Callable[[], None]
     ) -> None:
         """is_watched: whether a browser is connected. look: requests another look at the controller; the page
-        calls it as long as it can be seen.
-        """
+        calls it as long as it can be seen."""
         self._board = board
         self._is_watched = is_watched
         self._look = look

@@ -90,8 +90,7 @@ def busy_times(history: History) -> dict[int, int]:
 
 class Lanes(NamedTuple):
     """The actions of devices over some time. Rows count from the top, with a row for each device; y grows
-    downwards.
-    """
+    downwards."""
 
     labels: list[str]
     executions: Columns
@@ -106,8 +105,7 @@ def lanes(
     devices: Sequence[SeenDevice] = (),
 ) -> Lanes:  # fmt: skip
     """Return the columns of the lanes. until_ns: end of the picture, 0: now. devices: those to show, in this
-    order; (): all.
-    """
+    order; (): all."""
     now = until_ns or history.now_ns
     from_ns = asked_ns = now - round(seconds * SECOND)
     shown = list(devices) or _shown(history)
@@ -154,8 +152,7 @@ def device_label(history: History, device: SeenDevice) -> str:
 
 def bar_height(rows: int) -> float:
     """Return the height of a batch's bar as a part of its lane: 0.32 for a row, and 0.17 more for every
-    doubling up to 16.
-    """
+    doubling up to 16."""
     return min(1.0, 0.32 + 0.17 * float(np.log2(max(rows, 1))))
 
 

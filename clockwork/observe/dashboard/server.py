@@ -155,8 +155,7 @@ class Dashboard:
 
     async def _end_pages(self) -> None:
         """Wait until pending messages to pages are sent, for DASHBOARD_END_S at most. Bokeh's errors about
-        cut connections are not logged.
-        """
+        cut connections are not logged."""
         for page in self._pages.values():
             page.end()
         logging.getLogger("bokeh").setLevel(logging.CRITICAL)
@@ -168,8 +167,7 @@ class Dashboard:
 
     def _read(self) -> None:
         """Read the controller repeatedly while a page is visible. The event loop takes each look before the
-        next begins.
-        """
+        next begins."""
         wait = 0.0
         while not self._ended.wait(wait):
             due = time.monotonic()
@@ -225,8 +223,7 @@ class Dashboard:
 
 def _seats_max() -> int:
     """Return the number of connections that the limit of open files allows. Raises ConfigError if it is too
-    low.
-    """
+    low."""
     limit = raise_descriptor_limit()
     if limit < 2 * DASHBOARD_DESCRIPTORS_KEPT:
         raise ConfigError(

@@ -68,8 +68,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in newer v
         return seconds
 
 
-DURATION = Duration(0, is_open=True)
-"""A duration above 0 s."""
+DURATION = Duration(0, is_open=True)  # A duration above 0 s
 
 
 def _existing_trace(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -85,8 +84,7 @@ def trace_option(text: str) -> Callable[[F], F]:
     return click.option("--trace", default="", metavar="FILE", callback=_existing_trace, help=text)
 
 
-CV = click.FloatRange(0.01, 100)
-"""The coefficient of variation of gamma arrivals."""
+CV = click.FloatRange(0.01, 100)  # The coefficient of variation of gamma arrivals
 
 
 @contextmanager

@@ -11,8 +11,7 @@ from clockwork.sources.location import Location, require_library
 from clockwork.sources.reading import Reader, RemoteFile, fetch_all
 from clockwork.wire.packages import MODEL_FILE, PROGRAM_JSON, external_path
 
-SHOWN = 5
-"""Number of a folder's ONNX files that an error lists."""
+SHOWN = 5  # Number of a folder's ONNX files that an error lists
 
 
 def fetch_model(location: Location, folder: Path, tell: Callable[[str, int, int], None]) -> Path:

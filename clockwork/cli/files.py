@@ -18,11 +18,8 @@ from clockwork.wire.tensors import STRING, Array, code_of, numpy_dtype
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 OUTPUTS = (".npy", ".npz", ".json")
-UNNAMED = "arr_0"
-"""The name that numpy.savez() gives to an unnamed array."""
-
-BEST = 5
-"""Number of labels shown for each row."""
+UNNAMED = "arr_0"  # The name that numpy.savez() gives to an unnamed array
+BEST = 5  # Number of labels shown for each row
 
 
 EXAMPLES = Path(__file__).parents[1] / "models" / "data" / "digits"

@@ -11,8 +11,7 @@ from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.telling import visible
 from clockwork.workloads.load_generator import LoadReport, LoadTally, Outcome, WatchTally
 
-MODELS_SHOWN = 20
-"""Rows of the report by model."""
+MODELS_SHOWN = 20  # Rows of the report by model
 
 
 def describe(report: LoadReport) -> str:

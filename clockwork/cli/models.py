@@ -36,11 +36,8 @@ from clockwork.system.words import say_count
 from clockwork.wire.messages import BATCHING, PRODUCT_DTYPES
 
 EXISTING = click.Path(path_type=Path, exists=True)
-
 _NUMBER = re.compile(r"[0-9]{1,3}(?:\.[0-9]{0,9})?")
-
-PACKED_NOTED = 1.1
-"""A packed model's memory is shown if it is more than this multiple of its weights."""
+PACKED_NOTED = 1.1  # A packed model's memory is shown if it is more than this multiple of its weights
 
 
 @click.group(cls=Commands)

@@ -37,15 +37,9 @@ if TYPE_CHECKING:
     from clockwork.workloads import Workload
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-TRACE_DURATION_S = 600.0
-"""Seconds of a trace that are counted by default."""
-
-TOLD_EVERY_NS = 5 * SECOND
-"""Interval of progress messages without a terminal."""
-
-NOISE = 0.0003
-"""Relative sigma of execution times, if it was not measured."""
+TRACE_DURATION_S = 600.0  # Seconds of a trace that are counted by default
+TOLD_EVERY_NS = 5 * SECOND  # Interval of progress messages without a terminal
+NOISE = 0.0003  # Relative sigma of execution times, if it was not measured
 
 NOT_FOUND = {
     "devices": "no number of devices holds this load",

@@ -26,8 +26,7 @@ from clockwork.cli.common import (
 from clockwork.errors import ClockworkError, Unavailable
 from clockwork.system.words import say_count, say_figure
 
-INTERRUPTED_STATUS = 130
-"""The exit status after Ctrl-C, as in shells."""
+INTERRUPTED_STATUS = 130  # The exit status after Ctrl-C, as in shells
 
 
 @click.command()

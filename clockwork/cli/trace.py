@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from clockwork.observe.compare import Comparison, Summary
     from clockwork.observe.history import History
 
-LIVE_NS = 5 * SECOND
-"""Time for which a running cluster is traced by default."""
+LIVE_NS = 5 * SECOND  # Time for which a running cluster is traced by default
 
 
 @click.command()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from clockwork.errors import ConfigError
 
-VERSION = "0.1.0"  # Version of the package; setup.py reads it here.
+VERSION = "0.1.0"  # Version of the package; setup.py reads it here
 
 # ----- endpoints -----------------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ VERSION_DIGITS_MAX = len(str(VERSION_MAX))  # Digits of the highest version numb
 VERSIONS_MAX = 16
 """Versions of a name that stay registered; the oldest is removed when a further version is ready."""
 
-SHARE_WHOLE = 10_000  # Parts into which a name's traffic is divided: a version's share of 1 is 0.01 %.
+SHARE_WHOLE = 10_000  # Parts into which a name's traffic is divided: a version's share of 1 is 0.01 %
 
 SHADOW_TOLERANCE = 1e-3
 """Default tolerance of a shadow: answers with a larger relative difference are counted."""

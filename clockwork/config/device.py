@@ -35,8 +35,8 @@ for 12 MiB at most (0.5 ms at 25 GB/s), and the link is busy for two of them whi
 """
 
 CUDA_DRIVER = "libcuda.so.1"  # The driver's library, unless CLOCKWORK_CUDA_DRIVER names another, or its path
-CUDA_DRIVER_OLDEST = 11040  # CUDA 11.4: the first driver with every function that is called.
-CUDA_EXTRAS_OLDEST = 12000  # CUDA 12.0: the first driver for which CuPy is among this package's extras.
+CUDA_DRIVER_OLDEST = 11040  # CUDA 11.4: the first driver with every function that is called
+CUDA_EXTRAS_OLDEST = 12000  # CUDA 12.0: the first driver for which CuPy is among this package's extras
 
 CUDA_ARENA_SHARE = 0.85
 """Default size of a CUDA arena, as a part of the memory that is free when the device is opened. The rest is

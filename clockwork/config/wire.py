@@ -44,7 +44,7 @@ REPLY_VALUES_MAX = 1_000_000
 """Size and values of the answer to a query, enough for some 25,000 models; a longer answer is a failure."""
 
 STATS_VALUES_MAX = 100_000  # Most values in a heartbeat: a worker of a thousand devices sends 30,000
-TOLD_CHARS = 80  # Characters of an untrusted value that a sentence about it quotes (clockwork.wire.telling).
+TOLD_CHARS = 80  # Characters of an untrusted value that a sentence about it quotes (clockwork.wire.telling)
 COMPLAINT_LINES = 5
 COMPLAINT_INTERVAL_NS = 1_000_000_000
 """Complaints of a kind about peers: COMPLAINT_LINES lines are logged at once, and one for each interval after

@@ -23,8 +23,7 @@ from clockwork.formats.durable import remove_tree
 from clockwork.system.files import fsync_directory
 
 _SEAL = re.compile(rb', "seal": "([0-9a-f]{8})"\}\Z')
-ASIDE = ".damaged-"
-"""Prefix of the name of a damaged file or directory that is kept for inspection."""
+ASIDE = ".damaged-"  # Prefix of the name of a damaged file or directory that is kept for inspection
 
 
 def fields_of(record: Any) -> dict[str, Any]:

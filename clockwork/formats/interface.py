@@ -31,8 +31,7 @@ from clockwork.wire.packages import MODEL_FILE, PROFILE_FILE, PROGRAM_JSON
 from clockwork.wire.telling import tell
 from clockwork.wire.tensors import dtype_name
 
-LABELS_KEY = "clockwork.labels"
-"""Metadata of a model: a JSON list of names for its scores."""
+LABELS_KEY = "clockwork.labels"  # Metadata of a model: a JSON list of names for its scores
 
 _NUMBERED = re.compile(r"\??|unk__\d+|(\w+\.)?DynamicDimension\.\d+|\w+_dynamic_axes_\d+")
 """Names that tf2onnx, paddle2onnx and torch give to unnamed dimensions."""

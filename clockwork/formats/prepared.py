@@ -42,9 +42,7 @@ and by the declared shapes of inputs and outputs; 3: as in clockwork.models.batc
 A model that batches by an older rule is judged again.
 """
 
-UNKNOWN_RANK = ("...",)
-"""The shape of an input whose rank the model does not declare."""
-
+UNKNOWN_RANK = ("...",)  # The shape of an input whose rank the model does not declare
 PREPARED_FILE = "prepared.json"
 WEIGHTS_FILE = "weights.bin"
 PACKED_FILE = "packed.onnx"

@@ -24,11 +24,8 @@ from clockwork.formats.profiles import ModelProfile, dump_profiles, parse_profil
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.wire.packages import PROFILE_FILE
 
-HOLDING = "emulated"
-"""The holding of a profile-only model: its pages are counted, and hold no data."""
-
-UINT8 = 2
-"""ONNX's dtype code of the input and output of a profile-only model."""
+HOLDING = "emulated"  # The holding of a profile-only model: its pages are counted, and hold no data
+UINT8 = 2  # ONNX's dtype code of the input and output of a profile-only model
 
 
 def encode_profile(profile: ModelProfile) -> bytes:

@@ -23,11 +23,8 @@ from clockwork.wire.description import ModelInfo
 from clockwork.wire.optional import read_defaults
 from clockwork.wire.tensors import code_of, tensor_bytes
 
-PAPER_PAGE_BYTES = 16 << 20
-"""Page size of the paper's workers, and of every GPU arena here."""
-
-PAPER_BATCHES = (1, 2, 4, 8, 16)
-"""Batch sizes in the paper's table."""
+PAPER_PAGE_BYTES = 16 << 20  # Page size of the paper's workers, and of every GPU arena here
+PAPER_BATCHES = (1, 2, 4, 8, 16)  # Batch sizes in the paper's table
 
 PAPER_LEFT_OUT = ("winograd_resnet152_v2", "winograd_resnet50_v2", "xception")
 """Rows of the 64 that the 61 varieties leave out. The paper does not say which three its runs left out.

@@ -54,11 +54,8 @@ FORMAT = 3
 """Version of the format of program.json, raised by changes that older code cannot read. A program is written
 with the oldest version that has all features it uses."""
 
-FORMAT_PADDED = 2
-"""Version of a program with padding and without tables."""
-
-FORMAT_PLAIN = 1
-"""Version of a program with neither padding nor tables."""
+FORMAT_PADDED = 2  # Version of a program with padding and without tables
+FORMAT_PLAIN = 1  # Version of a program with neither padding nor tables
 
 CHECKS_FILE = "checks.npz"
 """An optional file with inputs and their expected outputs, by which a device checks that it runs the program

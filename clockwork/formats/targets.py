@@ -15,14 +15,12 @@ from typing import NamedTuple
 
 from clockwork.formats.program import HOST, Target
 
-JETSON = frozenset({53, 62, 72, 87, 101, 110})
-"""Compute capabilities of systems on a chip."""
+JETSON = frozenset({53, 62, 72, 87, 101, 110})  # Compute capabilities of systems on a chip
 
 FINGERPRINT_PREFIX = "cuda-"
 """Prefix of the fingerprints of CUDA devices. The device's architecture follows, up to the next "-"."""
 
-_FEATURES = ("", "f", "a")
-"""Suffixes of architectures, the most general first."""
+_FEATURES = ("", "f", "a")  # Suffixes of architectures, the most general first
 
 
 class Choice(NamedTuple):

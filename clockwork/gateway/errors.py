@@ -112,8 +112,7 @@ REQUEST = "X-Clockwork-Request"
 _SHED = (429, "RESOURCE_EXHAUSTED")
 """Statuses of requests that cannot be answered in time now, and may succeed later at this gateway."""
 
-_UNSERVED = (503, "UNAVAILABLE")
-"""Statuses where no worker serves the model."""
+_UNSERVED = (503, "UNAVAILABLE")  # Statuses where no worker serves the model
 
 _NEVER = (422, "FAILED_PRECONDITION")
 """Statuses of a request that even an idle device could not serve: proxies and clients do not retry them."""

@@ -89,7 +89,6 @@ def _is_defect(record: logging.LogRecord) -> bool:
 logging.getLogger("grpc._cython.cygrpc").addFilter(_is_defect)
 
 SERVICE = "inference.GRPCInferenceService"
-
 PROTOCOL = "grpc"
 
 LIVENESS = "liveness"
@@ -103,16 +102,14 @@ SERVING = health_pb.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb.HealthCheckResponse.SERVICE_UNKNOWN
 
-Context: TypeAlias = Any
-"""grpc.aio.ServicerContext, whose type annotations are incomplete."""
+Context: TypeAlias = Any  # grpc.aio.ServicerContext, whose type annotations are incomplete
 
 Method: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 Stream: TypeAlias = Callable[[AsyncIterator[Any], Context, "_Call"], Awaitable[None]]
 """A method that writes its answers itself, given the call's messages, each with its size in bytes."""
 
-_STREAM_ANSWER = b"\x12"
-"""The tag of ModelStreamInferResponse.infer_response."""
+_STREAM_ANSWER = b"\x12"  # The tag of ModelStreamInferResponse.infer_response
 
 CALL_BYTES = 128
 """Upper bound of the bytes that a header, or an HTTP/2 frame in a TLS record, adds to its content."""

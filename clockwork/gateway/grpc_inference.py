@@ -38,8 +38,7 @@ the client's own deadline is useless."""
 WANTS_FINAL, FINAL = "triton_enable_empty_final_response", "triton_final_response"
 """The parameters by which a request asks that its last answer be marked, and by which an answer is marked."""
 
-_RAW_OUTPUT = b"\x32"
-"""The tag of ModelInferResponse.raw_output_contents."""
+_RAW_OUTPUT = b"\x32"  # The tag of ModelInferResponse.raw_output_contents
 
 _CONTENTS: dict[int, tuple[str, str]] = {
     tensors.UINT8: ("uint_contents", "B"), tensors.UINT16: ("uint_contents", "H"),

@@ -68,11 +68,8 @@ TIMEOUT = "X-Clockwork-Timeout-Us"
 
 
 PROTOCOL = "http"
-OTHER = "other"
-"""The method under which requests for unknown paths are counted."""
-
-GONE = 0
-"""Counted in place of a status where the client disconnected."""
+OTHER = "other"  # The method under which requests for unknown paths are counted
+GONE = 0  # Counted in place of a status where the client disconnected
 
 
 Handler = Callable[[Any, web.BaseRequest, list[str]], Awaitable[web.StreamResponse]]

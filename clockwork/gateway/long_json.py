@@ -21,8 +21,7 @@ from clockwork.gateway.errors import TooLarge
 from clockwork.gateway.tensors import checked_shape, code_of, frame_of_json
 from clockwork.wire import telling
 
-_SCALARS = re.compile(r'[^\[\]{}"]*')
-"""Numbers and literals, and the characters between them."""
+_SCALARS = re.compile(r'[^\[\]{}"]*')  # Numbers and literals, and the characters between them
 
 _decoder: Any = json.decoder
 _scanner: Any = json.scanner

@@ -599,8 +599,7 @@ class MetricsSource:
             return self._text
 
 
-_GZIP_BEGIN = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
-"""The gzip header, without a file name or a time."""
+_GZIP_BEGIN = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # The gzip header, without a file name or a time
 
 
 def _deflate(text: bytes) -> bytes:

@@ -46,13 +46,10 @@ from clockwork.wire.messages import NamedTensorRef, Reason
 from clockwork.wire.telling import tell
 from clockwork.wire.transport import Frame
 
-FOLDER = Path("/dev/shm")
-"""The folder of the files of shm_open(3)."""
-
+FOLDER = Path("/dev/shm")  # The folder of the files of shm_open(3)
 REGION = "shared_memory_region"
 SIZE = "shared_memory_byte_size"
-OFFSET = "shared_memory_offset"
-"""Parameters of a tensor in shared memory."""
+OFFSET = "shared_memory_offset"  # Parameters of a tensor in shared memory
 
 
 @dataclasses.dataclass(slots=True)

@@ -43,11 +43,8 @@ EXTENSIONS = (
 )  # fmt: skip
 """Triton's extensions that every gateway has."""
 
-SHARED_MEMORY = "system_shared_memory"
-"""Triton's extension that a gateway has where shared memory is on."""
-
+SHARED_MEMORY = "system_shared_memory"  # Triton's extension that a gateway has where shared memory is on
 PLATFORM = "clockwork_onnx"
-
 TIMEOUT_US_MAX = SECONDS_MAX * 1_000_000
 
 SEQUENCE_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")

@@ -23,11 +23,8 @@ from clockwork.sources.location import Location
 
 HTTP_PORT = 8000
 GRPC_PORT = 8001
-METRICS_PORT = 8002
-"""Triton's default ports, which its clients use."""
-
-OFF = -1
-"""In place of a port: the server does not run."""
+METRICS_PORT = 8002  # Triton's default ports, which its clients use
+OFF = -1  # In place of a port: the server does not run
 
 
 CONTROL_MODES = ("poll", "explicit", "none")

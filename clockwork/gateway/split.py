@@ -31,8 +31,7 @@ _VARINT_BYTES = 10
 _RAW = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | _LENGTH
 """The tag of a raw tensor."""
 
-_Schema: TypeAlias = dict[int, Any]
-"""By tag: the schema of the nested message."""
+_Schema: TypeAlias = dict[int, Any]  # By tag: the schema of the nested message
 
 
 class SplitMessage(NamedTuple):

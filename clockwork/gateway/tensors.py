@@ -30,8 +30,7 @@ _ARRAY_CODES = {
 """By datatype: the type code of Python's array and memoryview.cast(); array refuses values that do not fit.
 """
 
-_LISTED = (tensors.BOOL, tensors.FLOAT16, tensors.STRING)
-"""Datatypes without a form in JSON."""
+_LISTED = (tensors.BOOL, tensors.FLOAT16, tensors.STRING)  # Datatypes without a form in JSON
 
 
 def code_of(datatype: Any, name: str) -> int:

@@ -34,11 +34,9 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
 
-SERVICE = "clockwork-gateway"
-"""The gateway's service name, unless OTEL_SERVICE_NAME is set."""
+SERVICE = "clockwork-gateway"  # The gateway's service name, unless OTEL_SERVICE_NAME is set
 
-Carrier = Mapping[str, str] | Iterable[tuple[str, str | bytes]]
-"""HTTP headers or gRPC metadata."""
+Carrier = Mapping[str, str] | Iterable[tuple[str, str | bytes]]  # HTTP headers or gRPC metadata
 
 _ATTRIBUTES: Mapping[str, dict[str, str]] = {
     "http": {"http.request.method": "POST"},

@@ -25,9 +25,7 @@ from clockwork.models.inputs import Run, different_rows
 from clockwork.models.runtime import RunError
 from clockwork.wire.tensors import Array
 
-TRIED_ROWS = 3
-"""Number of rows that are run both as a batch and alone."""
-
+TRIED_ROWS = 3  # Number of rows that are run both as a batch and alone
 PROVEN = "proven: no operator lets rows meet"
 
 EXTREMES = (0.0, 1e4, -1e4, 1e-6, float("nan"))

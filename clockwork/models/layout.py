@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 from clockwork.config.models import OPEN_RUNS_MAX
 
-ALIGNMENT_BYTES = 64
-"""Alignment of ONNX Runtime's allocator: a cache line, and the widest vector."""
+ALIGNMENT_BYTES = 64  # Alignment of ONNX Runtime's allocator: a cache line, and the widest vector
 
 
 class Layout(NamedTuple):

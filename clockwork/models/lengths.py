@@ -34,11 +34,8 @@ from clockwork.wire.tensors import DTYPES, STRING, Array, length_class
 TOKENIZERS = frozenset(("BytePairs", "WordPiece"))
 """Clockwork's tokenizers: operators that turn texts into ids, a mask and types, each [rows, tokens]."""
 
-TOKENS = "clockwork.tokens"
-"""Symbol of the number of tokens of a batch's longest text."""
-
-TOKENS_TRIED = 8
-"""Number of tokens in the inputs with which shapes are inferred."""
+TOKENS = "clockwork.tokens"  # Symbol of the number of tokens of a batch's longest text
+TOKENS_TRIED = 8  # Number of tokens in the inputs with which shapes are inferred
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,8 +15,7 @@ from onnx import TensorProto, helper
 from clockwork.formats.interface import LABELS_KEY
 
 _DOMAIN = "ai.onnx.ml"
-_OPSET = 13
-"""Version of the standard operators for a model that uses none so far."""
+_OPSET = 13  # Version of the standard operators for a model that uses none so far
 
 
 def make_tensors(model: onnx.ModelProto) -> bool:

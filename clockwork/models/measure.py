@@ -42,8 +42,7 @@ from clockwork.scheduler.types import ProfilePoint
 from clockwork.wire.messages import NEVER_NS, Infer, Load, Status, Unload
 from clockwork.wire.tensors import Array, decode_tensor, encode_array
 
-Execution = tuple[int, Sequence[Array]]
-"""An execution on a bench: the index of a model, and its inputs."""
+Execution = tuple[int, Sequence[Array]]  # An execution on a bench: the index of a model, and its inputs
 
 
 class Bench:

@@ -81,8 +81,7 @@ from clockwork.wire.tensors import STRING, Array, length_class, length_classes
 
 Progress = Callable[[str, int, int], None]
 
-TIE = 1.10
-"""Largest ratio of execution times, bound to packed, at which bound is chosen, as it loads faster."""
+TIE = 1.10  # Largest ratio of execution times, bound to packed, at which bound is chosen, as it loads faster
 
 
 _STEPS = ("optimise", "split", "verify", "measure", "write")

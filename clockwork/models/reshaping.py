@@ -14,8 +14,7 @@ from onnx import TensorProto, helper
 from clockwork.errors import InvalidModel
 from clockwork.models.onnx_import import bodies_of, free_names
 
-FIRST_OPSET = 5
-"""From this operator set on, Reshape takes its shape as an input."""
+FIRST_OPSET = 5  # From this operator set on, Reshape takes its shape as an input
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

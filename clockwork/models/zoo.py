@@ -23,9 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 Floats = NDArray[np.float32]
 
-OPSET = 17
-"""Opset of the models: the first with LayerNormalization, so that old runtimes support it."""
-
+OPSET = 17  # Opset of the models: the first with LayerNormalization, so that old runtimes support it
 IR_VERSION = 8
 BN_EPSILON = 1e-5
 

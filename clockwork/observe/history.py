@@ -66,14 +66,10 @@ WAITING, SENT, ENDED, UNKNOWN = "waiting", "sent", "ended", "unknown"
 """States of a request: waiting in the controller, in a batch that was sent, or answered. Unknown: left-out
 steps may have ended it."""
 
-LOADING, RESIDENT, UNLOADING = "loading", "resident", "unloading"
-"""States of a residency."""
+LOADING, RESIDENT, UNLOADING = "loading", "resident", "unloading"  # States of a residency
 
-MODEL_NONE = 0
-"""The model id of a RESERVE, which concerns no model."""
-
-MODEL_UNKNOWN = -1
-"""The model id of a request of which only the answer was seen."""
+MODEL_NONE = 0  # The model id of a RESERVE, which concerns no model
+MODEL_UNKNOWN = -1  # The model id of a request of which only the answer was seen
 
 EXECUTIONS = ("infer", "profile", "reserve")
 """Kinds of actions on a device's execute lane. All others are on its load lane."""

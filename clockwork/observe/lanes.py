@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from clockwork.observe.history import History, SeenAction, SeenDevice
 
-Span = tuple[int, int]
-"""[from, until) in nanoseconds of the controller's clock."""
+Span = tuple[int, int]  # [from, until) in nanoseconds of the controller's clock
 
 
 def span_of(action: SeenAction) -> Span | None:

@@ -17,8 +17,7 @@ from clockwork.observe.history import History
 from clockwork.scheduler.recording import Step, Stream
 from clockwork.scheduler.types import Event, ModelReady, ModelSpec, WorkerJoined
 
-Ask = Callable[[str], Mapping[str, Any]]
-"""The type of Client.recorder()."""
+Ask = Callable[[str], Mapping[str, Any]]  # The type of Client.recorder()
 
 
 class Cluster(NamedTuple):

@@ -27,11 +27,9 @@ TraceEvent = dict[str, Any]
 CLUSTER, REQUESTS, WORKERS = 1, 2, 10
 """Process ids of a trace: the counters, the requests, and the base to which a worker's id is added."""
 
-LAST = 1 << 30
-"""Sort index of the process that is shown last."""
+LAST = 1 << 30  # Sort index of the process that is shown last
 
-EXECUTE, LOAD, IDLE = range(3)
-"""Tracks of a device, in the order shown."""
+EXECUTE, LOAD, IDLE = range(3)  # Tracks of a device, in the order shown
 
 TRACKS = ("execute", "load", IDLE_WITH_WORK.word)
 ROWS_OF_A_TRACK = 8

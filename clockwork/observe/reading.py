@@ -11,8 +11,7 @@ from clockwork.config.observe import TOP_COST_PART, TOP_PAGE_S
 from clockwork.errors import ClockworkError
 from clockwork.observe.overview import Overview, Reading, compare, is_same_run
 
-Read = Callable[[], Reading]
-"""Asks the controller. Raises ClockworkError if it does not answer."""
+Read = Callable[[], Reading]  # Asks the controller. Raises ClockworkError if it does not answer.
 
 
 class Reader:

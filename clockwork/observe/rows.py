@@ -24,8 +24,7 @@ from clockwork.system.words import say_count, say_figure
 
 Row = TypeVar("Row")
 
-BAR = 16
-"""Characters of a device's bar."""
+BAR = 16  # Characters of a device's bar
 
 
 class Column(NamedTuple, Generic[Row]):

@@ -14,13 +14,8 @@ from clockwork.system.clock import duration
 from clockwork.wire.telling import visible
 
 LOOKS = {"execute": EXECUTING, "load": LOADING}
-
-OWN_SIGN = "●"
-"""The sign of the request's own batch and of its model's loads in a terminal."""
-
-PREDICTED_SIGN = "~"
-"""The sign of an action that had not ended in a terminal."""
-
+OWN_SIGN = "●"  # The sign of the request's own batch and of its model's loads in a terminal
+PREDICTED_SIGN = "~"  # The sign of an action that had not ended in a terminal
 _OUTCOME_COLORS = {look.word: look.color for look in ANSWER_LOOKS}
 
 _WIDTH, _LANE, _GAP, _TOP, _BOTTOM, _CHARACTER = 960, 22, 6, 58, 40, 8

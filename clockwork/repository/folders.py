@@ -35,8 +35,7 @@ Row: TypeAlias = tuple[str, int, str]
 """(path, bytes, mark) of a file. The mark changes with the file; for local files it has time of change and
 inode."""
 
-Fingerprint: TypeAlias = tuple[Row, ...]
-"""The rows of all files of a version and of its configuration."""
+Fingerprint: TypeAlias = tuple[Row, ...]  # The rows of all files of a version and of its configuration
 
 
 class Repository(Protocol):

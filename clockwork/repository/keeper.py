@@ -48,8 +48,7 @@ from clockwork.wire.references import model_reference
 
 log = logging.getLogger("clockwork.gateway")
 
-ALL = "*"
-"""In place of a name of a model to load at start: all models."""
+ALL = "*"  # In place of a name of a model to load at start: all models
 
 
 class Keeper:

@@ -22,11 +22,8 @@ from clockwork.formats.package import check_name
 from clockwork.repository.folders import CONFIG, Fingerprint, Folder, Repository, Row, Version
 from clockwork.repository.triton_config import text_of_json
 
-FILE = "file:"
-"""The prefix of a parameter with the content of a file; the path in the model's folder follows."""
-
-_BASE64_PIECE = 1 << 18
-"""Characters that are decoded at once, while the interpreter's lock is held."""
+FILE = "file:"  # The prefix of a parameter with the content of a file; the path in the model's folder follows
+_BASE64_PIECE = 1 << 18  # Characters that are decoded at once, while the interpreter's lock is held
 
 
 class Override:

@@ -41,35 +41,21 @@ SECOND = 1_000_000_000
 GROUP_BAD_FACTOR = 2.0
 """Default factor by which the bad part of a group may exceed the bad part of all requests."""
 
-GROUPS = 10
-"""Groups of models by popularity, and by SLO if there are more SLOs than this number."""
-
-REQUESTS = 20_000
-"""Counted requests of a trial over all seeds, if bad_max does not need more."""
+GROUPS = 10  # Groups of models by popularity, and by SLO if there are more SLOs than this number
+REQUESTS = 20_000  # Counted requests of a trial over all seeds, if bad_max does not need more
 
 BAD_SEEN = 3
 """Expected bad requests of a trial at the limit. A trial without any is then below the limit with 95 %
 confidence."""
 
-WARM_UP_SLOS = 5
-"""Shortest warm-up as a multiple of the longest SLO."""
-
-REFILLS = 2
-"""Number of times that the whole memory can be loaded during the warm-up, if not all models fit."""
-
-WINDOW_SLOS = 20
-"""Shortest counted time as a multiple of the longest SLO."""
-
+WARM_UP_SLOS = 5  # Shortest warm-up as a multiple of the longest SLO
+REFILLS = 2  # Number of times that the whole memory can be loaded during the warm-up, if not all models fit
+WINDOW_SLOS = 20  # Shortest counted time as a multiple of the longest SLO
 RATE_TOLERANCE = 1.02
 SLO_TOLERANCE = 1.03
-DEVICES_GROWTH = 1.25
-"""Factor by which the number of devices grows (by 1 at least) until it suffices."""
-
-BEYOND = 1.1
-"""Factor by which the load grows until a trial fails, if the search itself met no failing trial."""
-
-FLUID_ARRIVALS = 2_000_000
-"""Number of arrivals from which the fluid bound takes each model's share."""
+DEVICES_GROWTH = 1.25  # Factor by which the number of devices grows (by 1 at least) until it suffices
+BEYOND = 1.1  # Factor by which the load grows until a trial fails, if the search itself met no failing trial
+FLUID_ARRIVALS = 2_000_000  # Number of arrivals from which the fluid bound takes each model's share
 
 RESOURCES = ("execution", "loading", "memory", "link")
 """Possible bottlenecks: device time, copies of weights to devices, pages, and the network with input
@@ -278,8 +264,7 @@ class CapacityPlan:
         return dataclasses.asdict(self) | {"fluid": self.fluid if math.isfinite(self.fluid) else None}
 
 
-TellProgress = Callable[[str], None]
-"""A function that is called with a line after every trial."""
+TellProgress = Callable[[str], None]  # A function that is called with a line after every trial
 
 WatchProgress = Callable[[str, float], None]
 """A function that is called at times, from any thread, with the simulated scenario and the part of it that is

@@ -30,18 +30,13 @@ from clockwork.workloads import Arrivals
 
 MS, SECOND = 1_000_000, 1_000_000_000
 
-RECOVERED_NS = 2 * SECOND
-"""Time after the end of a disturbance by which a policy must have recovered."""
+RECOVERED_NS = 2 * SECOND  # Time after the end of a disturbance by which a policy must have recovered
 
 GOODPUT_KEPT = 0.95
 """Part of the undisturbed world's good answers that must be kept, less a standard deviation of that count."""
 
-SETTLED_NS = 20 * SECOND
-"""Further time after which an undisturbed world is steady."""
-
-HELD = ("adaptive", "edf")
-"""Policies that must recover. All others are measured for comparison."""
-
+SETTLED_NS = 20 * SECOND  # Further time after which an undisturbed world is steady
+HELD = ("adaptive", "edf")  # Policies that must recover. All others are measured for comparison.
 SLICE_NS = 100 * MS
 PAGE_BYTES = 16 << 20
 REQUESTS_RATE_MAX = (

@@ -27,9 +27,7 @@ from clockwork.wire.messages import NEVER_NS, Reason, Status
 from clockwork.workloads import Arrivals
 
 SECOND = 1_000_000_000
-
-EVENTS_A_TURN = 200_000
-"""Most events between two calls of on_progress."""
+EVENTS_A_TURN = 200_000  # Most events between two calls of on_progress
 
 CountArray = npt.NDArray[np.int64]
 

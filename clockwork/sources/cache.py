@@ -21,11 +21,8 @@ from clockwork.formats.package import hash_file, put_in_place
 from clockwork.sources.location import Location
 from clockwork.sources.reading import Reader, RemoteFile, SourceFailed, fetch_all
 
-LIST = "fetched.json"
-"""The last file of a copy: [path, sha256] of every other file."""
-
-FILES = "files"
-"""The folder of a copy with the source's files."""
+LIST = "fetched.json"  # The last file of a copy: [path, sha256] of every other file
+FILES = "files"  # The folder of a copy with the source's files
 
 
 @dataclasses.dataclass(slots=True)

@@ -44,14 +44,12 @@ from clockwork.wire.description import ModelInfo, TensorInfo
 from clockwork.wire.tensors import STRING, Array, code_of, encode_array, numpy_dtype
 from clockwork.workloads import Arrivals, Workload
 
-INPUTS_PER_MODEL = 4
-"""How many different inputs are made for each model; requests take them in turn."""
+INPUTS_PER_MODEL = 4  # How many different inputs are made for each model; requests take them in turn
 
 SWITCH_INTERVAL_S = 0.0002
 """How long the sending thread may keep the I/O thread from the interpreter (Python's own: 5 ms)."""
 
-SYNTHETIC = "synthetic"
-"""The name of a trace that is made up instead of read."""
+SYNTHETIC = "synthetic"  # The name of a trace that is made up instead of read
 
 ArrivalKind = Literal["poisson", "constant", "gamma"]
 

@@ -36,18 +36,10 @@ HOTTEST_CV = (0.0, 4.5, 0.9, 3.5, 0.0, 0.35, 0.32, 1.7, 0.9, 1.3)
 SPIKE_RANK, SPIKE_CV = 22, 18.0
 """A further function that is visible in the sum: a hundredth of the day's calls, all within a few minutes."""
 
-BUSY_RANKS = 100
-"""Functions up to this rank are active in nearly every minute."""
-
-STEADY_SHARE = 0.27
-"""Part of the busy functions that have the same number of calls in every minute."""
-
-BUSY_BURST_SHARE = 0.3
-"""Part of the other busy functions that have bursts."""
-
-TIMER_RANKS = 500
-"""Timers are among the functions up to this rank. Colder functions have irregular calls."""
-
+BUSY_RANKS = 100  # Functions up to this rank are active in nearly every minute
+STEADY_SHARE = 0.27  # Part of the busy functions that have the same number of calls in every minute
+BUSY_BURST_SHARE = 0.3  # Part of the other busy functions that have bursts
+TIMER_RANKS = 500  # Timers are among the functions up to this rank. Colder functions have irregular calls.
 TIMER_SHARE = 0.24
 TIMER_PERIODS = {1: 20, 2: 4, 3: 15, 5: 20, 10: 7, 15: 7, 30: 8, 60: 25, 120: 2, 180: 3}
 """Minutes between calls of timers, with their frequency. Periods that divide an hour are aligned to the full

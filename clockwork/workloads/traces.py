@@ -26,9 +26,7 @@ from clockwork.workloads.generators import Exponential, Gaps, OpenLoopClients, S
 
 MINUTE_NS = 60 * SECOND
 DAY_MINUTES = 1440
-
-COUNT_DIGITS = len(str(COUNT_MAX))
-"""Digits of the largest count of calls of a function in a minute."""
+COUNT_DIGITS = len(str(COUNT_MAX))  # Digits of the largest count of calls of a function in a minute
 
 
 IDS = ("hashowner", "hashapp", "hashfunction", "trigger")

@@ -58,8 +58,7 @@ from clockwork.models.split import operator
 from clockwork.wire.messages import PRODUCT_DTYPES
 from clockwork.wire.tensors import STRING, Array
 
-BATCHES = (1, 2, 4, 8, 16)
-"""Default batch sizes."""
+BATCHES = (1, 2, 4, 8, 16)  # Default batch sizes
 
 TOLERANCES: Mapping[str, float | None] = {"fp32": None, "tf32": 1e-2, "fp16": HALF_RELATIVE}
 """Largest permitted difference of an answer from ONNX Runtime's, by dtype of matrix products, relative to the
@@ -68,8 +67,7 @@ largest magnitude. None: the bound for rounding errors of fp32."""
 Progress = Callable[[str, int, int], None]
 """Called with (title of the step, done, total); from several threads."""
 
-TUNING_DEVICE = "CUDA"
-"""tinygrad's name for the local GPU."""
+TUNING_DEVICE = "CUDA"  # tinygrad's name for the local GPU
 
 CHILD_ENVIRONMENT = {
     "DEV": "NULL", "JIT": "2", "CCACHE": "0", "PARALLEL": "0", "NUM_CPU_THREADS": "1", "PYTHONHASHSEED": "0",

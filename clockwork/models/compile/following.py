@@ -21,8 +21,7 @@ from clockwork.wire.tensors import numpy_dtype
 OPSET_LEAST = 11
 """Oldest opset that is accepted. From this opset on, shape operands of operators are ordinary inputs."""
 
-ROWS = "clockwork.rows"
-"""Symbol of the batch dimension in graphs whose rows each have a true size."""
+ROWS = "clockwork.rows"  # Symbol of the batch dimension in graphs whose rows each have a true size
 
 ELEMENTWISE = (
     "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot",
@@ -51,8 +50,7 @@ Rule: TypeAlias = Callable[[Any, Sequence[Value]], list[Value]]
 argument is the Following."""
 
 
-Known = TypeVar("Known")
-"""The type of a tensor's known properties."""
+Known = TypeVar("Known")  # The type of a tensor's known properties
 
 
 class OperatorReader(ABC, Generic[Known]):

@@ -91,8 +91,7 @@ def _bucket(inputs: Sequence[TensorSpec], given: Mapping[str, Sequence[int]], ba
     return Bucket(tuple(shapes))
 
 
-EXPANDED = ("Attention",)
-"""Operators that are replaced by their ONNX function bodies before compilation."""
+EXPANDED = ("Attention",)  # Operators that are replaced by their ONNX function bodies before compilation
 
 
 def _expanded(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -34,8 +34,7 @@ from clockwork.models.compile.replaced import REPLACED
 from clockwork.models.split import operator
 from clockwork.wire.tensors import DTYPES, Array
 
-DEVICE = "NULL"
-"""tinygrad's device without memory or execution."""
+DEVICE = "NULL"  # tinygrad's device without memory or execution
 
 
 DTYPES_BY_CODE: dict[int, DType] = {

@@ -71,13 +71,9 @@ from clockwork.wire.tensors import Array
 SIZE_VARIABLE = "size"
 """Prefix of tinygrad's variable for the true size of an open dimension; the number of its symbol follows."""
 
-KERNELS = 4
-"""Version of the code generation. A new version invalidates cached kernels."""
-
+KERNELS = 4  # Version of the code generation. A new version invalidates cached kernels.
 _PRODUCT = re.compile(r"mma\.sync\.[a-z0-9.]+\.f32\.(f16|tf32)\.")
-
-TUNE_WIDTH = 4
-"""Beam width of the search for a fast kernel."""
+TUNE_WIDTH = 4  # Beam width of the search for a fast kernel
 
 
 # Rewrites a float16 product that is then cast to float32 into a float32 product. Like a product on tensor

@@ -14,8 +14,7 @@ from clockwork.errors import InvalidModel
 from clockwork.formats.program import HOST, Target
 from clockwork.formats.targets import Choice, choose
 
-MAJORS = (13, 12)
-"""Major versions of NVRTC that are searched for, preferred version first."""
+MAJORS = (13, 12)  # Major versions of NVRTC that are searched for, preferred version first
 
 PACKAGES = ("nvidia.cuda_nvrtc", "nvidia.cuda_runtime", "nvidia.cu13")
 """Folders of the Python packages with the library and the headers of 16-bit types. In CUDA 12 these are

@@ -13,8 +13,7 @@ from clockwork.models.onnx_import import check_model, optional_inputs, read_exam
 from clockwork.wire.packages import MODEL_FILE
 from clockwork.wire.tensors import Array
 
-EXAMPLES_COMPARED = 4
-"""Number of examples on which the program is compared with ONNX Runtime."""
+EXAMPLES_COMPARED = 4  # Number of examples on which the program is compared with ONNX Runtime
 
 
 def compile_package(

@@ -41,8 +41,7 @@ from clockwork.models.compile.sizes import (
 from clockwork.models.split import constant_tensor
 from clockwork.wire.tensors import Array
 
-END = 2**31 - 1
-"""Smallest `end` of a slice that stands for the end of the axis, as exporters write it."""
+END = 2**31 - 1  # Smallest `end` of a slice that stands for the end of the axis, as exporters write it
 
 
 def open_symbols(inputs: Sequence[TensorSpec], batches: bool) -> tuple[str, ...]:

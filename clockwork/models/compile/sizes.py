@@ -13,16 +13,14 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from clockwork.config.models import DEGREE_MAX, KNOWN_MAX, TERMS_MAX
 from clockwork.models.onnx_import import real_inputs
 
-Dim: TypeAlias = "int | str"
-"""A dimension: a number, or the symbol of an open dimension."""
+Dim: TypeAlias = "int | str"  # A dimension: a number, or the symbol of an open dimension
 
 
 class NotProven(Exception):
     """A proof about a graph fails: padding could reach answers, or rows could mix. The text says why."""
 
 
-Product: TypeAlias = "tuple[str, ...]"
-"""A product of open dimensions: their symbols, sorted."""
+Product: TypeAlias = "tuple[str, ...]"  # A product of open dimensions: their symbols, sorted
 
 
 MADE = "?"

@@ -11,8 +11,7 @@ from clockwork.observe.explain import Timeline, explain
 from clockwork.observe.history import History, SeenDevice, SeenRequest
 from clockwork.observe.lanes import Span
 
-NEAR = 0.06
-"""Two moments share a label if their distance is less than this part of the time span shown."""
+NEAR = 0.06  # Two moments share a label if their distance is less than this part of the time span shown
 
 
 class Around(NamedTuple):

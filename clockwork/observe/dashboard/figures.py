@@ -32,14 +32,9 @@ from clockwork.observe.palette import (
     WAITING,
 )
 
-AXIS = 34
-"""Height of an axis below a figure, with its label, in pixels."""
-
-LABEL = 74
-"""Width left of every figure, in pixels. It is the same for all, so that figures are aligned."""
-
-LABEL_CHARACTERS = 12
-"""Longest label of a device that is shown in full."""
+AXIS = 34  # Height of an axis below a figure, with its label, in pixels
+LABEL = 74  # Width left of every figure, in pixels. It is the same for all, so that figures are aligned.
+LABEL_CHARACTERS = 12  # Longest label of a device that is shown in full
 
 
 def _figure(name: str, height: int, label: str, **more: Any) -> Any:

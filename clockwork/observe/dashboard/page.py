@@ -48,8 +48,7 @@ OUTCOME_LOOKS = {
     "cancelled": OTHER_MODELS,
 }
 
-WINDOW_S = 2
-"""Seconds that the lanes of a new page show."""
+WINDOW_S = 2  # Seconds that the lanes of a new page show
 
 
 class Board:

@@ -35,14 +35,10 @@ from clockwork.scheduler.types import Status
 
 MS, SECOND = 1e6, 1e9
 
-Columns = dict[str, Any]
-"""Lists or arrays of equal length, by name."""
+Columns = dict[str, Any]  # Lists or arrays of equal length, by name
 
-BUSY_NS = 10_000_000_000
-"""Time over which the busiest models are found."""
-
-BIN_NS = 1_000_000_000
-"""Time that a point of the series covers."""
+BUSY_NS = 10_000_000_000  # Time over which the busiest models are found
+BIN_NS = 1_000_000_000  # Time that a point of the series covers
 
 
 class ModelColors:

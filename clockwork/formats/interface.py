@@ -313,8 +313,7 @@ def read_onnx(file: BinaryIO) -> Interface:
     reader = _Reader(file)
     model = reader.read(range(file.tell()), {_GRAPH: range, _METADATA: range})
     graph = reader.read(
-        _single(model[_GRAPH], "graph"),
-        {_INITIALIZER: range, _SPARSE: range, _INPUT: range, _OUTPUT: range},
+        _single(model[_GRAPH], "graph"), {_INITIALIZER: range, _SPARSE: range, _INPUT: range, _OUTPUT: range}
     )
     weights = graph[_INITIALIZER]
     for sparse in graph[_SPARSE]:

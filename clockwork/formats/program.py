@@ -754,11 +754,7 @@ def _check_shapes(
 
 
 def _check_argument(
-    program: Program,
-    variant: Variant,
-    argument: Argument,
-    sizes: Mapping[str, Sequence[int]],
-    where: str,
+    program: Program, variant: Variant, argument: Argument, sizes: Mapping[str, Sequence[int]], where: str
 ) -> None:
     kind, index, value = argument.kind, argument.index, argument.value
     if kind == "size":

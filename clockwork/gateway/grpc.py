@@ -62,9 +62,7 @@ from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.listener import NO_ROOM
 from clockwork.gateway.regions import NO_CUDA_MEMORY
 from clockwork.gateway.security import Tokens, bearer
-from clockwork.gateway.service import (
-    InferenceService,
-)
+from clockwork.gateway.service import InferenceService
 from clockwork.gateway.settings import GatewaySettings
 from clockwork.gateway.split import MessageReader, SplitMessage
 from clockwork.protocol import health_pb2 as health_pb

@@ -47,12 +47,7 @@ from clockwork.gateway.listener import SocketListener
 from clockwork.gateway.long_json import read_inference, read_object
 from clockwork.gateway.regions import NO_CUDA_MEMORY, Shared
 from clockwork.gateway.security import Tokens, bearer, is_loopback, names_of
-from clockwork.gateway.service import (
-    Inference,
-    InferenceService,
-    reference_of,
-    timeout_of,
-)
+from clockwork.gateway.service import Inference, InferenceService, reference_of, timeout_of
 from clockwork.gateway.settings import GatewaySettings
 from clockwork.gateway.tensors import Listed
 from clockwork.system.clock import now_ns, to_ns

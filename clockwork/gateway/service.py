@@ -50,12 +50,7 @@ TIMEOUT_US_MAX = SECONDS_MAX * 1_000_000
 SEQUENCE_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
 """The parameters of a request in a sequence; 0, false and "" mean that the request is in none."""
 
-INDEX_STATES = {
-    "ready": "READY",
-    "preparing": "LOADING",
-    "draining": "UNLOADING",
-    "unloading": "UNLOADING",
-}
+INDEX_STATES = {"ready": "READY", "preparing": "LOADING", "draining": "UNLOADING", "unloading": "UNLOADING"}
 """By the controller's state of a model: the word in the repository index; UNAVAILABLE for other states."""
 
 TYPES = {"BYTES": "TYPE_STRING"}

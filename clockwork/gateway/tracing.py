@@ -110,13 +110,7 @@ class Tracing:
         self._tracer = provider.get_tracer("clockwork.gateway", config.VERSION)
         self._propagator = get_global_textmap()  # set by OTEL_PROPAGATORS; W3C's by default
 
-    def begin(
-        self,
-        protocol: str,
-        method: str,
-        carrier: Carrier,
-        model: str = "",
-    ) -> RequestSpan:
+    def begin(self, protocol: str, method: str, carrier: Carrier, model: str = "") -> RequestSpan:
         """Begin the span of a request.
 
         protocol: http or grpc. carrier: the headers or the invocation metadata.
@@ -151,8 +145,7 @@ class Tracing:
         except BaseException as error:
             failure = error
             told = tell(
-                error if isinstance(error, ClockworkError) else Cancelled("the client went away"),
-                self._codes,
+                error if isinstance(error, ClockworkError) else Cancelled("the client went away"), self._codes
             )
             code = told.status if protocol == "http" else told.grpc
             raise
@@ -192,9 +185,7 @@ class Tracing:
 
 
 def start_tracing(
-    endpoint: str | None = None,
-    exporter: SpanExporter | None = None,
-    codes: StatusCodes = StatusCodes.MESH,
+    endpoint: str | None = None, exporter: SpanExporter | None = None, codes: StatusCodes = StatusCodes.MESH
 ) -> Tracing | None:
     """Return tracing to an OTLP endpoint over HTTP; None if neither the caller nor the environment names one.
 

@@ -100,10 +100,7 @@ def check_model(path: Path, data: bytes | None = None) -> onnx.ModelProto:
 
 
 def import_model(
-    path: Path,
-    data: bytes | None = None,
-    given: Collection[str] = (),
-    optional: Collection[str] | None = (),
+    path: Path, data: bytes | None = None, given: Collection[str] = (), optional: Collection[str] | None = ()
 ) -> tuple[onnx.ModelProto, bytes | None]:
     """Check a model for a package. Return the model, and the content of the package's file; None: equal to
     ``path``.

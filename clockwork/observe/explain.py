@@ -25,14 +25,7 @@ from clockwork.observe.history import (
     SeenModel,
     SeenRequest,
 )
-from clockwork.observe.lanes import (
-    Span,
-    executing_spans,
-    intersection,
-    span_of,
-    total_ns,
-    without,
-)
+from clockwork.observe.lanes import Span, executing_spans, intersection, span_of, total_ns, without
 from clockwork.scheduler.types import NEVER_NS, Reason, Status
 from clockwork.system.clock import duration
 from clockwork.system.words import say_count

@@ -21,12 +21,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from clockwork.config.observe import (
-    HISTORY_ACTIONS_MAX,
-    HISTORY_MARK_NS,
-    HISTORY_NS,
-    HISTORY_REQUESTS_MAX,
-)
+from clockwork.config.observe import HISTORY_ACTIONS_MAX, HISTORY_MARK_NS, HISTORY_NS, HISTORY_REQUESTS_MAX
 from clockwork.scheduler.recording import Step
 from clockwork.scheduler.types import (
     NEVER_NS,

@@ -31,11 +31,7 @@ class RandomWorld:
     DRAIN_NS: ClassVar[int] = 600 * SECOND  # time for which answers are awaited
 
     def run(
-        self,
-        policy: str,
-        memory: str = "",
-        trace_max: int = 0,
-        options: Mapping[str, float] | None = None,
+        self, policy: str, memory: str = "", trace_max: int = 0, options: Mapping[str, float] | None = None
     ) -> Report:
         """Simulate the world with every check. Raises AssertionError with the seed and the time."""
         return simulate(

@@ -62,11 +62,7 @@ _OF_SIMULATED = np.array([GOOD, MISSED, REFUSED, MISSED, FAILED, CANCELLED, OPEN
 """Outcome for each of the simulator's OUTCOME_NAMES. A late answer counts as missed, as no client waits for
 it."""
 
-_OF_STATUS = {
-    Status.REFUSED: REFUSED,
-    Status.DEADLINE_MISSED: MISSED,
-    Status.CANCELLED: CANCELLED,
-}
+_OF_STATUS = {Status.REFUSED: REFUSED, Status.DEADLINE_MISSED: MISSED, Status.CANCELLED: CANCELLED}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -29,15 +29,7 @@ from clockwork.config.models import KNOWN_MAX
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import TensorSpec
 from clockwork.models.compile.following import ELEMENTWISE, ROWS, Following, Padding
-from clockwork.models.compile.sizes import (
-    Dim,
-    NotProven,
-    Size,
-    Value,
-    constant_of,
-    segments,
-    size_of,
-)
+from clockwork.models.compile.sizes import Dim, NotProven, Size, Value, constant_of, segments, size_of
 from clockwork.models.split import constant_tensor
 from clockwork.wire.tensors import Array
 
@@ -191,8 +183,7 @@ class _Proof(Following):
         open_from = [axis for axis, dim in enumerate(source.dims) if isinstance(dim, str)]
         open_to = [axis for axis, dim in enumerate(dims) if isinstance(dim, str)]
         return Value(
-            tuple(dims),
-            frozenset(to for at, to in zip(open_from, open_to, strict=True) if at in source.zero),
+            tuple(dims), frozenset(to for at, to in zip(open_from, open_to, strict=True) if at in source.zero)
         )
 
     def unsqueeze(self, inputs: Sequence[Value]) -> list[Value]:

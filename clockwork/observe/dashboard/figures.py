@@ -23,14 +23,7 @@ from bokeh.plotting import figure
 
 from clockwork.config.dashboard import DASHBOARD_LANES_PX
 from clockwork.observe.dashboard.picture import Columns, Lanes, Memory, Predictions
-from clockwork.observe.palette import (
-    ANSWERED,
-    FAILED,
-    IDLE_WITH_WORK,
-    MISSED,
-    REFUSED,
-    WAITING,
-)
+from clockwork.observe.palette import ANSWERED, FAILED, IDLE_WITH_WORK, MISSED, REFUSED, WAITING
 
 AXIS = 34  # Height of an axis below a figure, with its label, in pixels
 LABEL = 74  # Width left of every figure, in pixels. It is the same for all, so that figures are aligned.
@@ -227,12 +220,7 @@ def _batch_labels(bars: Columns, seconds: float, row_px: float) -> Columns:
 class SeriesFigure:
     """Answers per second, stacked by outcome, and the arrivals as a line."""
 
-    STACKED = (
-        ("answered", ANSWERED),
-        ("refused", REFUSED),
-        ("missed", MISSED),
-        ("failed", FAILED),
-    )
+    STACKED = (("answered", ANSWERED), ("refused", REFUSED), ("missed", MISSED), ("failed", FAILED))
 
     def __init__(self) -> None:
         self.source = _source(

@@ -21,22 +21,9 @@ from clockwork.config.dashboard import DASHBOARD_LOOK_S, DASHBOARD_WINDOWS_S
 from clockwork.errors import InvalidInput
 from clockwork.observe.dashboard import picture
 from clockwork.observe.dashboard.around import around
-from clockwork.observe.dashboard.figures import (
-    LanesFigure,
-    MemoryFigure,
-    PredictionsFigure,
-    SeriesFigure,
-)
+from clockwork.observe.dashboard.figures import LanesFigure, MemoryFigure, PredictionsFigure, SeriesFigure
 from clockwork.observe.dashboard.follower import AWAY, LOADING, Follower
-from clockwork.observe.palette import (
-    ANSWERED,
-    FAILED,
-    IDLE_WITH_WORK,
-    MISSED,
-    OTHER_MODELS,
-    REFUSED,
-    WAITING,
-)
+from clockwork.observe.palette import ANSWERED, FAILED, IDLE_WITH_WORK, MISSED, OTHER_MODELS, REFUSED, WAITING
 
 FILES = Path(__file__).parent / "page"
 

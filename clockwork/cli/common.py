@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from clockwork.client.blocking import Client
-    from clockwork.observe.live import Cluster
+    from clockwork.observe.live import ClusterDescription
 
 F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -215,11 +215,11 @@ parent_option = click.option("--parent", type=int, hidden=True, callback=_end_wi
 """Adds a flag with the number of the process with which the command ends."""
 
 
-def describe_cluster(client: Client) -> Cluster:
+def describe_cluster(client: Client) -> ClusterDescription:
     """Return the description of a cluster that a history of it needs."""
-    from clockwork.observe.live import Cluster
+    from clockwork.observe.live import ClusterDescription
 
-    return Cluster(client.status(), [model.raw for model in client.models()])
+    return ClusterDescription(client.status(), [model.raw for model in client.models()])
 
 
 def policy_numbers(settings: Sequence[str]) -> dict[str, float]:

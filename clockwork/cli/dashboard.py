@@ -21,7 +21,7 @@ from clockwork.errors import ConfigError
 from clockwork.system.clock import SECOND
 
 if TYPE_CHECKING:
-    from clockwork.observe.dashboard.follower import Source
+    from clockwork.observe.dashboard.follower import StepSource
 
 
 @click.command()
@@ -114,7 +114,7 @@ def dashboard(
         Dashboard(settings, source).run(started)
 
 
-def _live(endpoint: str | None, key: Path | None) -> Source:
+def _live(endpoint: str | None, key: Path | None) -> StepSource:
     from clockwork.observe.dashboard.sources import Live
 
     # The client is not closed: the reading thread may wait for an answer, and ends with the process.
@@ -122,11 +122,11 @@ def _live(endpoint: str | None, key: Path | None) -> Source:
     return Live(client.recorder, functools.partial(describe_cluster, client), time.monotonic_ns)
 
 
-def _recorded(stack: contextlib.ExitStack, path: Path, from_s: float) -> Source:
-    from clockwork.observe.dashboard.sources import Recorded
+def _recorded(stack: contextlib.ExitStack, path: Path, from_s: float) -> StepSource:
+    from clockwork.observe.dashboard.sources import RecordingSource
 
     file = stack.enter_context(path.open("rb"))
-    return Recorded(file, time.monotonic_ns, round(from_s * SECOND))
+    return RecordingSource(file, time.monotonic_ns, round(from_s * SECOND))
 
 
 def _origins(host: str, port: int, more: tuple[str, ...]) -> Iterator[str]:

@@ -47,10 +47,10 @@ def top(
       clockwork top --once --json | jq .rates.answered
       clockwork top --json --interval 10 >> cluster.jsonl
     """
-    from clockwork.observe.reading import Reader
+    from clockwork.observe.reading import PeriodicReader
 
     with connect(10.0) as client:
-        reader = Reader(client.metrics, interval)
+        reader = PeriodicReader(client.metrics, interval)
         if not once and not as_json:
             from clockwork.observe.top import Top
 

@@ -30,7 +30,7 @@ from clockwork.wire.messages import NEVER_NS
 
 if TYPE_CHECKING:
     from clockwork.client.blocking import Client
-    from clockwork.observe.compare import Comparison, Summary
+    from clockwork.observe.compare import Comparison, ResultSummary
     from clockwork.observe.history import History
 
 LIVE_NS = 5 * SECOND  # Time for which a running cluster is traced by default
@@ -185,7 +185,7 @@ def _say_part(found: Comparison) -> list[str]:
     return lines
 
 
-def _difference(pair: tuple[Summary, Summary]) -> int:
+def _difference(pair: tuple[ResultSummary, ResultSummary]) -> int:
     """Return how much two runs differ in a model, in requests."""
     first, second = pair
     return abs(first.answered - second.answered) + abs(first.refused - second.refused)
@@ -222,7 +222,7 @@ def _total_rows(found: Comparison) -> list[list[str]]:
     ]
 
 
-def _cells(pair: tuple[Summary, Summary]) -> list[str]:
+def _cells(pair: tuple[ResultSummary, ResultSummary]) -> list[str]:
     return [
         _both(pair, lambda summary: str(summary.answered)),
         _both(pair, lambda summary: str(summary.refused)),
@@ -235,7 +235,7 @@ def _cells(pair: tuple[Summary, Summary]) -> list[str]:
     ]
 
 
-def _device_cells(pair: tuple[Summary, Summary]) -> list[str]:
+def _device_cells(pair: tuple[ResultSummary, ResultSummary]) -> list[str]:
     return [
         _both(pair, lambda summary: str(summary.executions)),
         _both(pair, lambda summary: f"{summary.batch:.1f}"),
@@ -245,5 +245,5 @@ def _device_cells(pair: tuple[Summary, Summary]) -> list[str]:
     ]
 
 
-def _both(pair: tuple[Summary, Summary], said: Callable[[Summary], str]) -> str:
+def _both(pair: tuple[ResultSummary, ResultSummary], said: Callable[[ResultSummary], str]) -> str:
     return " | ".join(said(summary) for summary in pair)

@@ -57,7 +57,7 @@ class Decision:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Part:
+class Divergence:
     """The first decision in which two runs differ. None: that run had no further decision."""
 
     number: int  # equal decisions before the first that differs
@@ -67,7 +67,7 @@ class Part:
 
 
 @dataclasses.dataclass(slots=True)
-class Summary:
+class ResultSummary:
     """Results of a model's requests, of a device's orders, or of the whole run. Latencies are those of
     answered requests."""
 
@@ -99,10 +99,10 @@ class Comparison:
 
     span_ns: tuple[int, int]
     workload_parts_at: int  # number, from 1 on, of the first request that differs between the runs; 0: none
-    part: Part | None  # None: all decisions are the same
-    total: tuple[Summary, Summary]
-    models: dict[str, tuple[Summary, Summary]]
-    devices: dict[str, tuple[Summary, Summary]]
+    part: Divergence | None  # None: all decisions are the same
+    total: tuple[ResultSummary, ResultSummary]
+    models: dict[str, tuple[ResultSummary, ResultSummary]]
+    devices: dict[str, tuple[ResultSummary, ResultSummary]]
     only_first: int  # requests that only the first run answered
     only_second: int
 
@@ -118,9 +118,12 @@ def compare(first: History, second: History) -> Comparison:
         _workload_part(runs[0].workload(), runs[1].workload()),
         _part(runs[0].decisions(), runs[1].decisions()),
         (runs[0].total, runs[1].total),
-        {name: (runs[0].models.get(name, Summary()), runs[1].models.get(name, Summary())) for name in models},
         {
-            name: (runs[0].devices.get(name, Summary()), runs[1].devices.get(name, Summary()))
+            name: (runs[0].models.get(name, ResultSummary()), runs[1].models.get(name, ResultSummary()))
+            for name in models
+        },
+        {
+            name: (runs[0].devices.get(name, ResultSummary()), runs[1].devices.get(name, ResultSummary()))
             for name in devices
         },
         len(answered[0] - answered[1]),
@@ -140,9 +143,9 @@ class _Run:
         self.answered = {
             self._number[request.id] for request in self.requests if request.outcome == "answered"
         }
-        self.total = Summary()
-        self.models: dict[str, Summary] = {}
-        self.devices: dict[str, Summary] = {}
+        self.total = ResultSummary()
+        self.models: dict[str, ResultSummary] = {}
+        self.devices: dict[str, ResultSummary] = {}
         self._sum_requests()
         self._sum_actions()
 
@@ -150,7 +153,7 @@ class _Run:
         latencies: dict[str, list[int]] = {}
         for request in self.requests:
             label = self._history.label(request.model_id)
-            for summary in (self.total, self.models.setdefault(label, Summary())):
+            for summary in (self.total, self.models.setdefault(label, ResultSummary())):
                 summary.arrived += 1
                 if request.outcome:
                     setattr(summary, request.outcome, getattr(summary, request.outcome) + 1)
@@ -171,14 +174,16 @@ class _Run:
         all_of_it = [(self._from_ns, history.now_ns)]
         span_ns = max(self.span_ns, 1)
         for device in history.lanes():
-            summary = self.devices.setdefault(history.device_label(device.worker, device.index), Summary())
+            summary = self.devices.setdefault(
+                history.device_label(device.worker, device.index), ResultSummary()
+            )
             summary.executing = total_ns(intersection(executing_spans(device), all_of_it)) / span_ns
             idle = idle_with_work_spans(history, device, waiting)
             summary.idle_with_work = total_ns(intersection(idle, all_of_it)) / span_ns
             for action in [*device.executions, *device.loads]:
                 if action.status is not Status.OK or action.ordered_ns < self._from_ns:
                     continue
-                model = self.models.setdefault(history.label(action.model_id), Summary())
+                model = self.models.setdefault(history.label(action.model_id), ResultSummary())
                 for sums in (summary, model, self.total):
                     sums.executions += action.kind == "infer"
                     sums.executed += len(action.requests)
@@ -221,16 +226,16 @@ class _Run:
         )  # fmt: skip
 
 
-def _part(first: Sequence[Decision], second: Sequence[Decision]) -> Part | None:
+def _part(first: Sequence[Decision], second: Sequence[Decision]) -> Divergence | None:
     late_ns = 0
     for number, (mine, other) in enumerate(zip(first, second, strict=False)):
         if not mine.is_same(other):
-            return Part(number, mine, other, late_ns)
+            return Divergence(number, mine, other, late_ns)
         late_ns = max(late_ns, abs(mine.at_ns - other.at_ns))
     number = min(len(first), len(second))
     if len(first) == len(second):
         return None
-    return Part(
+    return Divergence(
         number, first[number] if number < len(first) else None, second[number] if number < len(second) else None, late_ns
     )  # fmt: skip
 

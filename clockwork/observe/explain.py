@@ -19,13 +19,13 @@ from clockwork.observe.history import (
     UNKNOWN,
     WAITING,
     History,
-    Residency,
+    ResidencySpan,
     SeenAction,
     SeenDevice,
     SeenModel,
     SeenRequest,
 )
-from clockwork.observe.lanes import Span, executing_spans, intersection, span_of, total_ns, without
+from clockwork.observe.lanes import TimeSpan, executing_spans, intersection, span_of, total_ns, without
 from clockwork.scheduler.types import NEVER_NS, Reason, Status
 from clockwork.system.clock import duration
 from clockwork.system.words import say_count
@@ -61,7 +61,7 @@ class LaneSpan:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Lane:
+class LaneTimeline:
     """An execute or load lane of a device within a timeline."""
 
     name: str
@@ -86,7 +86,7 @@ class Timeline:
     until_ns: int
     zero_ns: int  # the request's arrival, from which times are counted
     moments: Sequence[Moment]
-    lanes: Sequence[Lane]
+    lanes: Sequence[LaneTimeline]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -342,7 +342,7 @@ class _Case:
         found.sort(key=lambda ranked: ranked[0])
         return [device for _, device in found]
 
-    def _rank(self, device: SeenDevice, residency: Residency | None) -> int:
+    def _rank(self, device: SeenDevice, residency: ResidencySpan | None) -> int:
         own = self._request.action
         if own is not None and (own.worker, own.device) == (device.worker, device.index):
             return 0
@@ -350,7 +350,7 @@ class _Case:
             return 3
         return 1 if self._had(residency) else 2
 
-    def _had(self, residency: Residency) -> bool:
+    def _had(self, residency: ResidencySpan) -> bool:
         """Return whether the model was executable at the arrival. since_ns 0: the model was loaded before the
         history."""
         return 0 < residency.ready_ns <= self._arrived_ns or not residency.since_ns
@@ -380,7 +380,7 @@ class _Case:
                 return action
         return None
 
-    def _shown(self, device: SeenDevice, action: SeenAction) -> Span:
+    def _shown(self, device: SeenDevice, action: SeenAction) -> TimeSpan:
         """Return the span of an action: measured, or predicted if it has not ended. (0, 0): it was not
         executed."""
         span = span_of(action)
@@ -456,7 +456,7 @@ class _Case:
             )
         return f"{name} {', '.join(parts)}."
 
-    def _shown_executing(self, device: SeenDevice) -> list[Span]:
+    def _shown_executing(self, device: SeenDevice) -> list[TimeSpan]:
         spans = (self._shown(device, action) for action in device.executions)
         return sorted(span for span in spans if span[1])
 
@@ -544,7 +544,9 @@ class _Case:
                     if end_ns > from_ns and begin_ns < until_ns and begin_ns:
                         spans.append(self._lane_span(action, begin_ns, end_ns))
                 lanes.append(
-                    Lane(f"{self._history.device_label(device.worker, device.index)} {what}", what, spans)
+                    LaneTimeline(
+                        f"{self._history.device_label(device.worker, device.index)} {what}", what, spans
+                    )
                 )
         title = f"Request {request.id} for {self._model.label}: {request.outcome or 'not answered'}"
         return Timeline(title, from_ns, until_ns, self._arrived_ns, moments, lanes)

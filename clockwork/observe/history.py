@@ -78,7 +78,7 @@ _OUTCOME_OF = {
 
 
 @dataclasses.dataclass(slots=True)
-class Counts:
+class HistoryCounts:
     """Counts since the begin of the history. Left-out steps are not counted."""
 
     arrived: int = 0
@@ -98,7 +98,7 @@ class Counts:
         return self.answered + self.refused + self.missed + self.cancelled + self.failed
 
 
-class Mark(NamedTuple):
+class CountSample(NamedTuple):
     """The counts at a time. The difference of two marks is what happened between them."""
 
     at_ns: int
@@ -192,7 +192,7 @@ class SeenAction:
 
 
 @dataclasses.dataclass(slots=True)
-class Residency:
+class ResidencySpan:
     """A model on a device, from the order to load it until its pages are free again."""
 
     model_id: int
@@ -223,8 +223,8 @@ class SeenDevice:
     lost_ns: int = 0  # time at which the device, or its worker, was lost
     # pages of loaded and loading models; an order to unload frees its pages for later orders
     pages_used: int = 0
-    resident: dict[int, Residency] = dataclasses.field(default_factory=dict)  # by load_id
-    gone: deque[Residency] = dataclasses.field(default_factory=deque)  # former residencies
+    resident: dict[int, ResidencySpan] = dataclasses.field(default_factory=dict)  # by load_id
+    gone: deque[ResidencySpan] = dataclasses.field(default_factory=deque)  # former residencies
     executions: deque[SeenAction] = dataclasses.field(default_factory=deque)
     loads: deque[SeenAction] = dataclasses.field(default_factory=deque)
     executing_ns: int = 0  # sum of the durations of executions that ended
@@ -235,7 +235,7 @@ class SeenDevice:
     def label(self) -> str:
         return f"{self.worker}/{self.index}"
 
-    def holds(self, model_id: int, at_ns: int) -> Residency | None:
+    def holds(self, model_id: int, at_ns: int) -> ResidencySpan | None:
         """Return the residency of a model at a time, whether it was loaded by then or not. None: there was
         none."""
         for residency in [*self.resident.values(), *self.gone]:
@@ -279,7 +279,7 @@ class SeenModel:
     removed_ns: int = 0  # time since which it takes no more requests
     gone_ns: int = 0
     faults: list[tuple[int, int, Fault]] = dataclasses.field(default_factory=list)  # (time, worker, fault)
-    counts: Counts = dataclasses.field(default_factory=Counts)
+    counts: HistoryCounts = dataclasses.field(default_factory=HistoryCounts)
 
     @property
     def label(self) -> str:
@@ -311,8 +311,8 @@ class History:
         self.live: dict[int, SeenRequest] = {}  # those requests that wait or were sent
         self.actions: dict[int, SeenAction] = {}  # in the order of the orders
         self.under_way: dict[int, SeenAction] = {}  # those actions that have not ended
-        self.counts = Counts()
-        self.marks: deque[Mark] = deque()  # HISTORY_MARK_NS or more apart
+        self.counts = HistoryCounts()
+        self.marks: deque[CountSample] = deque()  # HISTORY_MARK_NS or more apart
         self.forgotten = 0  # count of requests that are no longer kept
         self._skipping = False
         self._mark_ns = 0  # time at which the next mark is due
@@ -507,7 +507,7 @@ class History:
             residency.state = RESIDENT
             device.pages_used += residency.pages
 
-    def _free(self, device: SeenDevice, residency: Residency, at_ns: int) -> None:
+    def _free(self, device: SeenDevice, residency: ResidencySpan, at_ns: int) -> None:
         del device.resident[residency.load_id]
         if residency.state != UNLOADING:
             device.pages_used -= residency.pages
@@ -624,7 +624,7 @@ class History:
             early = device.resident.pop(known, None)
             if early is not None:
                 device.pages_used -= early.pages
-        residency = Residency(
+        residency = ResidencySpan(
             command.model_id, command.load_id, LOADING, command.run_starts, spec.runs if spec is not None else (),
             since_ns=self.now_ns,
         )  # fmt: skip
@@ -673,11 +673,11 @@ class History:
         """Enter a residency whose load was not seen."""
         self._put(device, self._unseen(device, model_id, load_id))
 
-    def _unseen(self, device: SeenDevice, model_id: int, load_id: int) -> Residency:
+    def _unseen(self, device: SeenDevice, model_id: int, load_id: int) -> ResidencySpan:
         spec = self._model(model_id).specs.get(device.worker)
-        return Residency(model_id, load_id, RESIDENT, runs=spec.runs if spec is not None else ())
+        return ResidencySpan(model_id, load_id, RESIDENT, runs=spec.runs if spec is not None else ())
 
-    def _put(self, device: SeenDevice, residency: Residency) -> None:
+    def _put(self, device: SeenDevice, residency: ResidencySpan) -> None:
         """Enter a certain residency, and free those that contradict it: their unloads were not seen.
 
         Other residencies of the same model are freed. While more pages seem used than the device has,
@@ -764,7 +764,7 @@ class History:
 
     # ----- looked up -----------------------------------------------------------------------------
 
-    def _counts(self, model_id: int) -> tuple[Counts, ...]:
+    def _counts(self, model_id: int) -> tuple[HistoryCounts, ...]:
         """Return the counts to which a request of a model is added."""
         return (self.counts,) if model_id == MODEL_UNKNOWN else (self.counts, self._model(model_id).counts)
 
@@ -794,7 +794,7 @@ class History:
         self._mark_ns = self.now_ns + HISTORY_MARK_NS
         counts = self.counts
         self.marks.append(
-            Mark(
+            CountSample(
                 self.now_ns, counts.arrived, counts.answered, counts.refused, counts.missed, counts.cancelled,
                 counts.failed, counts.waiting, counts.executions, counts.executed, counts.loads,
                 tuple(counts.refusals.items()),
@@ -854,7 +854,7 @@ class History:
                 lane.popleft()
 
 
-def _overlap(first_residency: Residency, second_residency: Residency) -> bool:
+def _overlap(first_residency: ResidencySpan, second_residency: ResidencySpan) -> bool:
     """Return whether two residencies share a page, as far as their places are known."""
     return any(
         first < second + more and second < first + pages

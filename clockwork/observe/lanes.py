@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 
 from clockwork.observe.history import History, SeenAction, SeenDevice
 
-Span = tuple[int, int]  # [from, until) in nanoseconds of the controller's clock
+TimeSpan = tuple[int, int]  # [from, until) in nanoseconds of the controller's clock
 
 
-def span_of(action: SeenAction) -> Span | None:
+def span_of(action: SeenAction) -> TimeSpan | None:
     """Return the span in which an action was executed. None: it was not, or has not ended.
 
     A worker's clock is known to some microseconds, at first to about a millisecond. A span that would begin
@@ -26,9 +26,9 @@ def span_of(action: SeenAction) -> Span | None:
     return begin_ns, end_ns
 
 
-def waiting_spans(history: History) -> dict[int, list[Span]]:
+def waiting_spans(history: History) -> dict[int, list[TimeSpan]]:
     """Return, by model, the spans in which at least one of its requests waited in the controller."""
-    found: dict[int, list[Span]] = {}
+    found: dict[int, list[TimeSpan]] = {}
     for request in history.requests.values():
         if request.arrived_ns:
             until_ns = request.sent_ns or request.answered_ns or history.now_ns
@@ -36,21 +36,21 @@ def waiting_spans(history: History) -> dict[int, list[Span]]:
     return {model_id: union(spans) for model_id, spans in found.items()}
 
 
-def executing_spans(device: SeenDevice) -> list[Span]:
+def executing_spans(device: SeenDevice) -> list[TimeSpan]:
     """Return the spans in which a device executed actions that have ended."""
     return union(span for action in device.executions if (span := span_of(action)) is not None)
 
 
 def idle_with_work_spans(
-    history: History, device: SeenDevice, waiting: Mapping[int, list[Span]]
-) -> list[Span]:
+    history: History, device: SeenDevice, waiting: Mapping[int, list[TimeSpan]]
+) -> list[TimeSpan]:
     """Return the spans in which a device was idle while a request waited in the controller for a model
     resident there.
 
     waiting: from waiting_spans(). Time after the newest ended execution counts only if no execution is
     pending.
     """
-    could: list[Span] = []
+    could: list[TimeSpan] = []
     for residency in [*device.gone, *device.resident.values()]:
         from_ns = residency.ready_ns or (history.begun_ns if not residency.since_ns else 0)
         if from_ns:
@@ -62,9 +62,9 @@ def idle_with_work_spans(
     return without(union(could), busy)
 
 
-def union(spans: Iterable[Span]) -> list[Span]:
+def union(spans: Iterable[TimeSpan]) -> list[TimeSpan]:
     """Return the spans in order: overlapping and adjacent spans are joined, empty ones left out."""
-    found: list[Span] = []
+    found: list[TimeSpan] = []
     for begin, end in sorted(spans):
         if begin >= end:
             continue
@@ -75,7 +75,7 @@ def union(spans: Iterable[Span]) -> list[Span]:
     return found
 
 
-def intersection(some: list[Span], others: list[Span]) -> list[Span]:
+def intersection(some: list[TimeSpan], others: list[TimeSpan]) -> list[TimeSpan]:
     """Return the intersection of two lists of spans. Both must be in the form of union()."""
     found = []
     place = other = 0
@@ -90,7 +90,7 @@ def intersection(some: list[Span], others: list[Span]) -> list[Span]:
     return found
 
 
-def without(spans: list[Span], taken: list[Span]) -> list[Span]:
+def without(spans: list[TimeSpan], taken: list[TimeSpan]) -> list[TimeSpan]:
     """Return the parts of the spans outside of `taken`. Both must be in the form of union()."""
     found = []
     place = 0
@@ -108,6 +108,6 @@ def without(spans: list[Span], taken: list[Span]) -> list[Span]:
     return found
 
 
-def total_ns(spans: Iterable[Span]) -> int:
+def total_ns(spans: Iterable[TimeSpan]) -> int:
     """Return the sum of the lengths."""
     return sum(end - begin for begin, end in spans)

@@ -20,21 +20,21 @@ from clockwork.scheduler.types import Event, ModelReady, ModelSpec, WorkerJoined
 Ask = Callable[[str], Mapping[str, Any]]  # The type of Client.recorder()
 
 
-class Cluster(NamedTuple):
+class ClusterDescription(NamedTuple):
     """A controller's description of its cluster."""
 
     status: Mapping[str, Any]  # from Client.status()
     models: Sequence[Mapping[str, Any]]  # ``raw`` of Client.models()
 
 
-class Reading(NamedTuple):
+class RecorderReading(NamedTuple):
     """The size of what was read from a flight recorder."""
 
     bytes: int
     lost: int  # bytes that the recorder had dropped before they were read
 
 
-def follow(ask: Ask, history: History, cluster: Cluster, span_ns: int) -> Reading:
+def follow(ask: Ask, history: History, cluster: ClusterDescription, span_ns: int) -> RecorderReading:
     """Read a recorder's steps from now on, until the history spans ``span_ns``.
 
     An idle cluster makes no steps, so reading also ends when that time has passed on this machine's clock.
@@ -49,19 +49,19 @@ def follow(ask: Ask, history: History, cluster: Cluster, span_ns: int) -> Readin
             break
         if stream.is_at_end:
             ended.wait(LIVE_POLL_S)
-    return Reading(size, stream.lost)
+    return RecorderReading(size, stream.lost)
 
 
-def look_back(ask: Ask, history: History, cluster: Cluster, span_ns: int) -> Reading:
+def look_back(ask: Ask, history: History, cluster: ClusterDescription, span_ns: int) -> RecorderReading:
     """Read a recorder's steps of the last ``span_ns``, or from its oldest step on. Raises Unavailable as
     follow() does."""
     stream, size = Stream(f"-{span_ns}"), 0
     while not stream.is_at_end:
         size += _take(ask, stream, history, cluster)
-    return Reading(size, stream.lost)
+    return RecorderReading(size, stream.lost)
 
 
-def _take(ask: Ask, stream: Stream, history: History, cluster: Cluster, span_ns: int = 0) -> int:
+def _take(ask: Ask, stream: Stream, history: History, cluster: ClusterDescription, span_ns: int = 0) -> int:
     """Add the next piece of a recorder to a history. span_ns: bound of the history's time, 0: none. Returns
     the bytes read."""
     epoch, lost = stream.epoch, stream.lost
@@ -80,7 +80,7 @@ def _take(ask: Ask, stream: Stream, history: History, cluster: Cluster, span_ns:
     return len(piece["bytes"])
 
 
-def introduce(history: History, cluster: Cluster, at_ns: int, is_now: bool = True) -> None:
+def introduce(history: History, cluster: ClusterDescription, at_ns: int, is_now: bool = True) -> None:
     """Enter the workers, devices and models that a history does not know, and resident models.
 
     at_ns: time of the history's next step. is_now: whether the description is of about that time; otherwise

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TextIO
 
 from clockwork.config.observe import TRACE_COUNTER_NS, TRACE_IDS_MAX, TRACE_RATE_NS, TRACE_ROWS_MAX
 from clockwork.observe.history import History, SeenAction, SeenDevice, SeenRequest
-from clockwork.observe.lanes import Span, idle_with_work_spans, span_of, waiting_spans
+from clockwork.observe.lanes import TimeSpan, idle_with_work_spans, span_of, waiting_spans
 from clockwork.observe.palette import IDLE_WITH_WORK
 from clockwork.scheduler.types import Status
 
@@ -103,7 +103,7 @@ class _Trace:
         self.base_ns = base_ns
         self._requests = self._left_out = self._executions = self._loads = self._under_way = 0
         # process, track and span of each action's slice, by action id
-        self._place: dict[int, tuple[int, int, Span]] = {}
+        self._place: dict[int, tuple[int, int, TimeSpan]] = {}
 
     def drawn(self) -> Drawn:
         return Drawn(
@@ -157,7 +157,7 @@ class _Trace:
     def _lane(self, device: SeenDevice, track: int, actions: Iterable[SeenAction]) -> Iterator[TraceEvent]:
         pid = WORKERS + device.worker
         rows = _Rows(ROWS_OF_A_TRACK)
-        done: list[tuple[Span, SeenAction]] = []
+        done: list[tuple[TimeSpan, SeenAction]] = []
         events: list[TraceEvent] = []
         for action in actions:
             span = span_of(action)

@@ -14,7 +14,7 @@ from clockwork.observe.overview import Overview, Reading, compare, is_same_run
 Read = Callable[[], Reading]  # Asks the controller. Raises ClockworkError if it does not answer.
 
 
-class Reader:
+class PeriodicReader:
     """Reads at an interval in its own thread, and calls a function with the changes between readings.
 
     A page of models costs the controller up to a millisecond. So with many models the interval is longer:

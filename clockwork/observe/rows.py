@@ -17,7 +17,7 @@ from clockwork.observe.palette import (
     IDLE_WITH_WORK,
     MISSED,
     REFUSED,
-    Look,
+    StateStyle,
 )
 from clockwork.system.clock import duration
 from clockwork.system.words import say_count, say_figure
@@ -46,7 +46,7 @@ def _said(value: float) -> str:
     return _rate(value) if value else "0"
 
 
-def _coloured(value: float, look: Look) -> Text:
+def _coloured(value: float, look: StateStyle) -> Text:
     return Text(_rate(value), look.color if value else "")
 
 

@@ -24,7 +24,7 @@ from clockwork.config.observe import (
 )
 from clockwork.errors import ConfigError, Unavailable
 from clockwork.observe.history import MODEL_UNKNOWN, History, SeenAction, SeenRequest
-from clockwork.observe.live import Cluster, introduce
+from clockwork.observe.live import ClusterDescription, introduce
 from clockwork.observe.recorded import opened
 from clockwork.scheduler.recording import Step, Stream
 from clockwork.scheduler.types import (
@@ -312,7 +312,7 @@ def follow(
     writer: Telemetry,
     ask: Callable[[str], Mapping[str, Any] | None],
     at_end: Callable[[], None] = lambda: None,
-    cluster: Cluster | None = None,
+    cluster: ClusterDescription | None = None,
 ) -> None:
     """Write a controller's flight recorder, piece by piece, from its oldest step on.
 

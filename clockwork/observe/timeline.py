@@ -8,8 +8,8 @@ from xml.sax.saxutils import escape, quoteattr
 from rich.text import Text
 
 from clockwork.config.observe import TIMELINE_WIDTH_MIN
-from clockwork.observe.explain import Lane, LaneSpan, Timeline
-from clockwork.observe.palette import ANSWER_LOOKS, EXECUTING, LOADING, WAITING, Look
+from clockwork.observe.explain import LaneSpan, LaneTimeline, Timeline
+from clockwork.observe.palette import ANSWER_LOOKS, EXECUTING, LOADING, WAITING, StateStyle
 from clockwork.system.clock import duration
 from clockwork.wire.telling import visible
 
@@ -62,7 +62,7 @@ def draw_text(timeline: Timeline, width: int) -> Iterator[Text]:
 
 
 def _cells(
-    lane: Lane, columns: int, column_of: Callable[[int], int], marked: set[int]
+    lane: LaneTimeline, columns: int, column_of: Callable[[int], int], marked: set[int]
 ) -> list[tuple[str, str]]:
     cells = [("│", "dim") if column in marked else ("·", "dim") for column in range(columns)]
     # the request's own action is drawn over others
@@ -147,7 +147,7 @@ def draw_svg(timeline: Timeline) -> str:
 
 
 def _svg_span(span: LaneSpan, begin: float, end: float, y: int) -> str:
-    look: Look = LOOKS[span.what]
+    look: StateStyle = LOOKS[span.what]
     width = max(end - begin, 1)
     shown = 'class="own"' if span.is_own else 'opacity="0.6"'
     dashes = ' stroke-dasharray="4 2" stroke="#888"' if span.is_predicted else ""

@@ -21,7 +21,7 @@ from textual.widgets import DataTable, Footer, Input, Static
 from clockwork.config.observe import TOP_ROWS_MAX
 from clockwork.observe.overview import DeviceRow, ModelRow, Overview
 from clockwork.observe.palette import MISSED
-from clockwork.observe.reading import Reader
+from clockwork.observe.reading import PeriodicReader
 from clockwork.observe.rows import (
     DEVICES,
     FIRST_SORT,
@@ -170,7 +170,7 @@ class Top(App[None]):
     ]
     ENABLE_COMMAND_PALETTE = False
 
-    def __init__(self, reader: Reader, endpoint: str) -> None:
+    def __init__(self, reader: PeriodicReader, endpoint: str) -> None:
         super().__init__()
         self._reader = reader
         self._endpoint = endpoint

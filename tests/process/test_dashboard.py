@@ -22,8 +22,8 @@ import pytest
 
 from clockwork.config.dashboard import DASHBOARD_CONNECTIONS_MAX
 from clockwork.formats.profiles import ModelProfile
-from clockwork.observe.dashboard.follower import Follower, Look
-from clockwork.observe.dashboard.picture import Predictions
+from clockwork.observe.dashboard.follower import FollowedSteps, Follower
+from clockwork.observe.dashboard.picture import PredictionsPicture
 from clockwork.system.clock import MS
 from clockwork.workloads import load_generator
 from tests.process.cluster import PATIENCE_S, Program, running_cluster, session_members
@@ -119,9 +119,9 @@ def test_a_controller_is_asked_only_while_a_page_is_seen(monkeypatch: pytest.Mon
     looked: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
     class Counted:
-        def look(self, has_rested: bool = False) -> Look:
+        def look(self, has_rested: bool = False) -> FollowedSteps:
             looked.put(has_rested)
-            return Look(1, ())
+            return FollowedSteps(1, ())
 
     class Loop:
         def add_callback(self, take: Callable[[Any], None], look: Any) -> None:
@@ -162,7 +162,7 @@ def test_an_axis_of_predictions_has_short_labels_that_fit(least: float, labels: 
         "batch": [1, 1],
     }
     empty: dict[str, list[Any]] = {name: [] for name in columns}
-    found.show(Predictions(columns, empty, 1.0, 0.0, 2))
+    found.show(PredictionsPicture(columns, empty, 1.0, 0.0, 2))
     for axis in found.plot.axis:
         shown = [one for one in axis.ticker.ticks if least <= one <= 20 * 1.25 * 2]
         assert labels <= set(shown)

@@ -13,7 +13,7 @@ import pytest
 from clockwork import Client
 from clockwork.formats.profiles import ModelProfile
 from clockwork.observe.history import History, SeenRequest
-from clockwork.observe.live import Cluster, look_back
+from clockwork.observe.live import ClusterDescription, look_back
 from clockwork.system.clock import MS, SECOND
 from tests.process.cluster import PATIENCE_S, eventually, running_cluster
 from tests.process.gateways import running_gateway
@@ -41,7 +41,10 @@ def answered(client: Client) -> Iterator[SeenRequest]:
     """Requests in the order of their answers, as the controller recorded them."""
     history = History()
     look_back(
-        client.recorder, history, Cluster(client.status(), [one.raw for one in client.models()]), 600 * SECOND
+        client.recorder,
+        history,
+        ClusterDescription(client.status(), [one.raw for one in client.models()]),
+        600 * SECOND,
     )
     yield from sorted(history.requests.values(), key=lambda one: one.answered_ns)
 

@@ -13,10 +13,10 @@ from clockwork.errors import ConfigError, ConnectionLost
 from clockwork.observe import explain
 from clockwork.observe.dashboard import picture, sources
 from clockwork.observe.dashboard.around import around
-from clockwork.observe.dashboard.follower import AWAY, EMPTY, LIVE, LOADING, Follower, Look
+from clockwork.observe.dashboard.follower import AWAY, EMPTY, LIVE, LOADING, FollowedSteps, Follower
 from clockwork.observe.history import UNLOADING, History
 from clockwork.observe.lanes import total_ns, union
-from clockwork.observe.live import Cluster
+from clockwork.observe.live import ClusterDescription
 from clockwork.observe.palette import MODEL_COLORS, OTHER_MODELS
 from clockwork.scheduler.recording import Header, Held, Step, encode_header, encode_step
 from clockwork.scheduler.types import AnswerOk, SendInfer
@@ -37,7 +37,7 @@ def recorded(steps: list[Step]) -> bytes:
 
 def followed(world: World, from_step: int = 0) -> Follower:
     follower = Follower()
-    follower.take(Look(1, steps_of(world)[from_step:]), 100.0)
+    follower.take(FollowedSteps(1, steps_of(world)[from_step:]), 100.0)
     return follower
 
 
@@ -166,7 +166,7 @@ def test_a_model_whose_load_was_not_seen_is_shown_without_its_place() -> None:
     early = [step for step in steps_of(world) if not any(isinstance(c, SendInfer) for c in step.commands)]
     joined = early[:3]  # the worker, its link and the model
     follower = Follower()
-    follower.take(Look(1, [*joined, *steps_of(world)[seen:]]), 0.0)
+    follower.take(FollowedSteps(1, [*joined, *steps_of(world)[seen:]]), 0.0)
     shown = picture.memory(follower.history, colors_of(follower.history))
     assert shown.unplaced == 1
     assert (shown.runs["left"], shown.runs["right"]) == ([5], [8])
@@ -245,22 +245,22 @@ def test_states_of_a_follower() -> None:
     assert follower.state == LOADING
     follower.fail("no answer", 1.0)
     assert (follower.state, follower.since_s, follower.note) == (AWAY, 1.0, "no answer")
-    follower.take(Look(1, []), 2.0)
+    follower.take(FollowedSteps(1, []), 2.0)
     assert (follower.state, follower.since_s) == (EMPTY, 2.0)
-    follower.take(Look(1, steps), 3.0)
+    follower.take(FollowedSteps(1, steps), 3.0)
     assert (follower.state, follower.since_s) == (LIVE, 3.0)
-    follower.take(Look(1, []), 4.0)
+    follower.take(FollowedSteps(1, []), 4.0)
     assert (follower.state, follower.since_s) == (LIVE, 3.0)
     follower.fail("it is gone", 5.0)
     assert follower.history.counts.answered == 1, "the last picture stays"
-    follower.take(Look(2, steps[:3]), 6.0)
+    follower.take(FollowedSteps(2, steps[:3]), 6.0)
     assert (follower.state, follower.restarted_s, follower.history.counts.answered) == (LIVE, 6.0, 0)
 
 
 def test_what_was_before_is_read_before_anything_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "DASHBOARD_STEPS_MAX", 100)
     steps = steps_of(busy_world())
-    source = sources.Recorded(io.BytesIO(recorded(steps)), lambda: 0, from_ns=60 * SECOND)
+    source = sources.RecordingSource(io.BytesIO(recorded(steps)), lambda: 0, from_ns=60 * SECOND)
     follower = Follower()
     states = []
     for _ in range(len(steps) // 100 + 1):
@@ -277,9 +277,9 @@ def test_what_was_left_out_is_known() -> None:
     steps = steps_of(world)
     third = len(steps) // 3
     follower = Follower()
-    follower.take(Look(1, steps[:third]), 0.0)
+    follower.take(FollowedSteps(1, steps[:third]), 0.0)
     before_ns = follower.history.now_ns
-    follower.take(Look(1, steps[2 * third :], is_gap=True, share=0.5), 1.0)
+    follower.take(FollowedSteps(1, steps[2 * third :], is_gap=True, share=0.5), 1.0)
     ((begin, end),) = follower.gaps
     assert begin == before_ns < end == steps[2 * third].events[0].now_ns
     assert follower.share == 0.75
@@ -295,7 +295,7 @@ def test_a_dump_of_the_middle_says_what_was_resident() -> None:
     header = Header("edf", "", {}, "1", 100, 3, (Held(1, 0, 1, 7),))
     file = io.BytesIO(encode_header(header) + b"".join(encode_step(*step) for step in late))
     follower = Follower()
-    follower.take(sources.Recorded(file, lambda: 0, from_ns=60 * SECOND).look(), 0.0)
+    follower.take(sources.RecordingSource(file, lambda: 0, from_ns=60 * SECOND).look(), 0.0)
     shown = picture.memory(follower.history, colors_of(follower.history))
     assert (shown.unplaced, shown.runs["model"], shown.runs["pages"]) == (1, ["m1@1"], [3])
 
@@ -305,7 +305,7 @@ def test_a_recording_is_shown_at_its_own_pace() -> None:
     steps = steps_of(world)
     begun = steps[0].events[0].now_ns
     clock = iter([50, 50 + 100 * MS, 50 + 10_000 * MS])
-    source = sources.Recorded(io.BytesIO(recorded(steps)), lambda: next(clock), from_ns=20 * MS)
+    source = sources.RecordingSource(io.BytesIO(recorded(steps)), lambda: next(clock), from_ns=20 * MS)
     looks = [source.look() for _ in range(3)]
     assert sum(len(look.steps) for look in looks) == len(steps)
     assert all(step.events[0].now_ns <= begun + 20 * MS for step in looks[0].steps)
@@ -318,7 +318,7 @@ def test_a_damaged_recording_is_shown_until_there_and_then_said_to_be() -> None:
     steps = steps_of(busy_world())[:40]
     file = io.BytesIO(recorded(steps) + b"\xc4\x01\x07")
     ticks = itertools.count(0, 3_600 * SECOND)
-    source = sources.Recorded(file, lambda: next(ticks))
+    source = sources.RecordingSource(file, lambda: next(ticks))
     found = [*source.look().steps, *source.look().steps]
     assert [step.events[0].now_ns for step in found] == [step.events[0].now_ns for step in steps]
     for _ in range(2):
@@ -360,9 +360,9 @@ class FakeRecorder:
             "epoch": self.epoch,
         }
 
-    def describe(self) -> Cluster:
+    def describe(self) -> ClusterDescription:
         self.described += 1
-        return Cluster({"workers": []}, [])
+        return ClusterDescription({"workers": []}, [])
 
 
 def live(recorder: FakeRecorder, clock: Callable[[], int]) -> sources.Live:
@@ -419,7 +419,7 @@ def test_a_controller_that_does_more_than_is_read_is_read_of_now(monkeypatch: py
     assert abs(behinds[-1] - behind) < total / 12, "by bytes, so about"
 
 
-def described(history: History) -> Cluster:
+def described(history: History) -> ClusterDescription:
     """The cluster as its controller would describe it after these steps."""
     workers = [
         {
@@ -443,7 +443,7 @@ def described(history: History) -> Cluster:
         ]
         runs = next(iter(model.specs.values())).runs
         models.append({"id": model.id, "name": model.name, "version": 1, "runs": runs, "devices": there})
-    return Cluster({"workers": workers}, models)
+    return ClusterDescription({"workers": workers}, models)
 
 
 def resident_in(history: History) -> dict[str, list[int]]:
@@ -469,7 +469,7 @@ def test_no_more_pages_are_used_than_there_are_however_late_and_little_is_read(
     truth = History()
     ticks = itertools.count(1, SECOND // 2)
 
-    def describe() -> Cluster:
+    def describe() -> ClusterDescription:
         for step in steps[truth.steps : recorder.happened]:
             truth.apply(step)
         return described(truth)

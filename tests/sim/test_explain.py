@@ -7,7 +7,15 @@ from xml.etree import ElementTree
 import pytest
 
 from clockwork.errors import InvalidInput
-from clockwork.observe.explain import Explanation, Lane, Moment, Timeline, explain, find_request, find_slowest
+from clockwork.observe.explain import (
+    Explanation,
+    LaneTimeline,
+    Moment,
+    Timeline,
+    explain,
+    find_request,
+    find_slowest,
+)
 from clockwork.observe.timeline import draw_svg, draw_text
 from clockwork.scheduler.types import Arrived, WorkerLeft
 from tests.sim.harness import MS, SECOND, World, spec
@@ -219,7 +227,7 @@ def test_a_timeline_shows_when_what_was_done() -> None:
 
 def test_a_lane_has_its_workers_name_whatever_is_in_it() -> None:
     name = "w\x1b[2J\n\x9b<b>/0"
-    timeline = Timeline("of\x1b", 0, 10, 0, [Moment(0, "A", "arrival")], [Lane(name, "execute", [])])
+    timeline = Timeline("of\x1b", 0, 10, 0, [Moment(0, "A", "arrival")], [LaneTimeline(name, "execute", [])])
     lines = [line.plain for line in draw_text(timeline, 100)]
     assert all(line.isprintable() for line in lines)
     assert any(line.startswith(r"w\x1b[2J\n\x9b<b>/0 ") for line in lines)

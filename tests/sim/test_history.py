@@ -8,7 +8,7 @@ import pytest
 
 from clockwork.observe.history import ENDED, RESIDENT, UNLOADING, WAITING, History, SeenDevice
 from clockwork.observe.history import history_of as fold
-from clockwork.observe.live import Cluster, introduce
+from clockwork.observe.live import ClusterDescription, introduce
 from clockwork.scheduler.recording import Step
 from clockwork.scheduler.types import NEVER_NS, AnswerOk, SendLoad, Status, Tick
 from tests.sim.harness import MS, SECOND, World, spec
@@ -184,7 +184,9 @@ def test_what_was_there_before_may_be_told() -> None:
     model = {"id": 1, "name": "m1", "version": 1, "runs": [2, 1], "batch_max": 4}
     place = {"worker": "host-7", "device": 0, "state": "resident"}
     introduce(
-        history, Cluster(status, [{**model, "devices": [place]}, {"name": "of another version"}]), world.now
+        history,
+        ClusterDescription(status, [{**model, "devices": [place]}, {"name": "of another version"}]),
+        world.now,
     )
     (device,) = history.lanes()
     assert (device.pages_used, device.page_count) == (3, 8)
@@ -196,7 +198,7 @@ def test_what_was_there_before_may_be_told() -> None:
     action = history.requests[late].action
     assert action is not None
     assert (residency.load_id, residency.state, device.pages_used) == (action.load_id, RESIDENT, 3)
-    introduce(history, Cluster(status, [{**model, "devices": [place]}]), world.now)
+    introduce(history, ClusterDescription(status, [{**model, "devices": [place]}]), world.now)
     assert list(device.resident.values()) == [residency], "it is told twice"
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from clockwork.cli.root import cli
 from clockwork.errors import ConfigError
 from clockwork.observe import telemetry
-from clockwork.observe.live import Cluster
+from clockwork.observe.live import ClusterDescription
 from clockwork.observe.telemetry import ACTIONS, REQUESTS, Telemetry, follow
 from clockwork.scheduler.recording import Header, Step, encode_header, encode_step
 from clockwork.scheduler.types import (
@@ -242,7 +242,7 @@ def test_models_have_their_names_where_the_recorder_has_forgotten_them(tmp_path:
         for event, _ in world.trace
         if isinstance(event, WorkerJoined)
     ]
-    cluster = Cluster(
+    cluster = ClusterDescription(
         {"workers": workers},
         [{"id": number, "name": spec.name, "version": spec.version} for number, spec in specs.items()],
     )

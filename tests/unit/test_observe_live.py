@@ -9,12 +9,12 @@ import pytest
 
 from clockwork.errors import Unavailable
 from clockwork.observe.history import History
-from clockwork.observe.live import Cluster, follow, look_back
+from clockwork.observe.live import ClusterDescription, follow, look_back
 from clockwork.scheduler.recording import encode_step
 from clockwork.scheduler.types import Arrived, Request
 
 MS, SECOND = 1_000_000, 1_000_000_000
-CLUSTER = Cluster(
+CLUSTER = ClusterDescription(
     {"workers": [{"id": 1, "name": "gpu-1", "devices": [{"kind": "cpu", "page_count": 8}]}]},
     [{"id": 7, "name": "m", "version": 3}],
 )

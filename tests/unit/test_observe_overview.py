@@ -9,7 +9,7 @@ import pytest
 
 from clockwork.config import METRIC_BOUNDS_NS, SHARE_WHOLE
 from clockwork.observe.overview import Rates, compare, is_same_run, percentile
-from clockwork.observe.reading import Reader
+from clockwork.observe.reading import PeriodicReader
 from clockwork.observe.rows import (
     BAR,
     DEVICES,
@@ -128,7 +128,7 @@ def test_a_reader_says_what_there_is_to_compare() -> None:
     before, after = busy_pair()
     anew = reading(15, started_ns=14 * SECOND)
     readings = iter([before, after, anew, reading(16, started_ns=14 * SECOND)])
-    reader = Reader(lambda: next(readings), interval_s=2.0)
+    reader = PeriodicReader(lambda: next(readings), interval_s=2.0)
     assert reader.next() == (None, "the first rates come in 2 s")
     found, note = reader.next()
     assert (found is not None and found.rates.answered, note) == (2.0, "")
@@ -139,7 +139,7 @@ def test_a_reader_says_what_there_is_to_compare() -> None:
 
 def test_where_models_are_many_they_are_read_less_often() -> None:
     readings = iter([reading(1), reading(2) | {"model_count": 6400}])
-    reader = Reader(lambda: next(readings), interval_s=2.0)
+    reader = PeriodicReader(lambda: next(readings), interval_s=2.0)
     reader.next()
     assert reader.interval_s == 2.0
     reader.next()

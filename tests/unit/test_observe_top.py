@@ -16,7 +16,7 @@ pytest.importorskip("textual", reason="textual is not installed")
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Static
 
-from clockwork.observe.reading import Reader
+from clockwork.observe.reading import PeriodicReader
 from clockwork.observe.top import Top
 from clockwork.system.clock import SECOND
 from tests.unit.test_observe_overview import busy_pair
@@ -44,7 +44,7 @@ class Readings:
 def on_screen(story: Callable[[Pilot[None], Readings], Awaitable[None]]) -> None:
     async def run() -> None:
         readings = Readings()
-        app = Top(Reader(readings, interval_s=0.0), "tcp://here:1")
+        app = Top(PeriodicReader(readings, interval_s=0.0), "tcp://here:1")
         async with app.run_test(size=(140, 40)) as pilot:
             await until(pilot, lambda: rows(pilot, "models") == ["a@1", "b@1"])
             await story(pilot, readings)
@@ -101,7 +101,7 @@ def test_keys_sort_reverse_and_look_into_a_row() -> None:
 def test_a_reading_that_comes_while_it_ends_is_shown_to_nobody() -> None:
     async def run() -> None:
         readings = Readings()
-        app = Top(Reader(readings, interval_s=0.0), "tcp://here:1")
+        app = Top(PeriodicReader(readings, interval_s=0.0), "tcp://here:1")
         async with app.run_test() as pilot:
             await until(pilot, lambda: rows(pilot, "models") == ["a@1", "b@1"])
             readings.let(ConnectionLost("the test is over"))

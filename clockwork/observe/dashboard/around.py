@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from clockwork.config.dashboard import DASHBOARD_ROUND_MAX
-from clockwork.observe.dashboard.picture import SECOND, Lanes, ModelColors, lanes
+from clockwork.observe.dashboard.picture import SECOND, LanesPicture, ModelColors, lanes
 from clockwork.observe.explain import Timeline, explain
 from clockwork.observe.history import History, SeenDevice, SeenRequest
-from clockwork.observe.lanes import Span
+from clockwork.observe.lanes import TimeSpan
 
 NEAR = 0.06  # Two moments share a label if their distance is less than this part of the time span shown
 
@@ -18,13 +18,13 @@ class Around(NamedTuple):
     title: str
     sentences: Sequence[str]
     devices: Sequence[str]  # a sentence for each device that could have served the request
-    lanes: Lanes
+    lanes: LanesPicture
     from_s: float  # begin of the time span shown, in seconds from the arrival
     until_s: float
     marks: list[tuple[float, str]]  # moments of the request: seconds from its arrival, and a word
 
 
-def around(history: History, colors: ModelColors, request_id: int, gaps: Sequence[Span]) -> Around:
+def around(history: History, colors: ModelColors, request_id: int, gaps: Sequence[TimeSpan]) -> Around:
     """Return the view around a request as far as it is known now.
 
     Raises InvalidInput if the history does not keep the request, or has not seen its arrival.
@@ -53,7 +53,7 @@ def _joined(moments: list[tuple[float, str]], shown: Timeline) -> list[tuple[flo
     return found
 
 
-def _moved(found: Lanes, by_s: float) -> Lanes:
+def _moved(found: LanesPicture, by_s: float) -> LanesPicture:
     """Return the same lanes, with all times later by `by_s` seconds."""
 
     def moved(columns: dict[str, Any]) -> dict[str, Any]:

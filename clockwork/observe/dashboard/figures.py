@@ -22,7 +22,7 @@ from bokeh.models import (
 from bokeh.plotting import figure
 
 from clockwork.config.dashboard import DASHBOARD_LANES_PX
-from clockwork.observe.dashboard.picture import Columns, Lanes, Memory, Predictions
+from clockwork.observe.dashboard.picture import Columns, LanesPicture, MemoryPicture, PredictionsPicture
 from clockwork.observe.palette import ANSWERED, FAILED, IDLE_WITH_WORK, MISSED, REFUSED, WAITING
 
 AXIS = 34  # Height of an axis below a figure, with its label, in pixels
@@ -147,7 +147,7 @@ class LanesFigure:
         """Draw a line with a word at each moment."""
         self.marks.data = {"x": [at for at, _ in marks], "text": [text for _, text in marks]}
 
-    def show(self, lanes: Lanes, seconds: float | None = None) -> None:
+    def show(self, lanes: LanesPicture, seconds: float | None = None) -> None:
         """Show lanes. seconds: width of the time range, which ends now; None: the range stays as it is."""
         rows = max(len(lanes.labels), 1)
         row_px = min(34.0, max(9.0, DASHBOARD_LANES_PX / rows))
@@ -301,7 +301,7 @@ class MemoryFigure:
             ("device", "@device"), ("model", "@model"), ("pages", "@left to @right, @pages in all"), ("", "@state"),
         )))  # fmt: skip
 
-    def show(self, memory: Memory) -> None:
+    def show(self, memory: MemoryPicture) -> None:
         rows = max(len(memory.labels), 1)
         row_px = min(24.0, max(8.0, DASHBOARD_LANES_PX / rows))
         self.plot.height = round(rows * row_px) + AXIS + 14
@@ -363,7 +363,7 @@ class PredictionsFigure:
                 code="return tick >= 1 ? tick.toLocaleString() : String(tick)"
             )
 
-    def show(self, found: Predictions) -> None:
+    def show(self, found: PredictionsPicture) -> None:
         self.executions.data, self.loads.data = found.executions, found.loads
         values = [
             v for c in (found.executions, found.loads) for name in ("predicted", "measured") for v in c[name]

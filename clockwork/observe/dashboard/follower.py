@@ -12,14 +12,14 @@ from typing import NamedTuple, Protocol
 
 from clockwork.config.dashboard import DASHBOARD_REQUESTS_MAX
 from clockwork.observe.history import History
-from clockwork.observe.live import Cluster, introduce
+from clockwork.observe.live import ClusterDescription, introduce
 from clockwork.scheduler.recording import Held, Step
 
 LOADING, LIVE, EMPTY, AWAY = "loading", "live", "empty", "disconnected"
 """States of a follower: no look yet; following; no device in the cluster; no answer from the controller."""
 
 
-class Look(NamedTuple):
+class FollowedSteps(NamedTuple):
     """The steps that a look at a controller returned."""
 
     run: int  # number of the controller's start
@@ -29,14 +29,16 @@ class Look(NamedTuple):
     is_behind: bool = False  # whether more steps could be read at once
     behind_ns: int = 0  # about how much older than the look its last step is
     unread: int = 0  # bytes of steps that are left for later looks
-    cluster: Cluster | None = None  # the controller's description of the cluster, in some looks only
+    cluster: ClusterDescription | None = (
+        None  # the controller's description of the cluster, in some looks only
+    )
     held: Sequence[Held] = ()  # models on devices before the first step, or loads ordered within these steps
 
 
-class Source(Protocol):
+class StepSource(Protocol):
     """A source of steps: a recording or a live controller."""
 
-    def look(self, has_rested: bool = False) -> Look:
+    def look(self, has_rested: bool = False) -> FollowedSteps:
         """Return the steps since the last look, or the newest of them. Raises ClockworkError.
 
         has_rested: whether no page wanted a look for some time before this call.
@@ -60,7 +62,7 @@ class Follower:
         self._run: int | None = None
         self._shares: deque[float] = deque(maxlen=10)
 
-    def take(self, look: Look, at_s: float) -> None:
+    def take(self, look: FollowedSteps, at_s: float) -> None:
         """Add the steps of a look to the history. at_s: unix time."""
         if self._run is not None and look.run != self._run:
             self.history = _new_history()

@@ -47,7 +47,7 @@ class Board:
         self.colors = picture.ModelColors()
         self.number = -1
         self.state: dict[str, Any] = {}
-        self._lanes: dict[float, picture.Lanes] = {}
+        self._lanes: dict[float, picture.LanesPicture] = {}
 
     def update(self) -> None:
         """Compute the data anew if a look has changed the history."""
@@ -81,7 +81,7 @@ class Board:
             "predicted": [self.predictions.within, self.predictions.worst, self.predictions.executed],
         }
 
-    def lanes(self, seconds: float) -> picture.Lanes:
+    def lanes(self, seconds: float) -> picture.LanesPicture:
         found = self._lanes.get(seconds)
         if found is None:
             follower = self.follower

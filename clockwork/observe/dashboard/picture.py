@@ -23,13 +23,13 @@ from clockwork.observe.history import (
     LOADING,
     OUTCOMES,
     UNLOADING,
+    CountSample,
     History,
-    Mark,
-    Residency,
+    ResidencySpan,
     SeenAction,
     SeenDevice,
 )
-from clockwork.observe.lanes import Span, idle_with_work_spans, span_of, union, waiting_spans, without
+from clockwork.observe.lanes import TimeSpan, idle_with_work_spans, span_of, union, waiting_spans, without
 from clockwork.observe.palette import MODEL_COLORS, OTHER_MODELS
 from clockwork.scheduler.types import Status
 
@@ -84,7 +84,7 @@ def busy_times(history: History) -> dict[int, int]:
 # ----- lanes -------------------------------------------------------------------------------------
 
 
-class Lanes(NamedTuple):
+class LanesPicture(NamedTuple):
     """The actions of devices over some time. Rows count from the top, with a row for each device; y grows
     downwards."""
 
@@ -97,9 +97,9 @@ class Lanes(NamedTuple):
 
 
 def lanes(
-    history: History, colors: ModelColors, seconds: float, gaps: Iterable[Span], until_ns: int = 0,
+    history: History, colors: ModelColors, seconds: float, gaps: Iterable[TimeSpan], until_ns: int = 0,
     devices: Sequence[SeenDevice] = (),
-) -> Lanes:  # fmt: skip
+) -> LanesPicture:  # fmt: skip
     """Return the columns of the lanes. until_ns: end of the picture, 0: now. devices: those to show, in this
     order; (): all."""
     now = until_ns or history.now_ns
@@ -118,14 +118,14 @@ def lanes(
     waiting = waiting_spans(history)
     # The actions in a gap are unknown, so a gap does not count as idle.
     unknown = [span for span in gaps if span[1] > from_ns and span[0] < now]
-    idle: list[tuple[int, Span]] = []
+    idle: list[tuple[int, TimeSpan]] = []
     for row, device in enumerate(shown):
         for begin, end in without(idle_with_work_spans(history, device, waiting), unknown):
             if end > from_ns and begin < now and end - begin > 50_000:
                 idle.append((row, (max(begin, from_ns), min(end, now))))
     left_out = [(asked_ns, from_ns)] if from_ns > asked_ns else []
     left_out += [(max(begin, from_ns), min(end, now)) for begin, end in unknown]
-    return Lanes(
+    return LanesPicture(
         labels=[device_label(history, device) for device in shown],
         executions=_columns(history, colors, executions, now),
         loads=_columns(history, colors, loads, now),
@@ -208,7 +208,7 @@ def _seconds(moments: Sequence[int], now: int) -> npt.NDArray[np.float64]:
 # ----- series ------------------------------------------------------------------------------------
 
 
-def series(history: History, gaps: Sequence[Span]) -> Columns:
+def series(history: History, gaps: Sequence[TimeSpan]) -> Columns:
     """Return answers per second by outcome, and waiting requests, for each second of the last minute.
 
     The rates of a second with left-out steps are computed over its known part.
@@ -253,9 +253,9 @@ def reasons(history: History, seconds: float = 10) -> list[tuple[str, int]]:
     )
 
 
-def _mark_now(history: History) -> Mark:
+def _mark_now(history: History) -> CountSample:
     counts = history.counts
-    return Mark(
+    return CountSample(
         history.now_ns, counts.arrived, counts.answered, counts.refused, counts.missed, counts.cancelled,
         counts.failed, counts.waiting, counts.executions, counts.executed, counts.loads, tuple(counts.refusals.items()),
     )  # fmt: skip
@@ -264,7 +264,7 @@ def _mark_now(history: History) -> Mark:
 # ----- memory ------------------------------------------------------------------------------------
 
 
-class Memory(NamedTuple):
+class MemoryPicture(NamedTuple):
     """The models in the devices' memory. Pages count from the left."""
 
     labels: list[str]
@@ -274,7 +274,7 @@ class Memory(NamedTuple):
     used: float  # part of all pages that is used
 
 
-def memory(history: History, colors: ModelColors) -> Memory:
+def memory(history: History, colors: ModelColors) -> MemoryPicture:
     shown = _shown(history)
     rows: dict[str, list[Any]] = {
         name: [] for name in ("row", "left", "right", "color", "model", "state", "pages", "alpha")
@@ -296,14 +296,14 @@ def memory(history: History, colors: ModelColors) -> Memory:
                 unplaced += 1
     known = [device for device in shown if device.page_count]
     total = sum(device.page_count for device in known)
-    return Memory(
+    return MemoryPicture(
         [device_label(history, device) for device in shown], [device.page_count for device in shown], rows, unplaced,
         sum(device.pages_used for device in known) / total if total else 0.0,
     )  # fmt: skip
 
 
 def _add_run(
-    rows: dict[str, list[Any]], history: History, colors: ModelColors, row: int, residency: Residency, left: int, right: int
+    rows: dict[str, list[Any]], history: History, colors: ModelColors, row: int, residency: ResidencySpan, left: int, right: int
 ) -> None:  # fmt: skip
     rows["row"].append(row)
     rows["left"].append(left)
@@ -322,7 +322,7 @@ def _add_run(
 # ----- predictions -------------------------------------------------------------------------------
 
 
-class Predictions(NamedTuple):
+class PredictionsPicture(NamedTuple):
     executions: Columns
     loads: Columns
     within: float  # part of the executions whose duration is within 10 % of the prediction
@@ -330,7 +330,7 @@ class Predictions(NamedTuple):
     executed: int
 
 
-def predictions(history: History, colors: ModelColors) -> Predictions:
+def predictions(history: History, colors: ModelColors) -> PredictionsPicture:
     """Return predicted and measured durations of the newest actions that ended well."""
     found: dict[bool, list[SeenAction]] = {True: [], False: []}
     for action in reversed(history.actions.values()):
@@ -349,7 +349,7 @@ def predictions(history: History, colors: ModelColors) -> Predictions:
         for kind, actions in found.items()
     }
     longer = np.array([action.duration_ns / action.expected_ns - 1 for action in found[True]])
-    return Predictions(
+    return PredictionsPicture(
         columns[True],
         columns[False],
         float(np.mean(np.abs(longer) <= 0.1)) if len(longer) else 0.0,
@@ -377,7 +377,7 @@ class Tiles(NamedTuple):
     models: int
 
 
-def tiles(history: History, gaps: Sequence[Span], seconds: float = 5) -> Tiles:
+def tiles(history: History, gaps: Sequence[TimeSpan], seconds: float = 5) -> Tiles:
     now = history.now_ns
     from_ns = max(now - round(seconds * SECOND), history.begun_ns)
     known_ns = now - from_ns - sum(max(0, min(end, now) - max(begin, from_ns)) for begin, end in gaps)

@@ -53,7 +53,7 @@ from clockwork.config.dashboard import (
     DASHBOARD_UNUSED_S,
 )
 from clockwork.errors import ClockworkError, ConfigError
-from clockwork.observe.dashboard.follower import Follower, Look, Source
+from clockwork.observe.dashboard.follower import FollowedSteps, Follower, StepSource
 from clockwork.observe.dashboard.page import FILES, Board, Page
 from clockwork.system.clock import now_ns, to_ns
 from clockwork.system.limits import raise_descriptor_limit
@@ -93,7 +93,7 @@ class DashboardSettings:
 class Dashboard:
     """The server of a dashboard."""
 
-    def __init__(self, settings: DashboardSettings, source: Source) -> None:
+    def __init__(self, settings: DashboardSettings, source: StepSource) -> None:
         self._source = source
         self._settings = settings
         self.follower = Follower()
@@ -175,7 +175,7 @@ class Dashboard:
             self._wanted.clear()
             began = time.monotonic()
             try:
-                look: Look | str = self._source.look(began - due > DASHBOARD_REST_S)
+                look: FollowedSteps | str = self._source.look(began - due > DASHBOARD_REST_S)
             except ClockworkError as error:
                 look = str(error)
             self._taken.clear()
@@ -183,12 +183,12 @@ class Dashboard:
                 return
             self._loop.add_callback(self._take, look)
             self._taken.wait()
-            is_behind = isinstance(look, Look) and look.is_behind
+            is_behind = isinstance(look, FollowedSteps) and look.is_behind
             if is_behind:
                 self._wanted.set()
             wait = 0.0 if is_behind else max(0.0, DASHBOARD_LOOK_S - (time.monotonic() - began))
 
-    def _take(self, look: Look | str) -> None:
+    def _take(self, look: FollowedSteps | str) -> None:
         try:
             if isinstance(look, str):
                 self.follower.fail(look, time.time())

@@ -15,12 +15,12 @@ from clockwork.config.dashboard import (
 )
 from clockwork.config.observe import TOP_PAGE_S
 from clockwork.errors import ConfigError
-from clockwork.observe.dashboard.follower import Look
-from clockwork.observe.live import Ask, Cluster
+from clockwork.observe.dashboard.follower import FollowedSteps
+from clockwork.observe.live import Ask, ClusterDescription
 from clockwork.scheduler.recording import Readable, Step, Stream, decode
 
 
-class Recorded:
+class RecordingSource:
     """A recording from ``from_ns`` after its first event on, played at its original pace."""
 
     def __init__(self, file: Readable, clock: Callable[[], int], from_ns: int = 0) -> None:
@@ -35,7 +35,7 @@ class Recorded:
         self._zero_ns = 0  # time of the recording at which the clock is 0
         self._has_begun = False
 
-    def look(self, has_rested: bool = False) -> Look:
+    def look(self, has_rested: bool = False) -> FollowedSteps:
         """Return the steps that are due. Raises ConfigError, on each call, where the recording is damaged."""
         now_ns = self._clock()
         if not self._has_begun:
@@ -55,7 +55,7 @@ class Recorded:
         if not found and self._damage is not None:
             raise self._damage
         held, self._held = self._held, ()
-        return Look(0, found, held=held, is_behind=len(found) == DASHBOARD_STEPS_MAX)
+        return FollowedSteps(0, found, held=held, is_behind=len(found) == DASHBOARD_STEPS_MAX)
 
 
 class Live:
@@ -65,7 +65,9 @@ class Live:
     would be unread, the look skips to the newest steps. So the dashboard always shows the present.
     """
 
-    def __init__(self, ask: Ask, describe: Callable[[], Cluster], clock: Callable[[], int]) -> None:
+    def __init__(
+        self, ask: Ask, describe: Callable[[], ClusterDescription], clock: Callable[[], int]
+    ) -> None:
         """describe: asks for the cluster. clock: nanoseconds of a monotonic clock."""
         self._ask = ask
         self._describe = describe
@@ -79,7 +81,7 @@ class Live:
         self._unread = 0  # bytes that the last look did not read
         self._is_gap = False  # whether steps were read and lost, as the controller stopped answering
 
-    def look(self, has_rested: bool = False) -> Look:
+    def look(self, has_rested: bool = False) -> FollowedSteps:
         """See Source.look()."""
         now_ns = self._clock()
         if has_rested:
@@ -118,9 +120,11 @@ class Live:
             if not has_rested:  # steps that no page wanted do not count as missing
                 share = min(1.0, read / written)
         self._end, self._looked_ns, self._is_gap = answer["end"], now_ns, False
-        return Look(stream.epoch, steps, is_gap, share, cluster=cluster, behind_ns=behind_ns, unread=unread)
+        return FollowedSteps(
+            stream.epoch, steps, is_gap, share, cluster=cluster, behind_ns=behind_ns, unread=unread
+        )
 
-    def _description(self, now_ns: int) -> Cluster | None:
+    def _description(self, now_ns: int) -> ClusterDescription | None:
         """Return the controller's description of the cluster, or None if the last is recent enough.
 
         The interval is short at first, while workers join and models become ready. It grows with the number

@@ -54,9 +54,9 @@ from clockwork.controller.effects import (
     WriteChunk,
 )
 from clockwork.controller.mirror import ExchangeMirror
-from clockwork.controller.ports.clients import Clients, failure
+from clockwork.controller.ports.clients import ClientPort, failure
 from clockwork.controller.ports.posts import to_worker
-from clockwork.controller.ports.workers import Workers
+from clockwork.controller.ports.workers import WorkerPort
 from clockwork.controller.registration.registrar import Registrar
 from clockwork.controller.storage.repairs import Repairs
 from clockwork.controller.storage.thread import CatalogJobs, StorageThread
@@ -77,8 +77,8 @@ class Outlet:
         effects: deque[Effect],
         context: Context,
         publisher: Publisher,
-        clients: Clients,
-        workers: Workers,
+        clients: ClientPort,
+        workers: WorkerPort,
         registrar: Registrar,
         repairs: Repairs,
         queries: Queries,

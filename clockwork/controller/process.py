@@ -36,10 +36,10 @@ from clockwork.controller.outlet import Outlet
 from clockwork.controller.peers.access import Access
 from clockwork.controller.peers.links import Links
 from clockwork.controller.peers.seats import divide
-from clockwork.controller.ports.clients import Clients, Served
+from clockwork.controller.ports.clients import ClientPort, Served
 from clockwork.controller.ports.cuts import Cuts
 from clockwork.controller.ports.sockets import Sockets
-from clockwork.controller.ports.workers import Workers
+from clockwork.controller.ports.workers import WorkerPort
 from clockwork.controller.recording.recorder import FlightRecorder
 from clockwork.controller.recording.recordings import Recordings
 from clockwork.controller.registration.registrar import Registrar
@@ -105,10 +105,10 @@ class Controller:
             self.seats,
         )
         self.queries = views.queries
-        self._clients = Clients(
+        self._clients = ClientPort(
             self._context, self._effects, access, served, self._table, self._registrar, views
         )
-        self._workers = Workers(
+        self._workers = WorkerPort(
             self._context, access, self._effects, self._table, self._registrar, self._repairs, settings.policy,
             self._scheduler.plans_fetches,
         )  # fmt: skip

@@ -48,7 +48,7 @@ class Role(enum.StrEnum):
     GATEWAY = "gateway"  # a client for many others, which also gathers metrics
 
 
-class Port(enum.StrEnum):
+class ControllerSocket(enum.StrEnum):
     """The controller's sockets; the value is the ZAP domain of each."""
 
     CLIENTS = "clockwork.clients"
@@ -63,10 +63,10 @@ _ASKS = frozenset({Role.CLIENT, Role.OPERATOR, Role.GATEWAY})
 _OPERATES = frozenset({Role.OPERATOR})
 _WORKS = frozenset({Role.WORKER})
 
-PORTS: Mapping[Port, frozenset[Role]] = {
-    Port.CLIENTS: _ASKS,
-    Port.WORKERS: _WORKS,
-    Port.EVENTS: _OPERATES,
+PORTS: Mapping[ControllerSocket, frozenset[Role]] = {
+    ControllerSocket.CLIENTS: _ASKS,
+    ControllerSocket.WORKERS: _WORKS,
+    ControllerSocket.EVENTS: _OPERATES,
 }
 """The roles that may connect to each port."""
 

@@ -46,7 +46,7 @@ from clockwork.errors import ConfigError
 from clockwork.system.clock import now_ns
 from clockwork.wire.inflow import Inflow
 from clockwork.wire.keys import ControllerKeys, PeerKeys
-from clockwork.wire.roles import Port
+from clockwork.wire.roles import ControllerSocket
 
 try:
     import clockwork.system._wait as _wait
@@ -62,7 +62,7 @@ Frame: TypeAlias = Any
 """A zmq.Frame or bytes-like object; memoryview(frame) is its content."""
 
 
-Gate: TypeAlias = Callable[[Port, str], bool]
+Gate: TypeAlias = Callable[[ControllerSocket, str], bool]
 """Whether a connection with this public key may use that port. Called on the thread that authenticates."""
 
 # Called with plain integers: pyzmq's own send_multipart takes 5 us for three small parts, most of it for
@@ -155,7 +155,7 @@ class Transport:
         self,
         endpoint: str,
         keys: ControllerKeys | None = None,
-        port: Port = Port.CLIENTS,
+        port: ControllerSocket = ControllerSocket.CLIENTS,
         gate: Gate | None = None,
         *,
         monitored: bool = False,
@@ -177,7 +177,7 @@ class Transport:
         self,
         endpoint: str,
         keys: ControllerKeys | None = None,
-        port: Port = Port.EVENTS,
+        port: ControllerSocket = ControllerSocket.EVENTS,
         gate: Gate | None = None,
         subscribers_max: int = SUBSCRIBERS_MAX,
     ) -> Publisher:
@@ -187,7 +187,7 @@ class Transport:
         self._sockets.append(publisher)
         return publisher
 
-    def _guard(self, keys: ControllerKeys | None, port: Port, gate: Gate | None) -> None:
+    def _guard(self, keys: ControllerKeys | None, port: ControllerSocket, gate: Gate | None) -> None:
         """Start the authenticator before a socket listens, else libzmq refuses early connections for ever."""
         if keys is None:
             return
@@ -214,7 +214,7 @@ class Transport:
 class _Asked:
     """The authenticator's callback (ZAP) for a port, answered by its gate."""
 
-    def __init__(self, port: Port, gate: Gate) -> None:
+    def __init__(self, port: ControllerSocket, gate: Gate) -> None:
         self._port = port
         self._gate = gate
 
@@ -248,7 +248,9 @@ def _find_dead_hosts_by_tcp(socket: zmq.Socket[bytes]) -> None:
     socket.set(zmq.TCP_MAXRT, KEEPALIVE_S * (KEEPALIVE_COUNT + 1) * 1000)
 
 
-def _bind(socket: zmq.Socket[bytes], endpoint: str, keys: ControllerKeys | None, port: Port) -> str:
+def _bind(
+    socket: zmq.Socket[bytes], endpoint: str, keys: ControllerKeys | None, port: ControllerSocket
+) -> str:
     if keys is not None:
         socket.set(zmq.CURVE_SERVER, 1)
         socket.set(zmq.CURVE_PUBLICKEY, keys.public.encode())
@@ -439,7 +441,7 @@ class Router:
         context: zmq.Context[Any],
         endpoint: str,
         keys: ControllerKeys | None,
-        port: Port,
+        port: ControllerSocket,
         monitored: bool = False,
     ) -> None:
         self._socket = socket = _new_socket(context, zmq.ROUTER)
@@ -563,7 +565,7 @@ class Publisher:
         context: zmq.Context[Any],
         endpoint: str,
         keys: ControllerKeys | None,
-        port: Port,
+        port: ControllerSocket,
         subscribers_max: int,
     ) -> None:
         self._socket = socket = _new_socket(context, zmq.XPUB)

@@ -12,7 +12,7 @@ from typing import Any
 import msgpack
 
 from clockwork.controller.catalog.records import ModelRecord
-from clockwork.controller.catalog.routes import NameRoute, Shadow, Split
+from clockwork.controller.catalog.routes import NameRoute, Shadow, TrafficSplit
 from clockwork.formats import profiles
 from clockwork.formats.checksums import seal, unseal
 from clockwork.formats.interface import Interface
@@ -179,7 +179,7 @@ def values(directory: Any) -> dict[str, tuple[Callable[[Any], bytes], list[Any]]
         "m", 1, digest_of(files), files, {"slo_ns": 100_000_000}, is_read=True,
         interface=Interface(prepared().inputs, prepared().outputs, {"labels": "[]"}),
     )  # fmt: skip
-    split = Split(((1, 7000), (2, 3000)), Shadow(3, 500, 1e-6))
+    split = TrafficSplit(((1, 7000), (2, 3000)), Shadow(3, 500, 1e-6))
     model = dataclasses.asdict(prepared())
     return {
         "headers": (packed, [[codec.TAG_OF[type(one)], *one] for one in every_message()]),

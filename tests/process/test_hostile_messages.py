@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from clockwork.controller.ports.clients import Clients
-from clockwork.controller.ports.workers import Workers
+from clockwork.controller.ports.clients import ClientPort
+from clockwork.controller.ports.workers import WorkerPort
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
 from tests.process.peers import ROW, FakeWorker, RawClient, Served, serving
@@ -97,7 +97,7 @@ def test_a_handler_that_raises_costs_its_client_an_error_and_nobody_else(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setitem(Clients._handlers, messages.Promote, fail)
+    monkeypatch.setitem(ClientPort._handlers, messages.Promote, fail)
     with RawClient(served.controller) as stranger:
         for request_id in range(1_000):
             stranger.send(messages.Promote(request_id, "m", 0))
@@ -119,7 +119,7 @@ def test_a_handler_that_raises_costs_its_worker_its_place(
     def fail(*_: Any) -> None:
         raise RecursionError
 
-    monkeypatch.setitem(Workers._handlers, messages.ClockChanged, fail)
+    monkeypatch.setitem(WorkerPort._handlers, messages.ClockChanged, fail)
     with FakeWorker(served.controller, epoch=77) as stranger:
         stranger.send(messages.ClockChanged(0, 1))
         while served.status()["complaints"]["worker failed"] < 1:
@@ -164,7 +164,7 @@ def test_messages_that_keep_python_busy_hold_up_nobody_else(
                 block
             ).digest()  # without the interpreter's lock, which this thread's peers need as well
 
-    monkeypatch.setitem(Clients._handlers, messages.Promote, work)
+    monkeypatch.setitem(ClientPort._handlers, messages.Promote, work)
     with RawClient(served.controller) as stranger:
         for request_id in range(200):
             stranger.send(messages.Promote(request_id, "m", 0))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from clockwork import Client
-from clockwork.controller.catalog.routes import Split
+from clockwork.controller.catalog.routes import TrafficSplit
 from clockwork.controller.catalog.store import Catalog
 from clockwork.device.cpu import fingerprint
 from clockwork.errors import ModelNotFound
@@ -30,8 +30,8 @@ REBUILT: Sequence[str] = ("0.1.0",)
 no checksums were taken."""
 
 VERSIONS = {"away": [1], "packed": [1], "profile": [1], "split": [1, 2]}
-QUARTER = Split(((1, 7500), (2, 2500)))
-EARLIER = [Split(((2, 10_000),)), Split(((1, 10_000),))]
+QUARTER = TrafficSplit(((1, 7500), (2, 2500)))
+EARLIER = [TrafficSplit(((2, 10_000),)), TrafficSplit(((1, 10_000),))]
 PAGE = ("--page-size", "4096")
 
 

@@ -42,7 +42,7 @@ from clockwork.wire.keys import (
     write_keys,
 )
 from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, PROTOCOL_VERSION, TO_CLIENT, TO_WORKER, Status
-from clockwork.wire.roles import ANY_ROLE, DEEDS, MESSAGES, PORTS, QUERIES, Port, Role
+from clockwork.wire.roles import ANY_ROLE, DEEDS, MESSAGES, PORTS, QUERIES, ControllerSocket, Role
 from clockwork.wire.transport import Poller, Transport, new_key_pair
 from tests.process.cluster import eventually
 from tests.process.peers import PATIENCE_NS, FakeWorker, Peer, RawClient, running_controller
@@ -137,13 +137,13 @@ def test_the_table_has_every_message_and_every_query(controller: Controller, key
     assert set(MESSAGES) == {*FROM_CLIENT.values(), *FROM_WORKER.values()}
     assert set(FROM_CLIENTS) == set(FROM_CLIENT.values())
     assert set(FROM_WORKERS) == set(FROM_WORKER.values())
-    assert set(PORTS) == set(Port)
+    assert set(PORTS) == set(ControllerSocket)
     for kind, may in MESSAGES.items():
-        port = Port.CLIENTS if kind in FROM_CLIENTS else Port.WORKERS
+        port = ControllerSocket.CLIENTS if kind in FROM_CLIENTS else ControllerSocket.WORKERS
         assert may <= PORTS[port], f"{kind.__name__} is for a role that never reaches the port"
         assert may == PORTS[port] or kind in DEEDS, f"a refusal has no words for {kind.__name__}"
     for what, may in QUERIES.items():
-        assert may == PORTS[Port.CLIENTS] or what in DEEDS, f"a refusal has no words for {what}"
+        assert may == PORTS[ControllerSocket.CLIENTS] or what in DEEDS, f"a refusal has no words for {what}"
     with RawClient(controller, keys=key_of(keys, Role.CLIENT)) as client:
         client.send(messages.Query(1, "nonsense", ""))
         failure, _ = client.receive(messages.Failure)
@@ -159,7 +159,7 @@ def test_the_table_has_every_message_and_every_query(controller: Controller, key
 @pytest.mark.parametrize("who", WHO)
 def test_every_message_of_a_client_with_every_role(controller: Controller, keys: Path, who: str) -> None:
     with Peer(controller.client_endpoint, TO_CLIENT, key_of(keys, who)) as peer:
-        assert peer.is_refused == PORTS[Port.CLIENTS].isdisjoint(roles_of(who))
+        assert peer.is_refused == PORTS[ControllerSocket.CLIENTS].isdisjoint(roles_of(who))
         if peer.is_refused:
             return
         peer.send(FROM_CLIENTS[messages.ClientHello])
@@ -192,7 +192,7 @@ def test_every_message_of_a_client_with_every_role(controller: Controller, keys:
 @pytest.mark.parametrize("who", WHO)
 def test_every_message_of_a_worker_with_every_role(controller: Controller, keys: Path, who: str) -> None:
     with Peer(controller.worker_endpoint, TO_WORKER, key_of(keys, who)) as peer:
-        assert peer.is_refused == PORTS[Port.WORKERS].isdisjoint(roles_of(who))
+        assert peer.is_refused == PORTS[ControllerSocket.WORKERS].isdisjoint(roles_of(who))
         if peer.is_refused:
             return
         for kind, message in FROM_WORKERS.items():
@@ -217,7 +217,7 @@ def test_events_with_every_role(controller: Controller, keys: Path, who: str) ->
         socket.curve_serverkey = key.controller.encode()
         socket.subscribe(b"")
         socket.connect(controller.events_endpoint)
-        refused = PORTS[Port.EVENTS].isdisjoint(roles_of(who))
+        refused = PORTS[ControllerSocket.EVENTS].isdisjoint(roles_of(who))
         wanted = zmq.EVENT_HANDSHAKE_FAILED_AUTH if refused else zmq.EVENT_HANDSHAKE_SUCCEEDED
         seen = set()
         while wanted not in seen:
@@ -313,8 +313,8 @@ def test_a_connection_that_said_nothing_before_its_key_was_revoked_is_not_let_in
         revoke_key(own_keys, f"alice-{Role.WORKER}")
         eventually(
             lambda: (
-                not own._access.admits(Port.CLIENTS, alice(own_keys, Role.CLIENT).public)
-                and not own._access.admits(Port.WORKERS, alice(own_keys, Role.WORKER).public)
+                not own._access.admits(ControllerSocket.CLIENTS, alice(own_keys, Role.CLIENT).public)
+                and not own._access.admits(ControllerSocket.WORKERS, alice(own_keys, Role.WORKER).public)
             ),
             "the list is read again",
         )
@@ -347,7 +347,7 @@ def test_a_revoked_listener_hears_nothing_more_and_the_others_do(own: Controller
         assert staying.poll(patience_ms)
         revoke_key(own_keys, f"alice-{Role.OPERATOR}")
         eventually(
-            lambda: not own._access.admits(Port.EVENTS, alice(own_keys, Role.OPERATOR).public),
+            lambda: not own._access.admits(ControllerSocket.EVENTS, alice(own_keys, Role.OPERATOR).public),
             "the list is read again",
         )
         while staying.poll(0):
@@ -368,7 +368,7 @@ def test_a_key_that_is_added_is_let_in_and_one_whose_role_changes_has_the_new_on
 ) -> None:
     add_key(own_keys, Role.CLIENT, "bob", new_key_pair())
     bob = read_peer_keys(own_keys / "bob.key")
-    eventually(lambda: own._access.admits(Port.CLIENTS, bob.public), "the list is read again")
+    eventually(lambda: own._access.admits(ControllerSocket.CLIENTS, bob.public), "the list is read again")
     with Client(own.client_endpoint, keys=bob, timeout=10) as client:
         with pytest.raises(
             Forbidden, match=r"^removing models is for operators; .*\(bob\) is of the role client"
@@ -438,7 +438,7 @@ def test_keys_from_before_there_were_roles_do_everything_with_a_warning_until_th
             add_key(tmp_path, Role.OPERATOR, "alice", new_key_pair())  # beside the old one
             eventually(
                 lambda: controller._access.admits(
-                    Port.CLIENTS, read_peer_keys(tmp_path / "alice.key").public
+                    ControllerSocket.CLIENTS, read_peer_keys(tmp_path / "alice.key").public
                 ),
                 "the new key is let in",
             )

@@ -212,7 +212,6 @@ MIRRORS = (
 
 NATIVE_NOT_YET = frozenset(
     {
-        "Account",
         "Arena",
         "Choice",
         "Chunk",
@@ -271,7 +270,6 @@ NATIVE_NOT_YET = frozenset(
 
 PYTHON_NOT_YET = frozenset(
     {
-        "Clients",
         "Cluster",
         "Commands",
         "Constant",
@@ -281,13 +279,10 @@ PYTHON_NOT_YET = frozenset(
         "Keeper",
         "Lane",
         "Layout",
-        "Load",
         "Outcome",
-        "Phase",
         "Place",
         "Plan",
         "Port",
-        "Preparations",
         "Program",
         "Reader",
         "Reference",
@@ -298,15 +293,12 @@ PYTHON_NOT_YET = frozenset(
         "Seats",
         "Session",
         "Shapes",
-        "State",
         "Step",
         "TooLarge",
         "Trial",
         "Trouble",
         "Turns",
         "Wake",
-        "WorkerDevice",
-        "Workers",
     }
 )
 """Names of which a class of Python is still to be renamed. The list only shrinks."""

@@ -8,7 +8,7 @@ from clockwork.config.controller import PREPARE_AGAIN_NS
 from clockwork.controller.catalog.records import ModelRecord
 from clockwork.controller.models.lifecycle import ModelState
 from clockwork.controller.models.version import ModelVersion
-from clockwork.controller.registration.preparations import PREPARING, READY, Preparations
+from clockwork.controller.registration.preparations import PREPARING, READY, PreparationBook
 
 
 def model(model_id: int = 1) -> ModelVersion:
@@ -16,7 +16,7 @@ def model(model_id: int = 1) -> ModelVersion:
 
 
 def test_a_model_is_served_while_a_worker_has_it_that_does_not_leave() -> None:
-    found, one = Preparations(), model()
+    found, one = PreparationBook(), model()
     one.state = ModelState.READY
     found.joined(1, "a")
     found.joined(2, "b")
@@ -35,7 +35,7 @@ def test_a_model_is_served_while_a_worker_has_it_that_does_not_leave() -> None:
 
 
 def test_counts_follow_every_change() -> None:
-    found, one, two = Preparations(), model(1), model(2)
+    found, one, two = PreparationBook(), model(1), model(2)
     found.joined(1, "a")
     for each in (one, two):
         found.note(each, 1, PREPARING)
@@ -58,7 +58,7 @@ def test_counts_follow_every_change() -> None:
 
 
 def test_a_failure_is_tried_again_after_longer_and_longer_pauses_and_not_for_ever() -> None:
-    found, one = Preparations(), model()
+    found, one = PreparationBook(), model()
     found.joined(1, "a")
     now = 0
     for pause in PREPARE_AGAIN_NS:
@@ -76,7 +76,7 @@ def test_a_failure_is_tried_again_after_longer_and_longer_pauses_and_not_for_eve
 
 @pytest.mark.parametrize("what", ["it came about", "it left", "it drains", "it is gone"])
 def test_what_came_about_otherwise_is_not_tried_again(what: str) -> None:
-    found, one = Preparations(), model()
+    found, one = PreparationBook(), model()
     found.joined(1, "a")
     found.note(one, 1, "no memory")
     assert found.try_again(one, 1, 0)

@@ -19,12 +19,12 @@ from clockwork.config.recorder import STATE_BYTES_MAX, STATE_PATIENCE_NS, STATES
 from clockwork.controller._exchange import Ring
 from clockwork.controller.recording.recorder import (
     PARTIAL,
-    Cluster,
+    ClusterEvents,
     Content,
     Dumps,
+    EncodedEvent,
     FlightRecorder,
     RecordingFile,
-    Told,
 )
 from clockwork.errors import ConfigError, Unavailable
 from clockwork.scheduler.recording import Header, Stream, decode, decode_step, encode_step
@@ -406,7 +406,7 @@ def box(tmp_path: Path) -> Iterator[Box]:
 
 
 def test_a_cluster_is_what_was_said_last() -> None:
-    cluster = Cluster()
+    cluster = ClusterEvents()
     link = LinkMeasured(5_000, 2, 7, 8)
     lost, clock = DeviceLost(6_000, 2, 0), DeviceClock(6_500, 2, 0, 1_380)
     for event in (
@@ -415,10 +415,10 @@ def test_a_cluster_is_what_was_said_last() -> None:
         WorkerDraining(8_000, 3), LinkMeasured(8_500, 1, 1, 1), RequestCancelled(9_000, 5),
     ):  # fmt: skip
         if not isinstance(event, RequestCancelled):
-            cluster.told(Told.of(event))
+            cluster.told(EncodedEvent.of(event))
     before = cluster.copy()
     for event in (ready(2, 9), DeviceClock(8_800, 2, 0, 1), DeviceLost(8_900, 2, 1), WorkerLeft(9_000, 2)):
-        cluster.told(Told.of(event))
+        cluster.told(EncodedEvent.of(event))
     assert len(cluster) == 1
     assert [decode_step(msgpack.unpackb(step)).events for step in before.steps(10)] == [
         [one._replace(now_ns=10) for one in (JOINED[1], clock, ready(2, 2), lost, link)],
@@ -453,10 +453,10 @@ def test_a_dump_has_the_cluster_as_it_was_where_it_begins(box: Box) -> None:
         assert header.held == ((1, 0, 7, 9),)
         body = list(found)
     assert dump["bytes"] == (box.directory / dump["name"]).stat().st_size
-    expected = Cluster()
+    expected = ClusterEvents()
     for place, event in told.items():
         if place < header.start:
-            expected.told(Told.of(event))
+            expected.told(EncodedEvent.of(event))
     assert 0 < header.cluster_steps == len(expected)
     first_ns = body[header.cluster_steps].events[0].now_ns
     wanted = [decode_step(msgpack.unpackb(step)) for step in expected.steps(first_ns)]
@@ -495,7 +495,7 @@ def test_a_dump_whose_ring_has_gone_on_is_none(box: Box) -> None:
         box.ring.append(at_ns, step_of(at_ns, 100))
     dumps = Dumps(box.directory)
     with pytest.raises(OSError, match="the disk is too slow"):
-        dumps.write("it", Content(HEADER, Cluster(), [], b""), box.ring, box.ring.state()["end"])
+        dumps.write("it", Content(HEADER, ClusterEvents(), [], b""), box.ring, box.ring.state()["end"])
     assert list(box.directory.iterdir()) == []
     assert dumps.describe() == []
 

@@ -14,7 +14,7 @@ from clockwork.config.controller import ROUTES_KEPT
 from clockwork.controller.catalog.routes import (
     NameRoute,
     Shadow,
-    Split,
+    TrafficSplit,
     changed,
     check_inputs,
     divide,
@@ -96,7 +96,7 @@ def test_shares_that_make_no_sense(asked: list[list[int]], sentence: str) -> Non
 
 
 def test_while_one_cannot_serve_the_others_have_its_part() -> None:
-    split = Split(((1, 6000), (2, 3000), (3, 1000)))
+    split = TrafficSplit(((1, 6000), (2, 3000), (3, 1000)))
     assert serving(split, [1, 2, 3, 4]) == [(1, 6000), (2, 3000), (3, 1000)]
     assert serving(split, [1, 2, 4]) == [(1, 6667), (2, 3333)]
     assert serving(split, [3]) == [(3, ALL)]
@@ -116,8 +116,8 @@ def test_a_shadow_comes_stays_and_goes() -> None:
 def test_nobody_is_his_own_shadow() -> None:
     shadow = [2, ALL, 0.5]
     now = changed(whole(1), [], shadow)
-    assert now == Split(((1, ALL),), Shadow(2, ALL, 0.5))
-    assert changed(now, [[2, 1000]], []) == Split(((1, 9000), (2, 1000)), Shadow(2, ALL, 0.5))
+    assert now == TrafficSplit(((1, ALL),), Shadow(2, ALL, 0.5))
+    assert changed(now, [[2, 1000]], []) == TrafficSplit(((1, 9000), (2, 1000)), Shadow(2, ALL, 0.5))
     assert changed(now, [[2, ALL]], []) == whole(2)  # then there is none
     with pytest.raises(InvalidInput, match="version 2 has all the traffic"):
         changed(whole(2), [], shadow)
@@ -130,7 +130,7 @@ def test_each_change_can_be_gone_back_from_and_a_change_of_nothing_counts_for_no
     route = NameRoute("m")
     route.change(whole(1), whole(1))  # it was so before, by itself
     assert route.earlier == []
-    tenth = Split(((1, 9000), (2, 1000)))
+    tenth = TrafficSplit(((1, 9000), (2, 1000)))
     route.change(tenth, whole(1))
     route.change(whole(2), tenth)
     assert route.earlier == [whole(1), tenth]
@@ -143,14 +143,14 @@ def test_each_change_can_be_gone_back_from_and_a_change_of_nothing_counts_for_no
 
 
 def test_a_route_is_read_as_it_was_written_and_a_damaged_one_is_not() -> None:
-    route = NameRoute("m", Split(((1, 9000), (2, 1000)), Shadow(3, 500, 0.25)), [whole(1)])
+    route = NameRoute("m", TrafficSplit(((1, 9000), (2, 1000)), Shadow(3, 500, 0.25)), [whole(1)])
     for one in (route, NameRoute("m")):
         body, is_sealed = unseal(one.to_json())
         assert is_sealed
         assert NameRoute.from_body(body) == one
     shares = {"shares": [[1, 9000], [2, 1000]], "shadow": None}
     good = {"name": "m", "split": shares, "earlier": [shares]}
-    assert NameRoute.from_body(good).split == Split(((1, 9000), (2, 1000)))
+    assert NameRoute.from_body(good).split == TrafficSplit(((1, 9000), (2, 1000)))
     shadow = {"version": 3, "parts": 500, "tolerance": 0.25}
     for wrong in (
         {}, {"name": "../m"}, {"name": "m\0"}, {"name": ["m"]}, {"split": []}, {"earlier": {}}, {"earlier": [shares] * 9},

@@ -6,12 +6,12 @@ import pytest
 
 from clockwork.config import CLIENTS_MAX, SUBSCRIBERS_MAX, WORKERS_MAX
 from clockwork.config.controller import DESCRIPTORS_KEPT
-from clockwork.controller.peers.seats import Seats, divide
+from clockwork.controller.peers.seats import SeatCounts, divide
 from clockwork.errors import ConfigError
 
 
 def test_with_many_descriptors_the_bounds_are_the_usual_ones() -> None:
-    assert divide(1 << 20, 40) == Seats(CLIENTS_MAX, 4_096, WORKERS_MAX, 4_096, SUBSCRIBERS_MAX)
+    assert divide(1 << 20, 40) == SeatCounts(CLIENTS_MAX, 4_096, WORKERS_MAX, 4_096, SUBSCRIBERS_MAX)
 
 
 @pytest.mark.parametrize("limit", [190, 256, 1_024, 20_000])

@@ -36,7 +36,7 @@ class Shadow:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Split:
+class TrafficSplit:
     """The split of a name's traffic. ``shares``: (version, parts), by version; the sum is SHARE_WHOLE."""
 
     shares: tuple[tuple[int, int], ...]
@@ -53,7 +53,7 @@ class Split:
         }
 
     @staticmethod
-    def from_wire(body: Any) -> Split:
+    def from_wire(body: Any) -> TrafficSplit:
         """Inverse of to_wire(). Raises ValueError, KeyError or TypeError for any other body."""
         shares = tuple(
             (_natural(version, VERSION_MAX), _natural(parts, SHARE_WHOLE))
@@ -65,12 +65,12 @@ class Split:
             raise ValueError("shares that do not add up to the whole")
         shadow = body["shadow"]
         if shadow is None:
-            return Split(shares)
+            return TrafficSplit(shares)
         tolerance = float(shadow["tolerance"])
         if not (math.isfinite(tolerance) and tolerance >= 0):
             raise ValueError(f"a tolerance of {tolerance}")
         version, parts = _natural(shadow["version"], VERSION_MAX), _natural(shadow["parts"], SHARE_WHOLE)
-        return Split(shares, Shadow(version, parts, tolerance))
+        return TrafficSplit(shares, Shadow(version, parts, tolerance))
 
 
 def _natural(value: Any, most: int) -> int:
@@ -79,9 +79,9 @@ def _natural(value: Any, most: int) -> int:
     return value
 
 
-def whole(version: int) -> Split:
+def whole(version: int) -> TrafficSplit:
     """All traffic to one version."""
-    return Split(((version, SHARE_WHOLE),))
+    return TrafficSplit(((version, SHARE_WHOLE),))
 
 
 @dataclasses.dataclass(slots=True)
@@ -89,16 +89,16 @@ class NameRoute:
     """An operator's route of a name. ``split`` None: the newest version that is ready has the traffic."""
 
     name: str
-    split: Split | None = None
-    earlier: list[Split] = dataclasses.field(default_factory=list)  # the last is the latest
+    split: TrafficSplit | None = None
+    earlier: list[TrafficSplit] = dataclasses.field(default_factory=list)  # the last is the latest
 
-    def change(self, split: Split | None, now: Split) -> None:
+    def change(self, split: TrafficSplit | None, now: TrafficSplit) -> None:
         """Set a new split. ``now``: the split at this moment, which a rollback restores."""
         if split != now:
             self.keep(now)
         self.split = split
 
-    def keep(self, now: Split) -> None:
+    def keep(self, now: TrafficSplit) -> None:
         """Have a rollback restore the split of this moment."""
         if self.earlier[-1:] != [now]:
             self.earlier = [*self.earlier, now][-ROUTES_KEPT:]
@@ -130,8 +130,8 @@ class NameRoute:
             raise ValueError(f"more than {ROUTES_KEPT} earlier routes")
         return NameRoute(
             body["name"],
-            None if split is None else Split.from_wire(split),
-            [Split.from_wire(split) for split in earlier],
+            None if split is None else TrafficSplit.from_wire(split),
+            [TrafficSplit.from_wire(split) for split in earlier],
         )
 
     @property
@@ -206,9 +206,11 @@ def read_shadow(asked: Sequence[Any], now: Shadow | None) -> Shadow | None:
     )
 
 
-def changed(now: Split, shares: Sequence[Sequence[Any]], shadow: Sequence[Any]) -> Split:
+def changed(now: TrafficSplit, shares: Sequence[Sequence[Any]], shadow: Sequence[Any]) -> TrafficSplit:
     """The split that a Route asks for. Raises InvalidInput."""
-    split = Split(share_out(now.shares, shares) if shares else now.shares, read_shadow(shadow, now.shadow))
+    split = TrafficSplit(
+        share_out(now.shares, shares) if shares else now.shares, read_shadow(shadow, now.shadow)
+    )
     copied = split.shadow
     if copied is None or any(version != copied.version for version, _ in split.shares):
         return split
@@ -216,10 +218,10 @@ def changed(now: Split, shares: Sequence[Sequence[Any]], shadow: Sequence[Any]) 
         raise InvalidInput(
             f"version {copied.version} has all the traffic: there is nothing that it could be the shadow of"
         )
-    return Split(split.shares)  # the shadow has become the version that serves
+    return TrafficSplit(split.shares)  # the shadow has become the version that serves
 
 
-def serving(split: Split, ready: Iterable[int]) -> list[tuple[int, int]]:
+def serving(split: TrafficSplit, ready: Iterable[int]) -> list[tuple[int, int]]:
     """The shares while only ``ready`` versions can serve: the others' are divided in proportion."""
     able = set(ready)
     there = [(version, parts) for version, parts in split.shares if version in able]

@@ -9,7 +9,7 @@ from clockwork.controller.troubles import TroubleKind
 from clockwork.scheduler.types import Fault
 
 
-class Account(NamedTuple):
+class FaultAccount(NamedTuple):
     """The description of a fault.
 
     name: the label by which it is counted. kind: of the trouble, where the fault is a trouble by itself.
@@ -24,26 +24,26 @@ class Account(NamedTuple):
     is_workers: bool = False
 
 
-def account(fault: Fault, worker: str, is_of_model: bool = True) -> Account:
+def account(fault: Fault, worker: str, is_of_model: bool = True) -> FaultAccount:
     """Describe a fault. worker: its name; "" if it is gone. is_of_model: the fault concerns a model."""
     where = f"worker {worker}" if worker else "a worker"
     if fault is Fault.OVERRUN:
         minutes = FAULT_WINDOW_NS // 60_000_000_000
-        return Account(
+        return FaultAccount(
             "overrun",
             TroubleKind.MODEL_OVERRUN,
             f"an execution on {where} took longer than it may and was ended",
             f"{OVERRUNS_MAX} of its executions took longer than they may within {minutes} minutes",
         )
     if fault is Fault.CRASHED:
-        return Account(
+        return FaultAccount(
             "crashed",
             TroubleKind.WORKER_KILLED,
             f"{where} crashed while it executed or loaded the model",
             "workers crashed again while they executed or loaded it",
         )
     if fault is Fault.STUCK:
-        return Account(
+        return FaultAccount(
             "stuck",
             TroubleKind.WORKER_STUCK,
             f"a load on {where} took longer than it may and did not end, so the worker began anew",
@@ -51,7 +51,7 @@ def account(fault: Fault, worker: str, is_of_model: bool = True) -> Account:
             is_workers=True,
         )
     if fault is Fault.TRIAL_STUCK:
-        return Account(
+        return FaultAccount(
             "trial_stuck",
             TroubleKind.WORKER_STUCK,
             f"{'making it ready' if is_of_model else 'giving back what models had'} on {where} took longer than it may "
@@ -59,7 +59,7 @@ def account(fault: Fault, worker: str, is_of_model: bool = True) -> Account:
             "",
             is_workers=True,
         )
-    return Account(
+    return FaultAccount(
         "worker_lost",
         None,
         f"{where} was lost while it executed or loaded the model",

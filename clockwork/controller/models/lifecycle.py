@@ -55,7 +55,7 @@ class VersionEvent(enum.StrEnum):
     DRAINED = "last request answered"
 
 
-class Step(enum.StrEnum):
+class LifecycleStep(enum.StrEnum):
     """Steps of a version's transition to another state; several steps are taken in this order."""
 
     ENLIST = "enlist"  # it gets a new id, by which workers and scheduler may know it
@@ -77,34 +77,37 @@ class Step(enum.StrEnum):
     DRAIN = "drain"  # the scheduler takes no more requests for it
 
 
-Transition: TypeAlias = tuple[ModelState, tuple[Step, ...]]
+Transition: TypeAlias = tuple[ModelState, tuple[LifecycleStep, ...]]
 
-_BECOMES_READY = (Step.ROUTE, Step.RETIRE, Step.ANNOUNCE)
-_FAILS = (Step.ROUTE, Step.ANNOUNCE)
-_LEAVES = (Step.TURN_AWAY, Step.UNROUTE, Step.ANNOUNCE, Step.DRAIN)
-_IS_SET_ASIDE = (Step.NOTE, Step.TURN_AWAY, Step.UNROUTE, Step.ANNOUNCE)
+_BECOMES_READY = (LifecycleStep.ROUTE, LifecycleStep.RETIRE, LifecycleStep.ANNOUNCE)
+_FAILS = (LifecycleStep.ROUTE, LifecycleStep.ANNOUNCE)
+_LEAVES = (LifecycleStep.TURN_AWAY, LifecycleStep.UNROUTE, LifecycleStep.ANNOUNCE, LifecycleStep.DRAIN)
+_IS_SET_ASIDE = (LifecycleStep.NOTE, LifecycleStep.TURN_AWAY, LifecycleStep.UNROUTE, LifecycleStep.ANNOUNCE)
 
 
-def _registered(becomes_ready: tuple[Step, ...]) -> dict[VersionEvent, Transition]:
+def _registered(becomes_ready: tuple[LifecycleStep, ...]) -> dict[VersionEvent, Transition]:
     """Transitions of the states in which workers prepare a version. becomes_ready: the steps to READY."""
     return {
         VersionEvent.SERVABLE: (ModelState.READY, becomes_ready),
-        VersionEvent.PREPARED: (ModelState.READY, (*becomes_ready, Step.ANSWER)),
-        VersionEvent.LOST: (ModelState.FAILED, (*_FAILS, Step.REFUSE)),
+        VersionEvent.PREPARED: (ModelState.READY, (*becomes_ready, LifecycleStep.ANSWER)),
+        VersionEvent.LOST: (ModelState.FAILED, (*_FAILS, LifecycleStep.REFUSE)),
         VersionEvent.UNLOAD: (ModelState.UNLOADING, _LEAVES),
         VersionEvent.SET_ASIDE: (ModelState.UNLOADING, _IS_SET_ASIDE),
         VersionEvent.ERASED: (ModelState.REMOVING, _LEAVES),
     }
 
 
-_REFUSED = {VersionEvent.REFUSED: (ModelState.FAILED, (*_FAILS, Step.GIVE_UP))}
+_REFUSED = {VersionEvent.REFUSED: (ModelState.FAILED, (*_FAILS, LifecycleStep.GIVE_UP))}
 
 TABLE: dict[ModelState, dict[VersionEvent, Transition]] = {
     ModelState.NEW: {
-        VersionEvent.REGISTERED: (ModelState.PREPARING, (Step.ENLIST, Step.ASK, Step.ANNOUNCE)),
+        VersionEvent.REGISTERED: (
+            ModelState.PREPARING,
+            (LifecycleStep.ENLIST, LifecycleStep.ASK, LifecycleStep.ANNOUNCE),
+        ),
         VersionEvent.FOUND: (
             ModelState.PREPARING,
-            (Step.ENLIST, Step.TRUST),
+            (LifecycleStep.ENLIST, LifecycleStep.TRUST),
         ),  # workers are asked as they join
         VersionEvent.FOUND_UNLOADED: (ModelState.UNLOADED, ()),
     },
@@ -112,23 +115,35 @@ TABLE: dict[ModelState, dict[VersionEvent, Transition]] = {
     ModelState.READY: _registered(()),
     ModelState.FAILED: _registered(_BECOMES_READY)
     | _REFUSED
-    | {VersionEvent.GIVEN_UP: (ModelState.REMOVED, (Step.FORGET, Step.DROP))},
+    | {VersionEvent.GIVEN_UP: (ModelState.REMOVED, (LifecycleStep.FORGET, LifecycleStep.DROP))},
     ModelState.UNLOADING: {
-        VersionEvent.DRAINED: (ModelState.UNLOADED, (Step.FORGET, Step.KEEP, Step.ANNOUNCE)),
+        VersionEvent.DRAINED: (
+            ModelState.UNLOADED,
+            (LifecycleStep.FORGET, LifecycleStep.KEEP, LifecycleStep.ANNOUNCE),
+        ),
         VersionEvent.UNLOAD: (ModelState.UNLOADING, ()),
         VersionEvent.SET_ASIDE: (ModelState.UNLOADING, ()),
-        VersionEvent.ERASED: (ModelState.REMOVING, (Step.PARDON,)),
+        VersionEvent.ERASED: (ModelState.REMOVING, (LifecycleStep.PARDON,)),
     },
     ModelState.UNLOADED: {
         VersionEvent.LOAD: (
             ModelState.PREPARING,
-            (Step.PARDON, Step.ENLIST, Step.TRUST, Step.ASK, Step.ANNOUNCE),
+            (
+                LifecycleStep.PARDON,
+                LifecycleStep.ENLIST,
+                LifecycleStep.TRUST,
+                LifecycleStep.ASK,
+                LifecycleStep.ANNOUNCE,
+            ),
         ),
         VersionEvent.UNLOAD: (ModelState.UNLOADED, ()),
-        VersionEvent.ERASED: (ModelState.REMOVED, (Step.PARDON, Step.DROP)),
+        VersionEvent.ERASED: (ModelState.REMOVED, (LifecycleStep.PARDON, LifecycleStep.DROP)),
     },
     ModelState.REMOVING: {
-        VersionEvent.DRAINED: (ModelState.REMOVED, (Step.FORGET, Step.DROP, Step.ANNOUNCE)),
+        VersionEvent.DRAINED: (
+            ModelState.REMOVED,
+            (LifecycleStep.FORGET, LifecycleStep.DROP, LifecycleStep.ANNOUNCE),
+        ),
         VersionEvent.UNLOAD: (ModelState.REMOVING, ()),
         VersionEvent.SET_ASIDE: (ModelState.REMOVING, ()),
         VersionEvent.ERASED: (ModelState.REMOVING, ()),

@@ -21,7 +21,7 @@ from clockwork.wire.keys import (
     read_controller_keys,
 )
 from clockwork.wire.messages import Query
-from clockwork.wire.roles import ANY_ROLE, DEEDS, MESSAGES, PORTS, QUERIES, Port, Role
+from clockwork.wire.roles import ANY_ROLE, DEEDS, MESSAGES, PORTS, QUERIES, ControllerSocket, Role
 
 log = logging.getLogger("clockwork.controller")
 
@@ -69,7 +69,7 @@ class Access:
 
     # ----- asked -------------------------------------------------------------------------------
 
-    def admits(self, port: Port, public: str) -> bool:
+    def admits(self, port: ControllerSocket, public: str) -> bool:
         """Whether a connection with this key is let in. Any thread."""
         roles = self._roles.get(public, frozenset())
         if not PORTS[port].isdisjoint(roles):

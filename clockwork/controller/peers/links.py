@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from typing import Any
 
@@ -64,7 +63,7 @@ class WorkerLink:
         worker_id: int,
         name: str,
         worker_epoch: int,
-        devices: list[WorkerDevice],
+        devices: list[DeviceInfo],
         joined_ns: int,
         key: str = "",
     ) -> None:
@@ -98,19 +97,11 @@ class Links:
         self.worker_of_fd: dict[int, WorkerLink] = {}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class WorkerDevice(DeviceInfo):
-    """A DeviceInfo that has come over the wire."""
-
-    def describe(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-
-def parse_devices(rows: list[dict[str, Any]]) -> list[WorkerDevice]:
+def parse_devices(rows: list[dict[str, Any]]) -> list[DeviceInfo]:
     """The devices of a WorkerHello. Raises InvalidInput."""
     if not rows:
         raise InvalidInput("a worker has at least one device")
-    devices = [WorkerDevice(**({"host_bytes": 0} | row)) for row in rows]
+    devices = [DeviceInfo(**({"host_bytes": 0} | row)) for row in rows]
     if any(device.host_bytes != devices[0].host_bytes for device in devices):
         raise InvalidInput("the devices of a worker share one host store")
     return devices

@@ -9,7 +9,7 @@ from clockwork.config.controller import DESCRIPTORS_KEPT, DESCRIPTORS_LEAST, UNG
 from clockwork.errors import ConfigError
 
 
-class Seats(NamedTuple):
+class SeatCounts(NamedTuple):
     """The most connections of each kind. Together they leave DESCRIPTORS_KEPT for everything else."""
 
     clients: int
@@ -19,7 +19,7 @@ class Seats(NamedTuple):
     subscribers: int
 
 
-def divide(limit: int, used: int) -> Seats:
+def divide(limit: int, used: int) -> SeatCounts:
     """Seats for a process that may open ``limit`` descriptors and has ``used`` open.
 
     Workers have seats of their own, however many clients there are: without workers no request is served.
@@ -35,4 +35,4 @@ def divide(limit: int, used: int) -> Seats:
     subscribers = min(SUBSCRIBERS_MAX, left // 8)
     clients_ungreeted = min(UNGREETED_MAX, left // 4)
     clients = left - workers - workers_ungreeted - subscribers - clients_ungreeted
-    return Seats(min(CLIENTS_MAX, clients), clients_ungreeted, workers, workers_ungreeted, subscribers)
+    return SeatCounts(min(CLIENTS_MAX, clients), clients_ungreeted, workers, workers_ungreeted, subscribers)

@@ -95,7 +95,7 @@ class Served:
         """The model of requests for a text that has no route; 0: they are refused, and refusal() is why."""
         try:
             return self._servable(text).model_id
-        except Exception as error:  # a defect fails this request alone: Clients.wrong_request() reports it
+        except Exception as error:  # a defect fails this request alone: ClientPort.wrong_request() reports it
             self._refusal = error
             return 0
 
@@ -122,7 +122,7 @@ class Served:
         return error
 
 
-class Clients:
+class ClientPort:
     """All clients. The exchange, which reads their connections, reports when they come and go."""
 
     def __init__(

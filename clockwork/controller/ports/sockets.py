@@ -8,19 +8,19 @@ from clockwork.config import FRAMES_MAX, PRIORITY_DEFAULT, QUEUED_REQUESTS_MAX
 from clockwork.config.controller import DRAIN_BATCH_EVENTS, TURN_HEADER_BYTES, TURN_PYTHON_NS
 from clockwork.controller._exchange import CLIENTS, WORKERS, Exchange, Ring
 from clockwork.controller.peers.access import Access
-from clockwork.controller.peers.seats import Seats
+from clockwork.controller.peers.seats import SeatCounts
 from clockwork.controller.settings import ControllerSettings
 from clockwork.errors import ConfigError
 from clockwork.scheduler._core import TEXTS, Core
 from clockwork.wire.messages import Reason
-from clockwork.wire.roles import Port
+from clockwork.wire.roles import ControllerSocket
 from clockwork.wire.transport import Transport, socket_functions
 
 
 class Sockets:
     """The sockets for clients, for workers and for published events; owned until close()."""
 
-    def __init__(self, settings: ControllerSettings, access: Access, seats: Seats) -> None:
+    def __init__(self, settings: ControllerSettings, access: Access, seats: SeatCounts) -> None:
         """Bind the sockets. Raises ConfigError where a socket cannot be bound."""
         keys, gate = access.keys, access.admits
         endpoints = (settings.client_endpoint, settings.worker_endpoint, settings.events_endpoint)
@@ -29,10 +29,14 @@ class Sockets:
         self._functions = socket_functions()
         self._transport = Transport()
         try:
-            self.clients = self._transport.router(endpoints[0], keys, Port.CLIENTS, gate, monitored=True)
-            self.workers = self._transport.router(endpoints[1], keys, Port.WORKERS, gate, monitored=True)
+            self.clients = self._transport.router(
+                endpoints[0], keys, ControllerSocket.CLIENTS, gate, monitored=True
+            )
+            self.workers = self._transport.router(
+                endpoints[1], keys, ControllerSocket.WORKERS, gate, monitored=True
+            )
             self.publisher = self._transport.publisher(
-                endpoints[2], keys, Port.EVENTS, gate, seats.subscribers
+                endpoints[2], keys, ControllerSocket.EVENTS, gate, seats.subscribers
             )
         except ConfigError:
             self._transport.close()

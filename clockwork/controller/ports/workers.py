@@ -101,7 +101,7 @@ from clockwork.wire.telling import printable
 log = logging.getLogger("clockwork.controller")
 
 
-class Workers:
+class WorkerPort:
     """All workers. They come and go by their messages, and as the exchange reports of their connections.
 
     policy, plans_fetches: the scheduler's; see Scheduler.

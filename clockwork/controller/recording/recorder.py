@@ -147,7 +147,7 @@ class _Worker:
         return [self.joined, *self.clocks.values(), *self.models.values(), *self.lost.values(), *more]
 
 
-class Told(NamedTuple):
+class EncodedEvent(NamedTuple):
     """An event that is neither a request's nor an action's: its kind, its worker, and its bytes without a
     time, which is that of the step."""
 
@@ -157,7 +157,7 @@ class Told(NamedTuple):
     body: bytes
 
     @classmethod
-    def of(cls, event: Event) -> Told:
+    def of(cls, event: Event) -> EncodedEvent:
         """The kept parts of an event that the scheduler is told."""
         number = 0
         match event:
@@ -170,13 +170,13 @@ class Told(NamedTuple):
         return cls(type(event), getattr(event, "worker", 0), number, encode_event(event, event.now_ns))
 
 
-class Cluster:
+class ClusterEvents:
     """Workers and the models that they have prepared, as events that make them known to a fresh scheduler."""
 
     def __init__(self) -> None:
         self._workers: dict[int, _Worker] = {}
 
-    def told(self, event: Told) -> None:
+    def told(self, event: EncodedEvent) -> None:
         """Take in an event that is neither a request's nor an action's."""
         kind, body = event.kind, event.body
         if kind is WorkerJoined:
@@ -201,9 +201,9 @@ class Cluster:
             )
             by_number[event.number] = body
 
-    def copy(self) -> Cluster:
+    def copy(self) -> ClusterEvents:
         """An independent copy. Only the references of each worker's models are copied."""
-        other = Cluster()
+        other = ClusterEvents()
         for number, worker in self._workers.items():
             other._workers[number] = _Worker(
                 worker.joined,
@@ -227,7 +227,7 @@ class Cluster:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class State:
+class SchedulerState:
     """The scheduler's state at a place of the ring, between two steps."""
 
     place: int
@@ -247,7 +247,7 @@ class States:
         self._save = save
         self._pause = pause
         self._bytes_max = min(STATE_BYTES_MAX, ring.state()["bytes_max"])
-        self._states: deque[State] = deque()
+        self._states: deque[SchedulerState] = deque()
         self._tried = (0, 0)  # place and time of the last attempt, or of the start
         self._next_ns = 0  # the earliest time of the next state
         self._is_paused = False
@@ -290,11 +290,11 @@ class States:
             self.missing = f"the scheduler's state takes more than {self._bytes_max:,} bytes"
         else:
             self.missing = ""
-            self._states.append(State(ring["end"], now_ns, body))
+            self._states.append(SchedulerState(ring["end"], now_ns, body))
         while self._states and (len(self._states) > STATES_MAX or self._states[0].place < ring["begin"]):
             self._states.popleft()
 
-    def oldest(self, place: int) -> State | None:
+    def oldest(self, place: int) -> SchedulerState | None:
         """The first state that was taken at a place or behind it, and that steps follow."""
         end = self._ring.state()["end"]
         return next((state for state in self._states if place <= state.place < end), None)
@@ -328,11 +328,11 @@ class Content:
     """The beginning of a dump, as the loop hands it to the thread that writes the dump."""
 
     header: Header  # without the fields below
-    tail: Cluster  # the cluster where the ring began
-    told: Sequence[Told]  # events from there to the dump's beginning
+    tail: ClusterEvents  # the cluster where the ring began
+    told: Sequence[EncodedEvent]  # events from there to the dump's beginning
     held: bytes  # see Core.held()
 
-    def cluster(self) -> Cluster:
+    def cluster(self) -> ClusterEvents:
         """The cluster where the dump begins. Consumes the tail."""
         for number, event in enumerate(self.told):
             if number % CLUSTER_EVENTS_AT_ONCE == 0:
@@ -340,7 +340,7 @@ class Content:
             self.tail.told(event)
         return self.tail
 
-    def head(self, cluster: Cluster) -> Header:
+    def head(self, cluster: ClusterEvents) -> Header:
         """The header with the number of the cluster's steps and the devices' models."""
         return self.header._replace(cluster_steps=len(cluster), held=Held.of(self.held))
 
@@ -433,8 +433,10 @@ class FlightRecorder:
         self._held = held
         self._dumps = Dumps(directory / DIRECTORY)
         self._thread = StorageThread("recorder")
-        self._tail = Cluster()  # the cluster where the ring begins
-        self._noted: deque[tuple[int, Told]] = deque()  # events in the ring, each with the place before it
+        self._tail = ClusterEvents()  # the cluster where the ring begins
+        self._noted: deque[tuple[int, EncodedEvent]] = (
+            deque()
+        )  # events in the ring, each with the place before it
         self._is_dumping = False
         self._reads = 0
         self._alert = ""
@@ -457,7 +459,7 @@ class FlightRecorder:
     def told(self, event: Event) -> None:
         """Note an event, neither a request's nor an action's, that the scheduler is about to be told."""
         if self._ring.is_on:
-            self._noted.append((self._ring.state()["end"], Told.of(event)))
+            self._noted.append((self._ring.state()["end"], EncodedEvent.of(event)))
             self._advance()
 
     def _advance(self) -> None:
@@ -558,7 +560,7 @@ class FlightRecorder:
 
         self._thread.submit(functools.partial(self._dumps.write, name, content, self._ring, end), written)
 
-    def _start(self, now_ns: int) -> tuple[int, State | None]:
+    def _start(self, now_ns: int) -> tuple[int, SchedulerState | None]:
         """The place where a dump begins, and the scheduler's state there.
 
         The ring goes on forgetting while the dump is written, so a dump begins a little behind the ring's
@@ -575,7 +577,7 @@ class FlightRecorder:
         state = self._states.oldest(start)
         return state.place if state is not None else start, state
 
-    def _content(self, start: int, state: State | None) -> Content:
+    def _content(self, start: int, state: SchedulerState | None) -> Content:
         """The content of a dump that begins at a place of the ring."""
         header = self._header._replace(start=start)
         if state is not None:

@@ -32,7 +32,7 @@ class _Worker:
     attempts: dict[int, int] = dataclasses.field(default_factory=dict)  # failed attempts, by model id
 
 
-class Preparations:
+class PreparationBook:
     def __init__(self) -> None:
         self._workers: dict[int, _Worker] = {}
         self._again: list[tuple[int, int, int]] = []  # a heap of (due, worker, model id)

@@ -48,12 +48,12 @@ from clockwork.controller.registration.tasks import (
     GiveUp,
     KeepRecord,
     Leave,
-    Load,
+    Reload,
     Reroute,
     Retire,
     Task,
 )  # fmt: skip
-from clockwork.controller.registration.turns import Turns
+from clockwork.controller.registration.turns import TaskQueues
 from clockwork.controller.registration.uploads import Registration, Upload, Uploads, storage_error
 from clockwork.controller.registration.versions import Versions, gone_before_ready
 from clockwork.controller.troubles import TroubleKind
@@ -91,7 +91,7 @@ class Registrar:
         self._lacks = lacks
         self.versions = Versions(effects, table)
         self._uploads = Uploads(effects)
-        self._turns = Turns(effects)
+        self._turns = TaskQueues(effects)
         self._refused: dict[ModelVersion, None] = {}  # to be erased, after a failed attempt
         self._retry_ns = 0
 
@@ -327,7 +327,7 @@ class Registrar:
                 self._add(following)
             case Adopt():
                 self._adopted(following)
-            case Load():
+            case Reload():
                 for model in following.models:
                     self._load(model, following.owner)
                 # The last version takes the name's traffic
@@ -361,7 +361,7 @@ class Registrar:
                 self._discard(following.upload, error)
             case Adopt() | Retire():  # a version that is not retired stays until the next version is ready
                 self._refuse(following.waiters, error)
-            case Load() | Leave() | Reroute():
+            case Reload() | Leave() | Reroute():
                 self._refuse([following.waiter], error)
             case GiveUp():  # it stays as a version that failed, and a restart would have it prepared again
                 self.versions.refuse(following.model)
@@ -552,7 +552,7 @@ class Registrar:
             self._await_load(models[-1], waiter)
             return
         saved = [dataclasses.replace(model.record, offered=True, aside="") for model in away]
-        self._write(away[0].record.name, Change(save=saved), Load(waiter, away, owner))
+        self._write(away[0].record.name, Change(save=saved), Reload(waiter, away, owner))
 
     def _load(self, model: ModelVersion, owner: int) -> None:
         """Have an unloaded version prepared on every worker, as if it had just been registered."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TypeAlias
 
-from clockwork.controller.catalog.routes import NameRoute, Split, changed, check_inputs, percent, whole
+from clockwork.controller.catalog.routes import NameRoute, TrafficSplit, changed, check_inputs, percent, whole
 from clockwork.controller.models.lifecycle import ModelState
 from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.registration.uploads import Registration
@@ -32,7 +32,7 @@ def next_route(table: ModelTable, release: Release) -> NameRoute:
         _check_split(table, name, earlier[-1])
         return NameRoute(name, earlier[-1], earlier[:-1])
     if isinstance(release, Route):
-        split: Split | None = changed(now, release.shares, release.shadow)
+        split: TrafficSplit | None = changed(now, release.shares, release.shadow)
     else:  # version 0: as without a route
         split = whole(release.version) if release.version else None
     if split is not None:
@@ -85,7 +85,7 @@ def upgrade(table: ModelTable, registration: Registration, declared: Interface |
     return route
 
 
-def describe_split(split: Split | None) -> str:
+def describe_split(split: TrafficSplit | None) -> str:
     """A split as a sentence for the log."""
     if split is None:
         return "all to the newest version"
@@ -94,7 +94,7 @@ def describe_split(split: Split | None) -> str:
     return text if shadow is None else f"{text}; {percent(shadow.parts)} copied to {shadow.version}"
 
 
-def _split_now(table: ModelTable, name: str) -> Split:
+def _split_now(table: ModelTable, name: str) -> TrafficSplit:
     if not table.live(name):
         raise ModelNotFound(table.absence(name))
     now = table.split_now(name)
@@ -103,7 +103,7 @@ def _split_now(table: ModelTable, name: str) -> Split:
     return now
 
 
-def _check_split(table: ModelTable, name: str, split: Split) -> None:
+def _check_split(table: ModelTable, name: str, split: TrafficSplit) -> None:
     """Raises where a version of the split is not ready, or takes other inputs than the others."""
     inputs, optional = {}, {}
     live = table.live(name)

@@ -14,7 +14,7 @@ from typing import Any
 
 from clockwork.config import MODEL_REFERENCE_MAX, SHARE_WHOLE
 from clockwork.controller.catalog.records import ModelRecord
-from clockwork.controller.catalog.routes import NameRoute, Shadow, Split, serving, whole
+from clockwork.controller.catalog.routes import NameRoute, Shadow, TrafficSplit, serving, whole
 from clockwork.controller.effects import Effect, Forward, Serve, Withdraw
 from clockwork.controller.models.interfaces import as_counted, may_share_lengths
 from clockwork.controller.models.lifecycle import ModelState
@@ -149,7 +149,7 @@ class ModelTable:
             for model in self._of_digest.get(digest, ())
         )
 
-    def split_of(self, name: str) -> Split | None:
+    def split_of(self, name: str) -> TrafficSplit | None:
         """The split of a name's traffic that an operator has set; None: there is none."""
         route = self.named.get(name)
         return None if route is None else route.split
@@ -214,7 +214,7 @@ class ModelTable:
         model = self.routes.get(name)
         return [] if model is None else [(model, SHARE_WHOLE)]
 
-    def split_now(self, name: str) -> Split | None:
+    def split_now(self, name: str) -> TrafficSplit | None:
         """The present split of a name's traffic, set or not; None: no version of the name is ready."""
         split = self.split_of(name)
         if split is None and name in self.routes:

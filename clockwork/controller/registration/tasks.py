@@ -79,7 +79,7 @@ class Leave:
 
 
 @dataclasses.dataclass(slots=True)
-class Load:
+class Reload:
     """Unloaded versions are prepared again. owner: the client's number."""
 
     waiter: Waiter
@@ -112,4 +112,4 @@ class Reroute:
     waiter: Waiter
 
 
-Following: TypeAlias = Leave | Load | Adopt | Add | Reroute | GiveUp | Retire | KeepRecord
+Following: TypeAlias = Leave | Reload | Adopt | Add | Reroute | GiveUp | Retire | KeepRecord

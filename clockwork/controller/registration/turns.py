@@ -22,7 +22,7 @@ DATA_DIRECTORY = "data directory"
 """The subject under which failed writes are noted until one succeeds."""
 
 
-class Turns:
+class TaskQueues:
     """Queues of tasks by name. At most one task of a name is under way: its change is being written."""
 
     def __init__(self, effects: deque[Effect]) -> None:

@@ -49,7 +49,7 @@ class Registration(NamedTuple):
     forced: bool = False
 
 
-class Phase(enum.Enum):
+class UploadPhase(enum.Enum):
     """Phases of an upload."""
 
     OPENING = enum.auto()  # storage looks up whether the package is stored already
@@ -65,7 +65,7 @@ class Upload:
     registration: Registration
     waiter: Waiter  # its client
     missing: int  # bytes still to come
-    phase: Phase = Phase.OPENING
+    phase: UploadPhase = UploadPhase.OPENING
     outstanding: int = 0  # chunks given to storage
     is_awaited: bool = True
     moved_bytes: int = 0  # bytes that came since it was last found to move
@@ -106,7 +106,7 @@ class Uploads:
     def chunk(self, client: bytes, message: UploadChunk, frame: Any) -> None:
         """Take a chunk of an upload; a chunk of a failed or unknown upload is dropped."""
         upload = self._by_request.get(Waiter(client, message.request_id))
-        if upload is None or upload.phase is not Phase.RECEIVING:
+        if upload is None or upload.phase is not UploadPhase.RECEIVING:
             return
         size = len(frame)
         upload.missing -= size
@@ -144,7 +144,7 @@ class Uploads:
         if upload is None:
             return
         upload.is_awaited = False
-        if upload.phase is not Phase.STORED:
+        if upload.phase is not UploadPhase.STORED:
             self._fail(upload, None)
 
     def client_gone(self, client: bytes) -> None:
@@ -155,7 +155,7 @@ class Uploads:
         """End the uploads of which too little came for too long. Called at each heartbeat."""
         self._now_ns = now_ns
         for upload in list(self._open.values()):
-            if upload.has_moved or upload.outstanding or upload.phase is not Phase.RECEIVING:
+            if upload.has_moved or upload.outstanding or upload.phase is not UploadPhase.RECEIVING:
                 upload.since_ns = now_ns
                 upload.moved_bytes = 0
                 upload.has_moved = False
@@ -184,7 +184,7 @@ class Uploads:
         receiving = [
             upload
             for upload in self._open.values()
-            if upload.phase is Phase.RECEIVING
+            if upload.phase is UploadPhase.RECEIVING
             and (
                 counts[upload.registration.owner] == largest > counts[owner] + 1
                 or (
@@ -202,7 +202,7 @@ class Uploads:
         self._effects.append(SendClient(upload.waiter.client, message))
 
     def _opened(self, upload: Upload, is_needed: bool) -> None:
-        upload.phase = Phase.RECEIVING
+        upload.phase = UploadPhase.RECEIVING
         if not is_needed:
             self._arrived(upload)
         elif upload.missing:
@@ -213,13 +213,13 @@ class Uploads:
     def _commit_if_whole(self, upload: Upload) -> None:
         if upload.missing or upload.outstanding:
             return
-        upload.phase = Phase.STORED
+        upload.phase = UploadPhase.STORED
         self._tell(upload, Progress(upload.waiter.request_id, "store", 0, 1))
         self._effects.append(CommitUpload(upload.upload_id))
 
     def _arrived(self, upload: Upload) -> None:
         """Have the interface of a stored package read."""
-        upload.phase = Phase.STORED
+        upload.phase = UploadPhase.STORED
         _, digest, options, files, *_ = upload.registration
         self._effects.append(PackageArrived(digest))
         self._effects.append(ReadUpload(upload.upload_id, digest, files, options))

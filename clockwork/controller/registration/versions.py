@@ -28,9 +28,9 @@ from clockwork.controller.effects import (
 )
 from clockwork.controller.models.accounts import account
 from clockwork.controller.models.interfaces import read_summary
-from clockwork.controller.models.lifecycle import ModelState, Step, VersionEvent, transition
+from clockwork.controller.models.lifecycle import LifecycleStep, ModelState, VersionEvent, transition
 from clockwork.controller.models.version import ModelVersion, Waiter
-from clockwork.controller.registration.preparations import PREPARING, READY, Preparations
+from clockwork.controller.registration.preparations import PREPARING, READY, PreparationBook
 from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.registration.tasks import GiveUp, KeepRecord, OwnTask, Retire
 from clockwork.controller.troubles import TroubleKind
@@ -59,7 +59,7 @@ class Versions:
     def __init__(self, effects: deque[Effect], table: ModelTable) -> None:
         self._effects = effects
         self._table = table
-        self.preparations = Preparations()
+        self.preparations = PreparationBook()
         self.tasks: deque[OwnTask] = deque()
         self._awaited: dict[ModelVersion, None] = {}  # versions that have waiters
         self._removals: list[Removal] = []
@@ -120,7 +120,7 @@ class Versions:
             model.text, model.was_ready = "", True
         elif model.state is ModelState.FAILED:
             model.text = next(iter(model.workers.values()))
-        if why and Step.NOTE in steps:
+        if why and LifecycleStep.NOTE in steps:
             model.record.aside = why
         for step in steps:
             self._steps[step](self, model)
@@ -401,24 +401,24 @@ class Versions:
             self._effects.append(ClearTrouble(TroubleKind.PREPARATION_FAILED, subject))
         return state is not None
 
-    _steps: ClassVar[dict[Step, Callable[[Versions, ModelVersion], None]]] = {
-        Step.ENLIST: _enlist,
-        Step.TRUST: _trust,
-        Step.NOTE: _note,
-        Step.PARDON: _pardon,
-        Step.ASK: _ask_all,
-        Step.TURN_AWAY: _turn_away,
-        Step.ROUTE: _route,
-        Step.RETIRE: _retire_old,
-        Step.UNROUTE: _unroute,
-        Step.FORGET: _forget,
-        Step.KEEP: _keep,
-        Step.DROP: _drop,
-        Step.ANNOUNCE: _announce,
-        Step.ANSWER: answer,
-        Step.REFUSE: _refuse,
-        Step.GIVE_UP: _give_up,
-        Step.DRAIN: _drain,
+    _steps: ClassVar[dict[LifecycleStep, Callable[[Versions, ModelVersion], None]]] = {
+        LifecycleStep.ENLIST: _enlist,
+        LifecycleStep.TRUST: _trust,
+        LifecycleStep.NOTE: _note,
+        LifecycleStep.PARDON: _pardon,
+        LifecycleStep.ASK: _ask_all,
+        LifecycleStep.TURN_AWAY: _turn_away,
+        LifecycleStep.ROUTE: _route,
+        LifecycleStep.RETIRE: _retire_old,
+        LifecycleStep.UNROUTE: _unroute,
+        LifecycleStep.FORGET: _forget,
+        LifecycleStep.KEEP: _keep,
+        LifecycleStep.DROP: _drop,
+        LifecycleStep.ANNOUNCE: _announce,
+        LifecycleStep.ANSWER: answer,
+        LifecycleStep.REFUSE: _refuse,
+        LifecycleStep.GIVE_UP: _give_up,
+        LifecycleStep.DRAIN: _drain,
     }
 
 

@@ -13,8 +13,8 @@ from clockwork.controller.catalog.records import ModelRecord
 from clockwork.controller.context import Context
 from clockwork.controller.models.lifecycle import ModelState
 from clockwork.controller.models.version import ModelVersion
-from clockwork.controller.peers.seats import Seats
-from clockwork.controller.registration.preparations import Preparations
+from clockwork.controller.peers.seats import SeatCounts
+from clockwork.controller.registration.preparations import PreparationBook
 from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.registration.versions import Versions
 from clockwork.controller.storage.repairs import Repairs
@@ -52,7 +52,7 @@ class Queries:
         repairs: Repairs,
         policy: str,
         started_ns: int,
-        seats: Seats,
+        seats: SeatCounts,
     ) -> None:
         self._context = context
         self._exchange = context.exchange
@@ -223,7 +223,7 @@ class Queries:
                 "sent": self._exchange.actions_sent(worker.slot),
                 "results": self._exchange.action_results(worker.slot),
                 "devices": [
-                    info.describe()
+                    dataclasses.asdict(info)
                     | {
                         "plan": plans.get((worker.worker_id, index), {}),
                         "offline": worker.offline.get(index, ""),
@@ -313,7 +313,7 @@ class Queries:
         return model.label if model else str(model_id)
 
 
-def state_of(model: ModelVersion, preparations: Preparations) -> tuple[str, str]:
+def state_of(model: ModelVersion, preparations: PreparationBook) -> tuple[str, str]:
     """A version's state as shown to people, and its reason."""
     if model.state is ModelState.READY and not preparations.is_served(model):
         failed = (model.workers[worker] for worker in preparations.failed_on(model))

@@ -6,7 +6,7 @@ from collections import deque
 
 from clockwork.controller.context import Context
 from clockwork.controller.effects import Effect
-from clockwork.controller.peers.seats import Seats
+from clockwork.controller.peers.seats import SeatCounts
 from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.registration.versions import Versions
 from clockwork.controller.storage.repairs import Repairs
@@ -28,7 +28,7 @@ class Views:
         versions: Versions,
         repairs: Repairs,
         policy: str,
-        seats: Seats,
+        seats: SeatCounts,
     ) -> None:
         started_ns = context.now_ns
         self.reports = SourceReports(effects)

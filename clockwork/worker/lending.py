@@ -23,7 +23,7 @@ from clockwork.wire.shared import PLACE, SHARED
 from clockwork.wire.transport import Frame
 from clockwork.worker.clock import WorkerClock
 from clockwork.worker.given import Given
-from clockwork.worker.memory import Room, views
+from clockwork.worker.memory import OutputRegion, views
 from clockwork.worker.snapshots import Snapshots
 
 log = logging.getLogger("clockwork.worker")
@@ -31,7 +31,7 @@ log = logging.getLogger("clockwork.worker")
 Answer: TypeAlias = tuple[bytes, Sequence[Frame]]
 """The header and frames of a Result."""
 
-Rooms: TypeAlias = Sequence[Room | None]
+OutputRegions: TypeAlias = Sequence[OutputRegion | None]
 
 CANCELLED_TEXT = "the worker ends because of another action"
 
@@ -49,7 +49,7 @@ class EndedInfer(Protocol):
     def close(self) -> None: ...
 
 
-class Road(Protocol):
+class LendingRoad(Protocol):
     """The methods of the native road to which INFERs with copied inputs return."""
 
     def receive_copied(self, header: bytes, tensors: Sequence[object], now: int) -> None: ...
@@ -57,7 +57,7 @@ class Road(Protocol):
     def holds(self, action_id: int) -> bool: ...
 
 
-class Outcome(NamedTuple):
+class FatalOutcome(NamedTuple):
     """The outcome of the action because of which all others are cancelled."""
 
     action_id: int
@@ -81,7 +81,7 @@ class _Arriving(_Copying):
     __slots__ = ("action_id", "header", "parts", "rooms")
 
     def __init__(
-        self, action_id: int, header: bytes, parts: list[list[TensorView]], rooms: Rooms, due_ns: int
+        self, action_id: int, header: bytes, parts: list[list[TensorView]], rooms: OutputRegions, due_ns: int
     ) -> None:
         super().__init__(due_ns)
         self.action_id = action_id
@@ -109,7 +109,7 @@ class Lending:
 
     def __init__(
         self,
-        road: Road,
+        road: LendingRoad,
         given: dict[int, Given],
         clock: WorkerClock,
         complaints: Complaints,
@@ -123,7 +123,9 @@ class Lending:
         self._snapshots = Snapshots()
         self._arriving: dict[int, _Arriving] = {}
         self._leaving: dict[int, _Leaving] = {}
-        self._rooms: dict[int, Rooms] = {}  # by id of an INFER in the road; tidy() drops refused INFERs
+        self._rooms: dict[
+            int, OutputRegions
+        ] = {}  # by id of an INFER in the road; tidy() drops refused INFERs
         self._is_cancelled = False
 
     @property
@@ -159,7 +161,7 @@ class Lending:
         self._leaving.clear()
         self._rooms.clear()
 
-    def cancel(self, outcome: Outcome) -> list[Answer]:
+    def cancel(self, outcome: FatalOutcome) -> list[Answer]:
         """End the action of `outcome` with it, all others as cancelled. Later actions are cancelled, too."""
         self._is_cancelled = True
         received_ns = self._clock.to_worker(now_ns())

@@ -28,7 +28,7 @@ from clockwork.wire.transport import Frame
 from clockwork.worker.snapshots import Snapshots
 
 
-class Room(NamedTuple):
+class OutputRegion(NamedTuple):
     """The part of a client's memory in which a request's outputs may be written."""
 
     process: int
@@ -81,7 +81,7 @@ class SharedInputs:
         """row: the inputs of the request; read() fills in those that add() entered."""
         self._row = row
         self._wanted: list[Wanted] = []
-        self.room: Room | None = None
+        self.room: OutputRegion | None = None
 
     @property
     def process(self) -> int:
@@ -109,7 +109,9 @@ class SharedInputs:
         )
         self._row.append(TensorView(dtype, tuple(shape), b""))
         if self.room is None and reference.room_bytes > 0:
-            self.room = Room(reference.process, reference.room, reference.room_key, reference.room_bytes)
+            self.room = OutputRegion(
+                reference.process, reference.room, reference.room_key, reference.room_bytes
+            )
 
     def read(self, snapshots: Snapshots) -> Work:
         """Copy the inputs, piece by piece. Raises InvalidInput if a reference does not match the memory."""

@@ -34,13 +34,13 @@ from clockwork.worker.checks import Checked, Checks
 from clockwork.worker.given import Given
 from clockwork.worker.opening import LAYOUT, Opened, OpeningThread, ReadPiece, WorkerModel
 from clockwork.worker.preparation import JobDone, PreparationProcess
-from clockwork.worker.preparations import Preparations
-from clockwork.worker.turns import Turns
+from clockwork.worker.preparations import PreparationPool
+from clockwork.worker.turns import JobQueue
 
 log = logging.getLogger("clockwork.worker")
 
 
-class Road(Protocol):
+class ModelRoad(Protocol):
     """The methods of the native road that say which models actions may name; see worker/_road.pyi."""
 
     def model_ready(
@@ -69,7 +69,7 @@ class WorkerModels:
         self,
         devices: Sequence[ModelHolder],
         store: PackageStore,
-        road: Road,
+        road: ModelRoad,
         send: Callable[..., object],
         wake: Callable[[], None],
         start_over: Callable[[], None] = lambda: None,
@@ -94,12 +94,12 @@ class WorkerModels:
         self.ready: dict[int, Given] = {}  # model ids that actions may name
         self._coming: dict[int, WorkerModel] = {}
         self._fetching: dict[str, list[WorkerModel]] = {}  # by digest
-        self._turns = Turns()
+        self._turns = JobQueue()
         self._to_prepare: dict[int, WorkerModel] = {}  # by job; each waits for its turn
         self._preparing: dict[int, WorkerModel] = {}  # by job
         self._job_id = 0
         self._fetcher = PackageFetcher(store, self._send_fetch, wake)
-        self._preparation = Preparations(lambda: PreparationProcess(wake))
+        self._preparation = PreparationPool(lambda: PreparationProcess(wake))
         self._need_time = need_time
         self._asks: deque[tuple[ModelHolder, int, int, list[int]]] = deque()  # appended by the opening thread
         self._opener = OpeningThread(devices, store, wake, self._asks)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from clockwork.worker.preparation import Job, JobDone, PreparationProcess
 
 
-class Preparations:
+class PreparationPool:
     """A pool of preparation processes. Every method belongs to the loop's thread."""
 
     def __init__(self, make: Callable[[], PreparationProcess]) -> None:

@@ -70,10 +70,10 @@ from clockwork.wire.transport import ConnectionEvent, Frame, Poller, Transport
 from clockwork.worker import _road
 from clockwork.worker.clock import WorkerClock
 from clockwork.worker.devices import end_runs, open_clocks, open_devices
-from clockwork.worker.lending import Answer, Lending, Outcome, log_twice, refusal
+from clockwork.worker.lending import Answer, FatalOutcome, Lending, log_twice, refusal
 from clockwork.worker.models import WorkerModels
 from clockwork.worker.road import RESERVATION, open_road
-from clockwork.worker.session import Departure, Session
+from clockwork.worker.session import ControllerSession, Departure
 from clockwork.worker.settings import WorkerSettings
 
 log = logging.getLogger("clockwork.worker")
@@ -114,7 +114,7 @@ class Worker:
         self._groups = list(dict.fromkeys(device.group for device in devices if device.group is not None))
         self._all_devices = [WorkerDevice(place, device) for place, device in enumerate(devices)]
         self._online = list(self._all_devices)  # the session's devices, by index
-        self._session = Session(settings, transport)
+        self._session = ControllerSession(settings, transport)
         self._dealer = self._session.dealer
         self._departure = Departure(settings.drain_ns)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -525,7 +525,7 @@ class Worker:
         text = f"the {operation} took longer than it may and could not be ended, so its worker begins anew"
         self.starts_over = True
         self._is_trial_stuck = operation == RESERVATION
-        self._give_up(Outcome(action_id, Status.OVERRUN, text), EXIT_STUCK)
+        self._give_up(FatalOutcome(action_id, Status.OVERRUN, text), EXIT_STUCK)
 
     def _say_last_words(self, number: int, action_id: int) -> None:
         """Answer the action of a crashed lane. The lane's thread then ends the process by its signal."""
@@ -533,9 +533,9 @@ class Worker:
         log.critical("action %d crashed: %s; the worker ends", action_id, name)
         self.crashed = True
         text = f"the worker crashed while it executed this ({name})"
-        self._give_up(Outcome(action_id, Status.CRASHED, text), 128 + number)
+        self._give_up(FatalOutcome(action_id, Status.CRASHED, text), 128 + number)
 
-    def _give_up(self, outcome: Outcome, status: int) -> None:
+    def _give_up(self, outcome: FatalOutcome, status: int) -> None:
         """Leave once the controller has read the outcome of every action, or soon if it does not answer.
 
         All actions but that of the outcome end as cancelled: to the controller they have not begun.

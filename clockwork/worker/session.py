@@ -32,7 +32,7 @@ from clockwork.worker.settings import WorkerSettings
 log = logging.getLogger("clockwork.worker")
 
 
-class Session:
+class ControllerSession:
     """The connection, and whether the controller has let this worker in."""
 
     def __init__(self, settings: WorkerSettings, transport: Transport) -> None:

@@ -69,7 +69,7 @@ class _Ring:
                 del self._jobs[owner]
 
 
-class Turns:
+class JobQueue:
     """Jobs by their ids, from put() to drop() or ended()."""
 
     def __init__(self) -> None:

@@ -249,7 +249,6 @@ NATIVE_NOT_YET = frozenset(
         "Progress",
         "Reader",
         "Residency",
-        "Room",
         "Route",
         "Session",
         "Source",
@@ -260,7 +259,6 @@ NATIVE_NOT_YET = frozenset(
         "Target",
         "Text",
         "TooLarge",
-        "Turns",
         "View",
         "Views",
         "Whereabouts",
@@ -288,7 +286,6 @@ PYTHON_NOT_YET = frozenset(
         "Reference",
         "Refused",
         "Residency",
-        "Road",
         "Seat",
         "Seats",
         "Session",
@@ -297,7 +294,6 @@ PYTHON_NOT_YET = frozenset(
         "TooLarge",
         "Trial",
         "Trouble",
-        "Turns",
         "Wake",
     }
 )

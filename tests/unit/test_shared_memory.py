@@ -42,7 +42,7 @@ from clockwork.wire.shared import (
 from clockwork.wire.tensors import FLOAT, INT32, INT64, STRING, UINT8, encode_array
 from clockwork.worker import memory as worker_memory
 from clockwork.worker import snapshots as worker_snapshots
-from clockwork.worker.memory import Room, SharedInputs
+from clockwork.worker.memory import OutputRegion, SharedInputs
 from clockwork.worker.snapshots import Snapshots
 from tests.fuzz.mutate import odd_bytes
 
@@ -72,7 +72,7 @@ def placed(loan: Loan, *arrays: np.ndarray) -> tuple[list[Any], list[Any]]:
     return references, frames
 
 
-def taken(dtype: int, shape: Any, frame: bytes) -> tuple[TensorView, Room | None]:
+def taken(dtype: int, shape: Any, frame: bytes) -> tuple[TensorView, OutputRegion | None]:
     """An input as a worker reads it, and its request's room."""
     row: list[TensorView] = []
     inputs = SharedInputs(row)

@@ -18,7 +18,7 @@ from clockwork.wire.shared import PLACE, SHARED, Reference
 from clockwork.wire.tensors import UINT8
 from clockwork.worker.clock import WorkerClock
 from clockwork.worker.given import Given
-from clockwork.worker.lending import NO_PHASE, Answer, Lending, Outcome
+from clockwork.worker.lending import NO_PHASE, Answer, FatalOutcome, Lending
 
 MODEL = 1
 
@@ -60,7 +60,7 @@ def outcomes(answers: list[Answer]) -> list[tuple[int, Status]]:
     return [(result.action_id, Status(result.status)) for result in results if isinstance(result, Result)]
 
 
-OTHER = Outcome(99, Status.OVERRUN, "it took too long")
+OTHER = FatalOutcome(99, Status.OVERRUN, "it took too long")
 
 
 class HandCopies(Copies):

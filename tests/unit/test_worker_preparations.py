@@ -6,7 +6,7 @@ from typing import Any
 
 from clockwork.wire.messages import Status
 from clockwork.worker.preparation import JobDone
-from clockwork.worker.preparations import Preparations
+from clockwork.worker.preparations import PreparationPool
 
 
 class Handle:
@@ -46,7 +46,7 @@ class Handle:
 class Side:
     def __init__(self) -> None:
         self.handles: list[Handle] = []
-        self.preparations = Preparations(self._make)  # type: ignore[arg-type]
+        self.preparations = PreparationPool(self._make)  # type: ignore[arg-type]
 
     def _make(self) -> Handle:
         self.handles.append(Handle())

@@ -7,14 +7,14 @@ import random
 import pytest
 
 from clockwork.config.worker import PREPARATION_SLOW_NS, PREPARATIONS_MAX
-from clockwork.worker.turns import Turn, Turns
+from clockwork.worker.turns import JobQueue, Turn
 
 A, B, C = 11, 22, 33
 
 
 class Story:
     def __init__(self) -> None:
-        self.turns = Turns()
+        self.turns = JobQueue()
         self.now = -5 * PREPARATION_SLOW_NS  # as after a boot
 
     def put(self, owner: int, *job_ids: int) -> None:

@@ -26,7 +26,7 @@ from clockwork.models import inputs as trial
 from clockwork.models import zoo
 from clockwork.models.answers import RELATIVE, difference
 from clockwork.models.batching import TRIED_ROWS, declared_reason, why_rows_meet
-from clockwork.models.runtime import RunError, Session
+from clockwork.models.runtime import ModelSession, RunError
 from clockwork.wire.tensors import Array
 
 EXPORTED = Path(__file__).parent.parent / "tests" / "data" / "exported.zip"
@@ -65,7 +65,7 @@ def judge(name: str, model: onnx.ModelProto, rows: Sequence[Array] | None = None
 def tried(model: onnx.ModelProto, rows: Sequence[Array] | None) -> str:
     """The reason why three rows of a model seem to depend on each other; "" if they seem independent."""
     try:
-        session = Session(model.SerializeToString(), optimise=True)
+        session = ModelSession(model.SerializeToString(), optimise=True)
         inputs = [TensorSpec(*described) for described in session.inputs]
         if why := declared_reason(inputs):
             return why

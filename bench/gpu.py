@@ -38,7 +38,7 @@ from clockwork.formats.program import (
     Launch,
     Program,
     ProgramWeight,
-    Target,
+    TargetModules,
     Variant,
     program_hash,
 )
@@ -149,7 +149,7 @@ class Site:
                 ProgramWeight(FLOAT, (elements,), index * self.page_bytes, self.page_bytes)
                 for index in range(self.pages)
             ),
-            targets={self.target: Target(0, (MODULE,))},
+            targets={self.target: TargetModules(0, (MODULE,))},
             variants=(
                 Variant(
                     self.target,

@@ -37,7 +37,7 @@ from clockwork.formats.program import (
     Launch,
     Program,
     ProgramWeight,
-    Target,
+    TargetModules,
     Variant,
     write_program,
 )
@@ -96,7 +96,7 @@ def write_package(
         weights=tuple(
             ProgramWeight(FLOAT, (page_bytes // 4,), index * page_bytes, page_bytes) for index in range(pages)
         ),
-        targets={target: Target(0, (MODULE,))},
+        targets={target: TargetModules(0, (MODULE,))},
         variants=tuple(variant(batch) for batch in BATCHES),
         files={MODULE: hash_file(place / MODULE)[1]},
     )

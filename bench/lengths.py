@@ -38,7 +38,7 @@ from clockwork.errors import ClockworkError
 from clockwork.formats.profiles import ModelProfile
 from clockwork.models import zoo
 from clockwork.models.compile.padding import make_padded_by_row
-from clockwork.models.runtime import Session
+from clockwork.models.runtime import ModelSession
 from clockwork.sim.world import Cluster as SimulatedCluster
 from clockwork.sim.world import Open, simulate
 from clockwork.system.clock import MS, SECOND, now_ns
@@ -85,7 +85,7 @@ class Trial:
         self, endpoint: str, model: onnx.ModelProto, vocabulary: int, median: float, sigma: float
     ) -> None:
         self._endpoint = endpoint
-        self._reference = Session(model.SerializeToString(), optimise=True)
+        self._reference = ModelSession(model.SerializeToString(), optimise=True)
         self._vocabulary = vocabulary
         self._median, self._sigma = median, sigma
         self.checksum = 0
@@ -219,10 +219,10 @@ def time_both(runs: int, **options: Any) -> dict[str, Times]:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "model.onnx"
         onnx.save(model, path)
-        plain = Session(path, optimise=True)
+        plain = ModelSession(path, optimise=True)
         make_padded_by_row(model, [(1, LONGEST), (1, LONGEST)], ["S"])
         onnx.save(model, path)
-        masked = Session(path, optimise=True)
+        masked = ModelSession(path, optimise=True)
     for length in TIMED_LENGTHS:
         for batch in TIMED_BATCHES:
             inputs = list(sentence(length, vocabulary, rng, batch).values())

@@ -48,7 +48,7 @@ def _size(quick: bool) -> Size:
 def vast(quick: bool) -> dict[str, onnx.ModelProto]:
     """A model whose answer to one number is millions of numbers."""
     width = _size(quick).answer_floats
-    graph = zoo.Graph(SEED)
+    graph = zoo.GraphBuilder(SEED)
     graph.node("Tile", ["x", graph.constant([1, width])], "y")
     return {"vast": graph.model("vast", [zoo.tensor("x", [1])], zoo.tensor("y", [width]))}
 

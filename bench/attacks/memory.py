@@ -263,7 +263,7 @@ def _gather(quick: bool) -> dict[str, onnx.ModelProto]:
 
 def _selecting(name: str, operator: str, inputs: list[str], dtype: int) -> dict[str, onnx.ModelProto]:
     """A model whose second input selects elements of its first one."""
-    graph = zoo.Graph(SEED)
+    graph = zoo.GraphBuilder(SEED)
     graph.node(operator, inputs, "y")
     value = onnx.helper.make_tensor_value_info
     taken = [value(inputs[0], onnx.TensorProto.FLOAT, [ELEMENTS]), value(inputs[1], dtype, [ELEMENTS])]
@@ -271,7 +271,7 @@ def _selecting(name: str, operator: str, inputs: list[str], dtype: int) -> dict[
 
 
 def _double(quick: bool) -> dict[str, onnx.ModelProto]:
-    graph = zoo.Graph(SEED)
+    graph = zoo.GraphBuilder(SEED)
     graph.node("Add", ["x", "x"], "y")
     return {"double": graph.model("double", [zoo.tensor("x", [ROW])], zoo.tensor("y", [ROW]))}
 

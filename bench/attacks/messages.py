@@ -48,7 +48,7 @@ def _size(quick: bool) -> Size:
 
 def _wide(quick: bool) -> onnx.ModelProto:
     """A model that answers with many copies of its input."""
-    graph = zoo.Graph(SEED)
+    graph = zoo.GraphBuilder(SEED)
     graph.node("Tile", ["x", graph.constant([1, _size(quick).answer_times])], "y")
     width = REQUEST_WIDTH * _size(quick).answer_times
     return graph.model("wide", [zoo.tensor("x", [REQUEST_WIDTH])], zoo.tensor("y", [width]))
@@ -57,7 +57,7 @@ def _wide(quick: bool) -> onnx.ModelProto:
 def _bulky(quick: bool) -> onnx.ModelProto:
     """A model whose weights make a large package."""
     width = 2 * _size(quick).package_width
-    graph = zoo.Graph(SEED)
+    graph = zoo.GraphBuilder(SEED)
     graph.node("MatMul", ["x", graph.weight("w", graph.normal((width, width), 0.01))], "y")
     return graph.model("bulky", [zoo.tensor("x", [width])], zoo.tensor("y", [width]))
 

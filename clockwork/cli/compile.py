@@ -83,7 +83,7 @@ def compile_command(
         raise click.UsageError(
             "this machine has no GPU whose architecture could be taken: give --arch, as sm_80"
         )
-    options = compiler.Options(
+    options = compiler.CompileOptions(
         targets=targets,
         batches=batches or compiler.BATCHES,
         shapes=parse_shapes(shapes),

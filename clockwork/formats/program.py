@@ -99,7 +99,7 @@ class ProgramWeight:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Target:
+class TargetModules:
     """The modules for an architecture. Its key is the architecture: "sm_80", "sm_90", ..., or "host"."""
 
     driver: int  # oldest sufficient CUDA driver, as from cuDriverGetVersion; 0 for host
@@ -170,7 +170,7 @@ class Program:
     outputs: tuple[TensorSpec, ...]
     batches: bool  # dimension 0 of every input and output is the batch
     weights: tuple[ProgramWeight, ...]
-    targets: Mapping[str, Target]
+    targets: Mapping[str, TargetModules]
     variants: tuple[Variant, ...]
     files: Mapping[str, str]  # sha256 of every file but program.json, by path
     padded: tuple[str, ...] = ()  # symbols of dimensions in which inputs may be shorter than the variant
@@ -432,7 +432,7 @@ def parse_program(data: bytes | str) -> Program:
         raise InvalidModel(f"{PROGRAM_JSON} has format {form!r:.40}, this reads {FORMAT_PLAIN} to {FORMAT}")
     pads = form == FORMAT_PADDED or (form == FORMAT and top.has("padded"))
     targets = {
-        name: Target(
+        name: TargetModules(
             target.get("driver").integer(0, 2**31 - 1),
             tuple(path.text() for path in target.get("modules").items(FILES_MAX)),
             tuple(path.text() for path in target.get("ptx").items(FILES_MAX)) if target.has("ptx") else (),
@@ -818,7 +818,7 @@ def _spec_body(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
 
 
-def _target_body(target: Target) -> dict[str, Any]:
+def _target_body(target: TargetModules) -> dict[str, Any]:
     body = {"driver": target.driver, "modules": list(target.modules)}
     return body | {"ptx": list(target.ptx), "ptx_driver": target.ptx_driver} if target.ptx else body
 
@@ -878,7 +878,7 @@ def _lines(body: Mapping[str, Any], depth: int) -> Iterator[str]:
 
 __all__ = [
     "CHECKS_FILE", "HOST", "POINTERS", "PROGRAM_JSON", "SCALARS", "WEIGHTS_FILE", "WEIGHT_ALIGNMENT_BYTES",
-    "Argument", "Check", "Launch", "Program", "ProgramWeight", "Target", "Variant", "check", "check_files",
+    "Argument", "Check", "Launch", "Program", "ProgramWeight", "TargetModules", "Variant", "check", "check_files",
     "offsets_of", "package_files", "parse_program", "program_hash", "read_checks", "read_program", "stored_damage",
     "write_checks", "write_program",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from clockwork.formats.program import HOST, Target
+from clockwork.formats.program import HOST, TargetModules
 
 JETSON = frozenset({53, 62, 72, 87, 101, 110})  # Compute capabilities of systems on a chip
 
@@ -23,27 +23,27 @@ FINGERPRINT_PREFIX = "cuda-"
 _FEATURES = ("", "f", "a")  # Suffixes of architectures, the most general first
 
 
-class Choice(NamedTuple):
+class CodeChoice(NamedTuple):
     """The code that a device runs: the modules of a target, or the PTX beside them."""
 
     name: str
     is_ptx: bool
 
 
-def choose(targets: Mapping[str, Target], device: str) -> Choice | None:
+def choose(targets: Mapping[str, TargetModules], device: str) -> CodeChoice | None:
     """Return the best target for a device of an architecture ("sm_86", or "host"). None: there is none.
 
     A cubin is preferred to any PTX, as it was compiled and tested before. Then the newest target is
     preferred, then the most special.
     """
     if device == HOST:
-        return Choice(HOST, False) if HOST in targets else None
+        return CodeChoice(HOST, False) if HOST in targets else None
     capability = capability_of(device)
     cubins = [name for name in targets if _runs(name, capability)]
     if cubins:
-        return Choice(max(cubins, key=_rank), False)
+        return CodeChoice(max(cubins, key=_rank), False)
     texts = [name for name, target in targets.items() if target.ptx and _compiles(name, capability)]
-    return Choice(max(texts, key=_rank), True) if texts else None
+    return CodeChoice(max(texts, key=_rank), True) if texts else None
 
 
 def architecture_of(fingerprint: str) -> str:
@@ -51,7 +51,7 @@ def architecture_of(fingerprint: str) -> str:
     return fingerprint.removeprefix(FINGERPRINT_PREFIX).split("-")[0]
 
 
-def describe_mismatch(targets: Mapping[str, Target], device: str) -> str:
+def describe_mismatch(targets: Mapping[str, TargetModules], device: str) -> str:
     """Return why a device runs none of these targets, as a sentence."""
     has = ", ".join(f"{name} (and PTX)" if target.ptx else name for name, target in sorted(targets.items()))
     return f"the program is compiled for {has}; this device is {device}, which runs none of it"
@@ -93,7 +93,7 @@ def _compiles(name: str, capability: int) -> bool:
 
 __all__ = [
     "FINGERPRINT_PREFIX",
-    "Choice",
+    "CodeChoice",
     "architecture_of",
     "capability_of",
     "choose",

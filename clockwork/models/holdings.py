@@ -25,15 +25,15 @@ from clockwork.formats.prepared import (
     program_damage,
 )
 from clockwork.models.answers import difference
-from clockwork.models.layout import Layout, lay_out, write_weights
+from clockwork.models.layout import WeightLayout, lay_out, write_weights
 from clockwork.models.measure import weight_addresses
-from clockwork.models.runtime import RunError, Session
-from clockwork.models.split import Program, Splitter
+from clockwork.models.runtime import ModelSession, RunError
+from clockwork.models.split import SplitModel, Splitter
 from clockwork.wire.tensors import Array
 
 
 @dataclasses.dataclass(slots=True)
-class Reference:
+class ReferenceRun:
     """Inputs, and the answers of the original model in ONNX Runtime, which every holding must reproduce."""
 
     run: Callable[[Sequence[Array]], list[Array]]
@@ -81,13 +81,13 @@ class Reference:
 class Bound:
     """A program and its weights, written to a directory and compared with the original."""
 
-    program: Program
-    layout: Layout
+    program: SplitModel
+    layout: WeightLayout
     weights: list[WeightSpec]
     error: str  # why it does not work; "": it works
 
 
-def build_bound(program: Program, directory: Path, page_bytes: int, reference: Reference) -> Bound:
+def build_bound(program: SplitModel, directory: Path, page_bytes: int, reference: ReferenceRun) -> Bound:
     """Write weights.bin, then run the program over that file."""
     sizes = [constant.size for constant in program.weights]
     layout = lay_out(sizes, page_bytes)
@@ -106,13 +106,13 @@ def build_bound(program: Program, directory: Path, page_bytes: int, reference: R
 def _verify(
     model: bytes,
     path: Path,
-    layout: Layout,
+    layout: WeightLayout,
     weights: Sequence[WeightSpec],
     page_bytes: int,
-    reference: Reference,
+    reference: ReferenceRun,
 ) -> str:
     try:
-        session = Session(model, optimise=False)
+        session = ModelSession(model, optimise=False)
     except RunError as error:
         return str(error)
     if not weights:
@@ -123,7 +123,7 @@ def _verify(
 
 
 def choose_program(
-    splitter: Splitter, whole: Program, build: Callable[[Program], Bound], known: Sequence[str]
+    splitter: Splitter, whole: SplitModel, build: Callable[[SplitModel], Bound], known: Sequence[str]
 ) -> tuple[Bound, list[str], str]:
     """Return the working program with the fewest weights in the graph, the operators that keep weights, and
     the reason.
@@ -154,7 +154,7 @@ def choose_program(
     return bound, kept, _kept_note(bound.program, kept, reason)
 
 
-def _kept_note(program: Program, operators: Sequence[str], reason: str) -> str:
+def _kept_note(program: SplitModel, operators: Sequence[str], reason: str) -> str:
     count, size = len(program.kept), program.kept_bytes
     why = f": {reason}" if reason else ""
     return f"{count} weights ({size} bytes) of {', '.join(operators)} stay inside the program{why}"
@@ -177,14 +177,14 @@ class Packed:
     error: str  # why it does not work; "": it works
 
 
-def build_packed(optimised: Path, directory: Path, reference: Reference) -> Packed:
+def build_packed(optimised: Path, directory: Path, reference: ReferenceRun) -> Packed:
     """Write packed.onnx and packed.data, then run that model."""
     target = directory / PACKED_FILE
     data = directory / PACKED_DATA_FILE
     try:
-        Session(optimised, optimise=False, save_to=target, packed_data=PACKED_DATA_FILE)
+        ModelSession(optimised, optimise=False, save_to=target, packed_data=PACKED_DATA_FILE)
         before = _heap_bytes()
-        session = Session(target, optimise=False)
+        session = ModelSession(target, optimise=False)
         heap = max(_heap_bytes() - before, target.stat().st_size)
     except RunError as error:
         return Packed(0, str(error))

@@ -18,12 +18,12 @@ from clockwork.config.models import OPEN_RUNS_MAX
 ALIGNMENT_BYTES = 64  # Alignment of ONNX Runtime's allocator: a cache line, and the widest vector
 
 
-class Layout(NamedTuple):
+class WeightLayout(NamedTuple):
     runs: list[int]  # page count of each
     places: list[tuple[int, int]]  # per tensor: (run, offset in bytes into it)
 
 
-def lay_out(sizes: Sequence[int], page_bytes: int) -> Layout:
+def lay_out(sizes: Sequence[int], page_bytes: int) -> WeightLayout:
     """Place tensors of these sizes (bytes) by first-fit decreasing. The result is deterministic."""
     if page_bytes < ALIGNMENT_BYTES or page_bytes % ALIGNMENT_BYTES:
         raise ValueError(f"page_bytes must be a multiple of {ALIGNMENT_BYTES}, not {page_bytes}")
@@ -44,10 +44,10 @@ def lay_out(sizes: Sequence[int], page_bytes: int) -> Layout:
         open_runs.append([run, _aligned(size), runs[run] * page_bytes])
         if len(open_runs) > OPEN_RUNS_MAX:
             del open_runs[0]
-    return Layout(runs, places)
+    return WeightLayout(runs, places)
 
 
-def write_weights(path: Path, layout: Layout, tensors: Sequence[Any], page_bytes: int) -> None:
+def write_weights(path: Path, layout: WeightLayout, tensors: Sequence[Any], page_bytes: int) -> None:
     """Write the runs one after another, durably. tensors: bytes-like, in the order of lay_out()'s sizes."""
     starts = [0]
     for pages in layout.runs:

@@ -28,7 +28,7 @@ from clockwork.models.compile.padding import (
     padded_inputs,
 )
 from clockwork.models.inputs import SEED, Run
-from clockwork.models.runtime import RunError, Session
+from clockwork.models.runtime import ModelSession, RunError
 from clockwork.wire.tensors import DTYPES, STRING, Array, length_class
 
 TOKENIZERS = frozenset(("BytePairs", "WordPiece"))
@@ -129,7 +129,7 @@ def share(
     sharing = Sharing(padding, inputs)
     target.write_bytes(model.SerializeToString())
     try:
-        text = _try(sharing, Session(target, optimise=True), row, run, relative)
+        text = _try(sharing, ModelSession(target, optimise=True), row, run, relative)
     except RunError as error:
         text = f"could not be tried: {error}"
     if text:
@@ -138,7 +138,7 @@ def share(
     return sharing, f"lengths share a batch ({', '.join(symbols)}): proven to change nothing, and tried"
 
 
-def _try(sharing: Sharing, session: Session, row: Sequence[Array], run: Run, relative: float) -> str:
+def _try(sharing: Sharing, session: ModelSession, row: Sequence[Array], run: Run, relative: float) -> str:
     """Test the padded model. Return a sentence about a wrong answer; "" if none. Raises RunError."""
     full = sharing.sizes(row)
     if max(full.values()) < 2:

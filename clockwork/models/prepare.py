@@ -57,7 +57,7 @@ from clockwork.models import inputs as trial
 from clockwork.models.holdings import (
     Bound,
     Packed,
-    Reference,
+    ReferenceRun,
     build_bound,
     build_packed,
     choose_program,
@@ -73,13 +73,13 @@ from clockwork.models.onnx_import import (
     read_examples,
     real_inputs,
 )
-from clockwork.models.runtime import RunError, Session, optimise
-from clockwork.models.split import Program, Splitter
+from clockwork.models.runtime import ModelSession, RunError, optimise
+from clockwork.models.split import SplitModel, Splitter
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.wire.packages import LIST_FILE, MODEL_FILE, PROGRAM_JSON
 from clockwork.wire.tensors import STRING, Array, length_class, length_classes
 
-Progress = Callable[[str, int, int], None]
+ReportProgress = Callable[[str, int, int], None]
 
 TIE = 1.10  # Largest ratio of execution times, bound to packed, at which bound is chosen, as it loads faster
 
@@ -107,7 +107,7 @@ def prepare(
     fingerprint: str,
     page_bytes: int,
     options: Mapping[str, Any],
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> PreparedModel:
     """Prepare the package for devices of this fingerprint, unless an intact preparation exists.
 
@@ -169,7 +169,7 @@ class _Preparation:
         options: Mapping[str, Any],
         work: Path,
         made: list[Path],
-        progress: Progress | None,
+        progress: ReportProgress | None,
     ) -> None:
         self._package_dir = package_dir
         self._store = store
@@ -315,7 +315,7 @@ class _Preparation:
         optimise(path, self._optimised)
         return True
 
-    def _describe(self, session: Session, model: onnx.ModelProto) -> None:
+    def _describe(self, session: ModelSession, model: onnx.ModelProto) -> None:
         ranked = {
             value.name
             for value in (*model.graph.input, *model.graph.output)
@@ -328,7 +328,7 @@ class _Preparation:
         self._outputs = [TensorSpec(name, dtype, _dims(shape)) for name, dtype, shape in session.outputs]
         self._rowless = [spec.name in self._defaults for spec in self._inputs]
 
-    def _refer(self, session: Session, splitter: Splitter) -> Reference:
+    def _refer(self, session: ModelSession, splitter: Splitter) -> ReferenceRun:
         """Return the original model's answers to its examples, or to generated inputs."""
         if self._examples:
             sets = self._examples[:REFERENCE_SETS]
@@ -350,7 +350,7 @@ class _Preparation:
             raise InvalidModel(f"the model fails on its example: {error}") from None
         quantised = is_quantised(splitter.operators())
         relative = answers.QUANTISED_RELATIVE if quantised else answers.RELATIVE
-        reference = Reference(session.run, sets, outputs, relative)
+        reference = ReferenceRun(session.run, sets, outputs, relative)
         if is_random(splitter.operators()):
             reference.check_deterministic()
         return reference
@@ -359,7 +359,7 @@ class _Preparation:
         """Return inputs in which each optional input has its default value."""
         return [self._defaults.get(spec.name, array) for spec, array in zip(self._inputs, inputs)]
 
-    def _flip(self, session: Session, sets: list[list[Array]], outputs: list[list[Array]]) -> None:
+    def _flip(self, session: ModelSession, sets: list[list[Array]], outputs: list[list[Array]]) -> None:
         """Add a set of inputs in which all optional booleans are negated, if the model accepts it.
 
         Such booleans choose between the bodies of an If. The added set compares and times the other body,
@@ -374,7 +374,7 @@ class _Preparation:
                 outputs.append(session.run(flipped))
                 sets.append(flipped)
 
-    def _share_lengths(self, session: Session, model: onnx.ModelProto) -> bool:
+    def _share_lengths(self, session: ModelSession, model: onnx.ModelProto) -> bool:
         """Replace the model by a model with masks and inputs for the sizes of rows, if a proof permits it.
 
         Requests of different lengths then share batches. model: the original, changed in place. Return
@@ -406,7 +406,7 @@ class _Preparation:
         self._optimised = self._work / "padded-optimised.onnx"
         optimise(padded, self._optimised)
         sharing, reference = self._sharing, self._reference
-        self._expected = Reference(
+        self._expected = ReferenceRun(
             lambda inputs: session.run(inputs[: len(self._inputs)]),
             [sharing.sized(inputs) for inputs in reference.inputs],
             reference.outputs,
@@ -416,7 +416,7 @@ class _Preparation:
         return True
 
     def _split(
-        self, splitter: Splitter, whole: Program, kept: Sequence[str], directory: Path
+        self, splitter: Splitter, whole: SplitModel, kept: Sequence[str], directory: Path
     ) -> tuple[Bound, str]:
         build = functools.partial(
             build_bound, directory=directory, page_bytes=self._page_bytes, reference=self._expected
@@ -429,7 +429,7 @@ class _Preparation:
         return bound, note
 
     def _measure(
-        self, session: Session, choices: Mapping[str, tuple[PreparedModel, Path]]
+        self, session: ModelSession, choices: Mapping[str, tuple[PreparedModel, Path]]
     ) -> OnnxMeasurement:
         """Prove batching, time each holding, choose a holding, and profile it."""
         rows, proof = self._proved or self._prove(session)
@@ -539,7 +539,7 @@ class _Preparation:
                 break
         return points
 
-    def _prove(self, session: Session) -> tuple[list[list[Array]], batching.Proof]:
+    def _prove(self, session: ModelSession) -> tuple[list[list[Array]], batching.Proof]:
         """Return a set of inputs of each shape, as single rows if the model batches, and the proof."""
         sets = self._reference.inputs
         counted = [spec for spec, rowless in zip(self._inputs, self._rowless) if not rowless]
@@ -563,7 +563,7 @@ class _Preparation:
         }
         return list(distinct.values())[::-1][:PROFILED_SHAPES], proof
 
-    def _prove_by_rows(self, session: Session, sets: Sequence[Sequence[Array]]) -> batching.Proof:
+    def _prove_by_rows(self, session: ModelSession, sets: Sequence[Sequence[Array]]) -> batching.Proof:
         """Prove batching for all values of optional inputs. Return the first failed proof, else the last."""
         by_value: dict[Any, list[Sequence[Array]]] = {}
         for inputs in sets:
@@ -589,7 +589,7 @@ class _Preparation:
         """Return the values of the optional inputs among a model's inputs."""
         return tuple(array.tobytes() for array, rowless in zip(inputs, self._rowless) if rowless)
 
-    def _answers(self, session: Session) -> list[list[Array]]:
+    def _answers(self, session: ModelSession) -> list[list[Array]]:
         """Return the known answers, and the answer to inputs of another size, if the model accepts these."""
         answers = list(self._reference.outputs)
         grown = trial.resized(self._inputs, self._reference.inputs[0])
@@ -600,11 +600,11 @@ class _Preparation:
 
     # ----- kept measurements -----------------------------------------------------------------
 
-    def _kept_path(self, whole: Program) -> Path:
+    def _kept_path(self, whole: SplitModel) -> Path:
         key = hashlib.sha256(whole.model + self._fingerprint.encode()).hexdigest()
         return self._store / "kept" / f"{key}.json"
 
-    def _recall_kept(self, whole: Program) -> list[str]:
+    def _recall_kept(self, whole: SplitModel) -> list[str]:
         """Return the operators that needed weights in the graph in an earlier model of this architecture."""
         try:
             body, is_sealed = unseal(read_plain(self._kept_path(whole)))
@@ -613,7 +613,7 @@ class _Preparation:
             return []
         return [str(name) for name in names] if is_sealed and type(names) is list else []
 
-    def _find(self, program: Program) -> OnnxMeasurement | None:
+    def _find(self, program: SplitModel) -> OnnxMeasurement | None:
         """Set the model's program. Return its kept measurement, if any."""
         self._program = program_name(program.model, self._fingerprint)
         return self._recall()

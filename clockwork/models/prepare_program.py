@@ -36,7 +36,7 @@ from clockwork.formats.program import (
 from clockwork.formats.targets import FINGERPRINT_PREFIX, architecture_of, choose, describe_mismatch
 from clockwork.models import onnx_import
 from clockwork.models.answers import HALF_RELATIVE, QUANTISED_RELATIVE, RELATIVE
-from clockwork.models.layout import Layout, lay_out, write_weights
+from clockwork.models.layout import WeightLayout, lay_out, write_weights
 from clockwork.wire.packages import MODEL_FILE, PROGRAM_JSON
 
 HOLDING = "program"
@@ -44,7 +44,7 @@ HOLDING = "program"
 KERNELS_DIRECTORY = "kernels"
 """Directory of the store for compiled kernels, which later models of equal architecture reuse."""
 
-Progress = Callable[[str, int, int], None]
+ReportProgress = Callable[[str, int, int], None]
 STEPS = ("compile", "lay out", "write")
 
 
@@ -67,7 +67,7 @@ def prepare_program(
     page_bytes: int,
     options: Mapping[str, Any],
     directory: Path,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> PreparedModel:
     """Prepare a package in ``directory``, which lies beside prepared directories and is renamed by the
     caller.
@@ -149,7 +149,7 @@ def _compiled(
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _write_weights(program: Program, source: Path, layout: Layout, path: Path, page_bytes: int) -> None:
+def _write_weights(program: Program, source: Path, layout: WeightLayout, path: Path, page_bytes: int) -> None:
     if not program.weights:
         return
     with open(source / WEIGHTS_FILE, "rb") as file:

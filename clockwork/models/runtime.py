@@ -106,7 +106,7 @@ class Limit:
             raise RunsTooLong from None
 
 
-class Session:
+class ModelSession:
     """A model that runs on a single thread of this process."""
 
     def __init__(
@@ -218,10 +218,10 @@ def _feedable(array: Array) -> Array:
     return padded_strings(array)
 
 
-def optimise(model: Path, target: Path, external_data: str = "") -> Session:
+def optimise(model: Path, target: Path, external_data: str = "") -> ModelSession:
     """Write the optimised model to ``target``. Return a session with the original. Raises InvalidModel."""
     try:
-        return Session(model, optimise=True, save_to=target, external_data=external_data)
+        return ModelSession(model, optimise=True, save_to=target, external_data=external_data)
     except RunError as error:
         raise InvalidModel(explain(str(error), model.name)) from None
 

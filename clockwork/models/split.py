@@ -72,7 +72,7 @@ _QUANTISED = (
 
 
 @dataclasses.dataclass(slots=True)
-class Constant:
+class ModelConstant:
     """A constant of the model: an initializer or a Constant node, in the main graph or a body."""
 
     tensor: TensorProto  # its data may be external
@@ -117,12 +117,12 @@ class Constant:
 
 
 @dataclasses.dataclass(slots=True)
-class Program:
+class SplitModel:
     """The result of a split."""
 
     model: bytes  # canonical ONNX file
-    weights: list[Constant]  # in the order of the inputs that follow the model's own
-    kept: list[Constant]  # weights that had to stay inside
+    weights: list[ModelConstant]  # in the order of the inputs that follow the model's own
+    kept: list[ModelConstant]  # weights that had to stay inside
 
     @property
     def weights_bytes(self) -> int:
@@ -141,7 +141,7 @@ class Splitter:
         self._directory = path.parent
         self._model = read_model(path)
         self._shape_symbols: dict[str, str] = {}
-        self._constants: dict[str, Constant] = {}  # by unique name
+        self._constants: dict[str, ModelConstant] = {}  # by unique name
         self._count = 0
         graph = self._model.graph
         self._graph = self._canonical(graph, {}, "x")
@@ -150,7 +150,7 @@ class Splitter:
         self._find_uses(self._graph)
 
     @property
-    def weights(self) -> list[Constant]:
+    def weights(self) -> list[ModelConstant]:
         return [constant for constant in self._constants.values() if constant.is_weight()]
 
     def weight_users(self) -> list[str]:
@@ -165,10 +165,10 @@ class Splitter:
         """Return the distinct operators of the model."""
         return list(dict.fromkeys(operator(node) for node in nodes_within(self._graph.node)))
 
-    def program(self, keep: Callable[[Constant], bool] = lambda constant: False) -> Program:
+    def program(self, keep: Callable[[ModelConstant], bool] = lambda constant: False) -> SplitModel:
         """Make a program in whose graph those weights stay for which ``keep`` is true."""
-        leaving: dict[str, Constant] = {}
-        kept: list[Constant] = []
+        leaving: dict[str, ModelConstant] = {}
+        kept: list[ModelConstant] = []
         for name, constant in self._constants.items():
             if constant.is_weight():
                 if keep(constant):
@@ -186,9 +186,9 @@ class Splitter:
         for opset in sorted(self._model.opset_import, key=lambda opset: opset.domain):
             if opset.domain in used:
                 model.opset_import.append(helper.make_opsetid(opset.domain, opset.version))
-        return Program(model.SerializeToString(deterministic=True), list(leaving.values()), kept)
+        return SplitModel(model.SerializeToString(deterministic=True), list(leaving.values()), kept)
 
-    def keeping(self, operators: Sequence[str]) -> Program:
+    def keeping(self, operators: Sequence[str]) -> SplitModel:
         """Make a program in whose graph the weights of these operators stay."""
         wanted = set(operators)
         return self.program(lambda constant: any(operator(node) in wanted for node, _ in constant.uses))
@@ -203,18 +203,18 @@ class Splitter:
         """Copy a graph without constants, with canonical order and names. outer: names around the graph."""
         result = GraphProto(name="g")
         names = dict(outer)
-        constants: dict[str, Constant] = {}
+        constants: dict[str, ModelConstant] = {}
         for tensor in graph.initializer:
-            constants[tensor.name] = Constant(tensor, self._directory, [])
+            constants[tensor.name] = ModelConstant(tensor, self._directory, [])
         for sparse in graph.sparse_initializer:
             tensor = TensorProto(name=sparse.values.name, data_type=sparse.values.data_type, dims=sparse.dims)
-            constants[tensor.name] = Constant(tensor, self._directory, [], is_sparse=True)
+            constants[tensor.name] = ModelConstant(tensor, self._directory, [], is_sparse=True)
             copy = result.sparse_initializer.add()
             copy.CopyFrom(sparse)
         nodes: list[NodeProto] = []
         for node in graph.node:
             if (held := constant_tensor(node)) is not None:
-                constants[node.output[0]] = Constant(held, self._directory, [])
+                constants[node.output[0]] = ModelConstant(held, self._directory, [])
             else:
                 nodes.append(node)
         for index, value in enumerate(declared for declared in graph.input if declared.name not in constants):
@@ -297,7 +297,7 @@ class Splitter:
                 if name in self._constants:
                     self._constants[name].uses.append((node, position))
 
-    def _restore(self, graph: GraphProto, leaving: Mapping[str, Constant]) -> None:
+    def _restore(self, graph: GraphProto, leaving: Mapping[str, ModelConstant]) -> None:
         """Put the constants that stay back into the copy of their graph."""
         staying = [marker.name for marker in graph.initializer if marker.name not in leaving]
         del graph.initializer[:]

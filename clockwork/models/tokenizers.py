@@ -27,7 +27,7 @@ from clockwork.errors import ConfigError, InvalidModel
 from clockwork.models import samples
 from clockwork.models.compose import join
 from clockwork.models.onnx_import import free_names, real_inputs
-from clockwork.models.runtime import RunError, Session
+from clockwork.models.runtime import ModelSession, RunError
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -350,7 +350,7 @@ def _verify(tokenizer: Any, operator: str, attributes: dict[str, Any], vocabular
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
     try:
-        session = Session(
+        session = ModelSession(
             helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString(), optimise=False
         )
         texts = [*probes(), *_known(list(vocabulary))]

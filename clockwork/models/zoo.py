@@ -100,7 +100,7 @@ def fine_tune(model: onnx.ModelProto, seed: int, amount: float = 0.05) -> onnx.M
     return tuned
 
 
-class Graph:
+class GraphBuilder:
     """Collects nodes and seeded weights, and names them as an exporter would."""
 
     def __init__(self, seed: int) -> None:
@@ -228,7 +228,7 @@ def resnet18(
     *, seed: int = 0, image: int = 224, channels: int = 3, classes: int = 1000, fold: bool = False
 ) -> onnx.ModelProto:
     """ResNet-18 (He et al. 2015): `image` (N, channels, image, image) to `scores` (N, classes)."""
-    g = Graph(seed)
+    g = GraphBuilder(seed)
     x, width = _resnet_stem(g, channels, fold), 64
     for stage, blocks in enumerate((2, 2, 2, 2)):
         target = 64 << stage
@@ -244,7 +244,7 @@ def resnet50(
     *, seed: int = 0, image: int = 224, channels: int = 3, classes: int = 1000, fold: bool = False
 ) -> onnx.ModelProto:
     """ResNet-50 (v1.5: the 3x3 strides): `image` (N, channels, image, image) to `scores` (N, classes)."""
-    g = Graph(seed)
+    g = GraphBuilder(seed)
     x, width = _resnet_stem(g, channels, fold), 64
     for stage, blocks in enumerate((3, 4, 6, 3)):
         middle = 64 << stage
@@ -266,7 +266,7 @@ def mobilenet_v2(
     *, seed: int = 0, image: int = 224, channels: int = 3, classes: int = 1000, fold: bool = False
 ) -> onnx.ModelProto:
     """MobileNetV2 (Sandler et al. 2018): `image` (N, channels, image, image) to `scores` (N, classes)."""
-    g = Graph(seed)
+    g = GraphBuilder(seed)
     low, high = g.constant(0), g.constant(6)
 
     def clip(y: str) -> str:
@@ -313,7 +313,7 @@ def residual_cnn(
 
     By default: 3x64x64 pixels, 15 MB of weights, about 5 ms on one core. Overload tests use it.
     """
-    g = Graph(seed)
+    g = GraphBuilder(seed)
     width = widths[0]
     x = g.node("Relu", [g.conv("stem", "image", (channels, width), 3, stride=2, fold=fold)])
     for stage, (target, count) in enumerate(zip(widths, blocks, strict=True)):
@@ -329,7 +329,7 @@ def cnn(
     *, seed: int = 0, image: int = 16, channels: int = 1, widths: Sequence[int] = (32, 64), classes: int = 10
 ) -> onnx.ModelProto:
     """Convolutions that halve the image, without shortcuts: `image` to `scores` (N, classes)."""
-    g = Graph(seed)
+    g = GraphBuilder(seed)
     x, width = "image", channels
     for index, target in enumerate(widths):
         x = g.node("Relu", [g.conv(f"conv{index + 1}", x, (width, target), 3, stride=2, norm=None)])
@@ -338,12 +338,14 @@ def cnn(
     return g.model("cnn", [tensor("image", [channels, image, image])], tensor("scores", [classes]))
 
 
-def _resnet_stem(g: Graph, channels: int, fold: bool) -> str:
+def _resnet_stem(g: GraphBuilder, channels: int, fold: bool) -> str:
     x = g.node("Relu", [g.conv("conv1", "image", (channels, 64), 7, stride=2, fold=fold)])
     return g.node("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
 
 
-def _basic_block(g: Graph, name: str, x: str, source: int, target: int, stride: int, fold: bool) -> str:
+def _basic_block(
+    g: GraphBuilder, name: str, x: str, source: int, target: int, stride: int, fold: bool
+) -> str:
     """Two 3x3 convolutions beside a shortcut. The branch is damped, because the sum would grow with depth."""
     y = g.node("Relu", [g.conv(f"{name}.conv1", x, (source, target), 3, stride=stride, fold=fold)])
     y = g.conv(f"{name}.conv2", y, (target, target), 3, norm=0.4, fold=fold)
@@ -373,7 +375,7 @@ def transformer(
     """
     if width % heads:
         raise ValueError(f"width {width} is not divisible by {heads} heads")
-    g = Graph(seed)
+    g = GraphBuilder(seed)
     length: int | str = sequence or "S"
     scale = g.constant(1 / math.sqrt(width // heads))
     bias = ""
@@ -405,7 +407,7 @@ def transformer(
     return g.model("transformer", inputs, tensor("embedding", [width]))
 
 
-def _encoder_layer(g: Graph, name: str, x: str, width: int, heads: int, scale: str, bias: str) -> str:
+def _encoder_layer(g: GraphBuilder, name: str, x: str, width: int, heads: int, scale: str, bias: str) -> str:
     split = g.constant([0, 0, heads, width // heads])
 
     def head(part: str, order: list[int]) -> str:
@@ -435,7 +437,7 @@ def mlp(
     *, seed: int = 0, width: int = 512, depth: int = 3, inputs: int = 64, outputs: int = 10
 ) -> onnx.ModelProto:
     """``depth`` hidden layers of ``width``: `x` (N, inputs) to `y` (N, outputs)."""
-    g = Graph(seed)
+    g = GraphBuilder(seed)
     x, source = "x", inputs
     for index in range(depth):
         x = g.node("Relu", [g.gemm(f"fc{index + 1}", x, source, width, gain=2.0)])
@@ -451,7 +453,7 @@ def wide_mlp(*, seed: int = 0, width: int = 2880, depth: int = 4) -> onnx.ModelP
 
 def null(*, seed: int = 0, width: int = 4) -> onnx.ModelProto:
     """The identity: `x` (N, width) to `y`; it has no weights, so every seed gives the same model."""
-    g = Graph(seed)
+    g = GraphBuilder(seed)
     g.node("Identity", ["x"], "y")
     return g.model("null", [tensor("x", [width])], tensor("y", [width]))
 

@@ -85,7 +85,7 @@ _EVENT_MOMENTS = {kind: _moments(kind) for kind in EVENTS}
 _COMMAND_MOMENTS = {kind: _moments(kind) for kind in COMMANDS}
 
 
-class Held(NamedTuple):
+class ResidentModel(NamedTuple):
     """A model that is resident on a device."""
 
     worker: int
@@ -94,7 +94,7 @@ class Held(NamedTuple):
     load_id: int
 
     @classmethod
-    def of(cls, numbers: bytes) -> tuple[Held, ...]:
+    def of(cls, numbers: bytes) -> tuple[ResidentModel, ...]:
         """Parse the result of Core.held()."""
         return tuple(map(cls._make, struct.iter_unpack("=qqqq", numbers)))
 
@@ -111,7 +111,7 @@ class Header(NamedTuple):
     # when the dump was written.
     start: int = 0
     cluster_steps: int = 0
-    held: Sequence[Held] = ()
+    held: Sequence[ResidentModel] = ()
     # State for Core.restore() of a scheduler that then gets the steps after those of the cluster. b"": there
     # is no state, and `inexact` gives the reason.
     state: bytes = b""
@@ -193,7 +193,7 @@ def _header(head: Sequence[Any]) -> Header:
     try:
         header = Header(*head[1:])
         header = header._replace(
-            options=dict(header.options), held=tuple(Held(*entry) for entry in header.held)
+            options=dict(header.options), held=tuple(ResidentModel(*entry) for entry in header.held)
         )
     except (TypeError, ValueError):
         raise ConfigError("the head of the recording is damaged") from None

@@ -35,7 +35,7 @@ from clockwork.formats.program import (
     Launch,
     Program,
     ProgramWeight,
-    Target,
+    TargetModules,
     Variant,
     offsets_of,
     program_hash,
@@ -215,7 +215,7 @@ class CudaRig:
     ) -> Program:
         graph = one.model.graph
         places = offsets_of([array.nbytes for array in arrays])
-        target = Target(self.driver, (MODULE,), (PTX,) if self.ptx else (), self.ptx_driver)
+        target = TargetModules(self.driver, (MODULE,), (PTX,) if self.ptx else (), self.ptx_driver)
         self._write_modules(self.store)
         return Program(
             name="by hand",

@@ -107,13 +107,13 @@ def install() -> None:
     sys.modules["cupy"] = cupy
     compiled = nvrtc.build
 
-    def build(sources: Sequence[str], target: str) -> nvrtc.Module:
+    def build(sources: Sequence[str], target: str) -> nvrtc.CompiledModule:
         from tests.device.cuda_rig import compiled_kernels  # which opens the driver
 
         if target != HOST:
             return compiled(sources, target)
         (source,) = sources
-        return nvrtc.Module(compiled_kernels(source), b"", "")
+        return nvrtc.CompiledModule(compiled_kernels(source), b"", "")
 
     nvrtc.build = build
 

@@ -16,9 +16,9 @@ from clockwork.formats.prepared import prepared_directory
 from clockwork.models import zoo
 from clockwork.models.answers import RELATIVE, difference
 from clockwork.models.compile import compiler, nvrtc
-from clockwork.models.compile.compiler import Options, compile_model
+from clockwork.models.compile.compiler import CompileOptions, compile_model
 from clockwork.models.prepare import prepare
-from clockwork.models.runtime import Session
+from clockwork.models.runtime import ModelSession
 from clockwork.wire.messages import PRODUCT_DTYPES, Status
 from clockwork.wire.tensors import Array
 from tests.device.cuda_rig import PAGE_BYTES, CardRig, CudaRig, why_no_card
@@ -72,7 +72,9 @@ def test_networks_on_the_device_answer_as_onnx_runtime_does(name: str, rig: Cuda
     path = tmp_path / "model.onnx"
     onnx.save(zoo.build(name, **NETWORKS[name][0]), path)
     # The device is held against ONNX Runtime below, as is the package while it is prepared.
-    summary = compile_model(path, tmp_path / "package", Options(("host",), batches=(1, 8), verify=False))
+    summary = compile_model(
+        path, tmp_path / "package", CompileOptions(("host",), batches=(1, 8), verify=False)
+    )
     check_launches(summary.program)
     assert [one.batch for one in summary.program.variants] == [1, 8]
     check_device(name, tmp_path / "package", path, rig)
@@ -86,7 +88,7 @@ def test_networks_on_the_device_answer_by_the_kernels_of_a_card(
 ) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(zoo.build(name, **NETWORKS[name][0]), path)
-    options = Options(("sm_80",), (1, 8), dtype=dtype, verify=False, sources=tmp_path / "sources")
+    options = CompileOptions(("sm_80",), (1, 8), dtype=dtype, verify=False, sources=tmp_path / "sources")
     compile_model(path, tmp_path / "package", options)
     made = tmp_path / "emulated"
     modules.emulated(tmp_path / "package", tmp_path / "sources", "sm_80", made)
@@ -101,13 +103,15 @@ def test_networks_on_a_gpu_answer_as_onnx_runtime_does(name: str, dtype: str, tm
     rig = CardRig(tmp_path / "store")
     path = tmp_path / "model.onnx"
     onnx.save(zoo.build(name, **NETWORKS[name][0]), path)
-    compile_model(path, tmp_path / "package", Options((rig.target,), (1, 8), dtype=dtype, verify=False))
+    compile_model(
+        path, tmp_path / "package", CompileOptions((rig.target,), (1, 8), dtype=dtype, verify=False)
+    )
     check_device(name, tmp_path / "package", path, rig, compiler.TOLERANCES[dtype] or RELATIVE)
 
 
 def check_device(name: str, package: Path, model: Path, rig: CudaRig, relative: float = RELATIVE) -> None:
     """A package for up to 8 rows answers, served by a device, as ONNX Runtime does."""
-    session = Session(model, optimise=False)
+    session = ModelSession(model, optimise=False)
     driver = Driver(rig.make(pages=PAGES), rig)
     try:
         prepared = prepare(package, rig.store, rig.fingerprint, PAGE_BYTES, {})

@@ -18,7 +18,7 @@ from clockwork.formats.program import (
     Argument,
     Launch,
     Program,
-    Target,
+    TargetModules,
     Variant,
     read_checks,
     read_program,
@@ -27,9 +27,9 @@ from clockwork.formats.program import (
 )
 from clockwork.models import zoo
 from clockwork.models.compile import nvrtc
-from clockwork.models.compile.compiler import Options, compile_model
+from clockwork.models.compile.compiler import CompileOptions, compile_model
 from clockwork.models.prepare import prepare
-from clockwork.models.runtime import Session
+from clockwork.models.runtime import ModelSession
 from clockwork.models.trials import try_model
 from clockwork.wire.messages import Status
 from clockwork.wire.tensors import Array
@@ -209,7 +209,7 @@ def test_cubins_and_ptx_that_nvrtc_made_pass_what_a_card_checks(rig: CudaRig, tm
     if not nvrtc.is_installed():
         pytest.skip("NVRTC is not installed (clockwork-serving[compile])")
     onnx.save(zoo.build("mlp", width=16, depth=1), tmp_path / "mlp.onnx")
-    options = Options(("sm_80",), batches=(1,), verify=False)
+    options = CompileOptions(("sm_80",), batches=(1,), verify=False)
     compile_model(tmp_path / "mlp.onnx", tmp_path / "package", options)
     for capability, version, compiled in ((86, 12040, 0), (120, nvrtc.ptx_driver(), 1)):
         rig.fake.setup(device_bytes=1 << 30, version=version)
@@ -297,7 +297,7 @@ def padded_package(rig: CudaRig, table: bool = False) -> Path:
         outputs=(TensorSpec("twice", 1, ("N", 2, "S", 2)), TensorSpec("sum", 1, ("N",))),
         batches=True,
         weights=(),
-        targets={"host": Target(0, ("modules/kernels.so",))},
+        targets={"host": TargetModules(0, ("modules/kernels.so",))},
         variants=tuple(variant(batch, length) for batch in (1, 4) for length in (9, 4)),
         files={"checks.npz": ""},
         padded=("S",),
@@ -348,9 +348,9 @@ def test_an_encoder_serves_lengths_that_it_was_not_compiled_for(rig: CudaRig, tm
     compile_model(
         tmp_path / "model.onnx",
         tmp_path / "package",
-        Options(("host",), batches=(2,), shapes={"ids": [[1, 4], [1, 8]]}),
+        CompileOptions(("host",), batches=(2,), shapes={"ids": [[1, 4], [1, 8]]}),
     )
-    session = Session(tmp_path / "model.onnx", optimise=False)
+    session = ModelSession(tmp_path / "model.onnx", optimise=False)
     _, directory = run(rig, tmp_path / "package")
     driver = Driver(rig.make(), rig)
     try:

@@ -13,7 +13,7 @@ import pytest
 
 from clockwork.device._cudriver import CudaError, Kernel, Table
 from clockwork.device.cuda_memory import TableMemory, find_card, open_driver
-from clockwork.formats.program import Target
+from clockwork.formats.program import TargetModules
 from clockwork.formats.targets import choose
 from clockwork.models.compile import nvrtc
 from clockwork.system.clock import MS, now_ns
@@ -305,7 +305,9 @@ def test_a_module_runs_on_the_cards_on_which_nvidias_driver_runs_it(
         assert (set(ran), refused) == (set(RUNS[target]), {NO_BINARY})
         # What a device takes of a package is what its driver runs.
         package = {
-            target.replace("compute", "sm"): Target(0, ("m",), ("m",) if target.startswith("compute") else ())
+            target.replace("compute", "sm"): TargetModules(
+                0, ("m",), ("m",) if target.startswith("compute") else ()
+            )
         }
         assert {one for one in CAPABILITIES if choose(package, f"sm_{one}")} == set(ran)
 

@@ -17,7 +17,7 @@ from clockwork.formats.prepared import prepared_directory
 from clockwork.models import zoo
 from clockwork.models.answers import difference
 from clockwork.models.prepare import prepare
-from clockwork.models.runtime import Session
+from clockwork.models.runtime import ModelSession
 from clockwork.wire.messages import NEVER_NS, Infer, Load, Profile, Status
 from clockwork.wire.tensors import Array, decode_tensor, encode_array
 from tests.unit.models_onnx import initializer, model_of, normal, save_package, value
@@ -70,7 +70,7 @@ class Served:
         runs = self.prepared.runs
         self.device = CpuDevice(max(1, sum(runs)) * PAGE_BYTES, PAGE_BYTES)
         self._ids = itertools.count(1)
-        self._alone = Session(model.SerializeToString(), optimise=True)
+        self._alone = ModelSession(model.SerializeToString(), optimise=True)
         self.device.prepare(0, str(directory))
         starts = list(itertools.accumulate(runs, initial=0))[:-1]
         self.device.start(Load(next(self._ids), 0, 0, 1, starts, 0, NEVER_NS, 0))

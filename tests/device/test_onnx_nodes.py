@@ -29,7 +29,7 @@ from clockwork.formats.prepared import PreparedModel, prepared_directory
 from clockwork.models.measure import Bench
 from clockwork.models.onnx_import import check_interface, package_files
 from clockwork.models.prepare import prepare
-from clockwork.models.runtime import RunError, Session
+from clockwork.models.runtime import ModelSession, RunError
 from clockwork.wire.tensors import Array
 
 PAGE_BYTES = 64 << 10
@@ -77,7 +77,7 @@ def close_to(case: Any, actual: Sequence[Array], expected: Sequence[Array]) -> s
 def plain(model: onnx.ModelProto, inputs: Sequence[Array]) -> list[Array] | None:
     """What ONNX Runtime alone answers, or None."""
     try:
-        return Session(model.SerializeToString(), optimise=True).run(inputs)
+        return ModelSession(model.SerializeToString(), optimise=True).run(inputs)
     except (RunError, TypeError):
         return None
 

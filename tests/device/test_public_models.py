@@ -20,7 +20,7 @@ from clockwork.models.answers import difference
 from clockwork.models.measure import Bench
 from clockwork.models.onnx_import import package_files
 from clockwork.models.prepare import prepare
-from clockwork.models.runtime import Session
+from clockwork.models.runtime import ModelSession
 from clockwork.wire.tensors import Array
 
 PAGE_BYTES = 1 << 20
@@ -110,7 +110,7 @@ def test_public_model(name: str, tmp_path: Path) -> None:
     assert prepared.weights_bytes > 0.7 * path.stat().st_size, (
         "the weights are pages, not part of the program"
     )
-    plain = Session(path, optimise=True)
+    plain = ModelSession(path, optimise=True)
     bench = Bench(
         fingerprint(1), PAGE_BYTES, [prepared_directory(tmp_path, prepared.digest, fingerprint(1), {})]
     )

@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clockwork.models.compile.host import Code
+from clockwork.models.compile.host import HostModule
 from tests.emulation.run import Buffer
 
 FLOATS = 64
 
 
-def last_words(code: Code, kernel: str, threads: int, arguments: Sequence[Any] = ()) -> str:
+def last_words(code: HostModule, kernel: str, threads: int, arguments: Sequence[Any] = ()) -> str:
     """What a launch writes to stderr before the process ends; "" if it comes back. Without arguments: on 64 floats."""
     with tempfile.TemporaryFile() as written:
         child = os.fork()
@@ -47,5 +47,5 @@ def last_words(code: Code, kernel: str, threads: int, arguments: Sequence[Any] =
 
 
 if __name__ == "__main__":
-    loaded = Code(Path(sys.argv[1]).read_bytes())
+    loaded = HostModule(Path(sys.argv[1]).read_bytes())
     print(json.dumps({kernel: last_words(loaded, kernel, FLOATS) for kernel in sys.argv[2:]}))

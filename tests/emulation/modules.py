@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from clockwork.formats.program import HOST, Program, Target, read_program, write_program
+from clockwork.formats.program import HOST, Program, TargetModules, read_program, write_program
 from clockwork.models.compile.table import ENTRY_SUFFIX
 from clockwork.models.compile.widths import ELEMENT_BYTES
 
@@ -130,7 +130,7 @@ def emulated(
             shutil.copyfile(package / path, made / path)
     changed = dataclasses.replace(
         program,
-        targets={HOST: Target(0, tuple(paths))},
+        targets={HOST: TargetModules(0, tuple(paths))},
         variants=tuple(
             dataclasses.replace(variant, target=HOST)
             for variant in program.variants

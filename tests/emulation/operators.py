@@ -33,7 +33,7 @@ from clockwork.errors import InvalidModel
 from clockwork.formats.program import HOST
 from clockwork.models.answers import QUANTISED_RELATIVE, RELATIVE, difference
 from clockwork.models.compile import host
-from clockwork.models.compile.compiler import Options, compile_model
+from clockwork.models.compile.compiler import CompileOptions, compile_model
 from clockwork.models.holdings import is_quantised
 from clockwork.models.split import operator
 from clockwork.wire.tensors import Array
@@ -71,7 +71,7 @@ def outcome(
         shapes = {
             value.name: [list(array.shape)] for value, array in zip(model.graph.input, inputs) if array.size
         }
-        options = Options(
+        options = CompileOptions(
             (ARCHITECTURE if card else HOST,), (1,), shapes, batching="off", examples=[list(inputs)],
             verify=False, jobs=1, pad=False, sources=work / "sources" if card else None,
         )  # fmt: skip
@@ -82,7 +82,7 @@ def outcome(
                 modules.emulated(work / "package", work / "sources", ARCHITECTURE, made, modules.SANITISED, 1)
                 actual, _ = process.run(made, inputs)
             else:
-                actual = host.Executor(summary.program, work / "package").run(inputs)
+                actual = host.HostExecutor(summary.program, work / "package").run(inputs)
         except InvalidModel as error:
             text = str(error)
             unforeseen = text.startswith(("compiling for", "NVRTC rejects"))

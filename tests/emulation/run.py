@@ -21,7 +21,7 @@ import numpy as np
 
 from clockwork.formats.prepared import WEIGHTS_FILE, TensorSpec
 from clockwork.formats.program import HOST, Argument, Program, Variant, read_program
-from clockwork.models.compile.host import Executor
+from clockwork.models.compile.host import HostExecutor
 from clockwork.wire.tensors import Array, numpy_dtype
 from tests.emulation.modules import heads_of
 
@@ -70,7 +70,7 @@ class Buffer:
         return data
 
 
-class Guarded(Executor):
+class Guarded(HostExecutor):
     """Runs launches like Executor, each with access to its own arguments alone."""
 
     def __init__(self, program: Program, directory: Path) -> None:

@@ -30,8 +30,8 @@ from clockwork.errors import InvalidModel
 from clockwork.formats.program import HOST
 from clockwork.models.answers import difference
 from clockwork.models.compile import host
-from clockwork.models.compile.compiler import TOLERANCES, Options, compile_model
-from clockwork.models.runtime import RunError, Session
+from clockwork.models.compile.compiler import TOLERANCES, CompileOptions, compile_model
+from clockwork.models.runtime import ModelSession, RunError
 from clockwork.wire.tensors import Array
 from tests.emulation import forks, modules, process
 from tests.emulation.random_networks import LENGTH, Network, concrete, cut, random_network
@@ -84,8 +84,8 @@ def trials(network: Network, seed: int, rows_max: int, size: float) -> Iterator[
     """Inputs and what ONNX Runtime makes of them. Raises RunError."""
     rng = random.Random(seed)
     model = network.model.SerializeToString()
-    exact = Session(model, optimise=False)
-    others = [exact, Session(nudged_weights(network.model, size).SerializeToString(), optimise=False)]
+    exact = ModelSession(model, optimise=False)
+    others = [exact, ModelSession(nudged_weights(network.model, size).SerializeToString(), optimise=False)]
     for number in range(TRIALS):
         rows = rng.randint(1, rows_max) if network.has_rows else 1
         length = LENGTH if not number else rng.randint(1, LENGTH)
@@ -139,7 +139,7 @@ def outcome(seed: int, card: bool, network: Network | None = None) -> str:
         work = Path(name)
         path = work / "model.onnx"
         path.write_bytes(network.model.SerializeToString())
-        options = Options(
+        options = CompileOptions(
             (ARCHITECTURE if card else HOST,), batches,
             {one.name: [concrete(one.dims, 1, LENGTH)] for one in network.inputs if "S" in one.dims},
             dtype=dtype, examples=[network.arrays(seed, 3, LENGTH)], verify=False, jobs=1, pad=rng.random() < 0.8,
@@ -167,7 +167,7 @@ def outcome(seed: int, card: bool, network: Network | None = None) -> str:
                 except process.Finding as error:
                     return f"{WRONG}: {error}"
             else:
-                actual = host.Executor(program, made).run(trial.inputs)
+                actual = host.HostExecutor(program, made).run(trial.inputs)
             text, count = apart(actual, trial, relative)
             if text:
                 return f"{WRONG}: {dtype}: {text}"

@@ -20,8 +20,8 @@ from onnx import helper, numpy_helper
 from clockwork.models import zoo
 from clockwork.models.answers import difference
 from clockwork.models.compile import compiler, nvrtc
-from clockwork.models.compile.compiler import Options, compile_model
-from clockwork.models.runtime import Session
+from clockwork.models.compile.compiler import CompileOptions, compile_model
+from clockwork.models.runtime import ModelSession
 from clockwork.wire.tensors import Array
 from tests.emulation import modules, process
 
@@ -74,7 +74,7 @@ FULL = {
 def check(network: Network, dtype: str, work: Path, jobs: int, architecture: str = "sm_80") -> None:
     path = work / "model.onnx"
     onnx.save(zoo.build(network.architecture, **network.options), path)
-    options = Options(
+    options = CompileOptions(
         (architecture,), (network.batch,), network.shapes, dtype=dtype, verify=False, sources=work / "sources"
     )
     summary = compile_model(path, work / "package", options)
@@ -86,7 +86,7 @@ def check(network: Network, dtype: str, work: Path, jobs: int, architecture: str
         work / "package", work / "sources", architecture, work / "emulated",
         modules.SANITISED if sanitised else modules.QUICK, jobs,
     )  # fmt: skip
-    session = Session(path, optimise=False)
+    session = ModelSession(path, optimise=False)
     tried = [network.inputs(network.batch)]
     if program.padded:  # shorter ones, which the kernels are told the length of
         tried.append(network.inputs(1, length=network.row[0] * 3 // 4))
@@ -147,7 +147,7 @@ def test_newer_cards_run_the_kernels_that_are_emulated(dtype: str, tmp_path: Pat
         compile_model(
             path,
             tmp_path / f"{target}-package",
-            Options((target,), (16,), dtype=dtype, verify=False, sources=kept),
+            CompileOptions((target,), (16,), dtype=dtype, verify=False, sources=kept),
         )
         (source,) = kept.iterdir()
         texts.add(source.read_text())
@@ -163,7 +163,7 @@ def test_products_of_16_bits_are_added_up_in_32_where_no_tensor_core_makes_them(
     graph = helper.make_graph([node], "product", values[:1], values[1:], [weights])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, tmp_path / "model.onnx")
-    options = Options(("sm_80",), (2,), dtype="fp16", verify=False, sources=tmp_path / "sources")
+    options = CompileOptions(("sm_80",), (2,), dtype="fp16", verify=False, sources=tmp_path / "sources")
     compile_model(tmp_path / "model.onnx", tmp_path / "package", options)
     modules.emulated(tmp_path / "package", tmp_path / "sources", "sm_80", tmp_path / "emulated", jobs=1)
     x = np.float32([[300] * 3, [np.float16(1e-4)] * 3])

@@ -31,13 +31,17 @@ def made(text: str, target: Path, flags: tuple[str, ...] = modules.QUICK) -> Pat
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> host.Code:
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> host.HostModule:
     path = made(KERNELS.read_text(), tmp_path_factory.mktemp("kernels") / "kernels.so")
-    return host.Code(path.read_bytes())
+    return host.HostModule(path.read_bytes())
 
 
 def launch(
-    code: host.Code, kernel: str, grid: tuple[int, int, int], block: tuple[int, int, int], *arrays: Array
+    code: host.HostModule,
+    kernel: str,
+    grid: tuple[int, int, int],
+    block: tuple[int, int, int],
+    *arrays: Array,
 ) -> None:
     code.run(kernel, grid, block, [host.pointer(array.ctypes.data) for array in arrays])
 
@@ -47,7 +51,7 @@ def launch(
 
 @pytest.mark.parametrize("block", [(48, 1, 1), (4, 3, 4), (1, 48, 1)])
 def test_threads_wait_for_each_other_and_share_memory(
-    kernels: host.Code, block: tuple[int, int, int]
+    kernels: host.HostModule, block: tuple[int, int, int]
 ) -> None:
     x, y = np.arange(96, dtype=np.float32), np.zeros(96, np.float32)
     launch(kernels, "turn", (2, 1, 1), block, y, x)
@@ -64,12 +68,12 @@ def test_threads_wait_for_each_other_and_share_memory(
     ],
 )  # fmt: skip
 def test_a_barrier_that_not_all_threads_reach_ends_the_process(
-    kernels: host.Code, kernel: str, threads: int, says: str
+    kernels: host.HostModule, kernel: str, threads: int, says: str
 ) -> None:
     assert re.search(says, last_words(kernels, kernel, threads))
 
 
-def test_a_thread_is_not_held_by_an_earlier_launch(kernels: host.Code) -> None:
+def test_a_thread_is_not_held_by_an_earlier_launch(kernels: host.HostModule) -> None:
     for _ in range(3):
         x, y = np.ones(96, np.float32), np.zeros(96, np.float32)
         launch(kernels, "turn", (2, 1, 1), (48, 1, 1), y, x)
@@ -103,7 +107,7 @@ def test_sanitizers_find_what_a_kernel_reads_or_writes_where_it_must_not(tmp_pat
 # ----- 16-bit numbers --------------------------------------------------------------------------
 
 
-def test_16_bit_numbers_are_rounded_after_every_operation(kernels: host.Code) -> None:
+def test_16_bit_numbers_are_rounded_after_every_operation(kernels: host.HostModule) -> None:
     x = np.random.default_rng(3).normal(0, 4, FLOATS).astype(np.float32)
     y = np.zeros(FLOATS, np.float16)
     launch(kernels, "halves", (1, 1, 1), (FLOATS, 1, 1), y, x)
@@ -204,16 +208,18 @@ WRONG = {
 
 
 @pytest.fixture(scope="module")
-def products(tmp_path_factory: pytest.TempPathFactory) -> host.Code:
+def products(tmp_path_factory: pytest.TempPathFactory) -> host.HostModule:
     text = "".join(product_kernel(number, name) for number, name in enumerate(PRODUCTS)) + "".join(
         WRONG.values()
     )
     path = made(text, tmp_path_factory.mktemp("products") / "products.so")
-    return host.Code(path.read_bytes())
+    return host.HostModule(path.read_bytes())
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_tensor_cores_multiply_what_lies_in_the_registers_of_a_warp(name: str, products: host.Code) -> None:
+def test_tensor_cores_multiply_what_lies_in_the_registers_of_a_warp(
+    name: str, products: host.HostModule
+) -> None:
     depth, factors, sums, place_a, place_b = PRODUCTS[name]
     # No two elements are equal, and all sums are exact.
     scale = 1 / 64 if sums == F16 else 1
@@ -249,7 +255,7 @@ def test_tensor_cores_multiply_what_lies_in_the_registers_of_a_warp(name: str, p
     ],
 )  # fmt: skip
 def test_a_product_that_not_all_of_a_warp_make_ends_the_process(
-    kernel: int, threads: int, says: str, products: host.Code
+    kernel: int, threads: int, says: str, products: host.HostModule
 ) -> None:
     arrays = [np.zeros(64 * 4, np.int32) for _ in range(3)]
     arguments = [host.pointer(array.ctypes.data) for array in arrays]

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from bench.attacks import operators
-from clockwork.models.runtime import RunError, Session
+from clockwork.models.runtime import ModelSession, RunError
 from tests.fuzz.mutate import odd_bytes
 
 NUMBERS = (-(1 << 63), -(1 << 31), -1, 0, 1, 2, 3, 7, 8, 63, 64, 65, 255, 4096, 16_384, 16_385, 1 << 20, (1 << 20) + 1, 1 << 25,
@@ -130,7 +130,9 @@ def run(seed: int, count: int) -> tuple[Counter[str], str]:
         strings = np.empty(rng.choice([0, 1, 1, 2, 5]), object)
         strings[:] = [image(rng) if operator == "DecodeJpeg" else text(rng) for _ in strings]
         try:
-            session = Session(operators.operator_model(operator, **drawn).SerializeToString(), optimise=False)
+            session = ModelSession(
+                operators.operator_model(operator, **drawn).SerializeToString(), optimise=False
+            )
         except RunError as error:
             _expect("attribute", error)
             became["refused"] += 1

@@ -11,7 +11,7 @@ import pytest
 from bench.attacks.operators import REFUSED, SECRET, header_alone, many_scans, operator_model
 from clockwork.errors import InvalidInput, InvalidModel
 from clockwork.models import samples
-from clockwork.models.runtime import Session
+from clockwork.models.runtime import ModelSession
 from tests.process.cluster import running_cluster
 from tests.process.peers import echo_model
 
@@ -49,7 +49,7 @@ def test_no_model_answers_with_memory_of_another_client(tmp_path: Path) -> None:
         for number, (operator, attributes, _) in enumerate(cases):
             model = operator_model(operator, **attributes)
             client.register(f"model-{number}", model)
-            sessions.append(Session(model.SerializeToString(), optimise=False))
+            sessions.append(ModelSession(model.SerializeToString(), optimise=False))
             names.append(model.graph.input[0].name)
         for _ in range(5):
             for number, (_, _, data) in enumerate(cases):

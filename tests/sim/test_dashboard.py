@@ -18,7 +18,7 @@ from clockwork.observe.history import UNLOADING, History
 from clockwork.observe.lanes import total_ns, union
 from clockwork.observe.live import ClusterDescription
 from clockwork.observe.palette import MODEL_COLORS, OTHER_MODELS
-from clockwork.scheduler.recording import Header, Held, Step, encode_header, encode_step
+from clockwork.scheduler.recording import Header, ResidentModel, Step, encode_header, encode_step
 from clockwork.scheduler.types import AnswerOk, SendInfer
 from tests.sim.harness import MS, SECOND, World, spec
 from tests.sim.test_history import one_device
@@ -292,7 +292,7 @@ def test_a_dump_of_the_middle_says_what_was_resident() -> None:
     world.settle()
     steps = steps_of(world)
     late = [*steps[:3], *[step for step in steps[3:] if not step.commands]]  # the load itself was forgotten
-    header = Header("edf", "", {}, "1", 100, 3, (Held(1, 0, 1, 7),))
+    header = Header("edf", "", {}, "1", 100, 3, (ResidentModel(1, 0, 1, 7),))
     file = io.BytesIO(encode_header(header) + b"".join(encode_step(*step) for step in late))
     follower = Follower()
     follower.take(sources.RecordingSource(file, lambda: 0, from_ns=60 * SECOND).look(), 0.0)

@@ -16,7 +16,7 @@ from clockwork import __version__
 from clockwork.cli.root import cli
 from clockwork.errors import ConfigError
 from clockwork.scheduler import make_scheduler
-from clockwork.scheduler.recording import Header, Held, encode_header, encode_step
+from clockwork.scheduler.recording import Header, ResidentModel, encode_header, encode_step
 from clockwork.scheduler.types import (
     Arrived,
     LinkMeasured,
@@ -70,13 +70,13 @@ def cut(path: Path, trace: Trace, place: int) -> tuple[Path, list[tuple[int, int
     scheduler = make_scheduler("adaptive")
     for event, _ in trace[:place]:
         scheduler.step(event)
-    there = Held.of(scheduler.held())
+    there = ResidentModel.of(scheduler.held())
     for event, _ in trace[place:]:
         scheduler.step(event)
     at_ns = trace[place][0].now_ns
     kinds = (WorkerJoined, LinkMeasured, ModelReady)
     before = [event._replace(now_ns=at_ns) for event, _ in trace[:place] if isinstance(event, kinds)]
-    held = Held.of(scheduler.held())
+    held = ResidentModel.of(scheduler.held())
     header = HEADER._replace(start=1_000, cluster_steps=1, held=held, inexact="it was too large")
     return write(path, trace[place:], header, before), there
 

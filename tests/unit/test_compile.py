@@ -39,13 +39,13 @@ from clockwork.formats.program import (
 from clockwork.models import zoo
 from clockwork.models.answers import difference
 from clockwork.models.compile import compiler, nvrtc, report
-from clockwork.models.compile.compiler import Options, compile_model
+from clockwork.models.compile.compiler import CompileOptions, compile_model
 from clockwork.models.compile.freeze import freeze
-from clockwork.models.compile.host import Executor
+from clockwork.models.compile.host import HostExecutor
 from clockwork.models.compile.onnx_package import compile_package
 from clockwork.models.compile.variant import Statistic
 from clockwork.models.compile.widths import widths_of
-from clockwork.models.runtime import Session
+from clockwork.models.runtime import ModelSession
 from clockwork.wire.tensors import Array
 from tests.unit.models_onnx import INT64, initializer, model_of, normal, save_package, value
 
@@ -67,15 +67,15 @@ class Case:
         onnx.save(model, self.path)
         self.directory = folder / "package"
         self.summary = compile_model(
-            self.path, self.directory, Options(**{"targets": ("host",), "batches": (1,), **options})
+            self.path, self.directory, CompileOptions(**{"targets": ("host",), "batches": (1,), **options})
         )
         self.program = read_program(self.directory)
         check_files(self.program, self.directory)
 
     def check_answers(self, inputs: list[Array], relative: float = 1e-4) -> None:
         """The launches answer as ONNX Runtime does."""
-        expected = Session(self.path, optimise=False).run(inputs)
-        actual = Executor(self.program, self.directory).run(inputs)
+        expected = ModelSession(self.path, optimise=False).run(inputs)
+        actual = HostExecutor(self.program, self.directory).run(inputs)
         assert difference(actual, expected, relative) == ""
 
 
@@ -129,7 +129,7 @@ def test_an_encoder_is_compiled_for_each_length_that_is_named(tmp_path: Path) ->
     for rows, length in ((1, 4), (2, 8), (1, 1), (2, 3), (1, 6)):
         ids = rng.integers(0, 50, (rows, length))
         case.check_answers([ids, rng.integers(0, 2, ids.shape)])
-    executor = Executor(case.program, case.directory)
+    executor = HostExecutor(case.program, case.directory)
     for shapes in ([(1, 9), (1, 9)], [(1, 3), (1, 4)]):
         with pytest.raises(InvalidModel, match="no variant for inputs of"):
             executor.run([np.zeros(shape, np.int64) for shape in shapes])
@@ -156,7 +156,7 @@ def test_what_cannot_be_padded_runs_in_its_own_shapes_alone_and_it_is_said_why(t
     )
     case.check_answers([normal(1, 6, 4)])
     with pytest.raises(InvalidModel, match=r"no variant for inputs of \[\[1, 5, 4\]\]"):
-        Executor(case.program, case.directory).run([normal(1, 5, 4)])
+        HostExecutor(case.program, case.directory).run([normal(1, 5, 4)])
     model = zoo.build("transformer", layers=1, width=4, heads=2, sequence=None, embedded=True)
     off = Case(model, tmp_path / "off", batches=(1,), shapes={"embeddings": [[1, 3, 4]]}, pad=False)
     assert off.program.padded == ()
@@ -267,8 +267,8 @@ def test_attention_is_compiled_as_the_operators_that_define_it(tmp_path: Path, n
     given = [normal(*shape, seed=1) for shape in shapes]
     freeze(tmp_path / "model.onnx", shapes, tmp_path / "frozen.onnx")
     assert "Attention" not in [node.op_type for node in onnx.load(tmp_path / "frozen.onnx").graph.node]
-    expected = Session(tmp_path / "model.onnx", optimise=False).run(given)
-    assert difference(Session(tmp_path / "frozen.onnx", optimise=False).run(given), expected) == ""
+    expected = ModelSession(tmp_path / "model.onnx", optimise=False).run(given)
+    assert difference(ModelSession(tmp_path / "frozen.onnx", optimise=False).run(given), expected) == ""
 
 
 def test_attention_of_a_model_with_two_versions_of_onnx_is_refused(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_fine_tunes_share_their_program(tmp_path: Path) -> None:
 def test_a_package_brings_answers_to_check_a_device_with(digits: Case) -> None:
     ((inputs, outputs),) = read_checks(digits.directory, digits.program)
     assert [array.shape for array in (*inputs, *outputs)] == [(1, 1, 8, 8), (1, 10)]
-    assert difference(Session(digits.path, optimise=False).run(inputs), outputs) == ""
+    assert difference(ModelSession(digits.path, optimise=False).run(inputs), outputs) == ""
 
 
 @needs_compiler
@@ -736,7 +736,7 @@ def test_the_compiler_leaves_gpus_alone(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     path = tmp_path / "model.onnx"
     onnx.save(zoo.build("mlp", width=8, depth=1), path)
-    compile_model(path, tmp_path / "package", Options(("sm_80",), (1,), verify=False))
+    compile_model(path, tmp_path / "package", CompileOptions(("sm_80",), (1,), verify=False))
     assert told.read_text() == "shown: "
 
 
@@ -882,8 +882,8 @@ def test_fine_tunes_of_a_package_are_given_the_kernels_that_are_there(tmp_path: 
         program = read_program(made)
         assert [variant.batch for variant in program.variants] == [1, 2, 3]
         x = normal(3, 64, seed=1)
-        expected = Session(package / "model.onnx", optimise=False).run([x])
-        assert difference(Executor(program, made).run([x]), expected) == ""
+        expected = ModelSession(package / "model.onnx", optimise=False).run([x])
+        assert difference(HostExecutor(program, made).run([x]), expected) == ""
         hashes.append(program_hash(program))
         assert len(list(cache.iterdir())) == 3  # one of each variant, and none of the second model
     assert hashes[0] == hashes[1]

@@ -11,7 +11,7 @@ import pytest
 
 from clockwork.models import zoo
 from clockwork.models.compile import nvrtc, report
-from clockwork.models.compile.compiler import Options, compile_model
+from clockwork.models.compile.compiler import CompileOptions, compile_model
 from tests.unit.models_onnx import normal
 from tests.unit.test_compile import Case, check_launches, needs_compiler, needs_nvrtc
 
@@ -65,7 +65,7 @@ def test_every_kernel_of_a_resnet_assembles_without_spills(
 ) -> None:
     model = tmp_path / f"{name}.onnx"
     onnx.save(zoo.build(name), model)
-    options = Options(architectures, (1,), dtype=dtype, verify=False)
+    options = CompileOptions(architectures, (1,), dtype=dtype, verify=False)
     summary = compile_model(model, tmp_path / "package", options)
     assert nvrtc.is_installed()
     for variant, log in zip(summary.program.variants, summary.logs, strict=True):

@@ -18,7 +18,7 @@ from clockwork.models import zoo
 from clockwork.models.answers import difference
 from clockwork.models.compile.freeze import freeze
 from clockwork.models.compile.padding import NotProven, Padding, make_padded_by_row, padded_inputs
-from clockwork.models.runtime import RunError, Session
+from clockwork.models.runtime import ModelSession, RunError
 from clockwork.wire.tensors import Array
 from tests.unit.models_onnx import INT64, initializer, model_of, normal, value
 
@@ -64,7 +64,7 @@ def check(model: onnx.ModelProto, folder: Path, make: Callable[[int, Any], Seque
     shapes = [array.shape for array in make(MOST, rng)]
     padding = freeze(path, shapes, frozen, ["S"])
     assert padding is not None
-    original, padded = Session(path, optimise=False), Session(frozen, optimise=False)
+    original, padded = ModelSession(path, optimise=False), ModelSession(frozen, optimise=False)
     for length in range(1, MOST + 1):
         inputs = list(make(length, rng))
         expected = original.run(inputs)
@@ -95,7 +95,7 @@ def check_by_row(
     changed = onnx.load(path)
     padding = make_padded_by_row(changed, [array.shape for array in make(MOST, rng)], ["S"])
     onnx.save(changed, by_row)
-    original, padded = Session(path, optimise=False), Session(by_row, optimise=False)
+    original, padded = ModelSession(path, optimise=False), ModelSession(by_row, optimise=False)
     for lengths in ([MOST, 1, 3], [2, MOST - 2], [4], [1, 1], [5, 6, 6, 1]):
         rows = [[array[:1] for array in make(length, rng)] for length in lengths]
         shapes = [(1, max(lengths), *array.shape[2:]) for array in rows[0]]

@@ -19,7 +19,7 @@ from clockwork.models import compose, samples, zoo
 from clockwork.models.compose import ImageFlags
 from clockwork.models.images import image_to_input
 from clockwork.models.onnx_import import check_model, metadata_of
-from clockwork.models.runtime import Session
+from clockwork.models.runtime import ModelSession
 from tests.unit.models_onnx import model_of, value
 
 JPEG = samples.jpeg(6_000, 1)
@@ -61,7 +61,7 @@ def test_an_image_is_prepared_as_the_command_line_prepares_it(
         tmp_path / "image.jpg", metadata_of(model), TensorSpec("image", dtype, tuple(shape))
     )
     joined = compose.with_images(model, ImageFlags())
-    (found,) = Session(joined.SerializeToString(), optimise=True).run([strings(JPEG)])
+    (found,) = ModelSession(joined.SerializeToString(), optimise=True).run([strings(JPEG)])
     np.testing.assert_allclose(found, by_hand, rtol=1e-3 if dtype == TensorProto.FLOAT16 else 1e-5, atol=1e-6)
     assert found.dtype == by_hand.dtype
 
@@ -69,7 +69,7 @@ def test_an_image_is_prepared_as_the_command_line_prepares_it(
 def test_flags_go_before_metadata_and_the_middle_is_cut_out() -> None:
     model = identity(["N", 3, 16, 24], mean=[9, 9, 9], scale=1)
     flags = ImageFlags(shortest=30, mean=(0.5,), std=(0.25,), scale=1 / 255, filter="bicubic")
-    (found,) = Session(compose.with_images(model, flags).SerializeToString(), optimise=True).run(
+    (found,) = ModelSession(compose.with_images(model, flags).SerializeToString(), optimise=True).run(
         [strings(JPEG)]
     )
     with Image.open(io.BytesIO(JPEG)) as opened:
@@ -109,7 +109,7 @@ def test_external_data_is_taken_along(tmp_path: Path) -> None:
     picture = Image.open(Path(__file__).parents[2] / "examples" / "digits" / "7.png").convert("L")
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=95)
-    (scores,) = Session(joined.SerializeToString(), optimise=True).run([strings(buffer.getvalue())])
+    (scores,) = ModelSession(joined.SerializeToString(), optimise=True).run([strings(buffer.getvalue())])
     assert scores.argmax() == 7
 
 

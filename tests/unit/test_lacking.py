@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clockwork.device.lacking import is_lack, lacked_memory
-from clockwork.models.runtime import RunError, Session
+from clockwork.models.runtime import ModelSession, RunError
 from clockwork.system.limits import bounded_memory
 from tests.device import wild
 
@@ -17,7 +17,7 @@ MIB = 1 << 20
 
 
 def test_the_runtime_says_that_it_was_given_no_memory() -> None:
-    session = Session(wild.expand().model.SerializeToString(), optimise=False)
+    session = ModelSession(wild.expand().model.SerializeToString(), optimise=False)
     with bounded_memory(50 * MIB), pytest.raises(RunError) as failure:
         session.run([np.array([100 * MIB], np.int64)])
     assert lacked_memory(str(failure.value))
@@ -25,7 +25,7 @@ def test_the_runtime_says_that_it_was_given_no_memory() -> None:
 
 def test_a_thread_for_which_there_is_no_memory_is_the_machines_fault() -> None:
     """Its stack takes 2 MiB or more: threads that wait here have those of threads that have ended."""
-    session = Session(wild.expand().model.SerializeToString(), optimise=False)
+    session = ModelSession(wild.expand().model.SerializeToString(), optimise=False)
     is_over = threading.Event()
     waiting = [threading.Thread(target=is_over.wait, daemon=True) for _ in range(8)]
     for thread in waiting:

@@ -14,13 +14,13 @@ from clockwork.formats.prepared import TensorSpec
 from clockwork.models import answers
 from clockwork.models import inputs as trial
 from clockwork.models.batching import PROVEN, Proof, declared_reason, prove_by_rows, why_rows_meet
-from clockwork.models.runtime import RunError, Session
+from clockwork.models.runtime import ModelSession, RunError
 from clockwork.wire.tensors import Array
 from tests.unit.models_onnx import FLOAT, INT64, initializer, model_of, normal, small_net, value
 
 
 def proof_of(model: onnx.ModelProto, *examples: Sequence[Array], asked: bool = False) -> Proof:
-    session = Session(model.SerializeToString(), optimise=True)
+    session = ModelSession(model.SerializeToString(), optimise=True)
     inputs = [TensorSpec(*one) for one in session.inputs]
     reason = declared_reason(inputs)
     if reason and not asked:
@@ -188,7 +188,7 @@ def test_open_dimensions_are_guessed_until_the_model_runs() -> None:
         nodes, [value("x", ["a", "b"]), value("state", [2, "c", 80])], [value("y", None)],
         [initializer("eighty", [1, 80], np.int64)],
     )  # fmt: skip
-    session = Session(model.SerializeToString(), optimise=True)
+    session = ModelSession(model.SerializeToString(), optimise=True)
     found, _, _ = trial.first_that_runs([TensorSpec(*one) for one in session.inputs], session.run)
     assert found is not None
     assert found[0].shape == (1, 80)

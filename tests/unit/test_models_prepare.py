@@ -31,8 +31,8 @@ from clockwork.models.holdings import Bound, build_bound
 from clockwork.models.measure import Bench, batch_sizes, threads_of
 from clockwork.models.onnx_import import Examples
 from clockwork.models.prepare import prepare
-from clockwork.models.runtime import Session
-from clockwork.models.split import Program
+from clockwork.models.runtime import ModelSession
+from clockwork.models.split import SplitModel
 from clockwork.wire.tensors import Array
 from tests.unit.models_onnx import (
     INT64,
@@ -83,7 +83,7 @@ class Workshop:
     def check(self, model: onnx.ModelProto, *inputs: Array, **options: Any) -> PreparedModel:
         """Prepare and serve a model; the answers are those of plain ONNX Runtime."""
         prepared = self.prepare(model, **options)
-        expected = Session(model.SerializeToString(), optimise=True).run(inputs)
+        expected = ModelSession(model.SerializeToString(), optimise=True).run(inputs)
         assert difference(self.serve(prepared, *inputs, **options), expected) == ""
         return prepared
 
@@ -214,7 +214,7 @@ def test_what_is_damaged_or_of_another_kind_is_prepared_again(workshop: Workshop
             (directory / "prepared.json").write_bytes(seal(body | {"format_version": 0}))
     again = workshop.prepare(package, holding="bound")
     assert (again.program, again.page_bytes) == (first.program, PAGE_BYTES)
-    expected = Session(small_net(1).SerializeToString(), optimise=True).run([normal(1, 8)])
+    expected = ModelSession(small_net(1).SerializeToString(), optimise=True).run([normal(1, 8)])
     assert difference(workshop.serve(again, normal(1, 8), holding="bound"), expected) == ""
     assert os.listdir(workshop.store / "prepared") == [directory.name]
 
@@ -253,7 +253,7 @@ def test_a_fine_tune_costs_no_measurement(workshop: Workshop, monkeypatch: pytes
     assert len(os.listdir(workshop.store / "programs")) == 1
     x = normal(2, 8)
     for seed, prepared in ((1, first), (2, second)):
-        expected = Session(small_net(seed).SerializeToString(), optimise=True).run([x])
+        expected = ModelSession(small_net(seed).SerializeToString(), optimise=True).run([x])
         assert difference(workshop.serve(prepared, x), expected) == ""
 
 
@@ -443,7 +443,7 @@ def test_models_beyond_protobufs_limit_take_external_data(
     )
     package = unpack(package_files(tmp_path / "big.onnx"), tmp_path / "unpacked")
     x = normal(2, zoo.build("mlp").graph.input[0].type.tensor_type.shape.dim[1].dim_value)
-    expected = Session(zoo.build("mlp").SerializeToString(), optimise=True).run([x])
+    expected = ModelSession(zoo.build("mlp").SerializeToString(), optimise=True).run([x])
     for holding in ("bound", "packed"):
         prepared = prepare(package, workshop.root / holding, FINGERPRINT, PAGE_BYTES, {"holding": holding})
         directory = prepared_directory(
@@ -461,7 +461,7 @@ def test_an_operator_that_needs_its_weights_keeps_them(
     """A runtime that rejects a MatMul without constant weights: which operator it is gets found out once."""
     builds: list[int] = []
 
-    def build(program: Program, *arguments: Any, **options: Any) -> Bound:
+    def build(program: SplitModel, *arguments: Any, **options: Any) -> Bound:
         builds.append(len(program.weights))
         bound = build_bound(program, *arguments, **options)
         if any(node.op_type == "MatMul" for weight in program.weights for node, _ in weight.uses):

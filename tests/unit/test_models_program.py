@@ -20,7 +20,7 @@ from clockwork.formats.program import (
     Launch,
     Program,
     ProgramWeight,
-    Target,
+    TargetModules,
     Variant,
     check,
     check_files,
@@ -61,7 +61,7 @@ def program(**changes: Any) -> Program:
         outputs=(TensorSpec("y", FLOAT, ("N", 2)),),
         batches=True,
         weights=(ProgramWeight(FLOAT, (3, 2), 0, 24), ProgramWeight(FLOAT, (2,), 64, 8)),
-        targets={"host": Target(0, ("modules/host.so",))},
+        targets={"host": TargetModules(0, ("modules/host.so",))},
         variants=(variant(4), variant(1)),
         files={},
     )
@@ -360,7 +360,7 @@ def test_weights_that_end_before_their_file_does_are_read_and_others_are_not(dir
 @pytest.mark.slow
 def test_a_package_written_by_hand_is_checked_uploaded_and_run_like_any_other(tmp_path: Path) -> None:
     from clockwork.formats.package import PackageFile, hash_file, parse_files
-    from clockwork.models.compile.host import Executor
+    from clockwork.models.compile.host import HostExecutor
     from clockwork.models.packaging import package_of
 
     root = Path(__file__).resolve().parents[2]
@@ -370,7 +370,7 @@ def test_a_package_written_by_hand_is_checked_uploaded_and_run_like_any_other(tm
     )
     made = read_program(directory)
     check_files(made, directory)
-    executor = Executor(made, directory)
+    executor = HostExecutor(made, directory)
     ((inputs, outputs),) = read_checks(directory, made)
     assert np.allclose(executor.run(inputs)[0], outputs[0], atol=1e-6)
     many = [np.repeat(inputs[0], 5, axis=0)]  # on the variant for 8 rows

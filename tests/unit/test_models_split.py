@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from clockwork.models.answers import difference
-from clockwork.models.runtime import Session, optimise
-from clockwork.models.split import Program, Splitter
+from clockwork.models.runtime import ModelSession, optimise
+from clockwork.models.split import SplitModel, Splitter
 from clockwork.wire.tensors import Array
 from tests.unit.models_onnx import INT64, initializer, model_of, normal, small_net, value
 
@@ -29,22 +29,22 @@ def split_as_it_is(model: onnx.ModelProto, folder: Path) -> Splitter:
     return Splitter(folder / "model.onnx")
 
 
-def run(program: Program, *inputs: Array) -> list[Array]:
+def run(program: SplitModel, *inputs: Array) -> list[Array]:
     """Run a program with its weights bound by address."""
     held = [np.frombuffer(bytes(weight.data()), np.uint8) for weight in program.weights]
     weights = [(weight.tensor.data_type, weight.shape, data.ctypes.data)
                for weight, data in zip(program.weights, held)]  # fmt: skip
-    return Session(program.model, optimise=False).run(inputs, weights)
+    return ModelSession(program.model, optimise=False).run(inputs, weights)
 
 
-def check_answers(model: onnx.ModelProto, splitter: Splitter, *inputs: Array) -> Program:
+def check_answers(model: onnx.ModelProto, splitter: Splitter, *inputs: Array) -> SplitModel:
     program = splitter.program()
-    expected = Session(model.SerializeToString(), optimise=True).run(inputs)
+    expected = ModelSession(model.SerializeToString(), optimise=True).run(inputs)
     assert difference(run(program, *inputs), expected) == ""
     return program
 
 
-def shapes(program: Program) -> list[tuple[int, ...]]:
+def shapes(program: SplitModel) -> list[tuple[int, ...]]:
     return sorted(weight.shape for weight in program.weights)
 
 

@@ -25,12 +25,12 @@ from clockwork.formats.prepared import prepared_directory
 from clockwork.models.measure import Bench
 from clockwork.models.onnx_import import check_model
 from clockwork.models.prepare import prepare
-from clockwork.models.runtime import RunError, Session
+from clockwork.models.runtime import ModelSession, RunError
 
 UINT8, STRING = TensorProto.UINT8, TensorProto.STRING
 
 
-def decoder(**attributes: int) -> Session:
+def decoder(**attributes: int) -> ModelSession:
     """`x` strings (N) to `y` uint8 (N, height, width, channels)."""
     form = {
         "width": 32,
@@ -49,7 +49,7 @@ def decoder(**attributes: int) -> Session:
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("clockwork", 1)]
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    return Session(model.SerializeToString(), optimise=True)
+    return ModelSession(model.SerializeToString(), optimise=True)
 
 
 def photograph(width: int, height: int, **options: Any) -> bytes:
@@ -162,7 +162,7 @@ def test_attributes_are_checked_before_a_model_runs(
     operator: str, attributes: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(RunError, match=rf"attributes? {named}\b"):
-        Session(attacks.operator_model(operator, **attributes).SerializeToString(), optimise=False)
+        ModelSession(attacks.operator_model(operator, **attributes).SerializeToString(), optimise=False)
 
 
 def test_bounds_are_those_that_models_are_joined_by() -> None:
@@ -178,7 +178,7 @@ def read(operator: str, data: str | bytes, **attributes: Any) -> Any:
     """What an operator makes of a string, or a sentence."""
     model = attacks.operator_model(operator, **attributes).SerializeToString()
     try:
-        return Session(model, optimise=False).run([strings(data)])[0]
+        return ModelSession(model, optimise=False).run([strings(data)])[0]
     except RunError as error:
         return str(error).partition("[input] ")[2]
 
@@ -311,4 +311,4 @@ def test_operators_of_the_extensions_that_are_not_safe_are_refused(tmp_path: Pat
 def test_without_the_extensions_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "extensions", lambda: None)
     with pytest.raises(RunError, match=r"pip install 'clockwork-serving\[text\]'"):
-        Session(of_extensions("StringUpper").SerializeToString(), optimise=True)
+        ModelSession(of_extensions("StringUpper").SerializeToString(), optimise=True)

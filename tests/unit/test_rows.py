@@ -19,8 +19,8 @@ from bench.batching import exported, judge
 from clockwork.models.answers import difference
 from clockwork.models.batching import EXTREMES, why_rows_meet
 from clockwork.models.compile import row_facts
-from clockwork.models.compile.rows import Rows
-from clockwork.models.runtime import RunError, Session
+from clockwork.models.compile.rows import RowRules
+from clockwork.models.runtime import ModelSession, RunError
 from clockwork.wire.tensors import Array
 
 NOT_PROVEN = {
@@ -66,7 +66,7 @@ def test_proven_models_answer_alike_beside_extreme_rows() -> None:
     for name, model, rows in exported():
         if name.startswith("mixing-") or why_rows_meet(model):
             continue
-        session = Session(model.SerializeToString(), optimise=True)
+        session = ModelSession(model.SerializeToString(), optimise=True)
         alone = session.run([array[:1] for array in rows])
         for extreme in EXTREMES:
             other = [
@@ -421,10 +421,10 @@ def test_bodies_are_followed_without_a_copy_of_what_surrounds_them() -> None:
         "  y = Loop (n, t, a) <body = b (int64 i, bool k, float[N, 4] x) => (bool o, float[N, 4] s) "
         "  { o = Identity (k) s = Tanh (x) }> }"  # x hides the input of that name
     )
-    rows = row_facts.Place(0)
+    rows = row_facts.RowAxis(0)
     x = row_facts.Fact((rows.size, row_facts.Size(4)), rows)
     facts = Uncopied(x=x, c=row_facts.Fact(()))
-    assert Rows(17).follow(model.graph, facts) == [x]
+    assert RowRules(17).follow(model.graph, facts) == [x]
     assert len(facts) == 2
     assert facts["x"] is x
 
@@ -522,7 +522,7 @@ def test_every_operator_that_is_said_to_keep_rows_apart_does() -> None:
                 continue
             given = [inputs[at] for at in chosen]
             try:
-                session = Session(made.SerializeToString(), optimise=True)
+                session = ModelSession(made.SerializeToString(), optimise=True)
                 together = session.run(given)
             except RunError:
                 continue  # ONNX Runtime does not have it, or not for these inputs
@@ -625,7 +625,7 @@ def check_drawn(model: onnx.ModelProto, seed: int) -> None:
     )
     x = x.astype(np.float32)
     try:
-        session = Session(model.SerializeToString(), optimise=True)
+        session = ModelSession(model.SerializeToString(), optimise=True)
         alone = [session.run([x[row : row + 1]]) for row in range(len(x))]
         together = session.run([x])
     except RunError:
@@ -675,7 +675,7 @@ def altered(model: onnx.ModelProto, rng: random.Random) -> onnx.ModelProto:
                 node.input[rng.randrange(len(node.input))] = rng.choice((*names, ""))
             case 2:
                 node.op_type = rng.choice(
-                    sorted(name for domain, name in Rows.rules if domain == node.domain) or ["Exp"]
+                    sorted(name for domain, name in RowRules.rules if domain == node.domain) or ["Exp"]
                 )
             case 3:
                 dims = rng.choice(made.graph.input).type.tensor_type.shape.dim
@@ -701,7 +701,7 @@ def check_altered(count: int, seed: int, runs: bool) -> int:
         if not runs:
             continue
         try:
-            session = Session(made.SerializeToString(), optimise=True)
+            session = ModelSession(made.SerializeToString(), optimise=True)
             together = session.run(rows)
             alone = [session.run([array[row : row + 1] for array in rows]) for row in range(len(rows[0]))]
         except RunError:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork.formats.program import Target
-from clockwork.formats.targets import Choice, choose, describe_mismatch, most_lasting
+from clockwork.formats.program import TargetModules
+from clockwork.formats.targets import CodeChoice, choose, describe_mismatch, most_lasting
 
 
-def targets(*names: str, ptx: str = "") -> dict[str, Target]:
+def targets(*names: str, ptx: str = "") -> dict[str, TargetModules]:
     """Those that are named in ``ptx``, as well, have PTX."""
-    return {name: Target(0, ("m",), ("m.ptx",) if name in ptx.split() else ()) for name in names}
+    return {name: TargetModules(0, ("m",), ("m.ptx",) if name in ptx.split() else ()) for name in names}
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def targets(*names: str, ptx: str = "") -> dict[str, Target]:
         (targets("sm_100f", ptx="sm_100f"), "sm_120", None),
     ],
 )  # fmt: skip
-def test_the_best_target_of_a_device(has: dict[str, Target], device: str, taken: str | None) -> None:
-    expected = None if taken is None else Choice(taken.split()[-1], taken.startswith("PTX"))
+def test_the_best_target_of_a_device(has: dict[str, TargetModules], device: str, taken: str | None) -> None:
+    expected = None if taken is None else CodeChoice(taken.split()[-1], taken.startswith("PTX"))
     assert choose(has, device) == expected
 
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from clockwork.errors import InvalidModel
 from clockwork.models import samples
 from clockwork.models.onnx_import import metadata_of
-from clockwork.models.runtime import RunError, Session
+from clockwork.models.runtime import ModelSession, RunError
 from clockwork.models.tokenizers import TextFlags, probes, with_texts
 from tests.unit import texts
 from tests.unit.models_onnx import model_of, value
@@ -37,8 +37,10 @@ def strings(*given: str | bytes) -> np.ndarray:
     return array
 
 
-def joined(directory: Path, flags: TextFlags = PLAIN, **model: Any) -> Session:
-    return Session(with_texts(tokens_model(**model), directory, flags).SerializeToString(), optimise=True)
+def joined(directory: Path, flags: TextFlags = PLAIN, **model: Any) -> ModelSession:
+    return ModelSession(
+        with_texts(tokens_model(**model), directory, flags).SerializeToString(), optimise=True
+    )
 
 
 NORMALISERS = [

@@ -48,7 +48,7 @@ from clockwork.controller.recording.followers import RingFollower
 from clockwork.controller.storage.thread import StorageThread
 from clockwork.errors import ConfigError, InvalidInput, Unavailable
 from clockwork.scheduler.policy import is_scripted
-from clockwork.scheduler.recording import Header, Held, encode_event, encode_header, encode_told
+from clockwork.scheduler.recording import Header, ResidentModel, encode_event, encode_header, encode_told
 from clockwork.scheduler.types import (
     DeviceClock,
     DeviceLost,
@@ -342,7 +342,7 @@ class Content:
 
     def head(self, cluster: ClusterEvents) -> Header:
         """The header with the number of the cluster's steps and the devices' models."""
-        return self.header._replace(cluster_steps=len(cluster), held=Held.of(self.held))
+        return self.header._replace(cluster_steps=len(cluster), held=ResidentModel.of(self.held))
 
 
 class Dumps:

@@ -37,7 +37,7 @@ from clockwork.formats.program import (
     Check,
     Program,
     ProgramWeight,
-    Target,
+    TargetModules,
     Variant,
     offsets_of,
     write_checks,
@@ -53,7 +53,7 @@ from clockwork.models.compile.padding import Dim, NotProven, open_symbols, padde
 from clockwork.models.compile.variant import MODULE_FILE, PTX_FILE, SOURCE_FILE, Built, Spec, Statistic
 from clockwork.models.holdings import is_quantised
 from clockwork.models.onnx_import import check_model, real_inputs
-from clockwork.models.runtime import RunError, Session, explain
+from clockwork.models.runtime import ModelSession, RunError, explain
 from clockwork.models.split import operator
 from clockwork.wire.messages import PRODUCT_DTYPES
 from clockwork.wire.tensors import STRING, Array
@@ -64,7 +64,7 @@ TOLERANCES: Mapping[str, float | None] = {"fp32": None, "tf32": 1e-2, "fp16": HA
 """Largest permitted difference of an answer from ONNX Runtime's, by dtype of matrix products, relative to the
 largest magnitude. None: the bound for rounding errors of fp32."""
 
-Progress = Callable[[str, int, int], None]
+ReportProgress = Callable[[str, int, int], None]
 """Called with (title of the step, done, total); from several threads."""
 
 TUNING_DEVICE = "CUDA"  # tinygrad's name for the local GPU
@@ -77,7 +77,7 @@ CHILD_ENVIRONMENT = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Options:
+class CompileOptions:
     targets: tuple[str, ...]  # "sm_80" ..., "host"
     batches: tuple[int, ...] = BATCHES
     shapes: Mapping[str, Sequence[Sequence[int]]] = dataclasses.field(default_factory=dict)
@@ -97,7 +97,7 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Summary:
+class CompileSummary:
     """The result of a compilation, as a report to the user."""
 
     program: Program
@@ -124,8 +124,8 @@ def require() -> None:
 
 
 def compile_model(
-    model_path: Path, directory: Path, options: Options, progress: Progress | None = None
-) -> Summary:
+    model_path: Path, directory: Path, options: CompileOptions, progress: ReportProgress | None = None
+) -> CompileSummary:
     """Make a program package of an ONNX file in ``directory``, which must not exist. Raises InvalidModel.
 
     The same file and options give the same bytes, on any machine with the same versions of the tools.
@@ -147,7 +147,7 @@ def compile_model(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _check(options: Options) -> None:
+def _check(options: CompileOptions) -> None:
     if not options.targets:
         raise InvalidModel("nothing to compile for: give an architecture")
     for target in options.targets:
@@ -184,7 +184,12 @@ class _Compilation:
     """The compilation of an ONNX file to a program package."""
 
     def __init__(
-        self, model_path: Path, result: Path, work: Path, options: Options, progress: Progress | None
+        self,
+        model_path: Path,
+        result: Path,
+        work: Path,
+        options: CompileOptions,
+        progress: ReportProgress | None,
     ) -> None:
         self._path = model_path
         self._result = result
@@ -193,7 +198,7 @@ class _Compilation:
         self._options = options
         self._tell = progress or (lambda title, done, total: None)
 
-    def run(self) -> Summary:
+    def run(self) -> CompileSummary:
         self._tell("read", 0, 1)
         model = check_model(self._path)
         self._operators = list(dict.fromkeys(operator(node) for node in model.graph.node))
@@ -226,7 +231,7 @@ class _Compilation:
                 program = write_program(
                     self._result, dataclasses.replace(program, files={**program.files, CHECKS_FILE: ""})
                 )
-        return Summary(
+        return CompileSummary(
             program,
             self._proof.note,
             [kept[index].statistics for index in range(len(jobs))],
@@ -241,7 +246,7 @@ class _Compilation:
 
     def _describe(self, model: onnx.ModelProto) -> None:
         try:
-            self._session = Session(self._path, optimise=False)
+            self._session = ModelSession(self._path, optimise=False)
         except RunError as error:
             raise InvalidModel(explain(str(error), self._path.name)) from None
         wanted = {value.name for value in real_inputs(model)}
@@ -341,7 +346,7 @@ class _Compilation:
         self, bucket: Bucket, frozen: Path, symbols: Sequence[str], shapes: Sequence[tuple[int, ...]]
     ) -> None:
         """Raise NotProven unless the padded model answers like the model, for several values of padding."""
-        session = Session(frozen, optimise=False)
+        session = ModelSession(frozen, optimise=False)
         most = self._open_sizes(bucket, symbols)
         rng = np.random.default_rng(trial.SEED)
         tried = 0
@@ -524,7 +529,7 @@ class _Compilation:
                 for offset, (place, _) in zip(offsets, weights, strict=True)
             ),
             targets={
-                name: Target(
+                name: TargetModules(
                     0 if name == HOST else nvrtc.driver(),
                     tuple(paths),
                     tuple(texts) if name == self._lasting else (),
@@ -590,7 +595,7 @@ class _Compilation:
 
         Raises InvalidModel unless the answers are the same up to rounding.
         """
-        executor = host.Executor(program, directory)
+        executor = host.HostExecutor(program, directory)
         relative = QUANTISED_RELATIVE if is_quantised(self._operators) else RELATIVE
         relative = max(relative, TOLERANCES[self._options.dtype] or 0.0)
         worst = 0.0
@@ -693,6 +698,6 @@ def local_architecture() -> str:
 
 
 __all__ = [
-    "BATCHES", "Options", "Summary", "compile_model", "is_installed",
+    "BATCHES", "CompileOptions", "CompileSummary", "compile_model", "is_installed",
     "local_architecture", "require",
 ]  # fmt: skip

@@ -12,7 +12,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from clockwork.models.compile.sizes import Dim, NotProven, Size, Value, computed_each, constant_of, inferred
+from clockwork.models.compile.sizes import (
+    Dim,
+    NotProven,
+    Size,
+    TensorFacts,
+    computed_each,
+    constant_of,
+    inferred,
+)
 from clockwork.models.compile.variant import SIZE_PREFIX
 from clockwork.models.onnx_import import real_inputs
 from clockwork.models.split import operator
@@ -45,7 +53,7 @@ class Padding:
     ]  # by symbol: the largest size for which the model's tables suffice; absent: no limit is known
 
 
-Rule: TypeAlias = Callable[[Any, Sequence[Value]], list[Value]]
+Rule: TypeAlias = Callable[[Any, Sequence[TensorFacts]], list[TensorFacts]]
 """A function that derives the properties of an operator's outputs from those of its inputs. The first
 argument is the Following."""
 
@@ -78,7 +86,7 @@ class OperatorReader(ABC, Generic[Known]):
         """The elements of an input that has to be known before the model runs."""
 
 
-class Following(OperatorReader[Value]):
+class Following(OperatorReader[TensorFacts]):
     """The state of following a graph. Subclasses have the rules of the operators."""
 
     rules: ClassVar[Mapping[str, Rule]] = {}
@@ -103,7 +111,7 @@ class Following(OperatorReader[Value]):
         self._sizes: dict[str, int] = {}  # compiled sizes by symbol
         self._limits: dict[str, int] = {}
         self._places: dict[str, tuple[str, int]] = {}  # by symbol: an input with that dimension, and the axis
-        self._values: dict[str, Value] = {"": Value(())}
+        self._values: dict[str, TensorFacts] = {"": TensorFacts(())}
         for value, shape in zip(real_inputs(model), shapes, strict=True):
             dims: list[Dim] = []
             for axis, (dim, size) in enumerate(zip(value.type.tensor_type.shape.dim, shape, strict=True)):
@@ -116,7 +124,7 @@ class Following(OperatorReader[Value]):
                     self._places.setdefault(dim.dim_param, (value.name, axis))
                 else:
                     dims.append(size)
-            self._values[value.name] = Value(tuple(dims))
+            self._values[value.name] = TensorFacts(tuple(dims))
         for initializer in self._graph.initializer:
             self._values[initializer.name] = constant_of(initializer)
         self._types, self._concrete = inferred(model, shapes)
@@ -162,7 +170,7 @@ class Following(OperatorReader[Value]):
 
     # ----- a node ---------------------------------------------------------------------------------
 
-    def _follow(self) -> list[Value]:
+    def _follow(self) -> list[TensorFacts]:
         node = self._node
         inputs = [self._values.get(name) for name in node.input]
         if node.domain in ("", "ai.onnx"):
@@ -176,22 +184,22 @@ class Following(OperatorReader[Value]):
                 raise NotProven(f"operator {operator(node)} is not known to keep positions apart")
         return [self._closed(name) for name in node.output]
 
-    def _closed(self, name: str) -> Value:
+    def _closed(self, name: str) -> TensorFacts:
         """Return the properties of a tensor without open axes, computed from tensors without open axes."""
         shape = self._concrete.get(name)
         if shape is None and name:
             raise NotProven(f"the shape of what operator {operator(self._node)} gives is not known")
-        return Value(shape or ())
+        return TensorFacts(shape or ())
 
     def _refuse(self, why: str) -> NotProven:
         return NotProven(f"operator {operator(self._node)} {why}")
 
-    def integers(self, value: Value) -> list[int]:
+    def integers(self, value: TensorFacts) -> list[int]:
         if value.known is None or value.tells_size:
             raise self._refuse("is told what to do by numbers that are only known when it runs")
         return [size.constant for size in value.known]
 
-    def axis(self, value: Value, default: int) -> int:
+    def axis(self, value: TensorFacts, default: int) -> int:
         given = int(self.attribute("axis", default))
         return given + len(value.dims) if given < 0 else given
 
@@ -215,7 +223,7 @@ class Following(OperatorReader[Value]):
             name = masked
         self._node.input[at] = name
 
-    def _mask(self, symbol: str, value: Value, axis: int) -> str:
+    def _mask(self, symbol: str, value: TensorFacts, axis: int) -> str:
         """Return the name of a boolean mask, true within the true size, that broadcasts to the tensor."""
         number, behind = self._symbols.index(symbol), len(value.dims) - 1 - axis
         key = symbol, behind, len(value.dims), value.dims.index(ROWS) if self._by_row else -1
@@ -230,7 +238,7 @@ class Following(OperatorReader[Value]):
         self._nodes.append(helper.make_node("Less", [f"{name}.places", f"{SIZE_PREFIX}{number}"], [name]))
         return name
 
-    def _mask_rows(self, name: str, number: int, value: Value, axis: int) -> None:
+    def _mask_rows(self, name: str, number: int, value: TensorFacts, axis: int) -> None:
         """Make the mask of a tensor in which each row has a true size."""
         rows, rank = value.dims.index(ROWS), len(value.dims)
         source, source_axis = self._places[self._symbols[number]]
@@ -305,18 +313,18 @@ class Following(OperatorReader[Value]):
 
     # ----- element-wise operators ---------------------------------------------------------------------
 
-    def each(self, inputs: Sequence[Value]) -> list[Value]:
+    def each(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         """An element-wise operator: each element depends on the inputs' elements at the same position."""
         if any(value.tells_size for value in inputs):
             known = self._arithmetic(inputs)
             if known is None:
                 raise self._refuse("computes with the size of the inputs")
-            return [Value(self._broadcast(inputs), known=known)]
+            return [TensorFacts(self._broadcast(inputs), known=known)]
         dims = self._broadcast(inputs)
         known = self._arithmetic(inputs) if all(value.known is not None for value in inputs) else None
-        return [Value(dims, known=known), *(Value(dims) for _ in self._node.output[1:])]
+        return [TensorFacts(dims, known=known), *(TensorFacts(dims) for _ in self._node.output[1:])]
 
-    def _broadcast(self, inputs: Sequence[Value]) -> tuple[Dim, ...]:
+    def _broadcast(self, inputs: Sequence[TensorFacts]) -> tuple[Dim, ...]:
         rank = max((len(value.dims) for value in inputs), default=0)
         dims: list[Dim] = [1] * rank
         for value in inputs:
@@ -327,17 +335,17 @@ class Following(OperatorReader[Value]):
                     raise self._refuse(f"joins an axis of {dims[axis]} with one of {dim}")
         return tuple(dims)
 
-    def _arithmetic(self, inputs: Sequence[Value]) -> tuple[Size, ...] | None:
+    def _arithmetic(self, inputs: Sequence[TensorFacts]) -> tuple[Size, ...] | None:
         """Return the elements of a shape computation; None unless all are known."""
         return computed_each(self._node.op_type, [value.known for value in inputs])
 
-    def moved(self, inputs: Sequence[Value]) -> list[Value]:
+    def moved(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         """An operator that moves the elements of its first input unchanged."""
-        return [inputs[0], *(Value(inputs[0].dims) for _ in self._node.output[1:])]
+        return [inputs[0], *(TensorFacts(inputs[0].dims) for _ in self._node.output[1:])]
 
-    def cast(self, inputs: Sequence[Value]) -> list[Value]:
+    def cast(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         if inputs[0].known is not None and self.attribute("to") == TensorProto.BOOL:
             if inputs[0].tells_size:
                 raise self._refuse("computes with the size of the inputs")
-            return [Value(inputs[0].dims)]
+            return [TensorFacts(inputs[0].dims)]
         return [inputs[0]]

@@ -16,7 +16,7 @@ from clockwork.formats.prepared import TensorSpec
 from clockwork.models.compile.padding import Padding, make_padded
 from clockwork.models.compile.variant import SIZE_PREFIX
 from clockwork.models.onnx_import import external_files, real_inputs
-from clockwork.models.runtime import RunError, Session, explain
+from clockwork.models.runtime import ModelSession, RunError, explain
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ def freeze(
         fixed.write_bytes(model.SerializeToString())
     del model
     try:
-        Session(
+        ModelSession(
             fixed,
             optimise=True,
             portable=True,

@@ -22,7 +22,7 @@ import numpy as np
 from clockwork.errors import InvalidModel
 from clockwork.formats.prepared import WEIGHTS_FILE
 from clockwork.formats.program import HOST, Argument, Program, Variant
-from clockwork.models.compile.variant import Kernel
+from clockwork.models.compile.variant import KernelSource
 from clockwork.wire.tensors import Array, numpy_dtype
 
 COMPILERS = ("cc", "gcc", "clang")
@@ -45,7 +45,7 @@ def compiler() -> str:
     )
 
 
-def build(sources: Sequence[str], kernels: Sequence[Kernel]) -> bytes:
+def build(sources: Sequence[str], kernels: Sequence[KernelSource]) -> bytes:
     """Return a shared object of these kernels. Each source defines ``void NAME(T *, ...)``. Raises
     InvalidModel."""
     pieces = ['#define INFINITY __builtin_inff()\n#define NAN __builtin_nanf("")\n']
@@ -82,7 +82,7 @@ def pointer(address: int) -> ctypes.c_void_p:
     return ctypes.c_void_p(address)
 
 
-class Code:
+class HostModule:
     """A module of host kernels, loaded into this process and never unloaded."""
 
     def __init__(self, module: bytes) -> None:
@@ -109,12 +109,12 @@ class Code:
 _SCALARS: Mapping[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "f32": ctypes.c_float}
 
 
-class Executor:
+class HostExecutor:
     """Runs a package's host variants in this process, launch by launch like a device."""
 
     def __init__(self, program: Program, directory: Path) -> None:
         self._program = program
-        self._codes = [Code((directory / path).read_bytes()) for path in program.targets[HOST].modules]
+        self._codes = [HostModule((directory / path).read_bytes()) for path in program.targets[HOST].modules]
         self._weights = np.fromfile(directory / WEIGHTS_FILE, np.uint8) if program.weights else None
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:

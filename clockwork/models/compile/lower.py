@@ -59,7 +59,7 @@ from clockwork.models.compile.variant import (
     SIZE_PREFIX,
     SOURCE_FILE,
     Built,
-    Kernel,
+    KernelSource,
     Spec,
     Statistic,
     StoredWeight,
@@ -276,12 +276,14 @@ class _Lowering:
         if not self._once:
             return
         renderer = _renderer(HOST)
-        kernels: dict[UOp, Kernel] = {}
+        kernels: dict[UOp, KernelSource] = {}
         for call in self._once:
             body = call.src[0]
             if body.op is Ops.SINK and body not in kernels:
                 kernels[body] = _kernel(to_program(body, renderer), len(kernels))
-        code = host.Code(host.build([kernel.source for kernel in kernels.values()], [*kernels.values()]))
+        code = host.HostModule(
+            host.build([kernel.source for kernel in kernels.values()], [*kernels.values()])
+        )
         for call in self._once:
             body, places = call.src[0], [_place(uop) for uop in get_call_arg_uops(call)]
             target, written = places[0], _written(call)
@@ -405,7 +407,7 @@ class _Lowering:
         arenas: dict[UOp, int] = {}
         weights: dict[UOp, int] = {}
         stored: list[StoredWeight] = []
-        kernels: dict[tuple[UOp, bool, tuple[int, ...]], Kernel] = {}
+        kernels: dict[tuple[UOp, bool, tuple[int, ...]], KernelSource] = {}
         table: dict[Argument, int] = {}
         launches: list[Launch] = []
         statistics: list[Statistic] = []
@@ -528,7 +530,7 @@ def _publish(directory: Path, files: Sequence[str], built: Built, known: Path) -
             os.rename(made, known)
 
 
-def _kernel(program: UOp, number: int) -> Kernel:
+def _kernel(program: UOp, number: int) -> KernelSource:
     """Make a kernel with a unique name, because tinygrad may give several kernels the same name."""
     info = program.arg
     (source,) = [source.arg for source in program.src if source.op is Ops.SOURCE]
@@ -542,7 +544,7 @@ def _kernel(program: UOp, number: int) -> Kernel:
         return x, y, z
 
     sizes = three(info.global_size), three(info.local_size)
-    return Kernel(name, source, *sizes, len(info.globals), len(info.vars), widths_of(source))
+    return KernelSource(name, source, *sizes, len(info.globals), len(info.vars), widths_of(source))
 
 
 def _number(variable: UOp) -> int:

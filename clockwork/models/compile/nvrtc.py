@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clockwork.errors import InvalidModel
-from clockwork.formats.program import HOST, Target
-from clockwork.formats.targets import Choice, choose
+from clockwork.formats.program import HOST, TargetModules
+from clockwork.formats.targets import CodeChoice, choose
 
 MAJORS = (13, 12)  # Major versions of NVRTC that are searched for, preferred version first
 
@@ -21,7 +21,7 @@ PACKAGES = ("nvidia.cuda_nvrtc", "nvidia.cuda_runtime", "nvidia.cu13")
 nvidia-cuda-nvrtc-cu12 and nvidia-cuda-runtime-cu12; from CUDA 13 on, both share a folder."""
 
 
-class Module(NamedTuple):
+class CompiledModule(NamedTuple):
     """The result of compiling a source."""
 
     cubin: bytes
@@ -45,7 +45,7 @@ class _Library:
         self.check(self._dll.nvrtcGetSupportedArchs(found))
         return list(found)
 
-    def compile(self, source: str, options: Sequence[str]) -> Module:
+    def compile(self, source: str, options: Sequence[str]) -> CompiledModule:
         """Compile a source with these command-line options. Raises InvalidModel."""
         program = ctypes.c_void_p()
         self.check(
@@ -57,7 +57,9 @@ class _Library:
             log = self._bytes(program, "ProgramLog").rstrip(b"\0").decode(errors="replace").strip()
             if status:
                 raise InvalidModel(f"NVRTC rejects a kernel: {log[:1000]}")
-            return Module(self._bytes(program, "CUBIN"), self._bytes(program, "PTX").rstrip(b"\0"), log)
+            return CompiledModule(
+                self._bytes(program, "CUBIN"), self._bytes(program, "PTX").rstrip(b"\0"), log
+            )
         finally:
             self._dll.nvrtcDestroyProgram(ctypes.byref(program))
 
@@ -131,15 +133,15 @@ def check_target(target: str) -> None:
         )
 
 
-def closest(device: str) -> Choice:
+def closest(device: str) -> CodeChoice:
     """Return the target to compile for, given a device's architecture.
 
     The target is the architecture itself if this NVRTC knows it, otherwise an older architecture whose cubin
     or PTX runs on the device. Raises InvalidModel.
     """
     if device == HOST:
-        return Choice(HOST, False)
-    known = {f"sm_{number}": Target(0, ("",), ("",)) for number in library().architectures()}
+        return CodeChoice(HOST, False)
+    known = {f"sm_{number}": TargetModules(0, ("",), ("",)) for number in library().architectures()}
     if (found := choose(known, device)) is None:
         check_target(device)  # raises
     assert found is not None
@@ -169,7 +171,7 @@ def joined(sources: Sequence[str]) -> str:
     return "\n".join([*includes, *bodies])
 
 
-def build(sources: Sequence[str], target: str) -> Module:
+def build(sources: Sequence[str], target: str) -> CompiledModule:
     """Compile the sources of kernels to a module. Raises InvalidModel."""
     options = [f"--gpu-architecture={target}", "--ptxas-options=-v", "--std=c++17"]
     for folder in _folders():

@@ -42,7 +42,7 @@ ONE = Size(1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+class RowAxis:
     """The position of the rows in a tensor: along ``axis``, whose size is ``outer`` x rows x ``inner``.
 
     If the axis were reshaped to these three factors, element [o, r, i] would belong to row r.
@@ -57,12 +57,12 @@ class Place:
         """The size of the axis."""
         return self.outer.times(self.inner).times(size_of(ROWS))
 
-    def on(self, axis: int) -> Place:
+    def on(self, axis: int) -> RowAxis:
         return dataclasses.replace(self, axis=axis)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Span:
+class ElementRange:
     """A bound of an integer tensor's elements: those of row r lie in [stride * r, stride * r + below)."""
 
     stride: Size
@@ -81,11 +81,11 @@ class Fact:
     """
 
     dims: Dims | None
-    place: Place | None = None
+    place: RowAxis | None = None
     even: bool = False
     met: str = ""
     known: tuple[Size, ...] | None = None
-    span: Span | None = None
+    span: ElementRange | None = None
 
     @property
     def numbers_rows(self) -> bool:
@@ -322,7 +322,9 @@ class Walk(OperatorReader[Fact]):
             return Fact(dims)
         known = tuple(Size(int(number)) for number in array.reshape(-1)) if len(dims) < 2 else None
         is_index = array.size and array.min() >= 0
-        return Fact(dims, known=known, span=Span(Size(0), Size(int(array.max()) + 1)) if is_index else None)
+        return Fact(
+            dims, known=known, span=ElementRange(Size(0), Size(int(array.max()) + 1)) if is_index else None
+        )
 
     def _array(self, at: int) -> np.ndarray[Any, Any] | None:
         """Return input number ``at`` if it is a small constant, otherwise None."""
@@ -373,7 +375,7 @@ class Walk(OperatorReader[Fact]):
             return next(iter(left), ONE)
         return next((size for size in sizes if not size.terms and size.constant > 1), None) or self.fresh()
 
-    def _common(self, places: Sequence[Place | None], facts: Sequence[Fact]) -> Place | None:
+    def _common(self, places: Sequence[RowAxis | None], facts: Sequence[Fact]) -> RowAxis | None:
         """Return the common place of the tensors with rows, if any. Raises Met if places differ."""
         given = [(place, fact.even) for place, fact in zip(places, facts, strict=True) if place is not None]
         chosen = next((place for place, even in given if not even), given[0][0] if given else None)

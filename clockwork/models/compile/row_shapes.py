@@ -11,7 +11,7 @@ from onnx import TensorProto, numpy_helper
 
 from clockwork.config.models import KNOWN_MAX
 from clockwork.models.compile.following import ROWS
-from clockwork.models.compile.row_facts import ONE, Dims, Fact, Met, Place, Span, Walk
+from clockwork.models.compile.row_facts import ONE, Dims, ElementRange, Fact, Met, RowAxis, Walk
 from clockwork.models.compile.sizes import Size, computed_each, size_of
 from clockwork.models.split import constant_tensor
 
@@ -25,7 +25,7 @@ _EXACT = (TensorProto.INT32, TensorProto.INT64, TensorProto.FLOAT, TensorProto.D
 """Types to which sizes are cast without loss."""
 
 
-class Shapes(Walk):
+class ShapeRules(Walk):
     """Rules for element-wise operators, and for operators that only move elements."""
 
     # ----- element-wise ---------------------------------------------------------------------------
@@ -39,7 +39,7 @@ class Shapes(Walk):
             raise Met("depends on which row it is")
         return [dataclasses.replace(self.broadcast(inputs), known=known, span=span)] * len(self._node.output)
 
-    def _span(self, inputs: Sequence[Fact]) -> Span | None:
+    def _span(self, inputs: Sequence[Fact]) -> ElementRange | None:
         """Return the bound of a sum's elements, or of those of a product with a size; None if unknown."""
         if len(inputs) != 2 or self._node.op_type not in ("Add", "Mul"):
             return None
@@ -47,11 +47,11 @@ class Shapes(Walk):
         if self._node.op_type == "Add":
             if left is None or right is None:
                 return None
-            return Span(left.stride.plus(right.stride), left.below.plus(right.below).plus(ONE, -1))
+            return ElementRange(left.stride.plus(right.stride), left.below.plus(right.below).plus(ONE, -1))
         span, factor = (left, inputs[1].known) if left is not None else (right, inputs[0].known)
         if span is None or factor is None or len(factor) != 1 or not factor[0].is_natural:
             return None
-        return Span(span.stride.times(factor[0]), span.below.plus(ONE, -1).times(factor[0]).plus(ONE))
+        return ElementRange(span.stride.times(factor[0]), span.below.plus(ONE, -1).times(factor[0]).plus(ONE))
 
     def _arithmetic(self, inputs: Sequence[Fact]) -> tuple[Size, ...] | None:
         """Return the elements of arithmetic on sizes, by which exporters compute shapes.
@@ -131,21 +131,23 @@ class Shapes(Walk):
         inner = self.dims(fact)[axes[0]].over(size_of(ROWS))
         if len(axes) > 1 or inner is None or ROWS in inner.symbols:
             raise Met("makes an axis of the number of rows and something else")
-        return dataclasses.replace(fact, place=Place(axes[0], ONE, inner), even=True)
+        return dataclasses.replace(fact, place=RowAxis(axes[0], ONE, inner), even=True)
 
     def range(self, inputs: Sequence[Fact]) -> list[Fact]:
         start, limit, step = (fact.known for fact in inputs)
         if any(fact.counts for fact in inputs):
             if (start, limit, step) != ((Size(0),), (size_of(ROWS),), (ONE,)):
                 raise Met("counts the rows")
-            return [Fact((size_of(ROWS),), Place(0), span=Span(ONE, ONE))]
+            return [Fact((size_of(ROWS),), RowAxis(0), span=ElementRange(ONE, ONE))]
         self.others_are_same(inputs, 0)
         if start is not None and limit is not None and step == (ONE,):
             dim = limit[0].plus(start[0], -1)
             known = None
             if not dim.terms and 0 < dim.constant <= KNOWN_MAX:
                 known = tuple(start[0].plus(Size(at)) for at in range(dim.constant))
-            return [Fact((dim,), known=known, span=Span(Size(0), dim) if start == (Size(0),) else None)]
+            return [
+                Fact((dim,), known=known, span=ElementRange(Size(0), dim) if start == (Size(0),) else None)
+            ]
         if start and limit and step and not any(sizes[0].terms for sizes in (start, limit, step)):
             return [Fact((Size(len(range(start[0].constant, limit[0].constant, step[0].constant))),))]
         return [Fact((self.fresh(),))]
@@ -238,7 +240,7 @@ class Shapes(Walk):
                 if inner is None or ROWS in inner.symbols:
                     break
                 even = source.even and dim == source.dims[source.place.axis]
-                return Fact(dims, Place(axis, before, inner), even)
+                return Fact(dims, RowAxis(axis, before, inner), even)
             rest = before.over(dim)
             if rest is None:
                 break

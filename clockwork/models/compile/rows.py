@@ -27,8 +27,8 @@ from clockwork.device.operators import DOMAIN
 from clockwork.formats.interface import is_named
 from clockwork.models.compile.following import ELEMENTWISE, ROWS
 from clockwork.models.compile.functions import inlined
-from clockwork.models.compile.row_facts import INVALID, ONE, Fact, Met, Place, Rule, Span
-from clockwork.models.compile.row_shapes import Shapes
+from clockwork.models.compile.row_facts import INVALID, ONE, ElementRange, Fact, Met, RowAxis, Rule
+from clockwork.models.compile.row_shapes import ShapeRules
 from clockwork.models.compile.sizes import MADE, NotProven, Size, size_of
 from clockwork.models.onnx_import import optional_inputs, real_inputs
 
@@ -60,12 +60,12 @@ def prove_rows(model: onnx.ModelProto, masked: bool = False) -> None:
 
         if not dims:
             raise NotProven(f"input {value.name!r} has no rows")
-        facts[value.name] = Fact(tuple(dims), Place(0))
+        facts[value.name] = Fact(tuple(dims), RowAxis(0))
     opsets = sorted({opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")})
     if len(opsets) > 1:
         raise NotProven("the model has two opsets")
     try:
-        outputs = Rows(opsets[0] if opsets else 1, masked).follow(model.graph, facts)
+        outputs = RowRules(opsets[0] if opsets else 1, masked).follow(model.graph, facts)
     except RecursionError:
         raise NotProven("the model's bodies are too deep to be followed") from None
     except INVALID as error:
@@ -73,11 +73,11 @@ def prove_rows(model: onnx.ModelProto, masked: bool = False) -> None:
     for declared, fact in zip(model.graph.output, outputs, strict=True):
         if fact.met:
             raise NotProven(fact.met)
-        if fact.place != Place(0):
+        if fact.place != RowAxis(0):
             raise NotProven(f"output {declared.name!r} has no row for each row of the inputs")
 
 
-class Rows(Shapes):
+class RowRules(ShapeRules):
     """The rules of all operators."""
 
     def __init__(self, opset: int, masked: bool = False) -> None:
@@ -189,7 +189,7 @@ class Rows(Shapes):
         self._not_along(source, axis, "mixes rows")
         kept = self.flag("keepdims", 1)
         found = self._resized(source, axis, ONE) if kept else self._without(source, {axis})
-        return [dataclasses.replace(found, span=Span(Size(0), self.dims(source)[axis]))]
+        return [dataclasses.replace(found, span=ElementRange(Size(0), self.dims(source)[axis]))]
 
     def top_k(self, inputs: Sequence[Fact]) -> list[Fact]:
         self.others_are_same(inputs)
@@ -284,7 +284,7 @@ class Rows(Shapes):
         if others or more or result.count(letter) != 1:
             raise Met("mixes rows")
         sizes[letter] = outer.times(inner).times(size_of(ROWS))
-        return [Fact(tuple(sizes[axis] for axis in result), Place(result.index(letter), outer, inner))]
+        return [Fact(tuple(sizes[axis] for axis in result), RowAxis(result.index(letter), outer, inner))]
 
     # ----- images, by channel ------------------------------------------------------------------------
 
@@ -365,9 +365,9 @@ class Rows(Shapes):
     def paired(self, inputs: Sequence[Fact]) -> list[Fact]:
         """GridSample: axis 0 of both inputs is the batch."""
         source, grid = inputs
-        if source.place != Place(0) or grid.place != Place(0):
+        if source.place != RowAxis(0) or grid.place != RowAxis(0):
             raise Met("mixes rows")
-        return [Fact((*self.dims(source)[:2], *self.dims(grid)[1:-1]), Place(0))]
+        return [Fact((*self.dims(source)[:2], *self.dims(grid)[1:-1]), RowAxis(0))]
 
     def within_first(self, inputs: Sequence[Fact]) -> list[Fact]:
         """An operator that mixes elements along all axes but the first and keeps the shape."""
@@ -502,7 +502,7 @@ class Rows(Shapes):
                 continue
             if fact.place is None and at != mask and at not in shared:
                 raise Met("has an input that is not the rows'")
-            if fact.place is not None and (fact.place != Place(0) or at in shared):
+            if fact.place is not None and (fact.place != RowAxis(0) or at in shared):
                 raise Met("mixes rows")
         if name == "Attention" and len(inputs) > mask:
             place, rank = inputs[mask].place, len(self.dims(inputs[mask]))
@@ -515,7 +515,7 @@ class Rows(Shapes):
             if given.place is None or self.dims(given)[0] != size_of(ROWS):
                 raise Met("has a mask that is not the rows'")
         dims = self.dims(inputs[0])
-        return [Fact((*dims[:-1], self.fresh()), Place(0))]
+        return [Fact((*dims[:-1], self.fresh()), RowAxis(0))]
 
     def skip_normalised(self, inputs: Sequence[Fact]) -> list[Fact]:
         """ONNX Runtime's sum of two tensors, normalised over the last axis. The last output is the sum."""
@@ -529,7 +529,7 @@ class Rows(Shapes):
         """ONNX Runtime's EmbedLayerNormalization of ids and segments, each [rows, tokens]."""
         self.others_are_same(inputs[2:7], 0)
         given = [inputs[at] for at in (0, 1, 7, 8) if at < len(inputs) and self._node.input[at]]
-        if any(fact.place is not None and fact.place != Place(0) for fact in given):
+        if any(fact.place is not None and fact.place != RowAxis(0) for fact in given):
             raise Met("mixes rows")
         tokens = self.broadcast(given)
         rows, steps = self.dims(tokens)
@@ -552,18 +552,18 @@ class Rows(Shapes):
         dims = self.dims(source)
         if source.place is None:
             return [Fact(None)] * len(self._node.output)
-        if source.place != Place(0) or len(dims) != 2:
+        if source.place != RowAxis(0) or len(dims) != 2:
             raise Met("takes something else than a row for each row")
         name = self._node.op_type
         if name in ("TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier"):
-            return [Fact(dims[:1], Place(0)), Fact((dims[0], self._scores()), Place(0))]
+            return [Fact(dims[:1], RowAxis(0)), Fact((dims[0], self._scores()), RowAxis(0))]
         if name in _SAME_WIDTH:
             width = dims[1]
         elif name in _TARGETS:
             width = Size(int(self.attribute(_TARGETS[name], 1)))
         else:
             width = self.fresh()
-        return [Fact((dims[0], width), Place(0))]
+        return [Fact((dims[0], width), RowAxis(0))]
 
     def _scores(self) -> Size:
         """Return the number of scores that ONNX Runtime's classifier gives each row of a table."""
@@ -595,9 +595,9 @@ class Rows(Shapes):
 
     def joined_features(self, inputs: Sequence[Fact]) -> list[Fact]:
         """FeatureVectorizer: concatenates tables [rows, n] along the columns."""
-        if any(fact.place != Place(0) or len(self.dims(fact)) != 2 for fact in inputs):
+        if any(fact.place != RowAxis(0) or len(self.dims(fact)) != 2 for fact in inputs):
             raise Met("takes something else than a row for each row")
-        return [Fact((self.dims(inputs[0])[0], self.fresh()), Place(0))]
+        return [Fact((self.dims(inputs[0])[0], self.fresh()), RowAxis(0))]
 
     def image(self, inputs: Sequence[Fact]) -> list[Fact]:
         """DecodeJpeg: decodes each file to an image [height, width, channels]."""
@@ -652,99 +652,99 @@ def _of(rule: Rule, *names: str, domain: str = "") -> dict[tuple[str, str], Rule
 
 _ML, _ORT = "ai.onnx.ml", "com.microsoft"
 
-Rows.rules = {
-    **_of(Rows.each, *ELEMENTWISE, "BitCast", "RegexFullMatch", "StringConcat"),
-    **_of(Rows.cast_like, "CastLike"),
-    **_of(Rows.dropout, "Dropout"),
-    **_of(Rows.identity, "Identity"),
-    **_of(Rows.non_zero, "NonZero"),
-    **_of(Rows.paired, "GridSample"),
-    **_of(Rows.in_last_two, "Trilu"),
-    **_of(Rows.softmax, "Hardmax", "LogSoftmax", "Softmax"),
-    **_of(Rows.reduce, *_REDUCE),
-    **_of(Rows.arg_max, "ArgMax", "ArgMin"),
-    **_of(Rows.along, "LpNormalization"),
-    **_of(Rows.normalised, "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
-    **_of(Rows.quantise, "DequantizeLinear", "QuantizeLinear"),
-    **_of(Rows.spatial, *_SPATIAL),
-    **_of(Rows.within_first, "GroupNormalization", "InstanceNormalization", "LRN"),
-    **_of(Rows.depth_to_space, "DepthToSpace", "SpaceToDepth"),
-    **_of(Rows.gather_elements, "GatherElements", "Scatter", "ScatterElements"),
-    **_of(Rows.mat_mul, "MatMul", "MatMulInteger"),
-    **_of(Rows.recurrent, "GRU", "LSTM", "RNN"),
-    **_of(Rows.resize, "Resize", "Upsample"),
-    **_of(Rows.attention, "Attention"),
-    ("", "BatchNormalization"): Rows.by_channel,
-    ("", "Cast"): Rows.cast,
-    ("", "Compress"): Rows.compress,
-    ("", "Concat"): Rows.concat,
-    ("", "Constant"): Rows.constant,
-    ("", "ConstantOfShape"): Rows.constant_of_shape,
-    ("", "CumSum"): Rows.cum_sum,
-    ("", "DFT"): Rows.transformed,
-    ("", "Einsum"): Rows.einsum,
-    ("", "Expand"): Rows.expand,
-    ("", "Flatten"): Rows.flatten,
-    ("", "Gather"): Rows.gather,
-    ("", "GatherND"): Rows.gather_nd,
-    ("", "Gemm"): Rows.gemm,
-    ("", "If"): Rows.branch,
-    ("", "Loop"): Rows.loop,
-    ("", "MeanVarianceNormalization"): Rows.mean_variance,
-    ("", "OneHot"): Rows.one_hot,
-    ("", "Pad"): Rows.pad,
-    ("", "QLinearConv"): Rows.quantised_conv,
-    ("", "QLinearMatMul"): Rows.quantised_mat_mul,
-    ("", "Range"): Rows.range,
-    ("", "Reshape"): Rows.reshape,
-    ("", "ReverseSequence"): Rows.reverse_sequence,
-    ("", "Scan"): Rows.scan,
-    ("", "STFT"): Rows.windowed,
-    ("", "ScatterND"): Rows.scatter_nd,
-    ("", "Shape"): Rows.shape,
-    ("", "Size"): Rows.size,
-    ("", "Slice"): Rows.slice,
-    ("", "Split"): Rows.split,
-    ("", "Squeeze"): Rows.squeeze,
-    ("", "Tile"): Rows.tile,
-    ("", "TopK"): Rows.top_k,
-    ("", "Transpose"): Rows.transpose,
-    ("", "Unsqueeze"): Rows.unsqueeze,
-    **_of(Rows.each, "BiasGelu", "FastGelu", "Gelu", "QuickGelu", domain=_ORT),
-    **_of(Rows.spatial, "FusedConv", "QLinearAveragePool", "QLinearGlobalAveragePool", domain=_ORT),
-    **_of(Rows.softmax, "QLinearSoftmax", domain=_ORT),
-    **_of(Rows.fused_mat_mul, "FusedMatMul", domain=_ORT),
-    **_of(Rows.gemm, "FusedGemm", domain=_ORT),
-    **_of(Rows.skip_normalised, "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=_ORT),
-    **_of(Rows.normalised, "LayerNormalization", "SimplifiedLayerNormalization", domain=_ORT),
-    **_of(Rows.embedded, "EmbedLayerNormalization", domain=_ORT),
-    **_of(Rows.quantised_pair, "QLinearAdd", "QLinearMul", domain=_ORT),
-    **_of(Rows.quantised_gemm, "QGemm", domain=_ORT),
-    **_of(Rows.quantise, "DequantizeLinear", "QLinearLeakyRelu", "QLinearSigmoid", "QuantizeLinear", domain=_ORT),
-    **_of(Rows.attention, "Attention", "MultiHeadAttention", domain=_ORT),
-    **_of(Rows.each, "Binarizer", "CategoryMapper", "LabelEncoder", domain=_ML),
+RowRules.rules = {
+    **_of(RowRules.each, *ELEMENTWISE, "BitCast", "RegexFullMatch", "StringConcat"),
+    **_of(RowRules.cast_like, "CastLike"),
+    **_of(RowRules.dropout, "Dropout"),
+    **_of(RowRules.identity, "Identity"),
+    **_of(RowRules.non_zero, "NonZero"),
+    **_of(RowRules.paired, "GridSample"),
+    **_of(RowRules.in_last_two, "Trilu"),
+    **_of(RowRules.softmax, "Hardmax", "LogSoftmax", "Softmax"),
+    **_of(RowRules.reduce, *_REDUCE),
+    **_of(RowRules.arg_max, "ArgMax", "ArgMin"),
+    **_of(RowRules.along, "LpNormalization"),
+    **_of(RowRules.normalised, "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
+    **_of(RowRules.quantise, "DequantizeLinear", "QuantizeLinear"),
+    **_of(RowRules.spatial, *_SPATIAL),
+    **_of(RowRules.within_first, "GroupNormalization", "InstanceNormalization", "LRN"),
+    **_of(RowRules.depth_to_space, "DepthToSpace", "SpaceToDepth"),
+    **_of(RowRules.gather_elements, "GatherElements", "Scatter", "ScatterElements"),
+    **_of(RowRules.mat_mul, "MatMul", "MatMulInteger"),
+    **_of(RowRules.recurrent, "GRU", "LSTM", "RNN"),
+    **_of(RowRules.resize, "Resize", "Upsample"),
+    **_of(RowRules.attention, "Attention"),
+    ("", "BatchNormalization"): RowRules.by_channel,
+    ("", "Cast"): RowRules.cast,
+    ("", "Compress"): RowRules.compress,
+    ("", "Concat"): RowRules.concat,
+    ("", "Constant"): RowRules.constant,
+    ("", "ConstantOfShape"): RowRules.constant_of_shape,
+    ("", "CumSum"): RowRules.cum_sum,
+    ("", "DFT"): RowRules.transformed,
+    ("", "Einsum"): RowRules.einsum,
+    ("", "Expand"): RowRules.expand,
+    ("", "Flatten"): RowRules.flatten,
+    ("", "Gather"): RowRules.gather,
+    ("", "GatherND"): RowRules.gather_nd,
+    ("", "Gemm"): RowRules.gemm,
+    ("", "If"): RowRules.branch,
+    ("", "Loop"): RowRules.loop,
+    ("", "MeanVarianceNormalization"): RowRules.mean_variance,
+    ("", "OneHot"): RowRules.one_hot,
+    ("", "Pad"): RowRules.pad,
+    ("", "QLinearConv"): RowRules.quantised_conv,
+    ("", "QLinearMatMul"): RowRules.quantised_mat_mul,
+    ("", "Range"): RowRules.range,
+    ("", "Reshape"): RowRules.reshape,
+    ("", "ReverseSequence"): RowRules.reverse_sequence,
+    ("", "Scan"): RowRules.scan,
+    ("", "STFT"): RowRules.windowed,
+    ("", "ScatterND"): RowRules.scatter_nd,
+    ("", "Shape"): RowRules.shape,
+    ("", "Size"): RowRules.size,
+    ("", "Slice"): RowRules.slice,
+    ("", "Split"): RowRules.split,
+    ("", "Squeeze"): RowRules.squeeze,
+    ("", "Tile"): RowRules.tile,
+    ("", "TopK"): RowRules.top_k,
+    ("", "Transpose"): RowRules.transpose,
+    ("", "Unsqueeze"): RowRules.unsqueeze,
+    **_of(RowRules.each, "BiasGelu", "FastGelu", "Gelu", "QuickGelu", domain=_ORT),
+    **_of(RowRules.spatial, "FusedConv", "QLinearAveragePool", "QLinearGlobalAveragePool", domain=_ORT),
+    **_of(RowRules.softmax, "QLinearSoftmax", domain=_ORT),
+    **_of(RowRules.fused_mat_mul, "FusedMatMul", domain=_ORT),
+    **_of(RowRules.gemm, "FusedGemm", domain=_ORT),
+    **_of(RowRules.skip_normalised, "SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=_ORT),
+    **_of(RowRules.normalised, "LayerNormalization", "SimplifiedLayerNormalization", domain=_ORT),
+    **_of(RowRules.embedded, "EmbedLayerNormalization", domain=_ORT),
+    **_of(RowRules.quantised_pair, "QLinearAdd", "QLinearMul", domain=_ORT),
+    **_of(RowRules.quantised_gemm, "QGemm", domain=_ORT),
+    **_of(RowRules.quantise, "DequantizeLinear", "QLinearLeakyRelu", "QLinearSigmoid", "QuantizeLinear", domain=_ORT),
+    **_of(RowRules.attention, "Attention", "MultiHeadAttention", domain=_ORT),
+    **_of(RowRules.each, "Binarizer", "CategoryMapper", "LabelEncoder", domain=_ML),
     **_of(
-        Rows.of_table, "Imputer", "LinearClassifier", "LinearRegressor", "Normalizer", "SVMClassifier", "SVMRegressor",
+        RowRules.of_table, "Imputer", "LinearClassifier", "LinearRegressor", "Normalizer", "SVMClassifier", "SVMRegressor",
         "Scaler", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor", domain=_ML,
     ),
-    (DOMAIN, "DecodeJpeg"): Rows.image,
-    **_of(Rows.tokens, "BytePairs", "WordPiece", domain=DOMAIN),
-    (_ML, "ArrayFeatureExtractor"): Rows.picked_features,
-    (_ML, "FeatureVectorizer"): Rows.joined_features,
-    (_ML, "OneHotEncoder"): Rows.last_axis_added,
+    (DOMAIN, "DecodeJpeg"): RowRules.image,
+    **_of(RowRules.tokens, "BytePairs", "WordPiece", domain=DOMAIN),
+    (_ML, "ArrayFeatureExtractor"): RowRules.picked_features,
+    (_ML, "FeatureVectorizer"): RowRules.joined_features,
+    (_ML, "OneHotEncoder"): RowRules.last_axis_added,
 }  # fmt: skip
 
-Rows.of_sizes = frozenset(
+RowRules.of_sizes = frozenset(
     (
-        Rows.branch, Rows.cast, Rows.concat, Rows.constant_of_shape, Rows.each, Rows.expand, Rows.gather, Rows.identity,
-        Rows.loop, Rows.range, Rows.reduce, Rows.reshape, Rows.resize, Rows.shape, Rows.size, Rows.slice, Rows.split,
-        Rows.squeeze, Rows.tile, Rows.transpose, Rows.unsqueeze,
+        RowRules.branch, RowRules.cast, RowRules.concat, RowRules.constant_of_shape, RowRules.each, RowRules.expand, RowRules.gather, RowRules.identity,
+        RowRules.loop, RowRules.range, RowRules.reduce, RowRules.reshape, RowRules.resize, RowRules.shape, RowRules.size, RowRules.slice, RowRules.split,
+        RowRules.squeeze, RowRules.tile, RowRules.transpose, RowRules.unsqueeze,
     )
 )  # fmt: skip
 
-Rows.moving = frozenset(
+RowRules.moving = frozenset(
     (
-        Rows.expand, Rows.flatten, Rows.identity, Rows.reshape, Rows.squeeze, Rows.transpose, Rows.unsqueeze,
+        RowRules.expand, RowRules.flatten, RowRules.identity, RowRules.reshape, RowRules.squeeze, RowRules.transpose, RowRules.unsqueeze,
     )
 )  # fmt: skip
-Rows.of_numbers = Rows.moving | {Rows.cast, Rows.each, Rows.gather, Rows.shape}
+RowRules.of_numbers = RowRules.moving | {RowRules.cast, RowRules.each, RowRules.gather, RowRules.shape}

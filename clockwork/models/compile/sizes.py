@@ -127,7 +127,7 @@ def size_of(dim: Dim) -> Size:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Value:
+class TensorFacts:
     """The known properties of a tensor."""
 
     dims: tuple[Dim, ...]
@@ -200,14 +200,14 @@ def segments(dims: Sequence[Dim]) -> list[Dim]:
     return found
 
 
-def constant_of(tensor: TensorProto) -> Value:
+def constant_of(tensor: TensorProto) -> TensorFacts:
     dims = tuple(tensor.dims)
     if len(dims) > 1 or math.prod(dims) > KNOWN_MAX or tensor.data_location == TensorProto.EXTERNAL:
-        return Value(dims)
+        return TensorFacts(dims)
     array = numpy_helper.to_array(tensor)
     if array.dtype.kind not in "iu":
-        return Value(dims)
-    return Value(dims, known=tuple(Size(int(number)) for number in array.reshape(-1)))
+        return TensorFacts(dims)
+    return TensorFacts(dims, known=tuple(Size(int(number)) for number in array.reshape(-1)))
 
 
 def inferred(

@@ -9,13 +9,13 @@ import dataclasses
 import re
 from collections.abc import Collection
 
-from clockwork.models.compile.variant import Kernel
+from clockwork.models.compile.variant import KernelSource
 
 ENTRY_SUFFIX = "_entry"
 """Suffix of the name of a parameter that points to the table entry with the original parameter's value."""
 
 
-def through_table(kernel: Kernel, weights: Collection[int]) -> Kernel:
+def through_table(kernel: KernelSource, weights: Collection[int]) -> KernelSource:
     """Return the kernel with these parameters and every size replaced by pointers to table entries."""
     positions = {*weights, *range(kernel.arguments, kernel.arguments + kernel.sizes)}
     head = re.search(rf"\b{re.escape(kernel.name)}\(([^()]*)\) ?\{{\n?", kernel.source)

@@ -45,7 +45,7 @@ class Spec:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Kernel:
+class KernelSource:
     """The source of a kernel, and its launch configuration."""
 
     name: str

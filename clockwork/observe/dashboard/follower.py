@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from clockwork.config.dashboard import DASHBOARD_REQUESTS_MAX
 from clockwork.observe.history import History
 from clockwork.observe.live import ClusterDescription, introduce
-from clockwork.scheduler.recording import Held, Step
+from clockwork.scheduler.recording import ResidentModel, Step
 
 LOADING, LIVE, EMPTY, AWAY = "loading", "live", "empty", "disconnected"
 """States of a follower: no look yet; following; no device in the cluster; no answer from the controller."""
@@ -32,7 +32,9 @@ class FollowedSteps(NamedTuple):
     cluster: ClusterDescription | None = (
         None  # the controller's description of the cluster, in some looks only
     )
-    held: Sequence[Held] = ()  # models on devices before the first step, or loads ordered within these steps
+    held: Sequence[
+        ResidentModel
+    ] = ()  # models on devices before the first step, or loads ordered within these steps
 
 
 class StepSource(Protocol):

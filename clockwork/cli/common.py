@@ -110,7 +110,7 @@ class _Failure(click.ClickException):
             print_line(f"clockwork: {self.message}", err=True)
 
 
-class Commands(click.Group):
+class CommandGroup(click.Group):
     """A group of commands whose errors are one line on stderr, never a traceback.
 
     The exit status is 2 if the command line is wrong (a missing argument, an invalid value, an unreadable

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from clockwork.config import PACKAGE_BYTES_MAX
 from clockwork.errors import InvalidModel
 from clockwork.sources.location import Location, require_library
-from clockwork.sources.reading import Reader, RemoteFile, fetch_all
+from clockwork.sources.reading import ReaderProcess, RemoteFile, fetch_all
 from clockwork.wire.packages import MODEL_FILE, PROGRAM_JSON, external_path
 
 SHOWN = 5  # Number of a folder's ONNX files that an error lists
@@ -20,7 +20,7 @@ def fetch_model(location: Location, folder: Path, tell: Callable[[str, int, int]
     Returns the ONNX file, or the folder of the program. Raises ConfigError, SourceFailed and InvalidModel.
     """
     require_library(location)
-    reader = Reader(location)
+    reader = ReaderProcess(location)
     try:
         found = reader.describe(location.url)
         return _fetch_onnx(reader, found, folder, tell) if found else _fetch_program(reader, folder, tell)
@@ -29,7 +29,7 @@ def fetch_model(location: Location, folder: Path, tell: Callable[[str, int, int]
 
 
 def _fetch_onnx(
-    reader: Reader, found: RemoteFile, folder: Path, tell: Callable[[str, int, int], None]
+    reader: ReaderProcess, found: RemoteFile, folder: Path, tell: Callable[[str, int, int], None]
 ) -> Path:
     from clockwork.models import onnx_import  # imported here, because onnx takes half a second to import
 
@@ -54,7 +54,7 @@ def _fetch_onnx(
     return path
 
 
-def _fetch_program(reader: Reader, folder: Path, tell: Callable[[str, int, int], None]) -> Path:
+def _fetch_program(reader: ReaderProcess, folder: Path, tell: Callable[[str, int, int], None]) -> Path:
     location = reader.location
     files = reader.files()
     paths = [file.path for file in files]

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from clockwork.cli.common import PATH, Commands, print_line, print_table
+from clockwork.cli.common import PATH, CommandGroup, print_line, print_table
 from clockwork.errors import ConfigError
 from clockwork.wire.roles import Role
 
 
-@click.group(cls=Commands)
+@click.group(cls=CommandGroup)
 def keys() -> None:
     """Keys for clusters that listen beyond one machine.
 

@@ -16,7 +16,7 @@ from clockwork.cli import routes
 from clockwork.cli.common import (
     FILE,
     PATH,
-    Commands,
+    CommandGroup,
     Connect,
     Duration,
     as_usage,
@@ -40,7 +40,7 @@ _NUMBER = re.compile(r"[0-9]{1,3}(?:\.[0-9]{0,9})?")
 PACKED_NOTED = 1.1  # A packed model's memory is shown if it is more than this multiple of its weights
 
 
-@click.group(cls=Commands)
+@click.group(cls=CommandGroup)
 def models() -> None:
     """Add, list, show and remove models; split their traffic between versions."""
 

@@ -16,7 +16,7 @@ from clockwork.cli.common import (
     CV,
     DURATION,
     PATH,
-    Commands,
+    CommandGroup,
     Duration,
     as_usage,
     client_options,
@@ -54,7 +54,7 @@ NOT_TRIED = {
 """Reasons for which no simulation was needed to find that nothing holds."""
 
 
-@click.group(cls=Commands)
+@click.group(cls=CommandGroup)
 def plan() -> None:
     """Find by simulation how many devices a load needs, or which load devices hold.
 

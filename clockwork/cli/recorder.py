@@ -16,7 +16,7 @@ from clockwork.cli.common import (
     DURATION,
     FILE,
     PATH,
-    Commands,
+    CommandGroup,
     Connect,
     as_usage,
     client_options,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from clockwork.sim.recorded import RecordedRun
 
 
-@click.group(cls=Commands)
+@click.group(cls=CommandGroup)
 def recorder() -> None:
     """Show the flight recorder, and save it.
 

@@ -9,7 +9,7 @@ from typing import TextIO
 
 import click
 
-from clockwork.cli.common import Commands, log_format_option, print_line
+from clockwork.cli.common import CommandGroup, log_format_option, print_line
 from clockwork.config import VERSION
 from clockwork.errors import SloWarning
 from clockwork.wire.logs import guard_stderr
@@ -40,7 +40,7 @@ COMMANDS = {
 """The file of each command, which has a click command of that name."""
 
 
-class _Root(Commands):
+class _Root(CommandGroup):
     """The group of all commands, each imported on demand."""
 
     def list_commands(self, context: click.Context) -> list[str]:

@@ -18,7 +18,7 @@ from clockwork.client.calls import (
     Input,
     Inputs,
     Outputs,
-    Pages,
+    PageCollector,
     ProductDtype,
     ProgressCallback,
     Value,
@@ -255,9 +255,9 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _pages(self, call: Call[Any, str], argument: str, timeout: float | None) -> Pages:
+    async def _pages(self, call: Call[Any, str], argument: str, timeout: float | None) -> PageCollector:
         """Return the answers to a query that is answered in pages."""
-        pages = Pages(argument, self._client._limit_ns(timeout))
+        pages = PageCollector(argument, self._client._limit_ns(timeout))
         while pages.add(await self._ask(call, pages.left_s(), pages.argument)):
             pass
         return pages

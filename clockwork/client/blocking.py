@@ -19,7 +19,7 @@ from clockwork.client.calls import (
     Input,
     Inputs,
     Outputs,
-    Pages,
+    PageCollector,
     ProductDtype,
     ProgressCallback,
     Value,
@@ -339,9 +339,9 @@ class Client:
     def _limit_ns(self, timeout: float | None) -> int:
         return self._timeout_ns if timeout is None else calls.checked_ns(timeout, "timeout")
 
-    def _pages(self, call: Call[Any, str], argument: str, timeout: float | None) -> Pages:
+    def _pages(self, call: Call[Any, str], argument: str, timeout: float | None) -> PageCollector:
         """Return the answers to a query that is answered in pages."""
-        pages = Pages(argument, self._limit_ns(timeout))
+        pages = PageCollector(argument, self._limit_ns(timeout))
         while pages.add(self._ask(call, pages.left_s(), pages.argument)):
             pass
         return pages

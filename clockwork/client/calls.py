@@ -301,7 +301,7 @@ def _infer_header(request: InferRequest) -> bytes:
         )  # fmt: skip
     try:
         return codec.encode(request)
-    except codec.TooLarge as error:
+    except codec.MessageTooLarge as error:
         raise InvalidInput(
             f"names and shapes of the request's {count} inputs are too long: {error}",
             expected=f"at most {config.REQUEST_HEADER_BYTES_MAX} bytes", got=str(error),
@@ -436,7 +436,7 @@ def _nothing(body: Any) -> None:
     return None
 
 
-class Pages:
+class PageCollector:
     """Collects the pages of a query for models or metrics, within a time limit and bounds on their number."""
 
     def __init__(self, argument: str, limit_ns: int) -> None:

@@ -40,7 +40,7 @@ from clockwork.errors import (
     Unavailable,
 )
 from clockwork.system.clock import now_ns, to_seconds
-from clockwork.system.wake import Wake
+from clockwork.system.wake import WakeDescriptor
 from clockwork.wire import codec
 from clockwork.wire.keys import PeerKeys
 from clockwork.wire.messages import (
@@ -153,7 +153,7 @@ class Channel:
         self._woken = False
         self._lone = 0  # consecutive blocking calls during which no other call was pending
         self._wake_lock = threading.Lock()  # held to write to the wake-up descriptor, and to close it
-        self._wakeup = Wake()
+        self._wakeup = WakeDescriptor()
         self._transport: Transport | None = None
         self._dealer: Dealer | None = None
         self._poller = Poller([], [self._wakeup.fileno()])

@@ -19,18 +19,18 @@ from clockwork.system.clock import SECOND
 log = logging.getLogger("clockwork.client")
 
 
-class Idle(Protocol):
+class IdleChannel(Protocol):
     """A channel that may be idle."""
 
     def turn_if_idle(self) -> None: ...
 
 
 _lock = threading.Lock()
-_idle: weakref.WeakSet[Idle] = weakref.WeakSet()
+_idle: weakref.WeakSet[IdleChannel] = weakref.WeakSet()
 _thread: threading.Thread | None = None
 
 
-def attend(channel: Idle) -> None:
+def attend(channel: IdleChannel) -> None:
     """Call turn_if_idle() of a channel periodically, until the channel is dismissed or garbage.
 
     Where no thread can be started, turn_if_idle() is not called, and an idle channel's received bytes have no
@@ -48,7 +48,7 @@ def attend(channel: Idle) -> None:
                 log.warning("what comes for idle clients is not looked at: %s", error)
 
 
-def dismiss(channel: Idle) -> None:
+def dismiss(channel: IdleChannel) -> None:
     """End the calls that attend() began."""
     with _lock:
         _idle.discard(channel)

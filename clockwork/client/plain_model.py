@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clockwork.client.protobuf import Damaged, Message, field, integers, number_of, text_of, texts
+from clockwork.client.protobuf import DamagedMessage, Message, field, integers, number_of, text_of, texts
 from clockwork.config.models import GRAPH_DEPTH_MAX
 from clockwork.errors import InvalidModel
 from clockwork.wire.optional import (
@@ -82,7 +82,7 @@ def _make_optional(
     model = Message(content)
     graph = model.last(MODEL_GRAPH)
     if graph is None:
-        raise Damaged
+        raise DamagedMessage
     parts = Message(graph)
     inputs = {text_of(value, VALUE_NAME): value for value in parts.all(GRAPH_INPUT)}
     held = {text_of(tensor, TENSOR_NAME): tensor for tensor in parts.all(GRAPH_INITIALIZER)}
@@ -136,7 +136,7 @@ def optional_defaults(content: memoryview, inputs: Sequence[DeclaredInput]) -> d
             try:
                 found = defaults_from(text_of(entry, ENTRY_VALUE))
             except ValueError:
-                raise Damaged from None
+                raise DamagedMessage from None
     return {name: array_of(default, dtypes[name]) for name, default in found.items() if name in dtypes}
 
 
@@ -192,7 +192,7 @@ def default_of(tensor: memoryview) -> Default:
     if dtype == BOOL:
         data = np.frombuffer(data, np.uint8).astype(bool).tobytes()
     if len(data) != (DTYPES[dtype].bits * int(np.prod(shape, dtype=np.int64)) + 7) // 8:
-        raise Damaged
+        raise DamagedMessage
     return Default(shape, data)
 
 
@@ -251,7 +251,7 @@ def _make_tensors(content: memoryview) -> bytes | None:
     model = Message(content)
     graph = model.last(MODEL_GRAPH)
     if graph is None:
-        raise Damaged
+        raise DamagedMessage
     parts = Message(graph)
     nodes = [(node, _node(node)) for node in parts.all(GRAPH_NODE)]
     makers = {

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clockwork.client.plain_model import change_interface, optional_defaults
-from clockwork.client.protobuf import Damaged, Message, number_of, text_of
+from clockwork.client.protobuf import DamagedMessage, Message, number_of, text_of
 from clockwork.config.models import GRAPH_DEPTH_MAX
 from clockwork.errors import InvalidModel
 from clockwork.wire.packages import (
@@ -71,7 +71,7 @@ def package_of(model: Any, examples: Any, optional: Sequence[str] | None = None)
             files, content = [(MODEL_FILE, changed)], changed
         locations, inputs = _read(memoryview(content))
         defaults = optional_defaults(memoryview(content), inputs)
-    except Damaged:
+    except DamagedMessage:
         raise InvalidModel(f"{path.name} is not an ONNX model, or damaged ({len(content)} bytes)") from None
     for location in locations:
         check_external_name(location)
@@ -94,7 +94,7 @@ def _read(model: memoryview) -> tuple[list[str], list[DeclaredInput]]:
     """Return a ModelProto's external files, in the order of first use, and its required inputs."""
     graphs = Message(model).all(MODEL_GRAPH)
     if not graphs:
-        raise Damaged
+        raise DamagedMessage
     locations: dict[str, None] = {}
     for graph in graphs:
         locations |= dict.fromkeys(_of_graph(graph, 0))

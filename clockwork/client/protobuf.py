@@ -16,7 +16,7 @@ Replace: TypeAlias = Callable[[int, memoryview], Iterable[bytes] | None]
 """A function from a field's number and value to the fields that replace it; None: the field stays."""
 
 
-class Damaged(ValueError):
+class DamagedMessage(ValueError):
     """The bytes are no protobuf message."""
 
 
@@ -109,7 +109,7 @@ def _text(value: memoryview) -> str:
     try:
         return str(value, "utf-8")
     except UnicodeDecodeError:
-        raise Damaged from None
+        raise DamagedMessage from None
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview, int]]:
@@ -127,9 +127,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview, int]]:
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
         else:
-            raise Damaged
+            raise DamagedMessage
         if size > end - at:
-            raise Damaged
+            raise DamagedMessage
         yield key >> 3, message[at : at + size], at + size
         at += size
 
@@ -144,7 +144,7 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
         shift += 7
-    raise Damaged
+    raise DamagedMessage
 
 
 def _encode(number: int) -> bytes:

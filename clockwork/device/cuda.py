@@ -42,7 +42,7 @@ from clockwork.device.cuda_memory import (
     open_driver,
     open_memory,
 )
-from clockwork.device.cuda_trial import Trial
+from clockwork.device.cuda_trial import CudaTrial
 from clockwork.device.lacking import is_lack
 from clockwork.device.native import NativeDevice, start_lanes
 from clockwork.errors import ConfigError, InvalidModel
@@ -486,9 +486,9 @@ class CudaDevice(NativeDevice[ReservingCore]):
     def end_reserve(self) -> None:
         self._core.end_reserve()
 
-    def trial(self, model_id: int) -> Trial:
+    def trial(self, model_id: int) -> CudaTrial:
         """Begin a trial of a prepared model that no action names yet."""
-        return Trial(self._core, self._memory, self._models[model_id].model, self._store.staging)
+        return CudaTrial(self._core, self._memory, self._models[model_id].model, self._store.staging)
 
     def reset(self) -> None:
         """See Device. Empties the host store, too. A broken device also releases its models."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from clockwork import config
 
 
-class Trouble(enum.IntEnum):
+class DriverError(enum.IntEnum):
     """Errors by the driver's names. The runtime, and so CuPy, uses the same numbers."""
 
     CUDA_ERROR_STUB_LIBRARY = 34
@@ -24,31 +24,35 @@ class Trouble(enum.IntEnum):
     CUDA_ERROR_UNKNOWN = 999
 
 
-OF_FILES = (Trouble.CUDA_ERROR_NO_DEVICE, Trouble.CUDA_ERROR_OPERATING_SYSTEM, Trouble.CUDA_ERROR_UNKNOWN)
+OF_FILES = (
+    DriverError.CUDA_ERROR_NO_DEVICE,
+    DriverError.CUDA_ERROR_OPERATING_SYSTEM,
+    DriverError.CUDA_ERROR_UNKNOWN,
+)
 """Errors that the driver returns if it may not open its files."""
 
 _MPS = "CUDA_MPS_PIPE_DIRECTORY names an MPS daemon that does not answer, or nvidia-cuda-mps-control is to be restarted"
 
 ADVICE = {
-    Trouble.CUDA_ERROR_STUB_LIBRARY: "this libcuda.so.1 is the toolkit's stub: take its folder out of LD_LIBRARY_PATH",
-    Trouble.CUDA_ERROR_DEVICE_UNAVAILABLE: "another process has it for itself, or its compute mode is prohibited: "
+    DriverError.CUDA_ERROR_STUB_LIBRARY: "this libcuda.so.1 is the toolkit's stub: take its folder out of LD_LIBRARY_PATH",
+    DriverError.CUDA_ERROR_DEVICE_UNAVAILABLE: "another process has it for itself, or its compute mode is prohibited: "
     "nvidia-smi -q -d COMPUTE,PIDS says",
-    Trouble.CUDA_ERROR_SYSTEM_NOT_READY: "on a machine with NVSwitch, nvidia-fabricmanager of the driver's version has to run",
-    Trouble.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: "libcuda.so.1 and the kernel's driver are of different versions: restart the "
+    DriverError.CUDA_ERROR_SYSTEM_NOT_READY: "on a machine with NVSwitch, nvidia-fabricmanager of the driver's version has to run",
+    DriverError.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: "libcuda.so.1 and the kernel's driver are of different versions: restart the "
     "machine after an update of the driver, or the container that was started before it",
-    Trouble.CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE: "libcuda.so.1 is that of a cuda-compat package, which this GPU does "
+    DriverError.CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE: "libcuda.so.1 is that of a cuda-compat package, which this GPU does "
     "not take: take its folder out of LD_LIBRARY_PATH",
-    Trouble.CUDA_ERROR_MPS_CONNECTION_FAILED: _MPS,
-    Trouble.CUDA_ERROR_MPS_SERVER_NOT_READY: _MPS,
+    DriverError.CUDA_ERROR_MPS_CONNECTION_FAILED: _MPS,
+    DriverError.CUDA_ERROR_MPS_SERVER_NOT_READY: _MPS,
 }
 
 
 def advice(code: int, devices: Path = Path("/dev")) -> str:
     """Return the end of a sentence about an error. devices: the folder of the driver's files."""
-    found = [ADVICE[Trouble(code)]] if code in ADVICE else []
+    found = [ADVICE[DriverError(code)]] if code in ADVICE else []
     if code in OF_FILES:
         found += filter(None, (visibility(), _files(devices)))
-        if code == Trouble.CUDA_ERROR_UNKNOWN:
+        if code == DriverError.CUDA_ERROR_UNKNOWN:
             found.append(
                 "if nothing else is wrong, `nvidia-modprobe -u -c 0` loads what is missing of the kernel's driver"
             )
@@ -72,4 +76,4 @@ def _files(devices: Path) -> str:
     return f"there is no {devices}/nvidiactl: the kernel's driver is not loaded, or this container was given no GPU"
 
 
-__all__ = ["Trouble", "advice", "visibility"]
+__all__ = ["DriverError", "advice", "visibility"]

@@ -22,7 +22,7 @@ LOAD_ID = 1
 """The load id of a trial's residency, while no action names the model."""
 
 
-class Trial:
+class CudaTrial:
     """Implements device.base.Trial. The thread that holds the reservation calls it; stage() and close() need
     none."""
 

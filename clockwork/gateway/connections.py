@@ -24,7 +24,7 @@ from clockwork.config.gateway import GRPC_RECEIVING_BYTES_MAX, GRPC_SWEEP_S, THO
 from clockwork.config.wire import HEARTBEAT_BYTES_PER_S
 from clockwork.gateway.listener import NO_ROOM
 from clockwork.system.clock import now_ns
-from clockwork.web.seats import Seat, Seats
+from clockwork.web.seats import Seat, ServerSeats
 from clockwork.wire import inflow
 
 
@@ -59,7 +59,7 @@ class _Receiving:
 class ServerConnections:
     """The connections to one port. Not for several threads."""
 
-    def __init__(self, port: int, seats: Seats) -> None:
+    def __init__(self, port: int, seats: ServerSeats) -> None:
         self._port = port
         self._seats = seats
         self._by_peer: dict[str, Seat] = {}  # by gRPC's name of the peer

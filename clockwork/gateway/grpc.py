@@ -69,7 +69,7 @@ from clockwork.protocol import health_pb2 as health_pb
 from clockwork.protocol import inference_pb2 as pb
 from clockwork.protocol import reflection_pb2 as reflection_pb
 from clockwork.system.clock import now_ns, to_ns, to_seconds
-from clockwork.web.seats import Seat, Seats, Standing
+from clockwork.web.seats import Seat, ServerSeats, Standing
 from clockwork.wire.messages import Reason
 from clockwork.wire.roles import GRPC, GRPC_COMMON, Right
 
@@ -127,9 +127,9 @@ class GrpcServer:
         self._tokens = tokens
         self._inflater = Inflater()
         self._copying = asyncio.Lock()
-        self._seats = Seats(seats_max)
+        self._seats = ServerSeats(seats_max)
         self._connections: ServerConnections | None = None
-        self._calls = Seats(settings.requests_max + GRPC_WAITING_MAX)
+        self._calls = ServerSeats(settings.requests_max + GRPC_WAITING_MAX)
         self._sweeper: asyncio.Task[None] | None = None
         self._health = Health(self._can_serve)
         self._server: Any = None

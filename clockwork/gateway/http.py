@@ -52,7 +52,7 @@ from clockwork.gateway.settings import GatewaySettings
 from clockwork.gateway.tensors import Listed
 from clockwork.system.clock import now_ns, to_ns
 from clockwork.web.pages import Asking, Names, refusal
-from clockwork.web.seats import Seat, Seats, Standing
+from clockwork.web.seats import Seat, ServerSeats, Standing
 from clockwork.wire import inflow, telling
 from clockwork.wire.roles import HTTP, Right
 from clockwork.wire.tensors import STRING, join_strings
@@ -155,7 +155,7 @@ class _Connections(web.Server):
     """A server's connections, each of which has a seat."""
 
     def __init__(
-        self, handler: Any, settings: GatewaySettings, seats: Seats, loop: asyncio.AbstractEventLoop
+        self, handler: Any, settings: GatewaySettings, seats: ServerSeats, loop: asyncio.AbstractEventLoop
     ) -> None:
         super().__init__(
             handler, request_factory=self._new_request, handler_cancellation=True, keepalive_timeout=settings.idle_s,
@@ -216,7 +216,7 @@ class HttpServer:
         self._tokens = tokens
         self._names = Names(names_of(settings))
         self._checks_host = is_loopback(settings.host)
-        self._seats = Seats(seats_max)
+        self._seats = ServerSeats(seats_max)
         self._inflater = Inflater()
         self._connections: _Connections | None = None
         self._listener: SocketListener | None = None

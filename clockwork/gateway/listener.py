@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from clockwork.config.gateway import ACCEPT_PAUSE_S, BACKLOG, HANDSHAKE_S
 from clockwork.system.clock import now_ns
-from clockwork.web.seats import Seat, Seats
+from clockwork.web.seats import Seat, ServerSeats
 
 log = logging.getLogger("clockwork.gateway")
 
@@ -31,7 +31,7 @@ class SocketListener:
         self,
         listening: socket.socket,
         tls: ssl.SSLContext | None,
-        seats: Seats,
+        seats: ServerSeats,
         protocol_of: Callable[[Seat], asyncio.Protocol],
     ) -> None:
         """protocol_of: makes the protocol of a connection.

@@ -35,7 +35,7 @@ from clockwork.gateway.regions import Regions
 from clockwork.gateway.service import InferenceService
 from clockwork.gateway.settings import OFF, GatewaySettings
 from clockwork.gateway.tracing import start_tracing
-from clockwork.repository.keeper import Keeper
+from clockwork.repository.keeper import RepositoryKeeper
 from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location
 from clockwork.system.clock import now_ns, to_seconds
@@ -254,7 +254,7 @@ async def _collect_garbage(calls: Callable[[], int]) -> None:
             gc.collect()
 
 
-def _keeper(settings: GatewaySettings) -> Keeper | None:
+def _keeper(settings: GatewaySettings) -> RepositoryKeeper | None:
     """Return the keeper of the model repositories, if there are any. Raises ConfigError."""
     if not settings.repositories:
         if settings.load_models:
@@ -269,7 +269,7 @@ def _keeper(settings: GatewaySettings) -> Keeper | None:
             cache = Cache(folder, settings.cache_bytes)
         except OSError as error:
             raise ConfigError(f"--repository-cache {folder} cannot be written: {error.strerror}") from None
-    return Keeper(
+    return RepositoryKeeper(
         settings.repositories, settings.control_mode, settings.poll_s,
         lambda: Client(settings.endpoint, keys=settings.operator_key or settings.key, name="repository"),
         settings.load_models, cache,

@@ -27,7 +27,7 @@ from clockwork.gateway.metrics import GatewayCounters
 from clockwork.gateway.regions import OFF_HERE, Regions, Shared
 from clockwork.gateway.tensors import check_size, name_of_dtype
 from clockwork.gateway.tracing import Carrier, Tracing
-from clockwork.repository.keeper import Keeper
+from clockwork.repository.keeper import RepositoryKeeper
 from clockwork.wire import tensors
 from clockwork.wire.description import ModelInfo
 from clockwork.wire.messages import Answer, NamedTensorRef, Reason
@@ -128,7 +128,7 @@ class InferenceService:
         requests_max: int,
         bytes_max: int,
         tracing: Tracing | None = None,
-        keeper: Keeper | None = None,
+        keeper: RepositoryKeeper | None = None,
         operator: LoopClient | None = None,
         regions: Regions | None = None,
     ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clockwork.config.launch import DEMO_ARENA, DEMO_INPUT_BYTES, DEMO_LOAD_S, DEMO_SLO_S
 from clockwork.formats.profiles import ModelProfile, paper_varieties, save_profiles
-from clockwork.launch.local import AnyChild, Child, Cluster, Seat, UpSettings, dialled, up
+from clockwork.launch.local import AnyChild, Child, ChildSlot, ProcessCluster, UpSettings, dialled, up
 
 BURSTS_S = (3, 9)
 """Mean lengths in seconds of a model's bursts, and of the pauses between them, so that the total load
@@ -55,7 +55,7 @@ def _models() -> list[ModelProfile]:
     return sorted(paper_varieties(), key=lambda profile: -profile.exec_ns[1])
 
 
-class _Demo(Cluster):
+class _Demo(ProcessCluster):
     """A cluster with two more children: the dashboard, and the load, which begins when the cluster is
     ready.
     """
@@ -69,7 +69,7 @@ class _Demo(Cluster):
     ) -> None:
         super().__init__(settings, endpoints, say)
         self._of_demo = of_demo
-        self._dashboard: Seat | None = None
+        self._dashboard: ChildSlot | None = None
 
     def start(self) -> None:
         super().start()

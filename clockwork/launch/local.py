@@ -186,7 +186,7 @@ class Child:
 
 
 @dataclasses.dataclass(slots=True)
-class Seat:
+class ChildSlot:
     """A child's place in the cluster, whichever process is in it."""
 
     name: str
@@ -198,7 +198,9 @@ class Seat:
     is_given_up: bool = False
 
 
-def up(settings: UpSettings, say: Callable[[str], None], kind: Callable[..., Cluster] | None = None) -> int:
+def up(
+    settings: UpSettings, say: Callable[[str], None], kind: Callable[..., ProcessCluster] | None = None
+) -> int:
     """Run a cluster in the foreground. Returns the exit status.
 
     The cluster ends by a signal, or when a child that it needs is given up.
@@ -207,7 +209,7 @@ def up(settings: UpSettings, say: Callable[[str], None], kind: Callable[..., Clu
         ports = [settings.port + index for index in range(3)]
         if settings.port == 0:
             ports = stack.enter_context(held_ports(3))
-        cluster = (kind or Cluster)(settings, _endpoints(settings, ports), say)
+        cluster = (kind or ProcessCluster)(settings, _endpoints(settings, ports), say)
         stack.callback(cluster.stop)
         try:
             with cluster.signals():
@@ -225,7 +227,7 @@ def up(settings: UpSettings, say: Callable[[str], None], kind: Callable[..., Clu
             return 1
 
 
-class Cluster:
+class ProcessCluster:
     """A cluster of child processes."""
 
     stop_workers_ns = STOP_WORKERS_NS
@@ -240,10 +242,10 @@ class Cluster:
         self._settings = settings
         self._endpoints = endpoints
         self._say = say
-        self._seats: list[Seat] = []  # the controller's first
+        self._seats: list[ChildSlot] = []  # the controller's first
         # the last of the controller's arguments until the cluster is ready
         self._awaits_models: list[str] = []
-        self._gateway: Seat | None = None
+        self._gateway: ChildSlot | None = None
         self._found = ""  # models from earlier starts, for people
         self._armed = False  # whether a signal may interrupt the main thread
         self._awaits = False  # whether a child's end may interrupt the main thread
@@ -365,7 +367,7 @@ class Cluster:
                     seat.begun_ns = now_ns()
                     seat.child = self._place(seat.name, seat.arguments)
 
-    def _decide(self, seat: Seat) -> None:
+    def _decide(self, seat: ChildSlot) -> None:
         """Set the time of a child's restart after its end, or give its seat up. Raises GivenUp."""
         child = seat.child
         child.end()  # ends its helpers, and its output
@@ -464,8 +466,8 @@ class Cluster:
                 place = self._gateway.arguments.index(f"--{name}-port") + 1
                 self._gateway.arguments[place] = port
 
-    def _spawn(self, name: str, arguments: list[str]) -> Seat:
-        seat = Seat(name, arguments, self._place(name, arguments), now_ns())
+    def _spawn(self, name: str, arguments: list[str]) -> ChildSlot:
+        seat = ChildSlot(name, arguments, self._place(name, arguments), now_ns())
         self._seats.append(seat)
         return seat
 

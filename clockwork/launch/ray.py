@@ -26,7 +26,7 @@ from clockwork.config.launch import END_S, LAST_LINES, POLL_NS
 from clockwork.errors import ConfigError
 from clockwork.launch import local
 from clockwork.launch.lines import read_line
-from clockwork.launch.local import AnyChild, Child, ChildEnded, Cluster, Stop, UpSettings
+from clockwork.launch.local import AnyChild, Child, ChildEnded, ProcessCluster, Stop, UpSettings
 from clockwork.system.clock import SECOND, now_ns, to_seconds
 from clockwork.wire.keys import key_file_of, write_keys
 from clockwork.wire.roles import Role
@@ -160,7 +160,7 @@ class Placed:
         self._ray.kill(self._actor)
 
 
-class RayCluster(Cluster):
+class RayCluster(ProcessCluster):
     """A controller and workers that Ray places."""
 
     stop_workers_ns = 4 * SECOND

@@ -274,7 +274,7 @@ def _row(path: Path, name: str) -> Row:
 
 
 @dataclasses.dataclass(slots=True)
-class Done:
+class RegistrationState:
     """The state of a version's registration by this process."""
 
     fingerprint: Fingerprint  # of the registered files; empty: an earlier run registered them
@@ -290,7 +290,7 @@ class Done:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Plan:
+class ScanPlan:
     """The actions after a scan."""
 
     register: tuple[Version, ...]  # lower versions first
@@ -302,12 +302,12 @@ class Plan:
 
 
 def plan(
-    done: Mapping[tuple[str, int], Done],
+    done: Mapping[tuple[str, int], RegistrationState],
     found: Contents,
     before: Contents | None,
     now_ns: int = 0,
     is_complete: bool = True,
-) -> Plan:
+) -> ScanPlan:
     """Return the registrations to make and to undo after a scan.
 
     before: the previous scan; None at start, when all files count as settled. Files that are not settled are
@@ -348,7 +348,7 @@ def plan(
             held += held_here
         elif is_complete and (before is None or not _has_folder(before, name)):
             unregister += [(name, number) for number in numbers]
-    return Plan(tuple(register), tuple(unregister), settling, tuple(held))
+    return ScanPlan(tuple(register), tuple(unregister), settling, tuple(held))
 
 
 def _has_folder(contents: Contents, name: str) -> bool:
@@ -359,7 +359,7 @@ def _leaving(
     name: str,
     wanted: Sequence[int],
     extra: Sequence[int],
-    done: Mapping[tuple[str, int], Done],
+    done: Mapping[tuple[str, int], RegistrationState],
     found: Contents,
     before: Contents | None,
 ) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:

@@ -34,7 +34,7 @@ from clockwork.errors import (
     Unavailable,
 )
 from clockwork.repository.demands import adapted
-from clockwork.repository.folders import Contents, Done, Folder, Version, plan, scan
+from clockwork.repository.folders import Contents, Folder, RegistrationState, Version, plan, scan
 from clockwork.repository.overrides import FILE, Override
 from clockwork.repository.remote import Remote
 from clockwork.repository.triton_config import Queueing
@@ -51,7 +51,7 @@ log = logging.getLogger("clockwork.gateway")
 ALL = "*"  # In place of a name of a model to load at start: all models
 
 
-class Keeper:
+class RepositoryKeeper:
     """Follows model repositories.
 
     roots: the repositories; of two models with the same name, the first repository's is served. cache: keeps
@@ -98,7 +98,7 @@ class Keeper:
         self._loaded: set[str] = set()  # models that were loaded since the last scan of all repositories
         self._before = self._scan()
         self._client = connect()
-        self._done: dict[tuple[str, int], Done] = {}
+        self._done: dict[tuple[str, int], RegistrationState] = {}
         self._busy: set[tuple[str, int]] = set()
         self._ended = threading.Condition(self._lock)  # a registration has ended
         # Versions that the first scan found, and whose registration the cluster has not answered yet.
@@ -377,7 +377,9 @@ class Keeper:
         """Take over the versions that an earlier run registered from these repositories."""
         for info in self._client.models():
             if info.raw.get("origin") == self._origin:
-                done = Done((), served=info.version, digest=info.digest, is_ready=info.state == "ready")
+                done = RegistrationState(
+                    (), served=info.version, digest=info.digest, is_ready=info.state == "ready"
+                )
                 with self._lock:
                     self._done.setdefault((info.name, info.version), done)
 
@@ -531,7 +533,7 @@ class Keeper:
         with self._lock:
             earlier = self._done.get(key)
         # The earlier files serve until the new files are registered.
-        done = Done(version.fingerprint)
+        done = RegistrationState(version.fingerprint)
         if earlier is not None:
             done = dataclasses.replace(
                 earlier,
@@ -542,7 +544,11 @@ class Keeper:
                 refusals=0,
                 again_ns=0,
             )
-        before = earlier if earlier is not None and earlier.fingerprint == done.fingerprint else Done(())
+        before = (
+            earlier
+            if earlier is not None and earlier.fingerprint == done.fingerprint
+            else RegistrationState(())
+        )
         is_answered = True
         for note in config.notes:
             log.info("model repository: %s: %s", version.name, note)
@@ -602,7 +608,7 @@ class Keeper:
                     self._starting.pop(key, None)
         self._tell_start()
 
-    def _note(self, done: Done, version: Version, info: ModelInfo) -> None:
+    def _note(self, done: RegistrationState, version: Version, info: ModelInfo) -> None:
         done.served, done.is_ready = info.version, True
         done.making, done.digest = version.making, info.digest
 
@@ -626,7 +632,7 @@ class Keeper:
             origin=self._origin,
         )
 
-    def _make_room(self, version: Version, done: Done) -> None:
+    def _make_room(self, version: Version, done: RegistrationState) -> None:
         """Unregister a version whose configuration alone has changed, where newer versions of its model
         serve.
 
@@ -648,7 +654,7 @@ class Keeper:
         if is_same and done.served == version.version < newest and self._retire(version.name, done.served):
             done.served = 0
 
-    def _put_off(self, done: Done, count: int) -> None:
+    def _put_off(self, done: RegistrationState, count: int) -> None:
         """Set a version's next try, after a pause that doubles with each failure. count: failed tries."""
         done.again_ns = now_ns() + to_ns(min(RETRY_MAX_S, self._poll_s * 2 ** min(count - 1, 20)))
 

@@ -28,7 +28,7 @@ from clockwork.errors import ClockworkError, ConfigError, InvalidModel
 from clockwork.repository.folders import CONFIG, Contents, Fingerprint, Row, Version, scan
 from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location
-from clockwork.sources.reading import Reader, RemoteFile, SourceFailed
+from clockwork.sources.reading import ReaderProcess, RemoteFile, SourceFailed
 from clockwork.system.clock import now_ns, to_seconds
 
 log = logging.getLogger("clockwork.gateway")
@@ -120,7 +120,7 @@ class Remote:
         self._poll_s = poll_s
         self._follow = follow
         self._cache = cache
-        self._lister = Reader(location)
+        self._lister = ReaderProcess(location)
         self._listing = threading.Lock()  # held while the source is listed; guards the next three fields
         self._texts: dict[RemoteFile, bytes | None] = {}
         self._before: Contents | None = None  # contents of the previous listing
@@ -132,8 +132,8 @@ class Remote:
         self._failing: tuple[str, int] | None = None
         # Versions being fetched: bytes received, and all bytes
         self._coming: dict[tuple[str, int], tuple[int, int]] = {}
-        self._readers: list[Reader] = []
-        self._idle: list[Reader] = []
+        self._readers: list[ReaderProcess] = []
+        self._idle: list[ReaderProcess] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="listing", daemon=True)
 
@@ -236,12 +236,12 @@ class Remote:
                 self._coming.pop(key, None)
 
     @contextlib.contextmanager
-    def _lend(self) -> Iterator[Reader]:
+    def _lend(self) -> Iterator[ReaderProcess]:
         with self._lock:
             if self._idle:
                 reader = self._idle.pop()
             else:
-                reader = Reader(self.location)
+                reader = ReaderProcess(self.location)
                 self._readers.append(reader)
             if self._stop.is_set():
                 reader.close()

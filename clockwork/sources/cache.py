@@ -19,7 +19,7 @@ from clockwork.config.sources import ABANDONED_S
 from clockwork.errors import InvalidModel
 from clockwork.formats.package import hash_file, put_in_place
 from clockwork.sources.location import Location
-from clockwork.sources.reading import Reader, RemoteFile, SourceFailed, fetch_all
+from clockwork.sources.reading import ReaderProcess, RemoteFile, SourceFailed, fetch_all
 
 LIST = "fetched.json"  # The last file of a copy: [path, sha256] of every other file
 FILES = "files"  # The folder of a copy with the source's files
@@ -55,7 +55,7 @@ class Cache:
         self,
         location: Location,
         files: Sequence[RemoteFile],
-        reader: Callable[[], contextlib.AbstractContextManager[Reader]],
+        reader: Callable[[], contextlib.AbstractContextManager[ReaderProcess]],
         progress: Callable[[int, int], None],
     ) -> Iterator[Path]:
         """Yield the folder with these files of a location, fetched if needed. The files stay until the
@@ -91,7 +91,7 @@ class Cache:
         into: Path,
         location: Location,
         files: Sequence[RemoteFile],
-        reader: Callable[[], contextlib.AbstractContextManager[Reader]],
+        reader: Callable[[], contextlib.AbstractContextManager[ReaderProcess]],
         progress: Callable[[int, int], None],
         bytes_max: int,
     ) -> None:

@@ -11,7 +11,7 @@ from clockwork.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Library:
+class SchemeLibrary:
     """The library that reads the URLs of a scheme."""
 
     modules: tuple[str, ...]
@@ -20,12 +20,12 @@ class Library:
 
 
 LIBRARIES = {
-    "s3": Library(("fsspec", "s3fs"), "s3", "s3://bucket/resnet50.onnx"),
-    "gs": Library(("fsspec", "gcsfs"), "gs", "gs://bucket/resnet50.onnx"),
-    "az": Library(("fsspec", "adlfs"), "az", "az://container/resnet50.onnx"),
-    "hf": Library(("fsspec", "huggingface_hub"), "hf", "hf://owner/repository/onnx/model.onnx"),
-    "http": Library(("fsspec", "aiohttp"), "http", "http://server/resnet50.onnx"),
-    "https": Library(("fsspec", "aiohttp"), "http", "https://server/resnet50.onnx"),
+    "s3": SchemeLibrary(("fsspec", "s3fs"), "s3", "s3://bucket/resnet50.onnx"),
+    "gs": SchemeLibrary(("fsspec", "gcsfs"), "gs", "gs://bucket/resnet50.onnx"),
+    "az": SchemeLibrary(("fsspec", "adlfs"), "az", "az://container/resnet50.onnx"),
+    "hf": SchemeLibrary(("fsspec", "huggingface_hub"), "hf", "hf://owner/repository/onnx/model.onnx"),
+    "http": SchemeLibrary(("fsspec", "aiohttp"), "http", "http://server/resnet50.onnx"),
+    "https": SchemeLibrary(("fsspec", "aiohttp"), "http", "https://server/resnet50.onnx"),
 }
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)

@@ -53,11 +53,11 @@ class Changed(Exception):
     """A file has changed since it was listed."""
 
 
-class Refused(Exception):
+class BoundExceeded(Exception):
     """A file or listing exceeds a bound."""
 
 
-class Reader:
+class SourceReader:
     """Executes commands.
 
     is_guarded: the process belongs to the reader, so from the first command on all its connections are
@@ -84,7 +84,7 @@ class Reader:
                     self._fetch(command["url"], command["row"], command["to"], command["bytes_max"])
         except Changed as error:
             self._say(error=str(error), kind="changed")
-        except Refused as error:
+        except BoundExceeded as error:
             self._say(error=str(error), kind="refused")
         except FileNotFoundError as error:
             # fsspec raises this error also if an HTTP server cannot be reached.
@@ -115,7 +115,7 @@ class Reader:
         line: list[Row] = []
         for count, row in enumerate(rows, 1):
             if count > SOURCE_FILES_MAX:
-                raise Refused(f"it has more than {SOURCE_FILES_MAX} files")
+                raise BoundExceeded(f"it has more than {SOURCE_FILES_MAX} files")
             line.append(row)
             if len(line) == ROWS_PER_LINE:
                 self._say(files=line)
@@ -158,7 +158,7 @@ class Reader:
                 while piece := source.read(PIECE_BYTES):
                     done += len(piece)
                     if done > bytes_max:
-                        raise Refused(f"it has more than the {bytes_max} bytes that are left for it")
+                        raise BoundExceeded(f"it has more than the {bytes_max} bytes that are left for it")
                     if 0 <= size < done:
                         raise Changed(f"it has more than the {size} bytes that were listed")
                     target.write(piece)
@@ -220,7 +220,7 @@ def _http_rows(fs: Any, url: str) -> Iterator[Row]:
             seen.update(folders)
             files += [link for link in links if not link.endswith("/")]
             if len(seen) > LINK_FOLDERS_MAX or len(files) > SOURCE_FILES_MAX:
-                raise Refused(
+                raise BoundExceeded(
                     f"it has more than {SOURCE_FILES_MAX} files, or more than {LINK_FOLDERS_MAX} folders"
                 )
             if not folders:
@@ -300,7 +300,7 @@ def main() -> None:
         os._exit(0)  # the caller has ended, or needs no more answers
 
     threading.Thread(target=read, daemon=True).start()
-    reader = Reader(answer, is_guarded=True)
+    reader = SourceReader(answer, is_guarded=True)
     while True:
         reader.carry_out(json.loads(commands.get()))
 

@@ -52,7 +52,7 @@ class RemoteFile:
     checksum: str  # checksum from the source's record, with its kind; "": none
 
 
-class Reader:
+class ReaderProcess:
     """A reader process, started by the first call, and again after a failure.
 
     Any thread may make a call; it waits for the calls of others. close() ends the pending call.
@@ -249,7 +249,7 @@ class Reader:
 
 
 def fetch_all(
-    reader: Reader,
+    reader: ReaderProcess,
     location: Location,
     files: Sequence[RemoteFile],
     into: Path,

@@ -6,7 +6,7 @@ import os
 import socket
 
 
-class Wake:
+class WakeDescriptor:
     """A descriptor that is readable from set() until clear(). Any thread may call set().
 
     It is an eventfd, or else a pair of sockets, on which Windows can wait, too.

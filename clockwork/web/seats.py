@@ -39,7 +39,7 @@ class Seat:
         self.standing = Standing.STRANGER
         self.idle_since_ns = now_ns  # time of the peer's last progress
         self.working = 0  # requests on which the server works
-        self._seats: Seats | None = None  # None: not seated
+        self._seats: ServerSeats | None = None  # None: not seated
 
     def begin(self) -> None:
         """Note that the server works on a request of the peer."""
@@ -63,7 +63,7 @@ class Seat:
             self._seats._append(self)
 
 
-class Seats:
+class ServerSeats:
     """All seats of a server."""
 
     def __init__(self, seats_max: int) -> None:

@@ -50,7 +50,7 @@ class HeaderFlaw(NamedTuple):
     offset: int  # in the header, of the value that differs from its declaration
 
 
-class TooLarge(ClockworkError):
+class MessageTooLarge(ClockworkError):
     """A message that is too large for its receiver; the text gives its size and the bound."""
 
 
@@ -67,7 +67,7 @@ def encode(message: tuple[Any, ...]) -> bytes:
                 message = _with_cut(message, place, bytes_max)
     header = typing.cast(bytes, _pack((TAG_OF[kind], *message)))
     if len(header) > bytes_max_of(kind):
-        raise TooLarge(
+        raise MessageTooLarge(
             f"a {kind.__name__} of {len(header)} bytes, of which at most {bytes_max_of(kind)} are sent"
         )
     return header
@@ -88,7 +88,7 @@ def encode_reply(message: Reply) -> tuple[bytes, bytes]:
     short = b"" if last is body else {**body, next(reversed(body)): b""}
     head = encode(message._replace(body=short)).removesuffix(_EMPTY) + _BIN32.pack(0xC6, len(last))
     if len(head) + len(last) > bytes_max_of(Reply):
-        raise TooLarge(
+        raise MessageTooLarge(
             f"a Reply of {len(head) + len(last)} bytes, of which at most {bytes_max_of(Reply)} are sent"
         )
     return head, last
@@ -116,7 +116,7 @@ def check(message: tuple[Any, ...]) -> bytes:
     try:
         header = encode(message)
         reader.read(header, {TAG_OF[type(message)]: _ALL[type(message)]})
-    except (reader.Odd, TooLarge) as error:
+    except (reader.Odd, MessageTooLarge) as error:
         raise WireError(str(error)) from None
     return header
 

@@ -11,7 +11,7 @@ import pytest
 
 from clockwork.device import cuda_memory
 from clockwork.device.cuda import CudaDevice
-from clockwork.device.cuda_advice import Trouble, advice
+from clockwork.device.cuda_advice import DriverError, advice
 from clockwork.device.cuda_memory import CupyMemory, find_card, open_driver, open_memory, why_unusable
 from clockwork.errors import ConfigError
 from tests.device.cuda_rig import PAGE_BYTES
@@ -33,15 +33,15 @@ def devices(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (Trouble.CUDA_ERROR_STUB_LIBRARY, "toolkit's stub: take its folder out of LD_LIBRARY_PATH"),
-        (Trouble.CUDA_ERROR_SYSTEM_NOT_READY, "nvidia-fabricmanager of the driver's version has to run"),
-        (Trouble.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, "restart the machine after an update of the driver"),
-        (Trouble.CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE, "cuda-compat package, which this GPU does not take"),
-        (Trouble.CUDA_ERROR_MPS_SERVER_NOT_READY, "nvidia-cuda-mps-control is to be restarted"),
-        (Trouble.CUDA_ERROR_UNKNOWN, "nvidia-modprobe -u -c 0"),
+        (DriverError.CUDA_ERROR_STUB_LIBRARY, "toolkit's stub: take its folder out of LD_LIBRARY_PATH"),
+        (DriverError.CUDA_ERROR_SYSTEM_NOT_READY, "nvidia-fabricmanager of the driver's version has to run"),
+        (DriverError.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, "restart the machine after an update of the driver"),
+        (DriverError.CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE, "cuda-compat package, which this GPU does not take"),
+        (DriverError.CUDA_ERROR_MPS_SERVER_NOT_READY, "nvidia-cuda-mps-control is to be restarted"),
+        (DriverError.CUDA_ERROR_UNKNOWN, "nvidia-modprobe -u -c 0"),
     ],
 )  # fmt: skip
-def test_a_driver_that_cannot_start_says_why(fake: FakeDriver, error: Trouble, said: str) -> None:
+def test_a_driver_that_cannot_start_says_why(fake: FakeDriver, error: DriverError, said: str) -> None:
     fake.fail("cuInit", error=error)
     with pytest.raises(ConfigError, match=rf"cannot use a CUDA device: cuInit: .*; .*{said}"):
         open_driver()
@@ -61,21 +61,21 @@ def test_files_that_are_missing_or_not_to_be_opened_are_named(
     devices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert advice(Trouble.CUDA_ERROR_NO_DEVICE, devices) == ""
+    assert advice(DriverError.CUDA_ERROR_NO_DEVICE, devices) == ""
     monkeypatch.setattr(os, "access", lambda path, mode: path.name != "nvidia0" and mode == os.R_OK | os.W_OK)
-    assert advice(Trouble.CUDA_ERROR_NO_DEVICE, devices) == f"; this user may not open {devices}/nvidia0"
+    assert advice(DriverError.CUDA_ERROR_NO_DEVICE, devices) == f"; this user may not open {devices}/nvidia0"
     none = tmp_path / "none"
     none.mkdir()
-    assert f"there is no {none}/nvidiactl" in advice(Trouble.CUDA_ERROR_NO_DEVICE, none)
-    assert f"there is no {none}/nvidiactl" in advice(Trouble.CUDA_ERROR_UNKNOWN, none)
+    assert f"there is no {none}/nvidiactl" in advice(DriverError.CUDA_ERROR_NO_DEVICE, none)
+    assert f"there is no {none}/nvidiactl" in advice(DriverError.CUDA_ERROR_UNKNOWN, none)
     (none / "dxg").touch()
-    assert advice(Trouble.CUDA_ERROR_NO_DEVICE, none) == ""
+    assert advice(DriverError.CUDA_ERROR_NO_DEVICE, none) == ""
 
 
 def test_a_card_that_another_process_has_for_itself_is_named(fake: FakeDriver) -> None:
     table = open_driver()
     card = find_card(table, "1")
-    fake.fail("cuDevicePrimaryCtxRetain", error=Trouble.CUDA_ERROR_DEVICE_UNAVAILABLE)
+    fake.fail("cuDevicePrimaryCtxRetain", error=DriverError.CUDA_ERROR_DEVICE_UNAVAILABLE)
     with pytest.raises(ConfigError, match=r"CUDA device 1 \(fake GPU 1\): cuDevicePrimaryCtxRetain.*COMPUTE"):
         open_memory(table, card)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.gpu import KERNEL
-from clockwork.device.cuda_advice import Trouble
+from clockwork.device.cuda_advice import DriverError
 from clockwork.models.compile import nvrtc
 from tests.device.cuda_rig import KERNELS
 
@@ -81,7 +81,7 @@ def test_what_is_declared_of_the_driver_is_what_its_header_declares(tmp_path: Pa
     includes = [f"#include <{name}>" for name in ("dlfcn.h", "cstddef", "cstdint", "cstdio")]
     (tmp_path / "ours.h").write_text("\n".join([*includes, "namespace ours {", *body, "}", ""]))
     source = tmp_path / "compare.cpp"
-    told = [*numbers(text), *((one.name, one.value) for one in Trouble)]
+    told = [*numbers(text), *((one.name, one.value) for one in DriverError)]
     source.write_text(COMPARE + "".join(f"NUMBER({name}, {value})\n" for name, value in told))
     assert len(numbers(text)) > 20
     command = ["g++", "-std=c++20", "-fsyntax-only", "-I", str(folder), "-I", str(tmp_path), str(source)]

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from clockwork.system.wake import Wake
+from clockwork.system.wake import WakeDescriptor
 from clockwork.wire import codec
 from clockwork.wire.keys import ControllerKeys
 from clockwork.wire.messages import (
@@ -49,7 +49,7 @@ class FakeController:
         self._changed = threading.Condition()
         self._work: list[Callable[[], None]] = []
         self._stop = False
-        self._wakeup = Wake()
+        self._wakeup = WakeDescriptor()
         self._transport = Transport()
         self.router: Router = self._transport.router(endpoint, keys)
         self.endpoint = self.router.endpoint

@@ -28,7 +28,7 @@ from clockwork.sources import reader as child
 from clockwork.sources import reading
 from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location, location_of, require_library
-from clockwork.sources.reading import Reader, RemoteFile, SourceChanged, SourceFailed, SourceMissing
+from clockwork.sources.reading import ReaderProcess, RemoteFile, SourceChanged, SourceFailed, SourceMissing
 from tests.process.fake_hub import running_hub
 from tests.process.file_server import PATIENCE_S, FileServer, running_file_server
 
@@ -46,28 +46,28 @@ def server() -> Iterator[FileServer]:
 
 
 @pytest.fixture
-def reader(server: FileServer) -> Iterator[Reader]:
+def reader(server: FileServer) -> Iterator[ReaderProcess]:
     with reading_at(f"{server.url}/models") as one:
         yield one
 
 
 @contextlib.contextmanager
-def reading_at(url: str) -> Iterator[Reader]:
+def reading_at(url: str) -> Iterator[ReaderProcess]:
     location = location_of(url)
     assert location is not None
-    reader = Reader(location)
+    reader = ReaderProcess(location)
     try:
         yield reader
     finally:
         reader.stop()
 
 
-def process_of(reader: Reader) -> subprocess.Popen[bytes]:
+def process_of(reader: ReaderProcess) -> subprocess.Popen[bytes]:
     assert reader._child is not None
     return reader._child
 
 
-def stalled_file(server: FileServer, reader: Reader) -> RemoteFile:
+def stalled_file(server: FileServer, reader: ReaderProcess) -> RemoteFile:
     """One that is sent to its middle, and no further before ``server.go_on``."""
     path = "/models/a/1/model.onnx"
     server.files[path] = b"x" * 10_000
@@ -76,7 +76,7 @@ def stalled_file(server: FileServer, reader: Reader) -> RemoteFile:
     return file
 
 
-def fetch(reader: Reader, file: RemoteFile, to: Path, room: int = ROOM) -> str:
+def fetch(reader: ReaderProcess, file: RemoteFile, to: Path, room: int = ROOM) -> str:
     return reader.fetch(reader.location.file(file.path), file, to, room)
 
 
@@ -130,7 +130,9 @@ def test_a_file_beside_another_keeps_what_gives_access() -> None:
 # ----- an HTTP server --------------------------------------------------------------------------------
 
 
-def test_files_are_listed_and_fetched_as_they_are(server: FileServer, reader: Reader, tmp_path: Path) -> None:
+def test_files_are_listed_and_fetched_as_they_are(
+    server: FileServer, reader: ReaderProcess, tmp_path: Path
+) -> None:
     big = os.urandom(3 << 20)
     server.files = {
         "/models/a/1/model.onnx": big,
@@ -153,7 +155,7 @@ def test_files_are_listed_and_fetched_as_they_are(server: FileServer, reader: Re
     assert reader.read([files["b/config.pbtxt"]], 3) == {"b/config.pbtxt": None}
 
 
-def test_links_that_lead_elsewhere_are_not_followed(server: FileServer, reader: Reader) -> None:
+def test_links_that_lead_elsewhere_are_not_followed(server: FileServer, reader: ReaderProcess) -> None:
     server.files = {"/models/a/1/model.onnx": b"onnx", "/secret/1/model.onnx": b"not yours"}
     server.links["/models/"] = (
         '<a href="?C=N;O=D">sort</a> <a href="/secret/">s</a> <a href="https://elsewhere/x">x</a>'
@@ -208,7 +210,7 @@ def test_a_redirect_within_the_server_that_was_named_is_followed(server: FileSer
 
 
 def test_a_file_that_changes_while_it_is_fetched_is_not_taken(
-    server: FileServer, reader: Reader, tmp_path: Path
+    server: FileServer, reader: ReaderProcess, tmp_path: Path
 ) -> None:
     path = "/models/a/1/model.onnx"
     server.files[path] = b"a half-written mod"
@@ -226,7 +228,7 @@ def test_a_file_that_changes_while_it_is_fetched_is_not_taken(
 
 
 def test_bytes_that_do_not_have_the_checksum_of_the_source_are_not_taken(
-    server: FileServer, reader: Reader, tmp_path: Path
+    server: FileServer, reader: ReaderProcess, tmp_path: Path
 ) -> None:
     path = "/models/a/1/model.onnx"
     server.files[path] = b"what was sent"
@@ -239,7 +241,7 @@ def test_bytes_that_do_not_have_the_checksum_of_the_source_are_not_taken(
     assert fetch(reader, file, tmp_path / "m") == hashlib.sha256(b"what was sent").hexdigest()
 
 
-def test_half_a_file_is_a_failure(server: FileServer, reader: Reader, tmp_path: Path) -> None:
+def test_half_a_file_is_a_failure(server: FileServer, reader: ReaderProcess, tmp_path: Path) -> None:
     server.files["/models/a/1/model.onnx"] = b"x" * 10_000
     (file,) = reader.files()
     server.cut.add("/models/a/1/model.onnx")
@@ -250,7 +252,7 @@ def test_half_a_file_is_a_failure(server: FileServer, reader: Reader, tmp_path: 
 
 
 def test_a_source_that_stops_in_the_middle_is_given_up(
-    server: FileServer, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FileServer, reader: ReaderProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = stalled_file(server, reader)
     process = process_of(reader)
@@ -264,7 +266,7 @@ def test_a_source_that_stops_in_the_middle_is_given_up(
 
 
 def test_a_file_larger_than_there_is_room_for_is_refused_also_where_nobody_says_its_size(
-    server: FileServer, reader: Reader, tmp_path: Path
+    server: FileServer, reader: ReaderProcess, tmp_path: Path
 ) -> None:
     path = "/models/a/1/model.onnx"
     server.files[path] = b"x" * 1_000_000
@@ -280,7 +282,7 @@ def test_a_file_larger_than_there_is_room_for_is_refused_also_where_nobody_says_
     assert fetch(reader, file, tmp_path / "m", 1_000_000) == hashlib.sha256(b"x" * 1_000_000).hexdigest()
 
 
-def test_what_is_away_or_not_there_is_said(server: FileServer, reader: Reader) -> None:
+def test_what_is_away_or_not_there_is_said(server: FileServer, reader: ReaderProcess) -> None:
     with pytest.raises(SourceMissing, match=r"^http://\S+/models is not there$"):
         reader.files()
     server.away = True
@@ -292,7 +294,9 @@ def test_what_is_away_or_not_there_is_said(server: FileServer, reader: Reader) -
         assert not isinstance(caught.value, SourceMissing)
 
 
-def test_close_ends_the_call_that_is_under_way(server: FileServer, reader: Reader, tmp_path: Path) -> None:
+def test_close_ends_the_call_that_is_under_way(
+    server: FileServer, reader: ReaderProcess, tmp_path: Path
+) -> None:
     file = stalled_file(server, reader)
     failures: list[BaseException] = []
 
@@ -311,7 +315,7 @@ def test_close_ends_the_call_that_is_under_way(server: FileServer, reader: Reade
 
 
 def test_stop_waits_for_the_call_that_is_under_way(
-    server: FileServer, reader: Reader, tmp_path: Path
+    server: FileServer, reader: ReaderProcess, tmp_path: Path
 ) -> None:
     """Else that call would go on with pipes which are closed, or are another file's by then."""
     file = stalled_file(server, reader)
@@ -334,7 +338,7 @@ def test_stop_waits_for_the_call_that_is_under_way(
         stopping.result(PATIENCE_S)
 
 
-def test_a_reader_ends_when_whoever_asked_is_gone(server: FileServer, reader: Reader) -> None:
+def test_a_reader_ends_when_whoever_asked_is_gone(server: FileServer, reader: ReaderProcess) -> None:
     server.files["/models/a/1/model.onnx"] = b"onnx"
     reader.files()
     process = process_of(reader)
@@ -344,7 +348,7 @@ def test_a_reader_ends_when_whoever_asked_is_gone(server: FileServer, reader: Re
 
 
 def test_a_reader_that_dies_is_an_error_and_the_next_call_has_another(
-    server: FileServer, reader: Reader
+    server: FileServer, reader: ReaderProcess
 ) -> None:
     server.files["/models/a/1/model.onnx"] = b"onnx"
     reader.files()
@@ -362,7 +366,7 @@ class Copying:
     """A cache, and what is needed to fill it."""
 
     cache: Cache
-    reader: Reader
+    reader: ReaderProcess
     server: FileServer
     told: list[tuple[int, int]] = dataclasses.field(default_factory=list)
 
@@ -379,7 +383,7 @@ class Copying:
 
 
 @pytest.fixture
-def copying(server: FileServer, reader: Reader, tmp_path: Path) -> Copying:
+def copying(server: FileServer, reader: ReaderProcess, tmp_path: Path) -> Copying:
     return Copying(Cache(tmp_path / "cache", 25_000), reader, server)
 
 
@@ -635,7 +639,7 @@ def answers_to(
     """What the reader answers; in this process."""
     monkeypatch.setattr(child, "_open", lambda url: (store, url.removeprefix("s3://")))
     answer = io.StringIO()
-    child.Reader(answer).carry_out(command)
+    child.SourceReader(answer).carry_out(command)
     return [json.loads(line) for line in answer.getvalue().splitlines()]
 
 
@@ -670,7 +674,7 @@ def test_a_bound_of_files_is_held_of_an_http_server(
     monkeypatch.setattr(child, "SOURCE_FILES_MAX", 10)
     server.files = {f"/models/{number}": b"x" for number in range(11)}
     answers: list[dict[str, Any]] = []
-    one = child.Reader(None)  # type: ignore[arg-type]
+    one = child.SourceReader(None)  # type: ignore[arg-type]
     monkeypatch.setattr(one, "_say", lambda **answer: answers.append(answer))
     one.carry_out({"do": "list", "url": f"{server.url}/models"})
     assert answers[-1]["kind"] == "refused"

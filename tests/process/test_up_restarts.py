@@ -24,7 +24,7 @@ from clockwork import Client
 from clockwork.client import blocking
 from clockwork.config.launch import LAST_LINES
 from clockwork.errors import ClockworkError, ConnectionLost, Forbidden
-from clockwork.launch.local import AnyChild, Cluster, Seat, UpSettings, held_ports
+from clockwork.launch.local import AnyChild, ChildSlot, ProcessCluster, UpSettings, held_ports
 from clockwork.models import zoo
 from clockwork.system.clock import now_ns
 from clockwork.wire.keys import CONTROLLER_KEY_FILE, KEY_FILES, LEGACY_KEY_FILE, revoke_key, write_keys
@@ -355,7 +355,9 @@ def test_the_gateways_addresses_are_known_whatever_else_it_prints(
     program.write_text(f"#!/bin/sh\necho gateway listens: http on http://host:80\nseq {LAST_LINES}\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    cluster = Cluster(UpSettings(), ("tcp://host:1", "tcp://host:2", "tcp://host:3"), lambda line: None)
+    cluster = ProcessCluster(
+        UpSettings(), ("tcp://host:1", "tcp://host:2", "tcp://host:3"), lambda line: None
+    )
     cluster._gateway = cluster._spawn("gateway", [])
     eventually(lambda: str(LAST_LINES) in cluster._seats[0].child.lines.copy(), "it has printed all")
     cluster._seats[0].child.end()
@@ -379,7 +381,7 @@ def test_of_its_processes_logs_it_shows_what_may_be_trouble(
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     said: list[str] = []
-    cluster = Cluster(UpSettings(), ("tcp://host:1", "tcp://host:2", "tcp://host:3"), said.append)
+    cluster = ProcessCluster(UpSettings(), ("tcp://host:1", "tcp://host:2", "tcp://host:3"), said.append)
     child = cluster._spawn("worker-0", []).child
     eventually(lambda: len(child.lines) == len(shown) + 2 * len(routine), "it has printed all")
     child.end()
@@ -390,9 +392,9 @@ def test_a_controller_is_asked_once_it_listens_however_long_that_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = UpSettings(workers=0, demo=False, gateway=False)
-    cluster = Cluster(settings, ("tcp://host:1", "tcp://host:2", "tcp://host:3"), lambda line: None)
+    cluster = ProcessCluster(settings, ("tcp://host:1", "tcp://host:2", "tcp://host:3"), lambda line: None)
     child = SimpleNamespace(serves="")
-    cluster._seats.append(Seat("controller", [], cast(AnyChild, child), 0))
+    cluster._seats.append(ChildSlot("controller", [], cast(AnyChild, child), 0))
     asked = []
 
     class Asking:

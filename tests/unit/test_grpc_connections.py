@@ -16,7 +16,7 @@ from clockwork.gateway import connections, grpc
 from clockwork.gateway.connections import ServerConnections
 from clockwork.system.clock import SECOND
 from clockwork.system.limits import open_descriptors
-from clockwork.web.seats import Seat, Seats
+from clockwork.web.seats import Seat, ServerSeats
 
 
 def test_a_number_that_became_a_files_is_let_be(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_a_number_that_became_a_files_is_let_be(tmp_path: Path) -> None:
         socket.create_connection(server.getsockname()) as client,
     ):
         accepted, _ = server.accept()
-        found = ServerConnections(server.getsockname()[1], Seats(4))
+        found = ServerConnections(server.getsockname()[1], ServerSeats(4))
         found.sweep(60 * SECOND)
         peer = f"ipv4:127.0.0.1:{client.getsockname()[1]}"
         with found.receiving(peer), open(tmp_path / "file", "wb") as file:
@@ -45,7 +45,7 @@ def test_bytes_of_calls_that_have_ended_do_not_count_for_later_calls(monkeypatch
         socket.create_connection(server.getsockname()) as client,
     ):
         accepted, _ = server.accept()
-        found = ServerConnections(server.getsockname()[1], Seats(4))
+        found = ServerConnections(server.getsockname()[1], ServerSeats(4))
         peer = f"ipv4:127.0.0.1:{client.getsockname()[1]}"
         poll = select.poll()
         poll.register(client, select.POLLRDHUP)

@@ -216,19 +216,14 @@ NATIVE_NOT_YET = frozenset(
         "Chunk",
         "Context",
         "Core",
-        "Damaged",
         "Device",
-        "Done",
         "Errors",
         "Gaps",
         "HostCopy",
         "HostStore",
-        "Idle",
         "Inflow",
         "Interface",
-        "Keeper",
         "Lane",
-        "Library",
         "Link",
         "Model",
         "ModelInfo",
@@ -240,7 +235,6 @@ NATIVE_NOT_YET = frozenset(
         "Port",
         "Program",
         "Progress",
-        "Reader",
         "Residency",
         "Route",
         "Source",
@@ -256,31 +250,6 @@ NATIVE_NOT_YET = frozenset(
     }
 )
 """Names of which a type of C++ or Cython is still to be renamed. The list only shrinks."""
-
-PYTHON_NOT_YET = frozenset(
-    {
-        "Cluster",
-        "Commands",
-        "Done",
-        "Keeper",
-        "Lane",
-        "Outcome",
-        "Plan",
-        "Port",
-        "Program",
-        "Reader",
-        "Refused",
-        "Residency",
-        "Seat",
-        "Seats",
-        "Step",
-        "TooLarge",
-        "Trial",
-        "Trouble",
-        "Wake",
-    }
-)
-"""Names of which a class of Python is still to be renamed. The list only shrinks."""
 
 
 def _types() -> dict[str, list[str]]:
@@ -307,17 +276,13 @@ def _collisions() -> dict[str, list[str]]:
 
 
 def test_no_two_types_share_a_name() -> None:
-    new = {
-        name: paths
-        for name, paths in _collisions().items()
-        if name not in NATIVE_NOT_YET and name not in PYTHON_NOT_YET
-    }
+    new = {name: paths for name, paths in _collisions().items() if name not in NATIVE_NOT_YET}
     assert not new, f"one name for several types: {new}"
 
 
-def test_the_lists_name_only_what_still_collides() -> None:
-    stale = (NATIVE_NOT_YET | PYTHON_NOT_YET) - _collisions().keys()
-    assert not stale, f"to be taken off the lists: {sorted(stale)}"
+def test_the_list_names_only_what_still_collides() -> None:
+    stale = NATIVE_NOT_YET - _collisions().keys()
+    assert not stale, f"to be taken off the list: {sorted(stale)}"
 
 
 def test_mirrors_are_there() -> None:
@@ -326,9 +291,7 @@ def test_mirrors_are_there() -> None:
         name: types.get(name)
         for mirrors in MIRRORS
         for name in mirrors.names.split()
-        if not mirrors.covers(name, types.get(name, []))
-        and name not in NATIVE_NOT_YET
-        and name not in PYTHON_NOT_YET
+        if not mirrors.covers(name, types.get(name, [])) and name not in NATIVE_NOT_YET
     }
     assert not wrong, f"not once at each of the places that MIRRORS gives: {wrong}"
 

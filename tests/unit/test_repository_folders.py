@@ -14,7 +14,7 @@ pytest.importorskip(
 from clockwork.config import VERSIONS_MAX
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.repository import folders as repository
-from clockwork.repository.folders import Contents, Done, Folder, plan
+from clockwork.repository.folders import Contents, Folder, RegistrationState, plan
 from clockwork.repository.triton_config import FolderConfig, read_config, split_fields
 
 CONFIG = """
@@ -259,8 +259,8 @@ def test_a_pipe_in_a_version_is_no_file_to_wait_for(tmp_path: Path) -> None:
 # ----- what is to be done ------------------------------------------------------------------------------
 
 
-def done_of(contents: Contents) -> dict[tuple[str, int], Done]:
-    return {key: Done(one.fingerprint) for key, one in contents.versions.items()}
+def done_of(contents: Contents) -> dict[tuple[str, int], RegistrationState]:
+    return {key: RegistrationState(one.fingerprint) for key, one in contents.versions.items()}
 
 
 def test_at_start_everything_is_registered_lower_versions_first(tmp_path: Path) -> None:
@@ -293,7 +293,9 @@ def test_a_change_is_acted_upon_once_it_has_settled(tmp_path: Path) -> None:
     between = plan(done, whole, half)
     assert [one.name for one in between.register] == ["new"], "that one has not changed since"
     assert between.settling
-    last = plan(done | {("new", 1): Done(whole.versions["new", 1].fingerprint)}, scan(tmp_path), whole)
+    last = plan(
+        done | {("new", 1): RegistrationState(whole.versions["new", 1].fingerprint)}, scan(tmp_path), whole
+    )
     assert [one.name for one in last.register] == ["a"]
     assert not last.settling
 
@@ -326,7 +328,7 @@ def test_what_is_gone_is_unregistered_and_what_is_broken_keeps_what_it_has(tmp_p
 def test_what_failed_is_not_tried_again_until_its_files_change(tmp_path: Path) -> None:
     put(tmp_path, "a", 1)
     first = scan(tmp_path)
-    done = {("a", 1): Done(first.versions["a", 1].fingerprint, "not an ONNX model")}
+    done = {("a", 1): RegistrationState(first.versions["a", 1].fingerprint, "not an ONNX model")}
     assert plan(done, scan(tmp_path), first).register == ()
     put(tmp_path, "a", 1, content=b"a better one")
     second = scan(tmp_path)
@@ -338,7 +340,9 @@ def test_what_may_go_better_is_tried_again_and_unregistered_like_any_other_once_
 ) -> None:
     put(tmp_path, "a", 1)
     first = scan(tmp_path)
-    done = {("a", 1): Done(first.versions["a", 1].fingerprint, "no worker", again=True, served=1)}
+    done = {
+        ("a", 1): RegistrationState(first.versions["a", 1].fingerprint, "no worker", again=True, served=1)
+    }
     assert len(plan(done, first, first).register) == 1
     for path in ("a/1/model.onnx", "a/1", "a"):
         one = tmp_path / path

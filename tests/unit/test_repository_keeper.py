@@ -18,7 +18,7 @@ pytest.importorskip(
 from clockwork.client.blocking import Client
 from clockwork.config.repository import REGISTERING_MAX
 from clockwork.errors import ConnectionLost, InvalidInput, InvalidModel, Unavailable
-from clockwork.repository.keeper import Keeper
+from clockwork.repository.keeper import RepositoryKeeper
 from clockwork.system.clock import SECOND, now_ns, to_ns
 from clockwork.wire.description import ModelInfo
 
@@ -97,8 +97,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def keeper_of(root: Path, client: FakeClient, mode: str = "poll", poll_s: float = 0.02) -> Keeper:
-    return Keeper([root], mode, poll_s, lambda: cast(Client, client))
+def keeper_of(root: Path, client: FakeClient, mode: str = "poll", poll_s: float = 0.02) -> RepositoryKeeper:
+    return RepositoryKeeper([root], mode, poll_s, lambda: cast(Client, client))
 
 
 def take_away(folder: Path) -> None:
@@ -167,7 +167,7 @@ def test_in_explicit_mode_the_start_is_what_is_loaded_first(
     root: Path, first: tuple[str, ...], awaited: int, begins: str
 ) -> None:
     client = FakeClient()
-    keeper = Keeper([root], "explicit", 0.02, lambda: cast(Client, client), first)
+    keeper = RepositoryKeeper([root], "explicit", 0.02, lambda: cast(Client, client), first)
     assert keeper.why_not_ready().partition(" ")[0] == begins
     keeper.start()
     keeper._thread.join(PATIENCE_S)

@@ -13,7 +13,7 @@ pytest.importorskip(
     "google.protobuf", reason="the gateway's packages are not installed (clockwork-serving[gateway])"
 )
 
-from clockwork.repository.folders import Contents, Done, Repository, Version, plan
+from clockwork.repository.folders import Contents, RegistrationState, Repository, Version, plan
 from clockwork.repository.triton_config import FolderConfig
 
 Key = tuple[str, int]
@@ -38,7 +38,7 @@ class Model:
     config: FolderConfig = LATEST
     is_torn: bool = False  # its configuration cannot be read
     before: Contents | None = None
-    done: dict[Key, Done] = dataclasses.field(default_factory=dict)
+    done: dict[Key, RegistrationState] = dataclasses.field(default_factory=dict)
     busy: dict[Key, Version] = dataclasses.field(default_factory=dict)
     numbers: int = 0  # of versions in the cluster that have been given
 
@@ -61,7 +61,7 @@ class Model:
             return
         key = next(iter(self.busy))
         version = self.busy.pop(key)
-        done = Done(version.fingerprint, served=self.served.get(key, 0))
+        done = RegistrationState(version.fingerprint, served=self.served.get(key, 0))
         ((_, _, content),) = version.fingerprint[:1]
         if again:
             done.error, done.again = "no worker could", True

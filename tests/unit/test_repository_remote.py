@@ -19,7 +19,7 @@ from clockwork.config.repository import REGISTERING_MAX
 from clockwork.repository import keeper as keeper_module
 from clockwork.repository import remote as remote_module
 from clockwork.repository.folders import Contents, scan
-from clockwork.repository.keeper import Keeper
+from clockwork.repository.keeper import RepositoryKeeper
 from clockwork.repository.remote import Listing, Remote, agreed
 from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location
@@ -110,9 +110,11 @@ def source(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSource]:
     source.go_on.set()
 
 
-def keeper_of(client: FakeClient, cache: Path, *more: Path, mode: str = "poll", first: Any = ()) -> Keeper:
+def keeper_of(
+    client: FakeClient, cache: Path, *more: Path, mode: str = "poll", first: Any = ()
+) -> RepositoryKeeper:
     roots = [LOCATION, *more]
-    return Keeper(roots, mode, POLL_S, lambda: cast(Client, client), first, Cache(cache, 1 << 20))
+    return RepositoryKeeper(roots, mode, POLL_S, lambda: cast(Client, client), first, Cache(cache, 1 << 20))
 
 
 # ----- what counts ----------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ import random
 import pytest
 
 from clockwork.system.clock import SECOND
-from clockwork.web.seats import Seat, Seats, Standing
+from clockwork.web.seats import Seat, ServerSeats, Standing
 
 
 def seated(
-    seats: Seats, now_s: int, address: str = "10.0.0.1", standing: Standing = Standing.STRANGER
+    seats: ServerSeats, now_s: int, address: str = "10.0.0.1", standing: Standing = Standing.STRANGER
 ) -> Seat:
     """A connection that finds room."""
     seat = Seat(address, now_s * SECOND, lambda: None)
@@ -21,7 +21,7 @@ def seated(
 
 
 def test_the_stranger_that_has_waited_longest_makes_room() -> None:
-    seats = Seats(4)
+    seats = ServerSeats(4)
     client = seated(seats, 0, standing=Standing.CLIENT)
     first, second = seated(seats, 1, "10.0.0.1"), seated(seats, 2, "10.0.0.2")
     seated(seats, 3, standing=Standing.OPERATOR)
@@ -35,7 +35,7 @@ def test_the_stranger_that_has_waited_longest_makes_room() -> None:
 
 
 def test_strangers_displace_each_other_and_an_eighth_of_the_clients_at_most() -> None:
-    seats = Seats(16)
+    seats = ServerSeats(16)
     clients = [seated(seats, at, standing=Standing.CLIENT) for at in range(16)]
     newcomers = [Seat(f"10.0.1.{at}", at * SECOND, lambda: None) for at in range(20, 200)]
     went = [seats.take(newcomer) for newcomer in newcomers]
@@ -44,7 +44,7 @@ def test_strangers_displace_each_other_and_an_eighth_of_the_clients_at_most() ->
 
 
 def test_what_is_worked_for_stays_and_the_newcomer_goes() -> None:
-    seats = Seats(2)
+    seats = ServerSeats(2)
     for at in range(2):
         seated(seats, at, standing=Standing.CLIENT).begin()
     newcomer = Seat("10.0.0.9", 9 * SECOND, lambda: None)
@@ -54,7 +54,7 @@ def test_what_is_worked_for_stays_and_the_newcomer_goes() -> None:
 
 
 def test_a_client_of_lower_standing_goes_before_an_operator() -> None:
-    seats = Seats(2)
+    seats = ServerSeats(2)
     operator = seated(seats, 0, standing=Standing.OPERATOR)
     client = seated(seats, 9, standing=Standing.CLIENT)
     seats.recognize(operator, Standing.CLIENT)
@@ -65,7 +65,7 @@ def test_a_client_of_lower_standing_goes_before_an_operator() -> None:
 
 @pytest.mark.parametrize("standing", list(Standing))
 def test_the_address_with_the_most_seats_loses_its_longest_waiting_one(standing: Standing) -> None:
-    seats = Seats(4)
+    seats = ServerSeats(4)
     patient = seated(seats, 0, "10.0.0.2", standing)
     flood = [seated(seats, at, standing=standing) for at in range(1, 4)]
     flood[0].progress(4 * SECOND)
@@ -78,7 +78,7 @@ def test_the_address_with_the_most_seats_loses_its_longest_waiting_one(standing:
 
 
 def test_strangers_have_seconds() -> None:
-    seats = Seats(8)
+    seats = ServerSeats(8)
     slow, working, known = seated(seats, 0), seated(seats, 0), seated(seats, 0, standing=Standing.CLIENT)
     working.begin()
     late = seated(seats, 8)
@@ -92,7 +92,7 @@ def test_strangers_have_seconds() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_happens_the_bounds_hold_and_the_worst_goes(seed: int) -> None:
     random_ = random.Random(seed)
-    seats, alive = Seats(random_.randint(1, 9)), []
+    seats, alive = ServerSeats(random_.randint(1, 9)), []
     for now_ns in range(400):
         deed = random_.randrange(6)
         if deed <= 1 or not alive:

@@ -245,7 +245,7 @@ def test_a_failures_sentence_is_cut_where_it_is_sent() -> None:
 
 
 def test_what_a_receiver_would_refuse_is_not_sent() -> None:
-    with pytest.raises(codec.TooLarge, match="Reply of"):
+    with pytest.raises(codec.MessageTooLarge, match="Reply of"):
         codec.encode(Reply(1, ["x" * 1_000] * 20_000))
     with pytest.raises(codec.WireError, match="tensors"):
         codec.check(InferRequest(1, "m", 0, 0, [["x", 1, [1] * 33, 0]]))
@@ -271,7 +271,7 @@ def test_a_reply_in_two_pieces_has_the_bound_of_one() -> None:
     most = codec.bytes_max_of(Reply)
     head, rest = codec.encode_reply(Reply(3, bytes(most - 8)))
     assert len(head) + len(rest) == most
-    with pytest.raises(codec.TooLarge, match=f"a Reply of {most + 1} bytes"):
+    with pytest.raises(codec.MessageTooLarge, match=f"a Reply of {most + 1} bytes"):
         codec.encode_reply(Reply(3, bytes(most - 7)))
 
 

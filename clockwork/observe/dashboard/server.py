@@ -58,7 +58,7 @@ from clockwork.observe.dashboard.page import FILES, Board, Page
 from clockwork.system.clock import now_ns, to_ns
 from clockwork.system.limits import raise_descriptor_limit
 from clockwork.web.pages import Asking, Names, refusal
-from clockwork.web.seats import Seat, Seats, Standing
+from clockwork.web.seats import Seat, ServerSeats, Standing
 
 log = logging.getLogger("clockwork.dashboard")
 
@@ -236,7 +236,7 @@ class _BrowserSeats:
     """The connections of browsers. A connection takes a seat before its TLS handshake."""
 
     def __init__(self, seats_max: int) -> None:
-        self._seats = Seats(seats_max)
+        self._seats = ServerSeats(seats_max)
         self._taken: dict[IOStream, Seat] = {}
 
     def take(self, stream: IOStream, address: str) -> bool:

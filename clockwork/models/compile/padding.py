@@ -29,7 +29,7 @@ from clockwork.config.models import KNOWN_MAX
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import TensorSpec
 from clockwork.models.compile.following import ELEMENTWISE, ROWS, Following, Padding
-from clockwork.models.compile.sizes import Dim, NotProven, Size, Value, constant_of, segments, size_of
+from clockwork.models.compile.sizes import Dim, NotProven, Size, TensorFacts, constant_of, segments, size_of
 from clockwork.models.split import constant_tensor
 from clockwork.wire.tensors import Array
 
@@ -72,24 +72,24 @@ class _Proof(Following):
 
     # ----- shapes -----------------------------------------------------------------------------------
 
-    def shape(self, inputs: Sequence[Value]) -> list[Value]:
+    def shape(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         dims = inputs[0].dims[slice(self.attribute("start", 0), self.attribute("end"))]
-        return [Value((len(dims),), known=tuple(size_of(dim) for dim in dims))]
+        return [TensorFacts((len(dims),), known=tuple(size_of(dim) for dim in dims))]
 
-    def constant(self, inputs: Sequence[Value]) -> list[Value]:
+    def constant(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         tensor = constant_tensor(self._node)
         return [self._closed(self._node.output[0]) if tensor is None else constant_of(tensor)]
 
-    def constant_of_shape(self, inputs: Sequence[Value]) -> list[Value]:
+    def constant_of_shape(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         dims = self._wanted(inputs[0])
         value = self.attribute("value")
         number = numpy_helper.to_array(value).reshape(()) if value is not None else np.zeros((), np.float32)
         known = None
         if len(dims) == 1 and isinstance(dims[0], int) and dims[0] <= KNOWN_MAX and number.dtype.kind in "iu":
             known = (Size(int(number)),) * dims[0]
-        return [Value(dims, known=known)]
+        return [TensorFacts(dims, known=known)]
 
-    def _wanted(self, value: Value) -> tuple[Dim, ...]:
+    def _wanted(self, value: TensorFacts) -> tuple[Dim, ...]:
         """Return the elements of a shape tensor as dimensions. Raises NotProven where they are unknown."""
         if value.known is None:
             raise self._refuse("makes a shape that is only known when it runs")
@@ -100,7 +100,7 @@ class _Proof(Following):
             dims.append(size.dim)
         return tuple(dims)
 
-    def range(self, inputs: Sequence[Value]) -> list[Value]:
+    def range(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         known = [value.known for value in inputs]
         if any(sizes is None for sizes in known):
             raise self._refuse("makes a shape that is only known when it runs")
@@ -110,19 +110,19 @@ class _Proof(Following):
         dim = limit.plus(start, -1).dim
         if start.terms or step != Size(1) or not isinstance(dim, str):
             raise self._refuse("counts from or to something else than an open size")
-        return [Value((dim,))]
+        return [TensorFacts((dim,))]
 
-    def expand(self, inputs: Sequence[Value]) -> list[Value]:
-        wanted = Value(self._wanted(inputs[1]))
+    def expand(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
+        wanted = TensorFacts(self._wanted(inputs[1]))
         known = inputs[0].known
         dims = self._broadcast([inputs[0], wanted])
         if known is not None and (inputs[0].tells_size or dims == inputs[0].dims):
             if dims != inputs[0].dims:
                 raise self._refuse("computes with the size of the inputs")
-            return [Value(dims, known=known)]
-        return [Value(dims)]
+            return [TensorFacts(dims, known=known)]
+        return [TensorFacts(dims)]
 
-    def reshape(self, inputs: Sequence[Value]) -> list[Value]:
+    def reshape(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         source = inputs[0]
         wanted = inputs[1].known
         if wanted is None:
@@ -130,7 +130,7 @@ class _Proof(Following):
         if source.known is not None:
             if all(size.dim == -1 or isinstance(size.dim, int) for size in wanted) and len(wanted) <= 1:
                 count = len(source.known)
-                return [Value((count,) if wanted else (), known=source.known)]
+                return [TensorFacts((count,) if wanted else (), known=source.known)]
             if source.tells_size:
                 raise self._refuse("computes with the size of the inputs")
         copies = not self.attribute("allowzero", 0)
@@ -143,7 +143,7 @@ class _Proof(Following):
             target.append(None if size == Size(-1) else size)
         return [self._regrouped(source, target)]
 
-    def flatten(self, inputs: Sequence[Value]) -> list[Value]:
+    def flatten(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         source = inputs[0]
         axis = self.axis(source, 1)
         product = Size(1)
@@ -151,7 +151,7 @@ class _Proof(Following):
             product = product.times(size_of(dim))
         return [self._regrouped(source, [product, None])]
 
-    def _regrouped(self, source: Value, target: Sequence[Size | None]) -> Value:
+    def _regrouped(self, source: TensorFacts, target: Sequence[Size | None]) -> TensorFacts:
         """Return the result of a reshape that keeps every open axis. target: None is the remaining size."""
         sizes, symbols = 1, [dim for dim in source.dims if isinstance(dim, str)]
         for dim in source.dims:
@@ -182,26 +182,26 @@ class _Proof(Following):
             raise self._refuse("makes an axis of an open one and something else")
         open_from = [axis for axis, dim in enumerate(source.dims) if isinstance(dim, str)]
         open_to = [axis for axis, dim in enumerate(dims) if isinstance(dim, str)]
-        return Value(
+        return TensorFacts(
             tuple(dims), frozenset(to for at, to in zip(open_from, open_to, strict=True) if at in source.zero)
         )
 
-    def unsqueeze(self, inputs: Sequence[Value]) -> list[Value]:
+    def unsqueeze(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         source = inputs[0]
         axes = self.numbers(inputs, 1, "axes") or []
         rank = len(source.dims) + len(axes)
         axes = [axis % rank for axis in axes]
         if source.known is not None and rank <= 1:
-            return [Value((len(source.known),), known=source.known)]
+            return [TensorFacts((len(source.known),), known=source.known)]
         if source.tells_size:
             raise self._refuse("computes with the size of the inputs")
         kept = [axis for axis in range(rank) if axis not in axes]
         dims: list[Dim] = [1] * rank
         for axis, dim in zip(kept, source.dims, strict=True):
             dims[axis] = dim
-        return [Value(tuple(dims), frozenset(kept[axis] for axis in source.zero))]
+        return [TensorFacts(tuple(dims), frozenset(kept[axis] for axis in source.zero))]
 
-    def squeeze(self, inputs: Sequence[Value]) -> list[Value]:
+    def squeeze(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         source = inputs[0]
         axes = self.numbers(inputs, 1, "axes")
         if axes is None:
@@ -214,19 +214,19 @@ class _Proof(Following):
         kept = [axis for axis in range(len(source.dims)) if axis not in axes]
         dims = tuple(source.dims[axis] for axis in kept)
         zero = frozenset(kept.index(axis) for axis in source.zero)
-        return [Value(dims, zero, source.known)]
+        return [TensorFacts(dims, zero, source.known)]
 
-    def transpose(self, inputs: Sequence[Value]) -> list[Value]:
+    def transpose(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         source = inputs[0]
         order = list(self.attribute("perm", range(len(source.dims))[::-1]))
         dims = tuple(source.dims[axis] for axis in order)
-        return [Value(dims, frozenset(order.index(axis) for axis in source.zero), source.known)]
+        return [TensorFacts(dims, frozenset(order.index(axis) for axis in source.zero), source.known)]
 
-    def concat(self, inputs: Sequence[Value]) -> list[Value]:
+    def concat(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         axis = self.axis(inputs[0], 0)
         if all(value.known is not None and len(value.dims) == 1 for value in inputs):
             known = tuple(size for value in inputs for size in value.known or ())
-            return [Value((len(known),), known=known if len(known) <= KNOWN_MAX else None)]
+            return [TensorFacts((len(known),), known=known if len(known) <= KNOWN_MAX else None)]
         if any(value.tells_size for value in inputs):
             raise self._refuse("computes with the size of the inputs")
         total = 0
@@ -239,9 +239,9 @@ class _Proof(Following):
         if len(others) != 1:
             raise self._refuse("joins tensors of different shapes")
         (rest,) = others
-        return [Value((*rest[:axis], total, *rest[axis:]))]
+        return [TensorFacts((*rest[:axis], total, *rest[axis:]))]
 
-    def split(self, inputs: Sequence[Value]) -> list[Value]:
+    def split(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         source = inputs[0]
         axis = self.axis(source, 0)
         if isinstance(source.dims[axis], str):
@@ -253,10 +253,10 @@ class _Proof(Following):
             shape = self._concrete.get(name)
             if shape is None:
                 raise self._refuse("makes a shape that is only known when it runs")
-            found.append(Value((*source.dims[:axis], shape[axis], *source.dims[axis + 1 :])))
+            found.append(TensorFacts((*source.dims[:axis], shape[axis], *source.dims[axis + 1 :])))
         return found
 
-    def slice(self, inputs: Sequence[Value]) -> list[Value]:
+    def slice(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         source = inputs[0]
         starts, ends = inputs[1].known, inputs[2].known
         if starts is None or ends is None:
@@ -268,12 +268,12 @@ class _Proof(Following):
             if starts[0].terms or ends[0].terms:
                 raise self._refuse("computes with the size of the inputs")
             known = source.known[starts[0].constant : ends[0].constant : steps[0]]
-            return [Value((len(known),), known=known)]
+            return [TensorFacts((len(known),), known=known)]
         dims = list(source.dims)
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
             dims[axis] = self._sliced(dims[axis], start, end, step)
         zero = frozenset(axis for axis in source.zero if isinstance(dims[axis], str))
-        return [Value(tuple(dims), zero)]
+        return [TensorFacts(tuple(dims), zero)]
 
     def _sliced(self, dim: Dim, start: Size, end: Size, step: int) -> Dim:
         if isinstance(dim, int) and not start.terms and not end.terms:
@@ -297,12 +297,12 @@ class _Proof(Following):
                 return 1
         raise self._refuse("takes a piece out of an open axis")
 
-    def gather(self, inputs: Sequence[Value]) -> list[Value]:
+    def gather(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         source, indices = inputs
         axis = self.axis(source, 0)
         if source.known is not None and indices.known is not None and not indices.tells_size:
             found = [source.known[size.constant] for size in indices.known]
-            return [Value(indices.dims, known=tuple(found))]
+            return [TensorFacts(indices.dims, known=tuple(found))]
         if source.tells_size or indices.tells_size:
             raise self._refuse("computes with the size of the inputs")
         if isinstance(source.dims[axis], str) and (
@@ -311,15 +311,15 @@ class _Proof(Following):
             or any(size != Size(0) for size in indices.known)
         ):
             raise self._refuse("picks positions of an open axis")
-        return [Value((*source.dims[:axis], *indices.dims, *source.dims[axis + 1 :]))]
+        return [TensorFacts((*source.dims[:axis], *indices.dims, *source.dims[axis + 1 :]))]
 
-    def one_hot(self, inputs: Sequence[Value]) -> list[Value]:
+    def one_hot(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         (depth,) = self.integers(inputs[1])
         rank = len(inputs[0].dims) + 1
         axis = int(self.attribute("axis", -1)) % rank
-        return [Value((*inputs[0].dims[:axis], depth, *inputs[0].dims[axis:]))]
+        return [TensorFacts((*inputs[0].dims[:axis], depth, *inputs[0].dims[axis:]))]
 
-    def tile(self, inputs: Sequence[Value]) -> list[Value]:
+    def tile(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         dims = list(inputs[0].dims)
         if inputs[0].tells_size:
             raise self._refuse("computes with the size of the inputs")
@@ -329,23 +329,25 @@ class _Proof(Following):
                 dims[axis] = dim * times
             elif times != 1:
                 raise self._refuse("repeats an open axis")
-        return [Value(tuple(dims))]
+        return [TensorFacts(tuple(dims))]
 
     # ----- operators that mix positions ------------------------------------------------------------------
 
-    def softmax(self, inputs: Sequence[Value]) -> list[Value]:
+    def softmax(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         source = inputs[0]
         axis = self.axis(source, -1 if self._opset >= 13 else 1)
         if self._opset < 13 and axis != len(source.dims) - 1 and source.is_open:
             raise self._refuse(f"of opset {self._opset} is over several axes")
         if not isinstance(source.dims[axis], str):
-            return [Value(source.dims)]
+            return [TensorFacts(source.dims)]
         if self._node.op_type == "Hardmax":
             raise self._refuse("mixes positions")
         self.mask(0, [axis], -math.inf)
-        return [Value(source.dims, frozenset([axis]) if self._node.op_type == "Softmax" else frozenset())]
+        return [
+            TensorFacts(source.dims, frozenset([axis]) if self._node.op_type == "Softmax" else frozenset())
+        ]
 
-    def reduce(self, inputs: Sequence[Value]) -> list[Value]:
+    def reduce(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         source = inputs[0]
         rank = len(source.dims)
         keeps = self.attribute("keepdims", 1)
@@ -367,9 +369,9 @@ class _Proof(Following):
         dims = [
             1 if axis in axes else dim for axis, dim in enumerate(source.dims) if keeps or axis not in axes
         ]
-        return [Value(tuple(dims))]
+        return [TensorFacts(tuple(dims))]
 
-    def _mean(self, source: Value, axes: Sequence[int], keepdims: int) -> None:
+    def _mean(self, source: TensorFacts, axes: Sequence[int], keepdims: int) -> None:
         symbols = [dim for axis in axes if isinstance(dim := source.dims[axis], str)]
         if ROWS in symbols:
             raise self._refuse("mixes rows")
@@ -378,7 +380,7 @@ class _Proof(Following):
         others = math.prod(dim for axis in axes if isinstance(dim := source.dims[axis], int))
         self.mean(source.dims, axes, symbols[0], others, keepdims)
 
-    def _product(self, source: Value) -> list[Value]:
+    def _product(self, source: TensorFacts) -> list[TensorFacts]:
         """The result of ReduceProd or ReduceSum on a shape."""
         found: Size | None = None
         for size in source.known or ():
@@ -394,9 +396,9 @@ class _Proof(Following):
                 raise self._refuse("computes with the size of the inputs")
         assert found is not None
         keeps = self.attribute("keepdims", 1)
-        return [Value((1,) if keeps else (), known=(found,))]
+        return [TensorFacts((1,) if keeps else (), known=(found,))]
 
-    def arg_max(self, inputs: Sequence[Value]) -> list[Value]:
+    def arg_max(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         source = inputs[0]
         axis = self.axis(source, 0)
         if isinstance(source.dims[axis], str):
@@ -405,9 +407,9 @@ class _Proof(Following):
             self.mask(0, [axis], -math.inf if self._node.op_type == "ArgMax" else math.inf)
         keeps = self.attribute("keepdims", 1)
         dims = [1 if at == axis else dim for at, dim in enumerate(source.dims) if keeps or at != axis]
-        return [Value(tuple(dims))]
+        return [TensorFacts(tuple(dims))]
 
-    def cum_sum(self, inputs: Sequence[Value]) -> list[Value]:
+    def cum_sum(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         source = inputs[0]
         (axis,) = self.integers(inputs[1])
         axis %= len(source.dims)
@@ -415,9 +417,9 @@ class _Proof(Following):
             raise self._refuse("mixes rows")
         if isinstance(source.dims[axis], str) and self.attribute("reverse", 0):
             self.mask(0, [axis], 0)
-        return [Value(source.dims)]
+        return [TensorFacts(source.dims)]
 
-    def mat_mul(self, inputs: Sequence[Value]) -> list[Value]:
+    def mat_mul(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         left, right = inputs
         if len(left.dims) < 2 or len(right.dims) < 2:
             if left.is_open or right.is_open:
@@ -429,20 +431,20 @@ class _Proof(Following):
             for at, value, axis in ((0, left, len(left.dims) - 1), (1, right, len(right.dims) - 2)):
                 if axis not in value.zero:
                     self.mask(at, [axis], 0)
-        outer = self._broadcast([Value(left.dims[:-2]), Value(right.dims[:-2])])
-        return [Value((*outer, left.dims[-2], right.dims[-1]))]
+        outer = self._broadcast([TensorFacts(left.dims[:-2]), TensorFacts(right.dims[:-2])])
+        return [TensorFacts((*outer, left.dims[-2], right.dims[-1]))]
 
-    def gemm(self, inputs: Sequence[Value]) -> list[Value]:
+    def gemm(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         left = inputs[0].dims[::-1] if self.attribute("transA", 0) else inputs[0].dims
         right = inputs[1].dims[::-1] if self.attribute("transB", 0) else inputs[1].dims
         if left[1] != right[0] or isinstance(left[1], str):
             raise self._refuse("mixes positions")
         dims = (left[0], right[1])
-        if len(inputs) > 2 and self._broadcast([Value(dims), inputs[2]]) != dims:
+        if len(inputs) > 2 and self._broadcast([TensorFacts(dims), inputs[2]]) != dims:
             raise self._refuse("adds what has another shape")
-        return [Value(dims)]
+        return [TensorFacts(dims)]
 
-    def normalised(self, inputs: Sequence[Value]) -> list[Value]:
+    def normalised(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         """Normalisation over the last axes, from ``axis`` on."""
         source = inputs[0]
         axis = self.axis(source, -1)
@@ -451,26 +453,26 @@ class _Proof(Following):
         if any(value.is_open for value in inputs[1:]):
             raise self._refuse("has open weights")
         inner = (*source.dims[:axis], *[1] * (len(source.dims) - axis))
-        return [Value(source.dims), *(Value(inner) for _ in self._node.output[1:])]
+        return [TensorFacts(source.dims), *(TensorFacts(inner) for _ in self._node.output[1:])]
 
-    def by_channel(self, inputs: Sequence[Value]) -> list[Value]:
+    def by_channel(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         """Batch normalisation, with parameters for each channel, axis 1."""
         if any(value.is_open for value in inputs[1:]) or isinstance(inputs[0].dims[1], str):
             raise self._refuse("mixes positions")
         if self.attribute("training_mode", 0):
             raise self._refuse("normalises over positions")
-        return [Value(inputs[0].dims)]
+        return [TensorFacts(inputs[0].dims)]
 
-    def quantise(self, inputs: Sequence[Value]) -> list[Value]:
+    def quantise(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         if any(value.is_open for value in inputs[1:]):
             raise self._refuse("has open scales")
         if any(value.dims and math.prod(int(dim) for dim in value.dims) != 1 for value in inputs[1:]):
             axis = self.axis(inputs[0], 1)
             if self.attribute("block_size", 0) or isinstance(inputs[0].dims[axis], str):
                 raise self._refuse("has a scale for each position")
-        return [Value(inputs[0].dims)]
+        return [TensorFacts(inputs[0].dims)]
 
-    def conv(self, inputs: Sequence[Value]) -> list[Value]:
+    def conv(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         """A convolution. Padding becomes 0, like the zeros that it reads beyond an unpadded input's end."""
         source, weight = inputs[:2]
         if any(value.is_open for value in inputs[1:]) or any(
@@ -494,9 +496,9 @@ class _Proof(Following):
                 raise self._refuse("makes another size of an open axis")
             dims[2 + axis] = source.dims[2 + axis]
         self.mask(0, [2 + axis for axis in mixed if int(weight.dims[2 + axis]) > 1], 0)
-        return [Value(tuple(dims))]
+        return [TensorFacts(tuple(dims))]
 
-    def global_pool(self, inputs: Sequence[Value]) -> list[Value]:
+    def global_pool(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:
         source = inputs[0]
         mixed = [axis for axis, dim in enumerate(source.dims) if isinstance(dim, str) and dim != ROWS]
         if any(axis < 2 for axis in mixed) or len(mixed) > 1:
@@ -506,7 +508,7 @@ class _Proof(Following):
             self.mask(0, mixed, 0 if is_mean else -math.inf)
             if is_mean:
                 self._mean(source, range(2, len(source.dims)), 1)
-        return [Value((*source.dims[:2], *[1] * (len(source.dims) - 2)))]
+        return [TensorFacts((*source.dims[:2], *[1] * (len(source.dims) - 2)))]
 
 
 _NEUTRAL: Mapping[str, float] = {

@@ -1,4 +1,4 @@
-"""Set-up of all tests, wherever pytest was started, and the choice of those that `make test` runs."""
+"""Set-up of all tests, wherever pytest was started, and the choice of the tests that `make test` runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ TESTS = Path(__file__).resolve().parent
 
 
 def pytest_configure() -> None:
-    """A shell has what it starts in the background ignore SIGINT, and so would all that the tests start and interrupt."""
+    """Restore the default action of SIGINT: a shell has background processes ignore it, and the processes of
+    tests would inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Mark as ``outer`` what `make test` leaves to `make test-all`, before pytest chooses by marks."""
+    """Mark tests ``outer`` that `make test` leaves to `make test-all`, before pytest chooses by marks."""
     for item in items:
         if not item.path.is_relative_to(TESTS) or item.path.relative_to(TESTS).parts[0] in COMPUTING:
             continue

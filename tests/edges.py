@@ -1,7 +1,8 @@
-"""The edges of every field of every message, made from the declarations: what is just inside of a form, and just outside.
+"""The edge cases of every field of every message, made from the declarations: values just inside a form, and
+just outside.
 
-For tests that send them to whoever reads messages. Headers are spelled here and not by the code under test, so that
-anything can be said.
+Tests send them to all readers of messages. Headers are encoded here and not by the code under test, so that
+invalid bytes can be made.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from clockwork.wire.forms import (
 from clockwork.wire.messages import TAG_OF
 
 COUNT_SPELLED_MAX = 300_000
-"""Lists that may be longer are not filled to the brim: their header's size ends before."""
+"""Limit above which lists are not filled to their bound: the size limit of their header is lower."""
 
 
 class Raw(bytes):
-    """Bytes that stand for themselves in a header."""
+    """Bytes that are inserted into a header as they are."""
 
 
 class Edge(NamedTuple):
-    """One header. is_good: decode() has to take it, else to refuse it."""
+    """A header. is_good: whether decode() must accept it."""
 
     kind: type
     label: str
@@ -53,11 +54,11 @@ STRANGE: list[tuple[str, Any]] = [
     ("no msgpack", Raw(b"\xc1")), ("a list that is not there", Raw(b"\xdd\xff\xff\xff\xff")),
     ("a text that is not there", Raw(b"\xdb\xff\xff\xff\xff")), ("most of all", (1 << 64) - 1), ("least of all", INT64_MIN),
 ]  # fmt: skip
-"""Put in the place of every value. Which of them its form takes, fits() says."""
+"""Values to put in the place of every value; fits() says which of them a form takes."""
 
 
 def spell(value: Any) -> bytes:
-    """As msgpack; the one thing that may be wrong with it is a Raw."""
+    """Encode a value as msgpack; Raw bytes stay as they are."""
     if isinstance(value, Raw):
         return bytes(value)
     if isinstance(value, list):
@@ -73,7 +74,7 @@ def header_of(kind: type, fields: list[Any]) -> bytes:
 
 
 def plain(form: Form) -> Any:
-    """A small value that the form takes."""
+    """Return a small value that the form takes."""
     match form:
         case Integer(least, most):
             return min(max(least, 1), most)
@@ -96,7 +97,7 @@ def plain(form: Form) -> Any:
 
 
 def fits(form: Form, value: Any) -> bool:
-    """Whether a form takes one of STRANGE: written again in Python, as simply as can be."""
+    """Whether a form takes a value of STRANGE: an independent, simple implementation in Python."""
     if isinstance(value, Raw):
         return False
     match form:
@@ -123,7 +124,7 @@ def fits(form: Form, value: Any) -> bool:
 
 
 def values(form: Form) -> Iterator[tuple[str, Any, bool]]:
-    """(label, value, whether the form takes it): the edges of a form and of all within it."""
+    """Yield (label, value, whether the form takes it): the edge cases of a form and of its parts."""
     for label, value in STRANGE:
         yield label, value, fits(form, value)
     match form:
@@ -186,7 +187,7 @@ def values(form: Form) -> Iterator[tuple[str, Any, bool]]:
 
 
 def edges(kind: type) -> Iterator[Edge]:
-    """Headers of a kind: each differs in one place from one that is good."""
+    """Yield headers of a kind, each different in a single place from a valid header."""
     forms = forms_of(kind)
     fields = [plain(form) for form in forms.values()]
     yield Edge(kind, "plain", header_of(kind, fields), True)

@@ -1,17 +1,19 @@
 """The tests of `make test` that start processes; see "Tests" in CONTRIBUTING.md.
 
-`make test` is for the inner loop: under three minutes on two cores once everything is built, lint and types included. It
-runs what computes (tests/unit, tests/sim, tests/fuzz), the conformance of devices (tests/device, tests/emulation,
-tests/native), and of what serves over sockets the stories below: each of them a road that a user takes, or a failure that
-is survived. All other tests get the mark `outer` from tests/conftest.py, and `make test-all` runs them.
+`make test` is for the inner loop: under three minutes on two cores once everything is built, lint and types
+included. It runs the tests that compute (tests/unit, tests/sim, tests/fuzz), the conformance of devices
+(tests/device, tests/emulation, tests/native), and, of the tests that serve over sockets, the stories below:
+each is a user's normal procedure, or a failure that the cluster survives. All other tests get the mark
+`outer` from tests/conftest.py, and `make test-all` runs them.
 
-A story replaces another one here, or costs less than a second of processor time beside the cluster of its module.
+A new story replaces another, or takes less than a second of processor time beside the cluster of its module.
 """
 
 from __future__ import annotations
 
 COMPUTING = ("device", "emulation", "fuzz", "native", "sim", "unit")
-"""Folders of tests/ whose tests are all part of `make test`, unless they are marked slow, conformance or long."""
+"""Folders of tests/ whose tests are all part of `make test`, unless they are marked slow, conformance or
+long."""
 
 STORIES = {
     "test_cli": (
@@ -118,4 +120,4 @@ STORIES = {
         "test_an_action_whose_window_has_closed_is_too_late_and_does_nothing",
     ),
 }
-"""By file of tests/process, the names of its stories, in alphabetical order."""
+"""For each file of tests/process, the names of its stories, in alphabetical order."""

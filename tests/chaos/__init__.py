@@ -1,6 +1,7 @@
-"""Real processes under real load, in which something fails by a seed's schedule, and an oracle that judges what the
-clients saw.
+"""Real processes under real load, with faults that a seed schedules, and an oracle that judges the clients'
+records.
 
-``python -m tests.chaos --seeds 20`` (`make chaos SEEDS=20`) looks through many seeds, ``python -m tests.chaos.soak``
-(`make soak HOURS=1`) looks for what grows. docs/chaos.md says what is done to the cluster, and what it owes then.
+``python -m tests.chaos --seeds 20`` (`make chaos SEEDS=20`) runs many seeds, ``python -m tests.chaos.soak``
+(`make soak HOURS=1`) looks for resources that grow. docs/chaos.md describes the faults, and the guarantees of
+a cluster under them.
 """

@@ -1,4 +1,5 @@
-"""``python -m tests.chaos --seeds 20``: what fails is named by its seed, with the command that repeats it."""
+"""``python -m tests.chaos --seeds 20``: run seeds; a failure is reported with its seed and the command that
+repeats it."""
 
 from __future__ import annotations
 
@@ -32,14 +33,14 @@ from tests.chaos.up import KINDS as UP_KINDS
 from tests.chaos.up import UpWorld
 
 SEED_LIMIT_S = 150.0
-"""A seed that takes longer hangs, and is ended; an ordinary one takes six to twelve seconds."""
+"""Time limit of a seed's process; an ordinary seed takes six to twelve seconds."""
 
 ENDING_S = 20.0
 
 
 def one_seed(arguments: argparse.Namespace) -> int:
     """Run a single seed in this process; its report goes to a file."""
-    die_with(os.getppid())  # the thread that looks after this seed
+    die_with(os.getppid())  # the parent's thread that waits for this seed
     isolate()
     root = Path(tempfile.mkdtemp(prefix=f"clockwork-chaos-{arguments.one}-"))
     try:
@@ -63,7 +64,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def in_a_process(
     seed: int, template: Path, reports: Path, kind: Kind | None, up: bool = False
 ) -> dict[str, Any]:
-    """A seed in a process of its own, which cannot hang or end the others; its report."""
+    """Run a seed in a process of its own, which cannot hang or end the others; return its report."""
     path = reports / f"seed-{seed}.json"
     path.unlink(missing_ok=True)
     command = [
@@ -91,7 +92,7 @@ def in_a_process(
 
 
 def summary(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What all seeds together say: by kind of fault, and by rule."""
+    """Summarise all seeds by kind of fault and by rule."""
     kinds: dict[str, dict[str, Any]] = {}
     for kind in Kind:
         seen = [fault for report in reports for fault in report["faults"] if fault["kind"] == kind]
@@ -171,7 +172,7 @@ def show(found: dict[str, Any], console: rich.console.Console) -> None:
 
 
 def main() -> int:
-    """The command; 1 if any seed failed."""
+    """Run the command; return 1 if any seed failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.split(":")[0])
     parser.add_argument(
         "--seeds", type=int, default=27, help="how many (default 27: each kind of fault once)"
@@ -217,7 +218,7 @@ def main() -> int:
                     if report["breaches"]:
                         _complain(report, arguments, progress.console)
             except KeyboardInterrupt:
-                pool.shutdown(wait=False, cancel_futures=True)  # those that run are waited for
+                pool.shutdown(wait=False, cancel_futures=True)  # seeds that run are waited for
                 console.print("interrupted: what follows is of the seeds that are done")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

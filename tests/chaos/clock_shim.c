@@ -1,7 +1,7 @@
-/* Preloaded into a process, this has its clocks jump: two numbers of nanoseconds in the file that CHAOS_CLOCKS names are
- * added to the wall clock and to the monotonic clock. Absolute times that the process waits for are in its own clocks, and
- * are converted on their way to the kernel, which knows nothing of it. Of a wait under way the end stays where it was,
- * as it would when a machine's clock jumps. */
+/* A library that is preloaded into a process to make its clocks jump: two numbers of nanoseconds in the file
+ * that CHAOS_CLOCKS names are added to the wall clock and to the monotonic clock. Absolute times of waits are
+ * in the process's own clocks, and are converted on their way to the kernel, which does not know the offsets.
+ * A wait under way ends when it would have, as on a machine whose clock jumps. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -101,7 +101,7 @@ typedef int (*timedwait)(pthread_cond_t*, pthread_mutex_t*, const struct timespe
 
 int pthread_cond_timedwait(pthread_cond_t* condition, pthread_mutex_t* mutex, const struct timespec* until) {
     REAL("pthread_cond_timedwait", timedwait);
-    /* Which clock it is of the condition knows alone; a monotonic time is far below any wall clock's. */
+    /* Only the condition variable knows its clock; a monotonic time is far below any wall clock's. */
     clockid_t clock = until->tv_sec < 1000000000 ? CLOCK_MONOTONIC : CLOCK_REALTIME;
     struct timespec true_end = moved(until, -offset_of(clock));
     return real(condition, mutex, &true_end);

@@ -1,4 +1,4 @@
-"""Each kind of fault: what is done to the cluster, and from when on it owes everything again."""
+"""The kinds of faults: how each is injected, and from when on the cluster must serve everything again."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ from tests.chaos.processes import Supervised, World
 from tests.chaos.scenario import Fault, Kind
 
 CLIENTS = frozenset(("sync", "linked", "async", "raw", "http"))
-"""Kinds of clients of load.py."""
+"""The kinds of clients in load.py."""
 
 NOTICED_S = 8.0
-"""How long a failure may remain unnoticed before that is given up."""
+"""Time limit for the cluster to notice a failure."""
 
 EXIT_NS = SECOND // 2
-"""For noticing that a process was killed or a connection was reset: the end of the process itself, a turn of a loop, and
-room for a busy machine."""
+"""Bound on the time to notice a killed process or a reset connection: the end of the process, a turn of a
+loop, and slack for a busy machine."""
 
 CONNECTION_TIMEOUT_NS = (HEARTBEAT_MS + HEARTBEAT_TIMEOUT_MS) * MS + SECOND // 4
-"""For noticing that nothing comes over a connection any more, by ZeroMQ's heartbeats: from the last one that came."""
+"""Bound on the time to notice a silent connection by ZeroMQ's heartbeats, counted from the last heartbeat
+received."""
 
 BLOCK_BYTES = 1 << 20
 LOUD_SHARE = 0.5
-"""Of flipped bits that are the highest of an exponent, where they are in weights: few others change an answer visibly."""
+"""Share of flipped bits of weights that are the highest bit of an exponent: few other bits change an answer
+visibly."""
 
 HOUR_NS = 3600 * SECOND
 
@@ -47,22 +49,22 @@ NOTICED_WITHIN_NS = {
     **dict.fromkeys((Kind.STOP_WORKER, Kind.HOLD_WORKER_LINK), WORKER_TIMEOUT_NS + 2 * HEARTBEAT_NS),
     **dict.fromkeys((Kind.STOP_CONTROLLER, Kind.HOLD_CLIENT_LINK), CONNECTION_TIMEOUT_NS),
 }
-"""The bounds that docs/chaos.md states, of the faults that are to be noticed."""
+"""The bounds that docs/chaos.md states for the detection of each kind of fault."""
 
 
 @dataclasses.dataclass(slots=True)
 class Effect:
-    """What was done, and when the cluster knew."""
+    """The effect of a fault: the injection, and the time at which the cluster noticed it."""
 
     fault: Fault
     begin_ns: int
-    due_ns: int = 0  # from here on everything is served again, within SERVED_AGAIN_NS
-    lossy: frozenset[str] = frozenset()  # kinds of clients that may be told of an error until then
-    how: str = ""  # what gives the failure away: "exit" (a closed socket, an ended process) or "silence"
-    detected_ns: int = 0  # 0: it was not noticed, or nothing is to be
+    due_ns: int = 0  # the cluster must serve everything again SERVED_AGAIN_NS after this time
+    lossy: frozenset[str] = frozenset()  # kinds of clients that may get errors until then
+    how: str = ""  # how the failure shows: "exit" (a closed socket, an ended process) or "silence"
+    detected_ns: int = 0  # 0: the fault was not noticed, or need not be
     note: str = ""
-    skipped: str = ""  # why it could not be done here
-    whole_ns: int = 0  # when both workers served every model again
+    skipped: str = ""  # why the fault could not be injected here
+    whole_ns: int = 0  # time at which both workers served every model again
 
 
 Handler = Callable[[World, Fault, Effect, random.Random], None]
@@ -79,7 +81,7 @@ def handles(*kinds: Kind) -> Callable[[Handler], Handler]:
 
 
 def apply(world: World, fault: Fault) -> Effect:
-    """Do it, to its end."""
+    """Inject the fault, and return once it is over."""
     effect = Effect(fault, now_ns())
     _HANDLERS[fault.kind](world, fault, effect, random.Random(fault.draw))
     effect.due_ns = effect.due_ns or effect.detected_ns or now_ns()
@@ -115,7 +117,7 @@ def _kill_workers(world: World, fault: Fault, effect: Effect, rng: random.Random
     _notice(effect, "exit", world.controller, _left(fault.target))
     for worker in world.workers:
         effect.due_ns = max(effect.due_ns, worker.said("serves controller", effect.begin_ns))
-    effect.lossy = CLIENTS  # nobody is there to serve them
+    effect.lossy = CLIENTS  # no process is left to serve them
 
 
 @handles(Kind.KILL_CONTROLLER, Kind.END_CONTROLLER)
@@ -135,7 +137,8 @@ def _end_gateway(world: World, fault: Fault, effect: Effect, rng: random.Random)
 
 @handles(Kind.END_WORKER)
 def _end_worker(world: World, fault: Fault, effect: Effect, rng: random.Random) -> None:
-    world.workers[fault.target].end(signal.SIGTERM)  # it says goodbye, and nothing may be lost
+    # the worker leaves with a goodbye, so no request may be lost
+    world.workers[fault.target].end(signal.SIGTERM)
 
 
 @handles(Kind.PAUSE_WORKER, Kind.PAUSE_CONTROLLER, Kind.PAUSE_GATEWAY)
@@ -208,7 +211,7 @@ def _cut_client_link(world: World, fault: Fault, effect: Effect, rng: random.Ran
 
 @handles(Kind.HOLD_CLIENT_LINK)
 def _hold_client_link(world: World, fault: Fault, effect: Effect, rng: random.Random) -> None:
-    """When the client notices is in its own records; see oracle.py."""
+    """The time at which the client notices is in the client's records; see oracle.py."""
     effect.lossy, effect.how = frozenset(("linked",)), "silence"
     world.client_link.hold()
     _pass(fault)
@@ -225,11 +228,11 @@ def _full_disk(world: World, fault: Fault, effect: Effect, rng: random.Random) -
         effect.skipped = "a file system of its own takes the right to mount one"
         return
     ballast = disk / "ballast"
-    with open(ballast, "wb") as file, contextlib.suppress(OSError):  # what fills the disk
+    with open(ballast, "wb") as file, contextlib.suppress(OSError):  # the ballast that fills the disk
         while True:
             file.write(bytes(BLOCK_BYTES))
             file.flush()
-    with open(ballast, "ab", buffering=0) as file, contextlib.suppress(OSError):  # and its last pages
+    with open(ballast, "ab", buffering=0) as file, contextlib.suppress(OSError):  # the disk's last pages
         while True:
             file.write(bytes(512))
     _pass(fault)
@@ -238,8 +241,8 @@ def _full_disk(world: World, fault: Fault, effect: Effect, rng: random.Random) -
 
 @handles(Kind.READ_ONLY_CONTROLLER_DISK, Kind.READ_ONLY_WORKER_DISK)
 def _read_only_disk(world: World, fault: Fault, effect: Effect, rng: random.Random) -> None:
-    """The directories are covered by a view of themselves that cannot be written: a file system on which somebody
-    has files open for writing does not let itself be made read-only."""
+    """Cover the directories by read-only bind mounts of themselves: a file system with files open for writing
+    cannot be remounted read-only."""
     disk = _disk(world, fault)
     if not os.path.ismount(disk):
         effect.skipped = "a read-only view takes the right to mount one"
@@ -275,7 +278,7 @@ def _flip_worker_store(world: World, fault: Fault, effect: Effect, rng: random.R
 
 @handles(Kind.FLIP_CATALOG)
 def _flip_catalog(world: World, fault: Fault, effect: Effect, rng: random.Random) -> None:
-    """Of one package, which one of the workers has lost."""
+    """Remove a package from the store of a worker."""
     worker = world.workers[fault.target]
     for one in (worker, world.controller):
         one.hold()
@@ -294,7 +297,7 @@ def _flip_catalog(world: World, fault: Fault, effect: Effect, rng: random.Random
 
 
 def flip(path: Path, rng: random.Random, root: Path) -> str:
-    """Flip one bit of a file; where. The file is replaced, as it may be linked from elsewhere."""
+    """Flip a bit of a file and return its place. The file is replaced, because other links to it may exist."""
     data = bytearray(path.read_bytes())
     index, bit = rng.randrange(len(data)), rng.randrange(8)
     if rng.random() < LOUD_SHARE and len(data) >= 4:
@@ -312,8 +315,8 @@ def flip(path: Path, rng: random.Random, root: Path) -> str:
 
 @handles(Kind.LYING_WORKER)
 def _lying_worker(world: World, fault: Fault, effect: Effect, rng: random.Random) -> None:
-    """It takes the place of an honest one, so that it has work."""
-    effect.lossy = CLIENTS  # a request that is sent to a liar may fail; a wrong answer it may not get
+    """Replace an honest worker by a lying one, so that the liar gets work."""
+    effect.lossy = CLIENTS  # a request to a liar may fail, but must not get a wrong answer
     honest = world.workers[fault.target]
     with Liar(world, rng) as liar:
         honest.hold()
@@ -326,7 +329,7 @@ def _lying_worker(world: World, fault: Fault, effect: Effect, rng: random.Random
 
 @handles(Kind.JUMP_WALL_CLOCK)
 def _jump_wall_clock(world: World, fault: Fault, effect: Effect, rng: random.Random) -> None:
-    """Of every process, and back again. Nothing but what people read may depend on it."""
+    """Jump the wall clock of every process, and jump it back. Only texts for people may depend on that clock."""
     by_ns = rng.choice((-1, 1)) * int(10 ** rng.uniform(0, 3.5) * HOUR_NS / 10)
     files = [world.root / f"clocks-{one.name}" for one in world.supervised]
     for file in files:
@@ -339,7 +342,10 @@ def _jump_wall_clock(world: World, fault: Fault, effect: Effect, rng: random.Ran
 
 @handles(Kind.JUMP_WORKER_CLOCK)
 def _jump_worker_clock(world: World, fault: Fault, effect: Effect, rng: random.Random) -> None:
-    """One worker's monotonic clock, which no time protocol sets, but a host that stops a virtual machine may."""
+    """Jump the monotonic clock of a worker.
+
+    No time protocol sets that clock, but a host that suspends a virtual machine may jump it.
+    """
     by_ns = rng.choice((-1, 1)) * int(10 ** rng.uniform(1, 3.5) * MS)
     set_clocks(world.root / f"clocks-worker-{fault.target}", monotonic_ns=by_ns)
     _pass(fault)
@@ -347,6 +353,6 @@ def _jump_worker_clock(world: World, fault: Fault, effect: Effect, rng: random.R
 
 
 def set_clocks(file: Path, *, wall_ns: int = 0, monotonic_ns: int = 0) -> None:
-    """What clock_shim.c reads, in place: it has the file mapped."""
+    """Write the values that clock_shim.c reads in place: it has the file mapped."""
     with open(file, "r+b") as target:
         target.write(struct.pack("=qq", wall_ns, monotonic_ns))

@@ -1,4 +1,4 @@
-"""A worker that joins, is as good as any other by what it says of itself, and lies."""
+"""A worker that joins, announces itself like any other, and sends false messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLOAT, DOUBLE = 1, 11
 
 
 class Liar:
-    """It lies from its creation to its close()."""
+    """A lying worker; it lies from its creation to close()."""
 
     def __init__(self, world: World, rng: random.Random) -> None:
         self.lie = rng.choice(LIES)
@@ -84,7 +84,7 @@ class Liar:
         )
 
     def _volunteer(self) -> None:
-        """Say what nobody asked for."""
+        """Send messages that nobody asked for."""
         if self._lies("unknown action"):
             self._send(self._result(self._rng.randrange(1 << 40), [[[FLOAT, [1, 10], 0]]]), bytes(40))
         elif self._lies("device fault"):
@@ -118,7 +118,8 @@ class Liar:
         self._send(messages.Prepared(message.model_id, messages.Status.OK, "", summary))
 
     def _infer(self, message: Any, frames: list[bytes]) -> None:
-        """Zeros where the lie is in their form; else, as it cannot compute, that it is out of order."""
+        """Send an answer of zeros if the lie is in its form; otherwise report the device broken, because this
+        worker cannot compute."""
         if self._lies("silent"):
             return
         rows = [part[0][1][0] for part in message.parts]
@@ -150,7 +151,7 @@ class Liar:
         self._send(self._result(message.action_id, parts), *out)
 
     def _lies(self, lie: str) -> bool:
-        """Whether this is the lie that it tells; then it does now."""
+        """Whether this is the lie that the worker tells; if so, count it as told."""
         self.told += self.lie == lie
         return self.lie == lie
 

@@ -1,7 +1,7 @@
-"""The load: a process of honest clients of several kinds, each of which checks every answer.
+"""The load: a process with honest clients of several kinds, which check every answer.
 
-``python -m tests.chaos.load SETTINGS.json`` runs until SIGTERM, lets what is under way end, and exits. Its records go to a
-file as they are made, so that the process itself can be watched for what grows.
+``python -m tests.chaos.load SETTINGS.json`` runs until SIGTERM, waits for requests under way, and exits. Its
+records go to a file as they are made, so that the growth of the process itself can be measured.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from tests.chaos.records import NO_SUCH_MODEL, ROOMY_SLO_NS, TIGHT_SLO_NS, Chang
 from tests.process.cluster import same
 
 TIMEOUT_NS = 20 * SECOND
-"""How long a client waits: longer than any SLO and all that a fault takes."""
+"""A client's timeout: longer than any SLO and than any fault."""
 
 TIGHT_SHARE = 0.2
-"""Of requests that have an SLO which a fault will break."""
+"""The SLO of requests that a fault will make late."""
 
 RAW_UNDER_WAY = 4
 ASYNC_UNDER_WAY = 4
@@ -53,20 +53,20 @@ CHANGE_PAUSE_S = 0.1
 
 @dataclasses.dataclass(slots=True)
 class LoadSettings:
-    endpoint: str  # of the controller
-    linked_endpoint: str  # likewise, behind a link that may fail
+    endpoint: str  # endpoint of the controller
+    linked_endpoint: str  # endpoint of the controller behind a link that may fail
     gateway: tuple[str, int] | None
     answers: str  # the file of inputs and right answers, see template.py
     models: list[str]
-    churn: dict[str, str]  # models that come and go: name to ONNX file
+    churn: dict[str, str]  # models that are registered and removed meanwhile: name to ONNX file
     out: str
     seed: int
-    rate: float = 80.0  # requests a second, of all kinds together
-    client_life_s: float = 0.0  # a client is closed and another one opened after so long; 0: never
+    rate: float = 80.0  # requests a second, all kinds of clients together
+    client_life_s: float = 0.0  # lifetime of a client, after which another replaces it; 0: unlimited
 
 
 class Answers:
-    """Inputs of each model, and what ONNX Runtime makes of them."""
+    """The inputs of each model, with the answers of ONNX Runtime."""
 
     def __init__(self, path: Path) -> None:
         with np.load(path) as arrays:
@@ -93,7 +93,7 @@ def outcome_of(error: BaseException) -> Outcome:
 
 
 class Load:
-    """All clients, and where they write down what they see."""
+    """All clients, and the file to which they write their records."""
 
     def __init__(self, settings: LoadSettings) -> None:
         self.settings = settings
@@ -110,7 +110,7 @@ class Load:
         self._out.close()
 
     def orders(self, kind: str, share: float) -> Iterator[tuple[str, int, int]]:
-        """(model, number of its input, SLO in nanoseconds), one after the other at this share of the rate, until the end."""
+        """Yield (model, number of its input, SLO in nanoseconds) at this share of the rate, until the end."""
         rng = random.Random(f"{self.settings.seed} {kind}")
         pace_s = 1 / (self.settings.rate * share)
         while not self.stopping.wait(rng.expovariate(1 / pace_s)):
@@ -118,7 +118,7 @@ class Load:
             yield rng.choice(self.settings.models), rng.randrange(1 << 16), slo_ns
 
     def ask(self, kind: str, order: tuple[str, int, int], infer: Callable[[str, Any, int], Any]) -> None:
-        """One request, written down."""
+        """Send a request and record how it ended."""
         model, number, slo_ns = order
         begin_ns, text = now_ns(), ""
         try:
@@ -126,12 +126,13 @@ class Load:
             outcome = Outcome.OK if self.answers.right(model, number, answer) else Outcome.WRONG
         except ClockworkError as error:
             outcome, text = outcome_of(error), str(error)[:200]
-        except (ValueError, KeyError) as error:  # a success whose body does not fit together
+        except (ValueError, KeyError) as error:  # a success whose body is malformed
             outcome, text = Outcome.WRONG, str(error)[:200]
         self.write(Request(kind, model, begin_ns, now_ns(), outcome, slo_ns, text))
 
     def lives(self) -> Iterator[int]:
-        """When the next client is to be closed, again and again until the end; once, far away, without churn of clients."""
+        """Yield the times at which the client is to be closed; a single time in the far future if clients are
+        not replaced."""
         life_ns = int(self.settings.client_life_s * SECOND)
         while not self.stopping.is_set():
             yield now_ns() + life_ns if life_ns else 1 << 62
@@ -139,7 +140,7 @@ class Load:
     # ----- kinds of clients -------------------------------------------------------------------
 
     def blocking(self, endpoint: str, kind: str, share: float) -> None:
-        """One thread with a client of its own."""
+        """Run a client of its own in a thread."""
         orders = self.orders(kind, share)
         for until_ns in self.lives():
             with Client(endpoint, timeout=TIMEOUT_NS / SECOND, name=kind) as client:
@@ -181,7 +182,7 @@ class Load:
                     await asyncio.wait(tasks)
 
     def http(self, address: tuple[str, int], share: float) -> None:
-        """Over the gateway, one connection that is kept as long as it lives."""
+        """Send requests over the gateway, on a connection that is kept for the client's life."""
         orders = self.orders("http", share)
         for until_ns in self.lives():
             connection = http.client.HTTPConnection(*address, timeout=TIMEOUT_NS / SECOND)
@@ -192,7 +193,8 @@ class Load:
                         break
 
     def raw(self, endpoint: str, share: float) -> None:
-        """Speaks the protocol itself, and so sees an answer that comes twice, or for a request that has ended."""
+        """Speak the wire protocol directly, so that a duplicate answer, or an answer to a request that has
+        ended, is seen."""
         client = RawClient(self, endpoint)
         try:
             for order in self.orders("raw", share):
@@ -204,7 +206,7 @@ class Load:
     # ----- changes of models ------------------------------------------------------------------
 
     def changes(self, endpoint: str) -> None:
-        """Registers, unloads, loads and unregisters models, one after the other, at random."""
+        """Register, unload, load and unregister models at random, one change after the other."""
         rng = random.Random(f"{self.settings.seed} changes")
         with Client(endpoint, timeout=TIMEOUT_NS / SECOND, name="changes") as client:
             while not self.stopping.wait(CHANGE_PAUSE_S * rng.uniform(0.5, 1.5)):
@@ -219,14 +221,14 @@ class Load:
                     outcome = Outcome.OK
                 except (
                     ModelNotFound
-                ):  # as it should, of a model that is not there: the oracle knows whether it is
+                ):  # correct for a model that is not registered: the oracle knows whether it is
                     outcome, text = Outcome.REFUSED, NO_SUCH_MODEL
                 except ClockworkError as error:
                     outcome, text = outcome_of(error), f"{type(error).__name__}: {error}"[:200]
                 self.write(Change(operation, name, begin_ns, now_ns(), outcome, text))
 
     def run(self) -> None:
-        """Everything, until SIGTERM; raises what any client raised that is no error of the cluster."""
+        """Run all clients until SIGTERM; raise any client's exception that is no error of the cluster."""
         settings = self.settings
         jobs: list[tuple[Any, ...]] = [
             (self.blocking, settings.endpoint, "sync", 0.2),
@@ -253,12 +255,12 @@ _HTTP_ERRORS: dict[int, dict[str, type[ClockworkError]]] = {
     504: {
         "deadline_missed": DeadlineMissed,
         "timeout": DeadlineMissed,
-    },  # the gateway has waited: nobody hangs
+    },  # the gateway's own wait is over by then, so no request hangs
 }
 
 
 def _post(connection: http.client.HTTPConnection, model: str, x: np.ndarray, slo_ns: int) -> np.ndarray:
-    """One inference over HTTP. Raises what the Python client would."""
+    """Send an inference over HTTP. Raises the exceptions of the Python client."""
     body = {
         "inputs": [
             {
@@ -305,7 +307,7 @@ _FAILURES = {
 
 
 class RawClient:
-    """One connection whose every message is looked at."""
+    """A connection of which every message is examined."""
 
     def __init__(self, load: Load, endpoint: str) -> None:
         self._load = load
@@ -317,10 +319,10 @@ class RawClient:
         self._open: dict[int, tuple[int, tuple[str, int, int]]] = {}
         self._given_up: set[int] = (
             set()
-        )  # at a loss of the connection, whose last answers may still be read then
+        )  # when the connection is lost, its last answers may still be readable
 
     def turn(self, order: tuple[str, int, int]) -> None:
-        """Send one request, as soon as few enough are under way, and take what has come."""
+        """Send a request as soon as few enough are under way, and read answers that have come."""
         self._receive()
         limit_ns = now_ns() + TIMEOUT_NS
         while (not self._welcome or len(self._open) >= RAW_UNDER_WAY) and now_ns() < limit_ns:
@@ -340,7 +342,7 @@ class RawClient:
             self._next_id += 1
 
     def finish(self) -> None:
-        """Wait for what is under way."""
+        """Wait for the requests under way."""
         limit_ns = now_ns() + TIMEOUT_NS
         while self._open and now_ns() < limit_ns:
             self._poller.wait(SECOND // 20)
@@ -380,7 +382,7 @@ class RawClient:
         if message.request_id in self._open and len(message.tensors) == 1:
             _, (model, number, _) = self._open[message.request_id]
             _, dtype, shape, frame = message.tensors[0]
-            with contextlib.suppress(ValueError, TypeError, IndexError):  # then it is wrong
+            with contextlib.suppress(ValueError, TypeError, IndexError):  # the answer is wrong then
                 if self._load.answers.right(model, number, decode_tensor(dtype, shape, frames[frame])):
                     outcome = Outcome.OK
         self._end(message.request_id, outcome)
@@ -389,7 +391,7 @@ class RawClient:
         found = self._open.pop(request_id, None)
         if found is None:
             if request_id in self._given_up:
-                self._given_up.remove(request_id)  # a second one is one too many
+                self._given_up.remove(request_id)  # a second answer is an error
                 return
             now = now_ns()
             self._load.write(Request("raw", "", now, now, Outcome.AGAIN, 0, f"{outcome} for {request_id}"))

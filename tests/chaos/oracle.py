@@ -1,4 +1,4 @@
-"""Judges a seed by what its clients wrote down. Pure: no processes, no files, no clocks."""
+"""Judges a seed by the records of its clients. Pure: no processes, no files, no clocks."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from tests.chaos.records import NO_SUCH_MODEL, Change, Outcome, Request
 from tests.chaos.scenario import Kind
 
 SERVED_AGAIN_NS = SECOND
-"""From the detection of a failure to everything being served again."""
+"""Time from the detection of a failure until everything must be served again."""
 
 NOTICEABLE_NS = SECOND // 4
-"""What a request takes that is not delayed is a few milliseconds, and tens of them on a busy machine."""
+"""Longest time of a request that no fault delays: usually a few milliseconds, but tens of them on a busy
+machine."""
 
 LATE_NS = SECOND // 2
-"""What an answer may take from the controller's deadline, which counts from its receipt, to its reader."""
+"""Longest time from the controller's deadline, which counts from the receipt of the request, to the client's
+reading of the answer."""
 
 DELAYS_CLIENTS = frozenset((Kind.PAUSE_CONTROLLER, Kind.PAUSE_GATEWAY, Kind.SLOW_CLIENT_LINK))
-"""Faults in which a request or its answer may lie on the way, so that the client's clock says nothing of lateness; so
-it is of those in which a client's connection breaks."""
+"""Faults that may hold a request or its answer on the way, so that the client's clock cannot judge lateness.
+
+The same holds for faults that break a client's connection.
+"""
 
 
 class Rule(enum.StrEnum):
-    """What a cluster owes; docs/chaos.md says it in sentences."""
+    """The guarantees of a cluster, as docs/chaos.md states them."""
 
     WRONG = "an answer was wrong"
     HUNG = "a request was never answered"
@@ -48,13 +52,15 @@ class Breach:
 
 
 Waited = Callable[[int, int], int]
-"""Nanoseconds between two moments that the cluster waited for a processor: see seed.Pressure."""
+"""Return the nanoseconds between two times for which the cluster waited for a processor: see seed.Pressure.
+"""
 
 
 def judge_requests(
     requests: Sequence[Request], effects: Sequence[Effect], waited: Waited = lambda begin_ns, end_ns: 0
 ) -> list[Breach]:
-    """waited: is not counted where a time is held against a bound, as others may have had the machine then."""
+    """waited: time to subtract before a duration is compared with a bound, because other programs may have
+    had the machine."""
     breaches = []
     done = [effect for effect in effects if not effect.skipped]
     for one in requests:
@@ -82,7 +88,7 @@ def judge_requests(
 
 
 def judge_detection(effects: Sequence[Effect], waited: Waited = lambda begin_ns, end_ns: 0) -> list[Breach]:
-    """Whether each failure that is to be noticed was, within what docs/chaos.md says."""
+    """Check that each failure that must be noticed was noticed within the bound of docs/chaos.md."""
     breaches = []
     for effect in effects:
         bound_ns = NOTICED_WITHIN_NS.get(effect.fault.kind, 0)
@@ -108,8 +114,8 @@ def touches(one: Request, effect: Effect, waited: Waited = lambda begin_ns, end_
 
 
 def _slow(one: Request, effects: Sequence[Effect], said: str, waited: Waited) -> list[Breach]:
-    """From the detection of the last failure that it met, or from its own beginning if that was later, a request gets as
-    long as the recovery may take."""
+    """Check a request's duration: counted from the detection of the last failure that met it, or from its own
+    beginning if that was later, it may take as long as the recovery."""
     if not (one.roomy and effects):
         return []
     effect = effects[-1]
@@ -123,7 +129,7 @@ def _slow(one: Request, effects: Sequence[Effect], said: str, waited: Waited) ->
 
 
 def _place(one: Request, before: Sequence[Effect]) -> str:
-    """How the request lies to the last fault that began before it ended."""
+    """Describe the time of a request relative to the last fault that began before it ended."""
     if not before:
         return "; before any fault"
     effect = before[-1]
@@ -134,8 +140,8 @@ def _place(one: Request, before: Sequence[Effect]) -> str:
 
 
 def recovered_ns(requests: Sequence[Request], effect: Effect) -> int:
-    """When the last request ended that the fault has failed, or that waited: for the detection, or noticeably after it.
-    The detection, if there is none."""
+    """Return the end of the last request that the fault failed, or that waited: for the detection, or
+    noticeably after it. The time of the detection if there is none."""
     origin_ns = effect.detected_ns or effect.due_ns
     touched = [
         one.end_ns
@@ -153,7 +159,7 @@ def recovered_ns(requests: Sequence[Request], effect: Effect) -> int:
 
 
 def noticed_by_client_ns(requests: Sequence[Request], effect: Effect, client: str) -> int:
-    """When the first request of such a client was given up for a lost connection; 0: none was."""
+    """Return the time at which the first request of such a client failed by a lost connection; 0: none did."""
     ends = [
         one.end_ns
         for one in requests
@@ -166,7 +172,7 @@ def noticed_by_client_ns(requests: Sequence[Request], effect: Effect, client: st
 
 
 class State(enum.StrEnum):
-    """Of a model that comes and goes."""
+    """The possible states of a model that is registered and removed meanwhile."""
 
     ABSENT = "absent"
     SERVING = "serving"
@@ -184,16 +190,19 @@ _AFTER = {
 def states(
     changes: Sequence[Change], names: Iterable[str]
 ) -> tuple[dict[str, frozenset[State]], list[Breach]]:
-    """What each model may be after these changes, made one by one, from absent; and answers that contradict those before.
+    """Return the states that each model may have after these changes, made in sequence from ABSENT, and the
+    answers that contradict earlier ones.
 
-    What was acknowledged is so. A change that failed may have happened or not: its answer may be what was lost.
+    An acknowledged change has happened. A change that failed may have happened or not: perhaps only its
+    answer was lost.
     """
     may_be = {name: frozenset((State.ABSENT,)) for name in names}
     breaches = []
     for one in changes:
         before, after = may_be[one.model], _AFTER[one.operation]
         if one.outcome is Outcome.OK:
-            # Of an unloaded model, registering the same content again says nothing of whether it serves.
+            # When the same content is registered again, the answer does not say whether an unloaded model
+            # serves.
             stays = one.operation == "register" and State.UNLOADED in before
             may_be[one.model] = after | frozenset((State.UNLOADED,)) if stays else after
         elif one.outcome is Outcome.REFUSED and one.text == NO_SUCH_MODEL:

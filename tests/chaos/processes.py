@@ -1,4 +1,4 @@
-"""A controller, two workers and a gateway as processes of their own, with whoever restarts what has died."""
+"""A controller, two workers and a gateway as processes, with a supervisor that restarts those that die."""
 
 from __future__ import annotations
 
@@ -21,30 +21,34 @@ from tests.chaos.template import WORKERS, Template
 from tests.process.cluster import PATIENCE_S, Program, eventually, session_members
 
 ARENA = "14MiB"
-"""Of each worker: two of the large models or four of the small ones, so that models are loaded and evicted."""
+"""Arena of each worker: room for two of the large models or four of the small ones, so that models are loaded
+and evicted."""
 
 DISK_BYTES = 48 << 20
-"""Of each data directory that is a file system of its own."""
+"""Size of each data directory that is a file system of its own."""
 
 _addresses = itertools.count(1)
 
 
 def own_address() -> str:
-    """A loopback address that no other cluster of this machine has, so that ports need not be looked for: one that is
-    free now may be somebody else's by the time a killed controller wants it back."""
+    """Return a loopback address that no other cluster of this machine has.
+
+    On it, ports need not be searched: a port that is free now may be taken by another process before a killed
+    controller binds it again.
+    """
     number = (os.getpid() << 6) + next(_addresses)
     return f"127.{64 + (number >> 14) % 128}.{(number >> 7) % 128}.{1 + number % 128}"
 
 
 class Supervised:
-    """A process that is started again as soon as it has ended, unless it is held down."""
+    """A process that is restarted as soon as it has ended, unless it is held down."""
 
     def __init__(self, name: str, arguments: Sequence[str], environment: dict[str, str]) -> None:
         self.name = name
         self.arguments = list(arguments)
         self.environment = environment
         self.programs: list[Program] = []
-        self.exits_ns: list[int] = []  # when each program but the last was seen to have ended
+        self.exits_ns: list[int] = []  # time at which the end of each program but the last was seen
         self._may_run = threading.Event()
         self._may_run.set()
         self._stopping = False
@@ -62,7 +66,8 @@ class Supervised:
         return len(self.programs)
 
     def said(self, pattern: str, since_ns: int, within_s: float = PATIENCE_S) -> int:
-        """When a line that matches was first printed after that moment, by whichever program; 0 if not in time."""
+        """Return the time at which a matching line was first printed after the given time, by any program; 0
+        if not in time."""
         deadline_ns = now_ns() + int(within_s * SECOND)
         pause = threading.Event()
         while True:
@@ -75,7 +80,7 @@ class Supervised:
             pause.wait(0.01)
 
     def end(self, number: int) -> int:
-        """Send a signal that ends it; when its end was noticed."""
+        """Send a signal that ends the process; return the time at which its end was noticed."""
         count = len(self.exits_ns)
         self.program.send(number)
         with self._changed:
@@ -85,14 +90,14 @@ class Supervised:
         return self.exits_ns[count]
 
     def hold(self) -> None:
-        """Do not start it again before release()."""
+        """Keep the process from being restarted until release()."""
         self._may_run.clear()
 
     def release(self) -> None:
         self._may_run.set()
 
     def stop(self) -> int:
-        """Ask it to end for good; its exit status."""
+        """Ask the process to end for good; return its exit status."""
         self._stopping = True
         self._may_run.set()
         program = self.program
@@ -127,7 +132,7 @@ class Supervised:
 
 @dataclasses.dataclass(slots=True)
 class Usage:
-    """What one process holds."""
+    """The resources that a process holds."""
 
     rss_bytes: int
     descriptors: int
@@ -136,14 +141,14 @@ class Usage:
 
 
 def usage(pid: int) -> Usage | None:
-    """None once it has ended."""
+    """Return the resources of a process; None once it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         targets = []
         for entry in os.listdir(f"/proc/{pid}/fd"):
             try:
                 targets.append(os.readlink(f"/proc/{pid}/fd/{entry}"))
-            except FileNotFoundError:  # closed meanwhile
+            except FileNotFoundError:  # the descriptor was closed meanwhile
                 continue
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -160,8 +165,8 @@ CLONE_NEWNS = 0x00020000
 
 
 def isolate() -> bool:
-    """Give this process mounts of its own, with a /dev/shm that nobody else uses: what is mounted here goes with the
-    last process of it, and what is left in shared memory is ours. False where it has not the right to."""
+    """Give this process a mount namespace with a /dev/shm of its own: mounts vanish with its last process,
+    and files left in shared memory belong to this cluster. False if the process lacks the right."""
     if ctypes.CDLL(None).unshare(CLONE_NEWNS) != 0:
         return False
     commands = (["mount", "--make-rprivate", "/"], ["mount", "-t", "tmpfs", "tmpfs", "/dev/shm"])
@@ -173,7 +178,10 @@ def shared_memory() -> set[str]:
 
 
 class World:
-    """One cluster with its links. Every worker reaches the controller over a link of its own; so does one client."""
+    """A cluster with its links.
+
+    Every worker reaches the controller over a link of its own; so does a single client.
+    """
 
     def __init__(
         self,
@@ -184,8 +192,8 @@ class World:
         arena: str = ARENA,
         own_disks: bool = False,
     ) -> None:
-        """root: an empty directory. preload: more environment for the process of that name. own_disks: give each data
-        directory a small file system of its own, where this process may."""
+        """root: an empty directory. preload: additional environment for the process of that name. own_disks:
+        give each data directory a small file system of its own, where this process may."""
         self.root = root
         self.template = template
         self.temporary = root / "tmp"
@@ -216,8 +224,8 @@ class World:
 
     def _start(self, arena: str, more: Callable[[str], dict[str, str]]) -> None:
         """Start all processes, and the links between them."""
-        # The flight recorder's ring is touched as it fills, 135 bytes a request: a small one is full before a soak looks
-        # for what grows.
+        # The flight recorder's ring is touched as it fills, 135 bytes a request: a small ring is full before
+        # a soak measures growth.
         self.controller = self._supervise("controller", [
             "controller", "--listen", self.endpoint, "--worker-listen", self.worker_endpoint,
             "--events", f"tcp://{self.address}:5557", "--data", str(self.root / "controller"), "--policy", "edf",
@@ -243,7 +251,7 @@ class World:
             path.mkdir()
             command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(path)]
             if subprocess.run(command, capture_output=True).returncode != 0:
-                return  # not the right to; the faults that need it say so
+                return  # no right to mount; faults that need it report that
             self._mounts.append(path)
 
     def _supervise(
@@ -259,7 +267,7 @@ class World:
         return link
 
     def program(self, arguments: Sequence[str], *, module: str) -> Program:
-        """A process beside the cluster: ``python -m module arguments``."""
+        """Start a process beside the cluster: ``python -m module arguments``."""
         code = "import runpy, sys; sys.argv[0] = sys.argv.pop(1); runpy.run_module(sys.argv[0], run_name='__main__')"
         environment = {**self._environment, "ORT_DISABLE_TELEMETRY": "1"}
         program = Program([module, *arguments], environment, code=code)
@@ -281,7 +289,8 @@ class World:
         eventually(self.whole, "both workers serve every model", within_s)
 
     def stop(self) -> list[str]:
-        """End everything in order; a sentence for each that did not end well, or left something."""
+        """End everything in order; return a sentence for each process that did not end well, or left
+        something."""
         self.client.close()
         wrong = self._end()
         for link in self.links:
@@ -301,7 +310,7 @@ class World:
         return wrong
 
     def _end(self) -> list[str]:
-        """Have every process end; a sentence for each that did not do so well."""
+        """Have every process end; return a sentence for each that failed to."""
         wrong = []
         for one in [self.gateway, *self.workers, self.controller]:
             status = one.stop()
@@ -310,7 +319,7 @@ class World:
         return wrong
 
     def destroy(self) -> None:
-        """Kill all that there is; safe after stop()."""
+        """Kill all processes; safe after stop()."""
         for program in self.others:
             program.destroy()
         for one in self.supervised:
@@ -318,5 +327,6 @@ class World:
         for link in self.links:
             link.close()
         while self._mounts:
-            # Lazily, and again: a fault that broke off may have left views of its directories.
+            # Unmounted lazily and repeatedly: a fault that was cut short may have left bind mounts of its
+            # directories.
             subprocess.run(["umount", "--lazy", "--recursive", str(self._mounts.pop())], check=True)

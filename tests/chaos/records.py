@@ -1,4 +1,4 @@
-"""What the load writes down, one line of JSON each: requests, and changes of models."""
+"""The records of the load, a line of JSON each: requests, and changes of models."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Outcome(enum.StrEnum):
     """How a request or a change of a model ended, as the client was told."""
 
     OK = "ok"
-    WRONG = "wrong"  # a success whose answer is not what ONNX Runtime says
+    WRONG = "wrong"  # a success whose answer differs from ONNX Runtime's
     REFUSED = "refused"
     MISSED = "missed"
     UNAVAILABLE = "unavailable"
-    LOST = "lost"  # the connection went
+    LOST = "lost"  # the connection was lost
     FAILED = "failed"  # any other error that a client is told
     HUNG = "hung"  # the client's own timeout passed
     AGAIN = "again"  # an answer to a request that had ended before
@@ -25,23 +25,23 @@ class Outcome(enum.StrEnum):
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class Request:
-    client: str  # its kind
+    client: str  # the kind of the client
     model: str
     start_ns: int
     end_ns: int
     outcome: Outcome
     slo_ns: int
-    text: str = ""  # what the error said
+    text: str = ""  # text of the error
 
     @property
     def roomy(self) -> bool:
-        """Whether its deadline leaves time to notice a failure and to plan the request anew."""
+        """Whether the deadline leaves time to notice a failure and to plan the request anew."""
         return self.slo_ns >= ROOMY_SLO_NS
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class Change:
-    """A registration, a removal, an unload or a load of one of the models that come and go."""
+    """A registration, removal, unload or load of a model that comes and goes."""
 
     operation: str
     model: str
@@ -52,7 +52,7 @@ class Change:
 
 
 NO_SUCH_MODEL = "no such model"
-"""The text of a change that was refused because its model is not there."""
+"""The text of a change that was refused because its model is not registered."""
 
 ROOMY_SLO_NS = 10_000_000_000
 TIGHT_SLO_NS = 200_000_000

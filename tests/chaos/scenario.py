@@ -1,4 +1,4 @@
-"""What fails in a seed, when, and for how long: made of the seed alone."""
+"""The faults of a seed, with their times and durations: derived from the seed alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 class Kind(enum.StrEnum):
-    """docs/chaos.md says of each what is done and what the cluster owes."""
+    """The kinds of faults. docs/chaos.md describes each, and the guarantees of the cluster under it."""
 
     KILL_WORKER = "kill-worker"
     KILL_WORKERS = "kill-workers"
@@ -41,11 +41,11 @@ class Kind(enum.StrEnum):
 
 
 DURATIONS_MS: dict[Kind, tuple[int, int]] = {
-    # Shorter than anybody's patience: nothing may be noticed.
+    # Durations shorter than any timeout: no process may notice.
     Kind.PAUSE_WORKER: (100, 1200),
     Kind.PAUSE_CONTROLLER: (100, 1200),
     Kind.PAUSE_GATEWAY: (100, 1200),
-    # Longer than the timeout of heartbeats: 2 s for a worker, 3 s for a connection of libzmq.
+    # Durations longer than the timeout of heartbeats: 2 s for a worker, 3 s for a connection of libzmq.
     Kind.STOP_WORKER: (2600, 3500),
     Kind.HOLD_WORKER_LINK: (2600, 4500),
     Kind.STOP_CONTROLLER: (4000, 5000),
@@ -76,10 +76,10 @@ CLOCKS = frozenset((Kind.JUMP_WALL_CLOCK, Kind.JUMP_WORKER_CLOCK))
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fault:
     kind: Kind
-    after_ms: int  # of load, since the cluster was last whole
-    target: int  # which worker
-    duration_ms: int  # 0: it has none
-    draw: int  # what else it needs by chance: for a random.Random
+    after_ms: int  # ms of load since the cluster was last whole
+    target: int  # index of the worker
+    duration_ms: int  # 0: the fault has no duration
+    draw: int  # seed of a random.Random for the fault's other choices
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,9 +95,10 @@ class Scenario:
 def scenario(
     seed: int, workers: int, only: Kind | None = None, kinds: Sequence[Kind] = tuple(Kind)
 ) -> Scenario:
-    """Consecutive seeds go through all kinds as their first fault; a third of them has a second one, any.
+    """Make the schedule of a seed. Consecutive seeds go through all kinds as their first fault; a third of
+    them has a second fault, of any kind.
 
-    only: of this kind alone, for a closer look. kinds: those that there are.
+    only: restrict the faults to this kind, for a closer look. kinds: the kinds to choose from.
     """
     rng = random.Random(f"chaos {seed}")
     chosen = [only or kinds[seed % len(kinds)]]

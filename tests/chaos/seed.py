@@ -1,4 +1,4 @@
-"""One seed from its start to its judgement."""
+"""The run of a seed, from its start to its judgement."""
 
 from __future__ import annotations
 
@@ -29,26 +29,28 @@ from tests.chaos.template import Template
 from tests.process.cluster import eventually
 
 WHOLE_S = 20.0
-"""How long the cluster may take until both workers serve every model again, with all that was started anew."""
+"""Time limit for the cluster until both workers serve every model again, processes restarted."""
 
 CALM_S = 1.2
-"""Load after each fault, once the cluster is whole: longer than oracle.SERVED_AGAIN_NS."""
+"""Duration of the load after each fault, once the cluster is whole: longer than oracle.SERVED_AGAIN_NS."""
 
 GIVER_DESCRIPTORS = 8
-"""Likewise, of a worker that has been asked for a package: it gives it away over a connection of its own."""
+"""Duration of the load after a worker was asked for a package: it sends the package over a connection of its
+own."""
 
 PRESSURE_S = 0.05
 
 DESCRIPTORS_SETTLE_S = 3.0
 DESCRIPTORS_MORE = 2
-"""Descriptors that a process may hold more of than before its first client came: what it opens once, when needed."""
+"""Descriptors that a process may hold in addition to those before its first client: some are opened once,
+when needed."""
 
 RATE = 60.0
 
 
 @dataclasses.dataclass(slots=True)
 class Report:
-    """Of one seed; goes into a file as JSON."""
+    """The report of a seed; written to a file as JSON."""
 
     seed: int
     faults: list[dict[str, Any]]
@@ -56,8 +58,8 @@ class Report:
     changes: dict[str, int]
     breaches: list[list[str]]
     wall_s: float
-    waited_s: float  # how long that process of the cluster waited for a processor which waited longest
-    logs: dict[str, str] = dataclasses.field(default_factory=dict)  # of a seed that failed
+    waited_s: float  # longest wait for a processor among the processes of the cluster
+    logs: dict[str, str] = dataclasses.field(default_factory=dict)  # only of a seed that failed
 
 
 def run(
@@ -73,8 +75,8 @@ def run(
     )
     breaches: list[Breach] = []
     effects: list[faults.Effect] = []
-    # With the harness itself, which restarts what has ended and measures when it noticed that, and with the load, which
-    # measures when its answers came.
+    # The waits of the harness itself count as well, because it restarts processes and measures when it
+    # noticed their ends; so do the load's, because it measures when its answers came.
     pressure = Pressure(
         lambda: [
             ("harness", os.getpid()),
@@ -88,7 +90,7 @@ def run(
         load, records_path = _start_load(world, template, root, scenario.seed, rate)
         pause = threading.Event()
         for fault in scenario.faults:
-            pause.wait(fault.after_ms / 1000)  # the load that goes before it
+            pause.wait(fault.after_ms / 1000)  # load before the fault
             effect = faults.apply(world, fault)
             effects.append(effect)
             try:
@@ -98,7 +100,7 @@ def run(
                 effect.due_ns = now_ns()
                 break
             effect.whole_ns = now_ns()
-            pause.wait(CALM_S)  # of load in which everything is to be right
+            pause.wait(CALM_S)  # load during which everything must be right
         load.send(signal.SIGTERM)
         if load.wait(40.0) != 0:
             breaches.append(Breach(Rule.HARNESS, load.text[-2000:]))
@@ -143,7 +145,7 @@ def run(
 
 
 def _told(effect: faults.Effect, requests: list[Request], pressure: Pressure) -> dict[str, Any]:
-    """What the report says of a fault."""
+    """Return the report's entry for a fault."""
     origin_ns, recovered_ns = effect.detected_ns or effect.due_ns, oracle.recovered_ns(requests, effect)
     waited_ns = pressure.waited_ns(origin_ns, recovered_ns)
     return {
@@ -174,7 +176,7 @@ def _start_load(world: World, template: Template, root: Path, seed: int, rate: f
 
 
 def _clocks(root: Path, world_root: Path) -> Any:
-    """The environment with which a process has clocks that can be made to jump."""
+    """Return the environment with which a process has clocks that can be made to jump."""
     source, library = Path(__file__).parent / "clock_shim.c", root / "clock_shim.so"
     subprocess.run(
         ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"],
@@ -192,7 +194,7 @@ def _clocks(root: Path, world_root: Path) -> Any:
 
 
 def _condition(world: World) -> str:
-    """Why the cluster is not whole, as far as it says itself."""
+    """Return why the cluster is not whole, by its own account."""
     try:
         workers = [worker["name"] for worker in world.client.status(timeout=2.0)["workers"]]
         models = {name: world.client.model(name, timeout=2.0).raw for name in world.template.models}
@@ -226,7 +228,8 @@ def _kept_states(world: World, template: Template) -> dict[str, State]:
 
 
 def _still_right(world: World, template: Template, patience_s: float = 0.0) -> Iterator[Breach]:
-    """Ask every model that serves once more, without load. patience_s: how long one may be unavailable, and say so."""
+    """Ask every serving model again, without load. patience_s: how long a model may report itself
+    unavailable."""
     answers = Answers(template.answers)
     serving = [name for name, state in _live_states(world, template).items() if state is State.SERVING]
     pause = threading.Event()
@@ -251,13 +254,14 @@ def _still_right(world: World, template: Template, patience_s: float = 0.0) -> I
 
 
 def _right_alone(world: World, template: Template, index: int) -> list[Breach]:
-    """Ask everything of one worker, while the others are down."""
+    """Ask a single worker for every model, while the others are down."""
     others = [worker for number, worker in enumerate(world.workers) if number != index]
     for worker in others:
         worker.hold()
         worker.end(signal.SIGTERM)
     eventually(lambda: len(world.client.status()["workers"]) == 1, "the others have left")
-    breaches = list(_still_right(world, template, WHOLE_S))  # what it finds damaged it prepares again
+    # a worker prepares models again that it finds damaged
+    breaches = list(_still_right(world, template, WHOLE_S))
     for worker in others:
         worker.release()
     eventually(lambda: len(world.client.status()["workers"]) == len(world.workers), "the others are back")
@@ -265,7 +269,8 @@ def _right_alone(world: World, template: Template, index: int) -> list[Breach]:
 
 
 def _descriptors(world: World, before: dict[int, Any], more: int) -> Iterator[Breach]:
-    """Processes that have lived through it hold as much as before the load, or a few descriptors more."""
+    """Check that processes which lived through the seed hold as much as before the load, give or take a few
+    descriptors."""
     for one in world.supervised:
         pid = one.program.pid
         if (first := before.get(pid)) is None:
@@ -291,25 +296,26 @@ def _temporary_files(world: World) -> list[str]:
 
 
 class Pressure:
-    """How long the processes of a cluster were ready to run and did not, by the kernel's own account, sampled.
+    """How long the processes of a cluster were ready to run but waited for a processor, sampled from the
+    kernel's account.
 
-    Of a machine that others use, what they took is not held against the cluster. What counts between two moments is the
-    wait of that one process, all its threads together, which waited longest: what has to happen after a failure
-    happens mostly in one process after the other. Where the kernel keeps no account nothing is forgiven.
+    Time that other programs of the machine took is not held against the cluster. Between two times the
+    largest wait of a single process counts, all its threads together: the steps of a recovery mostly happen
+    in one process after the other. Where the kernel keeps no account, nothing is subtracted.
     """
 
     def __init__(self, processes: Callable[[], Iterable[tuple[str, int]]]) -> None:
-        """processes: (name, process id) of those that run; who is started again has his name again."""
+        """processes: (name, process id) of those that run; a restarted process keeps its name."""
         self._processes = processes
         self._at_ns: list[int] = []
-        self._waits: list[dict[str, int]] = []  # of all processes of a name until then
+        self._waits: list[dict[str, int]] = []  # waits so far of all processes of each name
         self._last: dict[int, tuple[str, int]] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def waited_ns(self, begin_ns: int, end_ns: int) -> int:
-        """Between two moments, rounded inwards to samples."""
+        """Return the wait between two times, rounded inwards to samples."""
         first = bisect.bisect_left(self._at_ns, begin_ns)
         last = bisect.bisect_right(self._at_ns, end_ns) - 1
         if not 0 <= first < last:
@@ -333,12 +339,12 @@ class Pressure:
 
 
 def _run_delay_ns(pid: int) -> int:
-    """How long the threads of a process have waited for a processor; 0 once it has ended."""
+    """Return how long the threads of a process have waited for a processor; 0 once it has ended."""
     total = 0
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
             total += int(Path(f"/proc/{pid}/task/{task}/schedstat").read_text().split()[1])
-    except (FileNotFoundError, ProcessLookupError):  # it or a thread has ended meanwhile
+    except (FileNotFoundError, ProcessLookupError):  # the process or a thread has ended meanwhile
         return 0
     return total
 

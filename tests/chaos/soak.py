@@ -1,9 +1,11 @@
-"""Hours of load, registrations and churn, and a look at what grows: ``python -m tests.chaos.soak --hours 1``.
+"""Hours of load, registrations and churn, and a check for resources that grow: ``python -m tests.chaos.soak
+--hours 1``.
 
-Question: does anything of a cluster grow that should not? Samples of every process (resident memory, descriptors,
-threads, sockets) and of the machine (shared memory, bytes of the data directories) go to a JSON file and a plot. After
-a warm-up of a fifth of the time each series must be flat: its slope after Theil and Sen, the median of the slopes
-between all pairs of samples, which no outlier moves, times an hour, must stay below the bound of its kind.
+Question: does any resource of a cluster grow that should not? Samples of every process (resident memory,
+descriptors, threads, sockets) and of the machine (shared memory, bytes of the data directories) go to a JSON
+file and a plot. After a warm-up of a fifth of the time each series must be flat: its slope after Theil and
+Sen, the median of the slopes between all pairs of samples, which is robust against outliers, must stay below
+the bound of its kind per hour.
 """
 
 from __future__ import annotations
@@ -36,36 +38,37 @@ from tests.chaos.records import Outcome, Request, read
 
 WARM_UP_SHARE = 0.2
 SAMPLES = 240
-"""Of each series, however long the soak is."""
+"""Number of samples of each series, however long the soak is."""
 
 WORKER_LIVES = 12
-"""Times a worker is ended and started again in the course of it: the last life of each must be long enough to judge."""
+"""Number of times that a worker is ended and started again during the soak: the last life of each must be
+long enough to judge."""
 
 CLIENT_LIFE_S = 20.0
 
 FLAT = {
-    "rss_mib": 8.0,  # what fragmentation and a profile of a new shape may cost in an hour
+    "rss_mib": 8.0,  # fragmentation and a profile of a new shape may take this much in an hour
     "descriptors": 1.0,
     "threads": 1.0,
     "sockets": 1.0,
     "shared_memory": 1.0,
     "data_mib": 1.0,
 }
-"""How much a series may grow in an hour, by its slope."""
+"""Bound on the growth of a series in an hour, by its slope."""
 
 
 @dataclasses.dataclass(slots=True)
 class Series:
-    """Samples of one quantity of one process; a process that was started again begins a new series."""
+    """Samples of a quantity of a process; a process that was started again begins a new series."""
 
-    name: str  # of the process and of its life
+    name: str  # name of the process, and the number of its life
     kind: str  # a key of FLAT
     at_s: list[float] = dataclasses.field(default_factory=list)
     values: list[float] = dataclasses.field(default_factory=list)
 
 
 def slope(at: Sequence[float], values: Sequence[float]) -> float:
-    """After Theil and Sen: the median over all pairs. 0 for fewer than two samples."""
+    """Return the slope after Theil and Sen: the median over all pairs. 0 for fewer than two samples."""
     slopes = [
         (values[b] - values[a]) / (at[b] - at[a])
         for a, b in itertools.combinations(range(len(at)), 2)
@@ -91,7 +94,8 @@ class Verdict:
 
 
 def judge(series: Sequence[Series], duration_s: float) -> list[Verdict]:
-    """Of each series that covers at least half of what follows the warm-up: a shorter one says nothing about an hour."""
+    """Judge each series that covers at least half of the time after the warm-up: a shorter series says
+    nothing about an hour."""
     verdicts = []
     for one in series:
         begin_s = max(WARM_UP_SHARE * duration_s, one.at_s[0] + WARM_UP_SHARE * duration_s / 4)
@@ -153,7 +157,7 @@ def _tree_bytes(root: Path) -> int:
         for file in files:
             try:
                 total += os.stat(os.path.join(folder, file)).st_blocks * 512
-            except FileNotFoundError:  # removed meanwhile
+            except FileNotFoundError:  # the file was removed meanwhile
                 continue
     return total
 
@@ -178,7 +182,7 @@ def plot(series: Sequence[Series], path: Path) -> None:
 
 
 def soak(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """Run it; the report."""
+    """Run the soak and return its report."""
     duration_s = arguments.hours * 3600
     template = templates.make(root / "template")
     world = World(root / "world", template)
@@ -199,7 +203,7 @@ def soak(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
             | {"load": lambda: load.pid},
         )
         begin_ns, pause = now_ns(), threading.Event()
-        # The workers' second lives begin early enough that the last ones cover most of the time.
+        # The workers' second lives begin early enough that their last lives cover most of the time.
         churn_s = [duration_s * 0.25 * (index + 1) / WORKER_LIVES for index in range(WORKER_LIVES)]
         with rich.progress.Progress(
             *rich.progress.Progress.get_default_columns(),
@@ -247,7 +251,7 @@ def soak(arguments: argparse.Namespace, root: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    """The command; 1 if anything grew, or a request did not end as it should."""
+    """Run the command; return 1 if any series grew, or a request did not end as it should."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__.split("\n")[0])
     parser.add_argument("--hours", type=float, default=1.0, help="how long (default 1)")
     parser.add_argument("--rate", type=float, default=20.0, help="requests a second (default 20)")

@@ -1,4 +1,5 @@
-"""What every seed begins with: a controller's data and two workers' stores with the models prepared, made once for a run."""
+"""The template of every seed: a controller's data and two workers' stores with the models prepared, made once
+for a run."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from tests.process.cluster import Reference, running_cluster
 
 WORKERS = 2
 INPUTS = 16
-"""Inputs of each model whose answers are known."""
+"""Number of inputs of each model whose answers are known."""
 
 WIDTHS = {"m0": 512, "m1": 512, "m2": 320, "m3": 320}
 CHURNED = ("c0", "c1", "c2")
@@ -40,12 +41,15 @@ class Template:
         return {name: str(self.root / f"{name}.onnx") for name in CHURNED}
 
     def copy_as_one(self, target: Path) -> None:
-        """One directory for controller and workers, as `clockwork up` has it."""
+        """Return a single directory for controller and workers, as `clockwork up` uses it."""
         for source in ("controller", "worker"):
             shutil.copytree(self.root / source, target, copy_function=_link, dirs_exist_ok=True)
 
     def copy(self, target: Path) -> None:
-        """A controller's directory and one for each worker. Files are linked: nothing writes into a file that is there."""
+        """Copy a controller's directory and a directory for each worker.
+
+        Files are hard links: no process writes into an existing file.
+        """
         for name, source in [
             ("controller", "controller"),
             *((f"worker-{n}", "worker") for n in range(WORKERS)),
@@ -55,8 +59,8 @@ class Template:
 
 def _link(source: str, target: str) -> None:
     if os.path.exists(target):
-        return  # a package that both have
-    if source.endswith("lock"):  # a lock is held on the file, whatever its names
+        return  # a package that both workers have
+    if source.endswith("lock"):  # a lock belongs to the file, whatever its names
         shutil.copy2(source, target)
         return
     try:
@@ -64,7 +68,7 @@ def _link(source: str, target: str) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        shutil.copy2(source, target)  # on a file system of its own
+        shutil.copy2(source, target)  # the target is on another file system
 
 
 def _model(name: str) -> onnx.ModelProto:
@@ -76,8 +80,10 @@ def _model(name: str) -> onnx.ModelProto:
 
 
 def make(root: Path) -> Template:
-    """Prepare all models in a cluster of one worker, whose store both workers get: what preparing costs is not
-    looked at here, and a seed shall be short."""
+    """Prepare all models in a cluster with a single worker, whose store both workers get.
+
+    Preparation itself is not under test here, and a seed shall be short.
+    """
     template = Template(root)
     rng = np.random.default_rng(0)
     arrays = {}

@@ -1,4 +1,4 @@
-"""The judge judges: each rule is broken once, and a schedule follows from its seed alone."""
+"""The oracle finds a violation of each rule, and a schedule follows from its seed alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.chaos.scenario import Fault, Kind, scenario
 from tests.chaos.soak import FLAT, Series, judge, slope
 
 AT = 100 * SECOND
-"""When the fault of a test begins."""
+"""Time of the fault in a test."""
 
 
 def request(
@@ -60,7 +60,8 @@ def rules(requests: list[Request], effects: list[Effect]) -> list[Rule]:
 def test_a_good_run_is_without_a_breach() -> None:
     requests = [request(at * MS, 5 * MS) for at in range(-500, 3000, 20)]
     assert rules(requests, [effect()]) == []
-    assert rules([request(-5 * MS, 900 * MS)], [effect()]) == []  # it was under way, and was planned anew
+    # the request was under way, and was planned anew
+    assert rules([request(-5 * MS, 900 * MS)], [effect()]) == []
 
 
 @pytest.mark.parametrize(
@@ -70,8 +71,8 @@ def test_a_good_run_is_without_a_breach() -> None:
         (request(0, 20 * SECOND, Outcome.HUNG), Rule.HUNG),
         (request(0, 0, Outcome.AGAIN, slo_ns=0), Rule.AGAIN),
         (request(-SECOND, MS, Outcome.REFUSED), Rule.LOST),  # before the fault
-        (request(-MS, 5 * MS, Outcome.UNAVAILABLE), Rule.LOST),  # in the middle of one that loses nothing
-        (request(5 * SECOND, MS, Outcome.FAILED), Rule.LOST),  # long after it
+        (request(-MS, 5 * MS, Outcome.UNAVAILABLE), Rule.LOST),  # during a fault that loses nothing
+        (request(5 * SECOND, MS, Outcome.FAILED), Rule.LOST),  # long after the fault
         (request(-MS, 1100 * MS), Rule.SLOW),
         (request(200 * MS, 1100 * MS), Rule.SLOW),
         (request(SECOND, SECOND, slo_ns=TIGHT_SLO_NS), Rule.LATE),
@@ -87,7 +88,8 @@ def test_what_a_fault_may_cost_it_costs_only_then_and_only_whom_it_may() -> None
     assert rules([lost], [killed]) == []
     assert rules([request(-MS, 5 * MS, Outcome.LOST, client="http")], [killed]) == [Rule.LOST]
     assert rules([request(1200 * MS, 5 * MS, Outcome.LOST)], [killed]) == [Rule.SLOW]
-    assert rules([request(-MS, 5 * MS, Outcome.WRONG)], [killed]) == [Rule.WRONG]  # never that
+    # a fault never excuses a wrong answer
+    assert rules([request(-MS, 5 * MS, Outcome.WRONG)], [killed]) == [Rule.WRONG]
     skipped = effect(Kind.KILL_CONTROLLER, lossy=frozenset(("sync",)))
     skipped.skipped = "not here"
     assert rules([lost], [skipped]) == [Rule.LOST]
@@ -139,7 +141,7 @@ def test_recovery_counts_from_the_detection_to_the_last_request_that_suffered() 
         request(700 * MS, 20 * MS),
     ]
     assert recovered_ns(requests, killed) == AT + 399 * MS
-    waited = request(50 * MS, 800 * MS)  # for a connection
+    waited = request(50 * MS, 800 * MS)  # the client waited for a connection
     assert recovered_ns([*requests, waited], killed) == waited.end_ns
     assert recovered_ns([], killed) == killed.detected_ns
 

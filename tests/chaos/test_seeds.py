@@ -1,4 +1,4 @@
-"""Some seeds of `make chaos`, and a soak of seconds: whoever breaks them learns it before the long runs do."""
+"""Some seeds of `make chaos`, and a soak of seconds, so that the normal tests notice if these commands break."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tests.chaos.scenario import Kind
 pytest.importorskip("aiohttp", reason="the gateway's libraries are not installed ([gateway])")
 
 SAMPLE = (Kind.KILL_CONTROLLER, Kind.FULL_CONTROLLER_DISK, Kind.LYING_WORKER)
-"""For `make test-all`, in half a minute on an idle machine; `make test-long` has all kinds."""
+"""Kinds of faults in `make test-all`, which take half a minute on an idle machine; `make test-long` has all
+kinds."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_a_worker_and_a_client_s_link_fail_under_up(prepared: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_soak_of_seconds_writes_its_report(tmp_path: Path) -> None:
-    """Too short to judge what grows, so only what was asked and answered is looked at."""
+    """Run a soak that is too short to judge growth: only the numbers of requests and answers are checked."""
     command = [
         sys.executable, "-m", "tests.chaos.soak", "--hours", "0.0015", "--rate", "60", "--out", str(tmp_path / "short"),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The same cluster under `clockwork up`, which starts again what has died: its children are what fails."""
+"""A cluster under `clockwork up`, which restarts dead children: the faults hit its children."""
 
 from __future__ import annotations
 
@@ -22,30 +22,32 @@ KINDS = (
     Kind.STOP_WORKER, Kind.PAUSE_CONTROLLER, Kind.STOP_CONTROLLER, Kind.PAUSE_GATEWAY, Kind.CUT_CLIENT_LINK,
     Kind.HOLD_CLIENT_LINK, Kind.SLOW_CLIENT_LINK,
 )  # fmt: skip
-"""What can be done to it: its workers have no links of their own, and nobody but itself holds its children down."""
+"""The faults that apply: the workers have no links of their own, and only `clockwork up` can hold its
+children down."""
 
 
 LISTENS = r"^gateway \| .* listens: http on http://([0-9.]+):(\d+)"
-"""With --http-port 0 it takes any port, and keeps it when it is started again."""
+"""Start `clockwork up`. With --http-port 0 it takes any port, and keeps it when it is started again."""
 
 
 class Child:
-    """One child of `clockwork up`, by its name: with what tests.chaos.processes.Supervised has for faults and reports."""
+    """A child of `clockwork up`, by its name, with the functions of tests.chaos.processes.Supervised for
+    faults and reports."""
 
     def __init__(self, name: str, up: Program, mark: str) -> None:
-        """mark: what its command line has, and no other child's."""
+        """mark: text that the child's command line has, and no other child's."""
         self.name = name
-        self.program = self  # a process that faults send signals to
+        self.program = self  # the process to which faults send signals
         self._up = up
         self._mark = mark
         self.pids: list[int] = []
 
     @property
     def pid(self) -> int:
-        """Of the one that runs; of the last one that ran, if none does."""
+        """Return the id of the running process, or of the last one that ran."""
         children = Path(f"/proc/{self._up.pid}/task").glob("*/children")
         for pid in [pid for one in children for pid in one.read_text().split()]:
-            with contextlib.suppress(OSError):  # it has ended
+            with contextlib.suppress(OSError):  # the process has ended
                 if f"\0{self._mark}\0" in Path(f"/proc/{pid}/cmdline").read_text():
                     if int(pid) not in self.pids:
                         self.pids.append(int(pid))
@@ -68,7 +70,7 @@ class Child:
         os.kill(self.pid, number)
 
     def said(self, pattern: str, since_ns: int, within_s: float = PATIENCE_S) -> int:
-        """As Supervised.said()."""
+        """The same as Supervised.said()."""
         deadline_ns, pause = now_ns() + int(within_s * SECOND), threading.Event()
         while True:
             for line, seen_ns in zip(self._up.lines, self._up.seen_ns):
@@ -79,7 +81,7 @@ class Child:
             pause.wait(0.01)
 
     def end(self, number: int) -> int:
-        """Send a signal that ends it; when it had ended."""
+        """Send a signal that ends the process; return the time of its end."""
         pid = self.pid
         descriptor = os.pidfd_open(pid)
         try:
@@ -92,7 +94,7 @@ class Child:
 
 
 class UpWorld(World):
-    """Everything in one process group of `clockwork up`, and one data directory for all."""
+    """A cluster in the process group of `clockwork up`, with a single data directory."""
 
     def _start(self, arena: str, more: Callable[[str], dict[str, str]]) -> None:
         data = self.root / "controller"
@@ -128,7 +130,7 @@ class UpWorld(World):
 
     def destroy(self) -> None:
         for one in self.supervised:
-            with contextlib.suppress(OSError, IndexError):  # it has ended, or was never seen
+            with contextlib.suppress(OSError, IndexError):  # the process has ended, or was never seen
                 os.kill(one.pid, signal.SIGKILL)
         self.supervised = []
         super().destroy()

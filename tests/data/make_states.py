@@ -1,6 +1,6 @@
 """Writes the states of schedulers that tests/sim/test_state.py restores: python -m tests.data.make_states
 
-Needed after STATE_FORMAT (csrc/scheduler/archive.h) was raised, and then only.
+To be run only after STATE_FORMAT (csrc/scheduler/archive.h) was raised.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ EVENTS = 200
 
 
 def state_of(policy: str) -> bytes:
-    """In the middle of a world in which much goes wrong."""
+    """Return a state from the middle of a simulated world with many faults."""
     world = random_world(6, calm=False, policy=policy)
     world.settle()
     scheduler = make_scheduler(policy)

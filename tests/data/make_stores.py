@@ -1,10 +1,11 @@
-"""Make a data directory and two workers' stores of the version that is checked out, for tests/process/test_old_stores.py.
+"""Make a data directory and two workers' stores of the version that is checked out, for
+tests/process/test_old_stores.py.
 
     python tests/data/make_stores.py NAME
 
 writes tests/data/stores/NAME/ with a controller's data directory, the store of a CPU worker with its prepared
-cache, that of a worker of emulated devices, and expected.json: requests with the answers that plain ONNX Runtime gives.
-What is there already is never made anew: a version that has been released does not change.
+cache, the store of a worker of emulated devices, and expected.json: requests with the answers that plain ONNX
+Runtime gives. An existing directory is never written again: a released version does not change.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ WORKERS = {
     "worker": ("--page-size", str(PAGE_BYTES)),
     "emulated": ("--device", "emulated", "--page-size", str(PAGE_BYTES)),
 }
-"""Stores, and how the worker of each is started."""
+"""Directories of the stores, and how the worker of each is started."""
 
 LEFT_OUT = ("lock", ".lock", "tmp")
-"""What is empty, or made at start."""
+"""Directories that are empty, or made at start, and not stored."""
 
 NETS = {
     "split@1": small_net(1),
@@ -55,7 +56,8 @@ def start_workers(cluster: Cluster) -> None:
 
 
 def fill(cluster: Cluster) -> None:
-    """Register what the test will look for: versions, a route with a history, what is unloaded, a profile."""
+    """Register the content that the test looks for: versions, a route with a history, an unloaded model, a
+    profile."""
     start_workers(cluster)
     with cluster.client() as client:
         for label, net in NETS.items():
@@ -69,7 +71,8 @@ def fill(cluster: Cluster) -> None:
 
 
 def hold(store: Path, digest: str, holding: str) -> None:
-    """Have the prepared cache hold a model this way, whatever a measurement of one so small has chosen."""
+    """Have the prepared cache hold a model in the given way; a measurement of a small model could choose
+    either."""
     auto = prepared_directory(store, digest, fingerprint(1), {})
     forced = {"holding": holding}
     prepare(store / "packages" / digest, store, fingerprint(1), PAGE_BYTES, forced)

@@ -1,4 +1,5 @@
-"""Podman on a plain machine: without systemd, without an image registry, behind a proxy with certificates of its own."""
+"""Podman on a plain machine: without systemd, without an image registry, behind a proxy with certificates of
+its own."""
 
 from __future__ import annotations
 
@@ -35,11 +36,12 @@ BASE_S = 300
 BUILD_S = 1300
 
 HANDED_IN = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pip.conf")
-"""Files of this machine that pip may need to reach its index; mounted while the image is built, and not in it."""
+"""Files of this machine that pip may need to reach its index; mounted while the image is built, and not
+copied into it."""
 
 
 class Podman:
-    """The command `podman`, with settings that this machine needs. directory: for these."""
+    """The command `podman`, with settings for this machine. directory: holds the settings."""
 
     def __init__(self, directory: Path) -> None:
         limits = [
@@ -47,7 +49,8 @@ class Podman:
             for name, number in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC))
             if (hard := resource.getrlimit(number)[1]) != resource.RLIM_INFINITY
         ]
-        # crun refuses a mixture of both versions of cgroups; and without CAP_SYS_RESOURCE nobody can raise a limit.
+        # crun refuses a mixture of both versions of cgroups; and without CAP_SYS_RESOURCE no process can
+        # raise a limit.
         has_runc = shutil.which("runc") or Path("/usr/sbin/runc").exists()
         runtime = '[engine]\nruntime="runc"\n' if has_runc else ""
         settings = directory / "containers.conf"
@@ -69,7 +72,7 @@ class Podman:
         stdin: BinaryIO | int = subprocess.DEVNULL,
         **more: str,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command. more: variables of its environment."""
+        """Run a command. more: additional variables of its environment."""
         return subprocess.run(
             [program, *words],
             env={**self.environment, **more},
@@ -88,7 +91,7 @@ class Podman:
         stdin: BinaryIO | int = subprocess.DEVNULL,
         **more: str,
     ) -> str:
-        """What a command that succeeds prints."""
+        """Return the output of a command that must succeed."""
         done = self.call(*words, timeout_s=timeout_s, program=program, stdin=stdin, **more)
         assert done.returncode == 0, (
             f"{program} {' '.join(words)}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
@@ -104,7 +107,7 @@ class Podman:
 
     @contextlib.contextmanager
     def service(self) -> Iterator[str]:
-        """The address of a server that speaks Docker's API, which Docker's compose asks for."""
+        """Return the address of a server of Docker's API, which Docker's compose needs."""
         path = self.directory / "podman.sock"
         server = subprocess.Popen(
             ["podman", "system", "service", "--time", "0", f"unix://{path}"],
@@ -135,8 +138,8 @@ def skip_without_podman(podman: Podman) -> None:
 
 
 def base_image(podman: Podman) -> str:
-    """The base that deploy/Containerfile names, if a registry can be reached; else one of Debian's packages. Skips the
-    test where there is neither."""
+    """Return the base image that deploy/Containerfile names, if a registry can be reached; otherwise a base
+    made of Debian's packages. Skips the test if neither can be had."""
     found = re.search(r"^ARG PYTHON=(\S+)$", CONTAINERFILE.read_text(encoding="utf-8"), re.MULTILINE)
     assert found
     with contextlib.suppress(subprocess.TimeoutExpired):
@@ -166,7 +169,8 @@ def base_image(podman: Podman) -> str:
 
 
 def mirrors() -> list[str]:
-    """Where this machine has Debian's packages from; nothing on other distributions: mmdebstrap knows one itself."""
+    """Return the source of this machine's Debian packages; empty on other distributions, where mmdebstrap
+    chooses."""
     try:
         text = Path("/etc/os-release").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -180,7 +184,7 @@ def mirrors() -> list[str]:
 
 
 def build(podman: Podman) -> str:
-    """The image of deploy/Containerfile, built as the page says."""
+    """Return the image of deploy/Containerfile, built by the documented command."""
     base = base_image(podman)
     mounts = [
         word for path in HANDED_IN if Path(path).is_file() for word in ("--volume", f"{path}:{path}:ro")

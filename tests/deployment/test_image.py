@@ -1,7 +1,8 @@
 """The image of deploy/Containerfile is built and serves, alone and by deploy/compose.yaml with two workers.
 
-By the tools that Debian packages; what cannot be had is said, and skipped. `make image-test` runs these tests, as does
-`make test-long`. The images stay, so that the next run is quick: `podman rmi` and the names in podman.py remove them.
+The tests use the tools that Debian packages, and skip, with a reason, where a tool cannot be had. `make
+image-test` runs these tests, as does `make test-long`. The images stay, so that the next run is quick:
+`podman rmi` with the names in podman.py removes them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
 
 
 def status_of(port: int, path: str, body: Any = None) -> int:
-    """The status of the answer to a request to a gateway; 0 if there is none."""
+    """Return the status of the answer to a request to a gateway; 0 if there is none."""
     http = Http(port)
     try:
         return http.ask("GET" if body is None else "POST", path, body).status
@@ -86,7 +87,7 @@ def test_the_image_serves_read_only_and_without_rights(podman: Podman) -> None:
 
 
 class Compose:
-    """deploy/compose.yaml, by one of the programs that read it."""
+    """deploy/compose.yaml, run by one of the programs that read such files."""
 
     def __init__(self, podman: Podman, program: str, workers: int, **more: str) -> None:
         self.podman = podman
@@ -108,7 +109,7 @@ class Compose:
         return self.podman.run(*arguments, *words, program=self._program, stdin=stdin, **self._more)
 
     def containers(self, service: str = "") -> list[str]:
-        """The names of its containers, those that have ended too."""
+        """Return the names of its containers, including those that have ended."""
         label = f"label=com.docker.compose.project={self.project}"
         more = ("--filter", f"label=com.docker.compose.service={service}") if service else ()
         words = ("ps", "--all", "--format", "{{.Names}}", "--filter", label, *more)

@@ -1,4 +1,5 @@
-"""A real Prometheus reads a cluster under load, by deploy/prometheus, and answers every query of the dashboard."""
+"""A real Prometheus reads a cluster under load, by deploy/prometheus, and answers every query of the
+dashboard."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ MIB = 1 << 20
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 DASHBOARD = ROOT / "deploy" / "grafana" / "clockwork.json"
 WINDOW = "30s"
-"""In place of Grafana's $__rate_interval."""
+"""Value for Grafana's $__rate_interval."""
 
 LOAD_S = 25
 IDLE_S = 5
@@ -51,7 +52,7 @@ pytestmark = [
 
 
 class Prometheus:
-    """A running server."""
+    """A running Prometheus server."""
 
     def __init__(self, port: int) -> None:
         self._base = f"http://127.0.0.1:{port}"
@@ -71,7 +72,7 @@ class Prometheus:
             return False
 
     def has_data(self, expression: str, begin_s: float, end_s: float) -> bool:
-        """Whether an expression had a number between two times. Raises HTTPError for an expression that is wrong."""
+        """Whether an expression had a number between two times. Raises HTTPError for a wrong expression."""
         arguments = {"query": expression, "start": f"{begin_s:.3f}", "end": f"{end_s:.3f}", "step": "1"}
         rows = self.ask("/api/v1/query_range", **arguments)["result"]
         return any(value != "NaN" for row in rows for _, value in row["values"])
@@ -79,7 +80,7 @@ class Prometheus:
 
 @contextlib.contextmanager
 def running_prometheus(directory: Path, metrics_port: int) -> Iterator[Prometheus]:
-    """Prometheus by deploy/prometheus, which is changed in where and how often it asks."""
+    """Start Prometheus by deploy/prometheus, with the addresses and the interval of scrapes changed."""
     shutil.copytree(PROMETHEUS, directory)
     config = yaml.safe_load((directory / "prometheus.yml").read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
@@ -106,7 +107,7 @@ def running_prometheus(directory: Path, metrics_port: int) -> Iterator[Prometheu
 
 
 def profiles() -> list[ModelProfile]:
-    """More models than a device has memory for, or a host store; and one that takes long."""
+    """Register more models than fit on a device or in a host store, and a slow model."""
     small = [
         ModelProfile(
             name, {1: 20 * MILLISECOND, 2: 36 * MILLISECOND}, 64 * MIB, 8 * MILLISECOND,
@@ -127,10 +128,10 @@ def profiles() -> list[ModelProfile]:
 
 @dataclasses.dataclass(slots=True)
 class Watched:
-    """Prometheus beside a cluster that was idle, and then had a load in which everything happened that can be shown."""
+    """Prometheus beside a cluster that was idle, and then had a load that produces every kind of event."""
 
     prometheus: Prometheus
-    idle: tuple[float, float]  # from when to when, in seconds since the epoch
+    idle: tuple[float, float]  # begin and end, in seconds since the epoch
     busy: tuple[float, float]
 
 
@@ -166,7 +167,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory, metrics_port: int) -> Iter
 
 
 def drive(client: Client, endpoint: str, http_port: int, grpc_port: int) -> None:
-    """Load on a cluster: more than it can do, over all interfaces, with a shadow, clients that go, and mistakes."""
+    """Load the cluster beyond its capacity, over all interfaces, with a shadow, disconnecting clients, and
+    bad requests."""
     [first] = [one for one in profiles() if one.name == NAMES[0]]
     client.register(first.name, dataclasses.replace(first, load_ns=9 * MILLISECOND))
     client.route(first.name, {1: 1.0}, shadow={2: 1.0})
@@ -199,13 +201,13 @@ def drive(client: Client, endpoint: str, http_port: int, grpc_port: int) -> None
 
 
 def scrapes(prometheus: Prometheus) -> int:
-    """How often the cluster has been read."""
+    """Return the number of scrapes of the cluster."""
     rows = prometheus.ask("/api/v1/query", query=f"count_over_time(clockwork_up[{WINDOW}])")["result"]
     return int(rows[0]["value"][1]) if rows else 0
 
 
 def panels() -> list[tuple[str, list[str], bool]]:
-    """The dashboard's: (title, expressions, whether it says why there may be nothing to show)."""
+    """Yield the panels of the dashboard: (title, expressions, whether its text explains an empty panel)."""
     found = []
     for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]:
         expressions = [

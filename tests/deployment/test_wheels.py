@@ -1,4 +1,5 @@
-"""What `make wheels` makes serves where there is no checkout and no compiler, and the client's wheel asks from beside it."""
+"""The wheels of `make wheels` serve without a checkout and a compiler, and a client with the client's wheel
+can use them."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ with Client(sys.argv[1]) as client:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of this Python."""
+    """The tag of this Python."""
     into = tmp_path_factory.mktemp("wheels")
     done = subprocess.run(
         [sys.executable, "tools/release.py", "--python", sys.executable, "--into", str(into)],
@@ -80,7 +81,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def served(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, str]]:
-    """A place where `clockwork up` runs, and its endpoint."""
+    """Run `clockwork up` in a directory and yield its endpoint."""
     place = Place(tmp_path_factory.mktemp("server"), wheels, "clockwork-serving")
     up = place.start("clockwork", "up", "--port", "0", "--no-gateway", "--data", str(place.root / "data"))
     assert up.stdout is not None

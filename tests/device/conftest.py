@@ -1,4 +1,4 @@
-"""A device of each kind, made fresh for each test and checked to have left nothing behind."""
+"""A device of each kind, made fresh for each test, and checked to have released everything."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ RIGS = [CpuRig, EmulatedRig, CudaRig, PlainCudaRig, *([] if why_no_card() else [
 
 
 def open_files(within: str = "") -> list[str]:
-    """What every descriptor of this process stands for; within: of files in this folder alone."""
+    """Return what every descriptor of this process stands for. within: only files in this folder."""
     found = []
     for one in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the one of this listing is closed already
+        with contextlib.suppress(OSError):  # the descriptor of this listing is closed already
             found.append(os.readlink(f"/proc/self/fd/{one}"))
     return [one for one in found if one.startswith(within)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every test on every kind of device, but where its module names some of them (RIGS)."""
+    """Run every test on every kind of device, except where its module names some of them (RIGS)."""
     if "make" in metafunc.fixturenames:
         rigs = getattr(metafunc.module, "RIGS", RIGS)
-        # Without graphs a device does what it always did: make test-all has it.
+        # A driver without functions for graphs is tested by make test-all only.
         found = [
             pytest.param(rig, id=rig.kind, marks=[pytest.mark.slow] if rig is PlainCudaRig else [])
             for rig in rigs
@@ -45,7 +45,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def fake() -> Iterator[FakeDriver]:
-    """The fake driver, for the test to tell and ask; every device that is made meanwhile is one of it."""
+    """The fake driver, for tests to control and query; every device made meanwhile is one of its."""
     one = FakeDriver()
     one.setup()
     with environment(**DRIVER):
@@ -55,7 +55,7 @@ def fake() -> Iterator[FakeDriver]:
 
 @pytest.fixture
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Driver]]:
-    """Makes devices (options as the rig's make()) with a Driver each; closes them at the end."""
+    """Make devices (options as for the rig's make()) with a Driver each; close them at the end."""
     made: list[Driver] = []
 
     def one(**options: Any) -> Driver:
@@ -63,18 +63,18 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..
         made.append(Driver(rig.make(**options), rig))
         return made[-1]
 
-    request.param(tmp_path).make().close()  # what is made once per process is not a leak
-    # NVIDIA's driver opens what it needs when it needs it.
+    request.param(tmp_path).make().close()  # objects made once per process are no leak
+    # NVIDIA's driver opens files when it needs them.
     within = str(tmp_path) if issubclass(request.param, CardRig) else ""
     threads, files = set(threading.enumerate()), Counter(open_files(within))
     yield one
     for driver in made:
         driver.device.close()
-        driver.device.close()  # idempotent
+        driver.device.close()  # close() may be called twice
     for driver in made:
         driver.rig.check_released()
     assert set(threading.enumerate()) <= threads
-    # The fake driver's threads end, and the last references to it go, shortly after.
+    # The fake driver's threads end, and its last references are dropped, shortly after.
     for _ in range(SETTLE_TRIES):
         if not Counter(open_files(within)) - files:
             break

@@ -1,6 +1,7 @@
-"""The CUDA device on the fake driver, and hand-written programs for it: kernels.cu, and launch lists made here.
+"""The CUDA device on the fake driver, and hand-written programs for it: kernels.cu, and launch lists made
+here.
 
-The launch lists are made from the suite's small ONNX graphs, for the few operators that kernels.cu knows.
+The launch lists are made from the suite's small ONNX graphs, for the few operators that kernels.cu has.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ TABLE_KERNELS = frozenset(re.findall(r"\w+_table_\d", KERNELS.read_text()))
 
 
 def compiled_kernels(source: str = "", target: str = "") -> bytes:
-    """CUDA C (or else kernels.cu) as a module for the fake driver, for the host or as if for an architecture."""
+    """Compile CUDA C (by default kernels.cu) into a module for the fake driver, for the host or for an
+    architecture."""
     if not target:
         return _compiled(source, "")
     anywhere = "?" * len("compute_999a")
@@ -87,10 +89,10 @@ class CudaRig:
     target = HOST
     driver = 0
     ptx = b""
-    """Of the module; none: there is none."""
+    """Architectures of the module; empty for a module of the host."""
     ptx_driver = 0
     tables = True
-    """Whether kernels get their weights through a table."""
+    """Whether kernels get the addresses of their weights through a table."""
     graphs = True
 
     def __init__(self, store: Path) -> None:
@@ -109,14 +111,15 @@ class CudaRig:
     def make(
         self, pages: int = 32, which: str = "0", host_pages: int = 0, capability: int = 0, **options: Any
     ) -> CudaDevice:
-        """capability: of the card that the driver shows (86: 8.6); 0: it shows none, and runs modules for the host."""
+        """capability: compute capability of the card that the driver shows (86: 8.6); 0: no card, only
+        modules for the host run."""
         self.fake.card(capability)
         self.target = f"sm_{capability}" if capability else HOST
         with environment(**DRIVER):
             return self.open(pages, which, host_pages, options)
 
     def open(self, pages: int, which: str, host_pages: int, options: dict[str, Any]) -> CudaDevice:
-        """With little memory, which is taken anew for each test."""
+        """Limit the memory of the cards, and take it anew for each test."""
         options = {
             "workspace_bytes": 1 << 12,
             "io_slot_bytes": 1 << 12,
@@ -131,17 +134,17 @@ class CudaRig:
         return device
 
     def host_store(self, which: str, pages: int) -> dict[str, Any]:
-        """Of so many pages, as options of make(); for more than one device."""
+        """Return options of make() for so many pages; for more than one device."""
         table = open_driver()
         memory = open_memory(table, find_card(table, which))
         return {"store": BudgetedHost([memory], PAGE_BYTES, pages * PAGE_BYTES), "table": table}
 
     def check_released(self) -> None:
-        """Nothing of the driver exists any more, and no copy ever had to wait for memory that is not pinned."""
+        """Check that no object of the driver is left, and that no copy had to wait for unpinned memory."""
         assert set(self.fake.live().values()) == {0}
 
     def build(self, one: Any, holding: str = "program") -> str:
-        """Write the directories that the device's prepare() reads; the model's, for prepare()."""
+        """Write the directories that the device's prepare() reads; return the model's."""
         graph = one.model.graph
         arrays = [numpy_helper.to_array(weight) for weight in graph.initializer]
         inputs, outputs = specs_of(graph.input), specs_of(graph.output)
@@ -259,11 +262,11 @@ class CardRig(CudaRig):
         return self.open(pages, which, host_pages, options)
 
     def check_released(self) -> None:
-        """A driver does not tell what exists of it."""
+        """Check nothing: a real driver does not report its objects."""
 
 
 class PlainCardRig(CardRig):
-    """The same as PlainCudaRig, of a GPU."""
+    """Like PlainCudaRig, on a GPU."""
 
     kind = "card-plain"
     tables = False
@@ -272,7 +275,7 @@ class PlainCardRig(CardRig):
 
 @functools.cache
 def why_no_card() -> str:
-    """Why there is no CardRig here; "" if there is one."""
+    """Return why CardRig cannot run here; "" if it can."""
     if cuda_driver() == str(LIBRARY):
         return "no GPU: the fake driver is asked for"
     if reason := why_unusable():
@@ -286,12 +289,12 @@ def why_no_card() -> str:
 
 @functools.cache
 def cubin(target: str) -> bytes:
-    """kernels.cu for an architecture."""
+    """Compile kernels.cu for an architecture."""
     return nvrtc.build([KERNELS.read_text()], target)[0]
 
 
 class Lowering:
-    """A graph of the suite as launches, for one batch size."""
+    """The launches for a graph of the suite, for a single batch size."""
 
     def __init__(
         self, model: onnx.ModelProto, batch: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec],
@@ -301,7 +304,7 @@ class Lowering:
         self.table: list[Argument] = []
         self.graph = model.graph
         self.batch = batch
-        self.places: dict[str, tuple[str, int, int]] = {}  # kind, index, offset
+        self.places: dict[str, tuple[str, int, int]] = {}  # for each name: kind, index, offset
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.workspace = 0
         self.launches: list[Launch] = []
@@ -345,7 +348,7 @@ class Lowering:
         return offset
 
     def _launch(self, kernel: str, threads: int, *arguments: str | int) -> None:
-        """Of names and counts; a count beyond 31 bits, or of "copy", is 64 bits wide."""
+        """Make arguments of names and counts; a count beyond 31 bits, or of "copy", is 64 bits wide."""
         args = []
         for one in arguments:
             if isinstance(one, int):
@@ -356,7 +359,7 @@ class Lowering:
         self._add_launch(kernel, blocks, THREADS, args)
 
     def _add_launch(self, kernel: str, blocks: int, threads: int, args: list[Argument]) -> None:
-        """With an entry of the table in the place of a weight, where the kernel is there in that form."""
+        """Replace weights by entries of the table, for kernels that exist in that form."""
         weights = [place for place, one in enumerate(args) if one.kind == "weight"]
         if self.tables and len(weights) == 1 and f"{kernel}_table_{weights[0]}" in TABLE_KERNELS:
             (place,) = weights
@@ -405,7 +408,7 @@ class Lowering:
         self._launch("to_double", count, name, node.output[0], count)
 
     def _loop(self, node: onnx.NodeProto) -> None:
-        """Of the suite there is one: products with a matrix."""
+        """Return the kernel of the matrix product in the suite."""
         count, _, weight = node.input
         width = self.shapes[weight][0]
         self.places["scratch"] = ("workspace", 0, self._scratch([width]))

@@ -1,4 +1,4 @@
-"""The fake CUDA driver, as a test sees it: it counts, it fails when told to, it is as slow as asked."""
+"""The tests' interface to the fake CUDA driver: it counts calls, fails on demand, and runs at a given speed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import NamedTuple
 import clockwork
 
 LIBRARY = Path(clockwork.__file__).resolve().parents[1] / "tests" / "device" / "libfakecuda.so"
-"""Of the build that is tested: `make fake-gpu` and `make debug` make it."""
+"""The driver of the build under test, made by `make fake-gpu` or `make debug`."""
 
 DRIVER = {"CLOCKWORK_CUDA_DRIVER": str(LIBRARY)}
-"""In the environment of a process that is to use it."""
+"""Environment of a process that is to use the fake driver."""
 
 ILLEGAL_ADDRESS = 700
 LAUNCH_FAILED = 719
@@ -28,11 +28,11 @@ ALLOCATING = (
     "cuModuleLoadData", "cuModuleGetFunction", "cuStreamSynchronize", "cuGraphCreate", "cuGraphInstantiateWithFlags",
     "cuGraphUpload", "cuGraphExecDestroy", "cuCtxSetLimit",
 )  # fmt: skip
-"""What no action may call."""
+"""Functions that no action may call."""
 
 
 class Counts(ctypes.Structure):
-    """What exists of the driver, as cw_fake_live() tells it."""
+    """The objects of the driver that exist, as cw_fake_live() reports them."""
 
     NAMES = (
         "contexts",
@@ -59,7 +59,7 @@ STEP_KINDS = ("copy in", "copy out", "kernel", "write")
 
 
 class Step(NamedTuple):
-    """What a stream has done, by this machine's monotonic clock."""
+    """An operation that a stream has done, by this machine's monotonic clock."""
 
     kind: str
     begin_ns: int
@@ -80,7 +80,7 @@ class FakeDriver:
         self._library.cw_fake_setup(devices, ctypes.c_size_t(device_bytes), version)
 
     def restore(self) -> None:
-        """Have it be as it is at first, but for what exists of it and was counted."""
+        """Reset the driver to its initial settings; its objects and counts stay."""
         self.mend()
         self.speed()
         self.engines()
@@ -90,15 +90,16 @@ class FakeDriver:
         self.setup()
 
     def card(self, capability: int = 0) -> None:
-        """Have every device be a card of this compute capability (86: 8.6); 0: none, which runs modules for the host."""
+        """Make every device a card of this compute capability (86: 8.6); 0: none, and modules for the host
+        run."""
         self._library.cw_fake_card(capability)
 
     def mig(self, card: int, instances: int = 0) -> None:
-        """Have a card be in MIG mode, with so many instances; 0: not."""
+        """Put a card in MIG mode with so many instances; 0: leave MIG mode."""
         self._library.cw_fake_mig(card, instances)
 
     def pinned_node(self) -> int:
-        """The NUMA node whose memory the thread preferred that last pinned some; -1: none."""
+        """Return the NUMA node that was preferred by the thread that last pinned memory; -1: none."""
         return int(self._library.cw_fake_pinned_node())
 
     def speed(self, copy_rate: int = 0, link_rate: int = 0, kernel_ns: int = 0, latency_ns: int = 0) -> None:
@@ -107,21 +108,23 @@ class FakeDriver:
         self._library.cw_fake_speed(*(ctypes.c_int64(value) for value in values))
 
     def engines(self, copy_engines: int = 2, call_ns: int = 0) -> None:
-        """One copy engine for both directions, or two; and how long each call takes, while every other waits."""
+        """Set the number of copy engines (one for both directions, or two), and the duration of each call,
+        during which other calls wait."""
         self._library.cw_fake_engines(copy_engines, ctypes.c_int64(call_ns))
 
     def keep_kernels(self, keep: bool = True) -> None:
-        """Whether kernels go on until this is said otherwise."""
+        """Whether kernels keep running until this is reset."""
         self._library.cw_fake_keep_kernels(int(keep))
 
     def steps(self) -> list[Step]:
-        """What streams have done since this was last asked, in the order of the ends."""
+        """Return what streams have done since the last call, in the order of the ends."""
         steps = (_Step * STEPS_MAX)()
         count = self._library.cw_fake_steps(steps, STEPS_MAX)
         return [Step(STEP_KINDS[one.kind], one.begin_ns, one.end_ns, one.bytes) for one in steps[:count]]
 
     def stall(self, stall_ns: int = 0) -> None:
-        """Have calls that a card's driver does not do beside others hold its devices for so long; 0: none does."""
+        """Have calls that a card's driver serialises with other work hold its devices for so long; 0: no call
+        does."""
         self._library.cw_fake_stall(ctypes.c_int64(stall_ns))
 
     def fail(self, function: str, nth: int = 1, error: int = ILLEGAL_ADDRESS, sticky: bool = False) -> None:
@@ -131,13 +134,13 @@ class FakeDriver:
         self._library.cw_fake_mend()
 
     def calls(self, function: str = "") -> int:
-        """So far. "": of every function but cuEventQuery."""
+        """Return the number of calls so far. "": of all functions except cuEventQuery."""
         count = int(self._library.cw_fake_calls(function.encode()))
         assert count >= 0, function
         return count
 
     def copied_in(self) -> int:
-        """Bytes that were copied to devices so far."""
+        """Return the bytes that were copied to devices so far."""
         counts = Counts()
         self._library.cw_fake_live(ctypes.byref(counts))
         return int(counts.copied_in_bytes)
@@ -150,7 +153,7 @@ class FakeDriver:
 
 @contextlib.contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """With these environment variables set."""
+    """Set environment variables for the duration of the context."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

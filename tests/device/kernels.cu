@@ -1,4 +1,5 @@
-/* The kernels of the conformance suite's models: CUDA C, which a host's compiler takes too (host_kernels.h). */
+/* The kernels of the conformance suite's models: CUDA C, which a host's compiler takes too (host_kernels.h).
+ * */
 
 __device__ void do_matmul(const float* x, const float* w, float* y, int rows, int inner, int columns) {
     int at = blockIdx.x * blockDim.x + threadIdx.x;
@@ -10,7 +11,7 @@ __device__ void do_matmul(const float* x, const float* w, float* y, int rows, in
     y[at] = sum;
 }
 
-/* b is repeated as often as it takes. */
+/* b is repeated as often as needed. */
 __device__ void do_add(const float* a, const float* b, float* y, int count, int width) {
     int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at < count)
@@ -29,7 +30,7 @@ extern "C" __global__ void to_double(const long long* from, double* to, int coun
         to[at] = (double)from[at];
 }
 
-/* One thread: y = w times itself, n times. */
+/* A single thread: y = w times itself, n times. */
 __device__ void do_power(const long long* n, const float* w, float* y, float* scratch, int width) {
     for (int at = 0; at < width * width; at++)
         y[at] = w[at];
@@ -46,7 +47,7 @@ __device__ void do_power(const long long* n, const float* w, float* y, float* sc
     }
 }
 
-/* A block for each row of x (2, length, 2): the first ``size`` of its length doubled, and the sum of those. */
+/* A block for each row of x (2, length, 2): the first ``size`` positions doubled, and their sum. */
 __device__ void do_within(const float* x, float* twice, float* sum, int length, int size) {
     int row = blockIdx.x;
     sum[row] = 0;
@@ -74,7 +75,7 @@ extern "C" __global__ void within(const float* x, float* twice, float* sum, int 
     do_within(x, twice, sum, length, size);
 }
 
-/* The same with a weight whose address is an entry of the table; the number is that of the parameter. */
+/* The same with a weight whose address is an entry of the table; the number is the parameter's index. */
 
 extern "C" __global__ void matmul_table_1(const float* x, const unsigned long long* w, float* y, int rows, int inner,
                                           int columns) {
@@ -94,7 +95,7 @@ extern "C" __global__ void power_table_1(const long long* n, const unsigned long
     do_power(n, (const float*)*w, y, scratch, width);
 }
 
-/* `size` is an entry, too. */
+/* `size` is an entry of the table, too. */
 extern "C" __global__ void within_table_4(const float* x, float* twice, float* sum, int length,
                                           const unsigned long long* size) {
     do_within(x, twice, sum, length, (int)*size);

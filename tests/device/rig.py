@@ -1,7 +1,7 @@
-"""What the conformance suite needs of a device: how to make one, and how to prepare a model for it.
+"""The conformance suite's interface to a device: how to make a device, and how to prepare a model for it.
 
-Prepared directories are written by hand here, so that a device is tested against the format and not
-against the pipeline that usually writes it.
+Prepared directories are written by hand here, so that a device is tested against the format and not against
+the pipeline that usually writes it.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ class CpuRig:
         return device
 
     def check_released(self) -> None:
-        """What is looked at beyond threads and files once every device is closed."""
+        """Check resources other than threads and files once every device is closed."""
 
     def build(self, one: Case, holding: str = "bound") -> str:
-        """Write the directories that the device's prepare() reads; the model's, for prepare()."""
+        """Write the directories that the device's prepare() reads; return the model's."""
         model = onnx.ModelProto()
         model.CopyFrom(one.model)
         graph = model.graph
@@ -144,7 +144,7 @@ class CpuRig:
 
 
 class EmulatedRig:
-    """One emulated device: every model takes 20 us to load, and as much for each row of a batch."""
+    """An emulated device: every model takes 20 us to load, and as much for each row of a batch."""
 
     kind = "emulated"
     computes = False
@@ -162,10 +162,10 @@ class EmulatedRig:
         return device
 
     def check_released(self) -> None:
-        """There is nothing but what every device has."""
+        """Check nothing beyond the resources of every device."""
 
     def build(self, one: Case, holding: str = "") -> str:
-        """Write the directory that the device's prepare() reads: the model's layout, and its times made up."""
+        """Write the directory that the device's prepare() reads: the model's layout, with invented times."""
         graph = one.model.graph
         layout = lay_out([numpy_helper.to_array(weight).nbytes for weight in graph.initializer], PAGE_BYTES)
         self.count += 1
@@ -211,7 +211,8 @@ def _specs(values: Any) -> list[TensorSpec]:
 
 def _write_packed(model: onnx.ModelProto, place: Path) -> None:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # that the result is for this machine only is what it is for
+    # silences the warning that the result is for this machine only, which is intended
+    options.log_severity_level = 3
     options.optimized_model_filepath = str(place / PACKED_FILE)
     options.add_session_config_entry(
         "session.optimized_model_external_initializers_file_name", PACKED_DATA_FILE
@@ -222,14 +223,14 @@ def _write_packed(model: onnx.ModelProto, place: Path) -> None:
 
 
 class Driver:
-    """Gives a device its orders one by one: counts ids, keeps every window open unless told otherwise."""
+    """Gives a device single orders: counts ids, and keeps every window open unless told otherwise."""
 
     def __init__(self, device: Any, rig: Any) -> None:
         self.device = device
         self.rig = rig
         self.last_id = 0
         self.models = 0
-        self.backlog: dict[int, Completion] = {}  # polled while others were waited for
+        self.backlog: dict[int, Completion] = {}  # completions polled while others were waited for
 
     def prepare(self, one: Case, holding: str = "bound") -> int:
         self.models += 1
@@ -271,7 +272,7 @@ class Driver:
         latest_ns: int = NEVER_NS,
         expected_ns: int = 0,
     ) -> int:
-        """parts: per request its inputs, arrays or TensorViews."""
+        """parts: the inputs of each request, arrays or TensorViews."""
         action_id = self._id()
         views = [[one if isinstance(one, TensorView) else view(one) for one in part] for part in parts]
         action = Infer(action_id, 0, model, load_id, earliest_ns, latest_ns, expected_ns, [])
@@ -284,7 +285,7 @@ class Driver:
         return action_id
 
     def wait(self, *action_ids: int) -> list[Completion]:
-        """The completions of these actions, in the order asked for."""
+        """Return the completions of these actions, in the order given."""
         deadline_ns = now_ns() + 30 * SECOND
         while True:
             self.backlog.update((done.action_id, done) for done in self.device.poll())
@@ -341,8 +342,11 @@ def expected_affine(one: Case, x: np.ndarray) -> np.ndarray:
 
 
 def repeated(width: int = 32) -> Case:
-    """As many products with a matrix as its input ``n`` says: runs for as long as a test likes. A small one: a GPU computes
-    it in a single thread, and one that shows a display ends kernels after two seconds."""
+    """As many matrix products as its input ``n`` says, so that a test sets the duration.
+
+    The matrix is small: a GPU computes it in a single thread, and a GPU with a display ends kernels after two
+    seconds.
+    """
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go"], ["go_on"]),

@@ -1,7 +1,7 @@
-"""A stand-in for CuPy: a module of the few names that are used, over the fake driver's table.
+"""A stand-in for CuPy: a module with the few names that are used, over the fake driver's table.
 
-As a plugin of pytest (-p tests.device.stand_in, with CLOCKWORK_CUDA_DRIVER naming a copy of the fake driver that is called
-libcuda.so.1) it has the suite take that for a GPU.
+As a plugin of pytest (-p tests.device.stand_in, with CLOCKWORK_CUDA_DRIVER naming a copy of the fake driver
+called libcuda.so.1) it makes the suite use the fake driver as if it were a GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RuntimeFailure(RuntimeError):
 
 
 def stub(table: Table) -> types.ModuleType:
-    """cupy, as CupyMemory sees it."""
+    """The module cupy, as CupyMemory uses it."""
     contexts: dict[int, Context] = {}
     modules: dict[int, Any] = {}
 
@@ -101,14 +101,15 @@ def stub(table: Table) -> types.ModuleType:
 
 
 def install() -> None:
-    """Have this process find CuPy, and NVRTC compile for the one architecture that the fake driver computes for."""
+    """Have this process import the stand-in as CuPy, and NVRTC compile for the architecture that the fake
+    driver computes."""
     cupy = stub(open_driver())
     cupy.__spec__ = importlib.machinery.ModuleSpec("cupy", None)
     sys.modules["cupy"] = cupy
     compiled = nvrtc.build
 
     def build(sources: Sequence[str], target: str) -> nvrtc.CompiledModule:
-        from tests.device.cuda_rig import compiled_kernels  # which opens the driver
+        from tests.device.cuda_rig import compiled_kernels  # this import opens the driver
 
         if target != HOST:
             return compiled(sources, target)

@@ -1,4 +1,4 @@
-"""The benchmark of holdings runs, and its books are right whatever the machine is busy with."""
+"""The benchmark of holdings runs, and its counts are right however busy the machine is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every device must do. One suite; tests/device/rig.py lists the devices that it runs on."""
+"""Behaviour that every device must have. The suite runs on each device that tests/device/rig.py lists."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_load_infer_unload_report_their_phases(driver: Driver) -> None:
 
 def test_weights_are_found_in_scattered_pages(driver: Driver) -> None:
     needs_numbers(driver)
-    wide = affine(width=200)  # 160 kB of weights: a run of three pages, in whose last the bias lies too
+    wide = affine(width=200)  # 160 kB of weights: a run of three pages, the last of which holds the bias, too
     assert driver.rig.computes
     other = affine(seed=3)
     first, second = driver.prepare(wide), driver.prepare(other)
@@ -76,14 +76,14 @@ def test_pages_that_are_not_free_are_refused(make: Callable[..., Driver]) -> Non
         done = driver.end(driver.load(wide, 2, starts))
         assert done.status == Status.BAD_PAGES, starts
         assert done.text
-    # Nothing was kept of what was refused.
+    # No page of a refused LOAD is kept.
     assert driver.device.memory()["resident_bytes"] == PAGE_BYTES
     assert driver.end(driver.load(wide, 3, [3])).status == Status.OK
     assert driver.device.memory()["resident_bytes"] == 4 * PAGE_BYTES
 
 
 def test_runs_may_not_overlap_each_other(driver: Driver) -> None:
-    weights = {name: np.ones((20_000,), np.float32) for name in "abc"}  # each more than a page
+    weights = {name: np.ones((20_000,), np.float32) for name in "abc"}  # each tensor is larger than a page
     nodes = [helper.make_node("Sum", ["x", "a", "b", "c"], ["y"])]
     model = driver.prepare(
         case(nodes, {"x": (1, [20_000])}, {"y": (1, [20_000])}, weights, batches=False),
@@ -123,8 +123,8 @@ def test_a_stale_residency_never_reads_the_next_models_weights(driver: Driver) -
     assert driver.end(driver.infer(first, 1, [X])).status == Status.NOT_RESIDENT
     assert driver.end(driver.unload(first, 1)).status == Status.NOT_RESIDENT
     assert driver.end(driver.infer(first, 3, [X])).status == Status.OK
-    # A residency that ends while an INFER for it waits in the lane: IN_USE, see below; but one that
-    # had ended before is stale even if it is queued first.
+    # A residency that ends while an INFER for it waits in the lane gives IN_USE, see below; a residency that
+    # had ended before is stale even if the INFER is queued first.
     late = driver.infer(first, 1, [X], earliest_ns=now_ns() + 5 * MS)
     assert driver.end(late).status == Status.NOT_RESIDENT
 
@@ -140,7 +140,7 @@ def test_unload_is_refused_while_an_infer_is_queued_or_runs(driver: Driver) -> N
 
 
 def test_load_and_infer_overlap(driver: Driver) -> None:
-    """In one of a few tries: on a machine that does other things an execution may end before the load's thread wakes."""
+    """Retry a few times: on a busy machine an execution may end before the load's thread wakes."""
     needs_numbers(driver)
     slow, small = driver.prepare(repeated()), driver.prepare(affine())
     loads = itertools.count(1)
@@ -177,7 +177,7 @@ def test_forget_needs_a_model_that_nothing_uses(driver: Driver) -> None:
     driver.device.revoke(waiting)
     driver.end(waiting)
     driver.device.forget(model)
-    driver.device.forget(model)  # what is not known needs no forgetting
+    driver.device.forget(model)  # forgetting an unknown model has no effect
     assert driver.end(driver.load(model, 3, [0])).status == Status.UNKNOWN_MODEL
 
 
@@ -251,10 +251,11 @@ def test_a_lane_holds_as_many_actions_as_it_says(driver: Driver) -> None:
 
 
 def test_a_lane_that_has_room_a_moment_later_runs_nothing_half_prepared(driver: Driver) -> None:
-    """What is offered just while an action ends either runs, its inputs in place, or is refused."""
+    """An order that is offered just while an action ends either runs, with its inputs in place, or is
+    refused."""
     model = driver.prepare(affine())
     driver.end(driver.load(model, 1, [0]))
-    parts = [[view(X)], [view(X)]]  # to be joined in a slot
+    parts = [[view(X)], [view(X)]]  # inputs to be joined in a slot
     ended: dict[Status, int] = {}
     count = 0
     while min(ended.get(Status.OK, 0), ended.get(Status.DEVICE_ERROR, 0)) < 3000:
@@ -274,7 +275,7 @@ def test_revoking_what_is_not_queued_does_nothing(driver: Driver) -> None:
     assert driver.device.poll() == []
     second = driver.unload(model, 1, earliest_ns=now_ns() + 3600 * SECOND)
     third = driver.load(model, 2, [0], earliest_ns=now_ns() + 3600 * SECOND)
-    driver.device.revoke(third)  # not the head
+    driver.device.revoke(third)  # not at the head of the lane
     driver.device.revoke(second)
     assert [one.status for one in driver.wait(second, third)] == [Status.ACTION_CANCELLED] * 2
     assert driver.end(driver.unload(model, 1)).status == Status.OK
@@ -294,7 +295,7 @@ def test_the_descriptor_is_readable_while_there_are_completions(driver: Driver) 
 def test_reset_drops_queues_and_residencies(driver: Driver) -> None:
     model, other = driver.prepare(affine()), driver.prepare(affine(1))
     driver.end(driver.load(model, 1, [0]))
-    driver.infer(model, 1, [X])  # may or may not have ended: not polled
+    driver.infer(model, 1, [X])  # it may have ended or not: not polled
     driver.infer(model, 1, [X], earliest_ns=now_ns() + 3600 * SECOND)
     driver.load(other, 2, [1], earliest_ns=now_ns() + 3600 * SECOND)
     driver.device.reset()
@@ -481,7 +482,7 @@ def test_a_profile_runs_and_returns_nothing(driver: Driver) -> None:
         node = helper.make_node("Identity", ["x"], ["y"])
         model = driver.prepare(case([node], {"x": (dtype, ["n", 5])}, {"y": (dtype, ["n", 5])}))
         driver.end(driver.load(model, 1, []))
-        size = [16] if dtype == TensorProto.STRING else []  # of each string
+        size = [16] if dtype == TensorProto.STRING else []  # bytes of each string
         done = driver.end(driver.profile(model, 1, [[3, 5, *size]]))
         assert (done.status, done.parts) == (Status.OK, []), done.text
         assert done.execute[2] > 0
@@ -530,7 +531,7 @@ def test_types_that_numpy_lacks_pass_unchanged(driver: Driver, code: int) -> Non
 
 @pytest.mark.parametrize("byte", [2, 255])
 def test_a_bool_that_is_neither_0_nor_1_is_an_error_of_its_batch(driver: Driver, byte: int) -> None:
-    """Operators add the bytes of bools up and take the sum for a count, by which they then give memory away."""
+    """Operators add up the bytes of bools and use the sum as a count, by which they then release memory."""
     needs_numbers(driver)
     nodes = [helper.make_node("Identity", ["x"], ["y"])]
     code, width = TensorProto.BOOL, 1_000
@@ -602,7 +603,7 @@ def test_a_program_is_shared_and_its_weights_are_not(driver: Driver) -> None:
 
 
 def test_more_models_than_memory(make: Callable[..., Driver]) -> None:
-    """Random loads, unloads and inferences: every answer is that model's own, the arena never exceeded."""
+    """Random loads, unloads and inferences: every answer is its model's own, and the arena never overflows."""
     driver = make(pages=8)
     needs_numbers(driver)
     random = np.random.default_rng(5)

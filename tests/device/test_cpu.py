@@ -1,4 +1,4 @@
-"""What only the CPU device has: two holdings, ONNX Runtime's workspace, laid-out files kept mapped."""
+"""Behaviour of the CPU device alone: two holdings, ONNX Runtime's workspace, laid-out files kept mapped."""
 
 from __future__ import annotations
 
@@ -107,17 +107,19 @@ def test_a_packed_models_pages_give_up_their_memory_until_a_bound_one_needs_it(
     directory = driver.rig.build(one, "packed")
     driver.device.prepare(1, directory)
     bound = driver.rig.build(one)
-    driver.device.prepare(2, bound)  # for which there is memory everywhere from now on
+    driver.device.prepare(2, bound)  # from now on memory exists in all of the arena
     arena_kib = resident_kib("RssAnon")
     assert driver.end(driver.load(1, 1, starts_of(driver.device, directory))).status == Status.OK
     assert resident_kib("RssAnon") < arena_kib - 14_000
     assert driver.end(driver.unload(1, 1)).status == Status.OK
-    # Nobody touches it all for the next, which may be packed, too: that would take longer than the UNLOAD.
+    # Between UNLOAD and the next LOAD no thread touches all pages, for a packed model either: that would take
+    # longer than the UNLOAD.
     assert resident_kib("RssAnon") < arena_kib - 14_000
     assert driver.end(driver.load(1, 2, starts_of(driver.device, directory))).status == Status.OK
     assert driver.end(driver.unload(1, 2)).status == Status.OK
-    # What a bound model finds there is memory like any other.
-    before_kib = resident_kib("RssAnon")  # which has what the allocator keeps of making the two
+    # A bound model finds memory there like any other model.
+    # includes the memory that the allocator keeps after making both holdings
+    before_kib = resident_kib("RssAnon")
     assert driver.end(driver.load(2, 3, starts_of(driver.device, bound))).status == Status.OK
     assert 14_000 < resident_kib("RssAnon") - before_kib < 18_000
     done = driver.end(driver.infer(2, 3, [np.ones(1, np.float32)]))
@@ -125,7 +127,7 @@ def test_a_packed_models_pages_give_up_their_memory_until_a_bound_one_needs_it(
 
 
 ARENA_PAGES = 1024
-"""64 MiB, of which models below take a part."""
+"""An arena of 64 MiB, of which the models below take a part."""
 
 
 def kib(*pages: int) -> int:
@@ -144,7 +146,8 @@ def test_an_arena_holds_memory_for_the_models_that_are_known(make: Callable[...,
     for model in (1, 2, 3):
         driver.device.prepare(model, directory)
         known += pages * PAGE_BYTES
-        assert known <= driver.device.memory()["touched_bytes"] < known + (2 << 20)  # it comes by huge pages
+        # memory comes in huge pages
+        assert known <= driver.device.memory()["touched_bytes"] < known + (2 << 20)
     page = 0
     for model in (1, 2, 3):
         done = driver.end(driver.load(model, 1, starts_of(driver.device, directory, page)))
@@ -156,7 +159,8 @@ def test_an_arena_holds_memory_for_the_models_that_are_known(make: Callable[...,
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_load_finds_a_page_without_memory(make: Callable[..., Driver], seed: int) -> None:
-    """Models of many sizes come and go at the places that the controller gives them, which have more and more gaps."""
+    """Models of many sizes are loaded and unloaded at the pages that the controller chooses, with more and
+    more gaps."""
     random = np.random.default_rng(seed)
     driver = make(pages=ARENA_PAGES)
     allocator = PageAllocator(ARENA_PAGES)
@@ -202,7 +206,10 @@ def test_packed_models_alone_need_no_memory_of_the_arena(make: Callable[..., Dri
 
 
 def wait_for_memory(driver: Driver, size: int) -> None:
-    """Return once so many bytes of the arena have memory. Its thread may get no processor for long."""
+    """Return once so many bytes of the arena have memory.
+
+    The thread that brings it may get no processor for long.
+    """
     deadline_ns = now_ns() + 60 * SECOND
     while driver.device.memory()["touched_bytes"] < size:
         assert now_ns() < deadline_ns, "no memory came to the pages"
@@ -290,7 +297,7 @@ def test_lock_store_keeps_the_weights_in_this_process(make: Callable[..., Driver
     one = affine()
     bound, packed = driver.rig.build(one), driver.rig.build(one, "packed")
     driver.device.prepare(1, bound)
-    os.truncate(Path(bound, WEIGHTS_FILE), 0)  # with the file only mapped, the copy would now fail
+    os.truncate(Path(bound, WEIGHTS_FILE), 0)  # a copy from the mapped file would fail from now on
     assert driver.end(driver.load(1, 1, [0])).status == Status.OK
     done = driver.end(driver.infer(1, 1, [X]))
     np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-5, atol=1e-5)
@@ -438,7 +445,7 @@ print("made", flush=True)
 def test_close_cuts_a_long_run_short(driver: Driver) -> None:
     model = driver.prepare(repeated())
     driver.end(driver.load(model, 1, [0]))
-    driver.infer(model, 1, [np.array(10**9, np.int64)])  # hours
+    driver.infer(model, 1, [np.array(10**9, np.int64)])  # an execution of hours
     started_ns = now_ns()
     driver.device.close()
     assert now_ns() - started_ns < 20 * SECOND
@@ -467,7 +474,7 @@ def test_slots_are_sized_for_the_largest_batch_that_was_profiled(driver: Driver)
 
 
 def test_an_action_starts_soon_after_its_window_opens(driver: Driver) -> None:
-    """How late is a matter of the machine; that some of them are within 2 ms is a matter of the lane."""
+    """The lateness depends on the machine, but a correct lane starts some actions within 2 ms."""
     model = driver.prepare(affine())
     driver.end(driver.load(model, 1, [0]))
     late = []

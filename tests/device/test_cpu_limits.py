@@ -1,4 +1,4 @@
-"""An execution takes no more memory and time than it may, and what it had goes back."""
+"""An execution stays within its limits of memory and time, and its memory is released."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def bounded(make: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch) -> Dri
 
 
 def check_it_serves(driver: Driver) -> None:
-    """A model that does nothing odd is answered, and right."""
+    """Check that an ordinary model still gets right answers."""
     one = affine(3)
     model = driver.prepare(one)
     assert driver.end(driver.load(model, 1, [20])).status == Status.OK
@@ -78,7 +78,7 @@ def test_memory_that_a_request_asks_for_is_bounded(name: str, n: int, bounded: D
 @WITHOUT_ASAN
 @pytest.mark.parametrize("name", ["NonZero", "strings", "long strings"])
 def test_memory_of_the_heap_is_bounded_as_well(name: str, bounded: Driver) -> None:
-    """Of all that is allocated where ONNX Runtime does not ask the workspace: for long strings, 1.5 GB."""
+    """Memory that ONNX Runtime allocates outside of the workspace counts: 1.5 GB for long strings."""
     model = bounded.prepare(wild.non_zero() if name == "NonZero" else wild.repeated())
     assert bounded.end(bounded.load(model, 1, [])).status == Status.OK
     text = np.array(["x" * (1 << 20 if name == "long strings" else 100)], object)
@@ -117,7 +117,8 @@ def test_memory_is_taken_for_no_more_strings_than_there_are_bytes_of(make: Calla
 def test_memory_may_run_out_anywhere_in_an_execution(
     each: int, rounds: int, make: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a kernel, and where ONNX Runtime cannot bear that operator new throws: between two rounds of a loop, say."""
+    """The limit is reached in a kernel, and where ONNX Runtime cannot bear an exception of operator new:
+    between two rounds of a loop."""
     driver = make()
     became = set()
     for limit in range(1000, 120_000, 1009):
@@ -134,7 +135,7 @@ def test_memory_may_run_out_anywhere_in_an_execution(
 
 @WITHOUT_ASAN
 def test_memory_that_libjpeg_takes_is_bounded_as_well(bounded: Driver) -> None:
-    """The coefficients of a progressive image are twice the size of its pixels, which fit."""
+    """The coefficients of a progressive image take twice the size of its pixels, which fit."""
     model = bounded.prepare(Case(operator_model("DecodeJpeg", channels=1)))
     bounded.end(bounded.load(model, 1, []))
 
@@ -162,7 +163,7 @@ def test_memory_of_the_heap_counts_in_what_an_execution_took(make: Callable[...,
 
 @WITHOUT_ASAN
 def test_a_heap_that_cannot_be_counted_is_said_at_the_start(tmp_path: Path) -> None:
-    """As that of jemalloc, where it is preloaded: it has an operator new of its own."""
+    """A preloaded library has an operator new of its own, as jemalloc has."""
     source, library = tmp_path / "heap.cpp", tmp_path / "heap.so"
     source.write_text(
         "#include <cstdlib>\n#include <new>\n"
@@ -215,7 +216,7 @@ def test_memory_of_an_execution_that_failed_goes_back_to_the_system(bounded: Dri
 
 def test_an_execution_may_take_what_its_profile_took_many_times_over() -> None:
     most = workspace_bytes_max()
-    assert execution_workspace_bytes(0) == most  # prepared before that was measured
+    assert execution_workspace_bytes(0) == most  # prepared before the workspace was measured
     assert execution_workspace_bytes(1) == EXECUTION_WORKSPACE_BYTES
     taken = EXECUTION_WORKSPACE_BYTES // 4
     assert execution_workspace_bytes(taken) == min(EXECUTION_WORKSPACE_FACTOR * taken, most)
@@ -245,7 +246,7 @@ def test_an_output_that_no_answer_can_carry_fails_and_the_worker_keeps_its_conne
 
 
 def end_when_running(device: Any, action_id: int) -> None:
-    """Say it until it has ended, as whoever watches does."""
+    """Repeat the call until the execution has ended, as the worker's watch does."""
     limit_ns = now_ns() + 20 * SECOND
     while device.running() != action_id and now_ns() < limit_ns:
         pass
@@ -286,7 +287,7 @@ def test_only_the_execution_that_is_named_is_ended(make: Callable[..., Driver]) 
 
 
 def test_an_operator_of_clockworks_is_ended_in_the_middle(make: Callable[..., Driver]) -> None:
-    """ONNX Runtime looks between nodes only. Twelve such texts take it more than half a minute."""
+    """ONNX Runtime checks its flag between nodes only. Twelve such texts take it more than half a minute."""
     driver = make()
     model = driver.prepare(Case(operator_model("BytePairs", tokens_max=1 << 20), batches=True))
     driver.end(driver.load(model, 1, []))

@@ -1,4 +1,4 @@
-"""What only a CUDA device has: streams that overlap, ends that are noticed, pools, a driver that fails."""
+"""Behaviour of the CUDA device alone: streams that overlap, noticed ends, pools, and failures of the driver."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.process.cluster import eventually
 RIGS = [CudaRig]
 
 LOOK_NS = 5 * MS
-"""How often a lane asks the driver for errors while it waits for a word; csrc/device/notice.h."""
+"""Interval at which a lane asks the driver for errors while it waits for a word; csrc/device/notice.h."""
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -43,7 +43,8 @@ def loaded(driver: Driver, one: Case | None = None, start: int = 0, load_id: int
 
 
 def two_with_inputs_copied(driver: Driver, fake: FakeDriver, model: int) -> tuple[int, int]:
-    """Two executions, the first of which goes on until kernels are let go of, when the inputs of both are there."""
+    """Start two executions whose inputs are both in place, the first of which runs until kernels are
+    released."""
     before = fake.copied_in()
     driver.end(driver.infer(model, 1, [X]))
     input_bytes = fake.copied_in() - before
@@ -96,7 +97,7 @@ def test_a_load_overlaps_an_execution(driver: Driver, fake: FakeDriver) -> None:
 def test_one_copy_engine_does_one_copy_at_a_time_and_a_locked_driver_one_call(
     driver: Driver, fake: FakeDriver
 ) -> None:
-    """Of the fake driver: what the tests below take for granted."""
+    """The fake driver behaves as the tests below assume."""
     model, other = loaded(driver), driver.prepare(affine(1, width=100))
     fake.speed(copy_rate=4_000_000)  # 40 kB take 10 ms
     fake.engines(1, call_ns=MS)
@@ -116,7 +117,7 @@ def test_one_copy_engine_does_one_copy_at_a_time_and_a_locked_driver_one_call(
 
 
 def lane_time_ns(name: str) -> int:
-    """Processor time of this process's lane of this name."""
+    """Return the processor time of this process's lane of this name."""
     (lane,) = (one for one in Path("/proc/self/task").iterdir() if (one / "comm").read_text() == f"{name}\n")
     return int((lane / "schedstat").read_text().split()[0])
 
@@ -124,7 +125,7 @@ def lane_time_ns(name: str) -> int:
 def test_an_end_is_noticed_by_a_word_without_asking_the_driver(driver: Driver, fake: FakeDriver) -> None:
     model = loaded(driver)
     fake.speed(kernel_ns=10 * MS)
-    for expected_ns in (20 * MS, 25 * MS, 10 * MS):  # as it is; too long; too short
+    for expected_ns in (20 * MS, 25 * MS, 10 * MS):  # right prediction; too long; too short
         asked, spent_ns = fake.calls("cuEventQuery"), lane_time_ns("cw-execute")
         fake.steps()
         done = driver.end(driver.infer(model, 1, [X], expected_ns=expected_ns))
@@ -133,7 +134,7 @@ def test_an_end_is_noticed_by_a_word_without_asking_the_driver(driver: Driver, f
         )
         assert fake.calls("cuEventQuery") - asked <= (done.execute[1] - done.execute[0]) / LOOK_NS
         assert written_ns < done.execute[1]
-        # Too little for a thread that does nothing but look, or that naps for a moment at a time.
+        # Too little for a thread that polls without a pause, or naps only for moments.
         assert lane_time_ns("cw-execute") - spent_ns < 5 * MS
 
 
@@ -146,7 +147,7 @@ def test_what_a_wrong_prediction_costs_is_bounded(driver: Driver, fake: FakeDriv
     spent_ns = lane_time_ns("cw-execute")
     done = driver.end(driver.infer(model, 1, [X], expected_ns=MS))
     assert done.execute[2] > 300 * MS
-    assert lane_time_ns("cw-execute") - spent_ns < 100 * MS  # what does not end takes no core
+    assert lane_time_ns("cw-execute") - spent_ns < 100 * MS  # a wait without an end takes no core
 
 
 def test_a_context_that_breaks_long_before_the_predicted_end_is_noticed(
@@ -181,7 +182,7 @@ def test_a_driver_that_writes_no_words_is_asked_about_events(
         done = driver.end(driver.infer(model, 1, [X], expected_ns=expected_ns))
         np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-4, atol=1e-4)
     assert fake.calls("cuStreamWriteValue32_v2") == written
-    assert fake.calls("cuEventQuery") >= asked + 7  # for each wait at least once
+    assert fake.calls("cuEventQuery") >= asked + 7  # at least once for each wait
     fake.fail("cuEventQuery", 2)
     failed = driver.end(driver.infer(model, 1, [X]))
     assert (failed.status, failed.text) == (Status.DEVICE_ERROR, "cuEventQuery: CUDA_ERROR_ILLEGAL_ADDRESS")
@@ -192,14 +193,14 @@ def test_a_driver_that_writes_no_words_is_asked_about_events(
 
 PIECES = 12
 PIECE_NS = 16 * MS
-LOAD_AHEAD = 3  # csrc/device/cuda_model.h
+LOAD_AHEAD = 3  # equals LOAD_AHEAD of csrc/device/cuda_model.h
 
 
 @pytest.mark.parametrize("version", [12040, 11040])
 def test_an_input_waits_for_a_few_pieces_of_a_load_and_not_for_a_model(
     make: Callable[..., Driver], fake: FakeDriver, version: int
 ) -> None:
-    """On one copy engine, which does copies in the order in which they were issued."""
+    """A single copy engine does copies in the order in which they were issued."""
     driver = make()
     driver.device.close()
     fake.setup(version=version)
@@ -219,7 +220,7 @@ def test_an_input_waits_for_a_few_pieces_of_a_load_and_not_for_a_model(
     copies = [step for step in fake.steps() if step.kind == "copy in"]
     place = next(index for index, step in enumerate(copies) if step.bytes < PAGE_BYTES // 4)
     beside = [step for step in copies[:place] if step.end_ns > done.copy_in[0]]
-    # One more, where the oldest arrives while the inputs are joined.
+    # One piece more, where the oldest arrives while the inputs are joined.
     assert len(beside) <= LOAD_AHEAD + 1
     # The input and each piece of the load were copied once.
     assert len(copies) == PIECES + 1 + (copies[-1].bytes < PAGE_BYTES // 4)
@@ -260,7 +261,7 @@ def test_a_load_that_fails_among_its_pieces_keeps_nothing(
 # ----- one behind another -------------------------------------------------------------------------
 
 LOOKING_NS = 40 * MS
-"""For which a test looks whether something happens that must not."""
+"""How long a test watches that something does not happen."""
 
 
 MARKS = 3
@@ -280,7 +281,8 @@ class Pair:
         self.begun_ns = now_ns()
         self.first = driver.infer(self.model, 1, [X], expected_ns=expected_ns)
         eventually(lambda: self.launched() == 1, "the first is launched")
-        # The last call for it marks the end of its outputs. A call that is to fail from now on is the next one's.
+        # The last call of the execution marks the end of its outputs. A call that is to fail from now on
+        # belongs to the next execution.
         eventually(
             lambda: fake.calls("cuStreamWriteValue32_v2") == marks + MARKS, "the first's outputs are queued"
         )
@@ -292,14 +294,14 @@ class Pair:
         return self.driver.infer(self.model, 1, [2 * X], earliest_ns=earliest_ns, latest_ns=latest_ns)
 
     def behind(self, **window: int) -> int:
-        """One that is launched while the first runs."""
+        """Launch a second execution while the first runs."""
         action = self.follow(**window)
         eventually(lambda: self.launched() == 2, "the next is launched")
         assert self.driver.device.poll() == []
         return action
 
     def look_on(self, launched: int) -> None:
-        """Nothing more is launched."""
+        """Check that no further execution is launched."""
         until_ns = now_ns() + LOOKING_NS
         eventually(lambda: now_ns() > until_ns, "nothing is launched")
         assert self.launched() == launched
@@ -319,14 +321,14 @@ def test_the_next_batch_is_on_the_device_before_the_last_has_ended(driver: Drive
     assert driver.device.running() == pair.first
     second = pair.behind()
     assert driver.device.running() == pair.first
-    driver.device.revoke(second)  # too late
+    driver.device.revoke(second)  # too late to revoke
     pair.look_on(2)
     pair.let_go()
     one, two = driver.wait(pair.first, second)
     pair.check(one, 1)
     pair.check(two)
     assert one.execute[1] <= two.execute[0] <= two.execute[1]
-    # The wait for the first is not part of it.
+    # The wait for the first execution is not part of the second's duration.
     assert two.execute[2] < LOOKING_NS < one.execute[2]
     assert driver.device.running() == 0
 
@@ -370,7 +372,7 @@ def test_a_window_that_opens_meanwhile_lets_it_begin(driver: Driver, fake: FakeD
 def test_what_is_behind_one_that_takes_too_long_still_runs_and_says_when(
     driver: Driver, fake: FakeDriver
 ) -> None:
-    """Its window was judged by the prediction; what is on the device cannot be called back."""
+    """The window was judged by the prediction; work on the device cannot be revoked."""
     pair = Pair(driver, fake, expected_ns=SECOND // 2)
     latest_ns = pair.begun_ns + SECOND * 3 // 4
     second = pair.behind(latest_ns=latest_ns)
@@ -538,7 +540,7 @@ def test_what_is_revoked_after_its_inputs_came_never_runs(driver: Driver, fake: 
 
 
 def test_lanes_go_on_while_somebody_keeps_the_interpreter(driver: Driver, fake: FakeDriver) -> None:
-    """Whole actions from the first copy to the last, without a chance to take the GIL."""
+    """Whole actions from the first copy to the last run without taking the GIL."""
     model, other = loaded(driver), driver.prepare(affine(1))
     fake.speed(kernel_ns=2 * MS)
     interval = sys.getswitchinterval()
@@ -576,7 +578,7 @@ def test_actions_allocate_and_synchronise_nothing(driver: Driver, fake: FakeDriv
 def test_weights_that_come_after_the_inputs_to_another_place_are_found(
     driver: Driver, fake: FakeDriver
 ) -> None:
-    """The table went with the inputs, and named the pages of a LOAD that another has taken the place of."""
+    """The table was sent with the inputs, and named the pages of a LOAD that another LOAD has replaced."""
     one = affine()
     model, other = loaded(driver, one, load_id=1), driver.prepare(affine(1))
     for starts in ([3], [5]):
@@ -596,7 +598,7 @@ def test_weights_that_come_after_the_inputs_to_another_place_are_found(
 
 
 def test_a_table_names_the_pages_of_a_load_that_has_not_begun(driver: Driver, fake: FakeDriver) -> None:
-    """It need not be sent again: inputs come before the weights that they wait for."""
+    """The table need not be sent again: inputs are copied before the weights that they wait for."""
     one = affine(width=60)
     other, model = driver.prepare(affine(1, width=60)), driver.prepare(one)
     weights, x = 4 * (60 * 60 + 60), np.ones((1, 60), np.float32)
@@ -628,7 +630,7 @@ def test_a_batch_runs_on_the_smallest_variant_that_holds_it(driver: Driver) -> N
 
 
 def test_rows_that_pad_a_batch_of_indices_are_indices_too(driver: Driver, fake: FakeDriver) -> None:
-    """The variant of eight rows looks up what the ninth byte of nobody's input says, unless that is filled."""
+    """The variant of eight rows uses the ninth byte of the padding rows as an index, so they must be filled."""
     node = helper.make_node("Identity", ["k"], ["y"])
     model = driver.prepare(case([node], {"k": (7, ["n"])}, {"y": (7, ["n"])}))
     driver.end(driver.load(model, 1, []))
@@ -638,7 +640,7 @@ def test_rows_that_pad_a_batch_of_indices_are_indices_too(driver: Driver, fake: 
         6,
         7,
     ]
-    assert fake.copied_in() - copied == 4 * 8  # with the row that pads
+    assert fake.copied_in() - copied == 4 * 8  # includes the row of padding
 
 
 # ----- pools --------------------------------------------------------------------------------------
@@ -661,7 +663,7 @@ def test_pools_grow_when_a_model_needs_more_even_while_others_run(driver: Driver
     x = np.random.default_rng(0).standard_normal((8, 300)).astype(np.float32)
     done = driver.end(driver.infer(large, 2, [x]))
     np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(wide, x), rtol=1e-3, atol=1e-3)
-    assert fake.live()["allocations"] == 5  # arena, workspace and three slots: what was outgrown is gone
+    assert fake.live()["allocations"] == 5  # arena, workspace and three slots: outgrown memory is released
 
 
 def test_preparing_pins_nothing_and_weights_beyond_what_is_pinned_are_refused(
@@ -745,7 +747,7 @@ def test_an_inference_that_fails_names_the_call_and_harms_nothing(
         f"{name_of(function)}: CUDA_ERROR_ILLEGAL_ADDRESS",
     )
     assert done.parts == []
-    for _ in range(3):  # each slot
+    for _ in range(3):  # once for each slot
         done = driver.end(driver.infer(model, 1, [X]))
         np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-4, atol=1e-4)
     assert driver.device.fault == ""
@@ -763,9 +765,9 @@ def test_a_context_that_breaks_is_told_and_every_action_fails(
     assert driver.device.fault == done.text
     for again in (driver.infer(model, 1, [X]), driver.load(driver.models + 1, 9, [1])):
         assert driver.end(again).status in (Status.DEVICE_ERROR, Status.UNKNOWN_MODEL)
-    with pytest.raises(DeviceBroken, match="CUDA_ERROR_ILLEGAL_ADDRESS"):  # which is not the model's fault
+    with pytest.raises(DeviceBroken, match="CUDA_ERROR_ILLEGAL_ADDRESS"):  # a fault that is not the model's
         driver.prepare(affine(1))
-    driver.device.reset()  # and at its end the test looks whether everything was released
+    driver.device.reset()  # at its end the test checks that everything was released
 
 
 STARTING = [

@@ -1,4 +1,5 @@
-"""What a user reads whose machine is not ready to use a GPU: a sentence with what is wrong, by how much, and what to do."""
+"""The messages for a machine that is not ready to use a GPU: each says what is wrong, by how much, and what
+to do."""
 
 from __future__ import annotations
 
@@ -81,7 +82,7 @@ def test_a_card_that_another_process_has_for_itself_is_named(fake: FakeDriver) -
 
 
 def full(memory: object) -> tuple[int, int]:
-    """As CuPy has it."""
+    """A stand-in for CuPy's module."""
     raise MemoryError("no room")
 
 

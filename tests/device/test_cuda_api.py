@@ -1,5 +1,5 @@
-"""What csrc/device/cuda_api.h declares of the driver, held against NVIDIA's own header where that is installed; and
-kernels that only run on the fake driver here, compiled for a card."""
+"""The declarations of csrc/device/cuda_api.h agree with NVIDIA's own header where that is installed; and
+kernels that only run on the fake driver here compile for a card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.device.cuda_rig import KERNELS
 
 API = Path(__file__).parents[2] / "csrc/device/cuda_api.h"
 PACKAGES = ("nvidia.cuda_runtime", "nvidia.cu13")
-"""With cuda.h: nvidia-cuda-runtime-cu12 and nvidia-cuda-runtime."""
+"""Packages with cuda.h: nvidia-cuda-runtime-cu12 and nvidia-cuda-runtime."""
 
 COMPARE = """
 #define __CUDA_API_VERSION_INTERNAL  // declares every version of a function, by its symbol's name
@@ -55,7 +55,7 @@ static_assert(sizeof(ours::CUuuid) == sizeof(CUuuid));
 
 
 def vendors_header() -> Path | None:
-    """The folder with NVIDIA's cuda.h."""
+    """Return the folder with NVIDIA's cuda.h."""
     for package in PACKAGES:
         try:
             found = importlib.util.find_spec(package)
@@ -68,7 +68,7 @@ def vendors_header() -> Path | None:
 
 
 def numbers(text: str) -> list[tuple[str, str]]:
-    """What the header's enums define: names and values."""
+    """Return the names and values that the header's enums define."""
     return re.findall(r"^    (CU(?:DA)?_\w+) = (\d+),", text, re.MULTILINE)
 
 

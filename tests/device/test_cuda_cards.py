@@ -1,4 +1,4 @@
-"""Which launches and modules a card takes, and which of several cards a device is."""
+"""Which launches and modules a card takes, and which of several cards a device uses."""
 
 from __future__ import annotations
 
@@ -34,8 +34,11 @@ RIGS = [CudaRig]
 
 
 def relaunched(driver: Driver, **changes: Any) -> str:
-    """The directory of a model whose every launch is changed so; to what a function gives, each time anew. Launches with
-    other arguments come before the usual ones, since a program whose outputs no launch gets is damaged."""
+    """Make the directory of a model whose every launch is changed by a function, called anew for each.
+
+    Launches with other arguments come before the usual ones, because a program is damaged whose outputs no
+    launch writes.
+    """
     driver.rig.tables = False
     directory = Path(driver.rig.build(affine()))
     place = directory.parent.parent / "programs" / PreparedModel.read(directory).program
@@ -102,7 +105,8 @@ def test_a_launch_that_the_device_would_refuse_is_refused_when_the_model_is_prep
 def test_shared_memory_is_asked_for_once_for_all_launches_of_a_kernel(
     make: Callable[..., Driver], fake: FakeDriver
 ) -> None:
-    """The largest counts, whichever is launched last, and with what the kernel has of its own."""
+    """The device reserves the largest counts, whichever kernel is launched last, including the memory of the
+    kernel itself."""
     driver = make(capability=86)
     driver.rig.module = compiled_kernels(NEEDY)
     for shared in (
@@ -110,7 +114,7 @@ def test_shared_memory_is_asked_for_once_for_all_launches_of_a_kernel(
         40_960,
         40_961,
         93_184,
-    ):  # with 8 KiB: nothing, 48 KiB, a byte more, and all that there is
+    ):  # with 8 KiB of the kernel's own: none, 48 KiB, a byte more, and all that there is
         asked = fake.calls("cuFuncSetAttribute")
         driver.device.prepare(driver.models + 1, relaunched(driver, shared=shared))
         driver.models += 1
@@ -136,7 +140,7 @@ def test_the_largest_of_a_kernels_launches_may_come_before_a_small_one(
 
 
 def card_with_ptx(make: Callable[..., Driver], capability: int) -> Driver:
-    """Whose programs are compiled for 8.0, with PTX."""
+    """A card of an architecture newer than 8.0 runs programs that are compiled for 8.0 with PTX."""
     driver = make(capability=capability)
     driver.rig.target = "sm_80"
     driver.rig.module = compiled_kernels(target="sm_80")
@@ -157,7 +161,7 @@ def test_a_card_runs_cubins_of_its_major_version_and_else_ptx_that_is_compiled_w
     for _ in range(2):
         done = driver.end(driver.infer(model, 1, [X]))
         np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-4, atol=1e-4)
-    driver.device.forget(driver.prepare(affine(1)))  # a fine-tune of it
+    driver.device.forget(driver.prepare(affine(1)))  # a fine-tuned version of the model
     driver.end(driver.unload(model, 1))
     driver.device.forget(model)
     assert loaded(driver, one, load_id=2)  # as after a restart
@@ -227,7 +231,7 @@ def test_devices_are_named_by_number_or_uuid(fake: FakeDriver) -> None:
 
 CARDS = [f"GPU-fafafafa-fafa-fafa-fafa-fafafafafa{card:02x}" for card in range(3)]
 PARTS = [f"MIG-fafafafa-fafa-fafa-fafa-fafafafa{part:02x}01" for part in range(2)]
-"""Instances of the second card."""
+"""The MIG instances of the second card."""
 
 
 @pytest.mark.parametrize(
@@ -238,7 +242,7 @@ PARTS = [f"MIG-fafafafa-fafa-fafa-fafa-fafafafa{part:02x}01" for part in range(2
         ("2,0", False, [CARDS[2], CARDS[0]]),
         ("1,7,0", False, [CARDS[1]]),
         (f"{CARDS[1]},0", False, [CARDS[1], CARDS[0]]),
-        ("GPU-fafa", False, []),  # of any card
+        ("GPU-fafa", False, []),  # the prefix fits no card
         (None, True, [PARTS[0]]),  # one instance, and nothing beside it
         ("0,2", True, [CARDS[0], CARDS[2]]),
         ("0,1", True, [PARTS[0]]),
@@ -251,7 +255,7 @@ PARTS = [f"MIG-fafafafa-fafa-fafa-fafa-fafafafa{part:02x}01" for part in range(2
 def test_devices_are_those_that_the_driver_shows_by_cuda_visible_devices(
     fake: FakeDriver, visible: str | None, mig: bool, shown: list[str]
 ) -> None:
-    """As NVIDIA describes it; nothing of it was tried on a card."""
+    """The card behaves as NVIDIA's documentation describes; this was never run on a card."""
     fake.setup(devices=3)
     fake.mig(1, 2 if mig else 0)
     with environment(**{} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}):
@@ -291,7 +295,8 @@ def test_a_worker_has_the_driver_show_the_instance_that_it_was_asked_for(
             devices=devices, arena_bytes=4 * PAGE_BYTES, page_bytes=PAGE_BYTES, pinned_bytes=PAGE_BYTES
         )
 
-    (device,) = open_devices(settings(f"cuda:{PARTS[1].lower()}"))  # as device_names() takes it, too
+    # the form that device_names() accepts, too
+    (device,) = open_devices(settings(f"cuda:{PARTS[1].lower()}"))
     assert device.info.name == "fake GPU 1 MIG 1g.1gb"
     device.close()
     assert f"GPU 0: fake GPU 1 MIG 1g.1gb, {PARTS[1]} at 0000:11:00.0, no NUMA node known" in caplog.text
@@ -317,7 +322,7 @@ def test_pinned_memory_is_of_the_gpus_numa_node(
     assert not numa.has_policy()
     far = make(which="1")
     assert (far.device.card.numa_node, fake.pinned_node()) == (-1, -1)
-    near.prepare(affine(width=300))  # whose larger slots are pinned, too
+    near.prepare(affine(width=300))  # its larger slots are pinned, too
     assert fake.pinned_node() == 0
 
 
@@ -335,7 +340,7 @@ def test_two_devices_share_a_store_and_a_link(make: Callable[..., Driver], fake:
     both = [driver.load(1, 2, [5]) for driver in (first, second)]
     together = [driver.end(action) for driver, action in zip((first, second), both, strict=True)]
     fake.speed()
-    # One after the other, so that each takes what it takes alone, and the controller knows when.
+    # The loads run in sequence, so that each takes as long as alone, and the controller can predict the ends.
     assert max(one.execute[2] for one in together) < 1.5 * alone.execute[2]
     early, late = sorted(together, key=lambda one: one.execute[0])
     assert late.execute[0] >= early.execute[1]
@@ -365,7 +370,7 @@ def test_types_without_a_fixed_size_have_no_program(driver: Driver, tmp_path: Pa
 
 
 def test_weights_that_are_not_the_programs_are_refused(driver: Driver) -> None:
-    """A kernel would read beyond them."""
+    """A kernel with this count would read beyond the inputs."""
     small, large = Path(driver.rig.build(affine())), Path(driver.rig.build(affine(width=8)))
     prepared = PreparedModel.read(small)
     prepared.program = PreparedModel.read(large).program

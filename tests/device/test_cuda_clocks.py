@@ -1,4 +1,5 @@
-"""How clocks of GPUs are observed: on a stand-in of the few names of NVML that are used, and by a watch with a fake card."""
+"""How clocks of GPUs are observed: on a stand-in of the few names of NVML that are used, and by a watch with
+a fake card."""
 
 from __future__ import annotations
 
@@ -112,7 +113,7 @@ def test_where_nothing_can_be_observed_it_is_said_once(
 
 
 class Cards:
-    """Two cards that say what a test tells them to."""
+    """Two cards whose clocks a test sets."""
 
     def __init__(self) -> None:
         self.states = [GpuState(sm_mhz=1980), GpuState(sm_mhz=1980)]
@@ -128,7 +129,7 @@ class Cards:
 def test_a_watch_wakes_for_what_changes_how_long_work_takes_and_for_nothing_else() -> None:
     cards, woken = Cards(), []
     watch = ClockWatch(cards, 2, lambda: woken.append(True), interval_ns=1000 * SECOND)
-    watch.close()  # the thread has looked once, or has yet to; from here on a test does
+    watch.close()  # the thread has looked at most once; from here on the test itself looks
     assert cards.closed
     watch.look()
     woken.clear()

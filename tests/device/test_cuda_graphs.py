@@ -1,4 +1,5 @@
-"""Launches that are recorded: one call for any number of kernels, shared by models, made when a model is prepared."""
+"""Recorded launches (CUDA graphs): one call for any number of kernels, shared by models, made when a model is
+prepared."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ OF_A_PROGRAM = len(BATCHES) * SLOTS
 
 
 def additions(count: int) -> Case:
-    """x with a weight added so many times, a kernel each."""
+    """A model that adds a weight to x so many times, with a kernel for each."""
     names = ["x", *(f"t{number}" for number in range(1, count)), "y"]
     nodes = [helper.make_node("Add", [a, "b"], [b]) for a, b in itertools.pairwise(names)]
     weights = {"b": np.arange(4, dtype=np.float32)}
@@ -51,7 +52,8 @@ def check(driver: Driver, one: Case, model: int, load_id: int = 1) -> None:
 def test_an_execution_makes_as_many_calls_whatever_it_launches(
     make: Callable[..., Driver], fake: FakeDriver, graphs: bool, calls: list[int]
 ) -> None:
-    """Of an input and an output: two copies, five events, three marks, what each phase took, a wait and the launch."""
+    """The calls for an input and an output: two copies, five events, three marks, the time of each phase, a
+    wait and the launch."""
     driver, made = make(graphs=graphs), []
     for count in (1, 20, 200):
         model = loaded(driver, additions(count), start=count % 32)
@@ -74,7 +76,7 @@ def test_what_the_host_takes_to_launch_does_not_count_as_execution(
     fake.engines(call_ns=2 * MS)
     took_ns = [driver.end(driver.infer(model, 1, [X])).execute[2] for _ in range(3)]
     fake.engines()
-    # Twenty launches of 2 ms; the one or the other end of it is noted late where the machine is busy.
+    # Twenty launches of 2 ms; on a busy machine some of their ends are noticed late.
     assert min(took_ns) < 20 * MS if graphs else max(took_ns) > 30 * MS, took_ns
 
 
@@ -124,7 +126,7 @@ def test_graphs_are_made_again_for_memory_that_has_grown(driver: Driver, fake: F
 
 
 def test_a_reservation_makes_no_more_graphs_than_it_has_time_for(driver: Driver, fake: FakeDriver) -> None:
-    """Those that take the place of others take as long as those that are added."""
+    """Launches that replace others take as long as those that are added."""
     loaded(driver, affine())
     made: list[int] = []
 
@@ -135,7 +137,7 @@ def test_a_reservation_makes_no_more_graphs_than_it_has_time_for(driver: Driver,
             yield given
             made.append(fake.calls("cuGraphInstantiateWithFlags") - before)
 
-    directory = driver.rig.build(affine(2, width=300))  # slots and workspace grow for it
+    directory = driver.rig.build(affine(2, width=300))  # slots and workspace grow for this model
     fake.engines(call_ns=config.TRIAL_RESERVE_NS // 4)  # a graph takes more than four calls
     driver.models += 1
     driver.device.prepare(driver.models, directory, counting)
@@ -144,7 +146,7 @@ def test_a_reservation_makes_no_more_graphs_than_it_has_time_for(driver: Driver,
 
 
 def test_a_graph_of_memory_that_is_gone_is_not_launched(driver: Driver, fake: FakeDriver) -> None:
-    """Slots and workspace have grown for a model which then could not be recorded."""
+    """Slots and workspace have grown for a model that then could not be recorded."""
     one = affine()
     model = loaded(driver, one)
     fake.fail("cuGraphInstantiateWithFlags")

@@ -1,5 +1,5 @@
-"""Whole networks, compiled for the host and served by the CUDA device on the fake driver: launch lists, paging and
-arguments as on a card. Where the compiler is not installed, they skip."""
+"""Whole networks, compiled for the host and served by the CUDA device on the fake driver: launch lists,
+paging and arguments as on a card. Where the compiler is not installed, they skip."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "mlp": ({}, (64,)),
     "transformer": ({"layers": 2, "width": 64, "heads": 4, "sequence": 16, "vocabulary": 100}, (16,)),
 }
-"""Of full structure; images are small, because a processor computes them one number at a time."""
+"""Networks of full structure with small images, because a processor computes them number by number."""
 
 
 @pytest.fixture
@@ -68,10 +68,10 @@ def inputs(name: str, rows: int) -> list[Array]:
 )
 @pytest.mark.slow
 def test_networks_on_the_device_answer_as_onnx_runtime_does(name: str, rig: CudaRig, tmp_path: Path) -> None:
-    """Compiled for 1 and 8 rows: three of them run on the eight."""
+    """A network compiled for 1 and 8 rows: three rows run on the variant of eight."""
     path = tmp_path / "model.onnx"
     onnx.save(zoo.build(name, **NETWORKS[name][0]), path)
-    # The device is held against ONNX Runtime below, as is the package while it is prepared.
+    # The device is compared with ONNX Runtime below, as the package is while it is prepared.
     summary = compile_model(
         path, tmp_path / "package", CompileOptions(("host",), batches=(1, 8), verify=False)
     )
@@ -110,14 +110,14 @@ def test_networks_on_a_gpu_answer_as_onnx_runtime_does(name: str, dtype: str, tm
 
 
 def check_device(name: str, package: Path, model: Path, rig: CudaRig, relative: float = RELATIVE) -> None:
-    """A package for up to 8 rows answers, served by a device, as ONNX Runtime does."""
+    """A package for up to 8 rows, served by a device, gives ONNX Runtime's answers."""
     session = ModelSession(model, optimise=False)
     driver = Driver(rig.make(pages=PAGES), rig)
     try:
         prepared = prepare(package, rig.store, rig.fingerprint, PAGE_BYTES, {})
         directory = prepared_directory(rig.store, prepared.digest, rig.fingerprint, {})
         driver.device.prepare(1, str(directory))
-        # From the last page on, so that no run lies where it does in the file.
+        # Pages are taken from the last one down, so that no run lies where it does in the file.
         driver.end(driver.load(1, 1, [PAGES - end for end in accumulate(prepared.runs)]))
         for parts in ((1,), (1, 2), (1, 1, 6)):
             given = inputs(name, sum(parts))

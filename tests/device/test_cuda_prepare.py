@@ -67,7 +67,7 @@ class Reserving:
         return self._reserve(expected_ns, runs)
 
     def give_back(self) -> None:
-        """Nobody else wants the pages."""
+        """Release nothing: no other model wants the pages."""
 
 
 def run(
@@ -78,8 +78,8 @@ def run(
     asked_ns: list[int] | None = None,
     **options: object,
 ) -> tuple[PreparedModel, Path]:
-    """Prepare a package, and try it on a device, as a worker does. capability: as CudaRig.make() has it. asked_ns: the times
-    that were asked for are appended."""
+    """Prepare a package, and try it on a device, as a worker does. capability: as for CudaRig.make().
+    asked_ns: receives the times that were asked for."""
     prepared = prepare(place, rig.store, fingerprint, PAGE_BYTES, options)
     directory = prepared_directory(rig.store, prepared.digest, fingerprint, options)
     if prepared.untried:
@@ -95,7 +95,8 @@ def run(
 
 def test_a_package_by_hand_is_checked_profiled_and_served(rig: CudaRig) -> None:
     one = affine()
-    rig.fake.speed(kernel_ns=300_000)  # a batch costs what its kernels do: it pays, whatever else runs here
+    # a batch costs as much as its kernels, so batching pays even on a busy machine
+    rig.fake.speed(kernel_ns=300_000)
     prepared, directory = run(rig, package(rig, one))
     rig.fake.speed()
     assert prepared.holding == "program"
@@ -124,7 +125,7 @@ def test_a_model_of_long_executions_is_tried_with_few(rig: CudaRig) -> None:
     rig.fake.speed()
     sizes = len({point.exec_ns for point in prepared.profile})
     assert sizes == 4
-    # Its modules, graphs, weights; and four of each size, or more where the machine is slow.
+    # Its modules, graphs, weights; and four executions of each size, or more where the machine is slow.
     assert len(asked_ns) <= 4 + 6.5 * sizes, asked_ns
 
 
@@ -161,7 +162,7 @@ def test_models_of_equal_architecture_share_program_and_profile(rig: CudaRig) ->
     second, _ = run(rig, package(rig, affine(1)))
     assert (second.program, second.profile) == (first.program, first.profile)
     assert second.digest != first.digest
-    assert rig.fake.calls("kernel") - launches < 20  # its answers are checked all the same
+    assert rig.fake.calls("kernel") - launches < 20  # the answers of the model are checked all the same
 
 
 def test_a_program_that_answers_wrongly_is_refused(rig: CudaRig) -> None:
@@ -184,7 +185,7 @@ def test_a_program_for_another_architecture_is_refused(rig: CudaRig) -> None:
 def test_a_package_for_an_older_card_is_prepared_and_served_on_this_one(
     rig: CudaRig, capability: int
 ) -> None:
-    """By its cubin, or by its PTX, which is compiled once for preparation and device."""
+    """Load by the cubin, or by the PTX, which is compiled once for preparation and device."""
     rig.target, rig.ptx = "sm_80", compiled_kernels(target="compute_80")
     rig.module = compiled_kernels(target="sm_80")
     one = affine()
@@ -205,7 +206,7 @@ def test_a_package_for_an_older_card_is_prepared_and_served_on_this_one(
 
 
 def test_cubins_and_ptx_that_nvrtc_made_pass_what_a_card_checks(rig: CudaRig, tmp_path: Path) -> None:
-    """Bounds, parameters and architectures, as the cubins themselves tell them. They compute nothing here."""
+    """Read bounds, parameters and architectures from cubins. These cubins compute nothing on this machine."""
     if not nvrtc.is_installed():
         pytest.skip("NVRTC is not installed (clockwork-serving[compile])")
     onnx.save(zoo.build("mlp", width=16, depth=1), tmp_path / "mlp.onnx")
@@ -240,7 +241,7 @@ def test_a_damaged_package_is_refused(rig: CudaRig) -> None:
 
 
 def test_a_program_says_how_exact_its_answers_are(rig: CudaRig) -> None:
-    """Else the types of its weights say it."""
+    """Without a declared type, the types of the weights decide."""
     place = rig.package(affine(), [([X], [expected_affine(affine(), X) * np.float32(1.005)])])
     with pytest.raises(InvalidModel, match="the program answers wrongly"):
         run(rig, place)
@@ -276,8 +277,8 @@ def test_an_onnx_model_is_compiled_for_the_device_first(rig: CudaRig, tmp_path: 
 
 
 def padded_package(rig: CudaRig, table: bool = False) -> Path:
-    """x (N, 2, S, 2): twice as much, and the sum of each row; for 4 and 9 positions, and 1 and 4 rows. table: in which
-    the kernel finds S."""
+    """A kernel on x (N, 2, S, 2): twice x, and the sum of each row; for 4 and 9 positions, and 1 and 4 rows.
+    table: where the kernel finds S."""
 
     def variant(batch: int, length: int) -> Variant:
         args = [Argument("input", 0, 0), Argument("output", 0, 0), Argument("output", 1, 0)]

@@ -1,6 +1,5 @@
-"""What CuPy is asked for, without a card, by a stand-in for it (stand_in.py): that handles, lifetimes and errors are
-treated right. The stand-in is held against CuPy itself, which imports without a driver, as far as that shows anything there.
-"""
+"""The calls to CuPy, checked without a card by a stand-in for it (stand_in.py): handles, lifetimes and errors
+are treated right. The stand-in is compared with CuPy itself, which can be imported without a driver."""
 
 from __future__ import annotations
 
@@ -43,7 +42,8 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaRig]:
         yield one
         FakeDriver().mend()
         kept = one.fake.live()
-        assert {name for name, count in kept.items() if count} <= {"contexts"}  # a process's, for good
+        # a context lives as long as the process
+        assert {name for name, count in kept.items() if count} <= {"contexts"}
         for ordinal in cupy.contexts:
             table.release_context(ordinal)
 
@@ -95,7 +95,7 @@ def test_without_cupy_it_is_said_what_to_install(rig: CudaRig, monkeypatch: pyte
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_suite_of_a_gpu_passes_where_the_driver_is_taken_for_nvidias(tmp_path: Path) -> None:
-    """What `make test-gpu` runs, but for whole networks, in a process of its own."""
+    """Run the tests of `make test-gpu`, except whole networks, in a process of its own."""
     driver = tmp_path / "libcuda.so.1"
     shutil.copyfile(DRIVER["CLOCKWORK_CUDA_DRIVER"], driver)
     command = [
@@ -133,14 +133,14 @@ def test_cupy_has_what_the_stand_in_has() -> None:
     for method in ("load_file", "get_function"):
         assert callable(getattr(real.function.Module(), method))
     module = real.function.Module()
-    module.ptr = 0  # it can be told that it is unloaded
+    module.ptr = 0  # setting the pointer to 0 marks the module as unloaded
     assert real.runtime.hostAllocPortable == 1
 
 
 @needs_cupy
 @pytest.mark.slow
 def test_what_cupy_raises_where_there_is_no_memory_is_a_memory_error_to_us() -> None:
-    """Memory and PinnedMemory call the runtime themselves, past CuPy's pools: what they raise is the runtime's."""
+    """Memory and PinnedMemory call the runtime themselves, past CuPy's pools: their errors are the runtime's."""
     real = cuda_of_cupy()
     cupy = importlib.import_module("cupy")
     error = real.runtime.CUDARuntimeError(OUT_OF_MEMORY)

@@ -1,4 +1,5 @@
-"""The fake driver is as strict as a card's, so that what a card would refuse or wait for fails a test here."""
+"""The fake driver is as strict as a card's driver: a call that a card would refuse or delay fails a test
+here."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ STALL_NS = 60 * MS
 
 @pytest.fixture
 def memory(fake: FakeDriver) -> Iterator[TableMemory]:
-    """Of the device 0, current in this thread."""
+    """The memory of device 0, current in this thread."""
     one = TableMemory(table := open_driver(), find_card(table, "0"))
     one.make_current()
     yield one
@@ -55,7 +56,7 @@ PAIRS: dict[str, Callable[[TableMemory, Path], tuple[Callable[[], Any], Callable
     "pinned memory": lambda memory, module: (lambda: memory.allocate_host(4096), memory.release_host),
     "modules": lambda memory, module: (lambda: memory.load_module(module), memory.unload_module),
 }
-"""What takes something, and what gives it back."""
+"""Pairs of functions that take a resource and release it."""
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["take", "give back"])
@@ -85,7 +86,7 @@ def test_a_call_that_stalls_ends_after_what_is_queued_and_keeps_every_other_call
         give_back(taken)
     done = driver.end(action)
     assert stalled_ns >= 2 * KERNEL_NS + STALL_NS
-    # The device was done long before anybody could learn of it.
+    # The device was done long before the host could notice.
     assert done.execute[2] <= stalled_ns - STALL_NS
     assert done.execute[1] - done.execute[0] >= 2 * KERNEL_NS + STALL_NS / 2
     fake.speed()
@@ -120,10 +121,11 @@ def test_only_pinned_memory_stalls_the_other_devices(
 def test_the_first_launch_of_a_kernel_that_is_loaded_lazily_stalls(
     make: Callable[..., Driver], fake: FakeDriver, loading: str
 ) -> None:
-    """And never otherwise: not its second launch, nor where kernels are loaded with their module."""
+    """Only the first launch of a lazily loaded kernel stalls: not its second launch, nor a kernel that is
+    loaded with its module."""
     driver = make(graphs=False)
     with environment(CUDA_MODULE_LOADING=loading):
-        Table(DRIVER["CLOCKWORK_CUDA_DRIVER"])  # the driver reads it when it is initialised
+        Table(DRIVER["CLOCKWORK_CUDA_DRIVER"])  # the driver reads the setting when it is initialised
     model = driver.prepare(affine())
     assert driver.end(driver.load(model, 1, [0])).status == Status.OK
     fake.stall(STALL_NS)
@@ -135,7 +137,7 @@ def test_the_first_launch_of_a_kernel_that_is_loaded_lazily_stalls(
 
 
 def stalls(place: Path, call: Callable[[], Any]) -> list[str]:
-    """What stalls a card in a call, as the fake driver notes it."""
+    """The calls that stall a card, as the fake driver counts them."""
     noted = place / "stalls"
     noted.write_text("")
     with environment(CLOCKWORK_FAKE_STALLS=str(noted)):
@@ -147,7 +149,7 @@ def stalls(place: Path, call: Callable[[], Any]) -> list[str]:
 def test_no_launch_stalls_for_the_memory_that_its_threads_have_to_themselves(
     make: Callable[..., Driver], graphs: bool, tmp_path: Path
 ) -> None:
-    """It is taken when the model is prepared."""
+    """The kernel's memory is taken when the model is prepared."""
     driver = make(graphs=graphs)
     deep = KERNELS.read_text().replace("KERNEL(add_table_1)", "KERNEL_WITH(add_table_1, 32, 0, 1024, 4096)")
     driver.rig.module = compiled_kernels(deep)
@@ -198,7 +200,7 @@ def launch(
     block: tuple[int, ...] = (1, 1, 1),
     shared: int = 0,
 ) -> int:
-    """Launch on a stream of its own, and wait for its end; the first error."""
+    """Launch on a stream of its own, and wait for its end; return the first error."""
     library = ctypes.CDLL(str(LIBRARY))
     stream = ctypes.c_void_p()
     assert library.cuStreamCreate(ctypes.byref(stream), 1) == 0
@@ -215,7 +217,7 @@ def launch(
 def test_a_launch_whose_threads_take_more_memory_than_any_before_stalls(
     memory: TableMemory, needy: Callable[[str], Kernel], tmp_path: Path
 ) -> None:
-    """Every thread has 1 KiB at first. What was taken once is there."""
+    """Every thread has 1 KiB at first. Memory once taken for more stays."""
     kernel, target = needy("deep"), memory.allocate(64)
     assert open_driver().local_bytes(kernel) == 2048
     for expected in (["launch"], []):
@@ -288,7 +290,7 @@ CAPABILITIES = (75, 80, 86, 87, 89, 90, 100, 103, 120, 121)
 def test_a_module_runs_on_the_cards_on_which_nvidias_driver_runs_it(
     fake: FakeDriver, memory: TableMemory, target: str
 ) -> None:
-    """As NVIDIA's compatibility rules say; nothing of it was tried on a card."""
+    """The driver follows NVIDIA's compatibility rules; this was never run on a card."""
     images = [compiled_kernels(NEEDY, target)]
     if nvrtc.is_installed():
         source = 'extern "C" __global__ void plain(float* y, int n) { y[0] = n; }'
@@ -303,7 +305,7 @@ def test_a_module_runs_on_the_cards_on_which_nvidias_driver_runs_it(
             except CudaError as error:
                 refused.add(error.code)
         assert (set(ran), refused) == (set(RUNS[target]), {NO_BINARY})
-        # What a device takes of a package is what its driver runs.
+        # A device takes from a package the code that its driver runs.
         package = {
             target.replace("compute", "sm"): TargetModules(
                 0, ("m",), ("m",) if target.startswith("compute") else ()
@@ -344,7 +346,7 @@ def test_ptx_is_compiled_for_the_card_and_for_no_older_one(fake: FakeDriver, mem
         cubin = table.link(ptx)
         assert fake.calls("jit") == compiled + 1
         table.unload_module(table.load_module(cubin))
-        assert fake.calls("jit") == compiled + 1  # it is a cubin now
+        assert fake.calls("jit") == compiled + 1  # the compiled PTX is a cubin now
         table.unload_module(table.load_module(ptx + b"\0"))
         assert fake.calls("jit") == compiled + 2
         fake.card(80)

@@ -1,4 +1,5 @@
-"""The fake driver refuses what a card's does, of graphs, and what a card does wrongly without a word."""
+"""The fake driver refuses graphs that a card's driver refuses, and fails where a card would silently do the
+wrong thing."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ BYTES = 16
 
 
 class Params(ctypes.Structure):
-    """CUDA_KERNEL_NODE_PARAMS_v1."""
+    """The struct CUDA_KERNEL_NODE_PARAMS_v1."""
 
     _fields_ = [("function", c_void_p), ("grid", c_uint * 3), ("block", c_uint * 3), ("shared", c_uint),
                 ("arguments", c_void_p), ("extra", c_void_p)]  # fmt: skip
@@ -58,7 +59,7 @@ class Site:
         made = c_void_p()
         after = (c_void_p * len(before))(*before)
         self.call("cuGraphAddKernelNode", byref(made), self.graph, after, len(before), byref(params))
-        values[0].value = values[1].value = 0  # what is added has been copied
+        values[0].value = values[1].value = 0  # the node has a copy of its arguments
         return made
 
     def instantiate(self) -> c_void_p:
@@ -98,7 +99,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.mark.parametrize("depends", [True, False])
 def test_nodes_run_in_the_order_of_their_dependencies_alone(site: Site, depends: bool) -> None:
-    """Buffers 0 and 1 are copied over buffer 2. Where neither depends on the other, the second is first."""
+    """Copy buffers 0 and 1 over buffer 2. Where neither node depends on the other, the second runs first."""
     first = site.add(0, 2)
     site.add(1, 2, *([first] if depends else []))
     site.call("cuGraphLaunch", site.instantiate(), site.stream)
@@ -133,7 +134,7 @@ def test_one_graph_runs_once_at_a_time_on_any_streams(site: Site) -> None:
 
 
 def test_an_event_in_a_graph_is_recorded_when_it_happens(site: Site) -> None:
-    """A query between the launch and that tells of the time before."""
+    """A query between the launch and the event's mark reports the time before."""
     node, kernel = c_void_p(), site.add(0, 2)
     before = (c_void_p * 1)(kernel)
     site.call("cuGraphAddEventRecordNode", byref(node), site.graph, before, 1, site.event)

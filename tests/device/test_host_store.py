@@ -1,4 +1,4 @@
-"""A host store with a budget: what every device that has one must do, and what only one with files can get wrong."""
+"""A host store with a budget: the behaviour of every device that has a store, and of devices that read files."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_what_a_load_waits_for_is_not_dropped(make: Callable[..., Driver]) -> No
     driver.device.revoke(revoked)
     assert statuses(driver, revoked) == [Status.ACTION_CANCELLED]
     driver.end(driver.fetch(model))
-    assert statuses(driver, driver.drop(model)) == [Status.OK]  # what was revoked holds nothing
+    assert statuses(driver, driver.drop(model)) == [Status.OK]  # a revoked FETCH holds no page
 
 
 def test_fetches_have_windows_and_can_be_revoked(make: Callable[..., Driver]) -> None:

@@ -1,4 +1,5 @@
-"""Requests of different length in one batch: models are prepared as at registration, and executed on a CPU device."""
+"""Requests of different length in one batch: models are prepared as at registration, and executed on a CPU
+device."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ def attention() -> onnx.ModelProto:
 
 
 def two_lengths() -> onnx.ModelProto:
-    """x [N, S, 4] looks at c [N, T, 4], of another length."""
+    """A model in which x [N, S, 4] attends to c [N, T, 4], which has another length."""
     nodes = [
         helper.make_node("Transpose", ["c"], ["t"], perm=[0, 2, 1]),
         helper.make_node("MatMul", ["x", "t"], ["scores"]),
@@ -82,7 +83,7 @@ class Served:
         return done
 
     def run(self, *parts: Sequence[Array]) -> Completion:
-        """One execution of these requests together."""
+        """Execute these requests in one batch."""
         action = Infer(next(self._ids), 0, 0, 1, 0, NEVER_NS, 0, [])
         views = [[TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, part)]
                  for part in parts]  # fmt: skip
@@ -95,7 +96,7 @@ class Served:
         return [[decode_tensor(one.dtype, one.shape, one.data) for one in part] for part in done.parts]
 
     def check(self, *parts: Sequence[Array]) -> list[list[Array]]:
-        """Each request is answered as ONNX Runtime answers it alone."""
+        """Check that each request is answered as ONNX Runtime answers it alone."""
         found = self.answers(*parts)
         for answer, part in zip(found, parts, strict=True):
             assert difference(answer, self._alone.run(part)) == ""
@@ -190,7 +191,7 @@ def test_what_a_slot_held_before_does_not_reach_an_answer(made: list[Served], tm
     served = serve(made, tmp_path, token_encoder())
     before = served.check(sentence(5), sentence(9, 1))
     no_ids = [np.full((2, 9), 1 << 40), np.full((2, 9), -1)]
-    for _ in range(8):  # every slot
+    for _ in range(8):  # once for every slot
         assert served.run(no_ids, no_ids).status == Status.EXECUTION_FAILED
     after = served.answers(sentence(5), sentence(9, 1))
     for ours, theirs in zip(after, before, strict=True):

@@ -1,8 +1,8 @@
 """ONNX's own operator tests through preparation and the CPU device.
 
-Each test runs as shipped, and again with every input but the first turned into an initializer, so that
-the split is exercised, in both holdings. Whatever plain ONNX Runtime passes must pass. ``make conformance`` and
-``make test-all`` run them, and print the counts.
+Each test runs as shipped, and again with every input but the first turned into an initializer, so that the
+split is exercised, in both holdings. Every test that plain ONNX Runtime passes must pass. ``make
+conformance`` and ``make test-all`` run them, and print the counts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PAGE_BYTES = 64 << 10
 
 @functools.cache
 def node_tests() -> list[Any]:
-    """Every node test of the installed onnx, in order of name."""
+    """Return every node test of the installed onnx, in order of name."""
     with warnings.catch_warnings():  # its generators overflow and divide by zero on purpose
         warnings.simplefilter("ignore")
         return sorted(load_model_tests(kind="node"), key=lambda case: str(case.name))
@@ -56,7 +56,7 @@ def as_arrays(values: Sequence[Any]) -> list[Array]:
 
 
 def close_to(case: Any, actual: Sequence[Array], expected: Sequence[Array]) -> str:
-    """What ONNX's own runner would object to, or nothing."""
+    """Return the objection of ONNX's own runner to a result, or ""."""
     if len(actual) != len(expected):
         return f"{len(actual)} outputs instead of {len(expected)}"
     for one, other in zip(actual, expected):
@@ -75,7 +75,7 @@ def close_to(case: Any, actual: Sequence[Array], expected: Sequence[Array]) -> s
 
 
 def plain(model: onnx.ModelProto, inputs: Sequence[Array]) -> list[Array] | None:
-    """What ONNX Runtime alone answers, or None."""
+    """Return the answer of ONNX Runtime alone, or None."""
     try:
         return ModelSession(model.SerializeToString(), optimise=True).run(inputs)
     except (RunError, TypeError):
@@ -83,7 +83,7 @@ def plain(model: onnx.ModelProto, inputs: Sequence[Array]) -> list[Array] | None
 
 
 def with_initializers(model: onnx.ModelProto, inputs: Sequence[Array]) -> onnx.ModelProto | None:
-    """The model with every input but the first as a constant; None if it has only one."""
+    """Return the model with every input but the first as a constant; None if it has a single input."""
     if len(inputs) < 2 or len(inputs) != len(model.graph.input):
         return None
     result = onnx.ModelProto()
@@ -103,7 +103,7 @@ def constant(value: onnx.ValueInfoProto, array: Array) -> TensorProto:
 
 
 class Server:
-    """Prepares models below one directory and runs them on a device."""
+    """Prepares models below a directory and runs them on a device."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -112,7 +112,7 @@ class Server:
     def serve(
         self, model: onnx.ModelProto, inputs: Sequence[Array], holding: str = "auto"
     ) -> tuple[list[Array], PreparedModel]:
-        """Raises InvalidModel or RunError."""
+        """Prepare and run a model. Raises InvalidModel or RunError."""
         shutil.rmtree(self._root, ignore_errors=True)
         source, package = self._root / "source", self._root / "package"
         source.mkdir(parents=True)
@@ -134,7 +134,8 @@ class Server:
 
 
 def examine(cases: Iterable[Any], root: Path) -> tuple[collections.Counter[str], list[str]]:
-    """Counts by outcome, and a line for each test that plain ONNX Runtime passes and we do not."""
+    """Return counts by outcome, and a line for each test that plain ONNX Runtime passes and Clockwork does
+    not."""
     server = Server(root)
     counts: collections.Counter[str] = collections.Counter()
     failures: list[str] = []
@@ -184,7 +185,7 @@ def examine(cases: Iterable[Any], root: Path) -> tuple[collections.Counter[str],
 
 @pytest.fixture
 def work(tmp_path: Path) -> Iterator[Path]:
-    """A folder for many short-lived files: in memory, where there is such a place."""
+    """Return a folder for many short-lived files: in memory, if possible."""
     memory = Path("/dev/shm")
     parent = memory if os.access(memory, os.W_OK) else tmp_path
     with tempfile.TemporaryDirectory(prefix="clockwork-test-", dir=parent) as name:

@@ -1,6 +1,6 @@
-"""Real models that packages ship: each, prepared and served by the CPU device, answers as plain ONNX Runtime.
+"""Real models from packages: each, prepared and served by the CPU device, answers as plain ONNX Runtime.
 
-The packages (requirements-models.lock) are found without importing them, since what they depend on is not
+The packages (requirements-models.lock) are found without importing them, because their dependencies are not
 installed; a model whose package is missing is skipped, visibly.
 """
 
@@ -29,7 +29,7 @@ Inputs = dict[str, Array]
 
 
 def file_type(rng: np.random.Generator) -> list[Inputs]:
-    """The first, middle and last bytes of a file, as magika cuts them; 256 is padding."""
+    """Return the first, middle and last bytes of a file, as magika cuts them; 256 is padding."""
     files = [Path(__file__).read_bytes(), Path(np.__file__).read_bytes(), bytes(range(256)) * 9]
     rows = []
     for data in files:
@@ -124,7 +124,7 @@ def test_public_model(name: str, tmp_path: Path) -> None:
 
 
 def test_models_are_served_without_examples(tmp_path: Path) -> None:
-    """silero is the hardest to guess for: a length, a state with its batch on axis 1, and a rate."""
+    """Sizes of silero are the hardest to guess: a length, a state with its batch on axis 1, and a rate."""
     package = tmp_path / "package"
     package.mkdir()
     (package / "model.onnx").write_bytes(find(PUBLIC["silero-vad"]).read_bytes())

@@ -1,4 +1,5 @@
-"""A GPU's time for its worker itself: what executes meanwhile (nothing), and what may be done only then."""
+"""Reservations of a GPU for its worker itself: no execution runs meanwhile, and some calls are made only
+then."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from tests.device.rig import PAGE_BYTES, Driver, affine, array_of, expected_affi
 RIGS = [CudaRig]
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
-NEW = 77  # the model for which the device is wanted
+NEW = 77  # the model for which the device is reserved
 STALLING = (
     "cuMemAlloc_v2", "cuMemFree_v2", "cuMemHostAlloc", "cuMemFreeHost", "cuModuleLoadData", "cuModuleUnload",
 )  # fmt: skip
@@ -60,7 +61,7 @@ def test_nothing_executes_until_the_reservation_is_left(driver: Driver) -> None:
     asked: list[int] = []
     with driver.device.reserved(NEW, lambda: asked.append(order(driver, 8, 5))) as starts:
         assert starts == [8, 5]
-        assert driver.end(before).status == Status.OK  # what was sent before it has been executed
+        assert driver.end(before).status == Status.OK  # the INFER sent before has been executed
         after = driver.infer(model, 1, [X])
         other = driver.prepare(affine(1))
         assert driver.end(driver.load(other, 2, [4])).status == Status.OK  # loads go on
@@ -85,11 +86,12 @@ def test_one_that_nobody_wants_or_that_is_late_holds_nothing_up(driver: Driver) 
 
 
 def test_one_for_a_model_that_was_forgotten_is_not_given_to_the_next(driver: Driver) -> None:
-    """Its pages are those of the first one's runs, and serve the second's for nothing."""
+    """Its pages are those of the first model's runs, and the second takes them at no cost."""
     orders: list[int] = []
 
     def ask() -> None:
-        orders.append(order(driver, 3, model_id=NEW - 1))  # on its way since before that one was forgotten
+        # the order was under way before the model was forgotten
+        orders.append(order(driver, 3, model_id=NEW - 1))
         orders.append(order(driver, 5, 9))
 
     with driver.device.reserved(NEW, ask) as starts:
@@ -118,13 +120,14 @@ def test_who_waits_when_the_device_begins_anew_is_told(driver: Driver) -> None:
     with driver.device.reserved(NEW, lambda: order(driver) and None):
         reset = threading.Thread(target=driver.device.reset)
         reset.start()
-    reset.join(10)  # it waits for who has the device
+    reset.join(10)  # reset() waits for the holder of the reservation
     assert not reset.is_alive()
     assert driver.end(order(driver)).status == Status.OK
 
 
 def test_the_driver_stalls_only_within_reservations(driver: Driver) -> None:
-    """Modules, larger slots and a larger workspace, and what of them is given back; a model in every slot's way."""
+    """Modules, larger slots and a larger workspace come and are released; a model is in use in every slot
+    meanwhile."""
     fake = driver.rig.fake
     serving = driver.prepare(affine())
     assert driver.end(driver.load(serving, 1, [31])).status == Status.OK
@@ -154,13 +157,13 @@ def test_the_driver_stalls_only_within_reservations(driver: Driver) -> None:
     assert calls() == before
     assert driver.device.is_untidy
     driver.models += 1
-    driver.device.prepare(driver.models, directory, counting)  # its modules are there yet
+    driver.device.prepare(driver.models, directory, counting)  # the modules are still loaded
     assert not driver.device.is_untidy
     assert calls() == before
 
 
 def test_what_the_host_takes_to_launch_does_not_count_as_what_is_measured(driver: Driver) -> None:
-    """As it does not when the model serves: the registration's times are what is predicted at first."""
+    """Unlike the preparation of a serving model, this predicts by the registration's times at first."""
     directory = Path(driver.rig.build(affine()))
     driver.device.prepare(1, str(directory))
     trial = driver.device.trial(1)

@@ -1,4 +1,4 @@
-"""Models whose memory or time follows from what a request says, for tests: each takes one int64 [1] named ``n``."""
+"""Test models whose memory or time depends on a value in the request: each takes one int64 [1] named ``n``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def constant(
 
 
 def _one(nodes: Sequence[onnx.NodeProto], result: str = "big", dtype: int = FLOAT) -> Case:
-    """A model that makes ``big`` of n and answers with its sum: one number, whatever was made."""
+    """A model that makes ``big`` of n and answers with its sum: a single number."""
     return case(
         [*nodes, helper.make_node("ReduceSum", [result], ["y"], keepdims=0)],
         {"n": (INT, [1])}, {"y": (dtype, [])}, batches=False,
@@ -88,7 +88,7 @@ def non_zero() -> Case:
 
 
 def repeated() -> Case:
-    """`x`, a string, and `n` to how many strings n times x are: their characters are no tensor's memory."""
+    """Makes n copies of the string `x`: their characters are in no tensor's memory."""
     return case(
         [helper.make_node("Tile", ["x", "n"], ["big"]), helper.make_node("Shape", ["big"], ["y"])],
         {"x": (TensorProto.STRING, [1]), "n": (INT, [1])}, {"y": (INT, [1])}, batches=False,
@@ -96,7 +96,7 @@ def repeated() -> Case:
 
 
 def loop(scanned: int) -> Case:
-    """Goes round n times, keeping so many floats of each round."""
+    """Loops n times, and keeps so many floats of each round."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go"], ["goes"]),
@@ -123,7 +123,7 @@ def loop(scanned: int) -> Case:
 
 
 def strings_of_rounds(each: int) -> Case:
-    """Goes round n times, and keeps so many strings of 100 characters of each round."""
+    """Loops n times, and keeps so many strings of 100 characters of each round."""
     text = helper.make_tensor("text", TensorProto.STRING, [1], [b"x" * 100])
     body = helper.make_graph(
         [
@@ -152,7 +152,7 @@ def strings_of_rounds(each: int) -> Case:
 
 
 def spin() -> Case:
-    """Goes round n times and keeps nothing but a count."""
+    """Loops n times and keeps nothing but a count."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["go"], ["goes"]), helper.make_node("Add", ["sum", "one"], ["more"])],
         "body",

@@ -1,9 +1,9 @@
-"""What a kernel says that ends its process: each runs in a child of this one.
+"""Runs kernels that end their process, each in a child process, and collects their messages.
 
     python -m tests.emulation.forked MODULE KERNEL...
 
-For the sanitizers' sake a program of its own: runs each kernel on 64 floats, and prints a JSON object of what each wrote
-to stderr.
+A program of its own, because of the sanitizers: it runs each kernel on 64 floats, and prints a JSON object
+with the text that each wrote to stderr.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ FLOATS = 64
 
 
 def last_words(code: HostModule, kernel: str, threads: int, arguments: Sequence[Any] = ()) -> str:
-    """What a launch writes to stderr before the process ends; "" if it comes back. Without arguments: on 64 floats."""
+    """Return the text that a launch writes to stderr before the process ends; "" if the launch returns.
+
+    Without arguments: on 64 floats.
+    """
     with tempfile.TemporaryFile() as written:
         child = os.fork()
         if not child:
-            faulthandler.disable()  # it writes elsewhere
+            faulthandler.disable()  # faulthandler would write to another file
             os.dup2(written.fileno(), 2)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             buffer = Buffer(4 * FLOATS)

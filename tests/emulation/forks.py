@@ -1,6 +1,7 @@
-"""Many models compiled in little time: every process that would import the compiler anew is a fork of one that has it.
+"""Compiles many models in little time: each process that needs the compiler is a fork of one that has
+imported it.
 
-A test asks a process of its own, which is started with the compiler's environment, for the outcomes of many names.
+A test starts a process with the compiler's environment, and asks it for the outcomes of many names.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tests.emulation import modules
 
 
 class Forked:
-    """What the compiler uses of subprocess.Popen, for the process that lowers a variant."""
+    """The part of subprocess.Popen that the compiler uses, for the process that lowers a variant."""
 
     def __init__(self, command: Sequence[str], *, stderr: IO[str], **_: Any) -> None:
         reading, writing = os.pipe()
@@ -59,7 +60,8 @@ class Forked:
 
 
 def in_a_fork(function: Callable[[], Any], limit_s: int, failed: Callable[[str], Any]) -> Any:
-    """What a function returns, as JSON has it, from a process of its own; or what ``failed`` makes of a sentence."""
+    """Return a function's result, as JSON holds it, from a forked process; if the process fails, the result
+    of ``failed`` for a sentence."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -85,10 +87,13 @@ One = TypeVar("One")
 def each(
     chosen: Sequence[One], function: Callable[[One], Any], limit_s: int, failed: Callable[[str], Any]
 ) -> Iterator[tuple[One, Any]]:
-    """in_a_fork() of each, several at a time, in their order. The compiler lowers by forks from then on."""
+    """Call in_a_fork() for each, several at a time, in their order.
+
+    From then on the compiler lowers in forks.
+    """
     forking = types.SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
     compiler.subprocess = forking  # type: ignore[attr-defined]
-    importlib.import_module("clockwork.models.compile.lower")  # once, for all forks
+    importlib.import_module("clockwork.models.compile.lower")  # imported once, for all forks
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         yield from zip(
             chosen, pool.map(lambda one: in_a_fork(lambda: function(one), limit_s, failed), chosen)
@@ -96,7 +101,7 @@ def each(
 
 
 def ask(module: str, arguments: Iterable[str]) -> Iterator[tuple[Any, Any]]:
-    """Names and outcomes, each when it is there, from ``python -m module --run arguments``, which prints both as a
+    """Yield names and outcomes as they come from ``python -m module --run arguments``, which prints both as a
     line of JSON."""
     environment = bare_environment(
         PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **compiler.CHILD_ENVIRONMENT

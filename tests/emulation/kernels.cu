@@ -1,9 +1,9 @@
-/* Kernels that wait, and kernels that are wrong: what tests/native/host_kernels.h makes of them. */
+/* Kernels that wait, and kernels that are wrong, to test tests/native/host_kernels.h. */
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-/* The blocks of x, each turned round twice, through shared memory. */
+/* The blocks of x, each reversed twice through shared memory. */
 extern "C" __global__ void __launch_bounds__(48) turn(float* data0_96, float* data1_96) {
     __shared__ __align__(16) float kept[48];
     int at = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);

@@ -1,6 +1,6 @@
-"""Program packages whose kernels for a GPU run on this machine: the CUDA C that NVRTC compiled is compiled by g++ with
-tests/native/host_kernels.h, and takes the place of the cubin. Launch lists, weights and offsets stay as they are.
-"""
+"""Program packages whose kernels for a GPU run on this machine. The CUDA C that NVRTC compiled is compiled by
+g++ with tests/native/host_kernels.h, and replaces the cubin. Launch lists, weights and offsets stay as they
+are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from clockwork.models.compile.widths import ELEMENT_BYTES
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = ROOT / "tests" / "native" / "host_kernels.h"
 COMPILE_S = 600.0
-"""Time limit for one file, on a busy machine."""
+"""Time limit for a file, on a busy machine."""
 
 CUDA_C = ["-std=c++20", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-x", "c++", "-include", str(HEADER),
           "-I", str(HEADER.with_suffix(""))]  # fmt: skip
@@ -46,11 +46,11 @@ class Head:
     threads_max: int
     extents: tuple[
         int, ...
-    ]  # for each parameter, the bytes behind the pointer that it is or finds in the table; 0: a size
+    ]  # for each parameter, the bytes behind the pointer that it is, or that it finds in the table; 0: a size
 
 
 def heads_of(source: str) -> dict[str, Head]:
-    """The declarations in CUDA C, as the compiler writes them."""
+    """Return the kernels' declarations in CUDA C, as the compiler writes them."""
     found = {}
     for body in _NAMESPACE.split(source)[1:]:
         ((threads, name, parameters),) = _HEAD.findall(body)
@@ -69,9 +69,10 @@ def heads_of(source: str) -> dict[str, Head]:
 
 
 def build(source: str, target: Path, flags: Sequence[str] = QUICK, jobs: int = 1) -> None:
-    """A shared object of all kernels in a module's CUDA C. Raises CannotBuild.
+    """Make a shared object of all kernels in a module's CUDA C. Raises CannotBuild.
 
-    jobs: compilers at a time, among which the kernels are divided."""
+    jobs: compilers at a time, among which the kernels are divided.
+    """
     head, *bodies = _NAMESPACE.split(source)
     jobs = min(jobs, len(bodies))
     parts = [bodies[number::jobs] for number in range(jobs)]
@@ -104,9 +105,11 @@ def _run(command: Sequence[str]) -> None:
 def emulated(
     package: Path, sources: Path, architecture: str, made: Path, flags: Sequence[str] = QUICK, jobs: int = 0
 ) -> Program:
-    """Make a copy of a package, in the new directory ``made``, whose programs for the host are those for an architecture.
+    """Make a copy of a package, in the new directory ``made``, whose programs for the host are those for an
+    architecture.
 
-    sources: the CUDA C of the package's modules (Options.sources). It is put beside the modules of the copy."""
+    sources: the CUDA C of the package's modules (Options.sources). It is put beside the modules of the copy.
+    """
     program = read_program(package)
     (made / "modules").mkdir(parents=True)
     paths = []

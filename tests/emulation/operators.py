@@ -1,12 +1,13 @@
-"""ONNX's own operator tests through the compiler: which pass, and which are refused for which reason.
+"""ONNX's own operator tests through the compiler: the tests that pass, and the reasons for the others'
+refusals.
 
-    python -m tests.emulation.operators                      # all of them, some 15 minutes; writes the table anew
-    python -m tests.emulation.operators test_abs test_add    # these alone, printed
-    python -m tests.emulation.operators --card test_abs      # by the kernels for sm_80, emulated and sanitised
+    python -m tests.emulation.operators                      # all tests, 15 minutes; writes the table
+    python -m tests.emulation.operators test_abs test_add    # these tests, printed
+    python -m tests.emulation.operators --card test_abs      # by the kernels for sm_80, emulated
 
-Each test is compiled as shipped, and, where it has several inputs, with all but the first as constants, as models mostly
-have them. Its program for the host must give the outputs that the test names. Results are docs/operators.json and,
-made of that, docs/operators.md.
+Each test is compiled as shipped. A test with several inputs is compiled a second time with all but the first
+as constants, as most models have them. Its program for the host must give the outputs that the test names.
+Results are docs/operators.json and, made of that file, docs/operators.md.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ CASE_S = 900
 """Time limit for a test, on a busy machine."""
 
 PASS, REFUSED, WRONG = "pass", "refused", "wrong"
-"""Beginnings of outcomes; ": " and why follow on the last two."""
+"""Beginnings of outcomes; the last two are followed by ": " and the reason."""
 
 REASON_CHARS_MAX = 160
 ARCHITECTURE = "sm_80"
@@ -63,7 +64,7 @@ SHIPPED, CONSTANTS = "as shipped", "with constants"
 def outcome(
     case: Any, model: onnx.ModelProto, inputs: Sequence[Array], expected: Sequence[Array], card: bool
 ) -> str:
-    """What becomes of a test whose model takes these inputs. card: by the kernels for a card."""
+    """Return the outcome of a test whose model takes these inputs. card: use the kernels for a card."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
         work = Path(name)
         path = work / "model.onnx"
@@ -107,7 +108,7 @@ def outcome(
 
 
 def reason(text: str) -> str:
-    """A refusal without what differs from test to test."""
+    """Return a refusal without the parts that differ from test to test."""
     text = re.sub(
         r",? which ONNX Runtime cannot execute here: .*", ", which ONNX Runtime cannot execute", text
     )
@@ -125,7 +126,7 @@ def arrays(values: Sequence[Any]) -> list[Array]:
 
 
 def outcomes(case: Any, card: bool) -> dict[str, str]:
-    """By the way in which the test is compiled."""
+    """The inputs of a test, for each way in which it is compiled."""
     if not tensors_only(case):
         return {SHIPPED: f"{REFUSED}: sequences, optionals and maps are no tensors"}
     inputs, expected = (arrays(values) for values in case.data_sets[0])
@@ -137,8 +138,11 @@ def outcomes(case: Any, card: bool) -> dict[str, str]:
 
 
 def chosen_cases(names: Sequence[str]) -> list[Any]:
-    """The tests of these names, in order of name; all tests for none. FILE:NAME is one of a file of onnx's,
-    and FILE: its first; where all are so, other files are not loaded, which takes seconds."""
+    """Return the tests of these names, in order of name; all tests if none are given.
+
+    FILE:NAME is a test in a file of onnx's, and FILE: the file's first test. If all names have a file, other
+    files are not loaded, which saves seconds.
+    """
     if not names or not all(":" in name for name in names):
         return [case for case in node_tests() if not names or case.name in names]
     found = []
@@ -162,7 +166,7 @@ def run(names: Sequence[str], card: bool) -> None:
 
 
 def ask(names: Sequence[str], card: bool = False) -> dict[str, dict[str, str]]:
-    """Outcomes by test, from a process of its own. names: none for all tests."""
+    """Return outcomes by test, from a process of its own. names: empty for all tests."""
     return dict(forks.ask("tests.emulation.operators", [*(["--card"] if card else []), *names]))
 
 
@@ -170,7 +174,7 @@ def ask(names: Sequence[str], card: bool = False) -> dict[str, dict[str, str]]:
 
 
 def to_json(found: Mapping[str, Mapping[str, str]]) -> str:
-    """What is kept of the outcomes of all tests: those that are not simply "pass"."""
+    """Return the outcomes that docs/operators.json keeps: those that are not simply "pass"."""
     kept: dict[str, dict[str, list[str]]] = {}
     for name, result in sorted(found.items()):
         for way, text in result.items():
@@ -186,7 +190,7 @@ def to_json(found: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def from_json(text: str) -> dict[str, dict[str, str]]:
-    """The outcomes of all tests of the installed onnx, of which to_json() kept those that are not "pass"."""
+    """Return the outcomes of all tests of the installed onnx, from the kept outcomes that are not "pass"."""
     kept = {
         (name, way): outcome
         for outcome, ways in json.loads(text)["not simply passed"].items()
@@ -208,13 +212,13 @@ def _models() -> dict[str, onnx.ModelProto]:
 
 
 def operator_of(name: str) -> str:
-    """The operator that a test is about: a test of its definition is about it, too."""
+    """Return the operator that a test is about; a test of its expanded definition counts, too."""
     models = _models()
     return str(models.get(name.removesuffix("_expanded"), models[name]).graph.node[-1].op_type)
 
 
 def to_markdown(found: Mapping[str, Mapping[str, str]]) -> str:
-    """The table for people: by operator, how many tests pass, and why others are refused."""
+    """Return the table for readers: by operator, how many tests pass, and why others are refused."""
     passed: dict[str, list[bool]] = {}
     reasons: dict[str, dict[str, int]] = {}
     for name, result in sorted(found.items()):

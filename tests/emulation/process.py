@@ -21,12 +21,12 @@ RUN_S = 1500.0
 
 
 class Finding(Exception):
-    """What a sanitizer or the emulation says, or the process says at its end."""
+    """An error of a sanitizer, of the emulation, or of the process's end."""
 
 
 @functools.cache
 def sanitizer() -> str:
-    """The path of AddressSanitizer's library, or "" where g++ has none."""
+    """Return the path of AddressSanitizer's library, or "" where g++ has none."""
     found = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -34,7 +34,8 @@ def sanitizer() -> str:
 
 
 def environment(stacks: bool = True) -> dict[str, str]:
-    """That of a process under the sanitizers. stacks: findings come with the lines of a stack, which take a second."""
+    """Return the environment of a process under the sanitizers. stacks: print the source lines of each
+    finding's stack, which takes a second."""
     stdcpp = subprocess.run(
         ["g++", "-print-file-name=libstdc++.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -49,7 +50,7 @@ def environment(stacks: bool = True) -> dict[str, str]:
 
 
 def run(package: Path, inputs: Sequence[Array], sanitised: bool = True) -> tuple[list[Array], float]:
-    """The outputs, and the seconds that the launches took. Raises Finding."""
+    """Return the outputs, and the seconds that the launches took. Raises Finding."""
     with tempfile.TemporaryDirectory() as name:
         source, target = Path(name) / "inputs.npz", Path(name) / "outputs.npz"
         np.savez(source, **{str(number): array for number, array in enumerate(inputs)})

@@ -1,7 +1,7 @@
 """Small random networks: chains, diamonds and several outputs of the operators that real models have.
 
-A seed decides the network: its operators, shapes, types of numbers, open dimensions and version of operators. "N" is a
-batch, whose rows no operator mixes; "S" is a length, along which operators may mix positions.
+A seed decides the network: its operators, shapes, types of numbers, open dimensions and version of operators.
+"N" is a batch, whose rows no operator mixes; "S" is a length, along which operators may mix positions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROWS_MAX = 5
 LENGTH = 7
 """The size of "S" for which a network is compiled."""
 ELEMENTS_MAX = 1500
-"""Of a row of a value."""
+"""Bound on the elements of a row of a value."""
 VOCABULARY = 11
 OPSETS = (13, 17, 21)
 IR_VERSION = 10
@@ -52,7 +52,7 @@ class Value:
 
     @property
     def elements(self) -> int:
-        """Of a row of the largest length."""
+        """Return the elements of a row of the largest length."""
         return math.prod(LENGTH if dim == "S" else int(dim) for dim in self.dims if dim != "N")
 
 
@@ -62,7 +62,7 @@ class Network:
     inputs: tuple[Value, ...]
 
     def arrays(self, seed: int, rows: int, length: int) -> list[Array]:
-        """Inputs of so many rows, of this length."""
+        """Make inputs of so many rows, of this length."""
         rng = np.random.default_rng(seed)
         made: list[Array] = []
         for value in self.inputs:
@@ -110,7 +110,8 @@ class _Builder:
     def build(self) -> Network:
         self._make_inputs()
         wanted = self._random.choice((2, 4, 6, 9, 13))
-        operators = [name for name in dir(self) if name.startswith("op_")]  # in order of name: a seed decides
+        # in order of name, so that the seed decides
+        operators = [name for name in dir(self) if name.startswith("op_")]
         often = [OFTEN.get(name, 1) for name in operators]
         for _ in range(20 * wanted):
             if len(self._nodes) >= wanted:
@@ -193,7 +194,7 @@ class _Builder:
         return self._constant(np.array(numbers, np.int64))
 
     def _weight(self, shape: Sequence[int], scale: float = 1.0, about: float = 0.0) -> Value:
-        """A weight, at times one that is computed of another."""
+        """Make a weight; sometimes it is computed from another weight."""
         if len(shape) > 1 and self._random.random() < 0.15:
             array = self._numbers.standard_normal(tuple(reversed(shape))) * scale + about
             source = self._constant(array.astype(FLOATS[self._float]))
@@ -214,7 +215,7 @@ class _Builder:
     def _many(
         self, op: str, inputs: Sequence[Value | None], made: Sequence[tuple[Dims, int]], **attributes: Any
     ) -> list[Value]:
-        """A node of these outputs. dtype 0: that of its first input."""
+        """Add a node with these outputs. dtype 0: the dtype of its first input."""
         first = next(value for value in inputs if value is not None)
         values = [
             Value(f"v{len(self._nodes)}_{number}", dims, dtype or first.dtype)
@@ -227,7 +228,7 @@ class _Builder:
     def _with_axes(
         self, op: str, value: Value, axes: Sequence[int], dims: Dims, since: int, **more: Any
     ) -> Value:
-        """An operator that takes axes as an input since a version, and as an attribute before."""
+        """Add an operator that takes axes as an input since a version, and as an attribute before."""
         axes = [
             axis - len(value.dims) if self._random.random() < 0.3 and op != "Unsqueeze" else axis
             for axis in axes
@@ -239,7 +240,7 @@ class _Builder:
     def _draw(
         self, fits: Callable[[Value], bool] = lambda value: value.is_float, least_rank: int = 0
     ) -> Value:
-        """A value, mostly a late one or one that nothing has read."""
+        """Draw a value, mostly a late value or one that no operator has read."""
         found = [value for value in self._values if fits(value) and len(value.dims) >= least_rank]
         if not found:
             raise _Refused
@@ -249,7 +250,7 @@ class _Builder:
         return self._random.choice(found[-4:] if self._random.random() < 0.6 else found)
 
     def _free(self, value: Value, length: float = 0.0) -> list[int]:
-        """The axes that may be mixed. length: how probable "S" is one of them."""
+        """Draw axes that may be mixed. length: probability that "S" is among them."""
         return [
             axis
             for axis, dim in enumerate(value.dims)
@@ -266,7 +267,7 @@ class _Builder:
         return axis - len(value.dims) if self._random.random() < 0.4 else axis
 
     def _beside(self, dims: Dims) -> tuple[int, ...]:
-        """The shape of a weight that broadcasts to these dimensions."""
+        """Draw the shape of a weight that broadcasts to these dimensions."""
         shape = [dim if isinstance(dim, int) and self._random.random() < 0.7 else 1 for dim in dims]
         while shape and self._random.random() < 0.3:
             shape.pop(0)
@@ -284,7 +285,7 @@ class _Builder:
         return tuple(found)
 
     def _partner(self, value: Value) -> tuple[Value, Dims]:
-        """The other operand of a binary operator, and the shape of the result."""
+        """Draw the other operand of a binary operator; return it with the shape of the result."""
         kind = self._random.random()
         if kind < 0.2:
             return self._scalar(round(self._random.uniform(-2, 2), 2), value), value.dims
@@ -413,7 +414,7 @@ class _Builder:
         if len(dims) > 5:
             raise _Refused
         wanted = []
-        rest = self._random.random() < 0.5  # whether -1 is still to be given
+        rest = self._random.random() < 0.5  # whether a dimension of -1 may still be given
         for axis, dim in enumerate(dims):
             if axis < len(value.dims) and value.dims[axis] == dim and isinstance(dim, str):
                 wanted.append(0)
@@ -678,7 +679,7 @@ class _Builder:
                            alpha=self._random.choice((1.0, 0.5)), beta=self._random.choice((1.0, 2.0)))]  # fmt: skip
 
     def op_product(self) -> list[Value]:
-        """x times its own transpose, or the product of two values."""
+        """Multiply x by its own transpose, or two values."""
         value = self._draw(least_rank=2)
         rank = len(value.dims)
         if rank == 2 and value.dims[0] == "N":
@@ -729,7 +730,8 @@ class _Builder:
     def _windows(
         self, value: Value, pads_most: Callable[[int], int], ceil: bool = False
     ) -> tuple[Mapping[str, Any], list[Dim]]:
-        """Attributes of a window along the axes behind the second, and the sizes of the results."""
+        """Draw attributes of a window along the axes behind the second; return them with the sizes of the
+        results."""
         attributes: dict[str, list[int]] = {"kernel_shape": [], "strides": [], "dilations": []}
         before, after, sizes = [], [], []
         for dim in value.dims[2:]:
@@ -817,12 +819,12 @@ class _Builder:
 
 
 def random_network(seed: int) -> Network:
-    """The network of a seed."""
+    """Make the network of a seed."""
     return _Builder(seed).build()
 
 
 def cut(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """The part of a model that makes one value, as its only output."""
+    """Return the part of a model that computes one value, as its only output."""
     wanted, nodes = {name}, []
     for node in reversed(model.graph.node):
         if wanted.intersection(node.output):

@@ -1,10 +1,12 @@
-"""A program of its own: runs a package's programs for the host, emulated ones included, with guarded memory.
+"""A program of its own: runs a package's programs for the host, emulated programs included, with guarded
+memory.
 
     python -m tests.emulation.run PACKAGE INPUTS.npz OUTPUTS.npz
 
-Under AddressSanitizer (LD_PRELOAD), a launch may touch what its arguments point at, of the bytes that its kernel
-declares, and nothing else: not the rest of the workspace, nor other weights, nor what lies beside a buffer. The weights
-must be the same afterwards. Arrays are named by their numbers, in the program's order. Prints the seconds that it took.
+Under AddressSanitizer (LD_PRELOAD), a launch may access only the memory to which its arguments point, and of
+that only the bytes that its kernel declares: not the rest of the workspace, nor other weights, nor memory
+beside a buffer. The weights must be the same afterwards. Arrays are named by their numbers, in the program's
+order. Prints the seconds that the launches took.
 """
 
 from __future__ import annotations
@@ -26,15 +28,15 @@ from clockwork.wire.tensors import Array, numpy_dtype
 from tests.emulation.modules import heads_of
 
 ALIGNMENT = 256
-"""Alignment of a buffer, in bytes: that of a card's allocations."""
+"""Alignment of a buffer, in bytes: equals that of a card's allocations."""
 UNWRITTEN = 0xFF
-"""The bytes of fresh memory: NaN in every type of floating-point numbers."""
+"""Fill byte of fresh memory: NaN in every type of floating-point numbers."""
 ENTRY_BYTES = 8
 """Bytes of an entry of the table of addresses and sizes."""
 
 
 class Buffer:
-    """Memory of exactly so many bytes, none of which may be touched."""
+    """Memory of exactly so many bytes, all of which are inaccessible at first."""
 
     def __init__(self, size: int) -> None:
         self._libc = ctypes.CDLL(None)
@@ -54,7 +56,7 @@ class Buffer:
 
     def _mark(self, function: str, offset: int, size: int) -> None:
         assert 0 <= offset <= offset + size <= self.size, (offset, size, self.size)
-        marking = getattr(self._libc, function, None)  # none without the sanitizer
+        marking = getattr(self._libc, function, None)  # the function is missing without the sanitizer
         if marking is not None:
             marking(ctypes.c_void_p(self.address + offset), ctypes.c_size_t(size))
 
@@ -144,7 +146,7 @@ class Guarded(HostExecutor):
 
 
 def read_arrays(path: Path, specs: Sequence[TensorSpec]) -> list[Array]:
-    """Arrays by number. np.load() drops the names of bfloat16 and the like."""
+    """Read arrays by number. np.load() drops the names of bfloat16 and similar types."""
     with np.load(path) as file:
         found = [file[str(number)] for number in range(len(specs))]
     return [

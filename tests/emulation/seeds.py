@@ -1,11 +1,11 @@
-"""Random networks through the compiler, held against ONNX Runtime.
+"""Compares random networks through the compiler with ONNX Runtime.
 
-    python -m tests.emulation.seeds 100                # seeds 0 to 99: by the kernels for sm_80, emulated and sanitised
-    python -m tests.emulation.seeds 1000 --from 500 --host         # by those for the host, which takes a tenth as long
-    python -m tests.emulation.seeds 1 --from 17 --cut  # the shortest part of the network of seed 17 that is wrong, printed
+    python -m tests.emulation.seeds 100                       # seeds 0 to 99, by the kernels for sm_80, emulated
+    python -m tests.emulation.seeds 1000 --from 500 --host    # by kernels for the host, in a tenth of the time
+    python -m tests.emulation.seeds 1 --from 17 --cut         # print the shortest wrong part of a network
 
-An answer may be apart from ONNX Runtime's by what rounding makes of it: by a part of its largest value, or by a multiple
-of what a last bit changed in the inputs and weights makes of ONNX Runtime's own answer.
+An answer may differ from ONNX Runtime's by rounding: by a part of its largest value, or by a multiple of the
+change in ONNX Runtime's own answer when the last bits of inputs and weights change.
 """
 
 from __future__ import annotations
@@ -41,16 +41,17 @@ SEED_S = 900
 
 ARCHITECTURE = "sm_80"
 PASS, REFUSED, WRONG, UNKNOWN = "pass", "refused", "wrong", "unknown"
-"""Beginnings of outcomes. "unknown": ONNX Runtime cannot execute the network, or it amplifies rounding too much."""
+"""Beginnings of outcomes. "unknown": ONNX Runtime cannot execute the network, or the network amplifies
+rounding too much."""
 
 DTYPES = ("fp32", "fp32", "fp32", "tf32", "fp16")
 BATCHES = ((1, 2, 4), (1, 4), (3,))
 TRIALS = 3
 
 NUDGES = {"float32": 1e-6, "float64": 1e-6, "float16": 1e-3}
-"""Relative change of numbers that their type, or what they are multiplied in, may make."""
+"""Relative change by rounding to an answer's type, or to the type in which it is multiplied."""
 AMPLIFIED = 20
-"""Multiple of what nudges change in an answer that the answer of kernels may be apart."""
+"""Allowed difference of the kernels' answer, as a multiple of the change by nudges."""
 AMPLIFIED_MAX = 0.1
 """Relative change by nudges from which on an answer is not compared."""
 
@@ -63,7 +64,7 @@ class Trial:
 
 
 def nudged_weights(model: onnx.ModelProto, size: float) -> onnx.ModelProto:
-    """The model with its matrices changed by their last bits."""
+    """Return the model with the last bits of its matrices changed."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
     for weight in made.graph.initializer:
@@ -81,7 +82,7 @@ def nudge(array: Array, size: float, seed: int) -> Array:
 
 
 def trials(network: Network, seed: int, rows_max: int, size: float) -> Iterator[Trial]:
-    """Inputs and what ONNX Runtime makes of them. Raises RunError."""
+    """Return inputs with ONNX Runtime's answers. Raises RunError."""
     rng = random.Random(seed)
     model = network.model.SerializeToString()
     exact = ModelSession(model, optimise=False)
@@ -95,7 +96,8 @@ def trials(network: Network, seed: int, rows_max: int, size: float) -> Iterator[
 
 
 def apart(actual: Sequence[Array], trial: Trial, relative: float) -> tuple[str, int]:
-    """How answers differ from those of ONNX Runtime, as a sentence or "", and how many of them could be compared."""
+    """Return how answers differ from those of ONNX Runtime, as a sentence or "", and how many answers could
+    be compared."""
     compared = 0
     for number, (one, expected) in enumerate(zip(actual, trial.expected, strict=True)):
         others = [nudged[number] for nudged in trial.nudged]
@@ -126,7 +128,7 @@ def apart(actual: Sequence[Array], trial: Trial, relative: float) -> tuple[str, 
 
 
 def outcome(seed: int, card: bool, network: Network | None = None) -> str:
-    """What becomes of a seed's network. card: by the kernels for a card. network: a part of it."""
+    """Return the outcome of a seed's network. card: use the kernels for a card. network: a part of it."""
     network = network or random_network(seed)
     rng = random.Random(seed)
     dtype, batches = rng.choice(DTYPES), rng.choice(BATCHES)
@@ -178,7 +180,7 @@ def outcome(seed: int, card: bool, network: Network | None = None) -> str:
 
 
 def smallest(seed: int, card: bool) -> str:
-    """The first value of a network that is wrong as the only output, and the part that makes it."""
+    """Return the first value of a network that is wrong as its only output, and the part that computes it."""
     network = random_network(seed)
     for node in network.model.graph.node:
         for name in node.output:
@@ -190,7 +192,7 @@ def smallest(seed: int, card: bool) -> str:
 
 
 def ask(seeds: Sequence[int], card: bool) -> Iterator[tuple[int, str]]:
-    """Seeds and outcomes, each when it is there, from a process of its own."""
+    """Yield seeds and outcomes as they come from a process of its own."""
     return forks.ask("tests.emulation.seeds", [*([] if card else ["--host"]), *map(str, seeds)])
 
 

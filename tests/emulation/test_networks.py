@@ -1,8 +1,8 @@
-"""Whole networks by the kernels that a card would run, against ONNX Runtime.
+"""Whole networks by the kernels that a card would run, compared with ONNX Runtime.
 
-A network is compiled for sm_80 into a package, and each module's CUDA C, the text that NVRTC compiled, is compiled again
-for this machine, where threads, barriers, shared memory and tensor cores are emulated. Launches see their own
-arguments alone, under AddressSanitizer and checks of alignment.
+A network is compiled for sm_80 into a package. Each module's CUDA C, the text that NVRTC compiled, is
+compiled again for this machine, where threads, barriers, shared memory and tensor cores are emulated.
+Launches can access their own arguments only, under AddressSanitizer and checks of alignment.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ TOLERANCES = {"fp32": 2e-5, "tf32": 1e-2, "fp16": 3e-3}
 class Network:
     architecture: str
     options: Mapping[str, Any]
-    row: tuple[int, ...]  # the shape of a row; of ids for an encoder
-    products: int  # launches on tensor cores, where it is not compiled in fp32
+    row: tuple[int, ...]  # shape of a row; an encoder's row holds ids
+    products: int  # number of launches on tensor cores, unless compiled in fp32
     batch: int = 2
     shapes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -68,7 +68,7 @@ FULL = {
     ),
     "mlp": Network("mlp", {}, (64,), 3, batch=16),
 }
-"""As large as people have them, but for the encoder's vocabulary, most of which no test would look at."""
+"""Networks of realistic size, except for the encoder's vocabulary, most of which no test would read."""
 
 
 def check(network: Network, dtype: str, work: Path, jobs: int, architecture: str = "sm_80") -> None:
@@ -88,7 +88,7 @@ def check(network: Network, dtype: str, work: Path, jobs: int, architecture: str
     )  # fmt: skip
     session = ModelSession(path, optimise=False)
     tried = [network.inputs(network.batch)]
-    if program.padded:  # shorter ones, which the kernels are told the length of
+    if program.padded:  # shorter inputs, whose length is passed to the kernels
         tried.append(network.inputs(1, length=network.row[0] * 3 // 4))
     for inputs in tried:
         outputs, seconds = process.run(work / "emulated", inputs, sanitised)
@@ -128,7 +128,7 @@ def test_small_networks_answer_by_the_kernels_of_a_card_as_onnx_runtime_does(
 def test_small_networks_answer_by_the_kernels_of_older_cards(
     name: str, architecture: str, tmp_path: Path
 ) -> None:
-    """Without tensor cores, and with the first that these kernels use."""
+    """The architecture before tensor cores, and the first whose tensor cores these kernels use."""
     check(SMALL[name], "fp16", tmp_path, jobs=1, architecture=architecture)
 
 
@@ -156,7 +156,7 @@ def test_newer_cards_run_the_kernels_that_are_emulated(dtype: str, tmp_path: Pat
 
 @pytest.mark.slow
 def test_products_of_16_bits_are_added_up_in_32_where_no_tensor_core_makes_them(tmp_path: Path) -> None:
-    """A product may be beyond what 16 bits hold, or below."""
+    """A product may exceed the range of 16 bits, or fall below it."""
     weights = numpy_helper.from_array(np.full((3, 5), 300, np.float32), "w")
     values = [helper.make_tensor_value_info(*one) for one in (("x", 1, ["n", 3]), ("y", 1, ["n", 5]))]
     node = helper.make_node("MatMul", ["x", "w"], ["y"])

@@ -1,4 +1,4 @@
-"""ONNX's operator tests through the compiler, held against docs/operators.json and its table."""
+"""ONNX's operator tests through the compiler, compared with docs/operators.json and its table."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ MENDED = (
     "convinteger:test_convinteger_with_padding", "einsum:test_einsum_scalar",
     "lpnormalization:test_l2normalization_axis_0", "mod:test_mod_float_edge_cases_fmod_0_float32",
 )  # fmt: skip
-"""Tests of operators that tinygrad alone answers otherwise, or that were refused once, behind their files."""
+"""Tests in which tinygrad alone answers differently, or that were once refused, behind their files."""
 SAMPLE, CARD_SAMPLE = 4, 60
 
 
 @pytest.fixture(scope="module")
 def recorded() -> Mapping[tuple[str, str], str]:
-    """Outcomes that are not simply "pass", by test and way. Skips where the tests or the compiler are others."""
+    """Return outcomes that are not simply "pass", by test and way.
+
+    Skips if the tests or the compiler have another version.
+    """
     body = json.loads(RESULTS.read_text())
     versions = {"onnx": onnx.__version__, "tinygrad": importlib.metadata.version("tinygrad")}
     for name, version in versions.items():
@@ -98,7 +101,8 @@ def test_the_table_is_made_of_the_results(recorded: Mapping[tuple[str, str], str
     reason="NVRTC is not installed (the extra [compile]), or g++ has no AddressSanitizer",
 )
 def test_a_sample_of_operators_by_the_kernels_of_a_card(recorded: Mapping[tuple[str, str], str]) -> None:
-    """What passes on the host passes by the kernels for sm_80, sanitised; what is refused is refused."""
+    """A test that passes on the host passes by the kernels for sm_80 under sanitizers; a test that is refused
+    is refused for both."""
     names = sorted(case.name for case in operators.node_tests())
     found = operators.ask(random.Random(SEED).sample(names, CARD_SAMPLE), card=True)
     differing = {

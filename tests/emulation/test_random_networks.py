@@ -1,6 +1,8 @@
-"""Random networks through the compiler, held against ONNX Runtime: fusion, broadcasting, layouts, padding and batches.
+"""Random networks through the compiler, compared with ONNX Runtime: fusion, broadcasting, layouts, padding
+and batches.
 
-Of a seed that was wrong, `python -m tests.emulation.seeds 1 --from SEED --cut` prints the part that is.
+If a seed is wrong, `python -m tests.emulation.seeds 1 --from SEED --cut` prints the wrong part of its
+network.
 """
 
 from __future__ import annotations

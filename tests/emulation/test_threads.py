@@ -1,4 +1,4 @@
-"""tests/native/host_kernels.h: threads of a block, barriers, tensor cores, and what is said of kernels that are wrong."""
+"""tests/native/host_kernels.h: threads of a block, barriers, tensor cores, and the errors of wrong kernels."""
 
 from __future__ import annotations
 
@@ -125,8 +125,8 @@ def test_16_bit_numbers_are_rounded_after_every_operation(kernels: host.HostModu
 
 # ----- tensor cores ----------------------------------------------------------------------------
 
-# Where NVIDIA's PTX ISA ("Matrix Fragments for mma") says that the i-th element of a lane is: (row, column) for the
-# group and the thread in the group that the lane is.
+# The position of a lane's i-th element by NVIDIA's PTX ISA ("Matrix Fragments for mma"): (row, column), from
+# the lane's group and its thread in the group.
 Place = Callable[[int, int, int], tuple[int, int]]
 
 
@@ -170,7 +170,7 @@ PRODUCTS: dict[str, tuple[int, np.dtype, np.dtype, Place, Place]] = {
 
 
 def statement(name: str, a: int, b: int, c: int) -> str:
-    """Inline assembly as tinygrad writes it, for so many registers of each operand."""
+    """Return inline assembly as tinygrad writes it, for so many registers of each operand."""
     names = [f"%{number}" for number in range(a + b + c)]
     group = [", ".join(part) for part in (names[:c], names[c : c + a], names[c + a :])]
     return (
@@ -233,7 +233,7 @@ def test_tensor_cores_multiply_what_lies_in_the_registers_of_a_warp(
         return np.array(lanes, matrix.dtype)
 
     held = [registers(c, _c), registers(a, place_a), registers(b, place_b)]
-    if factors == F32:  # the last 13 bits mean nothing
+    if factors == F32:  # the last 13 bits are ignored
         for array in held[1:]:
             array.view(np.uint32)[...] |= np.random.default_rng(1).integers(
                 0, 1 << 13, array.shape, np.uint32

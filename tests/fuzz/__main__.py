@@ -1,9 +1,9 @@
-"""Coverage-guided fuzzing of every reader of strangers' bytes: ``make fuzz``, or ``python -m tests.fuzz``.
+"""Coverage-guided fuzzing of every reader of untrusted bytes: ``make fuzz``, or ``python -m tests.fuzz``.
 
-Targets in C++ (tests/native/fuzz_*.cpp) are built with clang's libFuzzer, ASan and UBSan; those in Python
-(targets.py) run under atheris, where it is installed (requirements-fuzz.lock), and else under seeded changes without
-guidance. What is found to be new is kept in build/fuzz/<target>; an input that breaks something lies in
-build/fuzz/broken, and belongs into tests/fuzz/corpus/<target> once it is mended.
+Targets in C++ (tests/native/fuzz_*.cpp) are built with clang's libFuzzer, ASan and UBSan. Targets in Python
+(targets.py) run under atheris where it is installed (requirements-fuzz.lock), and otherwise under seeded
+changes without guidance. New inputs are kept in build/fuzz/<target>. An input that breaks a target lies in
+build/fuzz/broken, and belongs into tests/fuzz/corpus/<target> once the defect is mended.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ NATIVE = {
     "exchange": ("fuzz_exchange", 4000),
     "jpeg": ("fuzz_jpeg", 4000),
 }
-"""Program, and the longest input."""
+"""The program of each target, and the bound on its input."""
 
 BYTES_MAX = 4000
 GRACE_S = 120
-"""Above the time that a target was given: for its build's start, and its last input."""
+"""Time beyond a target's own: for the start of its build, and its last input."""
 
 
 def main() -> int:
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def _fuzz(name: str, seconds: float) -> bool:
-    """Whether it held."""
+    """Run a target; return whether it held."""
     found, broken = WORK / name, WORK / "broken"
     found.mkdir(parents=True, exist_ok=True)
     broken.mkdir(exist_ok=True)

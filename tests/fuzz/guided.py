@@ -1,4 +1,4 @@
-"""One target under atheris: ``python -m tests.fuzz.guided <target> <libFuzzer's options and corpora>``."""
+"""Runs a target under atheris: ``python -m tests.fuzz.guided <target> <libFuzzer's options and corpora>``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 import atheris
 
-with atheris.instrument_imports(include=["clockwork"]):  # before anything else imports it
+with atheris.instrument_imports(include=["clockwork"]):  # before any other import of clockwork
     from tests.fuzz.targets import TARGETS
 
 

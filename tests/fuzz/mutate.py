@@ -1,4 +1,4 @@
-"""Good examples of what the readers read, and seeded changes of them: of bytes, and of values within."""
+"""Valid examples of the readers' inputs, and seeded changes of them: of bytes, and of values within."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ODD: tuple[Any, ...] = (
 )  # fmt: skip
 """Values that a field does not expect."""
 
-DEPTH = 900  # as deep as a decoder may let through
+DEPTH = 900  # the depth that a decoder may accept
 
 
 def deep(depth: int) -> Any:
@@ -52,7 +52,7 @@ def odd_value(rng: random.Random) -> Any:
 
 
 def odd_within(value: Any, rng: random.Random) -> Any:
-    """The value with one thing in it replaced, left out, doubled or moved a level down."""
+    """Return the value with a random part replaced, removed, doubled or moved a level down."""
     if isinstance(value, Mapping) and value and rng.random() < 0.9:
         key = rng.choice(sorted(value, key=str))
         match rng.randrange(6):
@@ -80,7 +80,7 @@ _MARKS = b"\x00\x01\x7f\x80\x8f\x90\x9f\xa0\xbf\xc0\xc2\xc3\xcc\xcf\xd3\xd9\xdc\
 
 
 def odd_bytes(data: bytes, rng: random.Random) -> bytes:
-    """A few bytes changed, put in, left out, said again or cut off."""
+    """Return the bytes with a few bytes changed, inserted, removed, repeated or cut off."""
     body = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         place = rng.randrange(len(body) + 1)
@@ -108,7 +108,7 @@ def packed(value: Any) -> bytes:
 
 
 def every_message() -> list[Any]:
-    """One of each kind, as the forms of its fields would have it."""
+    """Return a message of each kind, with fields that their forms accept."""
     return [
         typing.cast(Any, kind)._make(plain(form) for form in codec.forms_of(kind).values())
         for kind in codec.TAG_OF
@@ -166,7 +166,7 @@ HTTP = {
 
 
 def values(directory: Any) -> dict[str, tuple[Callable[[Any], bytes], list[Any]]]:
-    """By target: what makes bytes of a value, and good values."""
+    """For each target, its encoder, and valid values."""
 
     def as_json(value: Any) -> bytes:
         return json.dumps(value, default=str).encode()
@@ -212,7 +212,7 @@ def values(directory: Any) -> dict[str, tuple[Callable[[Any], bytes], list[Any]]
 
 
 def _recording() -> list[Any]:
-    """The header of a recording, and what its steps hold."""
+    """Return the header of a recording, and the content of its steps."""
     step = recording.encode_step([LinkMeasured(5, 1, 2, 3), Tick(6)], [AnswerOk(1, 2, 0, 3, 4, 5)])
     return [
         msgpack.unpackb(recording.encode_header(recording.Header("edf", "", {}, "1"))),
@@ -221,7 +221,7 @@ def _recording() -> list[Any]:
 
 
 def _state() -> Any:
-    """Of a scheduler in the middle of what goes on."""
+    """Return the state of a scheduler in the middle of a run."""
     from tests.sim.test_scheduler_random import random_world
 
     scheduler = make_scheduler("adaptive")
@@ -232,7 +232,7 @@ def _state() -> Any:
 
 
 def inferences() -> list[Any]:
-    """Messages to gRPC's ModelInfer: raw tensors between other fields, elements, parameters."""
+    """Return messages to gRPC's ModelInfer: raw tensors between other fields, elements, parameters."""
     raw = pb.ModelInferRequest(model_name="m", id="7", raw_input_contents=[bytes(8), b"", bytes(300)])
     for name in ("x", "y", "z"):
         raw.inputs.add(name=name, datatype="FP32", shape=[1, 2]).parameters["p"].double_param = 0.5
@@ -262,11 +262,11 @@ RAW: dict[str, list[bytes]] = {
         b"10.0.0.1\nhttps://models.example.com",
     ],
 }
-"""Good bytes of readers whose input has no values in it."""
+"""Return valid bytes for readers whose input has no values in it."""
 
 
 def changed(target: str, seed: int, count: int, directory: Any) -> Iterator[bytes]:
-    """So many inputs for a target: the good ones, then changed ones."""
+    """Yield so many inputs for a target: the valid ones, then changed ones."""
     rng = random.Random(f"{target} {seed}")
     make, good = values(directory).get(target, (bytes, []))
     raw = [*RAW.get(target, []), *(make(one) for one in good)]
@@ -279,6 +279,6 @@ def changed(target: str, seed: int, count: int, directory: Any) -> Iterator[byte
             try:
                 yield make(value)
             except (ValueError, OverflowError, TypeError, RecursionError):
-                continue  # what cannot be written cannot be sent
+                continue  # a value that cannot be encoded cannot be sent
         else:
             yield odd_bytes(rng.choice(raw), rng)

@@ -1,7 +1,9 @@
-"""Whole models of Clockwork's operators, attributes and data drawn together: ``python -m tests.fuzz.operators SEED COUNT``.
+"""Whole models of Clockwork's operators, attributes and data drawn together: ``python -m tests.fuzz.operators
+SEED COUNT``.
 
-Prints how many models were refused, how many strings were, and how many were answered, and a digest of all answers. It
-must be the same whatever fresh memory holds (MALLOC_PERTURB_): then every byte of an answer was written.
+Prints how many models and how many strings were refused, how many were answered, and a digest of all answers.
+The digest must be the same whatever fresh memory contains (MALLOC_PERTURB_): this shows that every byte of an
+answer was written.
 """
 
 from __future__ import annotations
@@ -48,11 +50,11 @@ USUAL: dict[str, dict[str, Any]] = {
     "BytePairs": operators.PAIRS,
 }
 OUTPUT_BYTES_MAX = 32 << 20
-"""Of a string: what an operator may fill is more than many models in a row should."""
+"""Bound on the bytes that a string may make an operator fill, so that many models run in sequence."""
 
 
 def attributes(operator: str, rng: random.Random) -> dict[str, int | str]:
-    """Mostly good, with a few that are drawn."""
+    """Draw a string, mostly a valid one."""
     found = dict(USUAL[operator])
     for _ in range(rng.choice([0, 1, 1, 2, 3])):
         name = rng.choice(sorted(found))
@@ -108,7 +110,7 @@ def image(rng: random.Random) -> bytes:
 
 
 def text(rng: random.Random) -> str | bytes:
-    """A str where it can be: ONNX Runtime's binding ends bytes with zeros."""
+    """Return a str if possible: ONNX Runtime's binding cuts bytes at zeros."""
     data = "".join(rng.choice(PIECES) for _ in range(rng.choice([0, 1, 5, 30, 300]))).encode()
     if rng.random() < 0.02:
         data *= 300_000 // (len(data) + 1)
@@ -120,7 +122,7 @@ def _expect(words: str, error: RunError) -> None:
 
 
 def run(seed: int, count: int) -> tuple[Counter[str], str]:
-    """What became of so many models, and the digest of their answers."""
+    """Return the outcomes of so many models, and the digest of their answers."""
     rng = random.Random(f"operators {seed}")
     became: Counter[str] = Counter()
     digest = hashlib.sha256()

@@ -1,7 +1,8 @@
-"""Every reader in Python of bytes that somebody else wrote, as a function of bytes.
+"""Every reader in Python of untrusted bytes, as a function of bytes.
 
-A reader takes the bytes (True) or raises one of the errors that its callers expect (False). Anything else is a defect: an exception of
-another kind ends whoever reads, and a value that its own writer cannot write again was not checked.
+A reader accepts the bytes (True) or raises an error that its callers expect (False). Anything else is a
+defect: an exception of another kind ends the reading process, and a value that its own encoder cannot encode
+again was not checked.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ TABLES = (messages.FROM_CLIENT, messages.TO_CLIENT, messages.FROM_WORKER, messag
 INFERENCES = MessageReader(pb.ModelInferRequest)
 
 DAMAGED = (ValueError, KeyError, TypeError)
-"""What readers of our own files raise for one that is damaged, which is then set aside."""
+"""Errors that readers of Clockwork's own files raise for a damaged file, which is then set aside."""
 
 
 def demand(holds: bool, what: str) -> None:
@@ -47,7 +48,7 @@ def demand(holds: bool, what: str) -> None:
 
 
 def headers(data: bytes) -> bool:
-    """codec.decode() in all directions; what it takes, encodes to something that it takes again."""
+    """Target codec.decode() in all directions; a decoded message encodes to bytes that decode again."""
     taken = False
     for table in TABLES:
         codec.addressee(data, table)
@@ -56,13 +57,13 @@ def headers(data: bytes) -> bool:
         except codec.WireError as error:
             demand(len(str(error)) < 1000, "a sentence about a stranger's value has a bound")
             continue
-        assert repr(codec.decode(codec.encode(message), table)) == repr(message)  # a NaN is not itself
+        assert repr(codec.decode(codec.encode(message), table)) == repr(message)  # NaN is not equal to itself
         taken = True
     return taken
 
 
 def _unpacked(data: bytes) -> Any:
-    """A value of any form that msgpack has, as a field of a message may be."""
+    """A value of any type of msgpack, as a field of a message may have."""
     import msgpack
 
     try:
@@ -83,7 +84,7 @@ def packages(data: bytes) -> bool:
 
 
 def tensor(data: bytes) -> bool:
-    """A dtype, dimensions and a frame: its size is checked before anything is made of it."""
+    """A dtype, dimensions and a frame: the size is checked before an array is made."""
     code, rank = (data[0], data[1] % 5) if len(data) > 1 else (1, 0)
     shape = [
         int.from_bytes(data[2 + 8 * place : 10 + 8 * place], "big", signed=True) for place in range(rank)
@@ -109,7 +110,7 @@ def tensors_count(shape: list[int]) -> int:
 
 
 def summaries(data: bytes) -> bool:
-    """What a worker says that it has prepared."""
+    """A worker's account of a model that it has prepared."""
     head = messages.Prepared(1, messages.Status.OK, "", {})
     try:
         message = codec.decode(codec.encode(head)[:-1] + data, messages.FROM_WORKER)
@@ -120,12 +121,12 @@ def summaries(data: bytes) -> bool:
 
 
 def onnx(data: bytes) -> bool:
-    """What an ONNX file declares."""
+    """The declarations of an ONNX file."""
     return _declares(interface.read_onnx, data)
 
 
 def head(data: bytes) -> bool:
-    """What a program.json declares, of which the beginning is read."""
+    """The declarations of a program.json, whose beginning is read."""
     return _declares(interface.read_program, data)
 
 
@@ -149,7 +150,7 @@ def prepared(data: bytes) -> bool:
 
 
 def program(data: bytes) -> bool:
-    """program.json of a compiled package."""
+    """The program.json of a compiled package."""
     try:
         parse_program(data)
     except InvalidModel:
@@ -158,7 +159,7 @@ def program(data: bytes) -> bool:
 
 
 def profiles(data: bytes) -> bool:
-    """profile.json."""
+    """A profile.json."""
     try:
         found = parse_profiles(json.loads(data))
     except (ValueError, RecursionError, ConfigError):
@@ -190,7 +191,7 @@ def route(data: bytes) -> bool:
 
 
 def triton(data: bytes) -> bool:
-    """config.pbtxt of a model repository."""
+    """The config.pbtxt of a model repository."""
     try:
         triton_config.read_config(data.decode("utf-8", "replace"), "folder")
     except InvalidModel:
@@ -199,7 +200,7 @@ def triton(data: bytes) -> bool:
 
 
 def bodies(data: bytes) -> bool:
-    """An inference's body over HTTP: JSON, then raw bytes."""
+    """The body of an inference over HTTP: JSON, then raw bytes."""
     size = int.from_bytes(data[:2], "big")
     text, rest = data[2 : 2 + size], data[2 + size :]
     try:
@@ -216,20 +217,20 @@ def bodies(data: bytes) -> bool:
 
 
 def pieces(data: bytes) -> bool:
-    """JSON in pieces of a few bytes, which is what it is as a whole."""
+    """JSON read in pieces of a few bytes, which must equal JSON read as a whole."""
     found = []
     for at_once in (8, 1 << 20):
         try:
             found.append(repr(long_json.read_object(data, "the body", at_once)))
         except ClockworkError:
             found.append("")
-    # Either reader takes the stack for each level, and not as much of it.
+    # Both readers use the stack for each level, but not the same amount.
     assert found[0] == found[1] or data.count(b"[") + data.count(b"{") > 200
     return found[0] != ""
 
 
 def split(data: bytes) -> bool:
-    """A message of gRPC, of an inference: as protobuf reads it, in which groups are unknown fields."""
+    """The gRPC message of an inference: read as protobuf reads it, where groups are unknown fields."""
     try:
         found: Any = INFERENCES.read(data)
     except ClockworkError:
@@ -241,7 +242,7 @@ def split(data: bytes) -> bool:
 
 
 def recordings(data: bytes) -> bool:
-    """A recording of a controller, which people send one another."""
+    """A recording of a controller, as users exchange them."""
     try:
         _, steps = recording.decode(io.BytesIO(data))
         for _ in steps:
@@ -252,7 +253,10 @@ def recordings(data: bytes) -> bool:
 
 
 def states(data: bytes) -> bool:
-    """What a dump of the flight recorder has of the scheduler. What is taken can be told what happens next."""
+    """The scheduler's state in a dump of the flight recorder.
+
+    A scheduler with an accepted state must take further events.
+    """
     scheduler = make_scheduler("adaptive")
     try:
         scheduler.restore(data)
@@ -263,7 +267,10 @@ def states(data: bytes) -> bool:
 
 
 def asked(data: bytes) -> bool:
-    """A request's Host and Origin, with a line end between them. A name that is none of the server's never passes."""
+    """A request's Host and Origin, with a line end between them.
+
+    A name that is not the server's is always refused.
+    """
     host, _, origin = data.decode("latin-1").partition("\n")
     names = Names(["models.example.com", "proxy.example.com:8443"])
     wrong = refusal(Asking(host=host, origin=origin), names, check_host=True, changes=False)

@@ -1,4 +1,5 @@
-"""Models of Clockwork's operators with drawn attributes and data, in processes whose fresh memory holds other bytes each."""
+"""Models of Clockwork's operators with drawn attributes and data, in processes whose fresh memory has
+different content."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20201104
 FILLS = (0x55, 0xAA)
-"""What glibc fills memory with that is given back; what it gives out, with the complement."""
+"""Byte with which glibc fills freed memory; it fills allocated memory with the complement."""
 
 
 @pytest.mark.parametrize(

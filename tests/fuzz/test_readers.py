@@ -1,4 +1,5 @@
-"""Readers of strangers' bytes in Python, under seeded changes of good examples; `make fuzz` looks for hours."""
+"""Readers of untrusted bytes in Python, under seeded changes of valid examples; `make fuzz` searches for
+hours."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def test_a_reader_answers_or_says_what_is_wrong(target: str, count: int, tmp_pat
 
 @pytest.mark.parametrize("target", sorted(TARGETS))
 def test_the_examples_are_good(target: str, tmp_path: Path) -> None:
-    """A reader that refuses the examples would refuse whatever is made of them, and prove nothing."""
+    """A reader that refuses the examples would refuse all changes of them, and the test would prove nothing."""
     make, good = mutate.values(tmp_path).get(target, (bytes, []))
     for data in [*mutate.RAW.get(target, []), *(make(one) for one in good)]:
         assert TARGETS[target](data), data

@@ -42,7 +42,7 @@ class Recorder:
     def read(self) -> bytes: ...
 
 class Connections:
-    """The connections of one port without the port: of any sockets of this process, by descriptor."""
+    """The connections of a port without the port: of any sockets of this process, by descriptor."""
 
     def __init__(self, bounds: ConnectionBounds) -> None: ...
     def accepted(self, fd: int, now: int) -> None: ...
@@ -71,14 +71,18 @@ class ClockBounds:
 START_LEAD_NS: int
 
 class ActionQueue:
-    """One device's lanes."""
+    """The lanes of a device."""
 
     def __init__(self, run_ahead: int) -> None: ...
     def step(self, event: QueueEvent) -> list[QueueCommand]:
-        """What to do now, in order. Afterwards next_wake_ns says when a Due is wanted at the latest."""
+        """Return the commands to carry out now, in order.
+
+        Afterwards next_wake_ns says when a Due is wanted at the latest.
+        """
 
     def reset(self) -> list[Action]:
-        """Forget everything, as a new controller epoch begins; returns what was queued."""
+        """Forget everything, as at the beginning of a new controller epoch; return the actions that were
+        queued."""
 
     @property
     def next_wake_ns(self) -> int: ...
@@ -87,12 +91,12 @@ class ActionQueue:
     @property
     def started_count(self) -> int: ...
     def check_invariants(self) -> None:
-        """Raise AssertionError where the books do not balance."""
+        """Raise AssertionError if an invariant is violated."""
 
 def run_limits(
     execution_ns: int, execution_factor: int, load_ns: int, load_factor: int, expected_ns: int
 ) -> tuple[int, int]:
-    """The limits of an execution and of a load that were expected to take so long."""
+    """Return the limits of an execution and of a load with these expected durations."""
 
 class RunWatch:
     """Watches a lane; see csrc/worker/watch.h."""

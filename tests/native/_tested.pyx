@@ -1,5 +1,5 @@
 # distutils: language = c++
-"""Parts of the exchange and of a worker one by one, for tests: not in the wheel."""
+"""Parts of the exchange and of a worker, separately, for tests: not in the wheel."""
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
@@ -61,8 +61,7 @@ cdef extern from *:
     bool clockwork_rewrite(std::string_view header, clockwork::HeaderFlaw &flaw, clockwork::Writer &writer) {
         Message message;
         return message.read(header, flaw) && message.write(writer);
-    }
-    """
+    }"""
     cbool rewrite "clockwork_rewrite" [Message](string_view header, CHeaderFlaw &flaw, CWriter &writer) except +
 
 cdef extern from "controller/course.h" namespace "clockwork" nogil:
@@ -188,7 +187,7 @@ cdef list refs_of(const vector[CTensorRef] &refs, const vector[int64_t] &dims, b
 
 
 cdef vector[string_view] views_of(list frames) except *:
-    """As long as the frames, which are bytes, are there."""
+    """Views of frames, which are bytes; valid as long as the frames exist."""
     cdef vector[string_view] found
     for frame in frames:
         found.push_back(view_of(frame))
@@ -196,7 +195,7 @@ cdef vector[string_view] views_of(list frames) except *:
 
 
 def read_request(bytes header):
-    """(request, model, SLO, priority, tensors), or a Flaw."""
+    """Return (request, model, SLO, priority, tensors), or a Flaw."""
     cdef CInferRequest found
     cdef CWrong wrong
     if not found.read(view_of(header), wrong.header):
@@ -209,7 +208,7 @@ def read_request(bytes header):
 
 
 def read_cancel(bytes header):
-    """(request,), or a Flaw."""
+    """Return (request,), or a Flaw."""
     cdef CCancel found
     cdef CWrong wrong
     if not found.read(view_of(header), wrong.header):
@@ -219,7 +218,7 @@ def read_cancel(bytes header):
 
 
 def read_result(bytes header):
-    """(action, status, text, received, begin, end, duration, parts), or a Flaw."""
+    """Return (action, status, text, received, begin, end, duration, parts), or a Flaw."""
     cdef CResult found
     cdef CWrong wrong
     if not found.read(view_of(header), wrong.header):
@@ -236,7 +235,8 @@ def read_result(bytes header):
 
 
 def rewritten(kind, bytes header):
-    """A header that C++ has read and written again, or a HeaderFlaw. kind: of the message, of those that C++ reads and writes."""
+    """Return a header that C++ has read and written again, or a HeaderFlaw. kind: a kind of message that C++
+    reads and writes."""
     cdef CWrong wrong
     cdef CWriter writer
     cdef string_view data = view_of(header)
@@ -254,16 +254,17 @@ def rewritten(kind, bytes header):
 
 
 def cut(bytes text, size_t bytes_max):
-    """The text as a writer of headers cuts it for a field of so many bytes."""
+    """Return the text as a writer of headers cuts it for a field of so many bytes."""
     cdef string_view found = c_cut(view_of(text), bytes_max)
     return found.data()[:found.size()]
 
 
 def check_request(Interface interface, bytes header, list frames, int64_t machine=0):
-    """(rows, bytes, bytes in the client's memory, frame of each input in the model's order, shape key), or a Flaw. The
-    header is well formed. Defaults of optional inputs are frames behind those that came.
+    """Return (rows, bytes, bytes in the client's memory, frame of each input in the model's order, shape
+    key), or a Flaw. The header is well formed. Defaults of optional inputs are frames behind those of the
+    request.
 
-    machine: whose memory the workers see; 0: none.
+    machine: the machine whose memory the workers can map; 0: none.
     """
     cdef CInferRequest request
     cdef CAccepted accepted
@@ -282,10 +283,11 @@ def check_request(Interface interface, bytes header, list frames, int64_t machin
 
 
 def check_result(Interface interface, part_rows, bytes header, list frames, part_rooms=()):
-    """None for a result of a batch of parts of so many rows that is as it must be, or a Flaw. The header is well formed.
+    """Return None for a valid result of a batch with parts of so many rows, or a Flaw. The header is well
+    formed.
 
-    interface: None for an action that is no INFER. part_rooms: whether the outputs of a part may be in its client's
-    memory; empty: none may.
+    interface: None for an action other than INFER. part_rooms: whether the outputs of a part may be in its
+    client's memory; empty: none may.
     """
     cdef CResult result
     cdef CExpected expected
@@ -306,7 +308,7 @@ def check_result(Interface interface, part_rows, bytes header, list frames, part
 
 
 def turns(shares, int count):
-    """Whose turn each of so many requests is, by these parts of SHARE_WHOLE."""
+    """Return the model whose turn each of so many requests is, by these parts of SHARE_WHOLE."""
     cdef CTurns found
     for parts in shares:
         found.add(parts)
@@ -314,19 +316,19 @@ def turns(shares, int count):
 
 
 def difference(int64_t dtype, bytes first, bytes other):
-    """(differs, absolute, relative) of two tensors of one dtype and shape."""
+    """Return (differs, absolute, relative) of two tensors of one dtype and shape."""
     cdef CDifference found = compare(dtype, view_of(first), view_of(other))
     return found.differs, found.absolute, found.relative
 
 
 def batch_place(uint32_t rows):
-    """(where batches of so many rows are counted, the most rows that are counted there)."""
+    """Return (number of rows under which batches of so many rows are counted, the largest such number)."""
     cdef size_t place = CBatchCounts.place(rows)
     return place, CBatchCounts.size(place)
 
 
 def sentence(templates, uint8_t number, int64_t a, int64_t b, int64_t c, str name, said):
-    """What is made of one of the templates; said: what a worker said, or None."""
+    """Return the sentence from one of the templates. said: a worker's text, or None."""
     cdef CSentences sentences = sentences_of(templates, ())
     cdef CCommand command
     cdef bytes encoded = name.encode()
@@ -360,7 +362,7 @@ cdef class Recorder:
         self._recorder.reset(new CRecorder(self._ring))
 
     def record(self, events, commands):
-        """A step; no event is a Tick but the last."""
+        """Record a step; only its last event is a Tick."""
         cdef int64_t now = 0
         for event in events:
             now = max(now, event.now_ns)
@@ -372,7 +374,7 @@ cdef class Recorder:
         self._recorder.get().end()
 
     def read(self):
-        """All bytes that are kept."""
+        """Return all bytes that are kept."""
         cdef string found
         self._ring.get().read(0, 1 << 40, found)
         return found
@@ -474,7 +476,7 @@ cdef class Recorder:
 
 
 cdef class Connections:
-    """The connections of one port without the port: of any sockets of this process, by descriptor."""
+    """The connections of a port without the port: of any sockets of this process, by descriptor."""
 
     cdef unique_ptr[CConnectionTable] _connections
 
@@ -485,7 +487,7 @@ cdef class Connections:
         self._connections.get().accepted(fd, now)
 
     def ended(self, int fd):
-        """Whether there was one."""
+        """Close a connection; return whether it existed."""
         return self._connections.get().ended(fd).get() != NULL
 
     def seat_for(self, int fd, bytes key, int64_t now):
@@ -501,18 +503,18 @@ cdef class Connections:
         self._connections.get().heard(self._find(fd)[0], now)
 
     def taken(self, int fd, uint64_t count):
-        """A message of so many bytes was taken."""
+        """Note that a message of so many bytes was taken."""
         self._find(fd).taken += count
 
     def queued(self, int fd, uint64_t count):
-        """A message of so many bytes was queued."""
+        """Note that a message of so many bytes was queued."""
         self._find(fd).unmarked += count
 
     def may_send(self, int fd, int64_t now):
         return self._connections.get().may_send(self._find(fd)[0], now)
 
     def has_room(self, int fd, uint64_t size):
-        """For an answer of so many bytes."""
+        """Note an answer of so many bytes."""
         return bool(self._connections.get().has_room(self._find(fd)[0], size))
 
     def look(self, int64_t now):
@@ -528,7 +530,7 @@ cdef class Connections:
         return describe_connections((<const CConnections *>self._connections.get())[0])
 
     cdef CConnection *_find(self, int fd) except NULL:
-        cdef CConnection *found = self._connections.get().find(fd).get()  # which the table keeps
+        cdef CConnection *found = self._connections.get().find(fd).get()  # the table keeps the connection
         if found == NULL:
             raise KeyError(fd)
         return found
@@ -598,15 +600,15 @@ _Fetch, _Drop = HostFetch, HostDrop
 
 
 cdef inline uint64_t action_id_of(object action_id):
-    """An id of the wire as 64 bits: ids below zero are as good as any."""
+    """Return an id of the wire as 64 bits: negative ids are valid."""
     return <uint64_t>(action_id & 0xFFFFFFFFFFFFFFFF)
 
 
 cdef class ActionQueue:
-    """One device's lanes."""
+    """The lanes of a device."""
 
     cdef unique_ptr[CActionQueue] _queue
-    cdef dict _actions  # by id: what waits or is with the device
+    cdef dict _actions  # by id, the actions that wait or are with the device
     cdef vector[QueueCommand] _out
 
     def __init__(self, run_ahead):
@@ -708,7 +710,7 @@ cdef extern from "worker/watch.h" namespace "clockwork::worker" nogil:
 
 
 def run_limits(int64_t execution_ns, int64_t execution_factor, int64_t load_ns, int64_t load_factor, int64_t expected_ns):
-    """The limits of an execution and of a load that were expected to take so long."""
+    """Return the limits of an execution and of a load with these expected durations."""
     cdef CLimits limits
     limits.execution_ns, limits.execution_factor = execution_ns, execution_factor
     limits.load_ns, limits.load_factor = load_ns, load_factor
@@ -730,5 +732,5 @@ cdef class RunWatch:
         return self.watch.is_busy()
 
     def look(self, int64_t now, int64_t action_id, int64_t limit_ns):
-        """"fine", "end" or "stuck"."""
+        """Return "fine", "end" or "stuck"."""
         return ("fine", "end", "stuck")[<int>self.watch.look(now, action_id, limit_ns, self.grace_ns, self.gap_ns)]

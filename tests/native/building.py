@@ -1,6 +1,7 @@
-"""Native test programs, built beside the package with a sanitizer: ``build(program, flavour)`` gives an executable.
+"""Native test programs, built beside the package with a sanitizer: ``build(program, flavour)`` gives an
+executable.
 
-Objects lie in build/native/<flavour>, and are made anew when anything that they were made from has changed.
+Objects lie in build/native/<flavour>, and are built again when a source or a header of theirs has changed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 COMPILE_S = 300.0
-"""How long one file may take, on a busy machine."""
+"""Time limit for the build of a file, on a busy machine."""
 
 WARNINGS = ["-Wall", "-Wextra", "-g", "-O1", "-fno-omit-frame-pointer"]
 CPP = ["-std=c++20", "-D_GLIBCXX_ASSERTIONS", "-ffp-contract=off"]
@@ -26,7 +27,7 @@ INCLUDES = ["-Icsrc", "-Itests/native"]
 
 @dataclasses.dataclass(frozen=True)
 class Flavour:
-    """How everything of a program is compiled and linked."""
+    """The options with which a program is compiled and linked."""
 
     name: str
     flags: tuple[str, ...]
@@ -61,16 +62,16 @@ PROGRAMS: dict[str, Sequence[Path]] = {
     "fuzz_headers": [HERE / "fuzz_headers.cpp", *CONTROLLER],
     "fuzz_jpeg": [HERE / "fuzz_jpeg.cpp"],
 }
-"""The sources of each. A fuzz target's main() is libFuzzer's, or else replay.cpp."""
+"""The sources of each program. A fuzz target's main() is libFuzzer's, or else replay.cpp."""
 
 
 class CannotBuild(Exception):
-    """What is missing on this machine."""
+    """A compiler or sanitizer is missing on this machine."""
 
 
 @cache
 def why_not(flavour: Flavour) -> str:
-    """What is missing for this flavour; empty if nothing is."""
+    """Return what is missing for this flavour; empty if nothing is."""
     if shutil.which(flavour.compiler) is None:
         return f"{flavour.compiler} is not installed"
     directory = ROOT / "build" / "native" / flavour.name
@@ -97,7 +98,7 @@ def why_not(flavour: Flavour) -> str:
 
 
 def build(program: str, flavour: Flavour) -> Path:
-    """The program, up to date. Raises CannotBuild where the compiler or its sanitizer is missing."""
+    """Return the program, up to date. Raises CannotBuild where the compiler or its sanitizer is missing."""
     if reason := why_not(flavour):
         raise CannotBuild(reason)
     sources = list(PROGRAMS[program])
@@ -125,12 +126,12 @@ def _compile(source: Path, directory: Path, flavour: Flavour) -> Path:
 
 
 def _is_stale(made: Path) -> bool:
-    noted = made.with_suffix(".d")  # by the compiler: what was read to make it
+    noted = made.with_suffix(".d")  # written by the compiler: the files read to make the object
     if not made.exists() or not noted.exists():
         return True
     needed = [Path(one) for one in noted.read_text().replace("\\\n", " ").split()[1:]]
     age = made.stat().st_mtime
-    paths = [ROOT / one for one in needed]  # what is absolute stays so
+    paths = [ROOT / one for one in needed]  # absolute paths stay absolute
     return any(not one.exists() or one.stat().st_mtime > age for one in [*paths, Path(__file__)])
 
 

@@ -1,5 +1,5 @@
-// Parts of the exchange by themselves, between queues instead of sockets and before a scheduler that notes what it is
-// told.
+// Tests of the exchange's parts separately, between queues instead of sockets and before a scheduler that
+// records its events.
 #include <fcntl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -19,7 +19,7 @@ namespace clockwork {
 
 namespace {
 
-// What it was told, and nothing else.
+// A scheduler that records the events it is told, and decides nothing.
 class NotingScheduler : public Scheduler {
 public:
     std::vector<Request> requests;
@@ -63,7 +63,7 @@ public:
     void check_invariants() const override {}
 };
 
-// Python's part: models by text, and numbers of shapes.
+// The part of Python: models by text, and numbers of shapes.
 struct Asked {
     std::vector<std::string> texts;
     std::vector<std::vector<std::int64_t>> shapes;
@@ -91,7 +91,7 @@ struct Asked {
     }
 };
 
-// A descriptor that is a connection's.
+// An open descriptor that stands for a connection.
 class Line {
 public:
     Line() { demand(socketpair(AF_UNIX, SOCK_STREAM, 0, ends_) == 0, "no descriptors are left"); }
@@ -106,7 +106,7 @@ private:
     int ends_[2];
 };
 
-// All parts, of which each test looks at a few.
+// All parts of an exchange, of which each test uses a few.
 struct Bench {
     NotingScheduler scheduler;
     Asked asked;
@@ -121,7 +121,7 @@ struct Bench {
                           std::vector<std::string>(REASONS, "reason")),
                 asked.functions(), bounds, std::make_shared<Ring>(0, 0)) {}
 
-    // A model of one input of four floats.
+    // A model with a single input of four floats.
     ServedModel& serve(ModelId model_id) {
         auto interface = std::make_shared<ModelInterface>();
         InputSpec& input = interface->inputs.emplace_back();
@@ -136,7 +136,7 @@ struct Bench {
         return parts.models.at(model_id);
     }
 
-    // A connection's hello is answered: the peer's slot.
+    // Answers a connection's hello, and returns the peer's slot.
     std::uint32_t client_joins(const Line& line, const std::string& identity) {
         parts.ports[1].connections().accepted(line.fd(), 1);
         from_clients.peers[identity] = false;
@@ -222,7 +222,8 @@ void a_model_stays_for_its_requests() {
     demand(model.held == 2 && model.copies == 1 && client.connection->asked == 1, "both are counted");
     bench.parts.models.forget(1);
     demand(bench.parts.models.find(1) == nullptr, "it is gone");
-    demand(held.model->label == "model", "but for those who have it");  // AddressSanitizer sees that it is there
+    // AddressSanitizer checks that the model exists
+    demand(held.model->label == "model", "but for those who have it");
     bench.parts.requests.release(held);
     demand(copy.model->label == "model", "until the last");
     bench.parts.requests.release(copy);
@@ -335,7 +336,7 @@ struct Pair {
     HeldRequest* copy = nullptr;
     Route route;
 
-    // slo_ns: of the request.
+    // slo_ns: SLO of the request.
     explicit Pair(Ns slo_ns, std::size_t width = 1) {
         bench.parts.shadows.width = width;
         ServedModel& model = bench.serve(1);

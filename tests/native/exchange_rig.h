@@ -1,13 +1,13 @@
 // A whole exchange with its scheduler, between queues instead of sockets, driven by a script of bytes.
 //
-// The script is clients and workers at their worst and at their best, mixed: whatever bytes it has for headers, good
-// messages, good messages with bytes changed, peers that come, go, or read nothing. Whatever else happens, this
-// holds, or the process aborts and says what does not:
-//   - a good request of a client that stays is answered exactly once, and nothing is answered that was not asked;
-//   - an answer that no liar had a hand in has exactly the bytes that belong to that request;
-//   - the scheduler's books balance after every turn, and at the end nothing is held.
-// What Python does for the exchange is done here in its shortest form: what is wrong is dropped, names are looked up and
-// shapes numbered.
+// The script mixes good and hostile clients and workers: arbitrary bytes as headers, good messages, good
+// messages with bytes changed, peers that connect, disconnect, or read nothing. The following invariants hold
+// throughout; otherwise the process aborts and names the violated one:
+// - a good request of a client that stays is answered exactly once, and no other request is answered;
+// - an answer that no liar had a hand in has exactly the bytes that belong to that request;
+// - the scheduler's invariants hold after every turn, and at the end nothing is held. Python's part of the
+//   exchange is done here in its shortest form: wrong messages are dropped, names are looked up and shapes
+//   numbered.
 #pragma once
 
 #include <sys/socket.h>
@@ -61,7 +61,7 @@ private:
     std::size_t at_ = 0;
 };
 
-// A connection as far as the exchange looks at one: a descriptor that is open, and what its socket's monitor says.
+// A connection as the exchange sees it: an open descriptor, and the events of its socket's monitor.
 class Line {
 public:
     Line() = default;
@@ -138,7 +138,7 @@ public:
             client_joins(number);
     }
 
-    // The first byte says how calm it is: how many of 256 things are good requests, good results and turns.
+    // The first byte of the script sets how many of 256 steps are good requests, good results and turns.
     void play(Script script) {
         calm_ = script.byte();
         while (!script.is_over() && steps_++ < STEPS_MAX)
@@ -160,7 +160,7 @@ public:
             broken("requests are held at the end");
     }
 
-    // How much of it was of use: a script whose messages are all dropped proves nothing.
+    // Counts of useful steps: a script whose messages are all dropped proves nothing.
     std::uint64_t good_answers() const { return good_answers_; }
 
 private:
@@ -168,14 +168,14 @@ private:
     static constexpr std::uint32_t WORKERS = 2, CLIENTS = 3;
     static constexpr std::size_t STEPS_MAX = 400;
     static constexpr std::uint32_t PAGES = 8;
-    static constexpr std::int64_t GOOD_IDS = 1 << 20;  // good requests count from here on
+    static constexpr std::int64_t GOOD_IDS = 1 << 20;  // ids of good requests begin here
     static constexpr std::int64_t FLOAT = 1, UINT8 = 2, INT64 = 7, STRING = 8, BOOL = 9;
-    static constexpr std::int64_t MACHINE = 7;  // whose memory every worker sees
+    static constexpr std::int64_t MACHINE = 7;  // the machine whose memory every worker can map
     static constexpr ModelId WORDS = 5;
 
     struct Waiting {
-        std::vector<std::string> outputs;  // as they must come
-        bool is_tainted = false;           // a liar had it in hand
+        std::vector<std::string> outputs;  // the outputs that the client must get
+        bool is_tainted = false;           // whether a liar had the request
     };
     struct Client {
         std::string identity;
@@ -183,11 +183,11 @@ private:
         bool is_there = false;
         Line line;
         std::map<std::int64_t, Waiting> waiting;
-        std::set<std::int64_t> wild;  // ids of whatever else may count as a request
+        std::set<std::int64_t> wild;  // ids of other messages that may count as requests
     };
     struct Action {
         ActionId action_id = 0;
-        std::vector<std::vector<std::string>> parts;  // an INFER's inputs, request by request
+        std::vector<std::vector<std::string>> parts;  // the inputs of an INFER, request by request
         std::size_t outputs = 0;
     };
     struct Worker {
@@ -252,7 +252,7 @@ private:
         return names[model];
     }
 
-    // Of a text that is no route's: a model's name, and its version.
+    // The id of a text that is no route's: a model's name, and its version.
     ModelId model_of(std::string_view text) {
         for (ModelId model = 1; model < static_cast<ModelId>(interfaces_.size()); ++model) {
             if (text == name_of(model) + "@1" && stays(model))
@@ -375,7 +375,7 @@ private:
                         worker_joins(index_of(worker));
                 }
                 break;
-            case 14:  // reads nothing for a while
+            case 14:  // the peer reads nothing for a while
                 if (script.below(2) == 0) {
                     if (client.is_there)
                         from_clients_.peers[client.identity] = script.below(2) == 0;
@@ -399,7 +399,7 @@ private:
         std::size_t outputs = 1;
     };
 
-    // [id, model, slo, priority, tensors] and its frames; their bytes are like no other request's.
+    // Writes [id, model, slo, priority, tensors] and its frames; their bytes are unlike any other request's.
     Asked request(std::int64_t request_id, Script& script) {
         ModelId model = 1 + script.below(5);
         std::string name = script.below(4) == 0 && exchange_->parts().routes.shadow_tally("mixed") != nullptr
@@ -440,7 +440,7 @@ private:
             }
             std::string frame(static_cast<std::size_t>(bits / 8), static_cast<char>(place));
             std::size_t first = 0;
-            if (is_shared) {  // a reference, of which all but the machine may be anything
+            if (is_shared) {  // a reference: any value but that of the machine may be wrong
                 frame.assign(REFERENCE_BYTES, '\0');
                 std::memcpy(frame.data(), &MACHINE, sizeof MACHINE);
                 first = sizeof MACHINE;
@@ -456,7 +456,7 @@ private:
         return asked;
     }
 
-    // So many strings, of which the first is like no other's.
+    // Writes so many strings, the first of which is unlike any other request's.
     std::string words(std::int64_t count) {
         std::uint64_t mark = ++mark_;
         std::string frame{8, 0, 0, 0};
@@ -485,7 +485,7 @@ private:
         Asked asked = request(request_id, script);
         if (!client.is_there)
             return;
-        pump();  // so that nobody's request of that number is still on its way
+        pump();  // so that no request of that number is still on its way
         if (!client.is_there)
             return;
         last_good_ = request_id;
@@ -539,7 +539,7 @@ private:
             from_clients_.arrive({client.identity, std::string(writer_.view())}, client.line.fd());
     }
 
-    // [action, status, text, received, three phases, parts] and its frames.
+    // Writes [action, status, text, received, three phases, parts] and its frames.
     Message result_of(const Action& action, std::int64_t status, std::uint64_t began_ns) {
         writer_.clear();
         writer_.array(9);
@@ -610,7 +610,7 @@ private:
             from_workers_.arrive(std::move(message), worker.line.fd());
     }
 
-    // Whatever this worker has in hand may come to anything now.
+    // From now on any result for this worker's actions is allowed.
     void taint(const Worker& worker) {
         for (const Action& action : worker.actions) {
             for (const auto& inputs : action.parts) {
@@ -631,9 +631,11 @@ private:
         std::string identity =
             is_client ? clients_[script.below(CLIENTS)].identity : workers_[script.below(WORKERS)].identity;
         switch (script.below(4)) {
-            case 0: socket.arrive({script.bytes(script.byte()), script.bytes(script.byte())}); break;  // a stranger
-            case 1: socket.arrive({identity}); break;                                                  // nothing
-            case 2: socket.arrive({identity, "", ""}, -1); break;  // from a peer that is gone
+            // an unknown identity
+            case 0: socket.arrive({script.bytes(script.byte()), script.bytes(script.byte())}); break;
+            // no body
+            case 1: socket.arrive({identity}); break;
+            case 2: socket.arrive({identity, "", ""}, -1); break;  // from a peer that has disconnected
             case 3: {
                 Message many(3 + 256 * (script.below(3)), "x");
                 many[0] = identity;
@@ -664,7 +666,7 @@ private:
         exchange_->parts().routes.unroute(name_of(model));
     }
 
-    // As clocksync would: nothing of a worker's is believed beyond CLOCK_MAX.
+    // Like clocksync: a worker's clock is not believed beyond CLOCK_MAX.
     void set_clock(Worker& worker, Script& script) {
         constexpr std::uint64_t CLOCK_MAX = std::uint64_t{1} << 60;
         Ns sign = script.below(2) == 0 ? 1 : -1;
@@ -698,7 +700,7 @@ private:
         scheduler_->check_invariants();
     }
 
-    // It is answered by Python, in a sentence. A good request is turned down because its model went.
+    // Python answers the request with a sentence. A good request is refused because its model was removed.
     void wrong_request() {
         const Wrong& wrong = exchange_->wrong();
         check_wrong(wrong);
@@ -713,7 +715,7 @@ private:
         }
     }
 
-    // Its worker is let go, or the action fails.
+    // The action's worker is closed, or the action fails.
     void wrong_result() {
         const Wrong& wrong = exchange_->wrong();
         check_wrong(wrong);
@@ -729,7 +731,7 @@ private:
         }
     }
 
-    // What it says is there to be said.
+    // Checks that the failed answer has a sentence.
     void check_wrong(const Wrong& wrong) {
         if (wrong.header.kind != HeaderFlaw::NONE)
             return;
@@ -751,7 +753,7 @@ private:
         const Command& command = scheduler_->out.list[exchange_->parts().router.place()];
         if (command.kind == CommandKind::MODEL_FAULT) {
             if (command.set_aside)
-                leave(command.model_id);  // set aside: the scheduler removes it by itself
+                leave(command.model_id);  // set aside: the scheduler removes the model by itself
             return;
         }
         if (command.kind == CommandKind::MODEL_GONE) {
@@ -763,7 +765,7 @@ private:
         broken("an order of a kind that is the exchange's");
     }
 
-    // The recorder's ring is small, so that it forgets much; what is left is whole steps.
+    // The recorder's ring is small, so that it forgets many steps; the bytes kept are whole steps.
     void check_recording() {
         ring_->read(0, RING_BYTES, recorded_);
         if (take_steps(recorded_) < 0 || !recorded_.empty())
@@ -787,7 +789,7 @@ private:
         }
     }
 
-    // What workers were sent.
+    // The actions that workers were sent.
     void read_orders() {
         for (Message& message : from_workers_.sent) {
             Reader reader(message[1].data(), message[1].size());
@@ -813,7 +815,7 @@ private:
         std::uint32_t parts = 0, tensors = 0, fields = 0, rank = 0;
         bool is_good = reader.integer(device) && reader.integer(model);
         for (int place = 0; place < 4; ++place)
-            is_good = is_good && reader.integer(skipped);  // the load, the window
+            is_good = is_good && reader.integer(skipped);  // the load id and the window
         is_good = is_good && reader.array(parts);
         for (std::uint32_t part = 0; is_good && part < parts; ++part) {
             is_good = reader.array(tensors);
@@ -879,10 +881,11 @@ private:
     std::unique_ptr<Exchange> exchange_;
     std::vector<std::shared_ptr<const ModelInterface>> interfaces_;
     std::map<std::vector<std::int64_t>, std::uint32_t> shapes_;
-    std::set<ModelId> removed_;  // on their way out
+    std::set<ModelId> removed_;  // models that are being removed
     Client clients_[CLIENTS];
     Worker workers_[WORKERS];
-    std::map<std::string, std::pair<std::uint32_t, std::int64_t>> holder_of_;  // by the first input's bytes
+    // by the bytes of the first input
+    std::map<std::string, std::pair<std::uint32_t, std::int64_t>> holder_of_;
     WorkerId last_worker_ = 0;
     std::int64_t last_good_ = GOOD_IDS;
     std::uint64_t mark_ = 0;

@@ -1,7 +1,8 @@
-// A libzmq of one process and no sockets: messages are put into a queue and taken from another one.
+// A libzmq for a single process without sockets: sent messages go into a queue, and received ones come from
+// another.
 //
-// Messages count their references atomically, as libzmq's do, and a message that is never closed is a leak that
-// AddressSanitizer finds. A socket is a ROUTER: sending to an unknown identity fails with EHOSTUNREACH.
+// Messages count their references atomically, as libzmq's do, and a message that is never closed is a leak
+// that AddressSanitizer finds. A socket is a ROUTER: sending to an unknown identity fails with EHOSTUNREACH.
 #pragma once
 
 #include <atomic>
@@ -19,14 +20,14 @@
 
 namespace clockwork::fake {
 
-using Message = std::vector<std::string>;  // its identity, then its frames
+using Message = std::vector<std::string>;  // the peer's identity, then the frames
 
 struct Body {
     std::atomic<int> references{1};
     std::string bytes;
     bool more = false;
     int descriptor = -1;
-    void (*let_go)(void* data, void* hint) = nullptr;  // of bytes that are the caller's
+    void (*let_go)(void* data, void* hint) = nullptr;  // frees bytes that are the caller's
     void* data = nullptr;
     void* hint = nullptr;
 
@@ -39,17 +40,17 @@ struct Body {
 inline thread_local int last_error = 0;
 
 struct Socket {
-    std::deque<std::pair<Message, int>> incoming;  // and the descriptor that it came on
-    std::size_t taken = 0;                         // frames of the first of them
+    std::deque<std::pair<Message, int>> incoming;  // a message, and the descriptor from which it came
+    std::size_t taken = 0;                         // frames taken of the first message
     std::vector<Message> sent;
-    std::map<std::string, bool, std::less<>> peers;  // true: its queue is full
+    std::map<std::string, bool, std::less<>> peers;  // by identity; true: the peer's queue is full
     void arrive(Message message, int descriptor = -1) { incoming.emplace_back(std::move(message), descriptor); }
 
     int receive(clockwork_zmq_message* target);
     int send(Body* body, int flags);
 
 private:
-    bool is_open_ = false;  // the last message of `sent` goes on
+    bool is_open_ = false;  // whether more frames of the last message of `sent` follow
 };
 
 inline Body*& body_of(clockwork_zmq_message* message) { return *reinterpret_cast<Body**>(message->bytes); }
@@ -82,7 +83,7 @@ inline int Socket::receive(clockwork_zmq_message* target) {
     return static_cast<int>(body->bytes.size());
 }
 
-// Takes the body, if it does not fail.
+// Takes the body of the message unless sending fails.
 inline int Socket::send(Body* body, int flags) {
     if (!is_open_) {
         auto peer = peers.find(body->bytes);

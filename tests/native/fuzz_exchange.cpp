@@ -1,7 +1,8 @@
-// The exchange as a whole, with the first byte's policy, under a script of bytes; see exchange_rig.h.
+// Fuzz target: the whole exchange under a script of bytes, the first of which chooses the policy; see
+// exchange_rig.h.
 //
-// With COUNT in the environment it says at the end how many good requests were answered with their own bytes: scripts
-// that reach nothing would prove nothing.
+// With COUNT in the environment it prints at the end how many good requests were answered with their own
+// bytes: scripts that reach nothing would prove nothing.
 #include "exchange_rig.h"
 
 namespace {

@@ -1,5 +1,5 @@
-// Every header that C++ reads, and what it accepts of a request: no byte is read that is not there, and what is
-// taken is in range.
+// Fuzz target: every header that C++ reads, and the checks of requests: no byte outside is read, and accepted
+// values are in range.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -60,7 +60,7 @@ std::vector<clockwork::ModelInterface> interfaces() {
     return all;
 }
 
-// A header is read, or it has a flaw, of which the place is within it.
+// Checks that a header is accepted, or that its flaw has a place within it.
 void check_flaw(bool is_read, const clockwork::HeaderFlaw& flaw, bool is_of_its_kind, std::string_view header) {
     using clockwork::HeaderFlaw;
     demand(is_read == (flaw.kind == HeaderFlaw::NONE), "a header that is malformed in nothing");
@@ -72,7 +72,7 @@ void check_flaw(bool is_read, const clockwork::HeaderFlaw& flaw, bool is_of_its_
     demand(flaw.kind != HeaderFlaw::FORM || flaw.offset < header.size(), "a value beyond the header");
 }
 
-// Whatever a reference names, so that some are of the right machine.
+// References of shared tensors, some of which have the right machine.
 std::int64_t machine_of(const clockwork::FrameBytes& frames) {
     std::int64_t machine = 0;
     if (!frames.empty() && frames[0].size() >= sizeof machine)
@@ -91,7 +91,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     std::size_t frame_size = std::min<std::size_t>(data[1], size - 2);
     std::vector<char> tail(data + size - frame_size, data + size);
     FrameBytes frames(data[0] & 3, std::string_view(tail.data(), tail.size()));
-    std::vector<char> copy(data + 2, data + size);  // of exactly this size, so that a byte too many is noticed
+    // a buffer of exactly this size, so that a read beyond it is noticed
+    std::vector<char> copy(data + 2, data + size);
     std::string_view header(copy.data(), copy.size());
     std::int64_t tag = wire::tag_of(header);
     HeaderFlaw flaw;

@@ -1,4 +1,5 @@
-// The work of a JPEG image from whatever bytes: none beyond the file is read, and what is counted is within its bounds.
+// Fuzz target: the estimated work of a JPEG image from any bytes. No byte outside is read, and the counts
+// stay within their bounds.
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -16,7 +17,8 @@ void demand(bool holds, const char* what) {
 }
 
 clockwork::JpegWork read(const std::string& data, std::size_t budget) {
-    std::vector<char> copy(data.begin(), data.end());  // of exactly this size, so that a byte too many is noticed
+    // a buffer of exactly this size, so that a read beyond it is noticed
+    std::vector<char> copy(data.begin(), data.end());
     std::size_t left = budget;
     clockwork::JpegWork found = clockwork::jpeg_work({copy.data(), copy.size()}, left);
     demand(left <= budget, "a search that gives back more than it had");
@@ -39,7 +41,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
                 clockwork::JPEG_SEARCHED_MAX)
                    .work == found.work,
            "a comment that changes the work");
-    // What is not searched counts as the most that it could be.
+    // The part of a file that is not searched counts as the most work it could be.
     demand(read(whole, size / 2).work >= (found.scans > 0 ? 1 : 0), "work that a smaller budget loses");
     std::string frame(8, '\0');
     std::uint32_t length = static_cast<std::uint32_t>(whole.size());

@@ -1,29 +1,19 @@
-/* Lets a CUDA C file be compiled by a host's C++ compiler, into a module for the fake driver:
- *
- *     g++ -std=c++20 -O2 -shared -fPIC -x c++ -include host_kernels.h kernels.cu -o kernels.so
- *
- * The file stays CUDA C; what it needs besides is its kernels' names, once each:
- *
- *     extern "C" __global__ void add(const float *a, const float *b, float *y, int n) { ... }
- *     #ifdef CW_HOST_KERNEL
- *     CW_HOST_KERNEL(add)
- *     #endif
- *
- * CW_HOST_KERNEL_WITH(add, registers, shared_bytes, threads) says as well what the kernel needs of a card: registers of
- * a thread, static shared memory, the most threads of a block, and, where it is given as a fifth, memory of each
- * thread. With -DCW_HOST_TARGET='"sm_80"' the module is one for that architecture, which the fake driver refuses on any
- * other ("compute_80": PTX, which newer ones take, too).
- *
- * Blocks run one after another, and the threads of a block take turns: a thread runs until it waits, for its block
- * in __syncthreads() or for its warp in mma.sync, or ends. A kernel that waits wrongly (a barrier that not all
- * threads of the block reach, a matrix product without all 32 threads of the warp) ends the process with a sentence
- * on stderr. Shuffles, atomics and shared memory of a size that the launch decides are not supported.
- *
- * Built with -fsanitize=address,alignment, a kernel that reads outside a buffer, a shared array or a local one, or a
- * vector at an address that it does not divide, ends the process as well: types have the alignment that they have on
- * a card. For cuda_fp16.h and cuda_bf16.h, add -I tests/native/host_kernels; for registers that are read as other types
- * than they are, which mma.sync takes, -fno-strict-aliasing.
- */
+/* MANUAL Lets a CUDA C file be compiled by a host's C++ compiler, into a module for the fake driver:      g++
+ * -std=c++20 -O2 -shared -fPIC -x c++ -include host_kernels.h kernels.cu -o kernels.so  The file stays CUDA
+ * C, and names each of its kernels once more:      extern "C" __global__ void add(const float *a, const float
+ * *b, float *y, int n) { ... }     #ifdef CW_HOST_KERNEL     CW_HOST_KERNEL(add)     #endif
+ * CW_HOST_KERNEL_WITH(add, registers, shared_bytes, threads) also declares the resources that the kernel
+ * takes of a card: registers of a thread, static shared memory, the largest number of threads in a block,
+ * and, as an optional fifth number, local memory of each thread. With -DCW_HOST_TARGET='"sm_80"' the module
+ * is for that architecture, and the fake driver refuses it on any other ("compute_80": PTX, which newer
+ * architectures take).  Blocks run in sequence, and the threads of a block take turns: a thread runs until it
+ * waits, for its block in __syncthreads() or for its warp in mma.sync, or ends. A kernel that waits wrongly
+ * (a barrier that not all threads of the block reach, a matrix product without all 32 threads of the warp)
+ * ends the process with a sentence on stderr. Shuffles, atomics and dynamic shared memory are not supported.
+ * Built with -fsanitize=address,alignment, a kernel also ends the process if it reads outside a buffer, a
+ * shared or a local array, or reads a vector at a misaligned address: types have the alignment that they have
+ * on a card. cuda_fp16.h and cuda_bf16.h need -I tests/native/host_kernels; the operands of mma.sync, whose
+ * registers are read as other types, need -fno-strict-aliasing. */
 #ifndef CLOCKWORK_HOST_KERNELS_H
 #define CLOCKWORK_HOST_KERNELS_H
 
@@ -48,10 +38,11 @@
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __syncthreads() cw::wait_for_block(__LINE__)
 
-/* The blocks of a kernel share the array: a block that reads what it has not written finds what the last one left. */
+/* The blocks of a kernel share the array: a block that reads elements it has not written finds those of the
+ * block before. */
 #define __shared__ static
 
-/* Inline assembly, of which mma.sync is known. The operands are checked against the arrays by these names. */
+/* Inline assembly: only mma.sync is supported. The operands are checked against the arrays by these names. */
 #define asm(...)                                                          \
     do {                                                                  \
         static const cw::Product* product = cw::product_of(#__VA_ARGS__); \
@@ -62,7 +53,8 @@ static inline float __int_as_float(int bits) { return __builtin_bit_cast(float, 
 
 namespace cw {
 
-static std::mutex one_at_a_time; /* shared memory and the threads' places are the module's */
+/* a single lock, because shared memory and the threads' places belong to the module */
+static std::mutex one_at_a_time;
 
 template <typename... Parameters, size_t... Index>
 static void call(void* kernel, void** arguments, std::index_sequence<Index...>) {
@@ -83,7 +75,7 @@ static void launch(const char* name, void (*kernel)(Parameters...), void** argum
 
 }  // namespace cw
 
-/* Each module has its own: a library with a symbol that is one in a process is never unloaded. */
+/* Static for each module: a library with a symbol that is unique in a process is never unloaded. */
 namespace {
 
 template <typename Type>

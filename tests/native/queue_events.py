@@ -1,4 +1,7 @@
-"""Events and commands of a worker's action queue (csrc/worker/queue.h) as typed records. Times are of the worker's clock."""
+"""Events and commands of a worker's action queue (csrc/worker/queue.h) as typed records.
+
+Times are of the worker's clock.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-// Runs a fuzz target without libFuzzer: over the files and directories that are named, and over SEEDS=n random
-// scripts and random changes of those files. For compilers that have no libFuzzer, and for ThreadSanitizer.
-// The input that aborts it is left in the file that BROKEN names.
+// Runs a fuzz target without libFuzzer: on the files and directories given, and on SEEDS=n random scripts and
+// random changes of those files. For compilers that have no libFuzzer, and for ThreadSanitizer. The input
+// that aborts the target is left in the file that BROKEN names.
 #include <fcntl.h>
 #include <unistd.h>
 

@@ -1,4 +1,5 @@
-// What every reader of the flight recorder relies on: its stream is whole steps, each a byte string of an array of four.
+// The format on which every reader of the flight recorder relies: its stream consists of whole steps, each a
+// byte string that holds an array of four.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,7 @@
 
 #include "msgpack.h"
 
-// Whether a value of any kind is next, and passes over it.
+// Reads over a value of any type; false if there is none.
 inline bool passes_over(clockwork::Reader& reader, int depth = 0) {
     clockwork::Head head;
     if (depth > 8 || !reader.head(head))
@@ -23,7 +24,8 @@ inline bool passes_over(clockwork::Reader& reader, int depth = 0) {
     return true;
 }
 
-// Takes the whole steps off the front of a piece of the stream. How many there were; -1 for a step that is none.
+// Removes the whole steps at the front of a piece of the stream. Returns their number; -1 for an invalid
+// step.
 inline std::int64_t take_steps(std::string& piece) {
     std::int64_t count = 0;
     std::size_t taken = 0;
@@ -31,7 +33,7 @@ inline std::int64_t take_steps(std::string& piece) {
         clockwork::Reader reader(piece.data() + taken, piece.size() - taken);
         clockwork::Head head;
         if (!reader.head(head))
-            break;  // not all of it is there yet
+            break;  // the step is not complete yet
         if (head.kind != clockwork::Head::BYTES)
             return -1;
         std::string_view step = reader.take(head.size);

@@ -1,4 +1,4 @@
-"""Native code with a sanitizer in it: lanes under many threads, headers and the whole exchange under odd bytes."""
+"""Native code under sanitizers: lanes with many threads, headers and the whole exchange with hostile bytes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ BOTH = pytest.mark.parametrize(
     ],
     ids=lambda flavour: flavour.name,
 )
-"""Building either takes most of the time: 34 files, some 100 s of one processor."""
+"""Builds of the exchange take most of the time: 34 files, some 100 s of one processor."""
 
 
 def run(program: str, flavour: Flavour, *arguments: str, within_s: float, **environment: str) -> str:
-    """What it prints. It must end well, and no sanitizer may have anything to say."""
+    """Run a program and return its output. It must exit with 0, and no sanitizer may report anything."""
     try:
         path = build(program, flavour)
     except CannotBuild as error:
@@ -95,7 +95,7 @@ def test_headers_are_read_within_their_bytes(flavour: Flavour) -> None:
 
 @BOTH
 def test_the_exchange_answers_the_good_beside_the_bad(flavour: Flavour) -> None:
-    """Under every policy; the comparing thread of shadows runs beside it."""
+    """Under every policy; the thread that compares shadows' answers runs beside it."""
     corpus = CORPUS / "exchange"
     said = run("fuzz_exchange", flavour, str(corpus), within_s=400, SEEDS="2000", COUNT="1")
     assert f"{len(list(corpus.iterdir()))} inputs, 2000 seeds" in said

@@ -1,4 +1,4 @@
-// What programs of several threads have in common: a check that ends them, and numbers drawn from a seed.
+// Helpers for programs with several threads: a check that ends the process, and numbers drawn from a seed.
 #pragma once
 
 #include <cstdint>

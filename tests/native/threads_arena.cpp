@@ -1,5 +1,6 @@
-// An arena's memory under its three threads, for ThreadSanitizer: the load lane takes and gives up pages, a thread that
-// prepares models and the keeper touch them meanwhile. What a lane has written is there until it gives the page up.
+// An arena's memory under its three threads, for ThreadSanitizer: the load lane takes and gives up pages,
+// while a thread that prepares models and the keeper populate pages. Bytes that a lane has written stay until
+// it gives the page up.
 //
 // Usage: threads_arena SEED ROUNDS.
 #include <cstdio>
@@ -25,7 +26,7 @@ bool holds_only(const char* page, char value) {
 }
 
 void load_lane(ArenaMemory& memory, std::uint64_t seed) {
-    char written[PAGES] = {};  // 0: nothing
+    char written[PAGES] = {};  // 0: nothing was written
     for (int turn = 0; turn < 400; turn++) {
         const std::int64_t count = 1 + std::int64_t(draw(seed) % 8);
         const std::int64_t start = std::int64_t(draw(seed) % std::uint64_t(PAGES - count));

@@ -1,9 +1,9 @@
-// Lanes, claims and the link under many threads, for ThreadSanitizer: every action that is pushed ends once, in the order
-// of its lane unless it was revoked, and nobody is in the link with another.
+// Lanes, claims and the link under many threads, for ThreadSanitizer: every action that is pushed ends once,
+// in the order of its lane unless it was revoked, and the link has at most one user.
 //
-// One pusher, as a device has one; two lanes, of which the first passes what it runs on to the second; a thread that
-// revokes; one that takes what has ended; and, at the end of each round, a clear and a stop in the midst of it all.
-// Usage: threads_lanes SEED ROUNDS.
+// There is a single pusher, as for a device; two lanes, of which the first passes its actions on to the
+// second; a thread that revokes; a thread that takes ended actions; and, at the end of each round, a clear
+// and a stop while all of them run. Usage: threads_lanes SEED ROUNDS.
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -35,9 +35,9 @@ struct Machine {
     Link link;
     PageTable pages;
     std::vector<Work> works{ACTIONS};
-    int pushed = 0;         // by the pusher alone, until it is joined
-    bool stop_all = false;  // under the hub's lock
-    bool inside = false;    // the link's holder alone writes it
+    int pushed = 0;         // written by the pusher alone, until it is joined
+    bool stop_all = false;  // guarded by the hub's lock
+    bool inside = false;    // written by the link's holder alone
     std::uint64_t seed;
 };
 
@@ -49,7 +49,7 @@ void hold_link(Machine& m) {
     m.link.leave();
 }
 
-// Loads: hold the link for a moment, claim pages, and pass the action on; or end it where there is no room.
+// Loads hold the link for a moment, claim pages, and pass the action on; without free pages they end it.
 void run_first(Machine& m) {
     char text[100];
     m.first.enter();
@@ -83,7 +83,7 @@ void run_second(Machine& m) {
     }
 }
 
-// Another user of the link: another device of this machine.
+// Another user of the link, as another device of this machine would be.
 void use_link(Machine& m) {
     for (int turn = 0; turn < ACTIONS / 4; turn++)
         hold_link(m);
@@ -103,7 +103,7 @@ void revoke_some(Machine& m) {
 int take_ended(Machine& m) {
     int count = 0;
     for (Action* action = m.hub.take_ended(); action != nullptr; count++) {
-        Action* next = action->next;  // before anybody else may have it
+        Action* next = action->next;  // read before another thread may take the action
         demand(action->status != PENDING, "an action ended without a status");
         demand(static_cast<Work*>(action)->ended++ == 0, "an action ended twice");
         action = next;
@@ -139,7 +139,7 @@ void run_round(std::uint64_t seed) {
         revoker([&] { revoke_some(m); }), taker([&] { take(m, ended); }), pusher([&] { push(m); });
     pusher.join();
     other.join();
-    // Half of the rounds are cleared while something runs; the others run empty.
+    // Half of the rounds are cleared while something runs; the others run until the lanes are empty.
     int cleared = 0;
     for (Lane* lane : {&m.first, &m.second}) {
         if (seed % 2 != 0) {
@@ -166,7 +166,8 @@ void run_round(std::uint64_t seed) {
     demand(m.pages.held_count() <= 2 * cleared, "a page is held for nothing");
 }
 
-// What comes between next_behind() and sleep() ends the sleep at once: each, and a pause without anything, in one thread.
+// A change between next_behind() and sleep() ends the sleep at once: each kind of change, and a pause without
+// a change, in one thread.
 void run_sleep() {
     constexpr std::int64_t LONG_NS = 3'000'000'000, SHORT_NS = 1'000'000;
     Hub hub;

@@ -1,6 +1,6 @@
-// The flight recorder's ring under two threads, for ThreadSanitizer: one writes steps of every kind, the other reads them
-// piece by piece. What is read is whole steps, but for what was forgotten before it was read, and then goes on with one.
-// Usage: threads_recorder SEED STEPS.
+// The flight recorder's ring under two threads, for ThreadSanitizer: one thread writes steps of every kind,
+// the other reads them piece by piece. The bytes read are whole steps; after steps that were forgotten
+// unread, reading continues at the beginning of a step. Usage: threads_recorder SEED STEPS.
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>

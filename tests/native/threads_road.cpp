@@ -1,8 +1,8 @@
-// A worker's road between a socket, a device of one lane and a thread that does what Python does, for sanitizers: every
-// action that is sent is answered once, unless the session ends meanwhile, and every order is freed.
+// A worker's road between a socket, a device of one lane and a thread that stands for Python, for sanitizers:
+// every action that is sent is answered once, unless the session ends meanwhile, and every order is freed.
 //
-// The socket is a queue of this process with a descriptor. The lane's thread ends orders, and is often the road's listener;
-// another thread sends, revokes, asks and resets. Usage: threads_road SEED ROUNDS.
+// The socket is a queue of this process with a descriptor. The lane's thread ends orders, and is often the
+// road's listener; another thread sends, revokes, asks and resets. Usage: threads_road SEED ROUNDS.
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -62,9 +62,9 @@ void release(Body*& body) {
 struct Socket {
     std::mutex mutex;
     std::deque<std::vector<std::string>> incoming;
-    std::size_t taken = 0;  // frames of the first of them
+    std::size_t taken = 0;  // frames taken of the first message
     std::vector<std::vector<std::string>> sent;
-    bool is_open = false;  // the last message of `sent` goes on
+    bool is_open = false;  // whether more frames of the last message of `sent` follow
     int fd = eventfd(0, EFD_NONBLOCK);
 
     ~Socket() { close(fd); }
@@ -79,7 +79,8 @@ struct Socket {
     int receive(clockwork_zmq_message* target) {
         std::lock_guard<std::mutex> held(mutex);
         std::uint64_t count = 0;
-        [[maybe_unused]] const auto edge = read(fd, &count, sizeof count);  // looking takes the edge, as libzmq does
+        // reading the events consumes the edge, as in libzmq
+        [[maybe_unused]] const auto edge = read(fd, &count, sizeof count);
         if (incoming.empty()) {
             errno = EAGAIN;
             return -1;
@@ -185,7 +186,7 @@ const clockwork_zmq_api& api() {
 struct LaneDevice {
     Hub hub;
     device::Lane lane{hub, "lane"};
-    std::atomic<int> living{0};  // orders
+    std::atomic<int> living{0};  // number of orders that exist
     std::thread thread{[this] { run(); }};
 
     static LaneDevice& of(void* self) { return *static_cast<LaneDevice*>(self); }
@@ -299,7 +300,7 @@ void play(std::uint64_t seed, bool resets) {
                 HeaderFlaw flaw;
                 wire::Result result;
                 if (!result.read(message[0], flaw))
-                    continue;  // what the other thread sends
+                    continue;  // handled by the other thread
                 demand(++answers[static_cast<std::size_t>(result.action_id)] == 1, "an action is answered twice");
                 ++count;
             }
@@ -331,7 +332,8 @@ void play(std::uint64_t seed, bool resets) {
     }
     device.lane.stop();
     device.thread.join();
-    for (Action* action = device.hub.take_ended(); action != nullptr;) {  // ended after the road, which left them here
+    // orders that ended after the road had stopped
+    for (Action* action = device.hub.take_ended(); action != nullptr;) {
         Action* next = action->next;
         device.free(static_cast<Order*>(action));
         action = next;

@@ -1,4 +1,4 @@
-/* What the fake driver says of the machine: cards, MIG instances, and which of them a process sees. */
+/* The machine of the fake driver: cards, MIG instances, and which of them a process sees. */
 #include "fake_machine.h"
 
 #include <cstdio>
@@ -13,10 +13,10 @@ constexpr int PCI_BUS_FIRST = 0x10;
 
 struct Model {
     int capability;
-    int shared_bytes; /* of a block that asks for it */
+    int shared_bytes; /* bound on the shared memory of a block that opts in */
     int multiprocessors;
 };
-/* From the CUDA programming guide's table of compute capabilities, and one card of each. */
+/* Compute capabilities from the table in the CUDA programming guide, with a card of each. */
 constexpr Model MODELS[] = {
     {70, 98304, 80},   {75, 65536, 40},    {80, 166912, 108},  {86, 101376, 84},   {87, 166912, 16},  {89, 101376, 142},
     {90, 232448, 132}, {100, 232448, 148}, {103, 232448, 148}, {120, 101376, 170}, {121, 101376, 48},
@@ -39,7 +39,7 @@ CUuuid uuid_of(Shown one) {
     return uuid;
 }
 
-/* As nvidia-smi prints it. */
+/* A UUID as nvidia-smi prints it. */
 std::string name_of(Shown one) {
     std::string name = one.instance < 0 ? "GPU-" : "MIG-";
     CUuuid uuid = uuid_of(one);
@@ -52,8 +52,9 @@ std::string name_of(Shown one) {
     return name;
 }
 
-/* What one entry of CUDA_VISIBLE_DEVICES means: a card by its number or the beginning of its UUID, an instance by that.
- * A card that is in MIG mode stands for its first instance. False if it means nothing, or more than one. */
+/* Resolves an entry of CUDA_VISIBLE_DEVICES: a card by its number or the beginning of its UUID, an instance
+ * by the beginning of its UUID. A card in MIG mode stands for its first instance. False if the entry matches
+ * nothing, or more than one device. */
 bool find_entry(const std::string& entry, Shown* found) {
     Driver& all = driver();
     int matches = 0;
@@ -83,7 +84,7 @@ void show_devices() {
     Shown found;
     all.shown.clear();
     for (std::string entry; std::getline(stream, entry, ',') && find_entry(entry, &found);)
-        all.shown.push_back(found); /* what is behind one that means nothing is not seen */
+        all.shown.push_back(found); /* entries behind an invalid one are ignored */
     auto instance = std::find_if(all.shown.begin(), all.shown.end(), [](Shown one) { return one.instance >= 0; });
     if (instance != all.shown.end()) { /* a process sees one instance, and no card beside it */
         Shown only = *instance;

@@ -1,10 +1,8 @@
-/* A CUDA driver without a GPU: the functions of csrc/device/cuda_api.h by the same names, over host memory.
- *
- * A stream is a thread with a queue, an event a timestamp; modules are in fake_modules.cpp, and
- * what the machine has in fake_cards.cpp. Copies are asynchronous, checked against what
- * has been allocated, and as slow as asked; functions fail when told to. A kernel's arguments are an array
- * of pointers to 8-byte values that ends with NULL, which a card's driver does not look at.
- */
+/* MANUAL A CUDA driver without a GPU: the functions of csrc/device/cuda_api.h by the same names, over host
+ * memory.  A stream is a thread with a queue, an event a timestamp; modules are in fake_modules.cpp, and the
+ * machine's cards in fake_cards.cpp. Copies are asynchronous, checked against the allocated ranges, and as
+ * slow as a test asks; functions fail when told to. A kernel's arguments are an array of pointers to 8-byte
+ * values that ends with NULL, which a card's driver does not read. */
 #include "fake_machine.h"
 
 #include <linux/mempolicy.h>
@@ -122,7 +120,7 @@ EXPORTED CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     Device& one = all.devices[device];
     if (--one.retained)
         return CUDA_SUCCESS;
-    /* The context goes with the last who holds it, and its memory with it, even if it was broken. */
+    /* The last release of the context frees it and its memory, even if it was broken. */
     for (auto* ranges : {&one.allocations, &one.pinned}) {
         for (const auto& [begin, bytes] : *ranges)
             std::free(reinterpret_cast<void*>(begin));
@@ -249,7 +247,7 @@ EXPORTED CUresult cuStreamDestroy_v2(CUstream handle) {
     Stream* stream = reinterpret_cast<Stream*>(handle);
     if (!all.streams.erase(stream))
         return CUDA_ERROR_INVALID_HANDLE;
-    stream->stopped = true; /* what is queued still runs */
+    stream->stopped = true; /* queued work still runs */
     stream->wake.notify_one();
     all.progress.notify_all();
     guard.unlock();

@@ -1,6 +1,6 @@
-/* The fake driver's graphs. What a card takes and does wrongly without a word is refused here: an executable graph that
- * is destroyed while it runs, an event that is gone, a kernel whose module is unloaded. Nodes that do not depend on each
- * other run with the last one first. */
+/* The fake driver's graphs. It refuses uses that a card accepts and silently gets wrong: destroying an
+ * executable graph while it runs, an event that was destroyed, a kernel whose module is unloaded. Among nodes
+ * that do not depend on each other, the last runs first. */
 #include "fake_machine.h"
 
 using namespace fake;
@@ -26,15 +26,15 @@ namespace fake {
 
 struct Graph {
     Device* device;
-    std::vector<std::unique_ptr<Node>> nodes; /* each behind those that it depends on */
+    std::vector<std::unique_ptr<Node>> nodes; /* each node behind those that it depends on */
 };
 
 struct GraphExec {
     Device* device;
     std::shared_ptr<const std::vector<Item>> nodes;
-    std::vector<CUfunction> functions; /* different ones */
+    std::vector<CUfunction> functions; /* the distinct functions of its kernels */
     std::vector<EventRef> events;
-    EventRef end; /* of its last launch */
+    EventRef end; /* end of its last launch */
 };
 
 }  // namespace fake
@@ -51,7 +51,7 @@ GraphExec* exec_of(CUgraphExec handle) {
     return driver().graph_execs.count(exec) && exec->device == current ? exec : nullptr;
 }
 
-/* Adds a node that is complete but for its dependencies, which have to be different nodes of the graph. */
+/* Adds a node that is complete except for its dependencies, which must be distinct nodes of the graph. */
 int add_node(CUgraph handle, const CUgraphNode* before, size_t count, std::unique_ptr<Node> node, CUgraphNode* made) {
     Graph* graph = graph_of(handle);
     if (!graph || !made || (count && !before))
@@ -68,7 +68,7 @@ int add_node(CUgraph handle, const CUgraphNode* before, size_t count, std::uniqu
     return CUDA_SUCCESS;
 }
 
-/* The nodes in an order that their dependencies allow, of those that could be next the last one. */
+/* The nodes in an order that their dependencies allow: among the nodes that are ready, the last one first. */
 std::vector<const Node*> ordered(const Graph& graph) {
     std::vector<const Node*> found, left;
     for (const auto& node : graph.nodes)
@@ -177,7 +177,7 @@ EXPORTED CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream) {
     }
     for (CUfunction function : exec->functions)
         have_local(local_bytes_of(function), guard);
-    /* Launches of one executable graph run one after another, whatever their streams. */
+    /* Launches of an executable graph run in sequence, whatever their streams. */
     Item item{Item::GRAPH};
     item.nodes = exec->nodes;
     item.event = exec->end;

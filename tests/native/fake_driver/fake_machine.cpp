@@ -44,11 +44,11 @@ Function function_named(const char* name) {
     return FUNCTIONS;
 }
 
-/* What a test can tell the driver of another process: CLOCKWORK_FAKE_DEVICES, and CLOCKWORK_FAKE_FAIL as
- * function:nth:error, which breaks the context, or function:nth:error:device, which counts that one's calls; and
- * CLOCKWORK_FAKE_SPEED as cw_fake_speed() takes it, copies:link:kernel:latency, CLOCKWORK_FAKE_ENGINES as
- * cw_fake_engines() does, engines:call, CLOCKWORK_FAKE_STALL as cw_fake_stall() does, and
- * CLOCKWORK_FAKE_CARD as cw_fake_card() does, and CLOCKWORK_FAKE_MIG as cw_fake_mig() does, card:instances. */
+/* Settings that a test gives to the driver of another process, in its environment: CLOCKWORK_FAKE_DEVICES;
+ * CLOCKWORK_FAKE_FAIL as function:nth:error, which breaks the context, or function:nth:error:device, which
+ * counts that device's calls; CLOCKWORK_FAKE_SPEED as copies:link:kernel:latency, see cw_fake_speed();
+ * CLOCKWORK_FAKE_ENGINES as engines:call, see cw_fake_engines(); CLOCKWORK_FAKE_STALL, see cw_fake_stall();
+ * CLOCKWORK_FAKE_CARD, see cw_fake_card(); CLOCKWORK_FAKE_MIG as card:instances, see cw_fake_mig(). */
 Driver::Driver() {
     if (const char* count = getenv("CLOCKWORK_FAKE_DEVICES"))
         device_count = std::clamp(atoi(count), 1, DEVICES_MAX);
@@ -90,7 +90,7 @@ Driver& driver() {
 
 thread_local Device* current = nullptr;
 
-/* Count a call; the error that was asked for, if it is its turn. The lock is held. */
+/* Counts a call; returns the error that a test asked for, if this call is to fail. The lock is held. */
 int counted(Function function, Device* device) {
     Driver& all = driver();
     int64_t count = ++all.calls[function], own_count = device ? ++device->calls[function] : 0;
@@ -138,7 +138,7 @@ bool is_pinned(const void* begin, size_t bytes) {
 
 namespace {
 
-/* Whether a copy is the one of its device that was issued first, of those that wait for nothing but copies. */
+/* Whether a copy was issued before all other copies of its device that wait only for copies. */
 bool is_next_copy(const Device* device, const Item& item) {
     auto is_earlier = [&](const Item& one) {
         return (one.kind == Item::COPY_IN || one.kind == Item::COPY_OUT) && one.place < item.place;
@@ -154,12 +154,12 @@ bool is_next_copy(const Device* device, const Item& item) {
     });
 }
 
-/* When a copy that begins now may end: its engine and the link are used by one after another. */
+/* The end of a copy that begins now: its engine and the link serve copies in sequence. */
 int64_t reserve_copy(Stream* stream, const Item& item) {
     Driver& all = driver();
     Device* device = stream->device;
     bool out = item.kind == Item::COPY_OUT;
-    /* Copies that follow each other leave no gap, however late this thread woke up. */
+    /* Consecutive copies leave no gap, however late this thread woke up. */
     int64_t begin_ns = item.issued_ns < stream->copied_ns ? stream->copied_ns : now_ns(), end = 0;
     auto take = [&](int64_t& free_ns, int64_t rate) {
         if (rate > 0) {
@@ -173,7 +173,7 @@ int64_t reserve_copy(Stream* stream, const Item& item) {
     return end;
 }
 
-/* Whether a kernel would read or write at an address that its type does not allow. */
+/* Whether a kernel would access an address that is misaligned for its type. */
 bool is_misaligned(const Item& item) {
     for (size_t index = 0; item.widths && index < item.values.size(); index++) {
         if (item.values[index] % uint64_t(item.widths[index]))
@@ -182,7 +182,7 @@ bool is_misaligned(const Item& item) {
     return false;
 }
 
-/* Do one item of a stream. The lock is held, and let go of for the work itself. */
+/* Executes an item of a stream. The lock is held, and released during the work itself. */
 void perform(Stream* stream, Item& item, std::unique_lock<std::mutex>& guard) {
     Driver& all = driver();
     Device* device = stream->device;
@@ -393,7 +393,7 @@ EXPORTED int cw_fake_fail(const char* name, int64_t nth, int error, int sticky) 
     Function function = function_named(name);
     if (function == FUNCTIONS)
         return -1;
-    /* What a stream does cannot give an error back, so that it breaks the context. */
+    /* An operation of a stream cannot return an error, so it breaks the context. */
     bool breaks = sticky || function == F_copy || function == F_kernel;
     all.failures.push_back({function, -1, all.calls[function] + nth, error, breaks});
     return 0;

@@ -1,5 +1,6 @@
-/* The fake driver's insides: devices, streams that are threads, events that are timestamps, and failures that were asked
- * for. fake_machine.cpp has them run and takes orders from tests (fake_driver.h); fake_driver.cpp is the driver API. */
+/* The fake driver's internals: devices, streams that are threads, events that are timestamps, and failures
+ * that tests ask for. fake_machine.cpp runs them and takes orders from tests (fake_driver.h); fake_driver.cpp
+ * is the driver API. */
 #ifndef CLOCKWORK_FAKE_MACHINE_H
 #define CLOCKWORK_FAKE_MACHINE_H
 
@@ -25,15 +26,16 @@ namespace fake {
 
 constexpr int DEVICES_MAX = 16;
 constexpr int INSTANCES_MAX = 7;       /* of a card in MIG mode */
-constexpr int SHARED_BYTES = 48 << 10; /* of a block that has asked for no more */
-constexpr int REGISTERS = 65536;       /* of a multiprocessor, and the most of a block */
-constexpr int THREADS_MAX = 1024;      /* of a block */
-constexpr size_t LOCAL_BYTES = 1024;   /* of each thread, for which a context has memory at first */
+constexpr int SHARED_BYTES = 48 << 10; /* shared memory of a block that has not opted in for more */
+constexpr int REGISTERS = 65536;       /* registers of a multiprocessor, and bound for a block */
+constexpr int THREADS_MAX = 1024;      /* bound on the threads of a block */
+constexpr size_t LOCAL_BYTES = 1024;   /* local memory of each thread that a context has at first */
 constexpr int ARGUMENTS_MAX = 4096;
 constexpr size_t STEPS_MAX = 1 << 14;
-constexpr size_t POISONED_MAX = 64 << 20; /* of fresh memory: reading what nobody wrote gives NaN */
-constexpr size_t ALIGNMENT = 512;         /* of an allocation, as a card's are */
-constexpr size_t HOST_ALIGNMENT = 4096;   /* of pinned memory */
+/* bound on the poisoned bytes of fresh memory: reading them gives NaN */
+constexpr size_t POISONED_MAX = 64 << 20;
+constexpr size_t ALIGNMENT = 512;       /* alignment of an allocation, as a card's */
+constexpr size_t HOST_ALIGNMENT = 4096; /* alignment of pinned memory */
 
 using Kernel = void (*)(void** arguments, const unsigned* grid, const unsigned* block);
 
@@ -52,20 +54,21 @@ struct Module;
 struct Device {
     int ordinal = 0;
     int retained = 0;
-    bool held = false; /* by a call that stalls: every other call that needs its context waits */
+    bool held = false; /* held by a call that stalls: other calls that need its context wait */
     int broken = 0;    /* the sticky error of its context */
     size_t used = 0;
-    size_t local_bytes = LOCAL_BYTES; /* of each thread, for which its context has memory */
+    size_t local_bytes = LOCAL_BYTES; /* local memory of each thread that its context has */
     int64_t calls[FUNCTIONS] = {};
-    int64_t free_ns[2] = {}; /* when each of its copy engines is done: in, out */
-    bool copies = false;     /* its one copy engine, where it has one, is at a copy */
+    int64_t free_ns[2] = {}; /* time at which each copy engine is done: in, out */
+    bool copies = false;     /* whether its single copy engine, if it has one, is busy */
     std::map<uintptr_t, size_t> allocations;
-    std::map<uintptr_t, size_t> pinned; /* that was made here; usable for every device */
+    std::map<uintptr_t, size_t> pinned; /* pinned memory made here; usable for every device */
 };
 
 struct Event {
     Device* device;
-    uint64_t issued = 0; /* times that it was recorded, as the caller sees it, and as it has happened */
+    /* number of times that it was recorded, as the caller sees it, and as it has happened */
+    uint64_t issued = 0;
     uint64_t done = 0;
     int64_t time_ns = 0;
 };
@@ -73,10 +76,10 @@ struct Event {
 using EventRef = std::shared_ptr<Event>;
 
 struct Item {
-    /* RECORD_IN_GRAPH: the event counts as recorded when it happens, and not from the launch on. GRAPH: what the event is
-     * recorded behind, and what waits for that of the launch before it. */
+    /* MANUAL RECORD_IN_GRAPH: the event counts as recorded when it happens, and not from the launch on.
+     * GRAPH: the end of the launch, for which the next launch of the same graph waits. */
     enum Kind { COPY_IN, COPY_OUT, KERNEL, WRITE, RECORD, RECORD_IN_GRAPH, WAIT, GRAPH } kind = KERNEL;
-    int64_t place = 0; /* how many were issued before it, and when it was */
+    int64_t place = 0; /* number of items issued before it, and the time of issue */
     int64_t issued_ns = 0;
     void* target = nullptr;
     const void* source = nullptr;
@@ -87,56 +90,58 @@ struct Item {
     std::vector<uint64_t> values = {};
     EventRef event = nullptr;
     uint64_t generation = 0;
-    std::shared_ptr<const std::vector<Item>> nodes = nullptr; /* of a graph */
+    std::shared_ptr<const std::vector<Item>> nodes = nullptr; /* nodes of a graph */
 };
 
 struct Stream {
     Device* device;
-    std::condition_variable wake; /* an item was queued */
+    std::condition_variable wake; /* notified when an item was queued */
     std::deque<Item> items;
-    int64_t copied_ns = 0; /* when the copy before what it does was to end, if nothing but marks came since; else 0 */
-    const Item* at = nullptr; /* what it does, which is no longer among its items */
+    int64_t copied_ns = 0;    /* end of the copy before the current item, if only marks came since; else 0 */
+    const Item* at = nullptr; /* the current item, which is no longer in its queue */
     bool busy = false;
     bool stopped = false;
     std::thread thread;
 };
 
-/* What a CUfunction is. */
+/* The object behind a CUfunction. */
 struct Code {
     Module* module = nullptr;
-    Kernel kernel = nullptr; /* null: it is for a card, and does nothing here */
+    Kernel kernel = nullptr; /* null: the kernel is for a card, and does nothing here */
     bool is_loaded = false;
     int registers = 32;
-    int shared_bytes = 0;        /* static */
-    int dynamic_bytes = 0;       /* the most that a launch may add to it */
-    int threads = 1024;          /* the most of a block, by its own bound and by its registers */
-    int local_bytes = 0;         /* of each thread */
-    bool is_known = false;       /* whether its parameters are */
-    std::vector<int> sizes;      /* of each, in bytes */
-    const int* widths = nullptr; /* what the address in each has to be a multiple of */
+    int shared_bytes = 0;        /* static shared memory */
+    int dynamic_bytes = 0;       /* bound on the dynamic shared memory of a launch */
+    int threads = 1024;          /* bound on the threads of a block, by its own bound and by its registers */
+    int local_bytes = 0;         /* local memory of each thread */
+    bool is_known = false;       /* whether its parameters are known */
+    std::vector<int> sizes;      /* bytes of each parameter */
+    const int* widths = nullptr; /* required alignment of the address in each parameter */
 };
 
 struct Module {
     Device* device = nullptr;
-    int architecture = 0;                /* 86: for compute capability 8.6; 0: for the host */
-    std::map<std::string, Code> kernels; /* all that a card's has; of the host's those that were asked for */
+    int architecture = 0; /* 86: for compute capability 8.6; 0: for the host */
+    /* all kernels of a card's module; for the host, those that were asked for */
+    std::map<std::string, Code> kernels;
     void* library = nullptr;
-    int file = -1; /* open for as long as it is: the loader knows a library by its path, which holds this number */
+    /* open as long as the module exists: the loader knows a library by its path, which has this number */
+    int file = -1;
 };
 
-struct Graph; /* these two in fake_graphs.cpp */
+struct Graph; /* defined in fake_graphs.cpp */
 struct GraphExec;
 
 /* A device as a process sees it. */
 struct Shown {
     int card;
-    int instance; /* of MIG; -1: the whole card */
+    int instance; /* MIG instance; -1: the whole card */
 };
 
 struct Failure {
     Function function;
-    int device; /* of whose calls it is one; -1: of any's */
-    int64_t at; /* the count of these calls at which it happens */
+    int device; /* the device whose calls count; -1: any device */
+    int64_t at; /* the count of these calls at which the failure happens */
     int error;
     bool sticky;
 };
@@ -144,23 +149,23 @@ struct Failure {
 struct Driver {
     std::mutex lock;
     std::condition_variable
-        progress; /* an event has happened, a stream has nothing left to do, a call stalls no more */
+        progress; /* notified when an event has happened, a stream is idle, or a stalling call has ended */
     bool initialised = false;
     int device_count = 1;
     size_t device_bytes = size_t(1) << 30;
     int version = 12040;
-    int instances[DEVICES_MAX] = {}; /* of each card that is in MIG mode */
-    std::vector<Shown> shown;        /* by ordinal */
-    int pinned_node = -1;            /* that the last one to pin memory preferred */
-    int capability = 0;              /* of every device; 0: it is no card */
+    int instances[DEVICES_MAX] = {}; /* number of instances of each card in MIG mode */
+    std::vector<Shown> shown;        /* visible devices by ordinal */
+    int pinned_node = -1;            /* node that the thread that last pinned memory preferred */
+    int capability = 0;              /* compute capability of every device; 0: no card */
     int64_t copy_rate = 0, link_rate = 0, kernel_ns = 0, latency_ns = 0, stall_ns = 0;
     int64_t link_free_ns = 0;
-    bool keeps_kernels = false; /* from ending */
+    bool keeps_kernels = false; /* whether kernels are kept from ending */
     int copy_engines = 2;
     std::atomic<int64_t> call_ns = 0;
-    std::mutex call_lock; /* held for as long as a call takes */
+    std::mutex call_lock; /* held for the duration of a call */
     int64_t items_issued = 0;
-    std::deque<cw_fake_step> steps; /* that streams have done, at most STEPS_MAX of them */
+    std::deque<cw_fake_step> steps; /* operations that streams have done, at most STEPS_MAX */
     int64_t calls[FUNCTIONS] = {};
     int64_t unpinned_copies = 0, copied_in_bytes = 0;
     Device devices[DEVICES_MAX];
@@ -168,7 +173,7 @@ struct Driver {
     std::set<Stream*> streams;
     std::map<Event*, EventRef> events;
     std::set<Module*> modules;
-    std::set<Code*> codes; /* of all modules */
+    std::set<Code*> codes; /* the code of all modules */
     std::set<Graph*> graphs;
     std::set<GraphExec*> graph_execs;
     bool loads_lazily = false;
@@ -181,13 +186,13 @@ Driver& driver();
 
 extern thread_local Device* current;
 
-/* FUNCTIONS if there is none of that name. */
+/* Index of a function by its name; FUNCTIONS if there is none. */
 Function function_named(const char* name);
 
-/* Count a call; the error that was asked for, if it is its turn. The lock is held. */
+/* Counts a call; returns the error that a test asked for, if this call is to fail. The lock is held. */
 int counted(Function function, Device* device);
 
-/* Take the time that a call takes, while every other call waits. */
+/* Waits for the duration of a call, while other calls wait. */
 void spend_call();
 
 /* Whether a range lies in one of these. */
@@ -195,41 +200,42 @@ bool lies_in(const std::map<uintptr_t, size_t>& ranges, uintptr_t begin, size_t 
 
 bool is_pinned(const void* begin, size_t bytes);
 
-/* Decide what a process sees, as CUDA_VISIBLE_DEVICES says. The lock is held. */
+/* Decides which devices a process sees, by CUDA_VISIBLE_DEVICES. The lock is held. */
 void show_devices();
 
 bool is_shown(CUdevice device);
 
-/* An attribute of a card; an error if it is none that is known. */
+/* An attribute of a card; an error if it is unknown. */
 int attribute_of(int capability, int attribute, int* value);
 
-/* The item that launches a kernel, checked; it stalls where the kernel is loaded only now. The lock is held. */
+/* Makes and checks the item that launches a kernel; stalls if the kernel is loaded only now. The lock is
+ * held. */
 int make_launch(CUfunction function, const unsigned grid[3], const unsigned block[3], unsigned shared_bytes,
                 void** arguments, std::unique_lock<std::mutex>& guard, Item* item);
 
-/* Of each thread of a kernel. */
+/* Local memory of each thread of a kernel. */
 size_t local_bytes_of(CUfunction function);
 
-/* Have the current device have the memory that each thread of a kernel takes, which stalls where it has less. The lock is
- * held. */
+/* Gives the current device the local memory that each thread of a kernel takes; stalls if that is more than
+ * it has. The lock is held. */
 void have_local(size_t bytes, std::unique_lock<std::mutex>& guard);
 
-/* What a stream's thread does until the stream is stopped. */
+/* The body of a stream's thread, until the stream is stopped. */
 void run_stream(Stream* stream);
 
-/* Have a stream do something after what it has to do. The lock is held. */
+/* Appends an item to a stream. The lock is held. */
 int queue(CUstream handle, Item item);
 
-/* Wait while another call stalls the current device. The lock is held. */
+/* Waits while another call stalls the current device. The lock is held. */
 void wait_while_held(std::unique_lock<std::mutex>& guard);
 
-/* Where calls are to stall (cw_fake_stall()): have every other call about this device wait, or about every device
- * where ``everywhere``, until what is queued there is done and the time has passed. The lock is held, and let go of
- * meanwhile. */
+/* Stalls if calls are to stall (cw_fake_stall()): every other call about this device, or about every device
+ * if ``everywhere``, waits until the work queued there is done and the time has passed. The lock is held on
+ * entry and return, and released meanwhile. */
 void stall(std::unique_lock<std::mutex>& guard, bool everywhere);
 
-/* A call that stalls a card's driver: where CLOCKWORK_FAKE_STALLS names a file, a line is appended to it at the end of
- * the call, with the function, the device, and begin and end by CLOCK_MONOTONIC. */
+/* A call that stalls a card's driver. If CLOCKWORK_FAKE_STALLS names a file, the call's end appends a line to
+ * it, with the function, the device, and begin and end by CLOCK_MONOTONIC. */
 class Stalled {
 public:
     Stalled(const char* function, int device);
@@ -243,7 +249,7 @@ private:
     int64_t begin_ns_;
 };
 
-/* What begins a function that needs no context, one that needs it, and one that stalls. */
+/* The prologues of a function that needs no context, of one that needs a context, and of one that stalls. */
 #define BEGIN(symbol)                               \
     Driver& all = driver();                         \
     spend_call();                                   \

@@ -1,9 +1,7 @@
-/* Modules of the fake driver, and their kernels.
- *
- * A module for the host is a shared object (tests/native/host_kernels.h makes one of a CUDA C file). A cubin or PTX is
- * read for what it says of its kernels: architecture, registers, shared memory, parameters. Loading and launching them is
- * checked as a card's driver would; they compute nothing.
- */
+/* MANUAL Modules of the fake driver, and their kernels.  A module for the host is a shared object
+ * (tests/native/host_kernels.h makes one of a CUDA C file). Of a cubin or PTX only the properties of its
+ * kernels are read: architecture, registers, shared memory, parameters. Loads and launches of them are
+ * checked as a card's driver would check them; the kernels compute nothing. */
 #include "../host_needs.h"
 #include "fake_machine.h"
 
@@ -19,8 +17,8 @@ namespace fake {
 
 namespace {
 
-constexpr int WARP = 32, WARP_REGISTERS = 256, WARPS_STEP = 4; /* registers go to warps in such steps */
-constexpr int RESERVED_BYTES = 1024; /* of shared memory, which a cubin from 9.0 on counts as its own */
+constexpr int WARP = 32, WARP_REGISTERS = 256, WARPS_STEP = 4; /* unit in which warps get registers */
+constexpr int RESERVED_BYTES = 1024; /* shared memory that a cubin from 9.0 on counts as its own */
 constexpr uint16_t MACHINE_CUDA = 190;
 
 #if defined(__x86_64__)
@@ -43,13 +41,14 @@ bool runs(int capability, std::string_view target) {
     target.remove_prefix(is_ptx ? 8 : 3);
     int number = atoi(std::string(target).c_str());
     char suffix = target.back();
-    if (suffix == 'a' || number == 87) /* and what is for a Jetson */
+    if (suffix == 'a' || number == 87) /* also excludes code for a Jetson */
         return number == capability;
     bool is_family = number / 10 == capability / 10 && number <= capability && capability != 87;
     return is_family || (is_ptx && suffix != 'f' && number <= capability);
 }
 
-/* The size of an ELF file in memory, which ends with its section headers or its last segment; 0 if it is none. */
+/* The size of an ELF file in memory, which ends with its section headers or its last segment; 0 if it is not
+ * ELF. */
 size_t elf_bytes(const void* image, uint16_t* machine) {
     const Elf64_Ehdr* header = static_cast<const Elf64_Ehdr*>(image);
     if (memcmp(header->e_ident, ELFMAG, SELFMAG) || header->e_ident[EI_CLASS] != ELFCLASS64)
@@ -64,7 +63,8 @@ size_t elf_bytes(const void* image, uint16_t* machine) {
     return end;
 }
 
-/* Open a shared object that lies in memory; nullptr if it cannot be. The file is the caller's, to be closed after it. */
+/* Opens a shared object that lies in memory; nullptr on failure. The caller owns the file, and closes it
+ * afterwards. */
 void* open_library(const void* image, size_t bytes, int* descriptor) {
     int file = *descriptor = memfd_create("clockwork-kernels", MFD_CLOEXEC);
     if (file < 0)
@@ -123,7 +123,7 @@ void read_info(const char* at, const char* end, Told told) {
     }
 }
 
-/* The architecture that a cubin is for, as in "sm_90a". */
+/* The architecture of a cubin, as in "sm_90a". */
 std::string target_of(const Elf64_Ehdr* header) {
     uint32_t flags = header->e_flags;
     bool is_new = header->e_ident[EI_ABIVERSION] >= 8;
@@ -187,10 +187,10 @@ int open_cubin(const void* image, Module* module) {
 
 /* ----- PTX --------------------------------------------------------------------------------------- */
 
-/* What begins the "cubin" that is made of PTX: the same text for one architecture. */
+/* The beginning of the "cubin" that is made of PTX: the same text for one architecture. */
 constexpr char LINKED[] = "//linked sm_";
 
-/* Of a text that ends with a zero. */
+/* The size of a text that ends with a zero. */
 int open_ptx(const char* text, Module* module) {
     Driver& all = driver();
     if (!strncmp(text, LINKED, strlen(LINKED))) {
@@ -235,7 +235,7 @@ int open_module(const void* image, Module* module) {
     return text[0] == '/' || text[0] == '.' ? open_ptx(text, module) : CUDA_ERROR_INVALID_IMAGE;
 }
 
-/* Have a kernel be one that can be launched. */
+/* Prepares a kernel for launching. */
 void introduce(Code& code, Module* module) {
     code.module = module;
     code.is_loaded = !driver().loads_lazily;
@@ -284,7 +284,8 @@ int make_launch(CUfunction function, const unsigned grid[3], const unsigned bloc
         item->values.push_back(value);
     }
     if (code->is_known && item->values.size() != code->sizes.size())
-        return CUDA_ERROR_INVALID_VALUE; /* a card's driver would look for the others wherever that leads */
+        /* a card's driver would read the missing pointers from arbitrary memory */
+        return CUDA_ERROR_INVALID_VALUE;
     if (!code->is_loaded) {
         code->is_loaded = true;
         stall(guard, false);
@@ -323,7 +324,8 @@ EXPORTED CUresult cuModuleLoadData(CUmodule* module, const void* image) {
     return CUDA_SUCCESS;
 }
 
-/* A link: PTX, or a module for the host that stands for it, becomes the same for this card's architecture. */
+/* Linking turns PTX, or a module for the host that stands for PTX, into the same code for this card's
+ * architecture. */
 struct CUlinkState_st {
     std::string made;
     char* log;

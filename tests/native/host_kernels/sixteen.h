@@ -1,5 +1,5 @@
-/* Arithmetic of 16-bit numbers: every operation is made in 32 bits and rounded, which for + - * / and the square root
- * is the same as rounding once. Part of host_kernels.h. */
+/* Arithmetic of 16-bit numbers: every operation is computed in 32 bits and rounded, which for + - * / and the
+ * square root equals a single rounding. Part of host_kernels.h. */
 #ifndef CLOCKWORK_HOST_KERNELS_SIXTEEN_H
 #define CLOCKWORK_HOST_KERNELS_SIXTEEN_H
 
@@ -17,7 +17,7 @@
         return type(value);                \
     }
 
-/* Casts to other types than float go by float; a cast from an integer of many bits rounds twice here. */
+/* Casts to types other than float go through float; a cast from an integer of many bits rounds twice here. */
 #define CW_SIXTEEN(type, from_float, to_float, vector)     \
     struct type {                                          \
         unsigned short bits;                               \

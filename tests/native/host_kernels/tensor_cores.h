@@ -1,12 +1,9 @@
-/* mma.sync for the 32 threads of a warp: part of host_kernels.h.
- *
- * How a matrix lies in the registers of a warp is by "Matrix Fragments for mma" in NVIDIA's PTX ISA. For all shapes
- * with 16 rows and 8 columns it is one rule: with E elements in a register of 32 bits, register r of lane l has of
- * A row l/4 + 8(r%2) and the E elements from (r/2)4E + (l%4)E on, and of B column l/4 and the E from 4Er + (l%4)E on.
- * Element i of C and D in lane l is that of row l/4 + 8(i/2) and column 2(l%4) + i%2.
- *
- * Sums are made in 32 bits and in the order of the elements. A card's order is not known, and it rounds otherwise.
- */
+/* MANUAL mma.sync for the 32 threads of a warp: part of host_kernels.h.  The layout of a matrix in the
+ * registers of a warp follows "Matrix Fragments for mma" in NVIDIA's PTX ISA. A single rule covers all shapes
+ * with 16 rows and 8 columns. With E elements in a register of 32 bits, register r of lane l has, of A, the E
+ * elements of row l/4 + 8(r%2) from (r/2)4E + (l%4)E on, and, of B, the E elements of column l/4 from 4Er +
+ * (l%4)E on. Element i of C and D in lane l has row l/4 + 8(i/2) and column 2(l%4) + i%2.  Sums are computed
+ * in 32 bits and in the order of the elements. A card's order is not known, and it rounds differently. */
 #ifndef CLOCKWORK_HOST_KERNELS_TENSOR_CORES_H
 #define CLOCKWORK_HOST_KERNELS_TENSOR_CORES_H
 
@@ -18,7 +15,7 @@
 namespace cw {
 
 constexpr int ROWS = 16, COLUMNS = 8, DEPTH_MAX = 16;
-constexpr int REGISTERS_MAX = 4; /* of an operand, in a lane */
+constexpr int REGISTERS_MAX = 4; /* bound on the registers of an operand, in a lane */
 
 enum Type { F16, BF16, TF32, F32 };
 
@@ -26,7 +23,7 @@ struct Product {
     int depth;
     Type factors, sums;
     int a, b, c;      /* registers of each operand in a lane */
-    const char* text; /* of the statement */
+    const char* text; /* text of the statement */
 };
 
 /* Operands of statements, as tinygrad's renderer writes them, by the numbers of registers of A, B and C. */
@@ -56,7 +53,7 @@ static const Product PRODUCTS[] = {
     {8, TF32, F32, 4, 2, 4, CW_MMA("k8.row.col.f32.tf32.tf32.f32") CW_OPERANDS_424},
 };
 
-/* The product that a statement of inline assembly is, to the letter: its operands too are as they must be. */
+/* The product that a statement of inline assembly computes; text and operands must match exactly. */
 static inline const Product* product_of(const char* statement) {
     for (const Product& product : PRODUCTS)
         if (!strcmp(product.text, statement))
@@ -73,7 +70,7 @@ CW_UNCHECKED static inline float element(Type type, const uint32_t* registers, i
         return type == F16 ? float(__builtin_bit_cast(_Float16, bits))
                            : __builtin_bit_cast(float, uint32_t(bits) << 16);
     }
-    /* Of the numbers that are multiplied, the last 13 bits are not looked at. */
+    /* The last 13 bits of the factors are ignored. */
     return __builtin_bit_cast(float, type == TF32 ? registers[index] & 0xffffe000u : registers[index]);
 }
 
@@ -87,7 +84,7 @@ CW_UNCHECKED static inline void set_element(Type type, uint32_t* registers, int 
     }
 }
 
-/* The registers of a warp's lanes for one product: D takes C's place. */
+/* The registers of a warp's lanes for a product: D takes C's place. */
 struct Fragments {
     uint32_t a[WARP][REGISTERS_MAX], b[WARP][REGISTERS_MAX], c[WARP][REGISTERS_MAX];
 };
@@ -124,7 +121,8 @@ CW_UNCHECKED static inline void copy_registers(To* target, const From* source, i
         target[index] = To(source[index]);
 }
 
-/* The statement, by one thread: its registers of each operand. Every thread of its warp has to come here. */
+/* Executes the statement for a thread, with its registers of each operand. Every thread of its warp must come
+ * here. */
 CW_UNCHECKED static inline void multiply(const Product* product, int line, int* c, const int* a, const int* b) {
     static std::vector<Fragments> warps(BLOCK_MAX / WARP);
     Fragments& fragments = warps[block.running->number / WARP];

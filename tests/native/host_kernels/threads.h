@@ -26,18 +26,18 @@ struct cw_dim3 {
     unsigned x, y, z;
 };
 
-/* Of the thread that runs: where it is in its launch. */
+/* The position of the running thread in its launch. */
 static cw_dim3 gridDim, blockDim, blockIdx, threadIdx;
 
-/* What belongs to the emulation, and is not checked with the kernels. */
+/* Code of the emulation itself, which is not checked with the kernels. */
 #define CW_UNCHECKED __attribute__((no_sanitize("address", "undefined")))
 
 namespace cw {
 
 constexpr unsigned WARP = 32;
 constexpr unsigned BLOCK_MAX = 1024;
-constexpr size_t GUARD_BYTES = 4096;      /* below a stack: what overflows ends the process */
-constexpr size_t STACK_BYTES = 256 << 10; /* of a thread that waits; pages that are not touched take no memory */
+constexpr size_t GUARD_BYTES = 4096;      /* guard below a stack: an overflow ends the process */
+constexpr size_t STACK_BYTES = 256 << 10; /* stack of a waiting thread; untouched pages take no memory */
 
 struct Kernel {
     const char* name;
@@ -46,15 +46,15 @@ struct Kernel {
     void** arguments;
 };
 
-/* A stack with what runs on it, or the caller's. */
+/* A stack with the coroutine that runs on it, or the caller's stack. */
 struct Coroutine {
-    void* pointer = nullptr; /* of the stack, while something else runs */
+    void* pointer = nullptr; /* stack pointer, while another stack runs */
     const void* bottom = nullptr;
     size_t bytes = 0;
-    void* saved = nullptr; /* AddressSanitizer's, likewise */
-    ucontext_t context;    /* where switching is the C library's */
-    cw_dim3 thread;        /* that runs on it */
-    unsigned number = 0;   /* of that thread in its block */
+    void* saved = nullptr; /* AddressSanitizer's stack, while another stack runs */
+    ucontext_t context;    /* where the C library switches stacks */
+    cw_dim3 thread;        /* the thread that runs on it */
+    unsigned number = 0;   /* number of that thread in its block */
     void* mapped = nullptr;
 
     ~Coroutine() {
@@ -64,8 +64,8 @@ struct Coroutine {
 };
 
 struct Warp {
-    unsigned waiting = 0, ended = 0; /* threads */
-    int line = 0;                    /* of the product that they wait for */
+    unsigned waiting = 0, ended = 0; /* numbers of threads */
+    int line = 0;                    /* source line of the product for which they wait */
     const void* product = nullptr;
     Coroutine* lanes[WARP];
 };
@@ -74,15 +74,15 @@ struct Warp {
 struct Block {
     Kernel kernel;
     unsigned threads = 0, begun = 0, ended = 0;
-    cw_dim3 next; /* thread to begin */
+    cw_dim3 next; /* the next thread to begin */
     unsigned waiting = 0;
-    int line = 0; /* of the barrier that they wait for */
+    int line = 0; /* source line of the barrier at which they wait */
     std::vector<Coroutine*> at_barrier;
-    std::vector<Coroutine*> idle; /* with no thread on them */
+    std::vector<Coroutine*> idle; /* coroutines without a thread */
     std::vector<Warp> warps;
-    Coroutine* ready[BLOCK_MAX]; /* a ring: threads that have stopped waiting */
+    Coroutine* ready[BLOCK_MAX]; /* ring of coroutines whose wait is over */
     unsigned first_ready = 0, ready_count = 0;
-    Coroutine *running = nullptr, *left = nullptr; /* left: what ran before */
+    Coroutine *running = nullptr, *left = nullptr; /* running coroutine, and the one that ran before */
     Coroutine caller;
     std::vector<std::unique_ptr<Coroutine>> coroutines; /* kept for the next launch */
 };
@@ -105,7 +105,7 @@ static void run_threads();
 
 #if defined(__x86_64__)
 
-/* Saves what a function must keep, and goes on where the other stack was left. */
+/* Saves the registers that a function must preserve, and continues on the other stack. */
 extern "C" void cw_switch_stacks(void** from, void* to) __attribute__((visibility("hidden")));
 __asm__(
     ".pushsection .text\n"
@@ -146,7 +146,7 @@ static inline void prepare(Coroutine* coroutine, void (*entry)()) {
 
 #endif
 
-/* After every switch. The caller's stack is known to AddressSanitizer alone. */
+/* Called after every switch. Only AddressSanitizer knows the caller's stack. */
 CW_UNCHECKED static inline void arrive(void* saved) {
     const void* bottom = nullptr;
     size_t bytes = 0;
@@ -191,7 +191,8 @@ static inline Coroutine* make_coroutine() {
     return made;
 }
 
-/* What runs when the thread that runs cannot: a thread that has stopped waiting, or else one that has not begun. */
+/* Chooses the next coroutine when the running thread must wait: a thread whose wait is over, or else a new
+ * thread. */
 CW_UNCHECKED static inline Coroutine* next_to_run() {
     if (block.ready_count) {
         Coroutine* next = block.ready[block.first_ready];
@@ -216,7 +217,7 @@ CW_UNCHECKED static inline Coroutine* next_to_run() {
         block.line);
 }
 
-/* The body of every coroutine: threads of the block, for as long as there are any that have not begun. A kernel whose
+/* The body of every coroutine: runs threads of the block as long as some have not begun. A kernel whose
  * threads do not wait runs as a loop of calls. */
 CW_UNCHECKED static void run_threads() {
     Coroutine* self = block.running;
@@ -246,7 +247,7 @@ CW_UNCHECKED static void run_threads() {
     }
 }
 
-/* __syncthreads() of a line. */
+/* The __syncthreads() in a source line. */
 CW_UNCHECKED static inline void wait_for_block(int line) {
     if (block.ended)
         die("it waits at a barrier (line %d) after %u threads of its block have ended", line, block.ended);
@@ -265,7 +266,7 @@ CW_UNCHECKED static inline void wait_for_block(int line) {
     block.at_barrier.clear();
 }
 
-/* Waits for the 32 threads of a warp. The last one to come does what has to be done for all of them, ``together``. */
+/* Waits for the 32 threads of a warp. The last thread to arrive calls ``together`` for all of them. */
 template <typename Together>
 CW_UNCHECKED static inline void wait_for_warp(const void* product, int line, Together together) {
     unsigned number = block.running->number;

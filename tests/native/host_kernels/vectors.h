@@ -1,4 +1,4 @@
-/* CUDA's vectors, with the alignment that loads and stores of them need on a card: part of host_kernels.h. */
+/* CUDA's vectors, with the alignment that their loads and stores need on a card: part of host_kernels.h. */
 #ifndef CLOCKWORK_HOST_KERNELS_VECTORS_H
 #define CLOCKWORK_HOST_KERNELS_VECTORS_H
 

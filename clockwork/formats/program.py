@@ -16,9 +16,9 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
@@ -88,30 +88,200 @@ _KERNEL = re.compile(r"[A-Za-z_$][A-Za-z0-9_$.]{0,4095}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+# ----- values of the JSON ----------------------------------------------------------------------
+
+
+class _Node:
+    """A value of the JSON with its place, for errors."""
+
+    __slots__ = ("place", "value")
+
+    def __init__(self, value: Any, place: str) -> None:
+        self.value = value
+        self.place = place
+
+    def _want(self, right: bool, what: str) -> None:
+        if not right:
+            raise InvalidModel(f"{self.place} is {what}, not {json.dumps(self.value)[:60]}")
+
+    def get(self, key: str) -> _Node:
+        self._want(isinstance(self.value, dict), "an object")
+        if key not in self.value:
+            raise InvalidModel(f"{self.place} has no {key!r}")
+        return _Node(self.value[key], f"{self.place}: {key}")
+
+    def has(self, key: str) -> bool:
+        return isinstance(self.value, dict) and key in self.value
+
+    def without(self, key: str) -> _Node:
+        """Return an object without a key, which need not be there."""
+        if not self.has(key):
+            return self
+        return _Node({name: value for name, value in self.value.items() if name != key}, self.place)
+
+    def entries(self, most: int) -> Iterator[tuple[str, _Node]]:
+        self._want(isinstance(self.value, dict), "an object")
+        self._bounded(most)
+        for key, value in self.value.items():
+            yield key, _Node(value, f"{self.place}[{key!r}]")
+
+    def items(self, most: int) -> Iterator[_Node]:
+        self._want(isinstance(self.value, list), "a list")
+        self._bounded(most)
+        for index, value in enumerate(self.value):
+            yield _Node(value, f"{self.place}[{index}]")
+
+    def _bounded(self, most: int) -> None:
+        if len(self.value) > most:
+            raise InvalidModel(f"{self.place} has {len(self.value)} entries; at most {most}")
+
+    def integer(self, least: int, most: int) -> int:
+        self._want(type(self.value) is int and least <= self.value <= most, f"an integer in {least}..{most}")
+        return int(self.value)
+
+    def positive(self, most: float) -> float:
+        right = type(self.value) in (int, float) and 0 < self.value <= most
+        self._want(right, f"a number above 0 and at most {most:g}")
+        return float(self.value)
+
+    def integers(self, most: int) -> tuple[int, ...]:
+        return tuple(item.integer(0, 2**62) for item in self.items(most))
+
+    def triple(self, most: Sequence[int]) -> tuple[int, int, int]:
+        sides = list(self.items(3))
+        self._want(len(sides) == 3, "a list of three integers")
+        x, y, z = (side.integer(1, bound) for side, bound in zip(sides, most, strict=True))
+        return x, y, z
+
+    def text(self) -> str:
+        self._want(isinstance(self.value, str), "a string")
+        return str(self.value)
+
+    def boolean(self) -> bool:
+        self._want(isinstance(self.value, bool), "true or false")
+        return bool(self.value)
+
+
+def _spec(node: _Node) -> TensorSpec:
+    dims: list[int | str] = []
+    for dim in node.get("shape").items(RANK_MAX):
+        dims.append(dim.value if isinstance(dim.value, str) else dim.integer(0, 2**62))
+    return TensorSpec(node.get("name").text(), node.get("dtype").integer(1, max(DTYPES)), tuple(dims))
+
+
+def _argument(node: _Node) -> Argument:
+    match node.value:
+        case [str(kind), int(index), int(value)] if kind in POINTERS and not _booleans(index, value):
+            return Argument(kind, index, value)
+        case ["workspace", int(value)] if not _booleans(value):
+            return Argument("workspace", 0, value)
+        case ["size" | "table" as kind, int(value)] if not _booleans(value):
+            return Argument(kind, 0, value)
+        case ["i32" | "i64" as kind, int(value)] if not _booleans(value):
+            return Argument(kind, 0, value)
+        case ["f32", int(value) | float(value)] if not _booleans(value):
+            return Argument("f32", 0, float(value))
+        case _:
+            raise InvalidModel(
+                f"{node.place} is [weight|input|output, index, offset], [workspace, offset], [size|table, index] "
+                f"or [i32|i64|f32, value], not {json.dumps(node.value)[:60]}"
+            )
+
+
+def _booleans(*values: Any) -> bool:
+    return any(isinstance(value, bool) for value in values)
+
+
+Form: TypeAlias = Callable[[_Node], Any]
+"""Reads and checks a value of program.json. Raises InvalidModel."""
+
+
+def _field(form: Form, default: Any = dataclasses.MISSING) -> Any:
+    """A field that is a key of program.json. With a default, the key is optional, and left out for it."""
+    return dataclasses.field(default=default, metadata={"form": form})
+
+
+def _whole(least: int, most: int) -> Form:
+    return lambda node: node.integer(least, most)
+
+
+def _several(form: Form, most: int) -> Form:
+    return lambda node: tuple(form(item) for item in node.items(most))
+
+
+def _named(form: Form, most: int) -> Form:
+    return lambda node: {name: form(entry) for name, entry in node.entries(most)}
+
+
+def _integers(node: _Node) -> tuple[int, ...]:
+    return node.integers(RANK_MAX)
+
+
+def _record(kind: type) -> Form:
+    """A dataclass whose fields are made by _field()."""
+    fields = [(field.name, field.metadata["form"], field.default) for field in dataclasses.fields(kind)]
+
+    def read(node: _Node) -> Any:
+        return kind(**{
+            name: form(node.get(name))
+            for name, form, default in fields
+            if default is dataclasses.MISSING or node.has(name)
+        })  # fmt: skip
+
+    return read
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it, the inverse of its form."""
+    if isinstance(value, Argument):
+        return [value.kind, value.index, value.value] if value.kind in POINTERS else [value.kind, value.value]
+    if dataclasses.is_dataclass(value):
+        body = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        left_out = {field.name for field in dataclasses.fields(value) if body[field.name] == field.default}
+        if isinstance(value, TargetModules) and value.ptx:
+            left_out.discard("ptx_driver")
+        return {name: _plain(found) for name, found in body.items() if name not in left_out}
+    if isinstance(value, Mapping):
+        return {name: _plain(value[name]) for name in sorted(value)}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+
+
+# ----- records of program.json -----------------------------------------------------------------
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProgramWeight:
     """A weight, with its place in weights.bin."""
 
-    dtype: int  # ONNX code
-    shape: tuple[int, ...]
-    offset: int  # bytes, a multiple of 64
-    bytes: int
+    dtype: int = _field(_whole(0, max(DTYPES)))  # ONNX code
+    shape: tuple[int, ...] = _field(_integers)
+    offset: int = _field(_whole(0, WEIGHTS_BYTES_MAX))  # bytes, a multiple of 64
+    bytes: int = _field(_whole(0, WEIGHTS_BYTES_MAX))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TargetModules:
     """The modules for an architecture. Its key is the architecture: "sm_80", "sm_90", ..., or "host"."""
 
-    driver: int  # oldest sufficient CUDA driver, as from cuDriverGetVersion; 0 for host
-    modules: tuple[str, ...]  # paths in the package
-    ptx: tuple[
-        str, ...
-    ] = ()  # of each module its PTX, which drivers compile for newer devices; none: there is none
-    ptx_driver: int = 0  # oldest CUDA driver that reads the PTX
+    # oldest sufficient CUDA driver, as from cuDriverGetVersion; 0 for host
+    driver: int = _field(_whole(0, 2**31 - 1))
+    modules: tuple[str, ...] = _field(_several(_Node.text, FILES_MAX))  # paths in the package
+    # of each module its PTX, which drivers compile for newer devices; (): there is none
+    ptx: tuple[str, ...] = _field(_several(_Node.text, FILES_MAX), ())
+    ptx_driver: int = _field(_whole(0, 2**31 - 1), 0)  # oldest CUDA driver that reads the PTX
 
     @property
     def files(self) -> tuple[str, ...]:
         return (*self.modules, *self.ptx)
+
+
+def _target(node: _Node) -> TargetModules:
+    """Read a target, in which ptx and ptx_driver go together; alone, the latter means nothing."""
+    if node.has("ptx"):
+        node.get("ptx_driver")
+    return cast(
+        TargetModules, _record(TargetModules)(node if node.has("ptx") else node.without("ptx_driver"))
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,26 +298,30 @@ class Argument:
 class Launch:
     """A kernel launch. Launches run in turn, each after the end of the previous launch."""
 
-    module: int  # index into the target's modules
-    kernel: str  # its name in the module
-    grid: tuple[int, int, int]  # blocks
-    block: tuple[int, int, int]  # threads of a block
-    shared: int  # bytes of dynamic shared memory
-    args: tuple[Argument, ...]
-    widths: tuple[int, ...] = ()  # bytes of the widest access through each pointer, in order; (): unknown
+    module: int = _field(_whole(0, FILES_MAX))  # index into the target's modules
+    kernel: str = _field(_Node.text)  # its name in the module
+    grid: tuple[int, int, int] = _field(lambda node: node.triple(GRID_MAX))  # blocks
+    block: tuple[int, int, int] = _field(lambda node: node.triple(BLOCK_MAX))  # threads of a block
+    shared: int = _field(_whole(0, SHARED_BYTES_MAX))  # bytes of dynamic shared memory
+    args: tuple[Argument, ...] = _field(_several(_argument, ARGUMENTS_MAX))
+    # bytes of the widest access through each pointer, in order; (): unknown
+    widths: tuple[int, ...] = _field(lambda node: node.integers(ARGUMENTS_MAX), ())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Variant:
     """The launches for one target, batch size and set of input shapes."""
 
-    target: str
-    batch: int  # rows; 1 where the program does not batch
-    shapes: tuple[tuple[int, ...], ...]  # shape of each input, with the batch
-    output_shapes: tuple[tuple[int, ...], ...]
-    workspace: int  # bytes; the content needs not be kept between executions
-    launches: tuple[Launch, ...]
-    table: tuple[Argument, ...] = ()  # weights and sizes, which kernels read from device memory: 8 bytes each
+    target: str = _field(_Node.text)
+    batch: int = _field(_whole(1, BATCH_SIZE_MAX))  # rows; 1 where the program does not batch
+    # shape of each input, with the batch
+    shapes: tuple[tuple[int, ...], ...] = _field(_several(_integers, TENSORS_MAX))
+    output_shapes: tuple[tuple[int, ...], ...] = _field(_several(_integers, TENSORS_MAX))
+    # bytes; the content needs not be kept between executions
+    workspace: int = _field(_whole(0, WORKSPACE_BYTES_MAX))
+    launches: tuple[Launch, ...] = _field(_several(_record(Launch), LAUNCHES_MAX))
+    # weights and sizes, which kernels read from device memory: 8 bytes each
+    table: tuple[Argument, ...] = _field(_several(_argument, TABLE_MAX), ())
 
     def resolved(self, argument: Argument) -> Argument:
         """Return the entry of the table that an argument points to, or the argument itself."""
@@ -161,20 +335,23 @@ class Variant:
         ]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """A package without the bytes of its files."""
 
-    name: str  # for people
-    inputs: tuple[TensorSpec, ...]  # a dimension is an int or the name of a symbol
-    outputs: tuple[TensorSpec, ...]
-    batches: bool  # dimension 0 of every input and output is the batch
-    weights: tuple[ProgramWeight, ...]
-    targets: Mapping[str, TargetModules]
-    variants: tuple[Variant, ...]
-    files: Mapping[str, str]  # sha256 of every file but program.json, by path
-    padded: tuple[str, ...] = ()  # symbols of dimensions in which inputs may be shorter than the variant
-    tolerance: float | None = None  # see TOLERANCE_MAX; None: derived from the types of the weights
+    name: str = _field(_Node.text)  # for people
+    inputs: tuple[TensorSpec, ...] = _field(_several(_spec, TENSORS_MAX))  # a dimension is an int or a symbol
+    outputs: tuple[TensorSpec, ...] = _field(_several(_spec, TENSORS_MAX))
+    batches: bool = _field(_Node.boolean)  # dimension 0 of every input and output is the batch
+    # symbols of dimensions in which inputs may be shorter than the variant
+    padded: tuple[str, ...] = _field(_several(_Node.text, PADDED_MAX), ())
+    # see config.formats.TOLERANCE_MAX; None: derived from the types of the weights
+    tolerance: float | None = _field(lambda node: node.positive(TOLERANCE_MAX), None)
+    weights: tuple[ProgramWeight, ...] = _field(_several(_record(ProgramWeight), WEIGHTS_MAX))
+    targets: Mapping[str, TargetModules] = _field(_named(_target, TARGETS_MAX))
+    variants: tuple[Variant, ...] = _field(_several(_record(Variant), VARIANTS_MAX))
+    # sha256 of every file but program.json, by path
+    files: Mapping[str, str] = _field(_named(_Node.text, FILES_MAX))
 
     @property
     def weights_bytes(self) -> int:
@@ -262,19 +439,7 @@ class Program:
     def to_json(self) -> str:
         """Return the text of program.json: a line for each weight, variant and launch, so that files can be
         compared."""
-        body = {
-            "format": self._format(),
-            "name": self.name,
-            "inputs": [_spec_body(spec) for spec in self.inputs],
-            "outputs": [_spec_body(spec) for spec in self.outputs],
-            "batches": self.batches,
-            **({"padded": list(self.padded)} if self.padded else {}),
-            **({} if self.tolerance is None else {"tolerance": self.tolerance}),
-            "weights": [dataclasses.asdict(weight) for weight in self.weights],
-            "targets": {name: _target_body(self.targets[name]) for name in sorted(self.targets)},
-            "variants": [_variant_body(variant) for variant in self.variants],
-            "files": {path: self.files[path] for path in sorted(self.files)},
-        }
+        body = {"format": self._format(), **_plain(self)}
         return "".join(_lines(body, 0)) + "\n"
 
 
@@ -430,161 +595,16 @@ def parse_program(data: bytes | str) -> Program:
     form = top.get("format").value
     if form not in (FORMAT_PLAIN, FORMAT_PADDED, FORMAT) or isinstance(form, bool):
         raise InvalidModel(f"{PROGRAM_JSON} has format {form!r:.40}, this reads {FORMAT_PLAIN} to {FORMAT}")
-    pads = form == FORMAT_PADDED or (form == FORMAT and top.has("padded"))
-    targets = {
-        name: TargetModules(
-            target.get("driver").integer(0, 2**31 - 1),
-            tuple(path.text() for path in target.get("modules").items(FILES_MAX)),
-            tuple(path.text() for path in target.get("ptx").items(FILES_MAX)) if target.has("ptx") else (),
-            target.get("ptx_driver").integer(0, 2**31 - 1) if target.has("ptx") else 0,
-        )
-        for name, target in top.get("targets").entries(TARGETS_MAX)
-    }
-    program = Program(
-        name=top.get("name").text(),
-        inputs=tuple(_spec(spec) for spec in top.get("inputs").items(TENSORS_MAX)),
-        outputs=tuple(_spec(spec) for spec in top.get("outputs").items(TENSORS_MAX)),
-        batches=top.get("batches").boolean(),
-        weights=tuple(
-            ProgramWeight(
-                weight.get("dtype").integer(0, max(DTYPES)),
-                weight.get("shape").integers(RANK_MAX),
-                weight.get("offset").integer(0, WEIGHTS_BYTES_MAX),
-                weight.get("bytes").integer(0, WEIGHTS_BYTES_MAX),
-            )
-            for weight in top.get("weights").items(WEIGHTS_MAX)
-        ),
-        targets=targets,
-        variants=tuple(_variant(variant, form) for variant in top.get("variants").items(VARIANTS_MAX)),
-        files={path: checksum.text() for path, checksum in top.get("files").entries(FILES_MAX)},
-        padded=tuple(symbol.text() for symbol in top.get("padded").items(PADDED_MAX)) if pads else (),
-        tolerance=top.get("tolerance").positive(TOLERANCE_MAX) if top.has("tolerance") else None,
-    )
+    if form == FORMAT_PADDED:
+        top.get("padded")
+    elif form == FORMAT_PLAIN:
+        top = top.without("padded")
+    if form != FORMAT and top.has("variants"):
+        plain = [variant.without("table").value for variant in top.get("variants").items(VARIANTS_MAX)]
+        top = _Node({**top.value, "variants": plain}, top.place)
+    program = cast(Program, _record(Program)(top))
     check(program)
     return program
-
-
-class _Node:
-    """A value of the JSON with its place, for errors."""
-
-    __slots__ = ("place", "value")
-
-    def __init__(self, value: Any, place: str) -> None:
-        self.value = value
-        self.place = place
-
-    def _want(self, right: bool, what: str) -> None:
-        if not right:
-            raise InvalidModel(f"{self.place} is {what}, not {json.dumps(self.value)[:60]}")
-
-    def get(self, key: str) -> _Node:
-        self._want(isinstance(self.value, dict), "an object")
-        if key not in self.value:
-            raise InvalidModel(f"{self.place} has no {key!r}")
-        return _Node(self.value[key], f"{self.place}: {key}")
-
-    def has(self, key: str) -> bool:
-        return isinstance(self.value, dict) and key in self.value
-
-    def entries(self, most: int) -> Iterator[tuple[str, _Node]]:
-        self._want(isinstance(self.value, dict), "an object")
-        self._bounded(most)
-        for key, value in self.value.items():
-            yield key, _Node(value, f"{self.place}[{key!r}]")
-
-    def items(self, most: int) -> Iterator[_Node]:
-        self._want(isinstance(self.value, list), "a list")
-        self._bounded(most)
-        for index, value in enumerate(self.value):
-            yield _Node(value, f"{self.place}[{index}]")
-
-    def _bounded(self, most: int) -> None:
-        if len(self.value) > most:
-            raise InvalidModel(f"{self.place} has {len(self.value)} entries; at most {most}")
-
-    def integer(self, least: int, most: int) -> int:
-        self._want(type(self.value) is int and least <= self.value <= most, f"an integer in {least}..{most}")
-        return int(self.value)
-
-    def positive(self, most: float) -> float:
-        right = type(self.value) in (int, float) and 0 < self.value <= most
-        self._want(right, f"a number above 0 and at most {most:g}")
-        return float(self.value)
-
-    def integers(self, most: int) -> tuple[int, ...]:
-        return tuple(item.integer(0, 2**62) for item in self.items(most))
-
-    def triple(self, most: Sequence[int]) -> tuple[int, int, int]:
-        sides = list(self.items(3))
-        self._want(len(sides) == 3, "a list of three integers")
-        x, y, z = (side.integer(1, bound) for side, bound in zip(sides, most, strict=True))
-        return x, y, z
-
-    def text(self) -> str:
-        self._want(isinstance(self.value, str), "a string")
-        return str(self.value)
-
-    def boolean(self) -> bool:
-        self._want(isinstance(self.value, bool), "true or false")
-        return bool(self.value)
-
-
-def _spec(node: _Node) -> TensorSpec:
-    dims: list[int | str] = []
-    for dim in node.get("shape").items(RANK_MAX):
-        dims.append(dim.value if isinstance(dim.value, str) else dim.integer(0, 2**62))
-    return TensorSpec(node.get("name").text(), node.get("dtype").integer(1, max(DTYPES)), tuple(dims))
-
-
-def _variant(node: _Node, form: int) -> Variant:
-    return Variant(
-        target=node.get("target").text(),
-        batch=node.get("batch").integer(1, BATCH_SIZE_MAX),
-        shapes=tuple(shape.integers(RANK_MAX) for shape in node.get("shapes").items(TENSORS_MAX)),
-        output_shapes=tuple(
-            shape.integers(RANK_MAX) for shape in node.get("output_shapes").items(TENSORS_MAX)
-        ),
-        workspace=node.get("workspace").integer(0, WORKSPACE_BYTES_MAX),
-        launches=tuple(_launch(launch) for launch in node.get("launches").items(LAUNCHES_MAX)),
-        table=tuple(_argument(entry) for entry in node.get("table").items(TABLE_MAX))
-        if form == FORMAT and node.has("table")
-        else (),
-    )
-
-
-def _launch(node: _Node) -> Launch:
-    return Launch(
-        module=node.get("module").integer(0, FILES_MAX),
-        kernel=node.get("kernel").text(),
-        grid=node.get("grid").triple(GRID_MAX),
-        block=node.get("block").triple(BLOCK_MAX),
-        shared=node.get("shared").integer(0, SHARED_BYTES_MAX),
-        args=tuple(_argument(argument) for argument in node.get("args").items(ARGUMENTS_MAX)),
-        widths=node.get("widths").integers(ARGUMENTS_MAX) if node.has("widths") else (),
-    )
-
-
-def _argument(node: _Node) -> Argument:
-    match node.value:
-        case [str(kind), int(index), int(value)] if kind in POINTERS and not _booleans(index, value):
-            return Argument(kind, index, value)
-        case ["workspace", int(value)] if not _booleans(value):
-            return Argument("workspace", 0, value)
-        case ["size" | "table" as kind, int(value)] if not _booleans(value):
-            return Argument(kind, 0, value)
-        case ["i32" | "i64" as kind, int(value)] if not _booleans(value):
-            return Argument(kind, 0, value)
-        case ["f32", int(value) | float(value)] if not _booleans(value):
-            return Argument("f32", 0, float(value))
-        case _:
-            raise InvalidModel(
-                f"{node.place} is [weight|input|output, index, offset], [workspace, offset], [size|table, index] "
-                f"or [i32|i64|f32, value], not {json.dumps(node.value)[:60]}"
-            )
-
-
-def _booleans(*values: Any) -> bool:
-    return any(isinstance(value, bool) for value in values)
 
 
 # ----- checking --------------------------------------------------------------------------------
@@ -812,44 +832,6 @@ def _bytes_of(dtype: int, shape: Sequence[int], what: str, most: int) -> int:
 
 
 # ----- writing ---------------------------------------------------------------------------------
-
-
-def _spec_body(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
-
-
-def _target_body(target: TargetModules) -> dict[str, Any]:
-    body = {"driver": target.driver, "modules": list(target.modules)}
-    return body | {"ptx": list(target.ptx), "ptx_driver": target.ptx_driver} if target.ptx else body
-
-
-def _variant_body(variant: Variant) -> dict[str, Any]:
-    return {
-        "target": variant.target,
-        "batch": variant.batch,
-        "shapes": [list(shape) for shape in variant.shapes],
-        "output_shapes": [list(shape) for shape in variant.output_shapes],
-        "workspace": variant.workspace,
-        "launches": [
-            {
-                "module": launch.module,
-                "kernel": launch.kernel,
-                "grid": list(launch.grid),
-                "block": list(launch.block),
-                "shared": launch.shared,
-                "args": [_argument_body(argument) for argument in launch.args],
-                **({"widths": list(launch.widths)} if launch.widths else {}),
-            }
-            for launch in variant.launches
-        ],
-        **({"table": [_argument_body(entry) for entry in variant.table]} if variant.table else {}),
-    }
-
-
-def _argument_body(argument: Argument) -> list[Any]:
-    if argument.kind in POINTERS:
-        return [argument.kind, argument.index, argument.value]
-    return [argument.kind, argument.value]
 
 
 _OPENED = ("inputs", "outputs", "weights", "targets", "variants", "launches", "files")

@@ -25,6 +25,7 @@ from clockwork.scheduler.recording import Header, encode_header
 from clockwork.sim._world import OUTCOME_NAMES, SLICE_NAMES, World, bucket_bounds
 from clockwork.wire.messages import NEVER_NS, Reason, Status
 from clockwork.workloads import Arrivals
+from clockwork.workloads.arrivals import COLUMN_TYPES
 
 SECOND = 1_000_000_000
 EVENTS_A_TURN = 200_000  # Most events between two calls of on_progress
@@ -278,37 +279,18 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for json.dumps()."""
-        return {
-            "models": self.models.to_json(),
-            "classes": self.classes.to_json(),
-            "span_ns": self.span_ns,
-            "goodput_rate": self.goodput_rate,
-            "bad_fraction": self.bad_fraction,
-            "latency": self.latency.to_json(),
-            "refusal": self.refusal.to_json(),
-            "batches": self.batches.tolist(),
-            "device_busy": self.device_busy.tolist(),
-            "device_idle_with_work": self.device_idle_with_work.tolist(),
-            "link_busy": self.link_busy.tolist(),
-            "loads": self.loads,
-            "unloads": self.unloads,
-            "fetches": self.fetches,
-            "drops": self.drops,
-            "infers": self.infers,
-            "revokes": self.revokes,
-            "too_late": self.too_late,
-            "failed_actions": self.failed_actions,
-            "crashes": self.crashes,
-            "errors": {name: errors.to_json() for name, errors in self.errors.items()},
-            "devices_wanted": self.devices_wanted,
-            "series": {name: values.tolist() for name, values in self.series.items()},
-            "series_ns": self.series_ns,
-            "digest": self.digest,
-            "requests": self.requests,
-            "events": self.events,
-            "cpu_s": self.cpu_s,
-            "scheduler_s": self.scheduler_s,
-        }
+        left_out = ("class_latency", "trace", "fates")
+        body = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        rates = {"goodput_rate": self.goodput_rate, "bad_fraction": self.bad_fraction}
+        return {name: _plain(value) for name, value in (body | rates).items() if name not in left_out}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    return value.to_json() if hasattr(value, "to_json") else value
 
 
 _bounds: list[npt.NDArray[np.int64]] = []
@@ -477,13 +459,7 @@ def _run(
 def _next_chunk(chunks: Iterator[Arrivals]) -> tuple[npt.NDArray[Any], ...] | None:
     for chunk in chunks:
         if len(chunk):
-            return (
-                np.ascontiguousarray(chunk.t_ns, np.int64),
-                np.ascontiguousarray(chunk.model, np.int32),
-                np.ascontiguousarray(chunk.slo_ns, np.int64),
-                np.ascontiguousarray(chunk.priority, np.uint8),
-                np.ascontiguousarray(chunk.cls, np.uint8),
-            )
+            return tuple(map(np.ascontiguousarray, chunk.columns(), COLUMN_TYPES))
     return None
 
 
@@ -530,25 +506,26 @@ def _cluster_info(cluster: Cluster) -> dict[str, Any]:
     return info | {"actions_queued_max": ACTIONS_QUEUED_MAX}
 
 
-def _disturbance_info(disturbance: Disturbance) -> tuple[int, int, int, float, int, int]:
+def _disturbance_info(disturbance: Disturbance) -> tuple[Any, ...]:
     if not 0 <= disturbance.from_ns < disturbance.until_ns:
         raise ValueError(f"a disturbance from {disturbance.from_ns} ns until {disturbance.until_ns} ns")
     if not disturbance.factor > 0:
         raise ValueError(f"a disturbance by {disturbance.factor}")
-    return (
-        DISTURBANCES.index(disturbance.what),
-        disturbance.from_ns,
-        disturbance.until_ns,
-        disturbance.factor,
-        disturbance.worker,
-        disturbance.model,
-    )
+    _, *numbers = dataclasses.astuple(disturbance)
+    return (DISTURBANCES.index(disturbance.what), *numbers)
 
 
 def _closed_info(closed: Closed) -> dict[str, Any]:
     info = {field.name: getattr(closed, field.name) for field in dataclasses.fields(closed)}
     info["class_index"] = info.pop("cls")
     return info
+
+
+_AS_COUNTED = (
+    "batches", "loads", "unloads", "fetches", "drops", "infers", "revokes", "too_late", "failed_actions", "crashes",
+    "devices_wanted", "digest", "requests", "events",
+)  # fmt: skip
+"""Fields of a report that are a world's results of the same name."""
 
 
 def _report(
@@ -569,29 +546,16 @@ def _report(
             for histogram in results["class_latency"][: int(used[-1]) + 1 if len(used) else 0]
         ],
         refusal=Histogram(*results["refusal"]),
-        batches=results["batches"],
         device_busy=results["busy_ns"] / max(span_ns, 1),
         device_idle_with_work=results["idle_with_work_ns"] / max(span_ns, 1),
         link_busy=results["link_busy_ns"] / max(span_ns, 1),
-        loads=results["loads"],
-        unloads=results["unloads"],
-        fetches=results["fetches"],
-        drops=results["drops"],
-        infers=results["infers"],
-        revokes=results["revokes"],
-        too_late=results["too_late"],
-        failed_actions=results["failed_actions"],
-        crashes=results["crashes"],
         errors={
             name: Errors(Histogram(*over), Histogram(*under))
             for name, (over, under) in results["errors"].items()
         },
-        devices_wanted=results["devices_wanted"],
         series={name: slices[:, place].copy() for place, name in enumerate(SLICE_NAMES)} if series_ns else {},
         series_ns=series_ns,
-        digest=results["digest"],
-        requests=results["requests"],
-        events=results["events"],
+        **{name: results[name] for name in _AS_COUNTED},
         cpu_s=0.0,
         scheduler_s=0.0,
         trace=world.trace(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,14 @@ from clockwork.errors import ConfigError
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+
+COLUMN_TYPES: tuple[type[np.integer[Any]], ...] = (
+    np.int64,
+    np.int32,
+    np.int64,
+    np.uint8,
+    np.uint8,
+)  # of the fields of Arrivals
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,15 +43,17 @@ class Arrivals:
     def __len__(self) -> int:
         return len(self.t_ns)
 
+    def columns(self) -> tuple[npt.NDArray[Any], ...]:
+        """Return the arrays, of COLUMN_TYPES."""
+        return self.t_ns, self.model, self.slo_ns, self.priority, self.cls
+
     def part(self, begin: int, end: int) -> Arrivals:
         """Return views of the arrivals from one index to another."""
         return self.at(slice(begin, end))
 
     def at(self, where: slice | Int64s | npt.NDArray[np.bool_]) -> Arrivals:
         """Return the arrivals that an index array, a mask or a slice selects."""
-        return Arrivals(
-            self.t_ns[where], self.model[where], self.slo_ns[where], self.priority[where], self.cls[where]
-        )
+        return Arrivals(*(column[where] for column in self.columns()))
 
     @staticmethod
     def of(
@@ -60,12 +71,8 @@ class Arrivals:
         if len(times) and (times[0] < 0 or np.any(np.diff(times) < 0)):
             raise ConfigError("arrival times must not be negative nor fall")
         fields = []
-        for name, value, dtype in (
-            ("model", model, np.int32),
-            ("slo_ns", slo_ns, np.int64),
-            ("priority", priority, np.uint8),
-            ("cls", cls, np.uint8),
-        ):
+        given = {"model": model, "slo_ns": slo_ns, "priority": priority, "cls": cls}
+        for (name, value), dtype in zip(given.items(), COLUMN_TYPES[1:], strict=True):
             array = np.asarray(value)
             if array.shape not in ((), times.shape):
                 raise ConfigError(
@@ -86,13 +93,7 @@ class Arrivals:
             return Arrivals.of([], [])
         if len(parts) == 1:
             return parts[0]
-        return Arrivals(
-            np.concatenate([part.t_ns for part in parts]),
-            np.concatenate([part.model for part in parts]),
-            np.concatenate([part.slo_ns for part in parts]),
-            np.concatenate([part.priority for part in parts]),
-            np.concatenate([part.cls for part in parts]),
-        )
+        return Arrivals(*map(np.concatenate, zip(*(part.columns() for part in parts), strict=True)))
 
     def chunks(self) -> Iterator[Arrivals]:
         """Yield the arrivals in parts of at most CHUNK_ARRIVALS."""

@@ -326,13 +326,8 @@ class OpenLoopClients(Workload):
         t_ns = (keys >> bits) + begin_ns
         model = self._models[keys & ((1 << bits) - 1)]
         size = len(keys)
-        yield from Arrivals(
-            t_ns,
-            model,
-            np.full(size, self._slo_ns, np.int64),
-            np.full(size, self._priority, np.uint8),
-            np.full(size, self._cls, np.uint8),
-        ).chunks()
+        slo_ns, priority = np.full(size, self._slo_ns, np.int64), np.full(size, self._priority, np.uint8)
+        yield from Arrivals(t_ns, model, slo_ns, priority, np.full(size, self._cls, np.uint8)).chunks()
 
 
 class renewal(OpenLoopClients):

@@ -510,8 +510,7 @@ class _Generator:
     def _send_all(self, chunks: Iterator[Arrivals], chunk: Arrivals | None, started_ns: int) -> None:
         tally = self.tally
         while chunk is not None:
-            fields = (chunk.t_ns, chunk.model, chunk.slo_ns, chunk.priority, chunk.cls)
-            for at_ns, model, slo_ns, priority, cls in zip(*(field.tolist() for field in fields)):
+            for at_ns, model, slo_ns, priority, cls in zip(*(column.tolist() for column in chunk.columns())):
                 due_ns = started_ns + at_ns
                 while (wait_ns := due_ns - now_ns()) > 0 and not self.interrupted:
                     self._look(started_ns)

@@ -63,8 +63,8 @@ def _device(context: click.Context, parameter: click.Parameter, value: str) -> s
     return value
 
 
-def _serves_demo(device: str) -> bool:
-    """Return whether the device can run the demo model, an ONNX file. On a GPU that needs the compiler; if it
+def _choose_demo(device: str) -> bool:
+    """Choose whether the demo model, an ONNX file, is served. On a GPU that needs the compiler; if it
     is missing, that is printed."""
     if not device.startswith("cuda"):
         return device == "cpu"
@@ -77,8 +77,8 @@ def _serves_demo(device: str) -> bool:
     return has_compiler
 
 
-def _starts_gateway(asked: bool | None) -> bool:
-    """Return whether `up` starts a gateway. Raises ConfigError if it was requested and packages are
+def _choose_gateway(asked: bool | None) -> bool:
+    """Choose whether `up` starts a gateway. Raises ConfigError if it was requested and packages are
     missing."""
     if asked is False:
         return False
@@ -253,7 +253,7 @@ def up(
     with as_usage():
         names = device_names(device, flags.devices)
         check_policy(scheduling.policy, scheduling.save_devices, flags.host_bytes)
-    if repositories.model_repository and not _starts_gateway(gateway):
+    if repositories.model_repository and not _choose_gateway(gateway):
         raise click.UsageError("--model-repository needs a gateway, which registers its models")
     if profiles and not workers:
         raise click.UsageError("--profiles needs a worker that takes them")
@@ -276,9 +276,9 @@ def up(
         workers=workers, host=host, port=port, data=data.absolute(), policy=scheduling.policy,
         memory=scheduling.memory or "",
         options=(*scheduling.options, *(["save_devices=1"] if scheduling.save_devices else [])),
-        keys=keys, insecure=insecure, demo=not no_demo and workers > 0 and _serves_demo(device),
+        keys=keys, insecure=insecure, demo=not no_demo and workers > 0 and _choose_demo(device),
         profiles=profiles or "", copies=copies,
-        verbose=verbose, worker_arguments=flags.arguments(), gateway=_starts_gateway(gateway),
+        verbose=verbose, worker_arguments=flags.arguments(), gateway=_choose_gateway(gateway),
         gateway_ports=tuple(ports),
         gateway_arguments=(
             *(word for name in allowed_host for word in ("--allowed-host", name)),

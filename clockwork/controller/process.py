@@ -164,7 +164,7 @@ class Controller:
         flight, publisher = self._context.flight, self._sockets.publisher
         others = [self._storage.fileno(), self._repairs.fileno(), flight.fileno(), publisher.fileno]
         others += [wake_fd] if wake_fd >= 0 else []
-        exchange, context, outlet, needs = self._exchange, self._context, self._outlet, self._needs()
+        exchange, context, outlet, needs = self._exchange, self._context, self._outlet, self._need_handlers()
         exchange.wait_on(self._sockets.filenos, others)
         gc.collect()
         gc.freeze()
@@ -174,7 +174,7 @@ class Controller:
             needs[need]()
             outlet.carry_out(is_deciding=need == ORDER)
 
-    def _needs(self) -> dict[int, Callable[[], None]]:
+    def _need_handlers(self) -> dict[int, Callable[[], None]]:
         """The handler of each reason for which the exchange returns to Python."""
         return {
             OTHER: self._other,

@@ -331,7 +331,7 @@ class ProcessCluster:
                 self.mend()
             except ConnectionLost:
                 self._awaits = False
-                if not self._lost_controller():
+                if not self._wait_for_controller_end():
                     raise
                 self.mend()
             # the cluster cannot be ready before the restart
@@ -343,7 +343,7 @@ class ProcessCluster:
         arguments = self._seats[0].arguments
         del arguments[len(arguments) - len(self._awaits_models) :]
 
-    def _lost_controller(self) -> bool:
+    def _wait_for_controller_end(self) -> bool:
         """Return whether the controller has ended. Waits up to a second, as its connections may end before
         it.
         """

@@ -121,9 +121,7 @@ def prepare(
     digest = _digest(package_dir)
     target = prepared_directory(store, digest, fingerprint, options)
     found = _intact(target, page_bytes)
-    if found is not None and (
-        found.judged == JUDGED or _is_judged_alike(found, package_dir, target, options)
-    ):
+    if found is not None and (found.judged == JUDGED or _judge_anew(found, package_dir, target, options)):
         return found
     declared = None  # a plain folder declares no interface
     if (package_dir / LIST_FILE).is_file():
@@ -715,12 +713,12 @@ def _intact(directory: Path, page_bytes: int) -> PreparedModel | None:
     return None if damage else prepared
 
 
-def _is_judged_alike(
+def _judge_anew(
     prepared: PreparedModel, package_dir: Path, directory: Path, options: Mapping[str, Any]
 ) -> bool:
-    """Whether an earlier preparation, judged by older rules, also satisfies the current rules of batching.
+    """Judge an earlier preparation, judged by older rules, by the current rules of batching.
 
-    If so, the preparation is updated on disk. Otherwise the model has to be prepared again.
+    Returns True, with the preparation updated on disk, if it satisfies them; else it has to be made again.
     """
     model = package_dir / MODEL_FILE  # absent in a compiled package, whose batching is decided at compilation
     if prepared.batches and model.is_file() and options.get("batching", "auto") != "on":

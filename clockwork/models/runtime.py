@@ -59,18 +59,18 @@ class RunsTooLong(InvalidModel):
         super().__init__(f"one execution of the model takes longer than {preparation_run_ns() / 1e9:g} s")
 
 
-def takes_long() -> None:
+def on_long_run() -> None:
     """Called after PREPARATION_LONG_RUN_NS of an execution; replaced in the preparation process."""
 
 
-def does_not_end() -> None:
+def on_endless_run() -> None:
     """Called when a terminated execution does not end; in the preparation process, replaced to exit."""
 
 
 class Limit:
     """A context that limits an execution to preparation_run_ns().
 
-    After that time, a thread calls terminate(), and later does_not_end() if the execution still runs. The
+    After that time, a thread calls terminate(), and later on_endless_run() if the execution still runs. The
     context then raises RunsTooLong. Entering raises MemoryError if the thread cannot be started.
     """
 
@@ -85,13 +85,13 @@ class Limit:
         long_ns = min(PREPARATION_LONG_RUN_NS, limit_ns)
         if self._ended.wait(long_ns / 1e9):
             return
-        takes_long()
+        on_long_run()
         if self._ended.wait((limit_ns - long_ns) / 1e9):
             return
         self._was_terminated = True
         self._terminate()
         if not self._ended.wait(EXECUTION_GRACE_NS / 1e9):
-            does_not_end()
+            on_endless_run()
 
     def __enter__(self) -> None:
         try:

@@ -174,7 +174,7 @@ class _Case:
         self._until_ns = max(self._ended_ns, deadline)  # a free device was of use until this time
 
     def explanation(self) -> Explanation:
-        could = self._could_serve()
+        could = self._capable_devices()
         return Explanation(
             self._request.id,
             self._model.label,
@@ -326,13 +326,13 @@ class _Case:
                 return action
         return None
 
-    def _could_serve(self) -> list[SeenDevice]:
+    def _capable_devices(self) -> list[SeenDevice]:
         """Return the devices whose worker had prepared the model: first the request's own, then those that
         held or loaded the model."""
         found = []
         for device in self._history.lanes():
             worker = self._history.workers.get(device.worker)
-            residency = device.holds(self._model.id, self._arrived_ns)
+            residency = device.residency_of(self._model.id, self._arrived_ns)
             is_lost = 0 < device.lost_ns <= self._arrived_ns
             is_leaving = worker is not None and 0 < worker.draining_ns <= self._arrived_ns
             is_ready = self._model.ready_ns.get(device.worker, NEVER_NS) <= self._arrived_ns
@@ -361,7 +361,8 @@ class _Case:
             yield f"None of {say_count(len(there), 'device')} could have served it: no worker that has prepared {self._model.label} was there."
             return
         held = sum(
-            (residency := device.holds(self._model.id, self._arrived_ns)) is not None and self._had(residency)
+            (residency := device.residency_of(self._model.id, self._arrived_ns)) is not None
+            and self._had(residency)
             for device in could
         )
         busy = sum(self._executing(device, self._arrived_ns) is not None for device in could)
@@ -400,7 +401,7 @@ class _Case:
     def _device(self, device: SeenDevice) -> str:
         """Describe a device's state and actions at the request's arrival."""
         at_ns, name = self._arrived_ns, self._name(device)
-        residency = device.holds(self._model.id, at_ns)
+        residency = device.residency_of(self._model.id, at_ns)
         parts = []
         if residency is None:
             needed = self._load_expected_ns(device)

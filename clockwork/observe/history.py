@@ -235,7 +235,7 @@ class SeenDevice:
     def label(self) -> str:
         return f"{self.worker}/{self.index}"
 
-    def holds(self, model_id: int, at_ns: int) -> ResidencySpan | None:
+    def residency_of(self, model_id: int, at_ns: int) -> ResidencySpan | None:
         """Return the residency of a model at a time, whether it was loaded by then or not. None: there was
         none."""
         for residency in [*self.resident.values(), *self.gone]:

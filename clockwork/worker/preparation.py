@@ -403,11 +403,11 @@ def _prepare(job: Job, connection: socket.socket) -> dict[str, Any]:
     from clockwork.models import runtime
     from clockwork.models.prepare import prepare  # importing onnx and onnxruntime takes a second
 
-    def takes_long() -> None:  # called by another thread, which ends before this thread sends its answer
+    def on_long_run() -> None:  # called by another thread, which ends before this thread sends its answer
         _say(connection, {"slow": True})
 
-    runtime.takes_long = takes_long
-    runtime.does_not_end = lambda: os._exit(EXIT_ENDLESS)  # only exiting ends such an execution
+    runtime.on_long_run = on_long_run
+    runtime.on_endless_run = lambda: os._exit(EXIT_ENDLESS)  # only exiting ends such an execution
 
     package = Path(job["package"])
     budget = _Budget(package)

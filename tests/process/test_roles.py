@@ -313,8 +313,8 @@ def test_a_connection_that_said_nothing_before_its_key_was_revoked_is_not_let_in
         revoke_key(own_keys, f"alice-{Role.WORKER}")
         eventually(
             lambda: (
-                not own._access.admits(ControllerSocket.CLIENTS, alice(own_keys, Role.CLIENT).public)
-                and not own._access.admits(ControllerSocket.WORKERS, alice(own_keys, Role.WORKER).public)
+                not own._access.admit(ControllerSocket.CLIENTS, alice(own_keys, Role.CLIENT).public)
+                and not own._access.admit(ControllerSocket.WORKERS, alice(own_keys, Role.WORKER).public)
             ),
             "the list is read again",
         )
@@ -347,7 +347,7 @@ def test_a_revoked_listener_hears_nothing_more_and_the_others_do(own: Controller
         assert staying.poll(patience_ms)
         revoke_key(own_keys, f"alice-{Role.OPERATOR}")
         eventually(
-            lambda: not own._access.admits(ControllerSocket.EVENTS, alice(own_keys, Role.OPERATOR).public),
+            lambda: not own._access.admit(ControllerSocket.EVENTS, alice(own_keys, Role.OPERATOR).public),
             "the list is read again",
         )
         while staying.poll(0):
@@ -368,7 +368,7 @@ def test_a_key_that_is_added_is_let_in_and_one_whose_role_changes_has_the_new_on
 ) -> None:
     add_key(own_keys, Role.CLIENT, "bob", new_key_pair())
     bob = read_peer_keys(own_keys / "bob.key")
-    eventually(lambda: own._access.admits(ControllerSocket.CLIENTS, bob.public), "the list is read again")
+    eventually(lambda: own._access.admit(ControllerSocket.CLIENTS, bob.public), "the list is read again")
     with Client(own.client_endpoint, keys=bob, timeout=10) as client:
         with pytest.raises(
             Forbidden, match=r"^removing models is for operators; .*\(bob\) is of the role client"
@@ -437,7 +437,7 @@ def test_keys_from_before_there_were_roles_do_everything_with_a_warning_until_th
                 assert type(client.register("m", b"m")) is messages.Reply
             add_key(tmp_path, Role.OPERATOR, "alice", new_key_pair())  # beside the old one
             eventually(
-                lambda: controller._access.admits(
+                lambda: controller._access.admit(
                     ControllerSocket.CLIENTS, read_peer_keys(tmp_path / "alice.key").public
                 ),
                 "the new key is let in",

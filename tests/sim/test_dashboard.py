@@ -230,7 +230,7 @@ def test_a_refused_request_is_seen_among_what_devices_did() -> None:
     assert "refused" in words
     assert len(found.lanes.labels) == len(history.devices)
     assert set(found.lanes.labels) == {one.label for one in history.devices.values()}
-    holders = [one.label for one in history.lanes() if one.holds(request.model_id, request.arrived_ns)]
+    holders = [one.label for one in history.lanes() if one.residency_of(request.model_id, request.arrived_ns)]
     assert set(found.lanes.labels[: len(holders)]) == set(holders)
     moments = [at for at, _ in found.marks]
     assert moments == sorted(moments)

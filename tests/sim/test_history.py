@@ -131,8 +131,8 @@ def test_what_must_go_is_seen_to_go() -> None:
     assert (old.model_id, new.model_id, device.pages_used) == (1, 2, 2)
     assert old.ready_ns < old.until_ns <= new.ready_ns
     assert [action.kind for action in device.loads] == ["load", "unload", "load"]
-    assert device.holds(1, old.ready_ns) is old
-    assert device.holds(1, old.until_ns) is None
+    assert device.residency_of(1, old.ready_ns) is old
+    assert device.residency_of(1, old.until_ns) is None
 
 
 @pytest.mark.parametrize("policy", ["edf", "adaptive", "paper"])

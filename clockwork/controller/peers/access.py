@@ -1,7 +1,7 @@
 """Access to the controller: the table of clockwork.wire.roles, applied to keys.
 
 The list of keys is read again while the controller runs. The controller's thread calls everything here except
-admits(), which the authenticating thread calls.
+admit(), which the authenticating thread calls.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Access:
 
     # ----- asked -------------------------------------------------------------------------------
 
-    def admits(self, port: ControllerSocket, public: str) -> bool:
-        """Whether a connection with this key is let in. Any thread."""
+    def admit(self, port: ControllerSocket, public: str) -> bool:
+        """Decide whether a connection with this key is let in. refusals() returns refusals. Any thread."""
         roles = self._roles.get(public, frozenset())
         if not PORTS[port].isdisjoint(roles):
             return True
@@ -82,7 +82,7 @@ class Access:
         return False
 
     def refusals(self) -> list[str]:
-        """The connections that admits() refused since the last call, a sentence for each."""
+        """The connections that admit() refused since the last call, a sentence for each."""
         found = []
         while self._refusals:
             found.append(self._refusals.popleft())

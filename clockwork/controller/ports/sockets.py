@@ -22,7 +22,7 @@ class Sockets:
 
     def __init__(self, settings: ControllerSettings, access: Access, seats: SeatCounts) -> None:
         """Bind the sockets. Raises ConfigError where a socket cannot be bound."""
-        keys, gate = access.keys, access.admits
+        keys, gate = access.keys, access.admit
         endpoints = (settings.client_endpoint, settings.worker_endpoint, settings.events_endpoint)
         self._settings = settings
         self._seats = seats

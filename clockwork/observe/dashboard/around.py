@@ -71,6 +71,6 @@ def _nearest_first(history: History, request: SeenRequest) -> list[SeenDevice]:
     ranked = []
     for place, device in enumerate(history.lanes()):
         is_its = served is not None and (served.worker, served.device) == (device.worker, device.index)
-        held = device.holds(request.model_id, request.arrived_ns) is not None
+        held = device.residency_of(request.model_id, request.arrived_ns) is not None
         ranked.append((not is_its, not held, place, device))
     return [device for *_, device in sorted(ranked, key=lambda entry: entry[:3])][:DASHBOARD_ROUND_MAX]

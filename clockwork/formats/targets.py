@@ -89,14 +89,3 @@ def _runs(name: str, capability: int) -> bool:
 
 def _compiles(name: str, capability: int) -> bool:
     return _runs(name, capability) or (not _features(name) and capability_of(name) <= capability)
-
-
-__all__ = [
-    "FINGERPRINT_PREFIX",
-    "CodeChoice",
-    "architecture_of",
-    "capability_of",
-    "choose",
-    "describe_mismatch",
-    "most_lasting",
-]

@@ -20,13 +20,9 @@ from clockwork.device.operators import DOMAIN
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import TensorSpec
 from clockwork.models.answers import difference
-from clockwork.models.compile.padding import (
-    NotProven,
-    Padding,
-    make_padded_by_row,
-    open_symbols,
-    padded_inputs,
-)
+from clockwork.models.compile.following import Padding
+from clockwork.models.compile.padding import make_padded_by_row, open_symbols, padded_inputs
+from clockwork.models.compile.sizes import NotProven
 from clockwork.models.inputs import SEED, Run
 from clockwork.models.runtime import ModelSession, RunError
 from clockwork.wire.tensors import DTYPES, STRING, Array, length_class

@@ -49,7 +49,8 @@ from clockwork.models import inputs as trial
 from clockwork.models.answers import HALF_RELATIVE, QUANTISED_RELATIVE, RELATIVE, difference
 from clockwork.models.compile import host, nvrtc
 from clockwork.models.compile.freeze import Bucket, buckets, freeze
-from clockwork.models.compile.padding import Dim, NotProven, open_symbols, padded_inputs
+from clockwork.models.compile.padding import open_symbols, padded_inputs
+from clockwork.models.compile.sizes import Dim, NotProven
 from clockwork.models.compile.variant import MODULE_FILE, PTX_FILE, SOURCE_FILE, Built, Spec, Statistic
 from clockwork.models.holdings import is_quantised
 from clockwork.models.onnx_import import check_model, real_inputs
@@ -695,9 +696,3 @@ def local_architecture() -> str:
         if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
             return ""
     return f"sm_{major.value}{minor.value}"
-
-
-__all__ = [
-    "BATCHES", "CompileOptions", "CompileSummary", "compile_model", "is_installed",
-    "local_architecture", "require",
-]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
@@ -84,6 +85,11 @@ class OperatorReader(ABC, Generic[Known]):
     @abstractmethod
     def integers(self, value: Known) -> list[int]:
         """The elements of an input that has to be known before the model runs."""
+
+
+def named_after(rules: type, operators: Sequence[str]) -> dict[str, Any]:
+    """Return the rule of each operator, a method that is named after it: mat_mul() of MatMul."""
+    return {name: getattr(rules, re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower()) for name in operators}
 
 
 class Following(OperatorReader[TensorFacts]):

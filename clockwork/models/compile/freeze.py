@@ -13,7 +13,8 @@ from clockwork.config.models import EXTERNAL_BYTES
 from clockwork.errors import InvalidModel
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import TensorSpec
-from clockwork.models.compile.padding import Padding, make_padded
+from clockwork.models.compile.following import Padding
+from clockwork.models.compile.padding import make_padded
 from clockwork.models.compile.variant import SIZE_PREFIX
 from clockwork.models.onnx_import import external_files, real_inputs
 from clockwork.models.runtime import ModelSession, RunError, explain

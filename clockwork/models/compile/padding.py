@@ -28,8 +28,8 @@ from onnx import numpy_helper
 from clockwork.config.models import KNOWN_MAX
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import TensorSpec
-from clockwork.models.compile.following import ELEMENTWISE, ROWS, Following, Padding
-from clockwork.models.compile.sizes import Dim, NotProven, Size, TensorFacts, constant_of, segments, size_of
+from clockwork.models.compile.following import ELEMENTWISE, ROWS, Following, Padding, named_after
+from clockwork.models.compile.sizes import Dim, Size, TensorFacts, constant_of, segments, size_of
 from clockwork.models.split import constant_tensor
 from clockwork.wire.tensors import Array
 
@@ -526,28 +526,12 @@ _Proof.rules = {
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _Proof.quantise),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _Proof.global_pool),
     "BatchNormalization": _Proof.by_channel,
-    "Cast": _Proof.cast,
-    "Concat": _Proof.concat,
-    "Constant": _Proof.constant,
-    "ConstantOfShape": _Proof.constant_of_shape,
-    "Conv": _Proof.conv,
-    "CumSum": _Proof.cum_sum,
-    "Expand": _Proof.expand,
-    "Flatten": _Proof.flatten,
-    "Gather": _Proof.gather,
-    "Gemm": _Proof.gemm,
-    "MatMul": _Proof.mat_mul,
-    "OneHot": _Proof.one_hot,
-    "Range": _Proof.range,
-    "Reshape": _Proof.reshape,
-    "Shape": _Proof.shape,
-    "Slice": _Proof.slice,
-    "Split": _Proof.split,
-    "Squeeze": _Proof.squeeze,
-    "Tile": _Proof.tile,
-    "Transpose": _Proof.transpose,
-    "Unsqueeze": _Proof.unsqueeze,
-}
+    **named_after(_Proof, (
+        "Cast", "Concat", "Constant", "ConstantOfShape", "Conv", "CumSum", "Expand", "Flatten", "Gather",
+        "Gemm", "MatMul", "OneHot", "Range", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Tile",
+        "Transpose", "Unsqueeze",
+    )),
+}  # fmt: skip
 
 _Proof.of_shapes = frozenset(ELEMENTWISE) | {
     "Cast", "Concat", "ConstantOfShape", "Expand", "Gather", "Identity", "Range", "ReduceProd", "ReduceSum",
@@ -566,14 +550,3 @@ def padded_inputs(
         whole[tuple(slice(size) for size in array.shape)] = array
         found.append(whole)
     return found
-
-
-__all__ = [
-    "Dim",
-    "NotProven",
-    "Padding",
-    "make_padded",
-    "make_padded_by_row",
-    "open_symbols",
-    "padded_inputs",
-]

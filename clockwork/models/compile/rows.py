@@ -25,7 +25,7 @@ import onnx
 
 from clockwork.device.operators import DOMAIN
 from clockwork.formats.interface import is_named
-from clockwork.models.compile.following import ELEMENTWISE, ROWS
+from clockwork.models.compile.following import ELEMENTWISE, ROWS, named_after
 from clockwork.models.compile.functions import inlined
 from clockwork.models.compile.row_facts import INVALID, ONE, ElementRange, Fact, Met, RowAxis, Rule
 from clockwork.models.compile.row_shapes import ShapeRules
@@ -653,11 +653,13 @@ def _of(rule: Rule, *names: str, domain: str = "") -> dict[tuple[str, str], Rule
 _ML, _ORT = "ai.onnx.ml", "com.microsoft"
 
 RowRules.rules = {
+    **{("", name): rule for name, rule in named_after(RowRules, (
+        "Attention", "Cast", "CastLike", "Compress", "Concat", "Constant", "ConstantOfShape", "CumSum",
+        "Dropout", "Einsum", "Expand", "Flatten", "Gather", "GatherND", "Gemm", "Identity", "Loop",
+        "NonZero", "OneHot", "Pad", "Range", "Reshape", "ReverseSequence", "Scan", "ScatterND", "Shape",
+        "Size", "Slice", "Split", "Squeeze", "Tile", "TopK", "Transpose", "Unsqueeze",
+    )).items()},
     **_of(RowRules.each, *ELEMENTWISE, "BitCast", "RegexFullMatch", "StringConcat"),
-    **_of(RowRules.cast_like, "CastLike"),
-    **_of(RowRules.dropout, "Dropout"),
-    **_of(RowRules.identity, "Identity"),
-    **_of(RowRules.non_zero, "NonZero"),
     **_of(RowRules.paired, "GridSample"),
     **_of(RowRules.in_last_two, "Trilu"),
     **_of(RowRules.softmax, "Hardmax", "LogSoftmax", "Softmax"),
@@ -673,43 +675,13 @@ RowRules.rules = {
     **_of(RowRules.mat_mul, "MatMul", "MatMulInteger"),
     **_of(RowRules.recurrent, "GRU", "LSTM", "RNN"),
     **_of(RowRules.resize, "Resize", "Upsample"),
-    **_of(RowRules.attention, "Attention"),
     ("", "BatchNormalization"): RowRules.by_channel,
-    ("", "Cast"): RowRules.cast,
-    ("", "Compress"): RowRules.compress,
-    ("", "Concat"): RowRules.concat,
-    ("", "Constant"): RowRules.constant,
-    ("", "ConstantOfShape"): RowRules.constant_of_shape,
-    ("", "CumSum"): RowRules.cum_sum,
     ("", "DFT"): RowRules.transformed,
-    ("", "Einsum"): RowRules.einsum,
-    ("", "Expand"): RowRules.expand,
-    ("", "Flatten"): RowRules.flatten,
-    ("", "Gather"): RowRules.gather,
-    ("", "GatherND"): RowRules.gather_nd,
-    ("", "Gemm"): RowRules.gemm,
     ("", "If"): RowRules.branch,
-    ("", "Loop"): RowRules.loop,
     ("", "MeanVarianceNormalization"): RowRules.mean_variance,
-    ("", "OneHot"): RowRules.one_hot,
-    ("", "Pad"): RowRules.pad,
     ("", "QLinearConv"): RowRules.quantised_conv,
     ("", "QLinearMatMul"): RowRules.quantised_mat_mul,
-    ("", "Range"): RowRules.range,
-    ("", "Reshape"): RowRules.reshape,
-    ("", "ReverseSequence"): RowRules.reverse_sequence,
-    ("", "Scan"): RowRules.scan,
     ("", "STFT"): RowRules.windowed,
-    ("", "ScatterND"): RowRules.scatter_nd,
-    ("", "Shape"): RowRules.shape,
-    ("", "Size"): RowRules.size,
-    ("", "Slice"): RowRules.slice,
-    ("", "Split"): RowRules.split,
-    ("", "Squeeze"): RowRules.squeeze,
-    ("", "Tile"): RowRules.tile,
-    ("", "TopK"): RowRules.top_k,
-    ("", "Transpose"): RowRules.transpose,
-    ("", "Unsqueeze"): RowRules.unsqueeze,
     **_of(RowRules.each, "BiasGelu", "FastGelu", "Gelu", "QuickGelu", domain=_ORT),
     **_of(RowRules.spatial, "FusedConv", "QLinearAveragePool", "QLinearGlobalAveragePool", domain=_ORT),
     **_of(RowRules.softmax, "QLinearSoftmax", domain=_ORT),

@@ -18,7 +18,8 @@ from clockwork import Client
 from clockwork.errors import ClockworkError
 from clockwork.system.clock import SECOND, now_ns
 from tests.chaos.template import WORKERS, Template
-from tests.process.cluster import PATIENCE_S, Program, eventually, session_members
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Program, session_members
 
 ARENA = "14MiB"
 """Arena of each worker: room for two of the large models or four of the small ones, so that models are loaded
@@ -301,7 +302,7 @@ class World:
                     wrong.append(f"{one.name} printed a traceback: {program.text[-3000:]}")
         for program in [*self.others, *(program for one in self.supervised for program in one.programs)]:
             try:
-                eventually(lambda: not session_members(program.pid), "its descendants end", 5)  # noqa: B023
+                eventually(lambda: not session_members(program.pid), "its descendants end")  # noqa: B023
             except AssertionError:
                 wrong.append(
                     f"descendants of {program.process.args[1:4]} are left: {session_members(program.pid)}"

@@ -26,7 +26,7 @@ from tests.chaos.processes import World, shared_memory, usage
 from tests.chaos.records import Change, Request, read
 from tests.chaos.scenario import CLOCKS, DISKS, Kind, Scenario
 from tests.chaos.template import Template
-from tests.process.cluster import eventually
+from tests.patience import eventually
 
 WHOLE_S = 20.0
 """Time limit for the cluster until both workers serve every model again, processes restarted."""

@@ -12,6 +12,7 @@ import pytest
 from tests.chaos import template
 from tests.chaos.__main__ import in_a_process, summary
 from tests.chaos.scenario import Kind
+from tests.patience import PATIENCE_S
 
 pytest.importorskip("aiohttp", reason="the gateway's libraries are not installed ([gateway])")
 
@@ -53,7 +54,7 @@ def test_a_soak_of_seconds_writes_its_report(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "tests.chaos.soak", "--hours", "0.0015", "--rate", "60", "--out", str(tmp_path / "short"),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     report = json.loads((tmp_path / "short.json").read_text())
     assert report["troubles"] == []

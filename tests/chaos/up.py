@@ -15,7 +15,8 @@ from clockwork.system.clock import SECOND, now_ns
 from tests.chaos.processes import World
 from tests.chaos.scenario import Kind
 from tests.chaos.template import WORKERS
-from tests.process.cluster import PATIENCE_S, Program, eventually
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Program
 
 KINDS = (
     Kind.KILL_WORKER, Kind.KILL_WORKERS, Kind.KILL_CONTROLLER, Kind.KILL_GATEWAY, Kind.PAUSE_WORKER,
@@ -123,7 +124,7 @@ class UpWorld(World):
         self.supervised = []
         for pid in dict.fromkeys(pids):
             try:
-                eventually(lambda: not os.path.exists(f"/proc/{pid}"), "it ends", 5)  # noqa: B023
+                eventually(lambda: not os.path.exists(f"/proc/{pid}"), "it ends")  # noqa: B023
             except AssertionError:
                 wrong.append(f"child {pid} of up is left")
         return wrong

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import pytest
 
-from tests.process.cluster import eventually
+from tests.patience import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTAINERFILE = ROOT / "deploy" / "Containerfile"

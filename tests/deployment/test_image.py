@@ -20,7 +20,7 @@ import pytest
 
 from clockwork.launch.local import held_ports
 from tests.deployment.podman import IMAGE, ROOT, Podman, build, skip_without_podman
-from tests.process.cluster import eventually
+from tests.patience import eventually
 from tests.process.gateways import Http, tensor
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]

@@ -25,7 +25,8 @@ from clockwork.formats.profiles import ModelProfile, save_profiles
 from clockwork.gateway.metrics import METRICS
 from clockwork.launch.local import held_ports
 from clockwork.protocol import inference_pb2 as pb
-from tests.process.cluster import ROOT, Program, eventually
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import ROOT, Program
 from tests.process.gateways import Http, method_of, tensor
 from tests.unit.test_metrics_text import EVERYTHING
 
@@ -59,14 +60,14 @@ class Prometheus:
 
     def ask(self, path: str, **arguments: str) -> Any:
         url = f"{self._base}{path}?{urllib.parse.urlencode(arguments)}"
-        with urllib.request.urlopen(url, timeout=20) as reply:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as reply:
             body = json.load(reply)
         assert body["status"] == "success", body
         return body["data"]
 
     def is_ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self._base}/-/ready", timeout=20) as reply:
+            with urllib.request.urlopen(f"{self._base}/-/ready", timeout=PATIENCE_S) as reply:
                 return bool(reply.status == 200)
         except OSError:
             return False
@@ -103,7 +104,7 @@ def running_prometheus(directory: Path, metrics_port: int) -> Iterator[Prometheu
             yield found
         finally:
             server.terminate()
-            server.wait(60)
+            server.wait(PATIENCE_S)
 
 
 def profiles() -> list[ModelProfile]:
@@ -157,7 +158,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, metrics_port: int) -> Iter
         with running_prometheus(data / "prometheus", metrics_port) as found:
             eventually(lambda: scrapes(found) >= IDLE_S, "the cluster was read while it was idle")
             times = [time.time() - 2, time.time()]
-            with Client(endpoint, timeout=60) as client:
+            with Client(endpoint, timeout=PATIENCE_S) as client:
                 drive(client, endpoint, int(ports["http"]), int(ports["grpc"]))
             times.append(time.time())
             yield Watched(found, (times[0], times[1]), (times[1], times[2]))
@@ -188,7 +189,7 @@ def drive(client: Client, endpoint: str, http_port: int, grpc_port: int) -> None
                 assert http.infer(body, bytes(size), model=name).status in (200, 404, 422, 503, 504)
                 request.model_name = name
                 with contextlib.suppress(grpc.RpcError):
-                    call(request, timeout=20)
+                    call(request, timeout=PATIENCE_S)
             leaver = Http(http_port)
             leaver.connection.request(
                 "POST",
@@ -271,7 +272,11 @@ def test_the_names_that_the_dashboard_offers_are_there(watched: Watched) -> None
 
 def test_promtool_has_remarks_on_tritons_names_alone() -> None:
     done = subprocess.run(
-        ["promtool", "check", "metrics"], input=EVERYTHING, capture_output=True, timeout=60, check=False
+        ["promtool", "check", "metrics"],
+        input=EVERYTHING,
+        capture_output=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     remarked = {line.split()[0] for line in done.stderr.decode().splitlines()}
     assert remarked == {name for name in METRICS if name.startswith("nv_")}
@@ -280,6 +285,11 @@ def test_promtool_has_remarks_on_tritons_names_alone() -> None:
 def test_promtool_takes_the_rules_and_the_configuration() -> None:
     for command in (("check", "rules", "alerts.yml"), ("check", "config", "prometheus.yml")):
         done = subprocess.run(
-            ["promtool", *command], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60, check=False
+            ["promtool", *command],
+            cwd=PROMETHEUS,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.unit.test_documented_types import PROMISED, check, examples
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 300
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 

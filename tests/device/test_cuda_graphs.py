@@ -23,6 +23,7 @@ from tests.device.fake import LIBRARY, FakeDriver, environment
 from tests.device.rig import Case, Driver, affine, array_of, case, expected_affine
 from tests.device.test_cuda import X, loaded
 from tests.device.test_reservations import reserving
+from tests.patience import eventually
 
 RIGS = [CudaRig]
 
@@ -74,10 +75,15 @@ def test_what_the_host_takes_to_launch_does_not_count_as_execution(
     driver = make(graphs=graphs)
     model = loaded(driver, additions(20))
     fake.engines(call_ns=2 * MS)
-    took_ns = [driver.end(driver.infer(model, 1, [X])).execute[2] for _ in range(3)]
+
+    def is_less_than_twenty_launches() -> bool:
+        return driver.end(driver.infer(model, 1, [X])).execute[2] < 19 * 2 * MS
+
+    if graphs:
+        eventually(is_less_than_twenty_launches, "an execution takes less than its launches")
+    else:
+        assert not is_less_than_twenty_launches()
     fake.engines()
-    # Twenty launches of 2 ms; on a busy machine some of their ends are noticed late.
-    assert min(took_ns) < 20 * MS if graphs else max(took_ns) > 30 * MS, took_ns
 
 
 # ----- what is recorded ---------------------------------------------------------------------------------

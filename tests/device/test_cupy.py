@@ -93,7 +93,6 @@ def test_without_cupy_it_is_said_what_to_install(rig: CudaRig, monkeypatch: pyte
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_suite_of_a_gpu_passes_where_the_driver_is_taken_for_nvidias(tmp_path: Path) -> None:
     """Run the tests of `make test-gpu`, except whole networks, in a process of its own."""
     driver = tmp_path / "libcuda.so.1"

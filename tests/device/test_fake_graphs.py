@@ -15,7 +15,7 @@ from clockwork.device.cuda_memory import TableMemory, find_card, open_driver
 from clockwork.system.clock import MS
 from tests.device.cuda_rig import compiled_kernels
 from tests.device.fake import DRIVER, LIBRARY, FakeDriver, environment
-from tests.process.cluster import eventually
+from tests.patience import eventually
 
 SUCCESS, INVALID_VALUE, NOT_READY = 0, 1, 600
 BYTES = 16
@@ -110,9 +110,11 @@ def test_nodes_run_in_the_order_of_their_dependencies_alone(site: Site, depends:
 def test_a_graph_is_not_destroyed_while_it_runs(site: Site) -> None:
     site.add(0, 2)
     made = site.instantiate()
-    FakeDriver().speed(kernel_ns=50 * MS)
+    fake = FakeDriver()
+    fake.keep_kernels()
     site.call("cuGraphLaunch", made, site.stream)
     assert site.ask("cuGraphExecDestroy", made) == INVALID_VALUE
+    fake.keep_kernels(False)
     site.call("cuStreamSynchronize", site.stream)
     site.call("cuGraphExecDestroy", made)
     assert site.ask("cuGraphLaunch", made, site.stream) == INVALID_VALUE
@@ -141,11 +143,13 @@ def test_an_event_in_a_graph_is_recorded_when_it_happens(site: Site) -> None:
     made, fake = site.instantiate(), FakeDriver()
     took = ctypes.c_float()
     fake.speed(kernel_ns=50 * MS)
+    fake.keep_kernels()
     kernels = fake.calls("kernel")
     site.call("cuGraphLaunch", made, site.stream)
     eventually(lambda: fake.calls("kernel") > kernels, "the graph runs")
     assert site.ask("cuEventQuery", site.event) == SUCCESS
     assert site.ask("cuEventElapsedTime", byref(took), site.event, site.event) != SUCCESS
+    fake.keep_kernels(False)
     site.call("cuStreamSynchronize", site.stream)
     site.call("cuEventElapsedTime", byref(took), site.event, site.event)
 

@@ -18,6 +18,7 @@ from clockwork.models.compile import host
 from clockwork.wire.tensors import Array
 from tests.emulation import modules, process
 from tests.emulation.forked import FLOATS, last_words
+from tests.patience import PATIENCE_S
 
 KERNELS = Path(__file__).with_name("kernels.cu")
 
@@ -96,7 +97,7 @@ def test_sanitizers_find_what_a_kernel_reads_or_writes_where_it_must_not(tmp_pat
     }
     done = subprocess.run(
         [sys.executable, "-m", "tests.emulation.forked", str(module), *expected],
-        capture_output=True, text=True, timeout=100, env=process.environment(stacks=False), cwd=modules.ROOT,
+        capture_output=True, text=True, timeout=PATIENCE_S, env=process.environment(stacks=False), cwd=modules.ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

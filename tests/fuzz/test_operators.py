@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20201104
 FILLS = (0x55, 0xAA)
@@ -26,7 +28,7 @@ def test_no_model_crashes_a_process_or_answers_with_memory_of_others(count: int)
     for fill in FILLS:
         done = subprocess.run(
             [sys.executable, "-m", "tests.fuzz.operators", str(SEED), str(count)],
-            cwd=ROOT, capture_output=True, text=True, timeout=110 if count < 1000 else 1700,
+            cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S if count < 1000 else 1700,
             env={**os.environ, "MALLOC_PERTURB_": str(fill)},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]

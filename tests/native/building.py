@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 COMPILE_S = 300.0
@@ -90,7 +92,7 @@ def why_not(flavour: Flavour) -> str:
             [str(made), *(["-runs=1"] if flavour is FUZZER else [])],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
         )
     return (
         "" if done.returncode == 0 else f"no {flavour.name} sanitizer: {(done.stderr or done.stdout)[-300:]}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.native.building import ADDRESS, THREAD, CannotBuild, Flavour, build
+from tests.patience import PATIENCE_S
 
 SEED = 20201104
 CORPUS = Path(__file__).resolve().parents[1] / "fuzz" / "corpus"
@@ -24,7 +25,9 @@ BOTH = pytest.mark.parametrize(
 """Builds of the exchange take most of the time: 34 files, some 100 s of one processor."""
 
 
-def run(program: str, flavour: Flavour, *arguments: str, within_s: float, **environment: str) -> str:
+def run(
+    program: str, flavour: Flavour, *arguments: str, within_s: float = PATIENCE_S, **environment: str
+) -> str:
     """Run a program and return its output. It must exit with 0, and no sanitizer may report anything."""
     try:
         path = build(program, flavour)
@@ -49,40 +52,39 @@ def run(program: str, flavour: Flavour, *arguments: str, within_s: float, **envi
 @pytest.mark.parametrize("flavour", [THREAD, ADDRESS], ids=lambda flavour: flavour.name)
 @pytest.mark.slow
 def test_lanes_claims_and_the_link_under_many_threads(flavour: Flavour) -> None:
-    assert "40 rounds" in run("threads_lanes", flavour, str(SEED), "40", within_s=60)
+    assert "40 rounds" in run("threads_lanes", flavour, str(SEED), "40")
 
 
 @pytest.mark.parametrize("flavour", [THREAD, ADDRESS], ids=lambda flavour: flavour.name)
 @pytest.mark.slow
 def test_a_workers_road_beside_a_lane_that_answers_and_a_thread_that_asks(flavour: Flavour) -> None:
-    assert "20 rounds" in run("threads_road", flavour, str(SEED), "20", within_s=100)
+    assert "20 rounds" in run("threads_road", flavour, str(SEED), "20")
 
 
 @pytest.mark.parametrize("flavour", [THREAD, ADDRESS], ids=lambda flavour: flavour.name)
 @pytest.mark.slow
 def test_an_arenas_memory_comes_and_goes_under_three_threads(flavour: Flavour) -> None:
-    assert "20 rounds" in run("threads_arena", flavour, str(SEED), "20", within_s=60)
+    assert "20 rounds" in run("threads_arena", flavour, str(SEED), "20")
 
 
 @pytest.mark.parametrize("flavour", [THREAD, ADDRESS], ids=lambda flavour: flavour.name)
 @pytest.mark.slow
 def test_the_recorder_is_read_while_it_is_written(flavour: Flavour) -> None:
-    said = run("threads_recorder", flavour, str(SEED), "20000", within_s=60)
+    said = run("threads_recorder", flavour, str(SEED), "20000")
     steps, read, _ = (int(number) for number in re.findall(r"\d+", said))
     assert steps == 20_000
     assert read > 1_000
 
 
 @pytest.mark.slow  # building it takes a minute
-@pytest.mark.timeout(600)
 def test_parts_of_the_exchange_keep_their_books() -> None:
-    assert "11 tests" in run("exchange_parts", ADDRESS, within_s=60)
+    assert "11 tests" in run("exchange_parts", ADDRESS)
 
 
 @pytest.mark.slow
 def test_the_work_of_images_is_found_within_their_bytes() -> None:
     corpus = CORPUS / "jpeg"
-    said = run("fuzz_jpeg", ADDRESS, str(corpus), within_s=100, SEEDS="20000")
+    said = run("fuzz_jpeg", ADDRESS, str(corpus), SEEDS="20000")
     assert f"{len(list(corpus.iterdir()))} inputs, 20000 seeds" in said
 
 

@@ -23,6 +23,7 @@ from clockwork.wire import codec, messages
 from clockwork.wire.messages import PROTOCOL_VERSION
 from clockwork.wire.transport import ConnectionEvent, Poller, Transport
 from tests.fuzz import mutate
+from tests.patience import PATIENCE_S
 
 SOON_NS = 20_000_000
 TURNS = 40
@@ -203,7 +204,7 @@ def half_open(doors: Doors, rng: random.Random, stop: Stop) -> None:
     try:
         while not stop.is_set():
             with contextlib.suppress(OSError):
-                one = socket.create_connection(("127.0.0.1", rng.choice(doors.ports())), timeout=5)
+                one = socket.create_connection(("127.0.0.1", rng.choice(doors.ports())), timeout=PATIENCE_S)
                 held.append(one)
                 one.sendall(rng.choice(beginnings))
                 stop.thrown += 1
@@ -223,7 +224,7 @@ def noise(doors: Doors, rng: random.Random, stop: Stop) -> None:
     ]  # fmt: skip
     while not stop.is_set():
         address = ("127.0.0.1", rng.choice(doors.ports()))
-        with contextlib.suppress(OSError), socket.create_connection(address, timeout=5) as one:
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=PATIENCE_S) as one:
             one.sendall(rng.choice(beginnings) + rng.randbytes(rng.choice([0, 9, 100, 5000])))
             stop.thrown += 1
             if rng.random() < 0.3:
@@ -258,7 +259,7 @@ def wild_http(doors: Doors, rng: random.Random, stop: Stop) -> None:
             case 3:
                 body = mutate.odd_bytes(body, rng)
         with contextlib.suppress(OSError, http.client.HTTPException):
-            connection = http.client.HTTPConnection("127.0.0.1", doors.http, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", doors.http, timeout=PATIENCE_S)
             connection.request(rng.choice(["POST", "POST", "GET", "PUT"]), rng.choice(paths), body, headers)
             stop.thrown += 1
             assert connection.getresponse().status < 600
@@ -279,7 +280,7 @@ def wild_grpc(doors: Doors, rng: random.Random, stop: Stop) -> None:
             call = channel.unary_unary(rng.choice(methods))
             body = mutate.odd_bytes(b"\x0a\x06digits\x1a\x011\x2a\x10" + rng.randbytes(40), rng)
             with contextlib.suppress(grpc.RpcError):
-                call(body * rng.choice([1, 1, 1000]), timeout=10)
+                call(body * rng.choice([1, 1, 1000]), timeout=PATIENCE_S)
             stop.thrown += 1
             stop.wait(0.005)
 

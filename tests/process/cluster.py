@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,7 @@ from clockwork import Client
 from clockwork.launch.local import held_ports
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.description import ClusterStatus
-
-PATIENCE_S = 60.0
-"""How long a test waits for what must come, on a machine that does other things as well."""
+from tests.patience import PATIENCE_S, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 ANYWHERE = "tcp://127.0.0.1:0"
@@ -142,16 +140,6 @@ def session_members(session: int) -> list[int]:
     return members
 
 
-def eventually(condition: Callable[[], Any], what: str, within_s: float = PATIENCE_S) -> Any:
-    """What the condition returns once it is true."""
-    pause = threading.Event()
-    deadline_ns = now_ns() + int(within_s * SECOND)
-    while not (value := condition()):
-        assert now_ns() < deadline_ns, f"{what}: not within {within_s:g} s"
-        pause.wait(0.02)
-    return value
-
-
 class Cluster:
     """One controller and its workers, on ports that were free."""
 
@@ -232,7 +220,6 @@ class Cluster:
             eventually(
                 lambda: not session_members(program.pid),  # noqa: B023
                 f"descendants of {program.process.args} end",
-                10,
             )
             assert "Traceback" not in program.text, program.text
         assert not list(self.temporary.iterdir())

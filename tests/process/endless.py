@@ -10,8 +10,8 @@ from collections.abc import Callable
 from bench import zmtp
 from clockwork.wire import codec
 from clockwork.wire.messages import PROTOCOL_VERSION, ClientWelcome
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 60.0
 FRAME = zmtp.frame_head(1 << 20, zmtp.MORE) + bytes(1 << 20)
 
 

@@ -25,6 +25,7 @@ from clockwork.wire.messages import (
     Status,
 )
 from clockwork.wire.transport import Poller, Router, Transport
+from tests.patience import PATIENCE_S
 
 
 class FakeController:
@@ -69,7 +70,9 @@ class FakeController:
     def wait_for(self, kind: type, count: int = 1) -> list[Any]:
         """The messages of a kind, once there are ``count`` of them."""
         with self._changed:
-            ok = self._changed.wait_for(lambda: len(self.of(kind)) >= count or self._failure, timeout=10)
+            ok = self._changed.wait_for(
+                lambda: len(self.of(kind)) >= count or self._failure, timeout=PATIENCE_S
+            )
             assert self._failure is None, self._failure
             assert ok, self.received
             return self.of(kind)
@@ -81,7 +84,7 @@ class FakeController:
         if self._thread.is_alive():
             self._stop = True
             self._wakeup.set()
-            self._thread.join(10)
+            self._thread.join(PATIENCE_S)
             assert not self._thread.is_alive()
             self._wakeup.close()
         assert self._failure is None, self._failure

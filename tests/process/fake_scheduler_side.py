@@ -37,8 +37,7 @@ from clockwork.wire.messages import (
     WorkerWelcome,
 )
 from clockwork.wire.transport import Poller, Transport
-
-TIMEOUT_S = 60
+from tests.patience import PATIENCE_S
 
 ALWAYS = (-NEVER_NS, NEVER_NS)
 """The window of an action that may start at any time: a worker's clock may read less than 0."""
@@ -93,7 +92,7 @@ class SchedulerSide:
 
     # ----- messages ----------------------------------------------------------------------------
 
-    def receive(self, timeout_s: float = TIMEOUT_S) -> tuple[Any, list[Any]]:
+    def receive(self, timeout_s: float = PATIENCE_S) -> tuple[Any, list[Any]]:
         """The next message and its frames. Fetches are served, heartbeats kept."""
         deadline_ns = now_ns() + round(timeout_s * SECOND)
         while True:
@@ -120,11 +119,11 @@ class SchedulerSide:
         self.fetched_bytes += len(body)
         self.send(Chunk(fetch.digest, fetch.file, fetch.offset, Status.OK), [body])
 
-    def expect(self, kind: type, timeout_s: float = TIMEOUT_S) -> Any:
+    def expect(self, kind: type, timeout_s: float = PATIENCE_S) -> Any:
         """The next message, which has to be of this kind (heartbeats apart), and no frames."""
         return self.expect_frames(kind, timeout_s)[0]
 
-    def expect_frames(self, kind: type, timeout_s: float = TIMEOUT_S) -> tuple[Any, list[Any]]:
+    def expect_frames(self, kind: type, timeout_s: float = PATIENCE_S) -> tuple[Any, list[Any]]:
         deadline_ns = now_ns() + round(timeout_s * SECOND)
         while True:  # heartbeats do not put off its end
             message, frames = self.receive(max(deadline_ns - now_ns(), 0) / SECOND)
@@ -212,7 +211,7 @@ class WorkerProcess:
         with open(log, "ab") as stderr:
             self.process = subprocess.Popen([sys.executable, "-c", MAIN, json.dumps(body)], stderr=stderr)
 
-    def wait(self, timeout_s: float = TIMEOUT_S) -> int:
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
         return self.process.wait(timeout_s)
 
     def log_text(self) -> str:
@@ -223,7 +222,7 @@ class WorkerProcess:
         return [pid for pid, parent in _parents().items() if parent == self.process.pid]
 
     def wait_for_child(self) -> int:
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = time.monotonic() + PATIENCE_S
         while not (children := self.children()):
             assert time.monotonic() < deadline
             os.sched_yield()
@@ -256,7 +255,7 @@ def running_worker(endpoint: str, store: Path, **settings: Any) -> Iterator[Work
         if worker.process.poll() is None:
             worker.process.kill()
         worker.process.wait()
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = time.monotonic() + PATIENCE_S
         while any(Path(f"/proc/{pid}/cmdline").is_file() and not _is_zombie(pid) for pid in children):
             assert time.monotonic() < deadline, "a child outlives its worker"
             os.sched_yield()

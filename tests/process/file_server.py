@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-PATIENCE_S = 20.0
+from tests.patience import PATIENCE_S
 
 
 class FileServer(http.server.ThreadingHTTPServer):

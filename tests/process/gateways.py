@@ -24,8 +24,8 @@ import grpc
 from clockwork.gateway.process import Gateway, loop_factory
 from clockwork.gateway.settings import OFF, GatewaySettings
 from clockwork.protocol import inference_pb2 as pb
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 20.0
 HEADER_LENGTH = "Inference-Header-Content-Length"
 TOKEN = "correct-horse"
 SERVICE = "/inference.GRPCInferenceService/"
@@ -126,7 +126,7 @@ class Http:
 class Https(Http):
     def __init__(self, port: int, cert: Path) -> None:
         context = ssl.create_default_context(cafile=str(cert))
-        self.connection = http.client.HTTPSConnection("localhost", port, timeout=10, context=context)
+        self.connection = http.client.HTTPSConnection("localhost", port, timeout=PATIENCE_S, context=context)
 
 
 def new_pair(directory: Path) -> tuple[Path, Path]:

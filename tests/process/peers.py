@@ -24,9 +24,7 @@ from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.keys import PeerKeys
 from clockwork.wire.transport import ConnectionEvent, Dealer, Poller, Transport
-
-PATIENCE_NS = 20 * SECOND
-"""How long a test waits for what must come, on a busy machine."""
+from tests.patience import PATIENCE_NS
 
 
 def controller_settings(data: Path, **more: Any) -> ControllerSettings:

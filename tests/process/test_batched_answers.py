@@ -10,7 +10,8 @@ import pytest
 
 from bench.batching import exported
 from clockwork.formats.checksums import seal, unseal
-from tests.process.cluster import Reference, eventually, running_cluster, same
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Reference, running_cluster, same
 
 TOGETHER = 32
 
@@ -54,7 +55,7 @@ def test_requests_together_are_answered_as_alone(tmp_path: Path, name: str) -> N
             asked = [
                 dict(zip(names, drawn(rows, TOGETHER * turn + at), strict=True)) for at in range(TOGETHER)
             ]
-            answers = [client.submit("it", one, slo=30.0) for one in asked]
+            answers = [client.submit("it", one, slo=PATIENCE_S) for one in asked]
             for one, answer in zip(asked, answers, strict=True):
                 assert same(answer.result()[first], expected(one)), name
 

@@ -35,11 +35,11 @@ from clockwork.wire.messages import (
 )
 from tests.edges import Edge, edges
 from tests.fuzz import mutate
+from tests.patience import PATIENCE_S
 from tests.process.endless import Endless, after_a_request
 from tests.process.fake_controller import FakeController, echo
 
 X = np.array([[1.5, -2.0]], np.float32)
-PATIENCE_S = 10.0
 SENTENCE_MAX = 4 * SENTENCE_BYTES_MAX + 1_000
 """Characters of an error: a failure's own text, and some of ours."""
 

@@ -21,6 +21,7 @@ from clockwork.models import zoo
 from clockwork.system.clock import SECOND
 from clockwork.workloads import Class, mixed, poisson
 from clockwork.workloads.load_generator import Outcome, run_live
+from tests.patience import PATIENCE_S
 from tests.process.cluster import ROOT, Cluster, Program, clean_environment, running_cluster, session_members
 
 DIGITS = ROOT / "examples" / "digits"
@@ -290,7 +291,7 @@ def test_nobody_there_is_said_soon(tmp_path: Path) -> None:
         port = unused.getsockname()[1]
     done = subprocess.run(
         [sys.executable, "-m", "clockwork", "status", "--endpoint", f"tcp://127.0.0.1:{port}", "--timeout", "2"],
-        capture_output=True, text=True, timeout=60, cwd=ROOT, env=clean_environment(),
+        capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT, env=clean_environment(),
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stdout == ""
@@ -316,12 +317,18 @@ def test_the_line_that_up_prints_can_be_pasted(tmp_path: Path) -> None:
         line = up.wait_for(r"^  (\S.* infer .*)$")[1]
         up.wait_for("Ctrl-C ends it")
         done = subprocess.run(
-            line, shell=True, capture_output=True, text=True, timeout=60, cwd=ROOT, env=clean_environment()
+            line,
+            shell=True,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            cwd=ROOT,
+            env=clean_environment(),
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("digits: 7")
         up.send(signal.SIGINT)
-        assert up.wait(10) == 0
+        assert up.wait(PATIENCE_S) == 0
     finally:
         up.destroy()
 

@@ -17,7 +17,8 @@ from clockwork.models import zoo
 from tests.device.cuda_rig import CudaRig
 from tests.device.fake import DRIVER
 from tests.device.rig import affine, expected_affine
-from tests.process.cluster import Reference, eventually, running_cluster, same, total_sent
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Reference, running_cluster, same, total_sent
 
 FAKE = {**DRIVER, "CLOCKWORK_FAKE_DEVICES": "2"}
 
@@ -56,7 +57,7 @@ def test_two_gpus_serve_more_models_than_their_machine_has_memory(tmp_path: Path
         cluster.start_worker(*options, arena="256KiB", environment=FAKE)
         for index, one in enumerate(cases):
             check = x[:1], expected_affine(one, x[:1])
-            client.register(f"model-{index}", rig.package(one, [([check[0]], [check[1]])]), slo=2.0)
+            client.register(f"model-{index}", rig.package(one, [([check[0]], [check[1]])]), slo=PATIENCE_S)
         for _ in range(3):
             for index, one in enumerate(cases):
                 assert same(client.infer(f"model-{index}", x), expected_affine(one, x))
@@ -95,7 +96,7 @@ def test_the_last_gpu_that_breaks_takes_its_worker_with_it_and_the_next_one_serv
 
         def served() -> bool:
             with contextlib.suppress(Refused):  # no worker is ready for it
-                assert same(client.infer("model", x, slo=5.0), expected_affine(one, x))
+                assert same(client.infer("model", x, slo=PATIENCE_S), expected_affine(one, x))
                 return True
             return False
 
@@ -109,7 +110,7 @@ def test_the_last_gpu_that_breaks_takes_its_worker_with_it_and_the_next_one_serv
         for _ in range(3):  # of two kernels each, as the one before
             assert served()
         with pytest.raises(ClockworkError):
-            client.infer("model", x, slo=5.0)
+            client.infer("model", x, slo=PATIENCE_S)
         assert broken.wait() == 1
         broken.wait_for(r"device 0 \(fake GPU 0\) is offline: cu\w+: CUDA_ERROR_LAUNCH_FAILED")
         broken.wait_for("no device is left: the worker ends")
@@ -142,7 +143,7 @@ def test_when_the_gpu_that_fetches_for_all_breaks_another_one_does(tmp_path: Pat
 
         def ask_each() -> None:
             for index, one in enumerate(cases):
-                assert same(client.infer(f"model-{index}", x, slo=10.0), expected_affine(one, x))
+                assert same(client.infer(f"model-{index}", x, slo=PATIENCE_S), expected_affine(one, x))
 
         while not client.status()["workers"][0]["devices"][0]["offline"]:
             ask_each()
@@ -176,7 +177,7 @@ def test_a_gpu_that_breaks_goes_alone_and_the_other_one_answers_what_it_had(tmp_
 
         eventually(lambda: models() == 4, "the models are ready on it")
         asked = [
-            (one, turn % 3 + 1, client.submit(f"model-{index}", x[: turn % 3 + 1], slo=10.0))
+            (one, turn % 3 + 1, client.submit(f"model-{index}", x[: turn % 3 + 1], slo=PATIENCE_S))
             for turn in range(40)
             for index, one in enumerate(cases)
         ]
@@ -197,7 +198,7 @@ def test_a_gpu_that_breaks_goes_alone_and_the_other_one_answers_what_it_had(tmp_
         assert "CUDA_ERROR_LAUNCH_FAILED" in shown["devices"][1]["offline"]
         before = shown["sent"]["infer"]
         for index, one in enumerate(cases):
-            assert same(client.infer(f"model-{index}", x, slo=10.0), expected_affine(one, x))
+            assert same(client.infer(f"model-{index}", x, slo=PATIENCE_S), expected_affine(one, x))
         assert client.status()["workers"][0]["sent"]["infer"] == before + 4
         # A new controller is offered what is left.
         cluster.controller.stop()
@@ -206,7 +207,7 @@ def test_a_gpu_that_breaks_goes_alone_and_the_other_one_answers_what_it_had(tmp_
 
         def serves() -> bool:
             with contextlib.suppress(ClockworkError):
-                return same(client.infer("model-3", x, slo=10.0), expected_affine(cases[3], x))
+                return same(client.infer("model-3", x, slo=PATIENCE_S), expected_affine(cases[3], x))
             return False
 
         eventually(serves, "the new controller has it serve")
@@ -256,7 +257,6 @@ def test_clocks_and_throttling_are_shown_and_planned_with(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_packages_by_hand_and_models_to_compile_are_registered_and_served_alike(tmp_path: Path) -> None:
     """By the command line, on one worker: the example's package, one of `clockwork compile`, and two fine-tunes as
     they are, which the worker compiles and which share a program."""
@@ -291,7 +291,9 @@ def test_packages_by_hand_and_models_to_compile_are_registered_and_served_alike(
         for length in (3, 8, 5):
             ids = rng.integers(0, 50, (1, length))
             given = {"ids": ids, "mask": np.ones_like(ids)}
-            assert same(client.infer("encoder", given, slo=5.0)["embedding"], Reference(encoder)(given))
+            assert same(
+                client.infer("encoder", given, slo=PATIENCE_S)["embedding"], Reference(encoder)(given)
+            )
         x = rng.standard_normal((1, 64)).astype(np.float32)
         for name, model in (("plain", plain), ("tuned", tuned)):
             assert same(client.infer(name, x), Reference(model)(x))
@@ -326,7 +328,7 @@ def test_loads_onto_two_gpus_end_when_they_were_predicted_to(tmp_path: Path) -> 
         for index, one in enumerate(cases):
             client.register(f"model-{index}", rig.package(one, [([x], [expected_affine(one, x)])]))
         for _ in range(6):  # one page each: every round loads all, on both devices at once
-            asked = [client.submit(f"model-{index}", x, slo=20.0) for index in range(6)]
+            asked = [client.submit(f"model-{index}", x, slo=PATIENCE_S) for index in range(6)]
             for one, future in zip(cases, asked, strict=True):
                 assert same(future.result(), expected_affine(one, x))
         status = client.status()

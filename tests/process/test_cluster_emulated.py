@@ -23,7 +23,8 @@ from clockwork.formats.profiles import ModelProfile, copies, paper_varieties, sa
 from clockwork.models import zoo
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.workloads import load_generator
-from tests.process.cluster import Cluster, eventually, running_cluster, total_results, total_sent
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Cluster, running_cluster, total_results, total_sent
 
 EMULATED = ("--device", "emulated", "--page-size", "16MiB")
 SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 1 << 20, MS, input_bytes=100, output_bytes=7)
@@ -52,7 +53,7 @@ def test_twenty_devices_serve_fifty_models_and_come_back_after_a_kill(tmp_path: 
         assert (outputs.dtype, outputs.shape, outputs.any()) == (np.uint8, (2, model.output_bytes), False)
 
         settings = load_generator.LoadSettings(
-            models=tuple(one.name for one in models), rate=80.0, duration_s=2.0, slo_s=10.0, seed=3
+            models=tuple(one.name for one in models), rate=80.0, duration_s=2.0, slo_s=PATIENCE_S, seed=3
         )
         report = load_generator.run(client, settings)
         assert report.errors == {}
@@ -181,7 +182,7 @@ def test_models_on_disk_are_fetched_through_a_small_host_store(tmp_path: Path) -
         more = ("--host-bytes", "64MiB", "--emulate", "disk_bandwidth=4e9")
         cluster.start_worker(*EMULATED, "--devices", "2", *more, arena="64MiB", name="small-store")
         for one in copies([SMALL], 8):
-            client.register(one.name, ModelProfile(**{**fields(one), "name": "small"}), slo=2.0)
+            client.register(one.name, ModelProfile(**{**fields(one), "name": "small"}), slo=PATIENCE_S)
         x = np.zeros((1, 100), np.uint8)
         for _ in range(2):
             for number in range(8):
@@ -211,7 +212,7 @@ def test_after_two_stalls_in_a_row_an_idle_device_serves_what_the_profile_allows
     x = np.zeros((1, 100), np.uint8)
     with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
         start(cluster, 1, *stalls)
-        client.register("small", SMALL, slo=10.0)
+        client.register("small", SMALL, slo=PATIENCE_S)
         client.infer("small", x)
         answered = False
         while not answered:

@@ -12,10 +12,10 @@ import pytest
 
 from clockwork import Client
 from clockwork.models import zoo
+from tests.patience import eventually
 from tests.process.cluster import (
     Cluster,
     Reference,
-    eventually,
     running_cluster,
     same,
     total_results,
@@ -105,7 +105,6 @@ def test_twelve_fine_tunes_on_an_arena_for_three(tmp_path: Path, architecture: s
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
 def test_forty_resnet50s_on_an_arena_for_eight(tmp_path: Path) -> None:
     base = zoo.build("resnet50", image=32)
     shape = (1, 3, 32, 32)

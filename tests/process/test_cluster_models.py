@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from clockwork import AsyncClient, Client
 from clockwork.errors import ClockworkError, InvalidInput, InvalidModel, ModelNotFound, Refused
 from clockwork.models import zoo
-from tests.process.cluster import Cluster, Reference, eventually, running_cluster, same
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Cluster, Reference, running_cluster, same
 from tests.unit.models_onnx import classifier, declaring, negated_if_told
 
 RNG = np.random.default_rng(0)
@@ -98,7 +99,7 @@ def test_the_same_from_asyncio(cluster: Cluster) -> None:
     reference = Reference(model)
 
     async def story() -> None:
-        async with AsyncClient(cluster.endpoint, timeout=60.0) as client:
+        async with AsyncClient(cluster.endpoint, timeout=PATIENCE_S) as client:
             await client.register("awaited", model)
             inputs = [rows(1) for _ in range(20)]
             answers = await asyncio.gather(*(client.infer("awaited", x) for x in inputs))

@@ -17,11 +17,11 @@ from clockwork import Client
 from clockwork.errors import ClockworkError, ConnectionLost
 from clockwork.models import zoo
 from clockwork.system.clock import now_ns
+from tests.patience import PATIENCE_S, eventually
 from tests.process.cluster import (
     ANYWHERE,
     Program,
     Reference,
-    eventually,
     running_cluster,
     same,
 )
@@ -77,7 +77,7 @@ def test_a_clock_an_hour_off_that_drifts_behind_an_asymmetric_delay(
 
         def ask(name: str, x: np.ndarray) -> float:
             begin_ns = now_ns()
-            assert same(client.infer(name, x, slo=10.0), reference(x))
+            assert same(client.infer(name, x, slo=PATIENCE_S), reference(x))
             return (now_ns() - begin_ns) / 1e9
 
         count = 0
@@ -129,14 +129,12 @@ def test_with_keys_only_those_who_have_the_right_ones_are_served(tmp_path: Path)
             client.register("secret", model)
             assert same(client.infer("secret", x), Reference(model)(x))
             for keys in (wrong_key, str(stranger), worker_key, None):
-                begin_ns = now_ns()
-                with Client(cluster.endpoint, keys=keys, timeout=5.0) as other:
+                with Client(cluster.endpoint, keys=keys, timeout=PATIENCE_S) as other:
                     with pytest.raises(ClockworkError) as caught:
                         other.models()
                     print(keys, type(caught.value).__name__, caught.value)
                     assert "key" in str(caught.value)
                     assert isinstance(caught.value, ConnectionLost)
-                assert now_ns() - begin_ns < 15_000_000_000
             worker = cluster.program([
                 "worker", "--connect", cluster.worker_endpoint, "--store", str(tmp_path / "other"),
                 "--key", str(stranger), "--arena", "16MiB",

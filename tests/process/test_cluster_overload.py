@@ -20,7 +20,8 @@ from clockwork import Client
 from clockwork.errors import Refused
 from clockwork.models import zoo
 from clockwork.system.clock import MS, now_ns
-from tests.process.cluster import Cluster, eventually, running_cluster
+from tests.patience import eventually
+from tests.process.cluster import Cluster, running_cluster
 
 IMAGE = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
 

@@ -21,7 +21,8 @@ from clockwork.models import zoo
 from clockwork.system.clock import SECOND, now_ns
 from tests.device import wild
 from tests.device.rig import case
-from tests.process.cluster import Cluster, Program, Reference, eventually, running_cluster, same
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Cluster, Program, Reference, running_cluster, same
 
 X = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
 MS = 1_000_000
@@ -89,10 +90,10 @@ def test_an_endless_loop_is_ended_and_the_next_request_is_answered(tmp_path: Pat
         client.infer("mlp", X)
         began = now_ns()
         endless = client.submit("spin", {"n": number(2**62)})
-        behind = client.submit("mlp", X, slo=30.0)
+        behind = client.submit("mlp", X, slo=PATIENCE_S)
         with pytest.raises(ExecutionFailed, match="longer than it may"):
-            endless.result(30)
-        assert same(behind.result(30), Reference(mlp)(X))
+            endless.result(PATIENCE_S)
+        assert same(behind.result(PATIENCE_S), Reference(mlp)(X))
         took_s = (now_ns() - began) / SECOND
         print(f"the next request was answered {took_s:.3f} s after the endless one was sent")
         assert EXECUTION_LIMIT_NS / SECOND < took_s < EXECUTION_LIMIT_NS / SECOND + 5
@@ -111,7 +112,7 @@ def test_with_an_slo_it_is_answered_at_its_deadline_and_ended_all_the_same(tmp_p
             client.infer("spin", {"n": number(2**62)}, slo=0.2)
         assert now_ns() - began < EXECUTION_LIMIT_NS, "not when it is ended"
         eventually(lambda: client.model("spin").raw["faults"] == {"overrun": 1}, "it is ended")
-        client.infer("spin", {"n": number(5)}, slo=10.0)
+        client.infer("spin", {"n": number(5)}, slo=PATIENCE_S)
 
 
 @pytest.mark.slow
@@ -129,7 +130,7 @@ def test_other_devices_serve_while_one_is_stuck(tmp_path: Path) -> None:
             late.append((now_ns() - began) / SECOND)
         assert len(late) > 2
         with pytest.raises(ExecutionFailed):
-            endless.result(30)
+            endless.result(PATIENCE_S)
         print(f"the slowest of {len(late)} beside it took {max(late):.3f} s")
 
 
@@ -145,12 +146,12 @@ def test_a_node_that_does_not_come_back_costs_its_worker_and_nobody_else(tmp_pat
         began = now_ns()
         stuck = client.submit("hang", {"n": number(600_000)})
         with pytest.raises(ExecutionFailed, match="begins anew"):
-            stuck.result(60)
+            stuck.result(PATIENCE_S)
         told_s = (now_ns() - began) / SECOND
 
         def answered() -> bool:
             try:
-                return same(client.infer("mlp", X, slo=30.0), Reference(mlp)(X))
+                return same(client.infer("mlp", X, slo=PATIENCE_S), Reference(mlp)(X))
             except ClockworkError:
                 return False
 
@@ -178,7 +179,7 @@ def test_a_worker_with_something_endless_serves_the_next_controller_and_leaves_w
         eventually(lambda: executing(client), "it executes")
         cluster.kill(cluster.controller)
         with pytest.raises(ClockworkError):
-            endless.result(30)
+            endless.result(PATIENCE_S)
         cluster.start_controller()
         eventually(lambda: client.model("mlp").state == "ready", "the worker is back")
         assert same(client.infer("mlp", X), Reference(mlp)(X))
@@ -201,7 +202,7 @@ def test_a_registration_that_does_not_end_holds_up_no_other(tmp_path: Path) -> N
             with cluster.client() as client:
                 try:
                     client.register(
-                        name, one.model, examples=[{"n": number(n)}], batching="off", timeout=120.0
+                        name, one.model, examples=[{"n": number(n)}], batching="off", timeout=PATIENCE_S
                     )
                 except ClockworkError as error:
                     failures.append(error)
@@ -214,7 +215,7 @@ def test_a_registration_that_does_not_end_holds_up_no_other(tmp_path: Path) -> N
             thread.start()
         with cluster.client() as client:
             eventually(lambda: len(client.models()) == 2, "both have come")
-            client.register("mlp", mlp, timeout=120.0)
+            client.register("mlp", mlp, timeout=PATIENCE_S)
             ready_s = (now_ns() - began) / SECOND
             assert same(client.infer("mlp", X), Reference(mlp)(X))
             assert not failures, "the others were passed while they went on"
@@ -272,7 +273,7 @@ def test_a_request_that_crashes_two_workers_takes_no_third_and_its_model_is_set_
             dead.append(name)
             wait_missed(client, name)
         with pytest.raises(ExecutionFailed, match="workers ended while they executed"):
-            killer.result(30)
+            killer.result(PATIENCE_S)
         assert len(set(dead)) == 2
         with pytest.raises(Unavailable, match="set aside"):
             client.infer("spin", {"n": number(5)})
@@ -294,17 +295,17 @@ def test_two_workers_killed_from_outside_lose_nothing_not_even_what_both_execute
             cluster.start_worker("--device", "emulated", arena="1GiB", name=f"e{index}")
         client.register("slow", slow)
         client.register("fast", fast)
-        unlucky = client.submit("slow", row, slo=60.0)
+        unlucky = client.submit("slow", row, slo=PATIENCE_S)
         others = []
         for _ in range(2):
             name = eventually(lambda: executing(client), "it executes")
-            others += [client.submit("fast", row, slo=60.0) for _ in range(20)]
+            others += [client.submit("fast", row, slo=PATIENCE_S) for _ in range(20)]
             worker = named(cluster, name)
             cluster.kill(worker)
             wait_missed(client, name)
-        unlucky.result(60)
+        unlucky.result(PATIENCE_S)
         for one in others:
-            one.result(60)
+            one.result(PATIENCE_S)
         assert client.model("slow").state == "ready"
         assert client.status()["counts"]["failed"] == 0
 
@@ -325,7 +326,7 @@ def test_an_emulated_device_that_overruns_is_treated_alike(tmp_path: Path) -> No
         )
         client.register("m", model)
         with pytest.raises(ExecutionFailed, match="longer than it may"):
-            client.infer("m", row, slo=60.0)
+            client.infer("m", row, slo=PATIENCE_S)
         worker = cluster.workers[0]
         cluster.kill(worker)
         cluster.start_worker(
@@ -337,7 +338,7 @@ def test_an_emulated_device_that_overruns_is_treated_alike(tmp_path: Path) -> No
         )
         mark = len(cluster.workers[1].lines)
         with pytest.raises(ExecutionFailed, match="begins anew"):
-            client.infer("m", row, slo=60.0)
+            client.infer("m", row, slo=PATIENCE_S)
         again = cluster.workers[1]
         again.wait_for("serves controller", after=mark)
         assert again.process.poll() is None

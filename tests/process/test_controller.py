@@ -18,8 +18,8 @@ from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
+from tests.patience import PATIENCE_NS
 from tests.process.peers import (
-    PATIENCE_NS,
     FakeWorker,
     RawClient,
     controller_settings,

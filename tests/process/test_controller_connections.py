@@ -26,8 +26,8 @@ from clockwork.scheduler.types import ProfilePoint
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.system.limits import raise_descriptor_limit
 from clockwork.wire import codec, keys, messages, transport
-from tests.process.cluster import eventually
-from tests.process.peers import PATIENCE_NS, FakeWorker, RawClient, on_loop, running_controller
+from tests.patience import PATIENCE_NS, eventually
+from tests.process.peers import FakeWorker, RawClient, on_loop, running_controller
 
 MIB = 1 << 20
 

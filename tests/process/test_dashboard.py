@@ -26,7 +26,8 @@ from clockwork.observe.dashboard.follower import FollowedSteps, Follower
 from clockwork.observe.dashboard.picture import PredictionsPicture
 from clockwork.system.clock import MS
 from clockwork.workloads import load_generator
-from tests.process.cluster import PATIENCE_S, Program, running_cluster, session_members
+from tests.patience import PATIENCE_S
+from tests.process.cluster import Program, running_cluster, session_members
 from tests.sim.test_dashboard import busy_world, recorded, steps_of
 
 pytest.importorskip("bokeh", reason="the extra [dashboard] is not installed")
@@ -250,7 +251,7 @@ def test_a_real_cluster_is_followed_over_a_restart(tmp_path: Path) -> None:
             )
             with cluster.client() as client:
                 settings = load_generator.LoadSettings(
-                    models=tuple(f"small-{number}" for number in range(6)), rate=300.0, duration_s=1.5, slo_s=1.0,
+                    models=tuple(f"small-{number}" for number in range(6)), rate=300.0, duration_s=1.5, slo_s=PATIENCE_S,
                 )  # fmt: skip
                 report = load_generator.run(client, settings)
             state = page.until(lambda found: found["requests"], "requests are seen")

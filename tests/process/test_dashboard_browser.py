@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.process.cluster import PATIENCE_S, running_cluster
+from tests.patience import PATIENCE_S
+from tests.process.cluster import running_cluster
 from tests.process.test_dashboard import TOKEN, recording_in, running_dashboard
 from tests.sim.harness import SECOND, World, spec
 from tests.sim.test_dashboard import recorded, steps_of

@@ -24,7 +24,8 @@ from clockwork.models import zoo
 from clockwork.models.prepare import prepare
 from clockwork.system.clock import MS
 from clockwork.wire.packages import MODEL_FILE
-from tests.process.cluster import Cluster, Reference, eventually, running_cluster, same
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Cluster, Reference, running_cluster, same
 
 PAGE_BYTES = 256 << 10
 ROWS = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
@@ -85,7 +86,9 @@ def test_two_cpu_workers_that_measured_differently_serve_one_set_of_models(tmp_p
 
             def ask(number: int) -> None:
                 name, row = f"model-{number % 3}", number % 64
-                assert same(client.infer(name, ROWS[row : row + 1], slo=20), expected[name][row : row + 1])
+                assert same(
+                    client.infer(name, ROWS[row : row + 1], slo=PATIENCE_S), expected[name][row : row + 1]
+                )
 
             list(pool.map(ask, range(90)))
             assert sum(served(client).values()) == 90

@@ -30,8 +30,9 @@ from clockwork.controller.troubles import TroubleKind
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
+from tests.patience import PATIENCE_NS
 from tests.process.faulty_disk import Disk, Synced
-from tests.process.peers import PATIENCE_NS, FakeWorker, RawClient, prepared_model, running_controller
+from tests.process.peers import FakeWorker, RawClient, prepared_model, running_controller
 
 ERRORS = ((errno.ENOSPC, False), (errno.EIO, False), (errno.EROFS, False), (errno.EROFS, True))
 """What a call fails with, and whether all that follow do."""

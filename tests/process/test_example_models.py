@@ -39,7 +39,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_an_example_gets_the_answers_of_its_library(name: str, cluster: Cluster, tmp_path: Path) -> None:
     missing = [one for one in LIBRARIES[name] if importlib.util.find_spec(one) is None]

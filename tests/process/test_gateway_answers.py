@@ -30,8 +30,9 @@ from clockwork.gateway.process import Gateway
 from clockwork.protocol import inference_pb2 as pb
 from clockwork.wire.inflow import Inflow
 from clockwork.wire.messages import Answer, InferRequest, Query, Reply
+from tests.patience import PATIENCE_S
 from tests.process.fake_controller import FakeController
-from tests.process.gateways import PATIENCE_S, SERVICE, Http, method_of, running_gateway, tensor
+from tests.process.gateways import SERVICE, Http, method_of, running_gateway, tensor
 
 MIB = 1 << 20
 TINY = tensor(shape=(1,), data=[0.5])

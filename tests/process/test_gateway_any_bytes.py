@@ -29,8 +29,9 @@ from clockwork.protocol import inference_pb2 as pb
 from clockwork.wire.messages import Failure, InferRequest, Query, Reply, Status
 from clockwork.wire.roles import GRPC, GRPC_COMMON, HTTP
 from tests.fuzz import mutate
+from tests.patience import PATIENCE_S
 from tests.process.fake_controller import FakeController, echo
-from tests.process.gateways import HEADER_LENGTH, PATIENCE_S, running_gateway
+from tests.process.gateways import HEADER_LENGTH, running_gateway
 
 FEW = 100
 FEWER = 40  # where the gateway has to be waited for

@@ -21,7 +21,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from clockwork.models import zoo
-from tests.process.cluster import ROOT, Cluster, eventually, running_cluster
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import ROOT, Cluster, running_cluster
 from tests.process.gateways import Http, tensor
 
 MISSING = "tritonclient is not installed (requirements-clients.lock)"
@@ -389,7 +390,7 @@ def test_perf_analyzer_measures_to_a_clean_report(
     how = ["-p", "300", "-r", "30", "-s", "900"]
     arguments = ["-m", "digits", "-i", protocol, "-u", url, "-f", str(report), *how]
     done = subprocess.run(
-        [program, *arguments, *LOADS[load]], capture_output=True, text=True, timeout=60, cwd=tmp_path
+        [program, *arguments, *LOADS[load]], capture_output=True, text=True, timeout=PATIENCE_S, cwd=tmp_path
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     assert report.exists(), done.stdout
@@ -424,7 +425,7 @@ def test_the_lines_of_the_documents_run_as_they_stand(as_documented: dict[str, s
     assert found, f"{document} has no lines to run"
     for block in found:
         done = subprocess.run(
-            ["bash", "-e", "-o", "pipefail", "-c", block], env=as_documented, cwd=ROOT, capture_output=True, text=True, timeout=60
+            ["bash", "-e", "-o", "pipefail", "-c", block], env=as_documented, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
         )  # fmt: skip
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
         if "infer" in block and 'Timeout-Us: 1"' not in block:
@@ -440,7 +441,7 @@ def test_the_programs_of_the_document_run(served: Served, language: str) -> None
     assert found
     for block in found:
         done = subprocess.run(
-            [*program, block.replace("localhost:8000", served.http)], capture_output=True, text=True, timeout=60
+            [*program, block.replace("localhost:8000", served.http)], capture_output=True, text=True, timeout=PATIENCE_S
         )  # fmt: skip
         assert "scores: " in done.stdout, f"{block}\n{done.stdout}\n{done.stderr}"
 
@@ -485,7 +486,7 @@ def test_a_client_that_goes_frees_its_executor(served: Served) -> None:
             now = client.model("digits").counts
             return sum(now.values()) - sum(before.values()) == 40 and client.status()["requests_held"] == 0
 
-        eventually(settled, "all requests end", 10)
+        eventually(settled, "all requests end")
         assert client.model("digits").counts["cancelled"] >= before["cancelled"]
 
 

@@ -15,8 +15,9 @@ from clockwork.gateway.metrics_http import takes_gzip
 from clockwork.gateway.process import Gateway
 from clockwork.gateway.security import bearer
 from clockwork.protocol import inference_pb2 as pb
+from tests.patience import PATIENCE_S
 from tests.process.fake_controller import FakeController
-from tests.process.gateways import PATIENCE_S, TOKEN, Http, method_of, running_gateway
+from tests.process.gateways import TOKEN, Http, method_of, running_gateway
 
 
 @pytest.fixture(scope="module")

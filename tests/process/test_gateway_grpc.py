@@ -25,8 +25,9 @@ from clockwork.protocol import inference_pb2 as pb
 from clockwork.system.clock import MS, SECOND
 from clockwork.wire.messages import Cancel, InferRequest, Query, Status
 from clockwork.wire.roles import GRPC, GRPC_COMMON
+from tests.patience import PATIENCE_S
 from tests.process.fake_controller import FakeController, echo, failing, silent
-from tests.process.gateways import PATIENCE_S, SERVICE, method_of, running_gateway
+from tests.process.gateways import SERVICE, method_of, running_gateway
 
 RAW = np.array([[1.5, -2.0]], np.float32).tobytes()
 

@@ -24,9 +24,9 @@ from clockwork.protocol import health_pb2 as health_pb
 from clockwork.protocol import inference_pb2 as pb
 from clockwork.protocol import reflection_pb2 as reflection_pb
 from clockwork.wire.messages import Query, Reply
-from tests.process.cluster import eventually
+from tests.patience import PATIENCE_S, eventually
 from tests.process.fake_controller import FakeController, echo
-from tests.process.gateways import PATIENCE_S, TOKEN, infer_on, running_gateway
+from tests.process.gateways import TOKEN, infer_on, running_gateway
 
 WATCH = "/grpc.health.v1.Health/Watch"
 REFLECT = {

@@ -22,6 +22,7 @@ from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.messages import Answer, Cancel, InferRequest, Query, Status
 from clockwork.wire.messages import Reply as Answered
 from clockwork.wire.tensors import DTYPES
+from tests.patience import PATIENCE_S
 from tests.process.fake_controller import FakeController, echo, failing, silent
 from tests.process.gateways import HEADER_LENGTH, Http, Reply, running_gateway, tensor
 
@@ -419,7 +420,7 @@ def test_a_controller_that_is_not_there_is_unreachable(monkeypatch: pytest.Monke
 
 
 def raw_socket(gateway: Gateway) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", gateway.ports["http"]), timeout=10)
+    return socket.create_connection(("127.0.0.1", gateway.ports["http"]), timeout=PATIENCE_S)
 
 
 def test_a_client_that_goes_cancels_its_request(gateway: Gateway, controller: FakeController) -> None:

@@ -18,11 +18,11 @@ from prometheus_client import parser
 from clockwork.gateway.metrics import CONTENT_TYPE
 from clockwork.protocol import inference_pb2 as pb
 from clockwork.wire import messages
+from tests.patience import PATIENCE_NS, PATIENCE_S
 from tests.process.gateways import Http, running_gateway, tensor
 from tests.process.peers import FakeWorker, RawClient, running_controller
 
 ROW = struct.pack("<2f", 1.5, -2.5)
-PATIENCE_S = 20.0
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -81,7 +81,7 @@ def cluster(data: Path, **settings: Any) -> Iterator[Cluster]:
         running_gateway(controller.client_endpoint, metrics_port=0, **settings) as gateway,
     ):
         with worker.preparing():
-            assert type(client.register("m", b"model", request_id=1, slo_ns=20_000_000_000)) is messages.Reply
+            assert type(client.register("m", b"model", request_id=1, slo_ns=PATIENCE_NS)) is messages.Reply
         one = Cluster(controller, worker, gateway)
         try:
             yield one

@@ -10,7 +10,8 @@ from clockwork import Client
 from clockwork.gateway.process import Gateway
 from clockwork.models import zoo
 from clockwork.protocol import inference_pb2 as pb
-from tests.process.cluster import eventually, running_cluster
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import running_cluster
 from tests.process.gateways import Http, method_of, running_gateway, tensor
 
 ROW = {"inputs": [tensor(shape=(1, 64), data=[0.5] * 64)]}
@@ -31,11 +32,13 @@ class Seen:
             http.close()
 
     def server(self) -> tuple[int, bool]:
-        ready = method_of(self._channel, "ServerReady")(pb.ServerReadyRequest(), timeout=20).ready
+        ready = method_of(self._channel, "ServerReady")(pb.ServerReadyRequest(), timeout=PATIENCE_S).ready
         return self._status("/v2/health/ready"), ready
 
     def model(self, name: str) -> tuple[int, bool]:
-        ready = method_of(self._channel, "ModelReady")(pb.ModelReadyRequest(name=name), timeout=20).ready
+        ready = method_of(self._channel, "ModelReady")(
+            pb.ModelReadyRequest(name=name), timeout=PATIENCE_S
+        ).ready
         return self._status(f"/v2/models/{name}/ready"), ready
 
     def answer(self, name: str) -> int:
@@ -57,7 +60,7 @@ def test_the_cluster_and_a_model_are_ready_while_somebody_serves(tmp_path: Path)
         assert seen.server() == (503, False), "nobody is there"
         worker = cluster.start_worker()
         eventually(lambda: seen.server() == (200, True), "a worker without models is ready")
-        client.register("served", zoo.build("mlp"), slo=10.0)
+        client.register("served", zoo.build("mlp"), slo=PATIENCE_S)
         assert seen.model("served") == (200, True)
         assert seen.answer("served") == 200
         assert seen.model("another") == (404, False)
@@ -78,14 +81,14 @@ def test_a_start_is_over_when_what_was_registered_is_served(tmp_path: Path) -> N
     with running_cluster(tmp_path / "data") as cluster, cluster.client() as client:
         base = zoo.build("mlp")
         for number in range(3):
-            client.register(f"kept-{number}", zoo.fine_tune(base, number), slo=10.0)
+            client.register(f"kept-{number}", zoo.fine_tune(base, number), slo=PATIENCE_S)
         assert cluster.workers[-1].stop() == 0
         assert cluster.controller.stop() == 0
         cluster.start_controller()
         with (
             running_gateway(cluster.endpoint) as gateway,
             grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel,
-            Client(cluster.endpoint, timeout=20) as again,
+            Client(cluster.endpoint, timeout=PATIENCE_S) as again,
         ):
             seen = Seen(gateway, channel)
             assert seen.server() == (503, False)

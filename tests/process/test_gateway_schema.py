@@ -69,7 +69,6 @@ def api(http: Http) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_every_operation_answers_as_documented(api: Any) -> None:
     """Not by schemathesis' plugin, which knows only older releases of pytest."""
     from schemathesis.specs.openapi import checks

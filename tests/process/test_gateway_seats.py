@@ -22,11 +22,11 @@ from clockwork.gateway import http as http_server
 from clockwork.gateway import process
 from clockwork.gateway.process import seats_of
 from clockwork.gateway.settings import GatewaySettings
+from tests.patience import PATIENCE_S
 from tests.process.cluster import Program
 from tests.process.fake_controller import FakeController
 from tests.process.gateways import (
     BODY,
-    PATIENCE_S,
     TOKEN,
     Http,
     Https,

@@ -28,6 +28,7 @@ from clockwork.wire.keys import CONTROLLER_KEY_FILE, KEY_FILES, write_keys
 from clockwork.wire.messages import Failure, InferRequest, Status
 from clockwork.wire.roles import GRPC, HTTP, Right, Role
 from clockwork.wire.transport import new_key_pair
+from tests.patience import PATIENCE_S
 from tests.process.cluster import Program
 from tests.process.fake_controller import FakeController, echo
 from tests.process.gateways import BODY, TOKEN, Http, Https, Reply, infer_on, running_gateway
@@ -43,7 +44,7 @@ def test_tls_and_a_token_on_both_servers(
         assert http.infer(BODY, Authorization=f"Bearer {TOKEN}").status == 200
         assert http.infer(BODY, Authorization=f"bearer  {TOKEN}").status == 200
         http.close()
-        with socket.create_connection(("127.0.0.1", gateway.ports["http"]), timeout=10) as plain:
+        with socket.create_connection(("127.0.0.1", gateway.ports["http"]), timeout=PATIENCE_S) as plain:
             plain.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b"HTTP" not in plain.recv(1000)
         credentials = grpc.ssl_channel_credentials(cert.read_bytes())
@@ -82,7 +83,7 @@ def test_without_the_token_only_health_answers(controller: FakeController, token
         assert ask("GET", "/v2/health/live").status == 200
         with grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel:
             live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
-            assert live(b"", timeout=10) == b"\x08\x01"
+            assert live(b"", timeout=PATIENCE_S) == b"\x08\x01"
             assert infer_on(channel) == "UNAUTHENTICATED"
             assert infer_on(channel, TOKEN) == "OK"
 
@@ -155,9 +156,9 @@ def test_every_path_and_every_method_with_every_token(
                 call = (channel.stream_stream if is_stream else channel.unary_unary)(name)
                 try:
                     if is_stream:
-                        next(call(iter([b""]), metadata=metadata, timeout=10))
+                        next(call(iter([b""]), metadata=metadata, timeout=PATIENCE_S))
                     else:
-                        call(b"", metadata=metadata, timeout=10)
+                        call(b"", metadata=metadata, timeout=PATIENCE_S)
                     code = "OK"
                 except grpc.RpcError as error:
                     code = error.code().name
@@ -308,7 +309,7 @@ from clockwork.cli.root import main
 sys.argv = ["clockwork", "gateway"]
 main()
 """
-    program = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    program = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert program.returncode == 1
     assert "aiohttp, uvloop: pip install 'clockwork-serving[gateway]'" in program.stderr
 
@@ -320,7 +321,7 @@ def test_a_gateway_ends_in_order_on_a_signal(controller: FakeController) -> None
     http = Http(int(where[1]))
     assert http.infer(BODY).status == 200
     program.send(signal.SIGTERM)
-    assert program.wait(10) == 0, program.text
+    assert program.wait() == 0, program.text
     assert "Traceback" not in program.text
     http.close()
 
@@ -357,7 +358,7 @@ def test_without_the_token_no_message_is_read(
         def ask(metadata: list[tuple[str, str]]) -> grpc.StatusCode:
             call = channel.stream_stream(path) if stream else channel.unary_unary(path)
             with pytest.raises(grpc.RpcError) as refusal:
-                list(call(iter([body]) if stream else body, metadata=metadata, timeout=60))
+                list(call(iter([body]) if stream else body, metadata=metadata, timeout=PATIENCE_S))
             return refusal.value.code()
 
         assert ask([]) == grpc.StatusCode.UNAUTHENTICATED

@@ -21,8 +21,9 @@ from clockwork.gateway.callers import Endpoint
 from clockwork.gateway.process import Gateway
 from clockwork.gateway.settings import GatewaySettings
 from clockwork.protocol import inference_pb2 as pb
+from tests.patience import PATIENCE_S
 from tests.process.fake_controller import FakeController
-from tests.process.gateways import PATIENCE_S, Http, method_of, running_gateway
+from tests.process.gateways import Http, method_of, running_gateway
 
 VALUES = np.array([[1.5, -2.0]], np.float32)
 SIZE = VALUES.nbytes
@@ -229,7 +230,7 @@ def test_grpc_reads_inputs_and_writes_outputs_in_shared_memory(
     http: Http, channel: grpc.Channel, memory: SharedMemory
 ) -> None:
     def call(method: str, request: Any) -> Any:
-        return method_of(channel, method)(request, timeout=10)
+        return method_of(channel, method)(request, timeout=PATIENCE_S)
 
     call(
         "SystemSharedMemoryRegister",
@@ -269,7 +270,7 @@ def test_inputs_in_the_request_are_counted_without_those_in_memory(channel: grpc
     request = request_of()
     request.raw_input_contents.append(VALUES.tobytes())
     with pytest.raises(grpc.RpcError, match="1 tensors for 0 inputs"):
-        method_of(channel, "ModelInfer")(request, timeout=10)
+        method_of(channel, "ModelInfer")(request, timeout=PATIENCE_S)
 
 
 # ----- whose memory --------------------------------------------------------------------------------
@@ -322,10 +323,10 @@ def test_nobody_names_anothers_memory_nor_anothers_region(
 def test_a_grpc_callers_user_is_known(gateway: Gateway, memory: SharedMemory) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel:
         with as_user(SOMEBODY):
-            grpc.channel_ready_future(channel).result(10)
+            grpc.channel_ready_future(channel).result(PATIENCE_S)
         request = pb.SystemSharedMemoryRegisterRequest(name="r", key=memory.name, byte_size=SIZE)
         with pytest.raises(grpc.RpcError, match=f"no shared memory of user {SOMEBODY}"):
-            method_of(channel, "SystemSharedMemoryRegister")(request, timeout=10)
+            method_of(channel, "SystemSharedMemoryRegister")(request, timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
@@ -341,7 +342,7 @@ def test_a_gateway_on_every_address_knows_who_is_on_its_machine(host: str, memor
     ):
         assert register(http, memory).status == 200
         found = method_of(channel, "SystemSharedMemoryStatus")(
-            pb.SystemSharedMemoryStatusRequest(), timeout=10
+            pb.SystemSharedMemoryStatusRequest(), timeout=PATIENCE_S
         )
         assert list(found.regions) == ["r"]
 

@@ -15,8 +15,9 @@ from clockwork.gateway.process import Gateway
 from clockwork.gateway.settings import StatusCodes
 from clockwork.wire.messages import InferRequest, Offer, Query, Reason, Status
 from clockwork.wire.roles import HTTP, Right
+from tests.patience import PATIENCE_S
 from tests.process.fake_controller import FakeController, failing
-from tests.process.gateways import BODY, PATIENCE_S, TOKEN, Http, Reply, running_gateway
+from tests.process.gateways import BODY, TOKEN, Http, Reply, running_gateway
 
 BEARING = {"Authorization": f"Bearer {TOKEN}"}
 NAMES = {"{model}": "m", "{version}": "1", "{region}": "r"}

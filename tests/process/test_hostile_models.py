@@ -14,7 +14,8 @@ from bench.attacks.preparation import endless, preparation_peaks, swelling
 from clockwork import Client
 from clockwork.errors import ClockworkError, InvalidModel, Unavailable
 from clockwork.models import zoo
-from tests.process.cluster import Reference, eventually, running_cluster, same
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Reference, running_cluster, same
 
 MIB = 1 << 20
 BUDGET = 256 * MIB
@@ -58,7 +59,7 @@ def test_models_that_do_not_end_hold_up_no_registration_of_another_client(tmp_pa
 
     def register(client: Client, name: str, model: onnx.ModelProto) -> None:
         try:
-            client.register(name, model, timeout=120.0)
+            client.register(name, model, timeout=PATIENCE_S)
         except ClockworkError as error:
             failures.append(error)
 
@@ -71,7 +72,7 @@ def test_models_that_do_not_end_hold_up_no_registration_of_another_client(tmp_pa
         for thread in threads:
             thread.start()
         eventually(lambda: len(honest.models()) == len(names), "all have come")
-        honest.register("mlp", zoo.build("mlp"), timeout=120.0)
+        honest.register("mlp", zoo.build("mlp"), timeout=PATIENCE_S)
         states = {model.name: model.state for model in honest.models()}
         assert states == {**dict.fromkeys(names, "preparing"), "mlp": "ready"}
         assert not failures
@@ -84,7 +85,6 @@ def test_models_that_do_not_end_hold_up_no_registration_of_another_client(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_what_gives_way_ends_by_its_own_limit_all_the_same(tmp_path: Path) -> None:
     """One of four gives way on a machine that is not too busy: then it begins anew."""
     environment = {"CLOCKWORK_PREPARATION_RUN": "20"}

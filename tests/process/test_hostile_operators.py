@@ -29,7 +29,6 @@ def strings(*given: str | bytes) -> np.ndarray:
     return array
 
 
-@pytest.mark.timeout(300)
 def test_no_model_answers_with_memory_of_another_client(tmp_path: Path) -> None:
     secret = np.frombuffer(SECRET * 2000, np.float32).reshape(1, -1)
     with running_cluster(tmp_path, environment=FILL) as cluster, cluster.client() as client:

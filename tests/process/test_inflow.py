@@ -25,13 +25,12 @@ from clockwork.system.limits import resident_bytes
 from clockwork.wire import codec
 from clockwork.wire.messages import PROTOCOL_VERSION, ClientHello, WorkerWelcome
 from clockwork.wire.transport import ConnectionEvent, Publisher, Transport
-from tests.process.cluster import eventually
+from tests.patience import PATIENCE_S, eventually
 from tests.process.endless import Endless, after_a_request, welcome
 from tests.process.fake_controller import FakeController
 from tests.process.fake_scheduler_side import running_worker
 
 X = np.array([[1.5, -2.0]], np.float32)
-PATIENCE_S = 20.0
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from onnx import helper
 
 from clockwork.models import zoo
+from tests.patience import PATIENCE_S
 from tests.process.cluster import Reference, running_cluster, same, total_sent
 from tests.unit.models_onnx import initializer, model_of, value
 
@@ -45,7 +46,7 @@ def test_sentences_of_any_length_share_executions(tmp_path: Path) -> None:
         def executions(name: str) -> int:
             before = total_sent(client.status(), "infer")
             blocker = client.submit(name, sentence(512, rows=24))  # behind which the others gather
-            answers = [client.submit(name, one, slo=20.0) for one in sentences]
+            answers = [client.submit(name, one, slo=PATIENCE_S) for one in sentences]
             for length, one, answer in zip(LENGTHS, sentences, answers, strict=True):
                 assert same(answer.result()["embedding"], expected(one)), length
             assert blocker.result()["embedding"].shape == (24, 96)

@@ -13,7 +13,7 @@ from clockwork import Client
 from clockwork.config.controller import WORKER_FAULTS_MAX
 from clockwork.errors import Refused, Unavailable
 from clockwork.wire.messages import Result
-from tests.process.cluster import eventually
+from tests.patience import PATIENCE_S, eventually
 from tests.process.peers import echo_model, running_controller
 from tests.process.threaded_worker import threaded_worker
 
@@ -87,9 +87,9 @@ NO_MESSAGE = {
 
 
 def ask(client: Client, count: int = 24) -> None:
-    futures = [client.submit("m", X + index, slo=20) for index in range(count)]
+    futures = [client.submit("m", X + index, slo=PATIENCE_S) for index in range(count)]
     for index, future in enumerate(futures):
-        assert np.array_equal(future.result(30), X + index)
+        assert np.array_equal(future.result(PATIENCE_S), X + index)
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -97,7 +97,7 @@ def test_whatever_a_worker_says_an_honest_client_is_answered_right(tmp_path: Pat
     with (
         running_controller(tmp_path, policy="edf") as controller,
         threaded_worker(controller, 1, VERIFIED) as liar,
-        Client(controller.client_endpoint, timeout=30) as client,
+        Client(controller.client_endpoint, timeout=PATIENCE_S) as client,
     ):
         client.register("m", echo_model())
         ask(client, 1)  # it has the model loaded, and will be asked first
@@ -138,12 +138,12 @@ def find_out(client: Client, lie: str) -> None:
 def test_a_worker_that_was_let_go_is_not_taken_in_again_until_it_is_started_anew(tmp_path: Path) -> None:
     with (
         running_controller(tmp_path, policy="edf") as controller,
-        Client(controller.client_endpoint, timeout=30) as client,
+        Client(controller.client_endpoint, timeout=PATIENCE_S) as client,
     ):
         with threaded_worker(controller, 1, VERIFIED, LIES["no frame"]) as liar:
             client.register("m", echo_model())
             with pytest.raises((Refused, Unavailable)):
-                client.infer("m", X, slo=20)
+                client.infer("m", X, slo=PATIENCE_S)
             eventually(lambda: liar.is_let_go, "it is let go")
         assert client.model("m").state == "unserved"
         with (
@@ -167,10 +167,10 @@ def test_one_odd_answer_is_forgiven_and_asked_for_again(tmp_path: Path) -> None:
     with (
         running_controller(tmp_path, policy="edf") as controller,
         threaded_worker(controller, 1, VERIFIED, once) as worker,
-        Client(controller.client_endpoint, timeout=30) as client,
+        Client(controller.client_endpoint, timeout=PATIENCE_S) as client,
     ):
         client.register("m", echo_model())
-        assert np.array_equal(client.infer("m", X, slo=20), X)
+        assert np.array_equal(client.infer("m", X, slo=PATIENCE_S), X)
         assert len(told) == 2
         assert not worker.is_let_go
         ask(client)

@@ -14,7 +14,8 @@ from clockwork.config import WORKER_DEVICES_MAX
 from clockwork.config.controller import STATS_BYTES_DEVICE, STATS_BYTES_WORKER, STATUS_ROWS_MAX
 from clockwork.controller.peers.links import count_values
 from clockwork.wire import codec, messages
-from tests.process.cluster import eventually, running_cluster
+from tests.patience import eventually
+from tests.process.cluster import running_cluster
 from tests.process.gateways import Http, running_gateway
 from tests.process.peers import Served, serving
 

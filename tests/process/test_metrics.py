@@ -20,6 +20,7 @@ from clockwork.scheduler.types import ProfilePoint
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire import messages
 from clockwork.wire.messages import Status
+from tests.patience import PATIENCE_NS
 from tests.process.peers import FakeWorker, RawClient, running_controller
 
 ROW = struct.pack("<2f", 1.5, -2.5)
@@ -46,10 +47,10 @@ def metrics_of(client: RawClient, argument: str = "", request_id: int = 900) -> 
 
 def test_requests_are_counted_by_what_became_of_them(served: Any) -> None:
     _, worker, client = served
-    client.infer("m", 1, [1, 2], ROW, slo_ns=10 * SECOND)
+    client.infer("m", 1, [1, 2], ROW, slo_ns=PATIENCE_NS)
     worker.serve_one()
     answer, _ = client.receive(messages.Answer)
-    client.infer("m", 2, [3, 2], ROW * 3, slo_ns=10 * SECOND)
+    client.infer("m", 2, [3, 2], ROW * 3, slo_ns=PATIENCE_NS)
     worker.serve_one()
     client.receive(messages.Answer)
     client.infer("m", 3, [1, 2], ROW, slo_ns=100_000)  # below what the model takes
@@ -58,7 +59,7 @@ def test_requests_are_counted_by_what_became_of_them(served: Any) -> None:
     assert client.receive(messages.Failure)[0].status == Status.INVALID_INPUT
     client.infer("nope", 5, [1, 2], ROW)
     assert client.receive(messages.Failure)[0].status == Status.MODEL_NOT_FOUND
-    client.infer("m", 6, [1, 2], ROW, slo_ns=10 * SECOND)
+    client.infer("m", 6, [1, 2], ROW, slo_ns=PATIENCE_NS)
     waiting = metrics_of(client)["models"][0]
     client.send(messages.Cancel(6))
     assert client.receive(messages.Failure)[0].status == Status.CANCELLED
@@ -92,7 +93,7 @@ def test_requests_are_counted_by_what_became_of_them(served: Any) -> None:
 
 def test_an_input_that_the_worker_finds_wrong_is_counted_as_the_callers_mistake(served: Any) -> None:
     _, worker, client = served
-    client.infer("m", 1, [1, 2], ROW, slo_ns=10 * SECOND)
+    client.infer("m", 1, [1, 2], ROW, slo_ns=PATIENCE_NS)
     worker.answer(*worker.next_action())  # the load
     worker.answer(*worker.next_action(), status=Status.INVALID_INPUT, text="input 'x' is no image")
     assert client.receive(messages.Failure)[0].status == Status.INVALID_INPUT
@@ -109,7 +110,7 @@ def test_an_input_that_the_worker_finds_wrong_is_counted_as_the_callers_mistake(
 
 def test_devices_are_counted_by_what_they_did(served: Any) -> None:
     _, worker, client = served
-    client.infer("m", 1, [1, 2], ROW, slo_ns=10 * SECOND)
+    client.infer("m", 1, [1, 2], ROW, slo_ns=PATIENCE_NS)
     worker.serve_one()
     client.receive(messages.Answer)
     body = metrics_of(client)
@@ -141,7 +142,7 @@ def test_a_model_that_makes_room_soon_after_its_load_is_thrashing(tmp_path: Path
             with worker.preparing():
                 assert type(client.register(name, name.encode(), request_id=1 + place)) is messages.Reply
         for request, name in enumerate("aba", 10):
-            client.infer(name, request, [1, 2], ROW, slo_ns=10 * SECOND)
+            client.infer(name, request, [1, 2], ROW, slo_ns=PATIENCE_NS)
             worker.serve_one()
             client.receive(messages.Answer)
         (device,) = metrics_of(client)["workers"][0]["devices"]
@@ -196,7 +197,7 @@ def test_models_come_in_pages_and_one_model_alone(served: Any, monkeypatch: pyte
 def test_the_command_prints_text_that_prometheus_reads(served: Any) -> None:
     parser = pytest.importorskip("prometheus_client.parser", reason="the extra [gateway] is not installed")
     controller, worker, client = served
-    client.infer("m", 1, [1, 2], ROW, slo_ns=10 * SECOND)
+    client.infer("m", 1, [1, 2], ROW, slo_ns=PATIENCE_NS)
     worker.serve_one()
     client.receive(messages.Answer)
     result = CliRunner().invoke(cli, ["metrics", "--endpoint", controller.client_endpoint])
@@ -219,7 +220,7 @@ def test_the_command_prints_text_that_prometheus_reads(served: Any) -> None:
 
 def test_top_prints_rates_once_for_people_and_for_scripts(served: Any) -> None:
     controller, worker, client = served
-    client.infer("m", 1, [1, 2], ROW, slo_ns=10 * SECOND)
+    client.infer("m", 1, [1, 2], ROW, slo_ns=PATIENCE_NS)
     worker.serve_one()
     client.receive(messages.Answer)
     once = ["top", "--once", "--interval", "0.2", "--endpoint", controller.client_endpoint]
@@ -243,9 +244,9 @@ def test_what_is_learnt_of_a_device_is_in_status_by_name_and_in_metrics_by_devic
         for place, name in enumerate(("quiet", "flood")):
             with worker.preparing(profile=profile, batches=False, batch_max=1):
                 assert type(client.register(name, name.encode(), request_id=1 + place)) is messages.Reply
-            client.infer(name, 10 + place, [1, 2], ROW, slo_ns=10 * SECOND)
+            client.infer(name, 10 + place, [1, 2], ROW, slo_ns=PATIENCE_NS)
             worker.serve_one(took_ns=100 * MS)
-            client.infer(name, 15 + place, [1, 2], ROW, slo_ns=10 * SECOND)
+            client.infer(name, 15 + place, [1, 2], ROW, slo_ns=PATIENCE_NS)
             worker.serve_one(took_ns=100 * MS)
         for request in itertools.count(20):  # each asks for 100 ms of the device
             client.infer("flood", request, [1, 2], ROW, slo_ns=SECOND // 2)

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from clockwork.cli.root import cli
 from clockwork.config import VERSIONS_MAX
 from clockwork.errors import ConfigError, InvalidModel
-from tests.process.cluster import Cluster, eventually, running_cluster
+from tests.patience import eventually
+from tests.process.cluster import Cluster, running_cluster
 from tests.process.gateways import Http, running_gateway, tensor
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)

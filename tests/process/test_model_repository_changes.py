@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from clockwork.protocol import inference_pb2 as pb
-from tests.process.cluster import Cluster, eventually, running_cluster
-from tests.process.gateways import PATIENCE_S, Http, method_of, running_gateway, tensor
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Cluster, running_cluster
+from tests.process.gateways import Http, method_of, running_gateway, tensor
 from tests.process.test_model_repository import POLL, factor, index, put, scaled
 
 X = np.arange(1, 5, dtype=np.float32).reshape(1, 4)

@@ -19,8 +19,9 @@ from clockwork.errors import InvalidInput
 from clockwork.gateway.process import Gateway
 from clockwork.protocol import inference_pb2 as pb
 from clockwork.wire.description import RouteInfo
-from tests.process.cluster import Cluster, eventually, running_cluster
-from tests.process.gateways import PATIENCE_S, Http, method_of, running_gateway
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Cluster, running_cluster
+from tests.process.gateways import Http, method_of, running_gateway
 from tests.unit.models_onnx import initializer, model_of, negated_if_told, normal, value
 
 DATATYPES = {np.dtype(np.float32): "FP32", np.dtype(bool): "BOOL", np.dtype(np.int64): "INT64"}

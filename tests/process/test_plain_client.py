@@ -13,7 +13,6 @@ from tests.process.cluster import ROOT, clean_environment
 SUITE = ("tests/process/test_client.py", "tests/process/test_client_async.py")
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("poll", ["poll", pytest.param("select", marks=pytest.mark.slow)])
 def test_the_clients_tests_pass_without_extensions(poll: str) -> None:
     """select: also without poll(), as on Windows."""

@@ -10,6 +10,7 @@ import pytest
 from clockwork.formats.profiles import ModelProfile
 from clockwork.system.clock import MS
 from clockwork.workloads import load_generator
+from tests.patience import PATIENCE_S
 from tests.process.cluster import Cluster, running_cluster
 
 SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 40 << 20, 3 * MS, input_bytes=100, output_bytes=7)
@@ -25,7 +26,7 @@ def test_it_serves_and_its_decisions_are_had_again(tmp_path: Path) -> None:
         with cluster.client() as client:
             client.register("small", SMALL)
             settings = load_generator.LoadSettings(
-                models=("small",), rate=200.0, duration_s=1.0, slo_s=10.0, seed=3
+                models=("small",), rate=200.0, duration_s=1.0, slo_s=PATIENCE_S, seed=3
             )
             report = load_generator.run(client, settings)
             assert client.status()["policy"] == FIFO
@@ -50,7 +51,7 @@ def test_a_hook_that_fails_ends_the_controller(tmp_path: Path, name: str, hook: 
         with cluster.client() as client:
             cluster.start_worker(*EMULATED, arena="128MiB")
             client.register("small", SMALL)
-            client.submit("small", np.zeros((1, 100), np.uint8), slo=5)
+            client.submit("small", np.zeros((1, 100), np.uint8), slo=PATIENCE_S)
             assert cluster.controller.wait() == 1
         said = f"PolicyFailed: policy tests.unit.policies:{name}: {hook}() failed"
         assert said in cluster.controller.text

@@ -20,7 +20,7 @@ from clockwork.scheduler.types import ProfilePoint
 from clockwork.system.clock import MS
 from clockwork.wire import messages
 from clockwork.wire.messages import Status
-from tests.process.cluster import eventually
+from tests.patience import PATIENCE_S, eventually
 from tests.process.peers import FakeWorker, echo_model, prepared_model, running_controller
 from tests.process.threaded_worker import threaded_worker
 
@@ -54,7 +54,7 @@ def started(tmp_path: Path) -> Iterator[tuple[Controller, Client]]:
 
 
 def connect(controller: Controller) -> Client:
-    return Client(controller.client_endpoint, timeout=20)
+    return Client(controller.client_endpoint, timeout=PATIENCE_S)
 
 
 def register(client: Client, name: str = "m") -> None:
@@ -67,9 +67,9 @@ def states(client: Client, name: str = "m") -> dict[str, str]:
 
 def check_answers(client: Client, x: np.ndarray = X, count: int = 40) -> None:
     """So many requests at once, each answered with what it asked for."""
-    futures = [client.submit("m", x + index, slo=10) for index in range(count)]
+    futures = [client.submit("m", x + index, slo=PATIENCE_S) for index in range(count)]
     for index, future in enumerate(futures):
-        assert np.array_equal(future.result(20), x + index)
+        assert np.array_equal(future.result(PATIENCE_S), x + index)
 
 
 @pytest.mark.parametrize("order", [(WIDE, NARROW), (NARROW, WIDE)])
@@ -164,12 +164,12 @@ def test_an_honest_worker_serves_whatever_another_said_before_it(controller: Con
         assert client.status()["complaints"]["worker fault"] == 1
         summary = prepared_model(digest=prepare.digest, outputs_verified=True).summary()
         honest.send(messages.Prepared(prepare.model_id, Status.OK, "", summary))
-        registered.result(20)
+        registered.result(PATIENCE_S)
         info = client.model("m")
         assert [one.shape for one in (*info.inputs, *info.outputs)] == [("N", 2), ("N", 2)]
-        answer = client.submit("m", X, slo=20)
+        answer = client.submit("m", X, slo=PATIENCE_S)
         honest.serve_one()
-        assert np.array_equal(answer.result(20), X)
+        assert np.array_equal(answer.result(PATIENCE_S), X)
         assert not liar.batches
 
 

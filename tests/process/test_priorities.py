@@ -15,7 +15,8 @@ from clockwork.formats.profiles import ModelProfile
 from clockwork.observe.history import History, SeenRequest
 from clockwork.observe.live import ClusterDescription, look_back
 from clockwork.system.clock import MS, SECOND
-from tests.process.cluster import PATIENCE_S, eventually, running_cluster
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import running_cluster
 from tests.process.gateways import running_gateway
 
 pytestmark = pytest.mark.slow

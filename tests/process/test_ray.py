@@ -17,7 +17,8 @@ import pytest
 
 from clockwork import Client
 from clockwork.launch.ray import RaySettings, _lack
-from tests.process.cluster import Program, eventually, session_members
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Program, session_members
 
 HEAD = """
 import os, signal
@@ -105,9 +106,9 @@ def test_a_cluster_on_ray_serves_replaces_what_is_lost_and_leaves_nothing(
         key = up.wait_for(r"--key (\S+)")[1]
         gateway = up.wait_for(r"http +(http://\S+)")[1]
         up.wait_for("Ctrl-C ends it")
-        with urllib.request.urlopen(f"{gateway}/v2/health/ready", timeout=60) as answer:
+        with urllib.request.urlopen(f"{gateway}/v2/health/ready", timeout=PATIENCE_S) as answer:
             assert answer.status == 200
-        with Client(endpoint, keys=Path(key), timeout=60) as client:
+        with Client(endpoint, keys=Path(key), timeout=PATIENCE_S) as client:
             ask = lambda: client.infer("digits", np.zeros((1, 1, 8, 8), np.float32))  # noqa: E731
             assert ask().shape == (1, 10)
             workers = processes("worker", data)

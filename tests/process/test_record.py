@@ -14,7 +14,8 @@ from clockwork.formats.profiles import ModelProfile, copies
 from clockwork.scheduler.recording import decode, encode_header, encode_step
 from clockwork.system.clock import MS
 from clockwork.workloads import load_generator
-from tests.process.cluster import ANYWHERE, eventually, running_cluster
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import ANYWHERE, running_cluster
 from tests.sim.test_trace import check_format
 
 SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 40 << 20, 3 * MS, input_bytes=100, output_bytes=7)
@@ -33,7 +34,7 @@ def test_a_live_controllers_decisions_are_had_again(tmp_path: Path, policy: str)
             for name in names:
                 client.register(name, SMALL)
             settings = load_generator.LoadSettings(
-                models=tuple(names), rate=300.0, duration_s=1.5, slo_s=0.05, seed=3
+                models=tuple(names), rate=300.0, duration_s=1.5, slo_s=PATIENCE_S, seed=3
             )
             report = load_generator.run(client, settings)
             assert report.answered > 100

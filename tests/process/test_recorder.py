@@ -17,7 +17,8 @@ from clockwork.scheduler.types import AnswerOk, Arrived, ModelReady, WorkerJoine
 from clockwork.sim.replay import replay
 from clockwork.system.clock import MS
 from clockwork.workloads import load_generator
-from tests.process.cluster import Cluster, eventually, running_cluster
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Cluster, running_cluster
 
 SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 40 << 20, 3 * MS, input_bytes=100, output_bytes=7)
 NAMES = [one.name for one in copies([SMALL], 6)]
@@ -31,7 +32,7 @@ def start(cluster: Cluster, client: Client) -> None:
 
 def load(client: Client, seconds: float, rate: float = 300.0) -> int:
     settings = load_generator.LoadSettings(
-        models=tuple(NAMES), rate=rate, duration_s=seconds, slo_s=5.0, seed=3
+        models=tuple(NAMES), rate=rate, duration_s=seconds, slo_s=PATIENCE_S, seed=3
     )
     return load_generator.run(client, settings).offered
 

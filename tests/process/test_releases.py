@@ -34,8 +34,9 @@ from clockwork.models import zoo
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
-from tests.process.cluster import ROOT, Cluster, Reference, eventually, running_cluster, same
-from tests.process.peers import PATIENCE_NS, FakeWorker, RawClient, prepared_model, running_controller
+from tests.patience import PATIENCE_NS, eventually
+from tests.process.cluster import ROOT, Cluster, Reference, running_cluster, same
+from tests.process.peers import FakeWorker, RawClient, prepared_model, running_controller
 
 ROW = struct.pack("<2f", 1.5, -2.5)
 ALL = SHARE_WHOLE
@@ -133,7 +134,7 @@ class Stage:
             return found if all(found[key] == value for key, value in expected.items()) else None
 
         try:
-            return eventually(look, f"shadow results {expected}", 20)
+            return eventually(look, f"shadow results {expected}")
         except AssertionError as error:
             raise AssertionError(f"{error}; they are {self.model('m')['route']['shadow']}") from None
 

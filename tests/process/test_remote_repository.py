@@ -17,7 +17,8 @@ pytest.importorskip("fsspec", reason="fsspec is not installed ([http])")
 from clockwork.cli.root import cli
 from clockwork.errors import InvalidModel
 from clockwork.sources.location import Location, location_of
-from tests.process.cluster import Cluster, eventually, running_cluster
+from tests.patience import eventually
+from tests.process.cluster import Cluster, running_cluster
 from tests.process.file_server import FileServer, running_file_server
 from tests.process.gateways import Http, running_gateway
 from tests.process.test_model_repository import factor, index, put, scaled

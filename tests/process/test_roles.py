@@ -44,8 +44,8 @@ from clockwork.wire.keys import (
 from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, PROTOCOL_VERSION, TO_CLIENT, TO_WORKER, Status
 from clockwork.wire.roles import ANY_ROLE, DEEDS, MESSAGES, PORTS, QUERIES, ControllerSocket, Role
 from clockwork.wire.transport import Poller, Transport, new_key_pair
-from tests.process.cluster import eventually
-from tests.process.peers import PATIENCE_NS, FakeWorker, Peer, RawClient, running_controller
+from tests.patience import PATIENCE_NS, PATIENCE_S, eventually
+from tests.process.peers import FakeWorker, Peer, RawClient, running_controller
 
 LEGACY = "legacy"
 """In place of a role: the key that was made before there were roles."""
@@ -275,7 +275,7 @@ def test_a_revoked_clients_connection_ends_and_the_others_go_on(
         with Peer(own.client_endpoint, TO_CLIENT, alice(own_keys, role)) as again:
             assert again.is_refused
         with (
-            Client(own.client_endpoint, keys=own_keys / f"alice-{role}.key", timeout=5) as client,
+            Client(own.client_endpoint, keys=own_keys / f"alice-{role}.key", timeout=PATIENCE_S) as client,
             pytest.raises(ConnectionLost, match="key"),
         ):
             client.models()
@@ -369,7 +369,7 @@ def test_a_key_that_is_added_is_let_in_and_one_whose_role_changes_has_the_new_on
     add_key(own_keys, Role.CLIENT, "bob", new_key_pair())
     bob = read_peer_keys(own_keys / "bob.key")
     eventually(lambda: own._access.admit(ControllerSocket.CLIENTS, bob.public), "the list is read again")
-    with Client(own.client_endpoint, keys=bob, timeout=10) as client:
+    with Client(own.client_endpoint, keys=bob, timeout=PATIENCE_S) as client:
         with pytest.raises(
             Forbidden, match=r"^removing models is for operators; .*\(bob\) is of the role client"
         ):
@@ -393,7 +393,7 @@ def test_a_key_that_is_added_is_let_in_and_one_whose_role_changes_has_the_new_on
 def test_a_list_that_is_broken_or_gone_changes_nothing_and_is_told(own: Controller, own_keys: Path) -> None:
     path = own_keys / ALLOWED_FILE
     good = path.read_text()
-    with Client(own.client_endpoint, keys=own_keys / "alice-operator.key", timeout=10) as client:
+    with Client(own.client_endpoint, keys=own_keys / "alice-operator.key", timeout=PATIENCE_S) as client:
 
         def troubles() -> list[str]:
             return [one["text"] for one in client.status()["troubles"]["open"]]
@@ -447,7 +447,7 @@ def test_keys_from_before_there_were_roles_do_everything_with_a_warning_until_th
             assert revoke_key(tmp_path, str(peer_key)) == [f"{keys.public} (any role)"]
             client.wait_for_end()
             worker.wait_for_end()
-        with Client(controller.client_endpoint, keys=tmp_path / "alice.key", timeout=10) as new:
+        with Client(controller.client_endpoint, keys=tmp_path / "alice.key", timeout=PATIENCE_S) as new:
             assert [one.name for one in new.models()] == ["m"]
 
 

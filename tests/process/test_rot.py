@@ -22,7 +22,8 @@ from clockwork.formats.package import DamagedPackage, check_package
 from tests.device.cuda_rig import CudaRig
 from tests.device.fake import DRIVER
 from tests.device.rig import affine, expected_affine
-from tests.process.cluster import ROOT, Cluster, eventually, running_cluster, same
+from tests.patience import eventually
+from tests.process.cluster import ROOT, Cluster, running_cluster, same
 
 OLD = ROOT / "tests" / "data" / "stores" / "0.1.0"
 ABOUT = json.loads((OLD / "expected.json").read_text())

@@ -21,7 +21,8 @@ from clockwork.launch.local import held_ports
 from clockwork.system.clock import SECOND
 from clockwork.system.limits import raise_descriptor_limit
 from clockwork.wire import codec, keys, messages, transport
-from tests.process.cluster import Program, eventually
+from tests.patience import eventually
+from tests.process.cluster import Program
 from tests.process.peers import FakeWorker, RawClient, on_loop, prepared_model, running_controller
 from tests.process.test_controller_connections import running
 

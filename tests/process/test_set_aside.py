@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from clockwork.cli.root import cli
 from clockwork.config.controller import OVERRUNS_MAX
-from clockwork.system.clock import SECOND
 from clockwork.wire import messages
 from clockwork.wire.messages import Status
+from tests.patience import PATIENCE_NS
 from tests.process.peers import FakeWorker, RawClient, running_controller
 
 ROW = struct.pack("<2f", 1.5, -2.5)
@@ -34,7 +34,7 @@ def execute(worker: FakeWorker) -> tuple[messages.Infer, list[bytes]]:
 
 def overrun_until_set_aside(worker: FakeWorker, client: RawClient) -> None:
     for number in range(1, OVERRUNS_MAX + 1):
-        client.infer("m", number, [1, 2], ROW, slo_ns=10 * SECOND)
+        client.infer("m", number, [1, 2], ROW, slo_ns=PATIENCE_NS)
         action, frames = execute(worker)
         worker.answer(action, frames, Status.OVERRUN, "the execution took longer than it may and was ended")
         failure = client.receive(messages.Failure)[0]
@@ -47,7 +47,7 @@ def test_a_model_that_is_set_aside_says_so_everywhere_and_serves_again_when_told
         with FakeWorker(controller) as worker:
             with worker.preparing():
                 client.register("m", b"model", request_id=800)
-            client.infer("m", 700, [1, 2], ROW, slo_ns=10 * SECOND)
+            client.infer("m", 700, [1, 2], ROW, slo_ns=PATIENCE_NS)
             action, frames = execute(worker)
             worker.answer(action, frames, Status.OVERRUN, "too long")
             client.receive(messages.Failure)
@@ -55,11 +55,11 @@ def test_a_model_that_is_set_aside_says_so_everywhere_and_serves_again_when_told
             body = ask(client, "status")["troubles"]["open"]
             assert [(one["kind"], one["subject"]) for one in body] == [("model_overrun", "m@1")]
             for number in range(1, OVERRUNS_MAX):
-                client.infer("m", number, [1, 2], ROW, slo_ns=10 * SECOND)
+                client.infer("m", number, [1, 2], ROW, slo_ns=PATIENCE_NS)
                 action, frames = execute(worker)
                 worker.answer(action, frames, Status.OVERRUN, "too long")
                 client.receive(messages.Failure)
-            client.infer("m", 701, [1, 2], ROW, slo_ns=10 * SECOND)
+            client.infer("m", 701, [1, 2], ROW, slo_ns=PATIENCE_NS)
             failure = client.receive(messages.Failure)[0]
             assert failure.status == Status.UNAVAILABLE
             assert "set aside" in failure.text
@@ -72,7 +72,7 @@ def test_a_model_that_is_set_aside_says_so_everywhere_and_serves_again_when_told
         assert [one["state"] for one in ask(client, "models")["models"]] == ["set_aside"]
         shown = CliRunner().invoke(cli, ["models", "list", "--endpoint", controller.client_endpoint]).output
         assert "set_aside" in shown
-        client.infer("m", 702, [1, 2], ROW, slo_ns=10 * SECOND)
+        client.infer("m", 702, [1, 2], ROW, slo_ns=PATIENCE_NS)
         failure = client.receive(messages.Failure)[0]
         assert failure.status == Status.UNAVAILABLE
         assert "clockwork models load m@1" in failure.text
@@ -86,7 +86,7 @@ def test_a_model_that_is_set_aside_says_so_everywhere_and_serves_again_when_told
             worker.prepare()
             assert type(client.receive()[0]) is messages.Reply
             assert ask(client, "status")["troubles"]["open"] == []
-            client.infer("m", 703, [1, 2], ROW, slo_ns=10 * SECOND)
+            client.infer("m", 703, [1, 2], ROW, slo_ns=PATIENCE_NS)
             worker.serve_one()
             client.receive(messages.Answer)
             assert ask(client, "model", "m")["state"] == "ready"
@@ -122,7 +122,7 @@ def test_a_worker_that_crashes_twice_over_one_request_has_its_model_set_aside(tm
     ):
         with first.preparing(), second.preparing():
             client.register("m", b"model", request_id=800)
-        client.infer("m", 1, [1, 2], ROW, slo_ns=30 * SECOND)
+        client.infer("m", 1, [1, 2], ROW, slo_ns=PATIENCE_NS)
         action, frames = execute(first)
         first.answer(action, frames, Status.CRASHED, "signal 11")
         first.close()

@@ -31,7 +31,8 @@ from clockwork.scheduler.types import Arrived
 from clockwork.system.clock import SECOND
 from clockwork.wire.shared import FIRST_OFFSET, MACHINE, SHARED, Reference, machine_id
 from clockwork.wire.tensors import BOOL, FLOAT, INT64
-from tests.process.cluster import PATIENCE_S, ROOT, Cluster, clean_environment, eventually, running_cluster
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import ROOT, Cluster, clean_environment, running_cluster
 from tests.process.peers import FakeWorker
 
 if machine_id() == 0 or not hasattr(os, "memfd_create"):

@@ -29,8 +29,9 @@ from clockwork.sources import reading
 from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location, location_of, require_library
 from clockwork.sources.reading import ReaderProcess, RemoteFile, SourceChanged, SourceFailed, SourceMissing
+from tests.patience import PATIENCE_S
 from tests.process.fake_hub import running_hub
-from tests.process.file_server import PATIENCE_S, FileServer, running_file_server
+from tests.process.file_server import FileServer, running_file_server
 
 pytestmark = pytest.mark.slow  # and `make test` does without the libraries that they need
 pytest.importorskip("fsspec", reason="fsspec is not installed ([http])")

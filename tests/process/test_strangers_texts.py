@@ -20,6 +20,7 @@ from clockwork.wire import messages
 from clockwork.wire.logs import CONTINUED
 from clockwork.wire.messages import Answer, Failure, InferRequest, Query, Reply, Status
 from clockwork.wire.tensors import encode_array
+from tests.patience import PATIENCE_S
 from tests.process.cluster import Program, running_cluster
 from tests.process.fake_controller import FakeController
 from tests.process.peers import Peer, RawClient, echo_model, running_controller
@@ -44,7 +45,7 @@ def bodies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         connect(controller) as client,
     ):
         client.register("m", echo_model())
-        client.infer("m", np.zeros((1, 2), np.float32), slo=20)
+        client.infer("m", np.zeros((1, 2), np.float32), slo=PATIENCE_S)
         raw = RawClient(controller)
         found = {}
         for what, argument in QUERIES:
@@ -208,7 +209,7 @@ def test_no_peer_forges_lines_of_a_controllers_log(tmp_path: Path) -> None:
                 prepare, _ = worker.receive(messages.Prepare)
                 worker.send(messages.Prepared(prepare.model_id, Status.INVALID_MODEL, FAKED, {}))
                 with pytest.raises(InvalidModel):
-                    registered.result(20)
+                    registered.result(PATIENCE_S)
             worker.send(messages.Result(99, 0, FAKED, 0, [0] * 3, [0] * 3, [0] * 3, []))
             with pytest.raises(ModelNotFound):
                 client.unregister("m")

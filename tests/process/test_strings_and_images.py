@@ -19,10 +19,9 @@ from PIL import Image
 
 from clockwork.errors import InvalidInput, Refused
 from clockwork.models import samples
+from tests.patience import PATIENCE_S
 from tests.process.cluster import ROOT, Cluster, running_cluster
 from tests.process.gateways import running_gateway
-
-pytestmark = pytest.mark.timeout(300)  # of a model that reads strings, executions of many sizes are timed
 
 ANY_SLO_S = 300.0
 """Of requests of which it does not matter when they are answered: on a busy machine a model is thought to be slow."""
@@ -71,7 +70,7 @@ def strings(*texts: str | bytes) -> np.ndarray:
 def cli(cluster: Cluster, *arguments: str) -> str:
     """What a command prints."""
     command = [sys.executable, "-m", "clockwork", *arguments, "--endpoint", cluster.endpoint]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -122,7 +121,9 @@ def test_triton_clients_and_curl_send_images(cluster: Cluster, tmp_path: Path) -
 
         def curl(file: Path) -> bytes:
             arguments = ["-s", url, "-H", "Inference-Header-Content-Length: 0", "--data-binary", f"@{file}"]
-            return subprocess.run(["curl", *arguments], stdout=subprocess.PIPE, check=True, timeout=30).stdout
+            return subprocess.run(
+                ["curl", *arguments], stdout=subprocess.PIPE, check=True, timeout=PATIENCE_S
+            ).stdout
 
         np.testing.assert_allclose(
             np.frombuffer(curl(tmp_path / "image.jpg")[-20:], "<f4"), scores, atol=TOLERANCE
@@ -248,7 +249,7 @@ def test_triton_clients_and_curl_send_texts(cluster: Cluster, tokenizer: Any) ->
         tensor = {"name": "text", "shape": [len(SENTENCES)], "datatype": "BYTES", "data": SENTENCES}
         url = f"http://127.0.0.1:{gateway.ports['http']}/v2/models/sentences/infer"
         command = ["curl", "-s", url, "-d", json.dumps({"inputs": [tensor]})]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=30)
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=PATIENCE_S)
         (output,) = json.loads(done.stdout)["outputs"]
         np.testing.assert_allclose(np.reshape(output["data"], output["shape"]), expected, atol=TOLERANCE)
 

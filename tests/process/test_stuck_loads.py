@@ -13,7 +13,8 @@ from clockwork.errors import ClockworkError
 from clockwork.formats.checksums import seal, unseal
 from clockwork.models import zoo
 from clockwork.system.clock import SECOND, now_ns
-from tests.process.cluster import Reference, eventually, running_cluster, same
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Reference, running_cluster, same
 
 X = np.zeros((1, 64), np.float32)
 LIMIT_S = 1.0
@@ -44,14 +45,14 @@ def test_a_worker_whose_load_does_not_end_begins_anew_and_is_noted(tmp_path: Pat
         for name, model in models.items():  # there is room for one of them at a time
             eventually(lambda name=name: client.model(name).state == "ready", "it is ready")
             assert client.model(name).raw["holding"] == "packed"
-            assert same(client.infer(name, X, slo=10.0), Reference(model)(X))
+            assert same(client.infer(name, X, slo=PATIENCE_S), Reference(model)(X))
         (files,) = {client.model("one").raw["digest"]}
         (packed,) = (tmp_path / "worker" / "prepared").glob(f"{files}-*/packed.onnx")
         kept = packed.rename(tmp_path / "packed.onnx")
         os.mkfifo(packed)
         pid, mark, began = worker.pid, len(worker.lines), now_ns()
         with pytest.raises(ClockworkError):
-            client.infer("one", X, slo=10.0)
+            client.infer("one", X, slo=PATIENCE_S)
         worker.wait_for("does not come back", after=mark)
         kept.rename(packed)
         took_s = (now_ns() - began) / SECOND
@@ -59,7 +60,7 @@ def test_a_worker_whose_load_does_not_end_begins_anew_and_is_noted(tmp_path: Pat
 
         def answered() -> bool:
             try:
-                return same(client.infer("one", X, slo=10.0), Reference(models["one"])(X))
+                return same(client.infer("one", X, slo=PATIENCE_S), Reference(models["one"])(X))
             except ClockworkError:
                 return False
 

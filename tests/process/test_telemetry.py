@@ -21,7 +21,8 @@ from clockwork.scheduler.recording import Header, encode_step
 from clockwork.scheduler.types import Tick
 from clockwork.system.clock import MS
 from clockwork.workloads import load_generator
-from tests.process.cluster import ANYWHERE, Cluster, eventually, running_cluster
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import ANYWHERE, Cluster, running_cluster
 
 pq = pytest.importorskip("pyarrow.parquet", reason="the extra [telemetry] is not installed")
 
@@ -103,7 +104,9 @@ def test_a_writer_that_dies_is_a_trouble_and_nothing_else(tmp_path: Path) -> Non
         with cluster.client() as client:
             report = load_generator.run(
                 client,
-                load_generator.LoadSettings(models=("small-0",), rate=100.0, duration_s=0.5, slo_s=1.0),
+                load_generator.LoadSettings(
+                    models=("small-0",), rate=100.0, duration_s=0.5, slo_s=PATIENCE_S
+                ),
             )
             assert report.answered > 0, report
             troubles = eventually(
@@ -127,7 +130,7 @@ def test_a_writer_that_stands_still_stops_nothing_and_is_killed_at_the_end(tmp_p
             client.register("small", SMALL)
             before = client.recorder()["begin"]
             settings = load_generator.LoadSettings(
-                models=("small",), concurrency=16, duration_s=0.5, slo_s=1.0
+                models=("small",), concurrency=16, duration_s=0.5, slo_s=PATIENCE_S
             )
             eventually(
                 lambda: (
@@ -180,7 +183,7 @@ def test_an_input_that_is_cut_off_leaves_what_came_before(tmp_path: Path) -> Non
     note = {"policy": "edf", "version": "1", "wall_ns": 0}
     ended = subprocess.run(
         [sys.executable, "-m", "clockwork", "telemetry", str(tmp_path), "--piped", json.dumps(note)],
-        input=msgpack.packb(answer) + msgpack.packb(answer)[:-3], capture_output=True, timeout=60,
+        input=msgpack.packb(answer) + msgpack.packb(answer)[:-3], capture_output=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"ready\n", b"")
 

@@ -12,6 +12,7 @@ from clockwork.errors import Refused
 from clockwork.formats.profiles import ModelProfile, copies
 from clockwork.system.clock import MS
 from clockwork.workloads import load_generator
+from tests.patience import PATIENCE_S
 from tests.process.cluster import running_cluster
 from tests.sim.test_trace import check_format
 
@@ -32,7 +33,7 @@ def test_a_running_cluster_is_traced_and_explained(tmp_path: Path) -> None:
                 ["trace", "--seconds", "1.5", "-o", str(output), "--endpoint", cluster.endpoint]
             )
             settings = load_generator.LoadSettings(
-                models=tuple(names), rate=200.0, duration_s=0.5, slo_s=1.0, seed=3
+                models=tuple(names), rate=200.0, duration_s=0.5, slo_s=PATIENCE_S, seed=3
             )
             while traced.process.poll() is None:
                 load_generator.run(client, settings)

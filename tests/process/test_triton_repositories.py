@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.process.cluster import Cluster, eventually, running_cluster
-from tests.process.gateways import PATIENCE_S, running_gateway
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Cluster, running_cluster
+from tests.process.gateways import running_gateway
 
 MISSING = "tritonclient is not installed (requirements-clients.lock)"
 triton_http = pytest.importorskip("tritonclient.http", reason=MISSING)

@@ -30,9 +30,8 @@ from clockwork.system.clock import now_ns
 from clockwork.wire.keys import CONTROLLER_KEY_FILE, KEY_FILES, LEGACY_KEY_FILE, revoke_key, write_keys
 from clockwork.wire.roles import Role
 from clockwork.wire.transport import Transport, new_key_pair
-from tests.process.cluster import Program, eventually, session_members
-
-pytestmark = pytest.mark.timeout(300)
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Program, session_members
 
 IMAGE = np.zeros((1, 1, 8, 8), np.float32)
 
@@ -89,7 +88,7 @@ class Up:
         """Its exit status; asserts that nothing is left."""
         if self.program.process.poll() is None:
             self.program.send(number)
-        status = self.program.wait(20)
+        status = self.program.wait(PATIENCE_S)
         for name in ("controller", "gateway", "worker-0", "worker-1"):
             assert not self.child(name), f"{name} is left"
         assert not session_members(self.program.pid)
@@ -111,7 +110,7 @@ class Load:
     """Requests one after the other, on a thread: when each began and ended, and how it failed."""
 
     def __init__(self, endpoint: str) -> None:
-        self._client = Client(endpoint, timeout=20)
+        self._client = Client(endpoint, timeout=PATIENCE_S)
         self.answers: list[tuple[int, int, str]] = []  # (began, ended, "" or the error)
         self._stop = False
         self._thread = threading.Thread(target=self._run)
@@ -150,7 +149,7 @@ def test_every_process_is_started_again_and_the_others_go_on(tmp_path: Path) -> 
     with running(tmp_path, "--workers", "2") as up:
         http = up.program.wait_for(r"^  http +(http://\S+)")[1]
         both = ["worker-0", "worker-1"]
-        with Client(up.endpoint, timeout=20) as client, Load(up.endpoint) as load:
+        with Client(up.endpoint, timeout=PATIENCE_S) as client, Load(up.endpoint) as load:
             # One of two workers.
             pids = {name: up.child(name) for name in ("controller", "gateway", *both)}
             mark = len(up.program.lines)
@@ -170,7 +169,7 @@ def test_every_process_is_started_again_and_the_others_go_on(tmp_path: Path) -> 
 
             def answers() -> bool:
                 try:
-                    with urllib.request.urlopen(f"{http}/v2/health/live", timeout=5) as reply:
+                    with urllib.request.urlopen(f"{http}/v2/health/live", timeout=PATIENCE_S) as reply:
                         return bool(reply.status == 200)
                 except OSError:
                     return False
@@ -186,7 +185,7 @@ def test_every_process_is_started_again_and_the_others_go_on(tmp_path: Path) -> 
                 f"controller killed: next good answer after {(load.good_after(killed_ns) - killed_ns) / 1e6:.0f} ms"
             )
             eventually(lambda: up.workers(client) == both, "the workers have come back")
-            with urllib.request.urlopen(f"{http}/v2/models/digits", timeout=20) as reply:
+            with urllib.request.urlopen(f"{http}/v2/models/digits", timeout=PATIENCE_S) as reply:
                 assert reply.status == 200
             errors = {error for _, _, error in load.answers if error}
             assert errors <= {ConnectionLost.__name__, "Unavailable", "Refused"}, errors
@@ -230,7 +229,7 @@ def test_a_held_port_is_given_to_nobody_but_who_asks_for_it(port: int) -> None:
 
 def test_ready_is_when_the_demo_model_answers_and_then_needs_no_demo_model(tmp_path: Path, port: int) -> None:
     def status(path: str, body: bytes | None = None) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
         try:
             connection.request("GET" if body is None else "POST", path, body)
             return connection.getresponse().status
@@ -254,7 +253,7 @@ def test_ready_is_when_the_demo_model_answers_and_then_needs_no_demo_model(tmp_p
         eventually(is_ready, "the cluster is ready")
         assert status("/v2/models/digits/infer", json.dumps({"inputs": [image]}).encode()) == 200, "at once"
         up.ready()
-        with Client(up.endpoint, timeout=20) as client:
+        with Client(up.endpoint, timeout=PATIENCE_S) as client:
             client.unregister("digits")
             before = client.status()["epoch"]
             up.kill("controller")  # a new one may be there before anybody looks
@@ -270,7 +269,7 @@ def test_a_start_leaves_a_model_of_the_demo_s_name_alone(tmp_path: Path) -> None
         up = Up(tmp_path / "data", "--no-gateway")
         try:
             up.ready()
-            with Client(up.endpoint, timeout=20) as client:
+            with Client(up.endpoint, timeout=PATIENCE_S) as client:
                 if start == 0:
                     client.register("digits", zoo.fine_tune(zoo.digits(), seed=1))
                     client.unregister("digits@1")
@@ -292,7 +291,7 @@ def test_a_worker_that_ends_again_and_again_is_given_up_and_the_others_go_on(tmp
             assert ("given up" in up.program.text) == (count == 2) or count == 2
         up.program.wait_for(r"^It is given up; 1 of 2 workers are left\.$")
         eventually(lambda: up.workers(client) == ["worker-1"], "the other one goes on")
-        assert client.infer("digits", IMAGE, timeout=60).shape == (1, 10)
+        assert client.infer("digits", IMAGE, timeout=PATIENCE_S).shape == (1, 10)
         # The last one is needed.
         before = 0
         for _ in range(3):
@@ -300,7 +299,7 @@ def test_a_worker_that_ends_again_and_again_is_given_up_and_the_others_go_on(tmp
             mark, before = len(up.program.lines), pid
             os.kill(pid, signal.SIGKILL)
             up.program.wait_for(r"^worker-1 was killed by signal 9", mark)
-        assert up.program.wait(20) == 1
+        assert up.program.wait(PATIENCE_S) == 1
         assert up.end() == 1
 
 
@@ -444,7 +443,7 @@ def test_up_hands_each_process_its_key(tmp_path: Path, is_legacy: bool) -> None:
         key = Path(up.program.wait_for(r"infer .*--key (\S+)")[1])
         assert key.name == (LEGACY_KEY_FILE if is_legacy else KEY_FILES[Role.CLIENT])
         http = up.program.wait_for(r"^  http +(http://\S+)")[1]
-        with Client(up.endpoint, keys=key, timeout=20) as client:
+        with Client(up.endpoint, keys=key, timeout=PATIENCE_S) as client:
             assert client.infer("digits", IMAGE).shape == (1, 10)
             if not is_legacy:
                 with pytest.raises(Forbidden):
@@ -452,7 +451,7 @@ def test_up_hands_each_process_its_key(tmp_path: Path, is_legacy: bool) -> None:
             # Through the gateway, which stays on this machine, as without keys.
             for action in ("unload", "load"):
                 request = urllib.request.Request(f"{http}/v2/repository/models/digits/{action}", b"{}")
-                with urllib.request.urlopen(request, timeout=60) as reply:
+                with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
                     assert reply.status == 200
             up.kill("controller")
             up.program.wait_for(r"^The controller was killed by signal 9; it is started again\.$")

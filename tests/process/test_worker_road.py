@@ -48,10 +48,10 @@ from clockwork.worker.clock import WorkerClock
 from clockwork.worker.given import Given
 from clockwork.worker.road import open_road
 from tests.device.rig import CpuRig, affine
+from tests.patience import PATIENCE_S
 
 MODEL = 1
 PAGE_BYTES = 1 << 20
-WAIT_S = 60.0
 UINT8, FLOAT = 2, 1
 
 
@@ -107,7 +107,7 @@ class Stage:
 
     def until(self, found: Callable[[], Any]) -> Any:
         """Wait for something; notices of the road are collected meanwhile."""
-        deadline_ns = now_ns() + round(WAIT_S * SECOND)
+        deadline_ns = now_ns() + round(PATIENCE_S * SECOND)
         while True:
             self.notices += self.road.take()
             if result := found():

@@ -22,8 +22,8 @@ from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Infer, Result, Status
 from clockwork.wire.tensors import FLOAT
+from tests.patience import PATIENCE_NS
 from tests.process.peers import (
-    PATIENCE_NS,
     FakeWorker,
     RawClient,
     on_loop,

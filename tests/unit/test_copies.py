@@ -10,6 +10,7 @@ import pytest
 from clockwork.errors import InvalidInput
 from clockwork.system import copies
 from clockwork.system.copies import Copies, Work
+from tests.patience import PATIENCE_S
 
 
 class Stage:
@@ -23,7 +24,7 @@ class Stage:
     def work(self, name: str, pieces: int, gate: threading.Event | None = None) -> Work:
         for piece in range(pieces):
             if gate is not None:
-                assert gate.wait(60)
+                assert gate.wait(PATIENCE_S)
             self.done.append((name, piece))
             yield
 
@@ -35,13 +36,13 @@ def test_a_copy_that_stands_still_holds_its_owners_other_copies_alone() -> None:
     for owner in range(2, 12):
         stage.copies.submit(owner, stage.work(f"{owner}", 2), owner)
     for _ in range(10):
-        assert stage.ended.acquire(timeout=60)
+        assert stage.ended.acquire(timeout=PATIENCE_S)
     assert sorted(one.subject for one in stage.copies.ended()) == list(range(2, 12))
     assert ("behind", 0) not in stage.done
     stage.copies.drop(held)
     gate.set()
     for _ in range(2):
-        assert stage.ended.acquire(timeout=60)
+        assert stage.ended.acquire(timeout=PATIENCE_S)
     assert [one.subject for one in stage.copies.ended()] == ["still", "behind"]
     stage.copies.close()
 
@@ -66,9 +67,9 @@ def test_copies_go_on_with_the_threads_that_the_system_gives(
                 stage.copies.submit(1, stage.work("early", 1), None)
         else:
             stage.copies.submit(1, stage.work("early", 1), None)
-            assert stage.ended.acquire(timeout=60)
+            assert stage.ended.acquire(timeout=PATIENCE_S)
     stage.copies.submit(1, stage.work("late", 1), None)
-    assert stage.ended.acquire(timeout=60)
+    assert stage.ended.acquire(timeout=PATIENCE_S)
     assert stage.done[-1] == ("late", 0)
     stage.copies.close()
 
@@ -81,7 +82,7 @@ def test_owners_take_turns_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> No
     stage.copies.submit(2, stage.work("other", 2), None)
     gate.set()
     for _ in range(3):
-        assert stage.ended.acquire(timeout=60)
+        assert stage.ended.acquire(timeout=PATIENCE_S)
     names = [name for name, _ in stage.done]
     assert names.index("second") > 3
     assert "other" in names[:3]
@@ -103,7 +104,7 @@ def test_a_copy_that_is_dropped_goes_on_no_further_and_closes_its_files() -> Non
         stage.copies.drop(one)
     assert behind.work.gi_frame is None, "it holds nothing any more"
     gate.set()
-    assert stage.ended.acquire(timeout=60)
+    assert stage.ended.acquire(timeout=PATIENCE_S)
     assert len(stage.done) <= 1
     assert closed.is_set() or not stage.done
     assert list(stage.copies.ended()) == [copy]
@@ -124,9 +125,9 @@ def test_copies_that_wait_are_bounded_for_each_owner_and_in_all(monkeypatch: pyt
         stage.copies.submit(3, stage.work("third", 1, gate), None)
     gate.set()
     for _ in range(4):
-        assert stage.ended.acquire(timeout=60)
+        assert stage.ended.acquire(timeout=PATIENCE_S)
     stage.copies.submit(3, stage.work("third", 1), None)
-    assert stage.ended.acquire(timeout=60)
+    assert stage.ended.acquire(timeout=PATIENCE_S)
     stage.copies.close()
 
 
@@ -141,7 +142,7 @@ def test_whatever_a_copy_raises_is_its_askers_and_the_threads_go_on() -> None:
     for error in errors * 4:
         stage.copies.submit(1, fails(error), error)
     for _ in range(12):
-        assert stage.ended.acquire(timeout=60)
+        assert stage.ended.acquire(timeout=PATIENCE_S)
     ended = list(stage.copies.ended())
     assert len(ended) == 12
     assert all(one.error is one.subject for one in ended)
@@ -155,17 +156,17 @@ def test_a_copy_that_outlasts_the_end_wakes_nobody_and_is_the_last(monkeypatch: 
 
     def work() -> Work:
         begun.set()
-        assert gate.wait(60)
+        assert gate.wait(PATIENCE_S)
         stage.done.append("first")
         yield from ()
 
     stage.copies.submit(1, work(), None)
     stage.copies.submit(1, stage.work("second", 1), None)
-    assert begun.wait(60)
+    assert begun.wait(PATIENCE_S)
     stage.copies.close()
     gate.set()
     for thread in stage.copies._threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
     assert stage.done == ["first"]
     assert not stage.ended.acquire(blocking=False)

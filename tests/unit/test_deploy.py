@@ -25,6 +25,7 @@ from clockwork.cli.root import cli
 from clockwork.models.compile.host import COMPILERS
 from clockwork.wire.keys import ALLOWED_FILE, CONTROLLER_KEY_FILE, KEY_FILES
 from clockwork.wire.roles import Role
+from tests.patience import PATIENCE_S
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed (extra [test])")
 
@@ -610,7 +611,7 @@ def test_systemd_takes_the_units(unit: Path, tmp_path: Path) -> None:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
         )
 
     done = analyze("verify", "--man=no")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -72,7 +74,7 @@ def mypy(directory: Path, *files: str, python: str | Path = sys.executable) -> s
     cache = directory if python != sys.executable else ROOT / ".mypy_cache"
     options = ["--strict", "--python-executable", str(python), "--cache-dir", str(cache / "documents")]
     command = [sys.executable, "-m", "mypy", *options, *files]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=110)
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=PATIENCE_S)
     return done.stdout + done.stderr
 
 
@@ -104,6 +106,6 @@ def test_it_is_imported_from_beside_a_checkout_that_has_its_name(tmp_path: Path)
     (tmp_path / "clockwork" / "clockwork").mkdir(parents=True)
     done = subprocess.run(
         [sys.executable, "-c", "from clockwork import Client; print(Client.__module__)"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.stdout == "clockwork.client.blocking\n", done.stderr

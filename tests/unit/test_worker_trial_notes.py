@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from clockwork.worker.trial_notes import FOLDER, TrialNotes
+from tests.patience import PATIENCE_S
 
 NAME = "digest-of-a-model"
 
@@ -20,7 +21,7 @@ assert notes.begin({NAME!r})
 {"; ".join(more)}
 os._exit(75)
 """
-    assert subprocess.run([sys.executable, "-c", program], timeout=30, check=False).returncode == 75
+    assert subprocess.run([sys.executable, "-c", program], timeout=PATIENCE_S, check=False).returncode == 75
 
 
 def left(store: Path) -> list[str]:

@@ -42,6 +42,7 @@ from clockwork.workloads import (
     window,
     zipf,
 )
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 MINUTE = 60 * SECOND
@@ -107,7 +108,7 @@ def test_the_same_seed_gives_the_same_arrivals_in_a_fresh_interpreter() -> None:
         "print(*(digest(make(7)) for make in KINDS.values()))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.stdout.split() == [digest(make(7)) for make in KINDS.values()], done.stderr
 

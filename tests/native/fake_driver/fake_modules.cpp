@@ -288,6 +288,7 @@ int make_launch(CUfunction function, const unsigned grid[3], const unsigned bloc
         return CUDA_ERROR_INVALID_VALUE;
     if (!code->is_loaded) {
         code->is_loaded = true;
+        Stalled noted("first launch", current->ordinal);
         stall(guard, false);
     }
     return CUDA_SUCCESS;

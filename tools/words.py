@@ -73,6 +73,7 @@ NATIVE = frozenset({".h", ".cpp", ".c"})
 MADE = ("_pb2.py",)
 """Endings of the names of files that protoc makes."""
 
+PRAGMA = re.compile(r"#\s*(type|fmt|noqa|mypy)\b")
 OPENING = re.compile(r"(What|Who|Of|That)\b(?!')")
 NAME = re.compile(r"(?<![\w.\"'])one(?![\w\"'])")
 STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'')
@@ -136,7 +137,8 @@ def check_python(text: str) -> Iterator[Finding]:
         number = token.start[0]
         if token.type == tokenize.COMMENT:
             is_alone = not token.line[: token.start[1]].strip()
-            yield from columns(number, token.line)
+            if not PRAGMA.match(token.string):
+                yield from columns(number, token.line)
             if last_comment != number - 1 or not is_alone:
                 yield from opening(number, token.string[1:])
             last_comment = number if is_alone else 0

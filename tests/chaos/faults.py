@@ -297,7 +297,8 @@ def _flip_catalog(world: World, fault: Fault, effect: Effect, rng: random.Random
 
 
 def flip(path: Path, rng: random.Random, root: Path) -> str:
-    """Flip a bit of a file and return its place. The file is replaced, because other links to it may exist."""
+    """Flip a bit of a file and return its place. The file is replaced, because other links to it may
+    exist."""
     data = bytearray(path.read_bytes())
     index, bit = rng.randrange(len(data)), rng.randrange(8)
     if rng.random() < LOUD_SHARE and len(data) >= 4:
@@ -329,7 +330,8 @@ def _lying_worker(world: World, fault: Fault, effect: Effect, rng: random.Random
 
 @handles(Kind.JUMP_WALL_CLOCK)
 def _jump_wall_clock(world: World, fault: Fault, effect: Effect, rng: random.Random) -> None:
-    """Jump the wall clock of every process, and jump it back. Only texts for people may depend on that clock."""
+    """Jump the wall clock of every process, and jump it back. Only texts for people may depend on that
+    clock."""
     by_ns = rng.choice((-1, 1)) * int(10 ** rng.uniform(0, 3.5) * HOUR_NS / 10)
     files = [world.root / f"clocks-{one.name}" for one in world.supervised]
     for file in files:

@@ -159,7 +159,8 @@ def recovered_ns(requests: Sequence[Request], effect: Effect) -> int:
 
 
 def noticed_by_client_ns(requests: Sequence[Request], effect: Effect, client: str) -> int:
-    """Return the time at which the first request of such a client failed by a lost connection; 0: none did."""
+    """Return the time at which the first request of such a client failed by a lost connection; 0: none
+    did."""
     ends = [
         one.end_ns
         for one in requests

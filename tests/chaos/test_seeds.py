@@ -1,4 +1,5 @@
-"""Some seeds of `make chaos`, and a soak of seconds, so that the normal tests notice if these commands break."""
+"""Some seeds of `make chaos`, and a soak of seconds, so that the normal tests notice if these commands
+break."""
 
 from __future__ import annotations
 

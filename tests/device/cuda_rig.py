@@ -239,7 +239,8 @@ class CudaRig:
 
 
 class PlainCudaRig(CudaRig):
-    """The same, with programs whose kernels get their weights' addresses as parameters, launched one by one."""
+    """The same, with programs whose kernels get their weights' addresses as parameters, launched one by
+    one."""
 
     kind = "cuda-plain"
     tables = False

@@ -1,4 +1,5 @@
-"""The tests' interface to the fake CUDA driver: it counts calls, fails on demand, and runs at a given speed."""
+"""The tests' interface to the fake CUDA driver: it counts calls, fails on demand, and runs at a given
+speed."""
 
 from __future__ import annotations
 

@@ -610,7 +610,8 @@ def test_a_program_is_shared_and_its_weights_are_not(driver: Driver) -> None:
 
 
 def test_more_models_than_memory(make: Callable[..., Driver]) -> None:
-    """Random loads, unloads and inferences: every answer is its model's own, and the arena never overflows."""
+    """Random loads, unloads and inferences: every answer is its model's own, and the arena never
+    overflows."""
     driver = make(pages=8)
     needs_numbers(driver)
     random = np.random.default_rng(5)

@@ -1,4 +1,5 @@
-"""Behaviour of the CUDA device alone: streams that overlap, noticed ends, pools, and failures of the driver."""
+"""Behaviour of the CUDA device alone: streams that overlap, noticed ends, pools, and failures of the
+driver."""
 
 from __future__ import annotations
 
@@ -663,7 +664,8 @@ def test_a_batch_runs_on_the_smallest_variant_that_holds_it(driver: Driver) -> N
 
 
 def test_rows_that_pad_a_batch_of_indices_are_indices_too(driver: Driver, fake: FakeDriver) -> None:
-    """The variant of eight rows uses the ninth byte of the padding rows as an index, so they must be filled."""
+    """The variant of eight rows uses the ninth byte of the padding rows as an index, so they must be
+    filled."""
     node = helper.make_node("Identity", ["k"], ["y"])
     model = driver.prepare(case([node], {"k": (7, ["n"])}, {"y": (7, ["n"])}))
     driver.end(driver.load(model, 1, []))

@@ -139,7 +139,8 @@ def test_cupy_has_what_the_stand_in_has() -> None:
 @needs_cupy
 @pytest.mark.slow
 def test_what_cupy_raises_where_there_is_no_memory_is_a_memory_error_to_us() -> None:
-    """Memory and PinnedMemory call the runtime themselves, past CuPy's pools: their errors are the runtime's."""
+    """Memory and PinnedMemory call the runtime themselves, past CuPy's pools: their errors are the
+    runtime's."""
     real = cuda_of_cupy()
     cupy = importlib.import_module("cupy")
     error = real.runtime.CUDARuntimeError(OUT_OF_MEMORY)

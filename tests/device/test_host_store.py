@@ -1,4 +1,5 @@
-"""A host store with a budget: the behaviour of every device that has a store, and of devices that read files."""
+"""A host store with a budget: the behaviour of every device that has a store, and of devices that read
+files."""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ def token_encoder() -> onnx.ModelProto:
 
 
 def attention() -> onnx.ModelProto:
-    """x [N, S, 4] to y [N, S, 4], a value for each position that depends on all of them; and to z, [N, 4, S]."""
+    """x [N, S, 4] to y [N, S, 4], a value for each position that depends on all of them; and to z, [N, 4,
+    S]."""
     nodes = [
         helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
         helper.make_node("MatMul", ["x", "t"], ["scores"]),

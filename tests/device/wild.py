@@ -1,4 +1,5 @@
-"""Test models whose memory or time depends on a value in the request: each takes one int64 [1] named ``n``."""
+"""Test models whose memory or time depends on a value in the request: each takes one int64 [1] named
+``n``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Compares random networks through the compiler with ONNX Runtime.
 
-    python -m tests.emulation.seeds 100                       # seeds 0 to 99, by the kernels for sm_80, emulated
-    python -m tests.emulation.seeds 1000 --from 500 --host    # by kernels for the host, in a tenth of the time
-    python -m tests.emulation.seeds 1 --from 17 --cut         # print the shortest wrong part of a network
+    python -m tests.emulation.seeds 100                      # seeds 0 to 99, kernels for sm_80, emulated
+    python -m tests.emulation.seeds 1000 --from 500 --host   # kernels for the host, ten times as fast
+    python -m tests.emulation.seeds 1 --from 17 --cut        # print the shortest wrong part of a network
 
 An answer may differ from ONNX Runtime's by rounding: by a part of its largest value, or by a multiple of the
 change in ONNX Runtime's own answer when the last bits of inputs and weights change.

@@ -1,4 +1,5 @@
-"""tests/native/host_kernels.h: threads of a block, barriers, tensor cores, and the errors of wrong kernels."""
+"""tests/native/host_kernels.h: threads of a block, barriers, tensor cores, and the errors of wrong
+kernels."""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ def test_a_reader_answers_or_says_what_is_wrong(target: str, count: int, tmp_pat
 
 @pytest.mark.parametrize("target", sorted(TARGETS))
 def test_the_examples_are_good(target: str, tmp_path: Path) -> None:
-    """A reader that refuses the examples would refuse all changes of them, and the test would prove nothing."""
+    """A reader that refuses the examples would refuse all changes of them, and the test would prove
+    nothing."""
     make, good = mutate.values(tmp_path).get(target, (bytes, []))
     for data in [*mutate.RAW.get(target, []), *(make(one) for one in good)]:
         assert TARGETS[target](data), data

@@ -1,4 +1,5 @@
-"""Native code under sanitizers: lanes with many threads, headers and the whole exchange with hostile bytes."""
+"""Native code under sanitizers: lanes with many threads, headers and the whole exchange with hostile
+bytes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What strangers throw at a cluster, each kind as a loop that goes on until it is told to stop.
 
-Every attack draws from a random.Random of its own, made of the seed and its name; what the machine makes of the
-timing is not part of the seed.
+Every attack draws from a random.Random of its own, made of the seed and its name; what the machine makes of
+the timing is not part of the seed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Doors(NamedTuple):
 
 
 class Stop(threading.Event):
-    """Set when the attack is over; what is thrown is counted, so that an attack that reaches nothing is noticed."""
+    """Set when the attack is over; what is thrown is counted, so that an attack that reaches nothing is
+    noticed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,8 +62,11 @@ Attack = Callable[[Doors, random.Random, Stop], None]
 
 
 def hang_up(transport: Transport) -> None:
-    """End the connections at once, whatever has not been sent. A dialled socket of libzmq 4.3.5 that closes with messages to
-    send, while others come and its peer ends it, aborts its process by its heartbeats ("Assertion failed: !_io_error")."""
+    """End the connections at once, whatever has not been sent.
+
+    A dialled socket of libzmq 4.3.5 that closes with messages to send, while others come and its peer ends
+    it, aborts its process by its heartbeats ("Assertion failed: !_io_error").
+    """
     for one in transport._sockets:
         one._socket.set(zmq.LINGER, 0)
     transport.close()
@@ -71,7 +75,8 @@ def hang_up(transport: Transport) -> None:
 def _dialled(
     endpoint: str, hello: Any, rng: random.Random, stop: Stop, make: Callable[[], list[Any]]
 ) -> None:
-    """Connections of our own protocol: hello (if any), then whatever make() says, answers read now and then."""
+    """Connections of our own protocol: hello (if any), then whatever make() says, answers read now and
+    then."""
     while not stop.is_set():
         transport = Transport()
         try:

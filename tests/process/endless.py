@@ -16,8 +16,8 @@ FRAME = zmtp.frame_head(1 << 20, zmtp.MORE) + bytes(1 << 20)
 
 
 class Endless:
-    """Accepts connections, one after the other, says what it has been given, and then data over and over: frames of a
-    message without an end, unless told otherwise."""
+    """Accepts connections, one after the other, says what it has been given, and then data over and over:
+    frames of a message without an end, unless told otherwise."""
 
     def __init__(self, first: Callable[[socket.socket], None], data: bytes = FRAME) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))

@@ -1,7 +1,7 @@
 """Disks that fail, and crashes, for one thread of this process: its calls of ``os`` pass through here.
 
-A Disk counts them, fails those that it is told to, and keeps what a crash would leave before each: of the process alone
-(what is there), or of the machine (what was synced, by a model that keeps nothing else).
+A Disk counts them, fails those that it is told to, and keeps what a crash would leave before each: of the
+process alone (what is there), or of the machine (what was synced, by a model that keeps nothing else).
 """
 
 from __future__ import annotations

@@ -33,7 +33,10 @@ SERVICE = "/inference.GRPCInferenceService/"
 
 @contextlib.contextmanager
 def running_gateway(endpoint: str, **settings: Any) -> Iterator[Gateway]:
-    """A gateway before the controller at that endpoint; its ``ports`` say where. Fails if it does not end well."""
+    """A gateway before the controller at that endpoint; its ``ports`` say where.
+
+    Fails if it does not end well.
+    """
     settings = {"http_port": 0, "grpc_port": 0, "metrics_port": OFF, "drain_s": 5.0} | settings
     gateway = Gateway(GatewaySettings(endpoint=endpoint, **settings))
     started = threading.Event()

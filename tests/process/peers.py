@@ -65,7 +65,8 @@ def running_controller(data: Path, **more: Any) -> Iterator[Controller]:
             controller._storage.wake()  # else the loop looks at its next heartbeat
             thread.join()
             controller.close()
-            # Its loop has told the collector to leave alone what there is, itself included: gigabytes in a few hundred tests.
+            # Its loop has told the collector to leave alone what there is, itself included: gigabytes in a
+            # few hundred tests.
             vars(controller).clear()
         if failure:
             raise failure[0]
@@ -155,7 +156,8 @@ class RawClient(Peer):
 
 
 def echo_model(columns: int | str = 2, note: str = "") -> onnx.ModelProto:
-    """A model with one input x [N, columns] and one output y, which is the same: what prepared_model() is of."""
+    """A model with one input x [N, columns] and one output y, which is the same: what prepared_model() is
+    of."""
     shape = ["N", columns]
     tensors = [helper.make_tensor_value_info(name, 1, shape) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "echo", tensors[:1], tensors[1:])
@@ -214,7 +216,8 @@ class FakeWorker(Peer):
 
     @contextlib.contextmanager
     def preparing(self, *args: Any, **changes: Any) -> Iterator[None]:
-        """Answer a Prepare, as prepare() does, that comes while the block runs; the block waits for what follows."""
+        """Answer a Prepare, as prepare() does, that comes while the block runs; the block waits for what
+        follows."""
         thread = threading.Thread(target=self.prepare, args=args, kwargs=changes)
         thread.start()
         yield

@@ -2,9 +2,10 @@
 
     python stub_peer.py PORT MODE MODEL.onnx CHECKED
 
-CHECKED requests come before the first cell. MODE: honest; wrong (its answers are); silent (it never is ready); ends (at the first cell's requests); hoarder (it queues
-whatever comes and works it off, whoever has gone); refuser (every second request). Whatever the mode, it ignores SIGTERM
-and has started a process in a session of its own, as some servers do.
+CHECKED requests come before the first cell. MODE: honest; wrong (its answers are); silent (it never is
+ready); ends (at the first cell's requests); hoarder (it queues whatever comes and works it off, whoever has
+gone); refuser (every second request). Whatever the mode, it ignores SIGTERM and has started a process in a
+session of its own, as some servers do.
 """
 
 from __future__ import annotations

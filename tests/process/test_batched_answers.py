@@ -1,4 +1,5 @@
-"""Requests that come together are answered as if each had come alone, whatever their models compute over a batch."""
+"""Requests that come together are answered as if each had come alone, whatever their models compute over a
+batch."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ def test_requests_together_are_answered_as_alone(tmp_path: Path, name: str) -> N
 
 
 def test_a_model_that_an_older_version_batched_is_judged_again(tmp_path: Path) -> None:
-    """Both were said to batch since three rows answered alike: one is proven to, the other is prepared anew."""
+    """Both were said to batch since three rows answered alike: one is proven to, the other is prepared
+    anew."""
     data = tmp_path / "data"
     kept, meeting = MODELS[INDEPENDENT[0]][0], MODELS["mixing-torchscript17-if_sum"][0]
     with running_cluster(data) as cluster, cluster.client() as client:

@@ -429,8 +429,11 @@ def test_peers_whose_libraries_are_missing_are_named_and_left_out(monkeypatch: p
 def test_peers_on_a_card_are_told_what_they_take_and_are_timed_without_their_notice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorRT's provider takes no other words for yes and no. A run returns before the card has done it, so that the
-    event behind it is recorded at once; and a session that is made beside has streams of its own."""
+    """TensorRT's provider takes no other words for yes and no.
+
+    A run returns before the card has done it, so that the event behind it is recorded at once; and a session
+    that is made beside has streams of its own.
+    """
     made: list[dict[str, dict[str, str]]] = []
     synchronised: list[str] = []
 

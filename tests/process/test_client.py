@@ -792,7 +792,8 @@ def test_a_registration_when_the_connection_is_lost(model_file: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "eventfd"), reason="a pair of sockets has no number that is given away")
 def test_a_wake_up_after_the_end_writes_into_nobodys_descriptor() -> None:
-    """Another thread may be about to wake the owner when the client is closed and its descriptor's number given away."""
+    """Another thread may be about to wake the owner when the client is closed and its descriptor's number
+    given away."""
     channel = Channel("tcp://127.0.0.1:9", None, "test")
     number = channel._wakeup.fileno()
     channel.close()

@@ -1,6 +1,8 @@
-"""A controller that lies to its clients: every edge of every field of what it may say, floods, and what would fill memory.
+"""A controller that lies to its clients: every edge of every field of what it may say, floods, and what would
+fill memory.
 
-Whatever comes, a call ends with an answer or an error of ours within its time, and the same client's next call is answered.
+Whatever comes, a call ends with an answer or an error of ours within its time, and the same client's next
+call is answered.
 """
 
 from __future__ import annotations

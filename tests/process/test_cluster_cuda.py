@@ -258,8 +258,8 @@ def test_clocks_and_throttling_are_shown_and_planned_with(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_packages_by_hand_and_models_to_compile_are_registered_and_served_alike(tmp_path: Path) -> None:
-    """By the command line, on one worker: the example's package, one of `clockwork compile`, and two fine-tunes as
-    they are, which the worker compiles and which share a program."""
+    """By the command line, on one worker: the example's package, one of `clockwork compile`, and two
+    fine-tunes as they are, which the worker compiles and which share a program."""
     pytest.importorskip("tinygrad", reason="compiling needs the extra [compile]")
     make = runpy.run_path(str(Path(__file__).parents[2] / "examples/program/make.py"))["make"]
     make(tmp_path / "relu", ["host"])
@@ -315,7 +315,8 @@ def test_packages_by_hand_and_models_to_compile_are_registered_and_served_alike(
 
 @pytest.mark.slow
 def test_loads_onto_two_gpus_end_when_they_were_predicted_to(tmp_path: Path) -> None:
-    """40 ms each over the link that both share: were they copied at once, each would end late by the other's part."""
+    """40 ms each over the link that both share: were they copied at once, each would end late by the other's
+    part."""
     rig = CudaRig(tmp_path / "packages")
     cases = [affine(seed, width=100) for seed in range(6)]
     x = np.ones((1, 100), np.float32)
@@ -337,6 +338,7 @@ def test_loads_onto_two_gpus_end_when_they_were_predicted_to(tmp_path: Path) -> 
         errors = status["predictions"]["load_completion"]
         early, late = errors["over"], errors["under"]
         assert early["total"] + late["total"] > 20
-        # Now and then two lanes wake in the other order than they were told in, and these two loads change places.
+        # Now and then two lanes wake in the other order than they were told in, and these two loads change
+        # places.
         assert early["percentiles_ns"]["50"] < 15_000_000, errors
         assert late["total"] < early["total"] / 3 or late["percentiles_ns"]["50"] < 15_000_000, errors

@@ -207,7 +207,10 @@ def test_a_policy_that_cannot_plan_fetches_refuses_the_worker(tmp_path: Path) ->
 
 
 def test_after_two_stalls_in_a_row_an_idle_device_serves_what_the_profile_allows(tmp_path: Path) -> None:
-    """Every two seconds executions of 2 ms take half a second, for a second. Then nobody with less than that was served, for a second."""
+    """Every two seconds executions of 2 ms take half a second, for a second.
+
+    Then nobody with less than that was served, for a second.
+    """
     stalls = ("slow_factor=250", f"slow_ns={SECOND}", f"slow_every_ns={2 * SECOND}")
     x = np.zeros((1, 100), np.uint8)
     with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:

@@ -126,8 +126,8 @@ def drained(worker: Program) -> int:
 
 
 def test_workers_drain_under_load_and_not_one_request_fails(tmp_path: Path) -> None:
-    """Each has actions that run and others behind them when the signal comes, and has all models loaded, alone. The
-    other loads them then. Nobody is refused."""
+    """Each has actions that run and others behind them when the signal comes, and has all models loaded,
+    alone. The other loads them then. Nobody is refused."""
     devices = ("--device", "emulated", "--devices", "2")
     with running_cluster(tmp_path, workers=0) as cluster, cluster.client() as client:
         cluster.start_worker(*devices, arena="1GiB", name="first")

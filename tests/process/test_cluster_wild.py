@@ -1,4 +1,7 @@
-"""Models that take all memory, never end, crash their workers or hang: what others notice of them. Real processes."""
+"""Models that take all memory, never end, crash their workers or hang: what others notice of them.
+
+Real processes.
+"""
 
 from __future__ import annotations
 

@@ -546,7 +546,10 @@ def test_a_worker_that_answers_no_ping_is_named_until_it_does(tmp_path: Path) ->
 def test_a_result_that_does_not_fit_its_batch_costs_the_worker_not_the_request(
     served: Any, parts: Any, sent: int
 ) -> None:
-    """sent: wrong results after which the worker is let go. A message that is wrong by its form ends it at once."""
+    """sent: wrong results after which the worker is let go.
+
+    A message that is wrong by its form ends it at once.
+    """
     _, worker, client = served
     client.infer("m", 1, [1, 2], ROW)
     load = worker.next_action()

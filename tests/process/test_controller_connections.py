@@ -1,4 +1,5 @@
-"""What a controller's connections may cost it: peers that vanish, that send without end, that read nothing."""
+"""What a controller's connections may cost it: peers that vanish, that send without end, that read
+nothing."""
 
 from __future__ import annotations
 
@@ -378,7 +379,8 @@ def test_a_client_that_asks_for_more_than_it_reads_is_refused_some_and_stays(tmp
 
 @pytest.mark.parametrize("greeted", [True, False])
 def test_a_client_that_reads_no_errors_is_ended(tmp_path: Path, greeted: bool) -> None:
-    # Of what it sends there is no bound here: on a busy machine the controller may be further behind with reading.
+    # Of what it sends there is no bound here: on a busy machine the controller may be further behind with
+    # reading.
     bounds = ConnectionBounds(unread_bytes=MIB // 4, hello_bytes=1 << 30, hello_bytes_all=1 << 30)
     with running(tmp_path, client_bounds=bounds) as place, zmtp.deaf(place.controller.client_endpoint) as one:
         if greeted:
@@ -481,7 +483,8 @@ def test_a_reader_as_slow_as_it_likes_gets_everything(tmp_path: Path) -> None:
 
 
 def test_a_flood_that_breaks_off_while_it_is_not_read_ends_nothing(tmp_path: Path) -> None:
-    """libzmq stops to read a connection at RCVHWM; with heartbeats of its own it did not survive that one's end."""
+    """libzmq stops to read a connection at RCVHWM; with heartbeats of its own it did not survive that one's
+    end."""
     flood = zmtp.message([codec.encode(messages.Query(1, "nothing", ""))]) * 1_000
     with running(tmp_path) as place, RawClient(place.controller) as client:
         one = zmtp.open_connection(place.controller.client_endpoint)

@@ -37,7 +37,10 @@ TOKEN = "s3cret-of-the-operator"
 
 @contextmanager
 def running_dashboard(*options: str) -> Iterator[tuple[Program, str]]:
-    """A dashboard and its URL. At the end it has stopped at SIGTERM, with status 0, and nothing is left of it."""
+    """A dashboard and its URL.
+
+    At the end it has stopped at SIGTERM, with status 0, and nothing is left of it.
+    """
     program = Program(["dashboard", "--port", "0", *options])
     try:
         url = program.wait_for(r"The dashboard is at (\S+) ")[1]

@@ -1,5 +1,5 @@
-"""The dashboard in a real browser: it shows what it should, in light and dark, on a phone and by keyboard, and complains of
-nothing. CLOCKWORK_PICTURES names a folder for the screenshots."""
+"""The dashboard in a real browser: it shows what it should, in light and dark, on a phone and by keyboard,
+and complains of nothing. CLOCKWORK_PICTURES names a folder for the screenshots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Two workers with stores of their own that measured differently serve one set of models, real and emulated."""
+"""Two workers with stores of their own that measured differently serve one set of models, real and
+emulated."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ ROWS = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
 
 
 def measured(store: Path, package: Path, holding: str, batch_max: int, slower: float) -> PreparedModel:
-    """A worker's store in which a model was prepared some other day: held so, batching so far, and so much slower."""
+    """A worker's store in which a model was prepared some other day: held so, batching so far, and so much
+    slower."""
     fingerprint = device_fingerprint(1)
     prepared = prepare(package, store, fingerprint, PAGE_BYTES, {"holding": holding})
     found = prepared_directory(store, prepared.digest, fingerprint, {"holding": holding})

@@ -1,8 +1,8 @@
 """A reply follows the disk: whatever fails there, and whenever the controller dies.
 
-For every order that changes what is registered, every call that its storage makes of the operating system fails once,
-alone and with all that follow; and before each of them the process is killed, and the machine. What was acknowledged
-holds after a restart, what was refused does not, and nothing holds in part.
+For every order that changes what is registered, every call that its storage makes of the operating system
+fails once, alone and with all that follow; and before each of them the process is killed, and the machine.
+What was acknowledged holds after a restart, what was refused does not, and nothing holds in part.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ State = tuple[Any, ...]
 
 
 class Stage:
-    """A controller, a worker that prepares what it is asked to, and a client; all but the controller on this thread."""
+    """A controller, a worker that prepares what it is asked to, and a client; all but the controller on this
+    thread."""
 
     def __init__(self, stack: ExitStack, data: Path) -> None:
         self.data = data

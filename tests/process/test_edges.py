@@ -1,7 +1,8 @@
-"""Every edge of every field of every message, over real sockets to every process: an honest peer beside is served.
+"""Every edge of every field of every message, over real sockets to every process: an honest peer beside is
+served.
 
-What is sent is made from the declarations (tests.edges): the least and the most of each number, one past each, the
-longest text and list and one more, and what is of no kind that the field may be.
+What is sent is made from the declarations (tests.edges): the least and the most of each number, one past
+each, the longest text and list and one more, and what is of no kind that the field may be.
 """
 
 from __future__ import annotations

@@ -293,8 +293,10 @@ def test_answers_that_are_not_read_shut_out_nobody(
     sized: Sized,
     protocol: str,
 ) -> None:
-    """Small answers come at once. Large ones may be refused; then a connection that does not read ends, so that they come
-    after a few tries."""
+    """Small answers come at once.
+
+    Large ones may be refused; then a connection that does not read ends, so that they come after a few tries.
+    """
     monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", 32 * MIB)
     monkeypatch.setattr(answers, "ANSWER_STALL_NS", 0)
     sized.outputs = {"y": bytes(8 * MIB)}

@@ -1,8 +1,9 @@
-"""The gateway under any bytes, by hypothesis: an answer, a refusal that the request has earned, or an end of the
-connection; never a failure of ours, and the next honest request is served.
+"""The gateway under any bytes, by hypothesis: an answer, a refusal that the request has earned, or an end of
+the connection; never a failure of ours, and the next honest request is served.
 
-The controller behind it echoes what it is asked, so that whatever the gateway lets through comes back. What the gateway
-answers with 500 is what it takes for a mistake of its own; 501 is the protocol's word for what it does not do.
+The controller behind it echoes what it is asked, so that whatever the gateway lets through comes back. What
+the gateway answers with 500 is what it takes for a mistake of its own; 501 is the protocol's word for what it
+does not do.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def counts(few: int) -> pytest.MarkDecorator:
 
 GOOD: dict[str, Any] = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, -2.0]}]}
 SILENCE_S = 0.1
-"""How long the gateway may say nothing until the end of the stream is sent: then it has the whole of a request, or never will."""
+"""How long the gateway may say nothing until the end of the stream is sent: then it has the whole of a
+request, or never will."""
 
 STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 
@@ -101,8 +103,11 @@ class Stranger:
             self.socket.sendall(data)
 
     def hears(self) -> bytes:
-        """All that comes until the connection ends, which it has to. The gateway is told that no more will follow where it
-        is silent: it may wait for the rest of a request."""
+        """All that comes until the connection ends, which it has to.
+
+        The gateway is told that no more will follow where it is silent: it may wait for the rest of a
+        request.
+        """
         found = b""
         with contextlib.suppress(ConnectionError):
             if self._is_silent():
@@ -137,7 +142,8 @@ def asked(port: int, data: bytes) -> tuple[int, bytes]:
 
 
 def check_http(gateway: Gateway, data: bytes) -> list[int]:
-    """The statuses of what is answered, none of which may be a mistake of ours; then an honest request is answered."""
+    """The statuses of what is answered, none of which may be a mistake of ours; then an honest request is
+    answered."""
     said = exchanged(gateway.ports["http"], data)
     statuses = [int(one) for one in STATUS.findall(said)]
     assert all(one < 500 or one == 501 for one in statuses), said[:2000]

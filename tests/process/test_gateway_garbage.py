@@ -1,7 +1,8 @@
 """What requests leave behind in a gateway: nothing that takes a full collection of Python's garbage.
 
-A full collection looks at every object while the loop stands still, and calls that wait are objects by the hundred
-thousand."""
+A full collection looks at every object while the loop stands still, and calls that wait are objects by the
+hundred thousand.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ def test_calls_over_grpc_leave_no_cycles(gateway: Gateway, size: int) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel:
         call = method_of(channel, "ModelInfer")
         found = cycles_of(lambda: call.future(request).exception())
-        # gRPC leaves a call of its own in a cycle now and then, and with it the room of an answer that was sent.
+        # gRPC leaves a call of its own in a cycle now and then, and with it the room of an answer that was
+        # sent.
         assert max(found.values(), default=0) < TIMES // 10, found
 
 

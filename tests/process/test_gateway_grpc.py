@@ -317,7 +317,8 @@ def test_a_request_that_is_too_large_is_refused(call: Call) -> None:
 
 
 MANY = b"\x2a\0\x22\0" * GRPC_FIELDS_MAX
-"""Empty tensors and parameters, of which each would take a hundred times its bytes; to other methods, unknown fields."""
+"""Empty tensors and parameters, of which each would take a hundred times its bytes; to other methods, unknown
+fields."""
 
 
 @pytest.mark.parametrize("method", [*sorted(GRPC), *sorted(GRPC_COMMON)])
@@ -367,7 +368,8 @@ def test_elements_in_the_message_may_be_a_few_megabytes(
 
 
 def test_what_elements_become_is_counted(controller: FakeController) -> None:
-    """A hundred thousand booleans are as many bytes in the message, and as many in the message to the controller."""
+    """A hundred thousand booleans are as many bytes in the message, and as many in the message to the
+    controller."""
     request = pb.ModelInferRequest(model_name="m")
     one = request.inputs.add(name="x", datatype="BOOL", shape=[100_000])
     one.contents.bool_contents.extend([True] * 100_000)

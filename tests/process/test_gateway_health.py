@@ -1,4 +1,5 @@
-"""gRPC's health checks and server reflection, asked by our own messages, by the official clients, and by attackers."""
+"""gRPC's health checks and server reflection, asked by our own messages, by the official clients, and by
+attackers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What the OpenAPI document offers, asked for at random by schemathesis: nothing answers 500, or what it does not say."""
+"""What the OpenAPI document offers, asked for at random by schemathesis: nothing answers 500, or what it does
+not say."""
 
 from __future__ import annotations
 

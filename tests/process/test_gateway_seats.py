@@ -184,7 +184,8 @@ def test_a_stranger_has_seconds_and_a_client_longer(
 def test_a_client_that_reads_no_answers_and_then_sends_no_http_is_ended(
     controller: FakeController, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gateway need not wait until its answers are read, but the refusal comes behind them and is not read either."""
+    """The gateway need not wait until its answers are read, but the refusal comes behind them and is not read
+    either."""
 
     bind = process.listen
 

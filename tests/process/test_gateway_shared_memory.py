@@ -1,4 +1,5 @@
-"""Shared memory through the gateway's servers, before a controller of a few lines that answers with its inputs."""
+"""Shared memory through the gateway's servers, before a controller of a few lines that answers with its
+inputs."""
 
 from __future__ import annotations
 
@@ -142,7 +143,8 @@ def test_memory_that_is_gone_or_short_ends_no_gateway(http: Http, memory: Shared
 def test_a_copy_that_stands_still_holds_nobody_else(
     http: Http, gateway: Gateway, memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel has a write wait while its file's owner fills the file with pages, which may be gigabytes."""
+    """The kernel has a write wait while its file's owner fills the file with pages, which may be
+    gigabytes."""
     register(http, memory)
     begun, gate, real = threading.Event(), threading.Event(), os.pwrite
 

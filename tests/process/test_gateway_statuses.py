@@ -1,4 +1,5 @@
-"""Every status that the gateway's operations answer is in the OpenAPI document, and every status in it is answered."""
+"""Every status that the gateway's operations answer is in the OpenAPI document, and every status in it is
+answered."""
 
 from __future__ import annotations
 

@@ -152,7 +152,10 @@ def test_malformed_messages_are_counted_and_few_of_them_logged(
 def test_messages_that_keep_python_busy_hold_up_nobody_else(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stranger's 200 messages of 5 ms each are a second of Python. Planning and everybody else come between them."""
+    """A stranger's 200 messages of 5 ms each are a second of Python.
+
+    Planning and everybody else come between them.
+    """
     handled, block = 0, bytes(1 << 18)
 
     def work(*_: Any) -> None:

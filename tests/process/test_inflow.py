@@ -1,4 +1,5 @@
-"""What the other side may make a process hold: a controller its clients and workers, a subscriber the controller.
+"""What the other side may make a process hold: a controller its clients and workers, a subscriber the
+controller.
 
 Each message of the floods here has no end, so that nobody is ever told of it: libzmq would receive it whole.
 """
@@ -82,7 +83,8 @@ def test_small_frames_are_bounded_by_the_memory_that_they_take(flags: int, bound
 
 
 def test_messages_that_are_kept_end_no_connection(bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gateway keeps answers that its callers do not read; meanwhile the next answer is half there, always."""
+    """A gateway keeps answers that its callers do not read; meanwhile the next answer is half there,
+    always."""
     monkeypatch.setattr("clockwork.wire.transport.INFLOW_LOOK_NS", 0)
     data = zmtp.message([bytes(bound // 4)])
     half = len(data) // 2
@@ -124,7 +126,8 @@ def fill(one: socket.socket, data: bytes) -> None:
 
 
 def test_a_connection_that_breaks_off_while_it_is_not_read_ends_no_process() -> None:
-    """libzmq's heartbeats abort where it had stopped to read: a controller's flood would end clients and workers."""
+    """libzmq's heartbeats abort where it had stopped to read: a controller's flood would end clients and
+    workers."""
     transport = Transport()
     try:
         with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -1,4 +1,5 @@
-"""Requests of different length share batches in a real cluster, are answered as alone, and `models show` says so."""
+"""Requests of different length share batches in a real cluster, are answered as alone, and `models show` says
+so."""
 
 from __future__ import annotations
 

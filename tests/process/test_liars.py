@@ -1,4 +1,5 @@
-"""A worker whose answers cannot be hurts nobody: what it was asked is answered by another, and it is let go."""
+"""A worker whose answers cannot be hurts nobody: what it was asked is answered by another, and it is let
+go."""
 
 from __future__ import annotations
 

@@ -221,7 +221,8 @@ def test_a_configuration_that_does_not_fit_its_model_is_refused(root: Path, conf
 
 
 def test_a_reshape_is_part_of_the_model_that_is_served(cluster: Cluster, root: Path) -> None:
-    """As Triton's quickstart has it, whose ONNX file takes batches of one, and its data in files beside it."""
+    """As Triton's quickstart has it, whose ONNX file takes batches of one, and its data in files beside
+    it."""
     y, x = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 2]) for name in "yx")
     weight = numpy_helper.from_array(np.arange(512, dtype=np.float32), "w")
     nodes = [

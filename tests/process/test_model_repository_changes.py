@@ -224,7 +224,8 @@ def test_a_policy_that_changes_fails_no_request_for_what_it_still_wants(
 def test_a_configuration_that_changes_leaves_each_version_its_number_and_its_traffic(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    """The same weights with another bound on batches are another version of the cluster while both are there."""
+    """The same weights with another bound on batches are another version of the cluster while both are
+    there."""
     for version in (1, 2, 3):
         put(tmp_path, "c", version, scaled(version), "version_policy { all { } }")
     config = tmp_path / "c" / "config.pbtxt"

@@ -1,4 +1,5 @@
-"""The comparison with other servers, with a stub in their place: what is counted, and that nothing is left behind."""
+"""The comparison with other servers, with a stub in their place: what is counted, and that nothing is left
+behind."""
 
 from __future__ import annotations
 
@@ -194,7 +195,8 @@ main.main()
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_the_benchmark(number: int) -> None:
-    """Ended while requests are under way: Ctrl-C, kill, and kill -9, which only the kernel tells the keeper of."""
+    """Ended while requests are under way: Ctrl-C, kill, and kill -9, which only the kernel tells the keeper
+    of."""
     driver = DRIVER.format(root=str(ROOT), tests=str(ROOT / "tests"))
     child = subprocess.Popen(
         [sys.executable, "-c", driver], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -1,4 +1,5 @@
-"""The client's own tests once more, where nothing of it is compiled and Python has none of what only Linux has."""
+"""The client's own tests once more, where nothing of it is compiled and Python has none of what only Linux
+has."""
 
 from __future__ import annotations
 

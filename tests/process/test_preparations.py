@@ -1,4 +1,5 @@
-"""Ready means that somebody serves it; what a worker measured is its own, and what a model is, is its package's."""
+"""Ready means that somebody serves it; what a worker measured is its own, and what a model is, is its
+package's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The flight recorder of a live controller: read while it records, dumped when asked and by itself, and replayed."""
+"""The flight recorder of a live controller: read while it records, dumped when asked and by itself, and
+replayed."""
 
 from __future__ import annotations
 

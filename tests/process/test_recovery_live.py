@@ -1,4 +1,5 @@
-"""A live cluster serves as before two seconds after a disturbance: what tests/sim/test_recovery.py holds of simulated ones."""
+"""A live cluster serves as before two seconds after a disturbance: what tests/sim/test_recovery.py holds of
+simulated ones."""
 
 from __future__ import annotations
 

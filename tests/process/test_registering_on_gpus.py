@@ -1,4 +1,5 @@
-"""Models that are registered on a GPU that serves: what would stall it happens when the controller has ordered it."""
+"""Models that are registered on a GPU that serves: what would stall it happens when the controller has
+ordered it."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ TENTH = SHARE_WHOLE // 10
 
 
 class Stage:
-    """A controller, a worker that does what it is told, and a client; all on this thread but the controller."""
+    """A controller, a worker that does what it is told, and a client; all on this thread but the
+    controller."""
 
     def __init__(self, stack: ExitStack, data: Path) -> None:
         self.controller: Controller = stack.enter_context(running_controller(data))
@@ -471,7 +472,8 @@ def test_a_copy_of_a_request_that_is_not_answered_is_moot(stage: Stage) -> None:
 
 
 def test_a_request_that_the_shadow_cannot_take_is_not_copied(tmp_path: Path) -> None:
-    """Versions are alike when they are routed; a worker that says otherwise later changes nothing for the one."""
+    """Versions are alike when they are routed; a worker that says otherwise later changes nothing for the
+    one."""
     with ExitStack() as stack:
         stage = Stage(stack, tmp_path)
         inputs = [TensorSpec("w", 8, ("N",))]

@@ -1,4 +1,5 @@
-"""The table of clockwork.wire.roles, asked live: every message with every role, every call of a gateway with every token.
+"""The table of clockwork.wire.roles, asked live: every message with every role, every call of a gateway with
+every token.
 
 And keys that are revoked, added, broken, or from before there were roles.
 """

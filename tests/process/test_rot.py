@@ -1,7 +1,8 @@
-"""Bits that flip on a disk: every answer is right or a clear failure, and what is damaged is repaired from a good copy.
+"""Bits that flip on a disk: every answer is right or a clear failure, and what is damaged is repaired from a
+good copy.
 
-Each case flips bits at seeded places in files of a data directory and of a worker's store, starts a cluster on them
-and compares every answer with what plain ONNX Runtime gave.
+Each case flips bits at seeded places in files of a data directory and of a worker's store, starts a cluster
+on them and compares every answer with what plain ONNX Runtime gave.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def stats_of(client: Client) -> dict[str, Any]:
 
 
 def cases(*patterns: str, slow: tuple[str, ...] = (), seeds: int = 4) -> list[Any]:
-    """(pattern, seed); all but the first seed of the first patterns take long together, two more take minutes."""
+    """(pattern, seed); all but the first seed of the first patterns take long together, two more take
+    minutes."""
     return [
         pytest.param(
             pattern,
@@ -249,7 +251,8 @@ def test_a_damaged_package_of_a_worker_is_fetched_again(data: Path, seed: int) -
 
 
 def test_a_repair_that_comes_out_differently_is_announced_anew(data: Path) -> None:
-    """What was measured of the program is held otherwise now: the controller must not plan with what was so before."""
+    """What was measured of the program is held otherwise now: the controller must not plan with what was so
+    before."""
     for path in stored(data, "worker/prepared/*/weights.bin"):
         flip(path, 3)
     for path in stored(data, "worker/programs/*/finding-*.json"):
@@ -263,7 +266,8 @@ def test_a_repair_that_comes_out_differently_is_announced_anew(data: Path) -> No
 
 
 def everything(root: Path) -> list[Path]:
-    """Every file that has bytes, but for the mark of the format: without that nobody knows how to read the rest."""
+    """Every file that has bytes, but for the mark of the format: without that nobody knows how to read the
+    rest."""
     found = sorted(path for path in root.rglob("*") if path.is_file() and path.stat().st_size)
     return [path for path in found if path.name != "format"]
 
@@ -330,7 +334,8 @@ def test_a_damaged_package_of_a_model_that_serves_is_taken_from_its_next_registr
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 4))])
 @pytest.mark.parametrize("side", ["controller", "worker", "both"])
 def test_every_file_has_a_flipped_bit(data: Path, side: str, seed: int) -> None:
-    """What one side has lost the other has; where both have, there is no good copy, and a failure is clear."""
+    """What one side has lost the other has; where both have, there is no good copy, and a failure is
+    clear."""
     for root in ("controller", "worker") if side == "both" else (side,):
         for number, path in enumerate(everything(data / root)):
             flip(path, 100 * seed + number)

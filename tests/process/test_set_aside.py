@@ -1,4 +1,5 @@
-"""A model whose executions end workers is set aside: what users see of it, and that it serves again when they say so."""
+"""A model whose executions end workers is set aside: what users see of it, and that it serves again when they
+say so."""
 
 from __future__ import annotations
 

@@ -253,7 +253,8 @@ def selecting(operator: str, dtype: int) -> onnx.ModelProto:
 def test_a_tensor_that_its_owner_changes_meanwhile_is_computed_on_as_it_was(
     cluster: Cluster, operator: str, dtype: int, values: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    """An operator that counts or checks first and copies then would write, or read, behind the end of its memory."""
+    """An operator that counts or checks first and copies then would write, or read, behind the end of its
+    memory."""
     x = np.ones(ELEMENTS, np.float32).tobytes()
     memory = Memory(FIRST_OFFSET + values[0].nbytes)
     with cluster.client() as client:
@@ -268,8 +269,8 @@ def test_a_tensor_that_its_owner_changes_meanwhile_is_computed_on_as_it_was(
 
 
 def test_a_mask_of_other_bytes_than_bools_have_is_an_error(cluster: Cluster) -> None:
-    """Compress takes the sum of its mask's bytes for the size of its output, of which it then fills less: the rest is memory
-    that others have used."""
+    """Compress takes the sum of its mask's bytes for the size of its output, of which it then fills less: the
+    rest is memory that others have used."""
     x, mask = ("x", FLOAT, [ELEMENTS], bytes(4 * ELEMENTS)), b"\x02" * ELEMENTS
     memory = Memory(FIRST_OFFSET + ELEMENTS)
     os.pwrite(memory.descriptor, mask, FIRST_OFFSET)
@@ -285,7 +286,8 @@ def test_a_mask_of_other_bytes_than_bools_have_is_an_error(cluster: Cluster) -> 
 def test_memory_with_a_lease_costs_its_sender_an_error_and_nobody_else_anything(
     cluster: Cluster, sharing: Client
 ) -> None:
-    """An open() that waits for the lease takes 45 s, in which the worker would be missed, and its model suspected."""
+    """An open() that waits for the lease takes 45 s, in which the worker would be missed, and its model
+    suspected."""
     memory = Memory(FIRST_OFFSET + 4 * WIDTH)
     inputs = [("x", FLOAT | SHARED, [1, WIDTH], memory.reference())]
     with cluster.client() as client:
@@ -319,8 +321,8 @@ def test_huge_files_take_no_address_space_of_a_worker(cluster: Cluster) -> None:
 
 
 def test_memory_that_a_request_used_which_was_given_up_is_used_again_without_harm(cluster: Cluster) -> None:
-    """Its worker may read it at any time after that: then it computes on what another request has written there, for
-    nobody. Every answer that comes is the answer to what was asked."""
+    """Its worker may read it at any time after that: then it computes on what another request has written
+    there, for nobody. Every answer that comes is the answer to what was asked."""
     x, masks = np.ones(ELEMENTS, np.float32), (np.zeros(ELEMENTS, np.bool_), np.ones(ELEMENTS, np.bool_))
     given_up = answered = 0
     with cluster.client(shared_memory=True) as client:

@@ -1,4 +1,5 @@
-"""Sources of models, read by a process of their own: an HTTP server and an S3 of this machine, with faults."""
+"""Sources of models, read by a process of their own: an HTTP server and an S3 of this machine, with
+faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Texts that others chose, in every field that a command or a process ever prints: shown, and without effect."""
+"""Texts that others chose, in every field that a command or a process ever prints: shown, and without
+effect."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ from tests.process.threaded_worker import threaded_worker
 
 FORGED = "forged"
 HOSTILE = f"\x1b[31m\x9b\x07\r\u2028\u202e[red]\n{FORGED}"
-"""A terminal's controls, of 7 and 8 bits, breaks of lines, a turn of the direction, rich's markup, and a line of its own."""
+"""A terminal's controls, of 7 and 8 bits, breaks of lines, a turn of the direction, rich's markup, and a line
+of its own."""
 
 QUERIES = [("status", ""), ("models", ""), ("model", "m"), ("metrics", ""), ("recorder", "")]
 
@@ -67,7 +69,8 @@ def poisoned(value: Any, kept: frozenset[str] = frozenset(), name: str = "") -> 
 
 
 class Hostile:
-    """A controller's answers, in which each text does what it can. kept: fields without which a command does not go on."""
+    """A controller's answers, in which each text does what it can. kept: fields without which a command does
+    not go on."""
 
     def __init__(self, bodies: dict[str, Any], kept: frozenset[str]) -> None:
         self.kept = kept

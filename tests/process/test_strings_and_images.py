@@ -1,4 +1,5 @@
-"""Models that are sent JPEG images and texts, by everybody's clients, against a whole cluster with its gateway."""
+"""Models that are sent JPEG images and texts, by everybody's clients, against a whole cluster with its
+gateway."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from tests.process.cluster import ROOT, Cluster, running_cluster
 from tests.process.gateways import running_gateway
 
 ANY_SLO_S = 300.0
-"""Of requests of which it does not matter when they are answered: on a busy machine a model is thought to be slow."""
+"""Of requests of which it does not matter when they are answered: on a busy machine a model is thought to be
+slow."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE, SHORTEST = 32, 40
@@ -171,7 +173,8 @@ def test_times_are_known_by_the_size_of_an_image(cluster: Cluster) -> None:
         alone = {point.shape[0][0]: point.exec_ns for point in info.profile if point.batch == 1}
         assert sorted(alone) == [1 << power for power in (14, 16, 18, 20, 22)]
         assert alone[1 << 22] > 20 * alone[1 << 16]
-        # So a deadline that a small image meets is one that a large one cannot meet, which is known before it is tried.
+        # So a deadline that a small image meets is one that a large one cannot meet, which is known before it
+        # is tried.
         slo = 3 * alone[1 << 16] / 1e9 + 0.005
         with pytest.raises(Refused, match="idle device"):
             client.infer("photographs", strings(samples.jpeg(4 << 20, 1)), slo=min(slo, alone[1 << 22] / 2e9))

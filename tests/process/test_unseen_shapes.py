@@ -1,4 +1,5 @@
-"""What a model returns is held against what registration saw of it, by the worker first: that is no worker's fault."""
+"""What a model returns is held against what registration saw of it, by the worker first: that is no worker's
+fault."""
 
 from __future__ import annotations
 

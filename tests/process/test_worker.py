@@ -538,7 +538,8 @@ def test_a_signal_drains_what_the_worker_holds(
 def test_an_idle_worker_waits_for_the_word_that_nothing_comes_but_not_forever(
     worker: WorkerProcess, served: Served, side: SchedulerSide
 ) -> None:
-    """The controller may be busy: whatever it ordered before it heard is done, if it comes within a second."""
+    """The controller may be busy: whatever it ordered before it heard is done, if it comes within a
+    second."""
     stopped_ns = now_ns()
     os.kill(worker.process.pid, signal.SIGTERM)
     side.expect(Goodbye)

@@ -1,4 +1,5 @@
-"""The native road of a worker between a socket and a device, with a test in the place of the worker's loop."""
+"""The native road of a worker between a socket and a device, with a test in the place of the worker's
+loop."""
 
 from __future__ import annotations
 
@@ -58,8 +59,9 @@ UINT8, FLOAT = 2, 1
 class Stage:
     """A controller's socket, a road, and one device that it drives.
 
-    device: with its model; None: an emulated one. exec_ms, load_ms: of its actions. The model is ready and its stored bytes
-    are whole unless a test says otherwise."""
+    device: with its model; None: an emulated one. exec_ms, load_ms: of its actions. The model is ready and
+    its stored bytes are whole unless a test says otherwise.
+    """
 
     def __init__(
         self, place: Path, exec_ms: int = 1, load_ms: int = 1, device: CpuDevice | None = None
@@ -305,7 +307,8 @@ def test_a_device_refuses_what_it_cannot_do_and_goes_on(make: Callable[..., Stag
 
 
 def test_no_interpreted_function_is_entered_for_an_infer(make: Callable[..., Stage], tmp_path: Path) -> None:
-    """A profile function is set before any thread that serves begins: the road's, and the lanes' of a CPU device."""
+    """A profile function is set before any thread that serves begins: the road's, and the lanes' of a CPU
+    device."""
     entered: list[str] = []
     me = threading.get_ident()
 

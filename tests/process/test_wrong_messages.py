@@ -52,8 +52,8 @@ class Stage:
                 assert type(reply) is messages.Reply, reply
 
     def ask(self, header: bytes, frames: list[bytes], *, serves: bool = True) -> dict[str, Any]:
-        """What a client is told, without what is measured and differs from run to run. serves: what the controller
-        orders until then is done."""
+        """What a client is told, without what is measured and differs from run to run. serves: what the
+        controller orders until then is done."""
         assert self.client.dealer.send(header, frames)
         deadline = now_ns() + PATIENCE_NS
         while (answer := self.client.dealer.receive()) is None:
@@ -92,7 +92,8 @@ class Stage:
                 self.infer(message)
 
     def infer(self, order: Infer) -> None:
-        """Do it right, whatever the model gives: as many tensors as it has outputs, of which the first is y [N, 2]."""
+        """Do it right, whatever the model gives: as many tensors as it has outputs, of which the first is y
+        [N, 2]."""
         rows = order.parts[0][0][1][0] if order.parts[0][0][1] else 1
         parts = [[[FLOAT, [rows, 2], place]] for place in range(len(order.parts))]
         self.answer(order, parts, [bytes(8 * rows)] * len(parts))
@@ -126,7 +127,8 @@ class Stage:
         )
 
     def lie(self, name: str, change: Change, number: int, *kinds: str) -> str:
-        """What an operator is told of a result that is changed so; "" if nothing is. kinds: of complaints, if others."""
+        """What an operator is told of a result that is changed so; "" if nothing is. kinds: of complaints, if
+        others."""
         self.client.infer(name, number, [1, 2], ROW)
         while type(order := self.worker.next_action()[0]) is not Infer:
             self.worker.answer(order, [])

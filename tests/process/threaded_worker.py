@@ -1,4 +1,5 @@
-"""A worker without a device that serves by itself, on a thread: honest, or not in a way that the test says."""
+"""A worker without a device that serves by itself, on a thread: honest, or not in a way that the test
+says."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ Lie = Callable[[messages.Result, list[bytes]], tuple[Any, list[Any]]]
 
 
 class ThreadedWorker(FakeWorker):
-    """Echoes the inputs of ``m`` [N, 2], as FakeWorker does, until it is closed; answers pings and prepares models.
+    """Echoes the inputs of ``m`` [N, 2], as FakeWorker does, until it is closed; answers pings and prepares
+    models.
 
     prepares: how; a text: it could not. lie: what becomes of results of INFERs.
     """

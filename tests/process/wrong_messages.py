@@ -330,7 +330,8 @@ RESULTS: dict[str, tuple[str, Change]] = {
 
 
 def requests() -> dict[str, tuple[bytes, list[bytes]]]:
-    """Every request by its name, those of REQUESTS and, of some of them, what one byte makes of its header."""
+    """Every request by its name, those of REQUESTS and, of some of them, what one byte makes of its
+    header."""
     found = {name: (codec._pack([2, *fields]), frames) for name, (fields, frames) in REQUESTS.items()}
     rng = random.Random(SEED)
     short = [name for name, (header, _) in found.items() if len(header) < 200]

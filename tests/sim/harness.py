@@ -1,7 +1,7 @@
 """A small discrete-event world around a scheduler: action queues, emulated devices, links, virtual time.
 
-The devices are those of an emulated worker, and check what they are told: pages, residency ids, windows.
-Everything random comes from the seed, so that a seed is a trace.
+The devices are those of an emulated worker, and check their orders: pages, residency ids, windows. All
+randomness comes from the seed, so that a seed determines the trace.
 """
 
 from __future__ import annotations
@@ -62,13 +62,14 @@ def spec(
     program: str = "",
     shape: Any = SHAPE,
 ) -> ModelSpec:
-    """A model for a world: a batch of 2 is measured as well, and each row takes exec_ms unless row_ms says otherwise."""
+    """A model for a world: a batch of 2 is measured as well, and each row takes exec_ms unless row_ms says
+    otherwise."""
     step = exec_ms if row_ms is None else row_ms
     return stories.spec(model_id, exec_ms, batch_max, step, runs, load_ms, program, shape, batches=(2,))
 
 
 class FakeDevice:
-    """An action queue and the native emulated device behind it, which believes nothing."""
+    """An action queue and the native emulated device behind it, which checks every order."""
 
     def __init__(
         self, world: World, worker: FakeWorker, index: int, pages: int, run_ahead: int, speed: float
@@ -76,19 +77,20 @@ class FakeDevice:
         self.world, self.worker, self.index = world, worker, index
         self.pages, self.run_ahead, self.speed = pages, run_ahead, speed
         self.queue = ActionQueue(run_ahead)
-        self.runs: Any = None  # the action that the execute lane is at
+        self.runs: Any = None  # the action that the execute lane runs
         self.busy_ns = 0
         self.batches: list[int] = []
         self.wake_at = self.machine_wake_at = NEVER_NS
-        self.gone = False  # it answers whatever it is told with an error
+        self.gone = False  # the device is lost: it answers every order with an error
         self.wanted: tuple[int, int, tuple[int, ...]] | None = (
-            None  # model, ns, runs: what its worker needs it for
+            None  # the worker's need of the device: model, ns, runs
         )
         self.lent: set[int] = set()  # pages that came with the last RESERVE
 
     @functools.cached_property
     def machine(self) -> Machine:
-        """Made with its first order: until then a test may say how the world's devices fail."""
+        """The native device, made with its first order: until then a test may set how the world's devices
+        fail."""
         world = self.world
         return Machine(
             1, self.pages, self.run_ahead, STALE_EVENTS_MAX, unload_ns=20 * US, speed=1 / self.speed,
@@ -98,7 +100,7 @@ class FakeDevice:
 
     @property
     def resident(self) -> dict[int, tuple[int, tuple[int, ...]]]:
-        """By model: the load and the first page of each run."""
+        """The resident models: the load and the first page of each run."""
         found = ((model_id, self.machine.residency(0, model_id)) for model_id in self.world.specs)
         return {model_id: one for model_id, one in found if one is not None}
 
@@ -127,7 +129,7 @@ class FakeDevice:
             self.feed(Due(self.world.now))
 
     def want(self, model_id: int, expected_ns: int, runs: tuple[int, ...]) -> None:
-        """Its worker needs its time; 0 ns: no more, and no pages."""
+        """The worker needs the device's time; 0 ns: no more time, and no pages."""
         if not self.worker.dead and not self.gone:
             self.wanted = (model_id, expected_ns, runs)
             if expected_ns == 0:
@@ -135,7 +137,8 @@ class FakeDevice:
             self.worker.tell(TimeWanted, self.worker.worker_id, self.index, model_id, expected_ns, runs)
 
     def reserve(self, action: Reserve) -> None:
-        """Somebody else has the device, for longer or shorter than was said, or does not want it any more."""
+        """The worker's use of the reserved device ends, earlier or later than announced, or the worker no
+        longer wants it."""
         random, self.lent = self.world.random, set()
         is_wanted = self.wanted is not None and self.wanted[:2] == (action.model_id, action.expected_ns)
         takes_ns = (
@@ -157,7 +160,7 @@ class FakeDevice:
         self.feed(Ended(self.world.now, action.action_id))
 
     def check_lent(self) -> None:
-        """Nobody else has the pages that came with a RESERVE."""
+        """Check that the pages of a RESERVE belong to no model."""
         for model_id, (_, starts) in self.resident.items():
             taken = pages_of(self.world.specs[model_id].runs, starts)
             assert not taken & self.lent, f"pages {taken & self.lent} of model {model_id} are lent"
@@ -177,7 +180,7 @@ class FakeDevice:
             self.collect()
 
     def collect(self) -> None:
-        """Report what has ended, and come back for what is to end next."""
+        """Report the actions that have ended, and schedule the next call for the next end."""
         for _, action, status, text, begin, end, _ in self.machine.take():
             if end == 0:
                 harmless = status in (Status.TOO_LATE, Status.ACTION_CANCELLED, Status.NOT_RESIDENT)
@@ -221,7 +224,7 @@ class FakeWorker:
         self.devices = [
             FakeDevice(world, self, i, pages, 2, speed) for i, (_, pages, speed) in enumerate(devices)
         ]
-        self.arrives = [0, 0]  # a link keeps order
+        self.arrives = [0, 0]  # a link delivers in order
 
     def delay(self, way: int) -> int:
         base = self.back if way else self.there
@@ -240,11 +243,11 @@ class FakeWorker:
         self.world.at(self.delay(1), self.report, action_id, status, text, begin, end)
 
     def tell(self, kind: Callable[..., Any], *fields: Any) -> None:
-        """An event of the scheduler's, when it has come."""
+        """An event for the scheduler, on its arrival."""
         self.world.at(self.delay(1), self.deliver, lambda: self.world.step(kind(self.world.now, *fields)))
 
     def lose(self, index: int) -> None:
-        """A device goes; the controller hears of it before anything else."""
+        """A device is lost; the controller hears of it before anything else."""
         self.devices[index].gone = True
         self.world.at(self.delay(1), self.report_lost, index)
 
@@ -267,7 +270,7 @@ class FakeWorker:
 
 
 class World:
-    """Drives one scheduler. Statistics are kept per request."""
+    """Drives a scheduler. Statistics are kept per request."""
 
     def __init__(
         self, seed: int = 0, noise: float = 0.0, outlier: float = 0.0, check: bool = True, policy: str = "edf"
@@ -283,7 +286,7 @@ class World:
         self.requests: dict[int, Request] = {}
         self.answers: dict[int, AnswerOk | AnswerFailed] = {}
         self.answered_at: dict[int, int] = {}
-        self.sent: dict[int, int] = {}  # request -> times it was sent
+        self.sent: dict[int, int] = {}  # request -> number of times it was sent
         self.gone: list[int] = []
         self.faults: list[ModelFault] = []
         self.poison: dict[int, None] = {}
@@ -397,7 +400,7 @@ class World:
             self.step(Tick(self.now))
 
     def profiled_ns(self, action: Any) -> int:
-        """What an action takes, without noise."""
+        """Return the duration of an action without noise."""
         if isinstance(action, Unload):
             return 0
         spec = self.specs[action.model_id]
@@ -415,10 +418,10 @@ class World:
         return (first + row * (batch - 1)) * max(shape[0][-1] // 8, 1) if shape else first
 
     def began(self, device: FakeDevice, action: Any) -> None:
-        """An execution has begun; for worlds in which something comes of that."""
+        """An execution has begun; for worlds in which that has consequences."""
 
     def outcome(self, device: FakeDevice, action: Any) -> tuple[Status, str]:
-        """How an execution ended that the device has nothing to say against."""
+        """Return the status of an execution that the device itself does not fail."""
         if isinstance(action, Infer) and any(part[0][1][0] in self.poison for part in action.parts):
             return Status.EXECUTION_FAILED, "poison"
         return Status.OK, ""
@@ -458,7 +461,7 @@ class World:
     def request(
         self, model_id: int, slo_ms: float = 100.0, priority: int = 4, rows: int = 1, shape: Any = SHAPE
     ) -> int:
-        """Arrive now. slo_ms 0: no deadline. Returns the request's id."""
+        """A request arrives now. slo_ms 0: no deadline. Return its id."""
         self.next_request += 1
         deadline = self.now + round(slo_ms * MS) if slo_ms else NEVER_NS
         request = Request(self.next_request, model_id, rows, shape, 1000, self.now, deadline, priority)
@@ -491,7 +494,7 @@ class World:
         return self.answered_at[request_id] - self.requests[request_id].arrived_ns
 
     def tally(self) -> dict[str, int]:
-        """Requests by outcome: ok, refused, or the status's name."""
+        """Return the number of requests by outcome: ok, refused, or the status's name."""
         result: dict[str, int] = {}
         for request_id in self.requests:
             name = self.status(request_id).name.lower() if request_id in self.answers else "unanswered"
@@ -499,7 +502,7 @@ class World:
         return result
 
     def settle(self) -> None:
-        """Run until nothing is left to happen, then compare both sides' pictures."""
+        """Run until no event is left, then compare the scheduler's records with the devices'."""
         self.run()
         self.scheduler.check_invariants()
         unanswered = [one for one in self.requests if one not in self.answers]

@@ -1,4 +1,4 @@
-"""Two runs side by side: the first decision that differs is named, and what came of it is counted."""
+"""Two runs compared: the first decision that differs is named, and its consequences are counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recordings whose bytes are well-formed and whose values are wrong: one sentence says where, whoever reads them."""
+"""Recordings with well-formed bytes and wrong values: every reader reports the place in one sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clockwork.sim.replay import replay
 from tests.sim.test_scheduler_random import random_world
 
 Rows = list[Any]
-"""The steps of a recording, as lists."""
+"""Return the steps of a recording, as lists."""
 
 WRONG = (
     None, True, -1, 0, 1, 5, 255, 256, 1 << 31, 1 << 32, (1 << 63) - 1, (1 << 64) - 1, -(1 << 63), 1.5, float("nan"),
@@ -42,7 +42,7 @@ def write(path: Path, rows: Rows) -> Path:
 
 
 def damage(rows: Rows, rng: random.Random) -> Rows:
-    """Another value somewhere in a few of the steps, or a field less or more."""
+    """Change a value somewhere in a few of the steps, or add or remove a field."""
     damaged = list(rows)
     for _ in range(rng.randint(1, 3)):
         place = rng.randrange(len(rows))
@@ -79,7 +79,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 
 def check_damaged(path: Path, rows: Rows, seed: int, readers: list[Callable[[Path], object]]) -> int:
-    """Has readers read a recording that was damaged; how many of them refused it."""
+    """Have readers read a damaged recording; return how many of them refused it."""
     write(path, damage(rows, random.Random(seed)))
     refusals = []
     for reader in readers:

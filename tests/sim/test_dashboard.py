@@ -1,4 +1,5 @@
-"""What the dashboard draws is what happened: columns computed from seeded worlds, held against their histories."""
+"""The dashboard draws the events that happened: columns computed from seeded worlds, compared with their
+histories."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def steps_of(world: World) -> list[Step]:
 
 
 def recorded(steps: list[Step]) -> bytes:
-    """The bytes of a recording."""
+    """Return the bytes of a recording."""
     header = encode_header(Header("adaptive", "adaptive", {}, "1"))
     return header + b"".join(encode_step(step.events, step.commands) for step in steps)
 
@@ -109,7 +110,7 @@ def test_waiting_work_is_drawn_unless_nothing_is_known_of_that_time() -> None:
     world.ready(spec(1, exec_ms=5, batch_max=8, row_ms=1, load_ms=10))
     world.request(1, slo_ms=200)
     world.settle()
-    world.at(world.now + 5 * MS, world.request, 1, 300)  # it waits for the order's way to the device
+    world.at(world.now + 5 * MS, world.request, 1, 300)  # waiting includes the order's transfer to the device
     world.settle()
     history = followed(world).history
     colors = colors_of(history)
@@ -131,9 +132,9 @@ def test_the_busiest_models_keep_their_colors() -> None:
     assert colors.of(count) == OTHER_MODELS.color
     colors.update(
         {model: 1000 - model for model in range(20)} | {count: 2000}
-    )  # among the busiest, but not alone
+    )  # among the busiest devices, but not alone
     assert {model: colors.of(model) for model in range(count)} == first
-    colors.update(dict.fromkeys(range(2, 30), 1000))  # the first two are asked for no longer
+    colors.update(dict.fromkeys(range(2, 30), 1000))  # the first two models get no further requests
     assert {model: colors.of(model) for model in range(2, count)} == {m: first[m] for m in range(2, count)}
     assert colors.of(0) == colors.of(1) == OTHER_MODELS.color
     assert {colors.of(count), colors.of(count + 1)} == {first[0], first[1]}
@@ -291,7 +292,8 @@ def test_a_dump_of_the_middle_says_what_was_resident() -> None:
     world.request(1, slo_ms=100)
     world.settle()
     steps = steps_of(world)
-    late = [*steps[:3], *[step for step in steps[3:] if not step.commands]]  # the load itself was forgotten
+    # the recording no longer has the LOAD itself
+    late = [*steps[:3], *[step for step in steps[3:] if not step.commands]]
     header = Header("edf", "", {}, "1", 100, 3, (ResidentModel(1, 0, 1, 7),))
     file = io.BytesIO(encode_header(header) + b"".join(encode_step(*step) for step in late))
     follower = Follower()
@@ -327,17 +329,17 @@ def test_a_damaged_recording_is_shown_until_there_and_then_said_to_be() -> None:
 
 
 class FakeRecorder:
-    """A controller's flight recorder over steps that have happened so far."""
+    """A controller's flight recorder over the steps that have happened so far."""
 
     def __init__(self, steps: list[Step]) -> None:
         self.pieces = [encode_step(step.events, step.commands) for step in steps]
         self.times = [step.events[0].now_ns for step in steps]
-        self.happened = 0  # steps
+        self.happened = 0  # number of steps
         self.epoch = 7
         self.asked: list[str] = []
         self.described = 0
         self.is_away = False
-        self.left = -1  # answers until it is away; below 0: any number
+        self.left = -1  # answers until the controller is unreachable; negative: unlimited
         self.piece_bytes = 2_000
 
     def ask(self, argument: str) -> dict[str, Any]:
@@ -420,7 +422,7 @@ def test_a_controller_that_does_more_than_is_read_is_read_of_now(monkeypatch: py
 
 
 def described(history: History) -> ClusterDescription:
-    """The cluster as its controller would describe it after these steps."""
+    """Return the description of the cluster after these steps, as its controller gives it."""
     workers = [
         {
             "id": worker,
@@ -447,7 +449,7 @@ def described(history: History) -> ClusterDescription:
 
 
 def resident_in(history: History) -> dict[str, list[int]]:
-    """Models on each device that are not on their way out."""
+    """Return the models on each device, except those being unloaded."""
     return {
         device.label: sorted(one.model_id for one in device.resident.values() if one.state != UNLOADING)
         for device in history.lanes()
@@ -562,6 +564,6 @@ def test_a_controller_that_was_started_anew_is_begun_anew() -> None:
     look = source.look()
     assert (look.run, len(look.steps)) == (8, 60)
     assert source.look().steps == []
-    recorder.epoch, recorder.happened = 9, 5  # so quickly that nobody noticed
+    recorder.epoch, recorder.happened = 9, 5  # faster than a reader notices
     look = source.look()
     assert (look.run, len(look.steps)) == (9, 5)

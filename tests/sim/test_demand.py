@@ -1,4 +1,5 @@
-"""devices_wanted, the scheduler's own answer, held against the planner's, which simulates every number of devices."""
+"""devices_wanted, the scheduler's own estimate, compared with the planner's, which simulates every number of
+devices."""
 
 from __future__ import annotations
 
@@ -18,11 +19,11 @@ SECOND = 1000 * MS
 PAGE = 16 << 20
 
 CNN = linear("cnn", 0, 10 * MS, 1, weights_bytes=100_000_000, load_ns=8 * MS, slo_ns=100 * MS)
-"""One request at a time."""
+"""A model that executes requests one at a time."""
 MLP = linear("mlp", 2 * MS, 1 * MS, 16, weights_bytes=100_000_000, load_ns=8 * MS, slo_ns=50 * MS)
-"""Batches: 3 ms for one row, 18 ms for 16."""
+"""A model with batches: 3 ms for one row, 18 ms for 16."""
 HEAVY = dataclasses.replace(CNN, exec_ns={1: 2 * MS}, load_ns=40 * MS)
-"""Twenty executions for a load."""
+"""A model whose load takes as long as twenty executions."""
 
 HALF = 8 * CNN.pages(PAGE)
 """Pages for eight models."""
@@ -47,7 +48,7 @@ def wanted(
     policy: str = "adaptive",
     **cluster: Any,
 ) -> Report:
-    """After twenty seconds of it."""
+    """Return the estimate after twenty seconds of the load."""
     workload = arrivals(models, skew)(rate, 20 * SECOND, 3)
     return simulate(
         models, Cluster(devices=devices, **cluster), [Open(workload)], policy, seed=3, warmup_ns=10 * SECOND, resident=True
@@ -58,10 +59,11 @@ def wanted(
     ("models", "rate", "skew", "pages"),
     [
         ([CNN], 250, 0.0, 0),
-        ([dataclasses.replace(CNN, slo_ns=22 * MS)], 150, 0.0, 0),  # chance: an SLO of two executions
+        # randomness of arrivals, at an SLO of two executions
+        ([dataclasses.replace(CNN, slo_ns=22 * MS)], 150, 0.0, 0),
         ([MLP], 1500, 0.0, 0),
-        (many(MLP, 20), 2000, 0.9, 0),  # most are asked for too seldom for large batches
-        (many(HEAVY, 16), 300, 0.0, HALF),  # memory: eight on a device
+        (many(MLP, 20), 2000, 0.9, 0),  # most models get too few requests for large batches
+        (many(HEAVY, 16), 300, 0.0, HALF),  # memory: eight models fit on a device
         (many(HEAVY, 40), 150, 1.2, HALF),
     ],
     ids=["unbatched", "tight", "batched", "many", "memory", "skewed"],
@@ -70,7 +72,8 @@ def test_it_is_near_the_planners_answer_and_the_same_with_few_devices_and_many(
     models: list[ModelProfile], rate: float, skew: float, pages: int
 ) -> None:
     cluster = {"page_count": pages} if pages else {}
-    scenario = Scenario(  # adaptive gets the most out of devices; edf needs a third one where models are skewed
+    # adaptive uses devices best; edf needs a third device where the models' rates are skewed
+    scenario = Scenario(
         models, arrivals(models, skew), Cluster(**cluster), rate,
         policy="adaptive", requests=4000, seeds=(1,), bad_max=0.01,
     )  # fmt: skip
@@ -85,7 +88,7 @@ def test_it_is_near_the_planners_answer_and_the_same_with_few_devices_and_many(
 
 
 def test_a_cluster_that_is_far_too_small_is_to_double_and_so_on() -> None:
-    """Who is refused may ask again and again: more than that is hearsay."""
+    """A refused client may ask again and again, so refused requests beyond a bound do not count as demand."""
     assert wanted([CNN], 1000, 1).devices_wanted == 2
     assert wanted([CNN], 1000, 2).devices_wanted == 4
     assert wanted([CNN], 1000, 4).devices_wanted == 8

@@ -1,4 +1,4 @@
-"""An explanation says what held a request: in sentences that can be checked against what happened, and as a picture."""
+"""The explanation of a request's delay: sentences that can be checked against the events, and a picture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.sim.test_scheduler_random import random_world
 
 
 def two_models() -> World:
-    """One device with both models, the first of which takes 50 ms."""
+    """A device with both models, the first of which takes 50 ms."""
     world = World(policy="adaptive")
     world.now = SECOND
     world.join(1)
@@ -138,7 +138,7 @@ def test_its_own_batch_is_none_that_was_sent_before() -> None:
 
 
 def test_a_deadline_that_an_execution_missed() -> None:
-    """It takes ten times as long as predicted."""
+    """An execution takes ten times as long as predicted."""
     world = two_models()
     world.specs[2] = spec(2, exec_ms=50, load_ms=10)
     missed = world.request(2, slo_ms=20)
@@ -232,5 +232,5 @@ def test_a_lane_has_its_workers_name_whatever_is_in_it() -> None:
     assert all(line.isprintable() for line in lines)
     assert any(line.startswith(r"w\x1b[2J\n\x9b<b>/0 ") for line in lines)
     picture = draw_svg(timeline)
-    ElementTree.fromstring(picture)  # control characters are none of XML's
+    ElementTree.fromstring(picture)  # control characters are invalid in XML
     assert r"w\x1b[2J\n\x9b&lt;b&gt;/0" in picture

@@ -1,4 +1,5 @@
-"""The policy benchmark, small: it finds goodputs, goes on where it was interrupted, and obeys the bounds."""
+"""The policy benchmark in a small form: it finds goodputs, resumes after an interruption, and obeys the
+bounds."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ EDF = policies.Setting("edf")
 
 
 def without_times(value: Any) -> Any:
-    """A book without what differs from run to run."""
+    """Return a book without the parts that differ from run to run."""
     if isinstance(value, dict):
         return {
             key: without_times(one)
@@ -119,7 +120,8 @@ def test_a_hot_model_sends_more_and_the_others_the_same() -> None:
 
 
 def test_the_table_tells_lost_from_won() -> None:
-    """Ours is 10 % above the best other in one cell and 5 % below in the next, on every seed."""
+    """Clockwork's policy is 10 % above the best rival in one cell and 5 % below in the next, on every
+    seed."""
 
     def entry(goodput: float) -> dict[str, Any]:
         point = {"rate": goodput, "drift": 0.0, "good_rate": 0.9 * goodput}
@@ -164,7 +166,8 @@ def test_the_table_tells_lost_from_won() -> None:
 
 
 def test_dispatch_under_the_papers_memory_rules_is_compared_among_those_that_have_them() -> None:
-    """edf keeps its own rules: the best of all beside adaptive's, and no rival beside the paper's."""
+    """edf is compared by its own rules: with the best of all, adaptive included, and with no rival beside the
+    paper's."""
 
     def setting(goodput: float) -> dict[str, Any]:
         return {"seeds": {"1": {"goodput": goodput, "points": [], "overload": {}, "commit": "abc1234"}}}
@@ -179,7 +182,7 @@ def test_dispatch_under_the_papers_memory_rules_is_compared_among_those_that_hav
     beside_ours, beside_the_papers = tables.rows(book)
     assert (beside_ours.memory, beside_ours.best_other) == ("adaptive", "edf")
     assert (beside_the_papers.memory, beside_the_papers.best_other) == ("paper", "fifo")
-    rows = markdown.kept(book | {"plan": {}})["rows"]  # one seed: an interval without an end
+    rows = markdown.kept(book | {"plan": {}})["rows"]  # a single seed gives an interval without an end
     assert [
         line for line in markdown.table(rows, resident=False) if "Geometric" in line or "geometric" in line
     ] == [
@@ -211,7 +214,8 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_policy_in_python_is_measured_beside_the_others(tmp_path: Path) -> None:
-    """In processes of its own, and at the rates that the native one with the same options has."""
+    """A policy in Python runs in processes of its own, and has the rates of the native policy with the same
+    options."""
     name = "examples.fifo_policy:Fifo"
     plan = dataclasses.replace(run.QUICK, requests=1000, screen_requests=500, seeds=1, tolerance=1.1)
     cell = cells.specified("one", "devices=1,models=2,slo=4x,gain=5,zipf=0.9")

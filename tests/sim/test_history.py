@@ -1,4 +1,4 @@
-"""A history is what happened: it agrees with the scheduler's own picture after every step, from wherever it begins."""
+"""A history agrees with the scheduler's own records after every step, wherever it begins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def history_of(world: World, **bounds: int) -> History:
 
 
 class FollowedWorld(World):
-    """A world whose history is held against its scheduler's own picture after every step."""
+    """A world whose history is compared with its scheduler's records after every step."""
 
     history: History
 
@@ -57,7 +57,7 @@ class FollowedWorld(World):
 
 
 def followed(world: World) -> FollowedWorld:
-    """The same world, from its beginning or from now on."""
+    """The history of the same world, from its beginning or from now on."""
     world.__class__ = FollowedWorld
     assert isinstance(world, FollowedWorld)
     world.history = history_of(world)
@@ -217,7 +217,8 @@ def test_a_load_that_is_seen_after_it_was_told_of_is_one_residency() -> None:
 
 
 def paged_device(*models: int) -> tuple[History, SeenDevice]:
-    """A device of six pages on which these models of three pages each are resident, loaded before the history."""
+    """A device of six pages on which these models of three pages each are resident, loaded before the history
+    begins."""
     world = World()
     world.now = SECOND
     world.join(1, [("cpu", 6, 1.0)])

@@ -1,4 +1,5 @@
-"""More models than the workers' host stores hold: what is fetched and dropped, and who is served in time."""
+"""More models than the workers' host stores hold: which are fetched and dropped, and which requests are in
+time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A model within its share of a device is served as if alone, however another floods the device; the flood has the rest."""
+"""A model within its share of a device is served as if alone, however another model floods the device; the
+flood gets the rest."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from clockwork.workloads.generators import poisson
 SECONDS = 120
 POLICIES = ("edf", "adaptive")
 AHEAD_MS = 5
-"""How early a batch may be sent: what comes then waits for the end of it, too."""
+"""How early a batch may be sent: requests that come after that wait for its end, too."""
 
 cached = functools.lru_cache(maxsize=None)(simulated)
 
@@ -25,13 +26,13 @@ def test_the_quiet_model_is_served_as_if_alone_and_the_flood_has_the_rest(policy
     flood = FLOODS[name]
     alone, beside, without = cached(policy, None), cached(policy, flood), cached(policy, flood, 0)
     assert alone.classes.good[QUIET] == alone.classes.offered[QUIET] > 500
-    # Promises of the first moments, when nobody knew of a flood, are kept: as many as its SLO has room for.
+    # Promises made before the flood was noticed are kept: as many as the flooding model's SLO has room for.
     until_known = flood.slo_ms / 1000 * 5
     assert beside.classes.good[QUIET] >= 0.99 * alone.classes.good[QUIET] - until_known
     p99_ms = [one.class_latency[QUIET].percentile(99) / MS for one in (alone, beside)]
     assert p99_ms[1] <= p99_ms[0] + flood.longest_ms + AHEAD_MS
     rest = 1 - float(beside.classes.good[QUIET]) * EXEC_MS / 1000 / SECONDS
-    # edf fills batches less where it has to leave room in them.
+    # edf fills batches less if it has to leave room in them.
     least = 0.8 if policy == "edf" and flood.batch_max > 1 else 0.95
     assert beside.classes.good[FLOOD] >= least * rest * without.classes.good[FLOOD]
 
@@ -61,7 +62,8 @@ def test_of_two_that_ask_for_more_than_half_each_has_half() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_who_was_idle_has_saved_nothing_up(policy: str) -> None:
-    """After half a minute of silence a model floods, too: it has its half, and not what it did not use before."""
+    """After half a minute of silence a second model floods, too: it gets its half, but no credit for unused
+    time."""
     models = profiles(Flood())
     steady = poisson([550.0], 60 * SECOND, models=[FLOOD], seed=3, slo_ns=100 * MS, cls=FLOOD)
     late = poisson([550.0], 30 * SECOND, models=[QUIET], seed=4, slo_ns=100 * MS, cls=QUIET)

@@ -1,4 +1,5 @@
-"""A model whose executions take ten times what was predicted, or ten thousand times, holds up others for one of them."""
+"""A model whose executions take ten or ten thousand times the prediction delays other models by one of them
+only."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def burst(at_ns: int, slo_ns: int, count: int = BURST) -> Arrivals:
 def run(
     policy: str, arrivals: list[Arrivals], spells: list[tuple[float, float]], seconds: int = SECONDS
 ) -> Report:
-    """Four honest clients with a loose SLO, beside these requests of the wild model, which takes long in these spells (s)."""
+    """Load: four honest clients with a loose SLO, beside these requests of the wild model, which is slow in
+    these spells (s)."""
     slow = [
         Disturbance("execution", round(begin * SECOND), round(end * SECOND), FACTOR, model=WILD)
         for begin, end in spells
@@ -66,11 +68,14 @@ def test_alone_the_honest_wait_for_each_other_only(policy: str) -> None:
 @pytest.mark.parametrize("slo_s", [3, 10, 60])
 @pytest.mark.slow
 def test_a_burst_of_executions_that_take_long_holds_others_up_for_one(policy: str, slo_s: int) -> None:
-    """400 were let in on 20 us each. By their deadlines alone, others waited for all of them that these allow: 9.6 s of 10."""
+    """The wild model had 400 requests admitted at 20 us each.
+
+    By deadlines alone, others would wait for all executions that these allow: 9.6 s of 10.
+    """
     report = run(policy, [burst(SECOND, slo_s * SECOND)], [(0, 1000)])
     assert longest_ms(report) < 2 * QUIET_MS + 1.05 * EXECUTION_MS
     assert report.classes.good[HONEST] == report.classes.offered[HONEST]
-    # What the others leave is the wild model's.
+    # The wild model gets the time that the others leave.
     possible = min(slo_s, SECONDS - 2) / (EXECUTION_MS / 1000)
     assert report.classes.good[WILD] >= 0.6 * (possible - 1)
 
@@ -84,7 +89,8 @@ def test_requests_that_keep_coming_hold_others_up_for_one_execution_each(policy:
 
 @pytest.mark.slow
 def test_quick_executions_between_those_that_take_long_hold_nobody_up(policy: str) -> None:
-    """A quick one excuses a single overdue one before it: the next one is held against the model all the same."""
+    """A short execution excuses a single overdue execution before it; the next overdue execution counts
+    against the model all the same."""
     gap_s, period_s = 0.003, EXECUTION_MS / 1000
     spells = [(1 + number * period_s + gap_s, 1 + (number + 1) * period_s) for number in range(20)]
     arrivals = [burst(round(second * SECOND / 4), 8 * SECOND, 20) for second in range(4, 4 * (SECONDS - 5))]
@@ -102,5 +108,5 @@ def test_a_model_that_takes_long_now_and_then_is_predicted_by_its_worst_until_it
     after = run(policy, [one for one in arrivals if one.t_ns[0] >= 14 * SECOND], [])
     calm = int(after.classes.good[WILD])
     assert calm == after.classes.offered[WILD] == 3 * 8 * 11
-    # Two seconds after the last of them, all are served again.
+    # Two seconds after the last slow execution, all models are served again.
     assert report.classes.good[WILD] >= calm

@@ -1,4 +1,4 @@
-"""The paper's experiments, as small as they go: every figure runs, is drawn, and says the same again."""
+"""The paper's experiments in their smallest form: every figure runs, is drawn, and is reproducible."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def run(name: str, out: Path, *arguments: str) -> dict[str, Any]:
-    """An experiment in its tiny form, from the command line; what its JSON file holds."""
+    """Run an experiment in its tiny form from the command line; return the content of its JSON file."""
     assert (
         program.main([name, "--form", "tiny", "--no-live", "--jobs", "1", "--out", str(out), *arguments]) == 0
     )
@@ -106,10 +106,11 @@ def test_batch_clients_get_no_more_than_their_bound() -> None:
 def test_the_bound_is_exact_where_one_can_count() -> None:
     profile = common.resnets(1)[0]
     alone_ns, room_ns = profile.exec_ns[1], 2 * common.LINK_NS + common.input_ns(profile)
-    margin_ns = alone_ns // 100  # more than the noise that the bound leaves room for
+    margin_ns = alone_ns // 100  # more than the noise for which the bound leaves room
     both = Arrivals.of([0, 0], [0, 1])
-    # Two models, one device: with time for one execution only one is served, with time for both, both are. The
-    # budget of device time is loose by what is left of it at the end, so it can only be told from above.
+    # Two models, one device: with time for a single execution only one model is served, with time for both,
+    # both are. The budget of device time is loose by the time left at the end, so it can only be bounded from
+    # above.
     assert bounds.most_served(both, 2, profile, 1, alone_ns + room_ns - margin_ns) == 0
     assert bounds.most_served(both, 2, profile, 1, alone_ns + room_ns + margin_ns) < 1.3
     assert bounds.most_served(both, 2, profile, 2, alone_ns + room_ns + margin_ns) == 2
@@ -187,7 +188,7 @@ def test_the_trace_runs_on_the_devices_that_are_asked_for() -> None:
 
 
 def test_a_load_rises_or_falls_until_nine_tenths_of_it_are_in_time() -> None:
-    """Four V100s are offered more than they can execute, or a third of it."""
+    """Four V100s are offered more load than they can execute, or a third of their capacity."""
     job = fig11.Job("fifo", 4, "tiny", 1)
     for rate, least in ((fig11.DEVICE_RATE, 1), (4 * fig11.DEVICE_RATE, 2)):
         with pytest.MonkeyPatch.context() as patch:

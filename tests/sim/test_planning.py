@@ -1,4 +1,5 @@
-"""Planning: how many devices, what rate, which SLO; and what a cluster that is almost enough is short of."""
+"""Planning: the number of devices, the rate and the SLO that a load needs; and the shortage of a cluster that
+is almost large enough."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ MIB = 1 << 20
 PAGE = 16 * MIB
 
 CNN = linear("cnn", 0, 10 * MS, 1, weights_bytes=100_000_000, load_ns=8 * MS, slo_ns=100 * MS)
-"""One request at a time, 10 ms: a device does 100 a second and no policy can do more."""
+"""A model with one request at a time, 10 ms: a device does 100 a second under any policy."""
 
 
 def scenario(
@@ -101,7 +102,7 @@ def test_models_that_do_not_fit_make_loading_or_memory_the_limit() -> None:
 
 
 def seldom(rare: ModelProfile, part: float, **more: Any) -> Scenario:
-    """CNN, and another model that only a small part of the requests are for."""
+    """CNN, and another model with only a small part of the requests."""
 
     def arrivals(rate: float, duration_ns: int, seed: int) -> Workload:
         return poisson([rate * (1 - part), rate * part], duration_ns, seed=seed)
@@ -129,7 +130,8 @@ def test_one_bad_request_says_nothing_of_a_group_and_two_do() -> None:
 
 
 def test_many_models_are_limited_by_tenths_of_their_popularity() -> None:
-    """Of 25, the fourth is never in time: most of the bad in its tenth, and least of those in the tightest SLOs."""
+    """The fourth of 25 models is never in time: most failures fall into its tenth of the models, and few of
+    them into the tightest SLOs."""
     models = [
         dataclasses.replace(CNN, name=f"cnn-{number}", slo_ns=(5 if number == 3 else 50 + number) * MS)
         for number in range(25)
@@ -157,7 +159,7 @@ def test_a_group_of_a_single_model_or_slo_is_named_so() -> None:
 
 
 def test_where_a_busier_part_of_a_whole_is_counted_the_bound_is_of_that_part() -> None:
-    """Three times the whole's rate, which rates are of."""
+    """Rates are given as parts of the whole rate; here the whole rate is tripled."""
 
     def arrivals(rate: float, duration_ns: int, seed: int) -> Workload:
         return poisson([3 * rate], duration_ns, seed=seed)
@@ -282,7 +284,7 @@ def test_a_plot_that_cannot_be_drawn_is_said_before_anything_is_simulated(
 ) -> None:
     file = tmp_path / "models.json"
     save_profiles(file, [CNN])
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as where it is not installed
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if the package were not installed
     monkeypatch.setattr(Planner, "devices", lambda planner: pytest.fail("it was simulated"))
     asked = ["plan", "devices", "--profiles", str(file), "--rate", "10", "--plot", str(tmp_path / "plan.png")]
     found = CliRunner().invoke(cli, asked)
@@ -316,7 +318,8 @@ def test_the_command_line_plans_for_a_trace(tmp_path: Path) -> None:
 
 
 def test_of_the_busiest_part_of_a_trace_all_is_of_what_is_counted(tmp_path: Path) -> None:
-    """Of twenty minutes one has the forty calls, and the one behind it ten: 45 calls in a minute and a half."""
+    """Of twenty minutes, one minute has forty calls, and the next has ten: 45 calls in a minute and a
+    half."""
     file, trace = tmp_path / "models.json", tmp_path / "trace.csv"
     save_profiles(file, [CNN])
     calls = [1] * 10 + [40, 10] + [1] * 8

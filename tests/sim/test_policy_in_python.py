@@ -1,4 +1,4 @@
-"""A policy in Python decides in the simulator what the same policy in C++ decides."""
+"""A policy in Python decides in the simulator as the same policy in C++ does."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OPTIONS: list[dict[str, float]] = [
 
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_fifo_in_python_gives_the_native_ones_orders(block: int) -> None:
-    """The digest is of every event and every order."""
+    """The digest covers every event and every order."""
     size = SEEDS // BLOCKS
     for seed in range(block * size, (block + 1) * size):
         world = random_world(seed)
@@ -72,7 +72,7 @@ def test_a_hook_that_fails_is_raised_from_the_simulation() -> None:
 
 
 def test_a_plan_takes_it_and_its_options() -> None:
-    """The same answer as the native one's, with the same option."""
+    """The answer equals that of the native policy with the same option."""
     answers = []
     for policy in (FIFO, "fifo"):
         told = ["plan", "rate", "--profiles", "paper", "--model", "resnet50_v2", "--slo", "0.05", "--seeds", "1",

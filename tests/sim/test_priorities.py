@@ -1,4 +1,4 @@
-"""What priority levels are worth in simulated worlds, under load and beyond it."""
+"""The effect of priority levels in simulated worlds, at full load and beyond."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ POLICIES = ("adaptive", "edf")
 
 
 def models(count: int, batches: bool) -> list[ModelProfile]:
-    """At full load: 200 requests a second without batches, about 400 with them."""
+    """Full load: 200 requests a second without batches, about 400 with them."""
     if batches:
         return [linear(f"m{i}", 2 * MS, 3 * MS, batch_max=16, slo_ns=100 * MS) for i in range(count)]
     return [linear(f"m{i}", 5 * MS, 0, batch_max=1, slo_ns=100 * MS) for i in range(count)]
 
 
 def two_levels(rate: float, seconds: float, of: int, seed: int) -> tuple[Open, np.ndarray]:
-    """Poisson arrivals for so many models, of which three in ten are of the high level (class 0); and their levels."""
+    """Return Poisson arrivals for so many models, three in ten of the high level (class 0), and their
+    levels."""
     generator = np.random.default_rng(seed)
     count = generator.poisson(rate * seconds)
     times = np.sort(generator.integers(0, int(seconds * SECOND), count))
@@ -36,7 +37,7 @@ def run(profiles: list[ModelProfile], policy: str, workload: Open) -> Report:
 
 
 def good(report: Report) -> tuple[float, float]:
-    """The parts of the high and the low level that were served in time."""
+    """Return the parts of the high and the low level that were served in time."""
     offered, served = report.classes.offered, report.classes.good
     return float(served[0] / offered[0]), float(served[1] / offered[1])
 
@@ -80,7 +81,7 @@ def test_beyond_what_can_be_served_adaptive_refuses_the_lower_level(count: int, 
 
 @pytest.mark.parametrize("batches", [False, True], ids=["alone", "in batches"])
 def test_edf_refuses_no_higher_level_while_a_lower_one_of_its_model_could_go(batches: bool) -> None:
-    """Not even one that would fit but for the reserve that a promise keeps back."""
+    """The refused requests include one that would fit but for the reserve that a promise keeps."""
     workload, _levels = two_levels(430 * 1.3 if batches else 200 * 1.3, 10, 1, seed=4)
     report = run(models(1, batches), "edf", workload)
     high, low = good(report)
@@ -92,7 +93,10 @@ def test_edf_refuses_no_higher_level_while_a_lower_one_of_its_model_could_go(bat
 def test_edf_has_a_higher_level_take_the_place_of_a_lower_one_within_its_models_share(
     batches: bool, least: float
 ) -> None:
-    """Of six models that all ask for more than their share. It was 0.81 alone, and 0.67 in batches: no room was left for it."""
+    """Six models all ask for more than their share.
+
+    The result was 0.81 alone, and 0.67 in batches, when no room was left for the high level.
+    """
     workload, _levels = two_levels(400 * 1.3 if batches else 200 * 1.3, 20, 6, seed=1)
     high, low = good(run(models(6, batches), "edf", workload))
     assert high > least

@@ -1,4 +1,4 @@
-"""Seeded random worlds, under every policy: whatever happens, every rule holds. `make sim SEEDS=n` looks at more."""
+"""Seeded random worlds, under every policy: every invariant holds. `make sim SEEDS=n` runs more seeds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_every_rule_holds_in_any_world(policy: str, block: int) -> None:
 
 
 def test_the_worlds_are_as_bad_as_they_should_be() -> None:
-    """A check of worlds in which nothing happens would prove nothing."""
+    """The worlds must have enough events: a check of empty worlds would prove nothing."""
     reports = [random_world(seed).run("edf") for seed in range(60)]
     for what in ("good", "refused", "missed", "failed", "cancelled", "cold"):
         assert sum(int(getattr(report, what).sum()) for report in reports) > 50, what
@@ -29,7 +29,8 @@ def test_the_worlds_are_as_bad_as_they_should_be() -> None:
 
 
 def test_what_edf_admits_in_a_calm_world_is_answered_in_time() -> None:
-    """But for one in ten thousand while memory suffices, and a few where models evict each other without end."""
+    """Nearly all promises are kept: all but one in ten thousand while memory suffices, and all but a few
+    where models evict each other without end."""
     admitted, broken = [0, 0], [0, 0]
     for seed in range(150):
         report = random_world(seed, calm=True).run("edf")

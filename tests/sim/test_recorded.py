@@ -1,4 +1,4 @@
-"""A recording is simulated again: what it says of the cluster, and how near the simulation comes to it."""
+"""A recording is simulated again: the cluster it describes, and how near the simulation comes to it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HEADER = Header("adaptive", "", {}, __version__)
 
 
 def run(rate: float = 900, seconds: float = 3, cancels: bool = False) -> World:
-    """Two workers of two devices, which hold half of six models, and requests that they can just serve."""
+    """Two workers of two devices, with room for half of six models, and requests that they can just serve."""
     rng = random.Random(5)
     world = World(5, policy="adaptive")
     for worker in (1, 2):
@@ -66,7 +66,7 @@ def write(path: Path, trace: Trace, header: Header = HEADER, before: Sequence[An
 
 
 def cut(path: Path, trace: Trace, place: int) -> tuple[Path, list[tuple[int, int, int, int]]]:
-    """A dump that begins in the middle, as a controller writes one, and what was resident there."""
+    """Return a dump that begins in the middle, as a controller writes it, and the models resident there."""
     scheduler = make_scheduler("adaptive")
     for event, _ in trace[:place]:
         scheduler.step(event)

@@ -1,4 +1,5 @@
-"""No state outlives its cause: after a disturbance a policy is what it was (clockwork/sim/recovery.py)."""
+"""No state outlives its cause: after a disturbance a policy returns to its normal results
+(clockwork/sim/recovery.py)."""
 
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ from tests.sim.harness import MS, SECOND
 
 STUCK_MAX = 6
 
-# Each of these had no good answer left, or half of them, for a reason of its own: executions and links that had been slow
-# were thought to be so for as long as nothing was tried; a profile was ten times too long; a plan that was full of
-# batches of two never became one of sixteen; and models were set aside because four workers were lost at once.
+# Each of these seeds had no good answer left, or half as many, for a reason of its own. Executions and links
+# that had been slow were believed slow for as long as nothing was tried. A profile was ten times too long. A
+# plan full of batches of two never changed to batches of sixteen. Models were set aside because four workers
+# were lost at once.
 ONCE_STUCK = (4, 9, 35, 130, 224, 234, 421)
 
 
@@ -28,15 +30,16 @@ def test_a_world_in_which_little_was_served_any_more_recovers(policy: str, seed:
     assert outcome.has_recovered, str(outcome)
 
 
-# A worker that stood still for 0.7 s counted for four seconds as what its models ask for, and for ten against promises.
+# A worker that stood still for 0.7 s counted as its models' demand for four seconds, and against promises for
+# ten.
 @pytest.mark.parametrize("policy", HELD)
 def test_a_single_stall_is_not_held_against_a_model(policy: str) -> None:
     [outcome] = outcomes([policy], [58], "stop")
     assert outcome.has_recovered, str(outcome)
 
 
-# A clock that was set back made orders wait for ten seconds; profiles ten times too short were believed again of every
-# batch size that was not run for a second.
+# A clock that was set back made orders wait for ten seconds. Profiles ten times too short were believed again
+# for every batch size that was not run for a second.
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [258, 384, 53, 359, 153, 480])
 def test_a_world_that_served_a_part_of_what_it_had_recovers(seed: int) -> None:
@@ -44,8 +47,8 @@ def test_a_world_that_served_a_part_of_what_it_had_recovers(seed: int) -> None:
     assert outcome.has_recovered, str(outcome)
 
 
-# Executions slower by thirty to three hundred times for a second or two: what they had taught, and what was held against
-# models for it, outlived them by seconds.
+# Executions were thirty to three hundred times slower for a second or two: the estimates, and the evidence
+# against models, outlived them by seconds.
 @pytest.mark.parametrize(
     ("policy", "seed"), [("edf", 54), ("adaptive", 171), ("edf", 198), ("adaptive", 198)]
 )
@@ -55,14 +58,16 @@ def test_a_machine_that_was_slow_for_a_second_is_not_thought_so_after(policy: st
     assert outcome.has_recovered, str(outcome)
 
 
-# Executions slower by a fourth or a half for a second: batches of the sizes that seemed too long were not tried again.
+# Executions were slower by a fourth or a half for a second: the batch sizes that seemed too long were not
+# tried again.
 @pytest.mark.parametrize(("policy", "seed"), [("edf", 63), ("edf", 10), ("adaptive", 140)])
 def test_what_was_learnt_of_a_small_disturbance_is_forgotten_too(policy: str, seed: int) -> None:
     [outcome] = outcomes([policy], [seed], "drift")
     assert outcome.has_recovered, str(outcome)
 
 
-# Few clients that wait for their answers: after a burst, requests were held for others that none of them could send.
+# Few clients wait for their answers: after a burst, requests were held back for further requests that no
+# client could send.
 @pytest.mark.parametrize("seed", [34, 98, 205, 403])
 def test_nobody_is_waited_for_who_does_not_come(seed: int) -> None:
     [outcome] = outcomes(["adaptive"], [seed])
@@ -89,7 +94,7 @@ def test_the_default_recovers_from_every_kind_of_disturbance(kind: str) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("policy", HELD)
 def test_of_hundreds_of_worlds_all_but_a_few_recover(policy: str) -> None:
-    """Those that do not are printed: each is a fault that is left."""
+    """Seeds that do not recover are printed: each is a defect that is left."""
     stuck = [str(one) for one in outcomes([policy], range(300)) if not one.has_recovered]
     print("\n".join(stuck))
     assert len(stuck) <= STUCK_MAX, "\n".join(stuck)
@@ -134,7 +139,7 @@ FACTORS = {
 
 @pytest.mark.parametrize("what", FACTORS)
 def test_a_disturbance_lowers_goodput_while_it_lasts_and_no_earlier(what: str) -> None:
-    """Two clients of three times what an execution takes keep a device busy."""
+    """Two clients of a model that takes three times the prediction keep a device busy."""
     [model, *_] = scenario(0).models
     model = dataclasses.replace(model, slo_ns=3 * model.execution_ns(1) + 5 * MS)
     cluster = Cluster(

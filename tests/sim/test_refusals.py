@@ -1,5 +1,5 @@
-"""How soon `adaptive` refuses what it will not serve: models whose batches do not save much, executions that come slower in
-spells."""
+"""How soon `adaptive` refuses requests that it will not serve: models whose batches save little, with spells
+of slow executions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SECONDS = 30
 SLO_MS = 100
 EXEC_MS = 4.0
 ROW_MS = 0.95 * EXEC_MS
-"""Of each row after the first of a batch."""
+"""Time of each row after the first of a batch."""
 SPELL_MS = 50
 PROMPT_MS = 10
 
 
 def slowness(seed: int) -> list[tuple[int, float]]:
-    """By the spell: how many times as long executions take. About a tenth more, and now and then twice as long."""
+    """Factors of executions' durations, by the spell: about a tenth more, and now and then twice as long."""
     random = np.random.default_rng(seed)
     factors = np.exp(0.1 * np.abs(random.standard_normal(SECONDS * 1000 // SPELL_MS)))
     factors[random.random(len(factors)) < 0.03] *= 1.8
@@ -32,7 +32,7 @@ def slowness(seed: int) -> list[tuple[int, float]]:
 
 @functools.cache
 def served(load: float, models: int, row_ms: float = ROW_MS) -> tuple[Report, float]:
-    """One device at a load, and how many requests a second it could do one by one."""
+    """A device at a load, and how many requests a second it can do one by one."""
     spells = slowness(1)
     rate = 1000 / EXEC_MS / float(np.mean([factor for _, factor in spells]))
     profile = {batch: round((EXEC_MS + (batch - 1) * row_ms) * MS) for batch in (1, 2, 4, 8, 16)}
@@ -64,7 +64,7 @@ def test_in_overload_nearly_all_refusals_are_prompt_and_the_device_is_busy(load:
 @pytest.mark.parametrize("models", [1, 4])
 @pytest.mark.parametrize("load", [1.2, 1.5])
 def test_where_batches_save_a_fifth_most_refusals_are_prompt_too(load: float, models: int) -> None:
-    """Of one model a half was refused late, of four nearly all."""
+    """Late refusals made up half of the refusals for one model, and nearly all for four."""
     report, rate = served(load, models, 0.8 * EXEC_MS)
     assert report.refused.sum() > 0.03 * report.offered.sum()
     assert report.refusal.fraction_within(PROMPT_MS * MS) >= 0.9

@@ -1,4 +1,4 @@
-"""A recording gives the same decisions again, and tells where others were taken."""
+"""A replay of a recording reproduces its decisions, and reports where the decisions differ."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Trace = Sequence[tuple[Any, Sequence[Any]]]
 
 @pytest.fixture(scope="module")
 def trace() -> Trace:
-    """The events and orders of a world in which much goes wrong."""
+    """Return the events and orders of a world with many failures."""
     world = random_world(4, calm=False)
     world.settle()
     assert len(world.trace) > 300
@@ -116,7 +116,8 @@ def test_another_event_is_found_by_what_it_leads_to(tmp_path: Path, trace: Trace
 
 
 def dump(path: Path, trace: Trace, place: int, **changed: Any) -> Path:
-    """One that begins in the middle, with the scheduler's state there, and a step that tells of the cluster."""
+    """Return a recording that begins in the middle, with the scheduler's state there and a step that
+    describes the cluster."""
     scheduler = make_scheduler("edf")
     for event, _ in trace[:place]:
         scheduler.step(event)
@@ -164,7 +165,7 @@ def test_a_dump_is_replayed_only_from_the_state_that_it_had(tmp_path: Path, trac
 
 
 def test_a_file_of_the_format_before_is_read() -> None:
-    """Written by the version that had format 2."""
+    """A recording written by the version that had format 2."""
     path = Path(__file__).parents[1] / "data" / "recordings" / "format-2.rec"
     with opened(path) as (header, steps):
         found = list(steps)

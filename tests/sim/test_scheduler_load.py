@@ -1,4 +1,4 @@
-"""Load, seeded: goodput near capacity, promises kept, nothing starved."""
+"""Seeded load: goodput near capacity, promises kept, no model starved."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def test_below_capacity_next_to_nothing_is_refused(load: float) -> None:
 
 
 def test_pieces_of_an_arena_turn_nobody_away() -> None:
-    """Layouts of single pages beside layouts of long runs: what a load counted on has often gone in pieces."""
+    """Layouts of single pages beside layouts of long runs: the runs on which a load counted are often split
+    by then."""
     single = [(1,) * (24 + 3 * kind) for kind in range(8)]
     long = [(9 + kind % 7, 7 + kind % 5, 6, 3, 2, 1) for kind in range(8, 20)]
     models = [

@@ -1,4 +1,4 @@
-"""Seeded random worlds: whatever happens, the books balance and every promise is kept or answered for."""
+"""Seeded random worlds: all invariants hold, and every promise is kept or its failure explained."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ def disturb(world: World, rng: random.Random, models: list, until: int) -> None:
 
     for _ in range(rng.randint(0, 5)):
         world.at(rng.randrange(world.now, until), rng.choice([leave, drain, join, join, remove]))
-    world.at(until, join)  # whatever was left over can be served
+    world.at(until, join)  # so that remaining requests can be served
 
 
 def register(world: World, seed: int, until: int) -> None:
-    """Workers make models ready on their devices: they need their time, few milliseconds at once, and some pages; now and
-    then the model is forgotten meanwhile."""
+    """Workers prepare models on their devices: they need the devices' time, a few milliseconds at once, and
+    some pages; now and then the model is forgotten meanwhile."""
     rng = random.Random(seed)
 
     def begin() -> None:
@@ -142,7 +142,8 @@ def test_any_world_balances(block: int) -> None:
 
 @pytest.mark.parametrize("block", range(10))
 def test_what_was_admitted_in_a_calm_world_is_answered_in_time(block: int) -> None:
-    """Exactly so while memory suffices; where models evict each other without end, but for a few."""
+    """Every promise is kept while memory suffices; a few are broken where models evict each other without
+    end."""
     admitted = missed = 0
     for seed in range(block * 20, block * 20 + 20):
         world = random_world(seed, calm=True)

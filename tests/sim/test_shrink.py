@@ -1,4 +1,5 @@
-"""A seed that fails is shrunk to the least that still does, and written as a test which fails as it did."""
+"""A failing seed is shrunk to the smallest world that still fails, and written as a test that fails in the
+same way."""
 
 from __future__ import annotations
 
@@ -21,13 +22,13 @@ def too_many_evictions(report: Report) -> str:
 
 
 def refusals(report: Report) -> str:
-    """A rule that one request breaks, or a worker that is lost under two."""
+    """A rule that a single request breaks, or a worker that is lost under two requests."""
     count = int(report.refused.sum())
     return f"{count} requests are refused (at 17 ns)" if count else ""
 
 
 def planted(rule: Rule) -> Callable[..., Report]:
-    """simulate() with one more rule."""
+    """Run simulate() with an additional rule."""
 
     def run(*arguments: Any, **more: Any) -> Report:
         report = simulate(*arguments, **more)
@@ -71,7 +72,7 @@ def test_a_planted_defect_is_shrunk_to_a_few_requests_and_printed_as_a_test_that
     written: dict[str, Any] = {}
     exec(IMPORTS + "\n\n" + text, written)
     [test] = [one for name, one in written.items() if name.startswith("test_")]
-    test()  # without the defect it passes
+    test()  # without the defect the test passes
     written["simulate"] = broken
     with pytest.raises(AssertionError, match=r"evicted|refused"):
         test()

@@ -1,4 +1,5 @@
-"""A simulation writes the same recordings as a controller: they can be replayed, traced, explained and compared."""
+"""A simulation writes the same recordings as a controller: they can be replayed, traced, explained and
+compared."""
 
 from __future__ import annotations
 

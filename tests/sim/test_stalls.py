@@ -1,7 +1,9 @@
-"""A stall of the machine is not a model's time: single executions that take 2 to 100 times as long refuse nobody on an idle device.
+"""A stall of the machine is not a model's time: single executions that take 2 to 100 times as long refuse no
+request on an idle device.
 
-The estimate of a model is moved by one outlier not at all, and by two in a row until the next execution
-(csrc/scheduler/estimates.h); what it still makes impossible is tried where the device has nothing else to do.
+A single outlier does not move the estimate of a model; two in a row move it until the next execution
+(csrc/scheduler/estimates.h). Requests that look impossible by the estimate are tried where the device is
+idle.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ REQUESTS_RATE = 50
 SPAN_S = 30
 SEED = 3
 LINKS_MS = 3
-"""More than both links and any margin take."""
+"""A bound above the time of both links and any margin."""
 
 
 def model(number: int, program: str) -> ModelProfile:
@@ -35,7 +37,8 @@ def model(number: int, program: str) -> ModelProfile:
 
 
 def run(policy: str, models: int, factor: float, stalls_rate: float, path: Path, seed: int = SEED) -> Report:
-    """Poisson arrivals for models that are resident, on one device; so many executions a second take so many times as long."""
+    """Poisson arrivals for resident models on one device; so many executions a second take so many times as
+    long."""
     rng = np.random.default_rng(1)
     count = SPAN_S * REQUESTS_RATE
     times = np.sort(rng.integers(0, SPAN_S * SECOND, count))
@@ -57,12 +60,12 @@ class Turned(NamedTuple):
 
     @property
     def could_be_served(self) -> bool:
-        """By the profile, from then on."""
+        """Time of the model by its profile."""
         return self.at_ns + (EXEC_MS + LINKS_MS) * MS <= self.request.deadline_ns
 
 
 def turned_away(path: Path) -> list[Turned]:
-    """Whoever was refused, or missed its deadline, by a recording of one device."""
+    """Return the requests that were refused or missed their deadlines, by a recording of one device."""
     requests: dict[int, Request] = {}
     under_way: set[int] = set()
     found = []
@@ -84,7 +87,7 @@ def turned_away(path: Path) -> list[Turned]:
 
 
 def stalled_ns(path: Path, factor: float) -> list[int]:
-    """How long each execution took that was stalled."""
+    """Return the duration of each stalled execution."""
     rows: dict[int, int] = {}
     took = []
     with opened(path) as (_, steps):
@@ -102,8 +105,8 @@ def check(policy: str, models: int, factor: float, stalls_rate: float, path: Pat
     turned = turned_away(path)
     assert [one for one in turned if one.idle and one.could_be_served] == []
     assert [one for one in turned if one.reason == Reason.INFEASIBLE] == []
-    # A stall takes no more than the time that it lasts, and what waits then; beside those, and chance, edf refuses where the
-    # device is busy by what they teach.
+    # A stall should cost no more than its own duration and the requests that wait then. Beyond those, and
+    # chance, edf refuses requests on a busy device because of the estimates that stalls leave.
     lost = sum(
         REQUESTS_RATE * (took_ns / SECOND + 2 * EXEC_MS / 1000) for took_ns in stalled_ns(path, factor)
     )
@@ -127,7 +130,7 @@ def test_nothing_is_refused_on_an_idle_device(
 def test_five_stalls_in_a_row_refuse_nobody_on_an_idle_device(
     policy: str, models: int, factor: float, seed: int, tmp_path: Path
 ) -> None:
-    """In each of these seeds there are five. They counted as the time that the model takes at best."""
+    """In each of these seeds there are five stalls in a row. They counted as the model's best time."""
     check(policy, models, factor, 5, tmp_path / "stalls.rec", seed)
 
 
@@ -135,7 +138,10 @@ def test_five_stalls_in_a_row_refuse_nobody_on_an_idle_device(
 def test_two_stalls_of_one_model_among_ten_executions_are_not_the_time_of_others(
     policy: str, tmp_path: Path
 ) -> None:
-    """A model of 6 ms took 141 and 302 ms. Then 196 of 196 requests for the models of its program were refused in a second."""
+    """A model of 6 ms took 141 and 302 ms.
+
+    Then 196 of 196 requests for the models of its program were refused in a second.
+    """
     path = tmp_path / "stalls.rec"
     run(policy, 3, 50, 2, path)
     assert not [one for one in turned_away(path) if one.reason == Reason.INFEASIBLE]

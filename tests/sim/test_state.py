@@ -1,4 +1,5 @@
-"""A scheduler that is written down and restored goes on as the one that it was, wherever that stood."""
+"""A scheduler restored from its written state continues as the original would, wherever the state was
+taken."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def restored(policy: str, state: bytes, memory: str = "") -> Core:
 
 
 class Twins:
-    """A scheduler, and one that is restored from its state now and then; both are told the same, and must do the same."""
+    """A scheduler, and a copy that is restored from its state now and then; both get the same events, and
+    must give the same commands."""
 
     def __init__(self, policy: str, rng: random.Random, part: float, memory: str = "") -> None:
         self.policy, self.memory, self.rng, self.part = policy, memory, rng, part
@@ -67,7 +69,7 @@ class Twins:
 
 
 def check_world(seed: int, policy: str, part: float) -> int:
-    """A world with everything that may happen to a scheduler; how often it was restored."""
+    """Run a world with every kind of event; return how often the scheduler was restored."""
     world = random_world(seed, calm=False, policy=policy)
     twins = Twins(policy, random.Random(seed), part)
     for event, _ in world.trace:
@@ -139,7 +141,7 @@ def test_a_restored_scheduler_decides_the_same_in_many_worlds(
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_states_that_were_written_before_are_read(policy: str) -> None:
-    """Where this fails, what is written of a state has changed: raise STATE_FORMAT in csrc/scheduler/archive.h, and then
+    """If this fails, the written state has changed: raise STATE_FORMAT in csrc/scheduler/archive.h, then run
     python -m tests.data.make_states."""
     state = (DATA / f"{policy}.state").read_bytes()
     assert restored(policy, state).save(BYTES_MAX) == state
@@ -163,7 +165,7 @@ def test_a_state_of_another_policy_is_refused() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_damaged_state_is_refused_or_is_one(policy: str) -> None:
-    """Whatever bytes are damaged: what is restored passes every check, and can be told what follows."""
+    """Whichever bytes are damaged: a restored scheduler passes every check, and takes further events."""
     world = random_world(6, calm=False, policy=policy)
     world.settle()
     events = [event for event, _ in world.trace]
@@ -188,7 +190,7 @@ def test_a_damaged_state_is_refused_or_is_one(policy: str) -> None:
             continue
         try:
             after.step_many(events[200:250])
-        except (ValueError, RuntimeError, IndexError):  # as from a recording of events that cannot be
+        except (ValueError, RuntimeError, IndexError):  # as for a recording of impossible events
             continue
     assert len(refusals) > 50
     assert all(text.startswith("the state of the scheduler cannot be restored: ") for text in refusals)
@@ -200,7 +202,7 @@ def peak_bytes() -> int:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_state_takes_no_more_memory_than_goes_with_its_length(policy: str) -> None:
-    """Whichever number it is that says of how much it is, however few bytes follow."""
+    """Any number that gives a size may be wrong, however few bytes follow."""
     state = make_scheduler(policy).save(BYTES_MAX)
     assert state is not None
     fields = list(msgpack.unpackb(state))

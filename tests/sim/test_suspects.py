@@ -1,4 +1,4 @@
-"""Workers that end while they execute, in seeded worlds: killed from outside, or by a request."""
+"""Workers that end during an execution, in seeded worlds: killed from outside, or by a request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ SEEDS = range(12)
 
 
 class Killing(World):
-    """A world in which some requests end the worker that executes them, in the middle of it or at its end."""
+    """A world in which some requests end the worker that executes them, in the middle of the execution or at
+    its end."""
 
     def __init__(self, seed: int, policy: str, says_so: bool) -> None:
         super().__init__(seed, policy=policy)
@@ -44,7 +45,7 @@ class Killing(World):
 
     def outcome(self, device: FakeDevice, action: Any) -> tuple[Status, str]:
         if self._is_killer(action):
-            self.drain(device.worker.worker_id)  # it says Goodbye before what it has to say
+            self.drain(device.worker.worker_id)  # the worker says Goodbye before its last results
             self.at(self.now + device.worker.back + MS, self.kill, device.worker.worker_id)
             return Status.CRASHED, "signal 11"
         return super().outcome(device, action)
@@ -93,7 +94,7 @@ def test_a_request_that_ends_workers_takes_few_with_it_and_no_other_models_reque
 
         def release(world: Killing = world) -> None:
             nonlocal killer
-            # It is known which it will be before it is sent.
+            # The crashing request is known before it is sent.
             world.killers.add(world.next_request + 1)
             killer = world.request(1, 4000)
 

@@ -1,4 +1,4 @@
-"""Telemetry's files say of every request and action what the world saw of it."""
+"""Telemetry's files describe every request and action as the world saw it."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def check_format(body: dict[str, Any]) -> None:
             assert one["name"] in ("process_name", "thread_name", "process_sort_index", "thread_sort_index")
     for track, spans in slices.items():
         assert spans == sorted(spans, key=lambda span: span[0]), "slices in the order of their beginnings"
-        around: list[float] = []  # the ends of the slices that the next may be in
+        around: list[float] = []  # ends of the slices that may enclose the next
         for begin, end in spans:
             while around and around[-1] <= begin + 1e-6:
                 around.pop()

@@ -1,4 +1,5 @@
-"""The simulated world, as stories: what the clients see, what the devices do, what goes wrong and when."""
+"""The simulated world, as stories: the clients' answers, the devices' actions, and the failures with their
+times."""
 
 from __future__ import annotations
 
@@ -153,7 +154,7 @@ def test_closed_loop_clients_wait_for_their_answers() -> None:
 
 @pytest.mark.parametrize("slo_ms", [25, 100, 500])
 def test_inputs_are_sent_while_the_device_executes_and_it_is_not_idle_for_them(slo_ms: int) -> None:
-    """A batch is planned behind one whose inputs are still on their way, and how long they take is learnt."""
+    """A batch is planned behind another whose inputs are still on their way; the time of inputs is learnt."""
     model = dataclasses.replace(RESNET, slo_ns=slo_ms * MS)
     wire = Cluster(input_bandwidth=1_250_000_000, copy_bandwidth=12_300_000_000)
     clients = [Closed(number, concurrency=16, round_trip_ns=MS) for number in range(8)]
@@ -163,7 +164,8 @@ def test_inputs_are_sent_while_the_device_executes_and_it_is_not_idle_for_them(s
 
 
 def test_large_batches_whose_inputs_take_longer_than_their_window_are_answered_all_the_same() -> None:
-    """Inputs of 16 take 7.7 ms, a free device's window is 6 ms wide: too late for that, but not for the deadline."""
+    """Inputs of 16 take 7.7 ms, and a free device's window is 6 ms wide: too late for the window, but not for
+    the deadline."""
     model = dataclasses.replace(RESNET, slo_ns=50 * MS)
     patient = Closed(1, concurrency=16, slo_ns=86_400 * SECOND)
     wire = Cluster(input_bandwidth=1_250_000_000)
@@ -342,7 +344,8 @@ def test_what_comes_to_an_idle_device_or_waits_for_a_load_leaves_none_idle_with_
 
 @pytest.mark.parametrize("policy", ["edf", "adaptive", "paper", "fifo"])
 def test_a_device_with_too_much_to_do_executes_or_is_idle_with_work(policy: str) -> None:
-    """No time is lost between the two, and none is counted twice: noise makes devices wait for orders."""
+    """The device loses no time between the two actions, and none is counted twice: noise makes devices wait
+    for orders."""
     cluster = Cluster(exec_noise=0.2, link_there_ns=300 * US, link_back_ns=300 * US, link_jitter_ns=200 * US)
     report = run([CNN], cluster, poisson(400, 5), policy=policy, warmup_ns=SECOND, until_ns=5 * SECOND)
     executing, idle = report.device_busy[0], report.device_idle_with_work[0]
@@ -353,7 +356,7 @@ def test_a_device_with_too_much_to_do_executes_or_is_idle_with_work(policy: str)
 def test_adaptive_sends_early_enough_for_executions_that_end_before_they_were_planned_to(
     noise: float,
 ) -> None:
-    """With a lead of 0.1 ms, whatever was planned, 8 % of the device's time was lost, and with it the goodput."""
+    """With a fixed lead of 0.1 ms, 8 % of the device's time was lost, and with it the goodput."""
     cluster = Cluster(
         exec_noise=noise, link_there_ns=300 * US, link_back_ns=300 * US, link_jitter_ns=200 * US
     )

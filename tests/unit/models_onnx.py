@@ -39,7 +39,8 @@ def model_of(
 
 
 def small_net(seed: int, *, prefix: str = "", width: int = 8) -> onnx.ModelProto:
-    """x [N, 8] -> Gemm -> Relu -> MatMul -> Add (a bias of one element) -> Reshape; every weight from the seed."""
+    """x [N, 8] -> Gemm -> Relu -> MatMul -> Add (a bias of one element) -> Reshape; every weight from the
+    seed."""
     rng = np.random.default_rng(seed)
     p = prefix
     weights = [
@@ -62,7 +63,8 @@ def small_net(seed: int, *, prefix: str = "", width: int = 8) -> onnx.ModelProto
 
 
 def classifier(**classes: list[int] | list[str]) -> onnx.ModelProto:
-    """x [N, 4] -> labels, and a list of maps from class to score, as converters of scikit-learn and CatBoost write it."""
+    """x [N, 4] -> labels, and a list of maps from class to score, as converters of scikit-learn and CatBoost
+    write it."""
     names = next(iter(classes.values()))
     kinds = {"classlabels_int64s": INT64, "classlabels_strings": TensorProto.STRING}
     (kind,) = (kinds[key] for key in classes)
@@ -80,12 +82,12 @@ def classifier(**classes: list[int] | list[str]) -> onnx.ModelProto:
     model = model_of(
         nodes, [value("x", ["N", 4])], [value("label", ["N"], kind), maps], domains=[("ai.onnx.ml", 3)]
     )
-    del model.opset_import[0]  # as where nothing standard is used
+    del model.opset_import[0]  # as in a model that uses no standard operator
     return model
 
 
 def negated_if_told() -> onnx.ModelProto:
-    """x [N, 4] -> -x where the input ``negate`` is true; by its default it is not."""
+    """x [N, 4] -> -x where the input ``negate`` is true; by its default it is false."""
     bodies = [
         helper.make_graph(
             [helper.make_node(operator, ["x"], [f"{operator}_y"])],
@@ -102,14 +104,14 @@ def negated_if_told() -> onnx.ModelProto:
 
 
 def declaring(shape: Sequence[int | str]) -> onnx.ModelProto:
-    """x [N, 8] -> y [N, 4], of which the file says that it has this shape."""
+    """x [N, 8] -> y [N, 4], for which the file declares this shape."""
     nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Add", ["h", "b"], ["y"])]
     weights = [initializer("w", normal(8, 4)), initializer("b", normal(4))]
     return model_of(nodes, [value("x", ["N", 8])], [value("y", shape)], weights)
 
 
 def save_package(model: onnx.ModelProto, folder: Path, examples: Examples = None) -> Path:
-    """The package of a model as a worker has it."""
+    """Return the package of a model as a worker gets it."""
     folder.mkdir(parents=True)
     source = folder.parent / f"{folder.name}.onnx"
     onnx.save(model, source)

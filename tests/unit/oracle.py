@@ -1,6 +1,8 @@
-"""What a request and a result must be, and what is said of one that is not: in Python, for tests of the exchange.
+"""The checks of requests and results, and their error texts, written again in Python, for tests of the
+exchange.
 
-csrc/controller/checks.cpp decides the same, and clockwork/controller/ports/flaws.py says the same of it.
+csrc/controller/checks.cpp makes the same decisions, and clockwork/controller/ports/flaws.py has the same
+texts.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from clockwork.wire.tensors import (
 
 
 class Model(NamedTuple):
-    """What requests and results are checked against."""
+    """The interface against which requests and results are checked."""
 
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
@@ -42,7 +44,10 @@ class Model(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """A request that its model can take. ``tensors``: (dtype, shape, frame's index) in the model's input order."""
+    """Check a request that fits its model.
+
+    ``tensors``: (dtype, shape, frame's index) in the model's input order.
+    """
 
     rows: int
     shape: ShapeKey
@@ -52,7 +57,8 @@ class Checked(NamedTuple):
 
 
 def check_request(model: Model, refs: Sequence[Any], frames: Sequence[Any], machine: int) -> Checked:
-    """Raises InvalidInput, naming the tensor, what was expected and what came. machine: whose memory workers see."""
+    """Raises InvalidInput, naming the tensor, the expectation and the received value. machine: the machine
+    whose memory workers can map."""
     inputs = model.inputs
     places = {spec.name: place for place, spec in enumerate(inputs)}
     if len(refs) != len(frames):
@@ -146,7 +152,7 @@ def _check_declared(spec: TensorSpec, dtype: int, shape: list[int]) -> None:
 
 
 def _check_reference(spec: TensorSpec, shape: list[int], data: bytes, machine: int) -> int:
-    """The bytes that it refers to."""
+    """Return the bytes to which the reference points."""
     wrong = InvalidInput(
         f"input {spec.name!r} has a reference to shared memory that cannot be one", spec.name
     )
@@ -173,7 +179,7 @@ def _declared(spec: TensorSpec) -> str:
 
 
 def _check_symbols(inputs: Sequence[TensorSpec], tensors: Sequence[tuple[int, list[int], int]]) -> None:
-    """One symbol means one size, in all inputs of a request."""
+    """Check that a symbol has the same size in all inputs of a request."""
     sizes: dict[str, tuple[int, str]] = {}
     for spec, (_, shape, _) in zip(inputs, tensors):
         if spec.shape == UNKNOWN_RANK:
@@ -229,9 +235,10 @@ def _rows_and_shape(
 def check_result(
     model: Model | None, part_rows: Sequence[int], message: Result, frames: Sequence[Any], has_room: bool
 ) -> None:
-    """Raises InvalidInput for a result that makes no sense, or is none of the model's, saying why.
+    """Raises InvalidInput for a result that is malformed, or does not fit the model, and says why.
 
-    part_rows: of the batch, by parts. model: None of an action that is no INFER. has_room: outputs may be in memory.
+    part_rows: rows of the batch, by parts. model: None for an action other than INFER. has_room: outputs may
+    be in memory.
     """
     if message.status not in set(Status):
         raise InvalidInput(f"{message.status} is no status")

@@ -43,7 +43,7 @@ class FailsInAdmit(Fifo):
 
 
 class Chooses(Fifo):
-    """What a test puts here."""
+    """A list into which a test puts values."""
 
     chosen: Any = None
 
@@ -53,7 +53,7 @@ class Chooses(Fifo):
 
 
 class Keeps(Fifo):
-    """Has a queue for later."""
+    """Keeps a queue for later."""
 
     def rank_ns(self, now_ns: int, queue: Queue) -> int:
         self.kept = queue
@@ -70,7 +70,7 @@ class DropsTooEarly(Fifo):
 
 
 class Swallows(Fifo):
-    """A hook that fails within another, which makes nothing of it."""
+    """A hook that fails within another hook, which ignores the failure."""
 
     def hopeless_ns(self, now_ns: int, queue: Queue, request: Request) -> int:
         if self.drops_now:
@@ -99,7 +99,7 @@ class Refuses(Fifo):
 
 
 class Looks(Fifo):
-    """Writes down what it sees."""
+    """Records its calls."""
 
     seen: dict[str, Any] = {}  # noqa: RUF012
 

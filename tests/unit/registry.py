@@ -1,4 +1,5 @@
-"""Everything around a Registrar, in memory: storage, workers, scheduler and clients, who act when a test lets them."""
+"""The surroundings of a Registrar, in memory: storage, workers, scheduler and clients, which act when a test
+lets them."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ JOBS = (
 
 
 def summary(digest: str) -> dict[str, Any]:
-    """What a worker finds out about a small model with one input and one output."""
+    """Return a worker's summary of a small model with one input and one output."""
     spec = [TensorSpec("x", 1, ("N", 2))]
     profile = [ProfilePoint(((2,),), 1, 1_000_000)]
     return PreparedModel(
@@ -62,41 +63,43 @@ def summary(digest: str) -> dict[str, Any]:
 
 
 def owner_of(client: bytes) -> int:
-    """The number under which what a client has prepared waits for its turn."""
+    """The number under which a client's prepared package waits for its turn."""
     return int.from_bytes(client)
 
 
 class Registry:
-    """``told``: what was said to clients, as (request id, outcome): "replied", a sentence, or the type of a message."""
+    """``told``: the answers to clients, as (request id, outcome): "replied", a sentence, or the type of a
+    message."""
 
     def __init__(self) -> None:
         self.effects: deque[Effect] = deque()
         self.table = ModelTable(self.effects)
         self.registrar = Registrar(self.effects, self.table, lambda digest: False)
-        self.jobs: deque[Job] = deque()  # given to storage, in order
-        self.asked: list[tuple[int, Prepare]] = []  # of workers, and not answered
-        self.known: set[int] = set()  # model ids that the scheduler was told of
-        self.leaving: list[int] = []  # model ids that the scheduler is to let go of
+        self.jobs: deque[Job] = deque()  # jobs given to storage, in order
+        self.asked: list[tuple[int, Prepare]] = []  # requests to workers that are not answered
+        self.known: set[int] = set()  # model ids that the scheduler knows
+        self.leaving: list[int] = []  # model ids that the scheduler is to remove
         self.needs: dict[Waiter, list[int]] = {}  # uploads that wait for bytes, by file sizes
-        self.orders: list[Waiter] = []  # every one that clients gave
+        self.orders: list[Waiter] = []  # every order of a client
         self.answers: Counter[Waiter] = Counter()
         self.told: list[tuple[int, str]] = []
-        self.events: list[str] = []  # that subscribers got
+        self.events: list[str] = []  # events that subscribers got
         self.traffic: dict[str, list[tuple[int, int]]] = {}  # name: [(model id, parts), ...]
         self.troubles: list[NoteTrouble] = []
-        self.blamed: list[str] = []  # what workers said that cannot be
-        self.records: dict[tuple[str, int], ModelRecord] = {}  # on disk
-        self.saved: set[tuple[str, int]] = set()  # that ever were on disk
-        self.routes: dict[str, NameRoute] = {}  # on disk
+        self.blamed: list[str] = []  # workers' impossible messages that were complained of
+        self.records: dict[tuple[str, int], ModelRecord] = {}  # routes on disk
+        self.saved: set[tuple[str, int]] = set()  # records that ever were on disk
+        self.routes: dict[str, NameRoute] = {}  # routes on disk
         self.packages: set[str] = set()
-        self.interfaces: dict[str, Interface] = {}  # by digest: what a package declares, where it can be read
+        # by digest: the declared interface of a package that can be read
+        self.interfaces: dict[str, Interface] = {}
         self.now_ns = 0
         self._number = 0
 
     # ----- what happens ------------------------------------------------------------------------
 
     def order(self, message: Any, client: bytes = CLIENT) -> Waiter:
-        """A client's order, which has got a number as its first field if that was 0."""
+        """A client's order, which gets a number as its first field if that was 0."""
         if not message.request_id:
             self._number += 1
             message = message._replace(request_id=self._number)
@@ -117,7 +120,7 @@ class Registry:
 
     @staticmethod
     def digest(content: bytes) -> str:
-        """The digest of the package that register() makes of it."""
+        """Return the digest of the package that register() makes of a model."""
         return digest_of([PackageFile("model.onnx", len(content), hashlib.sha256(content).hexdigest())])
 
     def send_chunk(self, waiter: Waiter) -> None:
@@ -134,7 +137,7 @@ class Registry:
         return job
 
     def prepare(self, status: Status = Status.OK, place: int = 0, text: str = "no memory") -> None:
-        """Have a worker answer what it has been asked."""
+        """Have a worker answer its request."""
         worker, message = self.asked.pop(place)
         fields = summary(message.digest) if status is Status.OK else {}
         answer = Prepared(message.model_id, status, "" if status is Status.OK else text, fields)
@@ -142,7 +145,7 @@ class Registry:
         self.carry_out()
 
     def restart(self) -> Registry:
-        """What a controller finds that starts on this disk, before any worker has joined."""
+        """Start a controller on this disk, before any worker has joined."""
         again = Registry()
         again.packages, again.records, again.saved, again.routes = (
             self.packages,
@@ -170,7 +173,7 @@ class Registry:
         self.carry_out()
 
     def set_aside(self, model_id: int) -> None:
-        """Have the scheduler let go of a version whose executions crashed workers, for the reason CRASHES."""
+        """Have the scheduler remove a version whose executions crashed workers, for the reason CRASHES."""
         was_leaving = self.table.by_id[model_id].state.is_leaving
         self.registrar.faulted(model_id, Fault.CRASHED, "w1", True)
         if not was_leaving:
@@ -182,7 +185,7 @@ class Registry:
         self.carry_out()
 
     def settle(self) -> None:
-        """Have everybody do all that they are asked to, workers with success."""
+        """Have all parts do everything that they are asked to, workers with success."""
         while self.jobs or self.asked or self.leaving or self.ready_uploads():
             for waiter in self.ready_uploads():
                 self.send_chunk(waiter)
@@ -196,7 +199,7 @@ class Registry:
     # ----- what comes of it --------------------------------------------------------------------
 
     def ready_uploads(self) -> list[Waiter]:
-        """Uploads whose client has been told to send."""
+        """Return the uploads whose clients have been told to send."""
         return [waiter for waiter in self.needs if (waiter.request_id, "UploadNeed") in self.told]
 
     def states(self, name: str) -> dict[int, str]:
@@ -206,7 +209,7 @@ class Registry:
         return [model for versions in self.table.versions.values() for model in versions.values()]
 
     def check(self) -> None:
-        """What holds at any time, whatever is under way."""
+        """Check the invariants that hold at any time."""
         for model in self.all_versions():
             assert model.state in ModelState
             assert (self.table.by_id.get(model.model_id) is model) == model.state.is_live, model.label
@@ -275,7 +278,7 @@ class Registry:
         self.told.append((waiter.request_id, text))
 
     def _do(self, job: Job) -> Any:
-        """The job, on a disk that is a few dicts."""
+        """Do the job on a disk that is a few dicts."""
         match job:
             case WriteChange(_, change):
                 for record in change.save:

@@ -1,4 +1,5 @@
-"""A scheduler of any policy, and a hand that plays everything else: for stories of events and exact orders."""
+"""A scheduler of any policy with everything around it played by hand: for stories of events and exact
+orders."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def spec(
     shape: Any = SHAPE,
     batches: Sequence[int] = (),
 ) -> ModelSpec:
-    """A model whose batch of b takes exec_ms + row_ms * (b - 1). batches: those measured beside 1 and batch_max."""
+    """A model whose batch of b takes exec_ms + row_ms * (b - 1). batches: the sizes measured beside 1 and
+    batch_max."""
     measured = sorted({1, batch_max, *(batch for batch in batches if batch <= batch_max)})
     points = [ProfilePoint(shape, batch, round((exec_ms + row_ms * (batch - 1)) * MS)) for batch in measured]
     return ModelSpec(
@@ -52,7 +54,8 @@ def spec(
 
 
 class Story:
-    """Workers of `devices` devices each; resident: every model is on the first device at 1 s, where stories begin."""
+    """Workers of `devices` devices each; resident: every model is on the first device at 1 s, where stories
+    begin."""
 
     def __init__(
         self,
@@ -98,7 +101,7 @@ class Story:
         return [command for command in commands if not isinstance(command, Wake)]
 
     def at(self, ms: float) -> Self:
-        """Let it be so many milliseconds after the beginning (1 s)."""
+        """Set the time to so many milliseconds after the beginning (1 s)."""
         self.now = 1000 * MS + round(ms * MS)
         return self
 
@@ -113,7 +116,8 @@ class Story:
         waited_ms: float = 0,
         copied: int = 0,
     ) -> tuple[int, list[Any]]:
-        """waited_ms: for how long it has waited for the controller. copied: bytes of its inputs in the client's memory."""
+        """waited_ms: how long the request has waited for the controller. copied: bytes of its inputs in the
+        client's memory."""
         self.ids += 1
         arrived = self.now - round(waited_ms * MS)
         deadline = arrived + round(slo_ms * MS) if slo_ms else NEVER_NS
@@ -124,7 +128,7 @@ class Story:
         )
 
     def ask(self, *models: int, slo_ms: float = 100, priority: int = 4) -> list[int]:
-        """Requests of which none makes the scheduler order anything."""
+        """Send requests that make the scheduler give no order."""
         asked = []
         for model in models:
             request, commands = self.request(model, slo_ms, priority)
@@ -140,7 +144,7 @@ class Story:
         text: str = "",
         ready_ms: float | None = None,
     ) -> list[Any]:
-        """The action ended now. ready_ms: when the worker had its inputs; not said if None."""
+        """End the action now. ready_ms: when the worker had its inputs; None: not reported."""
         took = round(took_ms * MS)
         ready = 0 if ready_ms is None else 1000 * MS + round(ready_ms * MS)
         begin = self.now - took
@@ -152,7 +156,7 @@ class Story:
         return self(Tick(self.now))
 
     def until(self, ms: float) -> list[tuple[float, Any]]:
-        """Every order that timers bring about until then, with its time in ms."""
+        """Return every order that timers bring about until then, with its time in ms."""
         end = 1000 * MS + round(ms * MS)
         orders = []
         while self.wake <= end:
@@ -163,7 +167,8 @@ class Story:
 
 
 def told(commands: list[Any]) -> list[Any]:
-    """Orders in short: ("infer", model, requests), ("load" or "unload", model), ("ok" or a status, request)."""
+    """Return orders in short form: ("infer", model, requests), ("load" or "unload", model), ("ok" or a
+    status, request)."""
     short: list[Any] = []
     for one in commands:
         if isinstance(one, SendInfer):

@@ -1,4 +1,4 @@
-"""docs/security.md says of every attack what holds it, and names no attack that there is not."""
+"""docs/security.md names a defence for every attack that exists, and no other attack."""
 
 from __future__ import annotations
 

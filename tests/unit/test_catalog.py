@@ -1,4 +1,5 @@
-"""What a controller reads at start: damaged files are named and set aside, mended where one bit flipped, never believed."""
+"""Files that a controller reads at start: damaged files are named and set aside, or mended where one bit
+flipped, and never believed."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def test_a_flipped_bit_is_mended_and_said(catalog: Catalog, which: str) -> None:
         path.write_bytes(rotten)
         found, complaints = read()
         assert found == [wanted], bit
-        if complaints:  # else it was the seal that lost its form, and is as in files of earlier versions
+        # otherwise the seal itself was damaged, and the file reads like a file of an earlier version
+        if complaints:
             assert (complaints[0].name, complaints[0].mended) == ("m", True)
             assert path.read_bytes() == data
     assert not list(path.parent.glob(f"{ASIDE}*"))
@@ -87,7 +89,7 @@ def test_more_damage_is_set_aside_and_named(catalog: Catalog, seed: int) -> None
     (aside,) = path.parent.glob(f"{ASIDE}*")
     assert aside.read_bytes() == data
     assert aside.name in complaint.text
-    assert catalog.records() == ([], [])  # and that is all that there is to say of it
+    assert catalog.records() == ([], [])  # no further complaint is left
 
 
 def body_with(**changes: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""Seals and checksums: what was written is read, what is not is never taken for it."""
+"""Seals and checksums: sealed data is read back, and damaged data is never accepted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BODY = {"name": "m", "files": [["model.onnx", 704, "ab" * 32]], "nothing": None,
 def test_a_sealed_object_is_json_and_comes_back() -> None:
     data = seal(BODY)
     assert unseal(data) == (BODY, True)
-    assert json.loads(data) | BODY == json.loads(data)  # who knows nothing of seals reads it as well
+    assert json.loads(data) | BODY == json.loads(data)  # a reader that ignores seals can read it, too
     assert unseal(json.dumps(BODY).encode()) == (BODY, False)
 
 
@@ -41,7 +41,7 @@ def test_every_single_bit_is_found_and_mended() -> None:
             body, is_sealed = unseal(bytes(rotten))
         except ValueError:
             pass
-        else:  # the seal itself is not one any more: what it was of is as it was
+        else:  # the seal itself is damaged, and the sealed data is intact
             assert not is_sealed
             assert {key: value for key, value in body.items() if key in BODY} == BODY
         assert mend(bytes(rotten)) == data
@@ -81,7 +81,7 @@ def test_a_link_and_what_is_too_long_are_not_read(tmp_path: Path) -> None:
         read_plain(tmp_path / "file", 4)
     with pytest.raises(OSError, match="symbolic"):
         read_plain(tmp_path / "link")
-    assert read_plain(tmp_path / "pipe") == b""  # and nobody waits for a writer
+    assert read_plain(tmp_path / "pipe") == b""  # the reader does not wait for a writer
 
 
 def test_damage_is_named(tmp_path: Path) -> None:

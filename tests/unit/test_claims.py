@@ -1,6 +1,6 @@
-"""Sentences that conclude something from a measured table, computed anew from the file that the table is made of.
+"""Sentences in documents that draw conclusions from a measured table, computed anew from the table's file.
 
-A table follows its file (test_published.py); what a document says beside the table does not. When results are measured
+A table follows its file (test_published.py); the text beside the table does not. When results are measured
 anew, a sentence here fails if it no longer holds.
 """
 
@@ -28,7 +28,7 @@ def rows(name: str, **of: Any) -> Rows:
 
 
 def text(name: str) -> str:
-    """A document as one line, so that a sentence is found wherever it is wrapped."""
+    """Return a document as one line, so that a sentence is found wherever it is wrapped."""
     return " ".join((ROOT / name).read_text(encoding="utf-8").split())
 
 

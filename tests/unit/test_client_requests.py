@@ -1,4 +1,4 @@
-"""What a client refuses to send, and how failures become exceptions: no sockets needed."""
+"""The requests that a client refuses to send, and the exceptions for failures: no sockets needed."""
 
 from __future__ import annotations
 

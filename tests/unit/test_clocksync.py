@@ -15,7 +15,7 @@ US, MS, SECOND, HOUR = 1_000, 1_000_000, 1_000_000_000, 3_600_000_000_000
 
 
 class Clock:
-    """A worker's clock: so far off, and drifting."""
+    """A worker's clock with an offset and a drift."""
 
     def __init__(self, offset_ns: int, drift_ppm: float) -> None:
         self.offset_ns, self.drift_ppm = offset_ns, drift_ppm
@@ -25,14 +25,14 @@ class Clock:
 
 
 def ping(sync: ClockSync, clock: Clock, at: int, there: int, back: int, held: int = 50 * US) -> int:
-    """One round trip; returns when it is over."""
+    """Play a round trip; return the time of its end."""
     received, returned = at + there, at + there + held
     sync.pong(at, clock(received), clock(returned), returned + back)
     return returned + back
 
 
 def conversion(sync: ClockSync) -> ClockBounds:
-    """What the exchange converts by once it was told of the last round trip."""
+    """Return the conversion that the exchange uses after the last round trip."""
     bounds = ClockBounds()
     if sync.known:
         bounds.set(*sync.bounds())
@@ -105,7 +105,7 @@ def test_a_clock_that_cannot_be_followed_is_named_and_why() -> None:
 
 @pytest.mark.parametrize("seed", range(25))
 def test_no_window_is_spuriously_too_late(seed: int) -> None:
-    """An hour off, 100 ppm of drift, asymmetric delays of 1 to 20 ms that change."""
+    """An hour of offset, 100 ppm of drift, asymmetric delays of 1 to 20 ms that change."""
     rng = random.Random(seed)
     clock = Clock(rng.choice([-1, 1]) * HOUR, rng.choice([-100, 100]))
     sync = ClockSync()
@@ -120,19 +120,19 @@ def test_no_window_is_spuriously_too_late(seed: int) -> None:
             at = now + ahead
             assert bounds.to_worker_latest(at) >= clock(at), "an action on time would be too late"
             assert bounds.to_worker_earliest(at, now) <= clock(at)
-        # What a worker stamps is never later than the moment its message comes in.
+        # A worker's time stamp is never later than the receipt of its message.
         stamp = clock(now - back)
         assert bounds.to_controller(stamp, now) <= now
         # The bounds are useful, too: no wider than the delays and the drift over the window.
         assert sync.upper_ns(now) - sync.lower_ns(now) <= base_there + base_back + 3 * MS + 8 * MS
-        # There and back together are what round trips take.
+        # Request and reply together take the round trips' time.
         assert base_there + base_back <= sync.there_ns() + sync.back_ns() <= base_there + base_back + 9 * MS
     assert sync.resets == 0
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_intervals_of_the_worker_stay_intervals(seed: int) -> None:
-    """What took 5 ms there takes 5 ms here: begin and end are converted alike."""
+    """A duration of 5 ms on the worker takes 5 ms here: begin and end are converted alike."""
     rng = random.Random(seed)
     clock, sync, now = Clock(HOUR, 100), ClockSync(), SECOND
     for _ in range(50):
@@ -154,7 +154,7 @@ def test_a_window_that_is_open_has_no_beginning() -> None:
 
 
 def test_the_exchange_has_the_bounds_that_were_found() -> None:
-    """The middle of both, at any time: drift counts alike on both sides."""
+    """The middle of both bounds, at any time: drift counts alike on both sides."""
     rng = random.Random(20201104)
     for offset in (-(10**15), -1, 0, 12345, 10**15):
         sync, clock, now = ClockSync(), Clock(offset, 0), 10**12

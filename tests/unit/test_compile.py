@@ -1,7 +1,7 @@
-"""From ONNX to a program package: what it answers, what it holds, and what is refused.
+"""From ONNX to a program package: its answers, its content, and the models that are refused.
 
-Kernels for the host are run here, launch by launch, in plain memory: what a device does with a program, without
-one. Where the extra [compile] is not installed, all of this skips.
+Kernels for the host are run here, launch by launch, in plain memory, as a device would run a program. Where
+the extra [compile] is not installed, all of this skips.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ needs_nvrtc = pytest.mark.skipif(
 
 
 class Case:
-    """A model, and the package that was made of it."""
+    """A model, and the package made from it."""
 
     def __init__(self, model: onnx.ModelProto, folder: Path, **options: Any) -> None:
         self.path = folder / "model.onnx"
@@ -73,15 +73,17 @@ class Case:
         check_files(self.program, self.directory)
 
     def check_answers(self, inputs: list[Array], relative: float = 1e-4) -> None:
-        """The launches answer as ONNX Runtime does."""
+        """Check that the launches answer as ONNX Runtime does."""
         expected = ModelSession(self.path, optimise=False).run(inputs)
         actual = HostExecutor(self.program, self.directory).run(inputs)
         assert difference(actual, expected, relative) == ""
 
 
 def check_launches(program: Program) -> None:
-    """No launch reads nothing but weights: its result would be the same at every inference. And none reads or writes
-    at an address that the widest access of its kernel does not divide, which reading the package has refused."""
+    """Check that no launch reads only weights: its result would be the same at every inference.
+
+    Reading the package has already refused launches that access an address misaligned for their kernel.
+    """
     for variant in program.variants:
         for launch in variant.launches:
             assert len(launch.widths) == len(variant.pointers(launch)), "widths are told"
@@ -133,13 +135,13 @@ def test_an_encoder_is_compiled_for_each_length_that_is_named(tmp_path: Path) ->
     for shapes in ([(1, 9), (1, 9)], [(1, 3), (1, 4)]):
         with pytest.raises(InvalidModel, match="no variant for inputs of"):
             executor.run([np.zeros(shape, np.int64) for shape in shapes])
-    for wild in (50, 2**40, -(2**62)):  # ids that the table does not have read nothing outside it
+    for wild in (50, 2**40, -(2**62)):  # ids beyond the table read nothing outside it
         (answer,) = executor.run([np.full((1, 4), wild), np.ones((1, 4), np.int64)])
         assert np.isfinite(answer).all()
 
 
 def last_token() -> onnx.ModelProto:
-    """The last position's numbers, of however many there are."""
+    """Return the numbers of the last position, at any length."""
     nodes = [helper.make_node("Gather", ["x", "last"], ["y"], axis=1)]
     last = initializer("last", -1, np.int64)
     return model_of(nodes, [value("x", ["N", "S", 4])], [value("y", ["N", 4])], [last])
@@ -178,7 +180,7 @@ def test_dimensions_that_a_converter_left_without_a_name_need_not_be_equal(tmp_p
 @needs_compiler
 @pytest.mark.slow
 def test_a_proof_that_trying_refutes_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were a rule wrong, what is behind the end would be seen in the answers."""
+    """If a rule were wrong, values behind the end would show in the answers."""
     monkeypatch.setattr(
         "clockwork.models.compile.following.Following.mask", lambda self, at, axes, neutral: None
     )
@@ -198,7 +200,7 @@ def test_half_precision_halves_the_weights_and_says_what_it_cost(tmp_path: Path)
     assert case.summary.folded >= 3  # the weights were cast when the package was made
     check_launches(case.program)
     halved = sum(weight.bytes for weight in case.program.weights if weight.dtype == TensorProto.FLOAT16)
-    assert halved > 0.9 * case.program.weights_bytes  # the rest are biases
+    assert halved > 0.9 * case.program.weights_bytes  # the remaining weights are biases
     assert case.program.weights_bytes < 0.6 * full.program.weights_bytes
     case.check_answers([normal(1, 64)], relative=1e-2)
     assert re.fullmatch(
@@ -230,7 +232,7 @@ def test_what_a_model_gives_back_untouched_or_twice_is_copied(tmp_path: Path) ->
 @needs_compiler
 @pytest.mark.slow
 def test_shapes_that_onnx_runtime_leaves_to_be_computed_are_computed_when_compiling(tmp_path: Path) -> None:
-    """GroupNormalization reaches the compiler as what it is made of: Shape, Concat, Reshape ..."""
+    """GroupNormalization reaches the compiler as its expansion: Shape, Concat, Reshape ..."""
     node = helper.make_node("GroupNormalization", ["x", "scale", "bias"], ["y"], num_groups=2)
     weights = [initializer("scale", normal(4, seed=1)), initializer("bias", normal(4, seed=2))]
     model = model_of(
@@ -251,8 +253,8 @@ ATTENTION = {
 
 @pytest.mark.parametrize("names", [["k", "v", "mask"], ["k", "v", "", "pk", "pv"]])
 def test_attention_is_compiled_as_the_operators_that_define_it(tmp_path: Path, names: list[str]) -> None:
-    """Four heads of queries and two of keys and values, behind a constant projection of the queries; with a mask, and
-    with keys and values of before and no mask."""
+    """Attention with four heads of queries and two of keys and values, behind a constant projection of the
+    queries; with a mask, and with past keys and values and no mask."""
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["q"]),
         helper.make_node("Attention", ["q", *names], ["y", "yk", "yv"], q_num_heads=4, kv_num_heads=2),
@@ -272,7 +274,7 @@ def test_attention_is_compiled_as_the_operators_that_define_it(tmp_path: Path, n
 
 
 def test_attention_of_a_model_with_two_versions_of_onnx_is_refused(tmp_path: Path) -> None:
-    """Some exporters write the domain's other name beside it, of the same version: that is taken."""
+    """Some exporters write the domain's other name beside it, with the same version: that is accepted."""
     shapes = [ATTENTION[name] for name in ("x", "k", "v")]
     inputs = [value(name, ATTENTION[name]) for name in ("x", "k", "v")]
     node = helper.make_node("Attention", ["x", "k", "v"], ["y"], q_num_heads=4, kv_num_heads=2)
@@ -289,7 +291,7 @@ def test_attention_of_a_model_with_two_versions_of_onnx_is_refused(tmp_path: Pat
 @needs_compiler
 @pytest.mark.slow
 def test_a_constant_that_is_cast_before_it_is_read_is_known_when_compiled(tmp_path: Path) -> None:
-    """What is padded with is part of a kernel. ONNX Runtime folds no CastLike."""
+    """The padding value is part of a kernel. ONNX Runtime folds no CastLike."""
     nodes = [
         helper.make_node("CastLike", ["number", "x"], ["least"]),
         helper.make_node("Pad", ["x", "pads", "least"], ["y"]),
@@ -320,7 +322,8 @@ def test_a_model_that_does_not_batch_is_compiled_as_it_is(tmp_path: Path) -> Non
 @pytest.mark.slow
 @needs_compiler
 def test_the_same_file_gives_the_same_bytes(tmp_path: Path) -> None:
-    """Of an encoder with a mask, for the host and, where NVRTC is there, a GPU; in whatever order it is made."""
+    """Programs of an encoder with a mask, for the host and, where NVRTC is there, a GPU; in whatever order it
+    is made."""
     model = zoo.build("transformer", layers=1, width=8, heads=2, sequence=None, vocabulary=20)
     targets = ("host", "sm_80") if nvrtc.is_installed() else ("host",)
     cases = [
@@ -384,13 +387,14 @@ def test_kernels_assemble_for_the_architectures_asked_for(tmp_path: Path) -> Non
         for launch in variant.launches:
             assert launch.kernel.encode() in code
             assert resources[launch.kernel].registers > 0
-    assert case.summary.verified.startswith("1 compared")  # on the host, although it is not among the targets
+    # on the host, although the host is not among the targets
+    assert case.summary.verified.startswith("1 compared")
 
 
 def test_of_two_versions_of_nvrtc_the_headers_are_the_librarys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where ONNX Runtime for GPUs has brought the next one."""
+    """A newer NVRTC is present, as brought by ONNX Runtime for GPUs."""
     folders = [tmp_path / name for name in ("cuda_nvrtc", "cuda_runtime", "cu13")]
     for path in (
         "cuda_nvrtc/lib/libnvrtc.so.12",
@@ -412,7 +416,7 @@ def test_of_two_versions_of_nvrtc_the_headers_are_the_librarys(
 @pytest.mark.parametrize("target", ["sm_70", "sm_75", "sm_90a", "sm_100f", "sm_120"])
 @pytest.mark.slow
 def test_kernels_assemble_for_architectures_with_features_of_their_own(target: str, tmp_path: Path) -> None:
-    """And for the oldest and newest ones, as far as NVRTC makes them."""
+    """Also for the oldest and newest architectures that NVRTC supports."""
     try:
         nvrtc.check_target(target)
     except InvalidModel as error:
@@ -447,7 +451,7 @@ def test_a_worker_compiles_for_its_device_or_for_what_that_runs() -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "tf32", "fp16"])
 @pytest.mark.slow
 def test_products_use_tensor_cores_only_if_fewer_bits_are_asked_for(dtype: str, tmp_path: Path) -> None:
-    """Those for 32 bits cut what they multiply to 10 bits of mantissa, which the host's kernels do not show."""
+    """Tensor-core kernels for 32 bits cut their factors to 10 bits of mantissa, unlike the host's kernels."""
     model = zoo.build("mlp", width=16, depth=1, inputs=16, outputs=16)
     case = Case(model, tmp_path, targets=("sm_80",), batches=(16,), dtype=dtype, verify=False)
     (statistics,) = case.summary.statistics
@@ -461,7 +465,8 @@ def test_products_use_tensor_cores_only_if_fewer_bits_are_asked_for(dtype: str, 
 def test_tuning_chooses_among_kernels_and_the_package_holds_the_one_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On tinygrad's device that executes nothing: every kernel takes the same time, and the first one wins."""
+    """On tinygrad's device that executes nothing: every kernel takes the same time, and the first one
+    wins."""
     model = model_of(
         [helper.make_node("Relu", ["x"], ["y"])], [value("x", ["N", 64])], [value("y", ["N", 64])]
     )
@@ -523,7 +528,7 @@ def strings() -> onnx.ModelProto:
 
 
 def of_unknown_shape() -> onnx.ModelProto:
-    """The sizes of y are in x."""
+    """The sizes of y are values of x."""
     nodes = [helper.make_node("ConstantOfShape", ["x"], ["y"])]
     return model_of(nodes, [value("x", [2], INT64)], [value("y", None)])
 
@@ -598,7 +603,8 @@ def test_without_the_extra_it_is_said_what_to_install(
 
 
 def slices(kind: int, cuts: list[int], computed: bool) -> onnx.ModelProto:
-    """Outputs that are contiguous slices of the input, or of what is computed of it, and what is computed of them."""
+    """Outputs that are contiguous slices of the input, or of computed values, and results computed from
+    them."""
     whole, names = sum(cuts), [f"part{number}" for number in range(len(cuts))]
     source, nodes = "x", []
     if computed:
@@ -626,7 +632,7 @@ def slices(kind: int, cuts: list[int], computed: bool) -> onnx.ModelProto:
             TensorProto.FLOAT,
             [5, 8, 8],
             False,
-        ),  # the second begins at byte 260, where no four floats may be read
+        ),  # the second begins at byte 260, where a read of four floats is misaligned
         pytest.param(TensorProto.FLOAT, [5, 8, 8], True, marks=pytest.mark.slow),
         pytest.param(TensorProto.FLOAT16, [1, 8, 3, 16], False, marks=pytest.mark.slow),
         pytest.param(TensorProto.INT32, [3, 4, 4, 4], True, marks=pytest.mark.slow),
@@ -703,9 +709,7 @@ def test_the_command_makes_a_package_and_reports_its_kernels(dtype: str, says: s
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output
     assert "1 variants for host, of at most 2 launches" in done.output
-    assert (
-        "compile: read\ncompile: host batch 1\n" in done.output
-    )  # how far it is, where there is no terminal
+    assert "compile: read\ncompile: host batch 1\n" in done.output  # the progress, where there is no terminal
     assert says in done.output
     assert "all 2" in done.output
     assert read_program(target).name == "mlp"
@@ -717,7 +721,7 @@ def test_the_command_makes_a_package_and_reports_its_kernels(dtype: str, says: s
 @needs_nvrtc
 @pytest.mark.slow
 def test_the_compiler_leaves_gpus_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver is found by NVRTC, which initialises it."""
+    """NVRTC looks for a driver and initialises it."""
     told = tmp_path / "told"
     source = f"""
         #include <stdio.h>
@@ -862,7 +866,7 @@ def test_a_report_has_registers_spills_and_the_least_time_beside_every_launch() 
     titles, rows = report.rows_of(
         dataclasses.replace(variant, target="host"), [*statistics, statistics[0]], ""
     )
-    assert titles[-1] == "MFLOP"  # no card, and nothing assembled
+    assert titles[-1] == "MFLOP"  # neither a card nor assembled code
     assert rows[0][3:6] == ["-", "-", "-"]
 
 
@@ -885,7 +889,7 @@ def test_fine_tunes_of_a_package_are_given_the_kernels_that_are_there(tmp_path: 
         expected = ModelSession(package / "model.onnx", optimise=False).run([x])
         assert difference(HostExecutor(program, made).run([x]), expected) == ""
         hashes.append(program_hash(program))
-        assert len(list(cache.iterdir())) == 3  # one of each variant, and none of the second model
+        assert len(list(cache.iterdir())) == 3  # one file for each variant, and none for the second model
     assert hashes[0] == hashes[1]
 
 

@@ -40,7 +40,7 @@ def test_networks_answer_as_onnx_runtime_does(
 @needs_compiler
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_an_encoder_answers_as_onnx_runtime_does(dtype: str, tmp_path: Path) -> None:
-    """Of the length that it was compiled for, and of shorter ones."""
+    """The length for which it was compiled, and shorter ones."""
     model = zoo.build("transformer", layers=2, width=64, heads=4, sequence=None, vocabulary=100)
     case = Case(model, tmp_path, batches=(1, 8), dtype=dtype, shapes={"ids": [[1, 16]]})
     check_launches(case.program)

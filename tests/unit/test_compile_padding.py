@@ -1,6 +1,7 @@
-"""Padding that cannot reach the answers: what is proven of a graph, and what the graph that is made of it answers.
+"""Padding that cannot reach the answers: the proof for a graph, and the answers of the padded graph.
 
-Each graph is run as it is, on inputs of every length, and padded, with zeros behind the end, with numbers, and with what is no number.
+Each graph is run as it is, on inputs of every length, and padded, with zeros, other numbers, or NaN behind
+the end.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Graph:
 
 
 def check(model: onnx.ModelProto, folder: Path, make: Callable[[int, Any], Sequence[Array]]) -> Padding:
-    """The padded model answers as the model does. make: inputs of a length, by a generator."""
+    """Check that the padded model answers as the model does. make: inputs of a length, by a generator."""
     path, frozen = folder / "model.onnx", folder / "frozen.onnx"
     onnx.save(model, path)
     rng = np.random.default_rng(0)
@@ -88,7 +89,8 @@ def check(model: onnx.ModelProto, folder: Path, make: Callable[[int, Any], Seque
 def check_by_row(
     model: onnx.ModelProto, folder: Path, make: Callable[[int, Any], Sequence[Array]]
 ) -> Padding:
-    """Rows of different length answer in one batch as each does alone. make: inputs of a length, by a generator."""
+    """Check that rows of different length answer in one batch as each does alone. make: inputs of a length,
+    by a generator."""
     path, by_row = folder / "model.onnx", folder / "by_row.onnx"
     onnx.save(model, path)
     rng = np.random.default_rng(1)
@@ -137,7 +139,7 @@ def attention(g: Graph) -> str:
 
 
 def causal(g: Graph) -> str:
-    """Scores of what comes later are cut off by a mask that is made of the input's own size."""
+    """Scores of later positions are masked by a mask made from the input's own size."""
     scores = g.node("MatMul", "x", g.node("Transpose", "x", perm=[0, 2, 1]))
     size = g.node("Shape", "x", start=1, end=2)
     square = g.node("Concat", size, size, axis=0)
@@ -160,7 +162,7 @@ def heads(g: Graph) -> str:
 
 
 def places(g: Graph) -> str:
-    """Position embeddings: a table's beginning, a row for each position that is counted, and a sum so far."""
+    """Position embeddings: the beginning of a table, a row for each counted position, and a running sum."""
     size = g.node("Shape", "x", start=1, end=2)
     begin = g.node("Slice", normal(9, WIDTH), g.ints(0), size, g.ints(0), g.ints(1))
     later = g.node("Slice", normal(9, WIDTH), g.ints(2), g.node("Add", size, g.ints(2)), g.ints(0))
@@ -171,7 +173,7 @@ def places(g: Graph) -> str:
 
 
 def expanded(g: Graph) -> str:
-    """torch's expand(): where the wanted size is -1, that of the tensor."""
+    """torch's expand(): where the wanted size is -1, the tensor's size is used."""
     size = g.node("Concat", g.ints(-1), g.node("Shape", "x", start=1, end=2), g.ints(-1), axis=0)
     kept = g.node(
         "Equal", size, g.node("Mul", g.node("ConstantOfShape", g.ints(3), value=one_int()), g.ints(-1))
@@ -219,7 +221,7 @@ PROVEN: dict[str, Callable[[Graph], str]] = {
 
 
 MIXES_ROWS = ("mean of all",)
-"""Graphs that answer as if nothing were behind the end of a batch whose rows have one length, but not of each row."""
+"""Graphs that can be padded if all rows of a batch have one length, but not if lengths differ."""
 
 
 @pytest.mark.parametrize("name", PROVEN)
@@ -244,7 +246,8 @@ def test_an_encoder_is_padded_with_its_mask_and_without(tmp_path: Path) -> None:
 
 
 def exported_bert(sdpa: bool) -> onnx.ModelProto:
-    """An encoder as torch writes that of transformers: shapes are computed piece by piece, normalisation is taken apart.
+    """An encoder as torch exports a transformers model: shapes are computed piece by piece, and normalisation
+    is decomposed.
 
     sdpa: the mask is expanded for each position, as for torch's own attention."""
     g, heads, width = Graph(14), 2, 8
@@ -393,7 +396,7 @@ def test_a_graph_that_is_not_proven_says_which_operator_it_is_not_proven_for(
 
 
 def random_graph(rng: Any) -> Graph:
-    """A few layers of what mixes positions, what does not, and what moves them about."""
+    """A few layers of operators that mix positions, that do not, and that move them."""
     g = Graph()
     at = "x"
     for _ in range(int(rng.integers(2, 7))):
@@ -414,7 +417,7 @@ def random_graph(rng: Any) -> Graph:
                 turned = g.node("Conv", turned, normal(WIDTH, WIDTH, 3), pads=[2, 0])
                 at = g.node("Transpose", turned, perm=[0, 2, 1])
             case 6:
-                at = g.node("Reciprocal", at)  # of 0: infinite where there was padding
+                at = g.node("Reciprocal", at)  # of 0: infinite in the padding
             case 7:
                 at = g.node("LayerNormalization", at, normal(WIDTH), axis=-1)
             case 8:

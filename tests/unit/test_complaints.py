@@ -1,4 +1,4 @@
-"""Complaints: every one is counted, and no flood of them becomes a flood of lines."""
+"""Complaints: every complaint is counted, and a flood of them does not flood the log."""
 
 from __future__ import annotations
 

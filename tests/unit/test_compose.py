@@ -1,4 +1,4 @@
-"""Models that are joined with what reads images: one graph, which answers as the two of them do."""
+"""A model joined with a graph that reads images: the joined model answers as the two in sequence."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def strings(*texts: bytes) -> np.ndarray:
 
 
 def identity(shape: list[Any], dtype: int = TensorProto.FLOAT, **metadata: Any) -> onnx.ModelProto:
-    """What reads an image and gives back what it was fed."""
+    """A graph that reads an image and returns its input."""
     node = helper.make_node("Identity", ["image"], ["same"])
     model = model_of([node], [value("image", shape, dtype)], [value("same", shape, dtype)])
     if metadata:

@@ -1,4 +1,4 @@
-"""The bounds of connections, on sockets that a test holds both ends of."""
+"""The bounds of connections, on sockets of which a test holds both ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Pair = tuple[socket.socket, socket.socket]
 
 @contextlib.contextmanager
 def tcp_pairs(count: int, addresses: Sequence[str] = ("127.0.0.1",)) -> Iterator[list[Pair]]:
-    """(accepted, dialled) each, dialled from these addresses in turn."""
+    """Return (accepted, dialled) pairs, dialled from these addresses in turn."""
     with contextlib.ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as listener:
         pairs = []
         for number in range(count):
@@ -33,7 +33,7 @@ def tcp_pairs(count: int, addresses: Sequence[str] = ("127.0.0.1",)) -> Iterator
 
 
 def is_over(one: socket.socket) -> bool:
-    """Whether the other end says no more."""
+    """Whether the other end has closed."""
     one.setblocking(False)
     try:
         return one.recv(1) == b""
@@ -75,7 +75,7 @@ def test_a_descriptor_that_is_somebody_elses_by_now_is_left_alone(pair: Pair) ->
     connections.accepted(accepted.fileno(), 0)
     other, peer = socket.socketpair()
     with other, peer:
-        # libzmq closes it on its own thread, and something else is opened before its end is read.
+        # libzmq closes the socket on its own thread, and another file is opened before its end is read.
         os.dup2(other.fileno(), accepted.fileno())
         assert connections.cut(accepted.fileno())
         assert not is_over(peer)
@@ -127,7 +127,7 @@ def test_what_is_taken_may_be_sent_again_and_credit_is_not_saved_up() -> None:
         for turn in range(1, 11):
             dialled.sendall(bytes(6 * KIB))
             accepted.recv(6 * KIB, socket.MSG_WAITALL)
-            connections.taken(accepted.fileno(), 60 * KIB)  # far more than it was
+            connections.taken(accepted.fileno(), 60 * KIB)  # far more than before
             connections.look(turn * SECOND)
         assert not connections.is_cut(accepted.fileno())
         dialled.sendall(bytes(16 * KIB))
@@ -166,7 +166,7 @@ def test_who_has_not_read_what_was_sent_is_sent_no_more(pair: Pair) -> None:
     connections = Connections(ConnectionBounds(unread_bytes=8 * KIB))
     connections.accepted(accepted.fileno(), 0)
     connections.queued(accepted.fileno(), 8 * KIB)
-    assert connections.may_send(accepted.fileno(), 0)  # one more, however large
+    assert connections.may_send(accepted.fileno(), 0)  # one more message, of any size
     connections.queued(accepted.fileno(), 80 * KIB)
     assert not connections.may_send(accepted.fileno(), 0)
     assert is_over(dialled)
@@ -252,7 +252,7 @@ def test_a_connection_without_a_hello_has_its_time_and_again_when_its_peer_is_fo
 
 
 def test_answers_to_a_peer_without_a_hello_give_it_no_more_time() -> None:
-    """Whatever it says is answered, so that it could stay for as long as it speaks."""
+    """Every message of the peer is answered, so that it could stay for as long as it sends."""
     with tcp_pairs(1) as ((accepted, dialled),):
         connections = Connections(ConnectionBounds(hello_ns=10 * SECOND))
         connections.accepted(accepted.fileno(), 0)
@@ -262,7 +262,7 @@ def test_answers_to_a_peer_without_a_hello_give_it_no_more_time() -> None:
 
 
 def test_where_all_addresses_have_one_connection_without_a_hello_the_oldest_goes() -> None:
-    """Not the one of the last address in some order, which would never get in."""
+    """The choice does not depend on an order of addresses, in which the last would never get in."""
     addresses = [f"127.0.0.{number}" for number in range(1, 5)]
     with tcp_pairs(4, addresses) as pairs:
         connections = Connections(ConnectionBounds(ungreeted=3))
@@ -294,7 +294,7 @@ def test_the_seat_of_a_holder_with_more_of_them_is_free_at_once() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_connections_do_there_are_no_more_of_them_than_seats(seed: int) -> None:
-    """Random connections come, say hello, speak, leave and are cut, as the controller is told of them."""
+    """Random connections come, say hello, send, leave and are cut, as the controller is told."""
     rng = random.Random(seed)
     bounds = ConnectionBounds(ungreeted=5, greeted=6, hello_ns=SECOND, idle_ns=SECOND // 5)
     with tcp_pairs(24, ("127.0.0.1", "127.0.0.1", "127.0.0.2")) as pairs:
@@ -313,7 +313,7 @@ def test_whatever_connections_do_there_are_no_more_of_them_than_seats(seed: int)
                 if seat >= 0:
                     connections.forget(seat, now)
                     here[seat] = False
-                # The connection that gave way is without a hello again, and may have ended this one for that.
+                # The connection that gave way has no hello again, and may have replaced this one.
                 if seat != SEAT_NONE and not connections.is_cut(fd):
                     connections.greet(fd, now, key)
                     here[fd] = True
@@ -337,7 +337,7 @@ def test_whatever_connections_do_there_are_no_more_of_them_than_seats(seed: int)
 
 
 def test_each_of_thousands_is_looked_at() -> None:
-    count = 1_500  # more than are looked at together
+    count = 1_500  # more than are examined together
     with tcp_pairs(count) as pairs:
         connections = Connections(ConnectionBounds(received_bytes=KIB))
         for accepted, _ in pairs:

@@ -150,7 +150,7 @@ def test_whatever_a_copy_raises_is_its_askers_and_the_threads_go_on() -> None:
 
 
 def test_a_copy_that_outlasts_the_end_wakes_nobody_and_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever would be woken is gone: its descriptors may be others'."""
+    """The thread to be woken has ended: its descriptors may belong to another."""
     monkeypatch.setattr(copies, "COPIES_CLOSE_S", 0.01)
     stage, begun, gate = Stage(), threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""What the exchange counts with: buckets and batch sizes."""
+"""Counters of the exchange: buckets of durations and batch sizes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What is in deploy/ and docs/deployment.md: that it would be accepted, fits together, and says what this version has.
+"""The files in deploy/ and docs/deployment.md are valid, fit together, and use the names of this version.
 
-No container runtime, cluster or service manager is needed: paths are looked for, commands are parsed by the very
-command line, manifests are held against Kubernetes' schemas, units are read by systemd where there is one.
+No container runtime, cluster or service manager is needed: paths are looked up, commands are parsed by the
+command line itself, manifests are checked against Kubernetes' schemas, units are read by systemd where it is
+installed.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 YAML = sorted(DEPLOY.rglob("*.yaml"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SCHEMAS = ("1.29", "1.34")
-"""The oldest and the newest version of Kubernetes whose schemas the manifests are held against."""
+"""The oldest and the newest version of Kubernetes whose schemas the manifests are checked against."""
 
 EXPOSURE_MAX = 20
-"""What `systemd-analyze security` may say, in tenths: below this, it says OK."""
+"""Largest exposure that `systemd-analyze security` may report, in tenths: below this, it says OK."""
 
 
 class Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Takes no mapping with a key twice: the first would be lost without a word."""
+    """A loader that rejects mappings with a repeated key, which YAML would drop silently."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [
@@ -61,7 +62,7 @@ def documents(path: Path) -> list[Any]:
 
 
 def parse(words: list[str]) -> click.Context:
-    """The arguments of `clockwork`, as the program itself would take them; raises what it would say."""
+    """Parse the arguments of `clockwork` as the program itself does; raise its error."""
     name, *rest = words
     command = cli.get_command(click.Context(cli), name)
     assert command is not None, f"there is no command {name!r}"
@@ -78,7 +79,7 @@ def parse(words: list[str]) -> click.Context:
 
 
 def option(words: list[str], name: str) -> str:
-    """The value of --name VALUE or --name=VALUE."""
+    """Return the value of --name VALUE or --name=VALUE."""
     for place, word in enumerate(words):
         if word == name:
             return words[place + 1]
@@ -104,7 +105,7 @@ def test_yaml_is_tidy_and_every_key_is_there_once(path: Path) -> None:
 
 
 def test_nothing_names_a_machine_or_a_registry() -> None:
-    """An image is one that the reader built, or Python's in its short form."""
+    """Check that an image is the reader's own, or Python's in its short form."""
     for path in [*DEPLOY.rglob("*"), ROOT / "docs" / "deployment.md", ROOT / ".dockerignore"]:
         if path.is_file():
             text = path.read_text(encoding="utf-8")
@@ -127,7 +128,7 @@ def instructions() -> list[tuple[str, str]]:
 
 
 def in_context(path: str) -> bool:
-    """Whether a build sees it, by .dockerignore: the last pattern that fits says so."""
+    """Whether a build includes the path, by .dockerignore: the last matching pattern decides."""
     seen = True
     for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
         if not line or line.startswith("#"):
@@ -250,7 +251,8 @@ def test_compose_names_only_what_it_has() -> None:
             )
         for _, host in re.findall(r"tcp://(([a-z]+)):", " ".join(service["command"])):
             assert host in services
-        # An ended container that others need keeps podman from starting these again; and nobody makes health checks there.
+        # A dependency on an ended container keeps podman from restarting these; and podman runs no health
+        # checks there.
         for needed in service.get("depends_on", {}).values():
             assert needed == {"condition": "service_started"}, name
     built = [service["build"] for service in services.values() if "build" in service]
@@ -282,7 +284,7 @@ def test_what_the_page_says_of_composes_variables_is_so() -> None:
 
 
 def containers() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Every container of the manifests, with the pod that it is in; those of the overlay, too."""
+    """Return every container of the manifests and of the overlay, with its pod."""
     for one in [*manifests(), *patched()]:
         pod = one.get("spec", {}).get("template", {}).get("spec")
         for container in (pod or {}).get("containers", ()):
@@ -376,7 +378,7 @@ def manifest(kind: str, name: str) -> dict[str, Any]:
 
 
 def patched() -> list[dict[str, Any]]:
-    """What the overlay for GPUs makes of the manifests that it changes."""
+    """Apply the overlay for GPUs to the manifests that it changes."""
     found = []
     for patch in kustomization(KUBERNETES / "gpu")["patches"]:
         one = manifest(patch["target"]["kind"], patch["target"]["name"])
@@ -456,7 +458,7 @@ def test_the_customisation_has_every_manifest_and_every_secret_that_is_used() ->
 
 
 def test_every_process_has_the_key_of_its_role_and_no_other() -> None:
-    """What a command names, by --key or by the environment of its unit or container."""
+    """Return the value that a command has, by --key or by the environment of its unit or container."""
     probes = 0
     for where, words in [*commands_of_compose(), *commands_of_kubernetes()]:
         if words[0] in ("controller", "worker", "gateway"):
@@ -569,7 +571,8 @@ def test_whoever_ends_a_worker_waits_for_as_long_as_it_drains() -> None:
 
 
 def test_a_worker_is_started_behind_what_gpus_need() -> None:
-    """Else it fails until the fabric of an NVSwitch machine is up, and systemd gives up after ten times."""
+    """Without the wait, it fails until the fabric of an NVSwitch machine is up, and systemd gives up after
+    ten times."""
     [after] = settings_of(DEPLOY / "systemd" / "clockwork-worker.service")["After"]
     assert {"nvidia-persistenced.service", "nvidia-fabricmanager.service"} <= set(after.split())
 
@@ -599,7 +602,7 @@ def test_units_restart_stop_by_the_right_signal_and_are_locked_down(unit: Path) 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_systemd_takes_the_units(unit: Path, tmp_path: Path) -> None:
-    """With a program that there is in the place of ours: it looks for that, too."""
+    """Run with an existing program in the place of ours, because the tool looks for it."""
     copy = tmp_path / unit.name
     text = unit.read_text(encoding="utf-8").replace("/opt/clockwork/bin/clockwork", "/bin/true")
     copy.write_text(text, encoding="utf-8")

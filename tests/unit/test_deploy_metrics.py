@@ -32,7 +32,8 @@ UNITS = {"reqps", "s", "percentunit", "short", "ops", "Bps", "bytes"}
 
 
 def check(expression: str) -> set[str]:
-    """The metrics of an expression, each known, with labels that it has and values that can be; as far as text says."""
+    """Return the metrics of an expression, each of them known, with existing labels and possible values, as
+    far as the text shows."""
     used: set[str] = set()
     bare = re.sub(r"\[[^\]]*\]", "", expression)
     for name, matchers in re.findall(r"([a-zA-Z_:][\w:]*)\s*\{([^}]*)\}", bare):
@@ -57,7 +58,8 @@ def check(expression: str) -> set[str]:
 
 
 def check_deduplicated(expression: str) -> None:
-    """Gateways say the same of the cluster: each metric of it is first made one, by all of its labels."""
+    """Every gateway reports the cluster's metrics: an expression must first merge them, by all of their
+    labels."""
     pattern = r"(max(?: by \(([^)]*)\))? \(|max\()?(?:rate\(|max_over_time\(|absent\()?\b(clockwork_\w+)"
     for maximum, labels, name in re.findall(pattern, expression):
         metric = SERIES[name]

@@ -1,4 +1,5 @@
-"""What type checkers see of the client: the documents' Python passes `mypy --strict` where Clockwork is installed."""
+"""The client's types as type checkers see them: the documents' Python passes `mypy --strict` where Clockwork
+is installed."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 FRAGMENTS = {"strings-and-images.md": "from clockwork import Client\n\nclient = Client()\n"}
-"""What stands before the examples of a document that goes on from README's."""
+"""Code before the examples of a document that continues README's."""
 
 PROMISED = """
 import asyncio
@@ -70,7 +71,8 @@ def examples() -> dict[str, str]:
 
 
 def mypy(directory: Path, *files: str, python: str | Path = sys.executable) -> str:
-    """What mypy says of files of a directory outside the checkout, in which `python` finds the package where it is installed."""
+    """Return mypy's findings for files of a directory outside the checkout, in which `python` finds the
+    installed package."""
     cache = directory if python != sys.executable else ROOT / ".mypy_cache"
     options = ["--strict", "--python-executable", str(python), "--cache-dir", str(cache / "documents")]
     command = [sys.executable, "-m", "mypy", *options, *files]
@@ -79,7 +81,7 @@ def mypy(directory: Path, *files: str, python: str | Path = sys.executable) -> s
 
 
 def check(directory: Path, texts: dict[str, str], python: str | Path = sys.executable) -> None:
-    """Hold that mypy finds nothing in these texts, and what it has to find in MISTAKEN."""
+    """Check that mypy finds nothing in these texts, and all mistakes in MISTAKEN."""
     for name, text in {**texts, "mistaken.py": MISTAKEN}.items():
         (directory / name).write_text(text, encoding="utf-8")
     said = mypy(directory, *texts, "mistaken.py", python=python)
@@ -102,7 +104,8 @@ def test_the_documents_examples_and_the_promised_types_pass_strictly(tmp_path: P
 
 
 def test_it_is_imported_from_beside_a_checkout_that_has_its_name(tmp_path: Path) -> None:
-    """A directory without __init__.py is a namespace package, which comes before what an import hook at the end finds."""
+    """A directory without __init__.py is a namespace package, which is found before packages of an import
+    hook at the end."""
     (tmp_path / "clockwork" / "clockwork").mkdir(parents=True)
     done = subprocess.run(
         [sys.executable, "-c", "from clockwork import Client; print(Client.__module__)"],

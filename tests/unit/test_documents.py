@@ -1,4 +1,4 @@
-"""The documents' links: every file and every heading that a link names is there."""
+"""The documents' links: every file and every heading that a link names exists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def documents() -> list[str]:
 
 
 def anchors(document: Path) -> set[str]:
-    """The names by which a page's headings are linked to, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     found = set()
     for heading in re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE):
         plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()

@@ -33,7 +33,7 @@ PROFILE = ModelProfile(
 
 
 class Bench:
-    """A group whose clock stands still until it is told to move."""
+    """A group whose clock stands still until the test moves it."""
 
     def __init__(
         self, place: Path, count: int = 1, pages: int = 8, host_pages: int = 0, **settings: Any
@@ -92,12 +92,12 @@ class Bench:
         return self.last_id
 
     def at(self, now: int) -> list[Completion]:
-        """What has ended by then, after START_NS, on all devices."""
+        """Return the actions that have ended by then, after START_NS, on all devices."""
         self.now = START_NS + now
         return [done for device in self.group.ended() for done in device.poll()]
 
     def resident(self, model: int, device: int = 0) -> None:
-        """Load it, and begin again at START_NS + 0 with nothing under way."""
+        """Load the model, and begin again at START_NS + 0 with nothing under way."""
         self.now = START_NS - SECOND
         self.load(model, device)
         (done,) = self.at(0)
@@ -122,7 +122,7 @@ def make(tmp_path: Path) -> Iterator[Any]:
 
 
 def span(done: Completion) -> tuple[int, int]:
-    """When it executed, after START_NS."""
+    """Return the span of an execution, relative to START_NS."""
     return done.execute[0] - START_NS, done.execute[1] - START_NS
 
 
@@ -330,7 +330,7 @@ def test_what_is_revoked_leaves_nothing_behind(make: Any) -> None:
         action = bench.infer(model, earliest=START_NS + SECOND + count)
         bench.devices[0].revoke(action)
         assert [one.status for one in bench.at(0)] == [Status.ACTION_CANCELLED]
-        # Something earlier in the heap keeps what is behind it from being cleared away by itself.
+        # An earlier event in the heap keeps those behind it from being removed.
         if count == 0:
             bench.load(bench.prepare(), pages=(4, 5))
     assert bench.group.fleet.event_count <= STALE_EVENTS_MAX + 6

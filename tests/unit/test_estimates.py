@@ -1,4 +1,5 @@
-"""Estimates: one outlier moves nothing, a real shift is followed, batches in between are interpolated."""
+"""Estimates: a single outlier moves nothing, a real shift is followed, sizes of batches in between are
+interpolated."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def test_one_outlier_moves_nothing() -> None:
 
 
 def test_two_outliers_among_ten_move_nothing() -> None:
-    """A model of 6 ms took 141 ms, and eight executions later 302 ms: 141 ms were expected of every other one then."""
+    """A model of 6 ms took 141 ms, and eight executions later 302 ms: 141 ms were expected of every other
+    execution then."""
     made = curve(b1=6 * MS)
     for took_ms in (6, 6, 6, 141, 6, 6, 6, 6, 302, 6, 6, 6, 6):
         made.measure(1, took_ms * MS)
@@ -137,7 +139,8 @@ def test_models_of_one_program_teach_each_other_per_device_kind() -> None:
         estimates.program("p", kind).seed([ProfilePoint(SHAPE, 1, 5 * MS)])
     for _ in range(10):
         estimates.program("p", "cpu").measure(SHAPE, 1, 9 * MS)
-    estimates.program("p", "cpu").seed([ProfilePoint(SHAPE, 1, 5 * MS)])  # the next fine-tune registers
+    # the next fine-tuned model registers
+    estimates.program("p", "cpu").seed([ProfilePoint(SHAPE, 1, 5 * MS)])
     assert estimates.program("p", "cpu").curve(SHAPE).exec_ns(1) == 9 * MS
     assert estimates.program("p", "cuda").curve(SHAPE).exec_ns(1) == 5 * MS
 
@@ -159,7 +162,7 @@ def test_the_bound_of_an_unseen_shape_is_quadratic_and_capped() -> None:
 
 
 def test_callers_cannot_have_ever_larger_shapes_let_in() -> None:
-    """Each one that was executed gave ground for one of eight times as many elements."""
+    """Each executed shape gave evidence about one of eight times as many elements."""
     program = ProgramEstimates()
     program.seed([ProfilePoint(((64,),), 1, MS)])
     most = 64 * BOUND_RATIO_MAX

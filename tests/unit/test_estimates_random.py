@@ -1,5 +1,6 @@
-"""Estimates under random histories: one outlier, of whatever size and wherever, moves nothing; a real shift is
-followed within twenty actions. For executions and for loads. A failing seed is in the test's name."""
+"""Estimates under random histories: a single outlier, of any size and at any place, moves nothing; a real
+shift is followed within twenty actions. For executions and for loads. A failing seed is in the test's name.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +15,13 @@ MS = 1_000_000
 SEEDS = range(60)
 ACTIONS_MAX = 20
 NOISE = 0.02
-"""Half the width of what every sample varies by."""
+"""Half the width of the range over which every sample varies."""
 
 RAISED, LOWERED = 0.01, 0.03
 """A change of an execution's estimate is published when it is larger than this."""
 
 Thing = tuple[Callable[[int], object], Callable[[], int]]
-"""What takes a measurement, and what tells the estimate."""
+"""A function that takes a measurement, and a function that returns the estimate."""
 
 
 def execution(rng: random.Random, base_ns: int) -> Thing:
@@ -53,7 +54,7 @@ def noisy(rng: random.Random, base_ns: int) -> int:
 
 
 def duration(rng: random.Random) -> int:
-    """From 10 us to 1 s, all orders of magnitude alike."""
+    """Durations from 10 us to 1 s, with all orders of magnitude alike."""
     return round(10_000 * 10 ** rng.uniform(0, 5))
 
 
@@ -90,7 +91,8 @@ def test_a_real_shift_is_followed_within_twenty_actions(thing: str, seed: int) -
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_slower_machine_is_noticed_for_models_that_were_never_loaded_on_it(seed: int) -> None:
-    """Loads that all take a factor longer than their profiles teach it of the next model's; one does not."""
+    """Loads that all take a factor longer than their profiles change the prediction of the next model's; a
+    single one does not."""
     rng = random.Random(seed)
     made = LoadEstimates()
     factor = rng.uniform(1.2, 4.0)

@@ -1,4 +1,5 @@
-"""What the exchange takes and turns down, and what is said of it, against what tests/unit/oracle.py would have said."""
+"""Requests and results that the exchange accepts and refuses, and their error texts, compared with
+tests/unit/oracle.py."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ MUTATIONS = 20_000
 CHOSEN = settings(derandomize=True, database=None, deadline=None, max_examples=1_000)
 
 MACHINE = 7
-"""Whose memory the workers see."""
+"""The machine whose memory the workers can map."""
 
 Y = [TensorSpec("y", FLOAT, ("N",))]
 IMAGE = Model([TensorSpec("x", FLOAT, ("N", 3, "H", "W"))], Y, True)
@@ -72,7 +73,7 @@ def facts(error: InvalidInput) -> tuple[str, str, str, str]:
 
 
 def by_oracle(model: Model, header: bytes, frames: list[bytes]) -> Any:
-    """(rows, bytes, frames, shape key), or what is said of it."""
+    """Return (rows, bytes, frames, shape key), or the error text."""
     try:
         message = codec.decode(header, FROM_CLIENT)
         if type(message) is not InferRequest:
@@ -246,7 +247,7 @@ def test_bad_requests_are_turned_down_with_a_reason(model: Model, refs: Any, fra
 
 
 def requests(rng: random.Random) -> Iterator[tuple[Model, bytes, list[bytes]]]:
-    """Good ones, and what becomes of them on a bad day."""
+    """Draw valid requests, sometimes with a mistake."""
     for _ in range(MUTATIONS):
         model, refs, frames = rng.choice(GOOD)
         header = codec.encode(
@@ -285,7 +286,7 @@ def specs(draw: Callable[..., Any], name: str) -> TensorSpec:
 
 @st.composite
 def frames_of(draw: Callable[..., Any], dtype: int, shape: Sequence[int]) -> bytes:
-    """What such a tensor takes, where that is not too much, or a little more or less."""
+    """Return the size of such a tensor, or a size near it, if that is not too much."""
     count = 1
     for dimension in shape:
         count = min(count * max(dimension, 0), 100)
@@ -299,7 +300,7 @@ def frames_of(draw: Callable[..., Any], dtype: int, shape: Sequence[int]) -> byt
 
 @st.composite
 def asked(draw: Callable[..., Any]) -> tuple[Model, list[Any], list[bytes]]:
-    """A model, and a request for it that is nearly right, or right."""
+    """Draw a model, and a request for it that is right or nearly right."""
     count = draw(st.sampled_from([1, 1, 2, 2, 3, 18]))
     inputs = [draw(specs(f"x{place}" if count > 1 else "x")) for place in range(count)]
     sizes = {symbol: draw(st.integers(0, 3)) for symbol in ("N", "T", "", "K")}
@@ -369,7 +370,7 @@ RESULTS = [
 def result_by_oracle(
     model: Model | None, part_rows: list[int], header: bytes, frames: list[bytes], has_room: bool = False
 ) -> str | None:
-    """What is said of a result; "" if it is as it must be, None if it is no result at all."""
+    """Return the error text of a result; "" if it is valid, None if it is no result at all."""
     try:
         message = codec.decode(header, FROM_WORKER)
         if type(message) is not Result:
@@ -437,7 +438,7 @@ STRANGE = [0, 1, 2, 3, 4, 5, 1 << 31, 1 << 61, NEVER_NS - 1]
 
 
 def test_outputs_are_taken_or_refused_as_the_oracle_says() -> None:
-    """Good ones, and ones of which dtype, rank, a dimension, rows or bytes are changed."""
+    """Draw valid results, and results with a changed dtype, rank, dimension, number of rows or bytes."""
     rng = random.Random(SEED)
     words = join_strings([b"a", b"", b"xyz"])
     good = [
@@ -542,7 +543,7 @@ def test_a_workers_clock_may_read_less_than_zero_but_nothing_takes_less(
     ],
 )
 def test_both_ways_of_saying_why_are_one(a: int, b: int, said: str | None) -> None:
-    """a is a status as well as a number: where the worker said nothing, the name of that is said."""
+    """a is a status as well as a number: if the worker gave no text, the name of the status is used."""
     for number, template in enumerate(TEXTS):
         status = Status(a).name
         words = (

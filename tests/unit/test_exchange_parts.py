@@ -1,4 +1,4 @@
-"""The exchange is made of parts: what each of its headers may include, and how little its loop keeps."""
+"""The parts of the exchange: the headers that each may include, and a bound on the fields of its loop."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ORDER = [
     ["lookups", "sent_actions", "served_models", "sockets"],
     ["checks", "port", "recorded_scheduler", "shadows", "shape_numbers"],
     ["clients", "intake", "routes", "turn_results", "workers"],
-    # what requests and actions go through
+    # the parts through which requests and actions go
     ["held_requests"],
     ["orders", "outcome_counts", "shadow_copies"],
     ["answers", "request_intake", "result_intake"],
     ["order_router"],
-    # what drives them
+    # the parts that drive the others
     ["exchange_parts"],
     ["exchange"],
 ]

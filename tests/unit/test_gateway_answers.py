@@ -1,4 +1,5 @@
-"""Room for answers: who is refused, and whose connection is ended. Pure; time is told."""
+"""Room for answers: which callers are refused, and which connections are ended. Pure; the tests set the
+time."""
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ def test_where_room_is_short_the_longest_without_progress_is_ended_and_small_ans
 
 
 def test_the_smaller_of_a_models_last_two_answers_is_room_for_its_next() -> None:
-    """So a caller is refused before its request has cost anything, and a single large answer is nobody else's trouble."""
+    """A caller is refused before its request has cost anything, and a large answer delays no other caller."""
     callers = Callers()
 
     def answered(*sizes: int) -> None:

@@ -1,4 +1,4 @@
-"""Work beside the loop: one thing at a time, the smallest first."""
+"""Work beside the loop: one job at a time, the smallest first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clockwork.gateway.aside import Aside
 
 
 def check(story: Callable[[Aside, threading.Event, list[str]], Awaitable[None]]) -> list[str]:
-    """What was done, in order, in a story that begins with work which ends when the event is set."""
+    """The jobs done, in order, in a story that begins with a job which ends when the event is set."""
     done: list[str] = []
 
     async def told() -> None:

@@ -1,4 +1,4 @@
-"""Flags and variables of a gateway, given to it or to `clockwork up`."""
+"""Flags and variables of a gateway, given to the gateway or to `clockwork up`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clockwork.launch import local
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The settings of what was started in place of being run."""
+    """Return the settings of the gateway that was started."""
     found: list[Any] = []
     monkeypatch.setattr(process, "main", lambda settings: found.append(settings) or 0)
     monkeypatch.setattr(local, "up", lambda settings, say: found.append(settings) or 0)

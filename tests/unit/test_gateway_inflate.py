@@ -24,7 +24,7 @@ def raw(body: bytes) -> bytes:
 
 
 class Held:
-    """Bytes that are held, and the most that were."""
+    """Return the bytes that are held, and the peak."""
 
     def __init__(self) -> None:
         self.now = self.most = 0
@@ -90,7 +90,7 @@ def test_the_loop_has_its_turn_while_bodies_are_inflated() -> None:
     packed = gzip.compress(bytes(12 * MIB) + os.urandom(60_000))
 
     async def longest_pause_s() -> float:
-        """Of the loop's own processor time, which other processes do not lengthen."""
+        """Measured by the loop's own processor time, which other processes do not lengthen."""
         inflater, pauses, last = Inflater(), [0.0], time.thread_time()
         held = Held()
         work = asyncio.gather(*(inflater.inflate(packed, "gzip", 64 * MIB, held) for _ in range(40)))

@@ -1,4 +1,4 @@
-"""JSON of megabytes, read in pieces, is what it is as a whole."""
+"""JSON of megabytes, read in pieces, equals JSON read as a whole."""
 
 from __future__ import annotations
 

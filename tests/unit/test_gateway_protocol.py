@@ -1,4 +1,4 @@
-"""The gateway's words: its protobuf messages, its table of errors, its OpenAPI document."""
+"""The gateway's vocabulary: its protobuf messages, its table of errors, its OpenAPI document."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ MESH: dict[str, tuple[int, str]] = {
     Reason.NO_WORKER: UNSERVED,
     Reason.DRAINING: UNSERVED,
 }
-"""Each reason for a refusal, by whether waiting, another server, or nothing helps."""
+"""Each reason for a refusal, by its remedy: waiting, another server, or none."""
 
 
 def test_every_refusal_says_by_its_status_whether_to_try_again() -> None:

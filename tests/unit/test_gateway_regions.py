@@ -1,4 +1,7 @@
-"""Regions of shared memory: whose they are, what may be named, and what is forgotten. Files in a folder of the test's."""
+"""Regions of shared memory: their owners, the allowed names, and their removal.
+
+Files in a folder of the test's.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,7 @@ def test_what_is_no_memory_of_the_users_own_is_not_opened(table: Regions, tmp_pa
 
 
 def test_files_on_other_mounts_are_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user may mount a file system of his own there, which answers to no open()."""
+    """A user may mount a file system of his own there, on which an open() never returns."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     folder, _, name = next(
         where.rpartition("/") for where in (line.split()[4] for line in mounts) if where.count("/") > 1
@@ -236,7 +239,8 @@ def names(table: Regions) -> list[str]:
 
 
 def test_what_a_dead_caller_left_is_forgotten(table: Regions, tmp_path: Path) -> None:
-    """A file that somebody maps, as callers do while they live; one that is gone; one that nobody holds."""
+    """A file that a process maps, as callers do while they run; a file that was deleted; a file that nobody
+    holds."""
     for name in ("held", "gone", "left"):
         make(tmp_path, name)
         table.register(ME, name, name, 0, 64)

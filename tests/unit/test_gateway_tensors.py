@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol: every datatype, both ways, and what does not fit."""
+"""Tensors of the Open Inference Protocol: every datatype, both ways, and the errors for mismatches."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_an_element_that_does_not_fit_is_named(datatype: str, elements: list[Any
     with pytest.raises(InvalidInput) as caught:
         frame_of_json(code_of(datatype, "x"), [2], elements, "x")
     assert caught.value.tensor == "x"
-    if elements[0] != []:  # nested unevenly is said another way
+    if elements[0] != []:  # uneven nesting has an error text of its own
         assert caught.value.got == got
         assert datatype in str(caught.value)
 

@@ -1,4 +1,5 @@
-"""Spans: the client's trace goes on, children lie inside their parents, and nothing happens unless it is asked for."""
+"""Spans: they continue the client's trace, children lie inside their parents, and without an exporter none
+are made."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ PARENT = "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
 
 TIMES = [2_000_000, 5_000_000, 3_200_000, 10_300_000, 100_000, 50_000]
-"""As of messages.Answer: queue, load, device, total, copy in, copy out."""
+"""Durations as in messages.Answer: queue, load, device, total, copy in, copy out."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,13 +47,13 @@ def spans_of(exporter: InMemorySpanExporter) -> dict[str, Any]:
 
 
 def test_a_request_is_followed_from_the_gateway_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count(1_000_000_000_000, 1_000)  # nanoseconds, each time that it is read
+    clock = itertools.count(1_000_000_000_000, 1_000)  # nanoseconds; each read advances the clock
     monkeypatch.setattr("clockwork.gateway.tracing.time", SimpleNamespace(time_ns=lambda: next(clock)))
     monkeypatch.setattr("opentelemetry.sdk.trace.time_ns", lambda: next(clock))
     tracing, exporter = traced()
     span = tracing.begin("http", "infer", {"Traceparent": TRACEPARENT, "Accept": "*/*"}, "resnet")
     span.asked()
-    clock = itertools.count(next(clock) + 20_000_000, 1_000)  # the controller and the device work meanwhile
+    clock = itertools.count(next(clock) + 20_000_000, 1_000)  # time for the controller and the device
     span.answered(TIMES, 3)
     span.end(200)
     spans = spans_of(exporter)
@@ -86,7 +87,8 @@ def test_a_request_is_followed_from_the_gateway_to_the_device(monkeypatch: pytes
 
 
 def test_what_did_not_happen_has_no_span_and_none_lies_outside_its_parent() -> None:
-    """A controller that says it took longer than the gateway waited: its clock, or the parts, are off."""
+    """A controller that reports a longer time than the gateway waited: its clock, or its durations, are
+    wrong."""
     tracing, exporter = traced()
     span = tracing.begin("grpc", "ModelInfer", (("traceparent", TRACEPARENT), ("x-bin", b"\x00")), "m")
     span.asked()
@@ -159,7 +161,7 @@ def test_spans_are_sent_over_otlp() -> None:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Quietly."""
+            """Errors of the exporter are silent."""
 
     with http.server.HTTPServer(("127.0.0.1", 0), Collector) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -167,7 +169,7 @@ def test_spans_are_sent_over_otlp() -> None:
         tracing = start_tracing(f"http://127.0.0.1:{server.server_port}/")
         assert tracing is not None
         tracing.begin("http", "infer", {"traceparent": TRACEPARENT}, "m").end(200)
-        tracing.close()  # sends what is left
+        tracing.close()  # sends the remaining spans
         server.shutdown()
         thread.join()
     ((path, data),) = received

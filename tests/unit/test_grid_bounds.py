@@ -1,4 +1,4 @@
-"""The upper bounds of the grid, against exhaustive search on instances small enough for it."""
+"""The upper bounds of the grid, compared with exhaustive search on small instances."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EASY = "devices=1,models=2,slo=2x,gain=2,exec=4ms"
 
 
 def partitions(items: Sequence[int]) -> Iterator[list[list[int]]]:
-    """Every way to put the items into batches."""
+    """Yield every way to put the items into batches."""
     if not items:
         yield []
         return
@@ -32,7 +32,8 @@ def partitions(items: Sequence[int]) -> Iterator[list[list[int]]]:
 
 
 def fits(batches: list[tuple[int, int, float]], free: list[float]) -> bool:
-    """Whether (earliest start, latest end, time) can run on devices that are free at `free`, in some order."""
+    """Whether (earliest start, latest end, time) can run on devices that are free at `free`, in some
+    order."""
     if not batches:
         return True
     for index, (ready, due, takes) in enumerate(batches):
@@ -47,7 +48,8 @@ def fits(batches: list[tuple[int, int, float]], free: list[float]) -> bool:
 
 
 def most_served(cell: cells.Cell, offered: TimedArrivals) -> int:
-    """The most requests that any schedule can serve in time, all models resident: tried one by one."""
+    """Return the most requests that any schedule can serve in time, all models resident: tried
+    exhaustively."""
     served, slos = cells.profiles(cell), cell.slos_ns()
     curves = [bounds.curve(one) for one in served]
     for count in range(len(offered), 0, -1):
@@ -109,7 +111,7 @@ def test_no_schedule_serves_more_than_the_bounds(spec: str) -> None:
 
 
 def test_the_best_batches_are_the_best() -> None:
-    """The dynamic program, against every choice of consecutive batches."""
+    """The dynamic program, compared with every choice of consecutive batches."""
     rng = random.Random(3)
     for _ in range(60):
         count = rng.randrange(1, 9)
@@ -154,10 +156,10 @@ def test_the_best_batches_are_the_best() -> None:
     "change",
     [
         {"worth": np.ones(4, np.float32)},  # of another type
-        {"arrived_ns": np.arange(8)[::2]},  # not in a row
+        {"arrived_ns": np.arange(8)[::2]},  # not contiguous
         {"exec_ns": np.ones(6)},  # of another rank
         {"worth": np.ones(3)},  # of another length
-        {"starts": np.array([0, 5])},  # which says that there are more
+        {"starts": np.array([0, 5])},  # starts that imply more requests
         {"span_ns": np.ones((2, 3), np.int64)},
     ],
 )
@@ -172,10 +174,10 @@ def test_arrays_that_do_not_fit_are_refused(change: dict[str, Any]) -> None:
 
 
 def test_memory_that_holds_one_model_bounds_what_two_can_do() -> None:
-    """Two models by turns, room for one, and a load longer than the time between: half is out of reach."""
+    """Two models in turn, room for one, and a load longer than the time between: half is out of reach."""
     cell = cells.specified("swap", "devices=1,models=2,slo=3x,gain=1,exec=4ms,fits=0.5")
     cell_pages = 7
-    times = np.arange(0, 2000, 20, dtype=np.int64) * MS  # slo 12 ms: gaps are not covered by it
+    times = np.arange(0, 2000, 20, dtype=np.int64) * MS  # SLO of 12 ms: it does not bridge the gaps
     models = (np.arange(len(times)) % 2).astype(np.int32)
     offered = TimedArrivals(times, models, np.zeros(len(times), np.uint8))
     relaxed = bounds.Relaxation(cell, offered, 0.0, 2.0, clairvoyant=True)
@@ -185,7 +187,8 @@ def test_memory_that_holds_one_model_bounds_what_two_can_do() -> None:
     assert relaxed.enough(0.99 * len(times)), "a load every 20 ms takes 8.3 of them"
     relaxed.budgets[1] = 8_320_000 * 10
     assert not relaxed.enough(0.9 * len(times))
-    # One model all the time, ten loads of the other, and what the first one's SLO leaves uncovered.
+    # One model all the time, ten loads of the other, and the requests that the first model's SLO leaves
+    # uncovered.
     found = bounds.minimum(relaxed.value, relaxed.prices_max, -1.0, 1e-3)
     assert 60 <= found <= 90
 

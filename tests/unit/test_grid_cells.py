@@ -1,4 +1,4 @@
-"""The cells of the grid: that they are what the method asks for, and draw the same requests at every rate."""
+"""The cells of the grid: they follow the method, and draw the same requests at every rate."""
 
 from __future__ import annotations
 

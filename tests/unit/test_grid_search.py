@@ -39,7 +39,7 @@ def test_a_good_guess_saves_runs() -> None:
 
 
 def test_failing_at_a_low_rate_is_found_out_whatever_happens_above() -> None:
-    """Good from 300 to 800, bad below: the goodput is what holds with all lower rates tried, so nothing."""
+    """Good from 300 to 800, bad below: the goodput must hold at all lower rates tried, so there is none."""
     passes, _ = server(800.0, fails_below=300.0)
     assert search.goodput(passes, 1000.0, 0.0, 1.005) == 0.0
 

@@ -20,7 +20,7 @@ from clockwork.web.seats import Seat, ServerSeats
 
 
 def test_a_number_that_became_a_files_is_let_be(tmp_path: Path) -> None:
-    """gRPC's threads close a connection, and another thread opens a file, between a look and what follows from it."""
+    """gRPC's threads close a connection, and another thread opens a file, between the look and its use."""
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname()) as client,
@@ -51,7 +51,7 @@ def test_bytes_of_calls_that_have_ended_do_not_count_for_later_calls(monkeypatch
         poll.register(client, select.POLLRDHUP)
         with accepted:
             for _ in range(8):
-                with found.receiving(peer):  # a message that never was whole, of which gRPC keeps nothing
+                with found.receiving(peer):  # an incomplete message, of which gRPC keeps nothing
                     client.sendall(bytes(64 << 10))
                     assert len(accepted.recv(64 << 10, socket.MSG_WAITALL)) == 64 << 10
                     found.sweep(60 * SECOND)

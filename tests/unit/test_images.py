@@ -42,7 +42,7 @@ def test_every_example_is_read_right_and_exactly(digit: int) -> None:
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     x = image_to_input(EXAMPLES / f"{digit}.png", metadata, DIGITS)
     assert (x.shape, x.dtype, x.flags.c_contiguous) == ((1, 1, 8, 8), np.float32, True)
-    np.testing.assert_array_equal(x * 16, np.rint(x * 16))  # scikit-learn's own levels, not one bit off
+    np.testing.assert_array_equal(x * 16, np.rint(x * 16))  # exactly scikit-learn's own levels
     (scores,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"image": x})
     best, score = labelled(scores, metadata)[0]
     assert best == str(digit)

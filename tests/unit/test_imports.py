@@ -1,7 +1,7 @@
-"""Who may import whom: ARCHITECTURE's "imports go one way", read from the sources with ast.
+"""The allowed imports between rooms: ARCHITECTURE's "imports go one way", read from the sources with ast.
 
-Every folder of clockwork/ is a room, which imports itself and the rooms that are listed for it. A new file beside the
-folders, or a new folder, fails here, so that somebody decides where it belongs.
+Every folder of clockwork/ is a room, which imports itself and the rooms that are listed for it. A new file
+beside the folders, or a new folder, fails here until it is assigned to a room.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "observe": ["base", "system", "wire", "web", "scheduler"],
     "formats": ["base", "system", "wire", "scheduler"],
     "device": ["base", "system", "wire", "formats"],
-    "models": ["base", "system", "wire", "scheduler", "formats", "device"],  # preparation measures on the device itself
+    # preparation measures on the device itself
+    "models": ["base", "system", "wire", "scheduler", "formats", "device"],
     "client": ["base", "system", "wire", "formats", "models"],
     "workloads": ["base", "system", "wire", "models", "client"],
     "sources": ["base", "system", "wire", "formats"],
@@ -44,7 +45,10 @@ MAY_IMPORT = {
     "cli": ["base", "system", "wire", "formats", "models", "workloads", "client", "sources", "controller", "worker", "repository", "gateway", "sim", "observe", "launch", "web"],
     "face": ["base", "wire", "formats", "client", "cli"],
 }  # fmt: skip
-"""Room: the rooms that it may import. A room is a folder of its name, but for the two of the files beside the folders."""
+"""For each room, the rooms that it may import.
+
+A room is a folder of its name, except for the two rooms of the files beside the folders.
+"""
 
 NATIVE_MAY_INCLUDE = {
     "base": [],
@@ -56,7 +60,7 @@ NATIVE_MAY_INCLUDE = {
     "worker": ["base", "wire", "scheduler", "device"],
     "sim": ["base", "wire", "scheduler", "recording", "device", "worker"],
 }
-"""The same of csrc/, whose files beside the folders are the room `base`."""
+"""The same for csrc/, whose files beside the folders are the room `base`."""
 
 LOOSE = {
     "": "face",
@@ -72,7 +76,7 @@ IMPURE_MODULES = {
     "threading", "time", "clockwork.system", "clockwork.wire.tensors", "clockwork.wire.codec", "clockwork.wire.keys",
     "clockwork.wire.transport", "clockwork.wire.inflow",
 }  # fmt: skip
-"""What a pure room must not touch: sockets, threads, clocks, files, bytes of tensors."""
+"""Modules that a pure room must not import: sockets, threads, clocks, files, bytes of tensors."""
 
 PURE_FILES = [
     f"controller.{name}"
@@ -83,7 +87,8 @@ PURE_FILES = [
         "registration.versions", "troubles",
     )
 ]  # fmt: skip
-"""What decides of models in the controller, likewise; it may look up the name of a dtype."""
+"""Modules that the controller's decisions about models must not import; looking up the name of a dtype is
+allowed."""
 
 CONTROLLER = [
     ["troubles", "settings"],
@@ -103,7 +108,7 @@ CONTROLLER = [
 """The folders of the controller and the modules beside them; each imports those of earlier lines alone."""
 
 NO_SOCKETS = ["scheduler", "formats", "workloads", "device", "models", "sim"]
-"""Rooms that import nothing of wire's which opens a socket."""
+"""Rooms that import no module of wire's that opens a socket."""
 
 ONLY_IN = {
     "zmq": ["wire.transport", "wire._zmq", "wire._plain_zmq"],
@@ -120,7 +125,7 @@ ONLY_IN = {
     "tornado": ["observe.dashboard"],
     "tinygrad": ["models.compile.lower", "models.compile.interpret", "models.compile.replaced"],
 }
-"""Outside packages, and the modules (a package stands for all that it holds) that may import them."""
+"""Outside packages, and the modules (a package stands for all its modules) that may import them."""
 
 
 class Import(NamedTuple):
@@ -138,7 +143,7 @@ def module_name(path: Path) -> str:
 
 
 def imports_of(path: Path) -> Iterator[Import]:
-    """Every import, also those inside functions; those for type checking alone are imports too."""
+    """Every import, including those inside functions and those for type checking alone."""
     name = module_name(path)
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".pyx":
@@ -174,7 +179,7 @@ def within(module: str, names: list[str]) -> bool:
 
 
 def room_of(module: str) -> str:
-    """The room of a module below clockwork; "" if it has none."""
+    """Return the room of a module below clockwork; "" if it has none."""
     folder = module.split(".")[0]
     return LOOSE.get(module) or LOOSE.get(folder) or (folder if folder in MAY_IMPORT else "")
 
@@ -201,7 +206,7 @@ def test_imports_go_one_way() -> None:
 
 
 def test_the_rooms_themselves_have_no_circle() -> None:
-    """No pair of rooms may import each other, however long the way round."""
+    """No two rooms may import each other, directly or through others."""
     settled: list[str] = []
     while len(settled) < len(MAY_IMPORT):
         ready = [
@@ -246,7 +251,7 @@ def test_the_controllers_folders_import_one_way() -> None:
         source, target = one.importer.split(".")[1], one.target.split(".")[2]
         if source.startswith("_") or target.startswith(
             "_"
-        ):  # the exchange, which imports none of the rest but flaws
+        ):  # the exchange, which imports nothing else of the controller but flaws
             continue
         if source != target and place[target] >= place[source]:
             wrong.append(str(one))
@@ -296,7 +301,7 @@ def test_outside_packages_stay_where_they_belong(package: str) -> None:
 
 
 def test_only_config_reads_the_environment() -> None:
-    """Handing the whole of it on to a child, {**os.environ, ...}, reads nothing."""
+    """Passing the whole environment on to a child, {**os.environ, ...}, reads nothing."""
     wrong = []
     for path in SOURCES:
         if path.suffix != ".py" or within(module_name(path), ["config"]):
@@ -323,11 +328,11 @@ NO_BOUNDS = {
     "sim.recovery.REQUESTS_RATE_MAX": "drawn from, for the worlds that are disturbed",
     "models.runtime.EXTERNAL_MIN_BYTES": "where ONNX's own writer draws the line",
 }
-"""Names like a bound's that bound nothing of ours, and what they are."""
+"""Names that look like bounds and are none, with their meaning."""
 
 
 def test_bounds_are_in_config() -> None:
-    """A number that is called the most or the least of something, or a limit."""
+    """A name of a number that is called the most or the least of something, or a limit."""
     wrong = []
     for path in SOURCES:
         name = module_name(path)
@@ -347,7 +352,7 @@ def test_bounds_are_in_config() -> None:
 
 
 def imported_by(program: str) -> set[str]:
-    """The modules that a process has imported behind these statements."""
+    """Return the modules that a process has imported after these statements."""
     program += "; import sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S
@@ -357,12 +362,12 @@ def imported_by(program: str) -> set[str]:
 
 
 def test_the_client_starts_without_onnx_and_onnxruntime() -> None:
-    """They take half a second to import, and a client that only infers has no use for them."""
+    """These modules take half a second to import, and a client that only infers does not need them."""
     assert imported_by("import clockwork; clockwork.Client") & {"onnx", "onnxruntime"} == set()
 
 
 def test_the_process_that_prepares_models_knows_no_gpu() -> None:
-    """It may not open one beside the worker that serves from it."""
+    """It may not open a device beside the worker that serves from it."""
     found = imported_by("import clockwork.worker.preparation, clockwork.models.prepare")
     assert "clockwork.device.cpu" in found
     assert {
@@ -371,7 +376,7 @@ def test_the_process_that_prepares_models_knows_no_gpu() -> None:
 
 
 def test_the_reader_of_imports_sees_all_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checks above would pass on an empty list; this holds the eyes they see with."""
+    """The checks above would pass on an empty list; this test checks that they see imports."""
     monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
     (tmp_path / "worker").mkdir()
     (tmp_path / "system").mkdir()

@@ -15,7 +15,7 @@ BOUND = 64 * MIB
 
 
 class Process:
-    """A process whose memory and whose one connection are what a test says."""
+    """A process whose memory and single connection are set by a test."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, connection: socket.socket) -> None:
         self.resident, self.received, self.kept = 100 * MIB, 0, 0
@@ -24,12 +24,12 @@ class Process:
         self.inflow = Inflow(connection.fileno(), 0)
 
     def receive(self, count: int, memory: int | None = None) -> None:
-        """So many bytes come, and take as many of memory unless told otherwise."""
+        """So many bytes arrive, and take as many of memory unless set otherwise."""
         self.received += count
         self.resident += count if memory is None else memory
 
     def take(self, count: int) -> None:
-        """Take a message of so many bytes, after which none is whole."""
+        """Take a message of so many bytes; no complete message is left then."""
         self.inflow.take(count, 1)
         self.inflow.drain()
 
@@ -63,7 +63,7 @@ def test_small_messages_are_ended_although_some_are_taken(process: Process) -> N
 
 
 def test_messages_that_are_taken_and_kept_do_not_count(process: Process) -> None:
-    """A gateway keeps answers until their callers have read them, and the next answer has begun meanwhile."""
+    """A gateway keeps answers until their callers have read them, while the next answer begins."""
     process.receive(4 * MIB)
     for _ in range(20):
         process.receive(16 * MIB)
@@ -101,7 +101,7 @@ def test_memory_that_the_allocator_has_not_given_back_does_not_count(process: Pr
 
 
 def test_memory_that_could_not_be_read_once_does_not_count(process: Process) -> None:
-    """No descriptor was left for it."""
+    """No descriptor was left for the connection."""
     resident, process.resident = process.resident, 0
     assert not process.is_ended()
     process.receive(4 * MIB)

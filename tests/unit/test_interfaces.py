@@ -1,4 +1,5 @@
-"""What a package declares is read as ONNX reads it; what a worker tells is held against it, and has bounds."""
+"""Interfaces of packages are read as ONNX reads them; workers' reports are checked against them, and are
+bounded."""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ def said(**changes: Any) -> PreparedModel:
         (
             {"inputs": [TensorSpec("x", 1, (1, 2)), HELD.inputs[1]]},
             "input 'x'",
-        ),  # it would take less than others
+        ),  # it would accept less than other workers
         ({"inputs": [TensorSpec("x", 1, ("N", "M")), HELD.inputs[1]]}, "input 'x'"),
         ({"inputs": [TensorSpec("x", 1, UNKNOWN_RANK), HELD.inputs[1]]}, "input 'x'"),
         ({"outputs": []}, "it has the outputs [], not ['y']"),
@@ -82,10 +83,10 @@ def test_what_must_be_equal_is_compared(change: dict[str, Any], words: str) -> N
     [
         {},
         {"inputs": [TensorSpec("x", 1, ("", 2)), TensorSpec("ids", 7, ("B", "S"))]},  # names of dimensions
-        {"outputs": [TensorSpec("y", 1, (1, 10))]},  # one knows more
+        {"outputs": [TensorSpec("y", 1, (1, 10))]},  # one worker knows more
         {"outputs": [TensorSpec("y", 1, ("N", ""))]},
         {"outputs": [TensorSpec("y", 1, UNKNOWN_RANK)]},
-        {"outputs": [TensorSpec("y", 1, ("N", 11))], "outputs_verified": False},  # declared, never seen
+        {"outputs": [TensorSpec("y", 1, ("N", 11))], "outputs_verified": False},  # declared, never observed
         {"metadata": {"labels": "others"}},
     ],
 )
@@ -151,7 +152,7 @@ def test_lengths_share_batches_only_where_every_worker_can_pad() -> None:
         assert model.lengths == model.prepared.lengths == lengths
         assert len(effects) == 1 + (workers[0] is able and workers[1] is unable)
     assert model.prepared.lengths_note == "they do"
-    # When nobody else has it any more, the next worker decides.
+    # When no other worker has it any more, the next worker decides.
     table.learn(model, 0, dataclasses.replace(able))
     model.workers.clear()
     table.learn(model, 2, dataclasses.replace(able))
@@ -172,7 +173,7 @@ POINT = {"shape": [[2]], "batch": 1, "exec_ns": 1}
 
 
 def told(summary: dict[str, Any]) -> PreparedModel:
-    """As a controller hears it."""
+    """As a controller receives it."""
     return read_summary(codec.decode(codec.encode(Prepared(1, Status.OK, "", summary)), FROM_WORKER).summary)
 
 
@@ -206,7 +207,8 @@ def test_a_summary_out_of_bounds_is_refused(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", sorted(SUMMARY.keys() - {"outputs_verified", "lengths", "lengths_note"}))
 def test_a_summary_says_everything(name: str) -> None:
-    """Earlier workers did not say whether they have seen the outputs, nor whether lengths share batches."""
+    """Earlier workers did not report whether they have seen the outputs, nor whether lengths share
+    batches."""
     with pytest.raises(InvalidInput):
         told({key: value for key, value in SUMMARY.items() if key != name})
 
@@ -237,7 +239,7 @@ def by_onnx(data: bytes) -> Interface:
 
 
 def odd_model() -> onnx.ModelProto:
-    """Every way to declare a tensor; an input that a weight fills, another that a sparse one does."""
+    """Every way to declare a tensor; an input that a weight fills, another that a sparse weight does."""
     info = helper.make_tensor_value_info
     inputs = [
         info("a", 1, ["N", 3, None, 0]), info("scalar", 7, []), info("any", 8, None), info("w", 1, [2]), info("s", 1, [4]),
@@ -262,7 +264,7 @@ def test_an_interface_is_read_as_onnx_reads_it(name: str) -> None:
 
 
 def test_no_bytes_are_read_otherwise_than_onnx_reads_them() -> None:
-    """Or a model would make honest workers look like liars."""
+    """Otherwise a model could make honest workers look like liars."""
     rng = random.Random(7)
     data = odd_model().SerializeToString()
     read = 0

@@ -1,4 +1,4 @@
-"""Which failures are for want of memory, and not a model's."""
+"""Failures that come from a lack of memory, and not from a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def test_the_runtime_says_that_it_was_given_no_memory() -> None:
 
 
 def test_a_thread_for_which_there_is_no_memory_is_the_machines_fault() -> None:
-    """Its stack takes 2 MiB or more: threads that wait here have those of threads that have ended."""
+    """The thread's stack takes 2 MiB or more: waiting threads here reuse the stacks of threads that have
+    ended."""
     session = ModelSession(wild.expand().model.SerializeToString(), optimise=False)
     is_over = threading.Event()
     waiting = [threading.Thread(target=is_over.wait, daemon=True) for _ in range(8)]

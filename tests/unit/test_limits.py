@@ -30,7 +30,7 @@ def test_the_soft_limit_of_descriptors_becomes_the_hard_one() -> None:
 
 
 def container(folder: Path) -> list[tuple[str, ...]]:
-    """The files of a container, and of another kind that is not there."""
+    """The files of a container's limits, and of another kind that does not exist."""
     names = ("memory.max", "memory.current", "inactive_file")
     return [(str(folder), *names), (str(folder / "none"), *names)]
 

@@ -87,7 +87,8 @@ def test_a_ramp_multiplies_the_rate_and_a_trace_is_replayed_at_it(tmp_path: Path
 
 
 class StandIn:
-    """A client of a cluster that answers at once: model "a" well, "b" with a refusal, "c" never in time."""
+    """A client of a cluster that answers at once: model "a" with success, "b" with a refusal, "c" never in
+    time."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, float | None, int]] = []
@@ -256,7 +257,7 @@ def test_a_trace_may_begin_where_it_is_busiest_and_its_rate_is_of_the_whole(tmp_
 
 
 def test_requests_that_fail_are_the_commands_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A refusal or a missed deadline is a verdict; a connection that was lost is none."""
+    """A refusal or a missed deadline is a verdict; a lost connection is none."""
 
     def ran(*errors: BaseException | None) -> Any:
         tally = LoadTally()

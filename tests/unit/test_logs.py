@@ -1,4 +1,4 @@
-"""Lines of logs, whatever is quoted in them."""
+"""Lines of logs stay lines, whatever text they quote."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def log() -> tuple[logging.Logger, io.StringIO]:
 def test_a_record_is_one_line(log: tuple[logging.Logger, io.StringIO]) -> None:
     logger, written = log
     logger.warning("device %s of %s", FORGED, "w")
-    logger.error(FORGED)  # also where a text is the message itself
+    logger.error(FORGED)  # also if a text is the whole message
     assert written.getvalue() == f"W device {SHOWN} of w\nE {SHOWN}\n"
 
 

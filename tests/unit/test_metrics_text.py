@@ -1,4 +1,5 @@
-"""Prometheus text: read back with prometheus_client's parser, and held to what is declared and to good manners."""
+"""Prometheus text: read back with prometheus_client's parser, and checked against the declarations and the
+conventions."""
 
 from __future__ import annotations
 
@@ -116,7 +117,7 @@ def counters() -> GatewayCounters:
 
 
 def samples_of(text: bytes) -> dict[str, float]:
-    """As they stand: the parser renames counters that do not end in _total."""
+    """The names as written: the parser renames counters that do not end in _total."""
     lines = [line for line in text.decode().splitlines() if not line.startswith("#")]
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
@@ -145,7 +146,7 @@ def test_the_parser_of_prometheus_reads_it_with_the_declared_labels() -> None:
 
 
 def test_names_and_units_are_as_prometheus_wants_them() -> None:
-    """The rules of `promtool check metrics`; Triton's names are Triton's."""
+    """The rules of `promtool check metrics`, except for Triton's names."""
     for metric in METRICS.values():
         assert re.fullmatch(r"[a-z][a-z0-9_]*", metric.name)
         assert metric.help.endswith((".", "OTHER."))

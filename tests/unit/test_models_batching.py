@@ -1,4 +1,4 @@
-"""Which models batch: their graph proves it, or their owner says so, and rows are run together and apart."""
+"""Which models batch: by a proof from the graph, or the owner's word; rows are run together and apart."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_dynamic_quantisation_scales_over_all_rows() -> None:
     ]
     model = model_of(nodes, [value("x", ["N", 64])], [value("y", ["N", 64])])
     assert not proof_of(model).batches
-    # Examples that are alike do not hide it.
+    # Equal examples do not hide the dependence.
     assert not proof_of(model, [normal(3, 64)]).batches
 
 
@@ -91,7 +91,8 @@ def test_names_that_a_converter_made_up_are_no_names() -> None:
 
 @pytest.mark.parametrize("rows", [1, "Reluy_dim_0", None], ids=["one", "a name of its own", "no rank"])
 def test_what_is_declared_of_an_output_does_not_decide(rows: int | str | None) -> None:
-    """As LightGBM's converter declares a label, Keras's exporter the rows of outputs, and Paddle's any output."""
+    """As LightGBM's converter declares a label, Keras's exporter the rows of outputs, and Paddle's any
+    output."""
     y = value("y", [rows, 4]) if rows else value("y", None)
     proof = proof_of(model_of([helper.make_node("Relu", ["x"], ["y"])], [value("x", ["N", 4])], [y]))
     assert proof.batches
@@ -101,7 +102,7 @@ def test_what_is_declared_of_an_output_does_not_decide(rows: int | str | None) -
 
 
 def test_declared_shapes_that_lie() -> None:
-    """What the model does with rows together decides, whatever it declares."""
+    """The model's behaviour with several rows decides, whatever it declares."""
 
     def summed(inputs: Sequence[Array]) -> list[Array]:
         return [inputs[0].sum(keepdims=True)]
@@ -141,7 +142,7 @@ def test_a_proof_needs_no_finite_answers() -> None:
 
 
 def test_rows_that_differ_although_they_cannot_meet() -> None:
-    """Such as a kernel that adds in another order, and loses more than rounding."""
+    """As with a kernel that adds in another order, and loses more than rounding."""
 
     def run(inputs: Sequence[Array]) -> list[Array]:
         return [inputs[0] * np.float32(1 + 0.01 * (len(inputs[0]) > 1))]
@@ -179,7 +180,7 @@ def test_asked_for() -> None:
 
 
 def test_open_dimensions_are_guessed_until_the_model_runs() -> None:
-    """It runs only if the width is 80 and the state's batch is that of the input."""
+    """It runs only if the width is 80 and the state's batch is the input's."""
     nodes = [
         helper.make_node("Reshape", ["x", "eighty"], ["r"]),
         helper.make_node("Add", ["r", "state"], ["y"]),

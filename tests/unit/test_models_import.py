@@ -1,4 +1,4 @@
-"""What is said of ONNX files that cannot be served, and what a client uploads."""
+"""The errors for ONNX files that cannot be served, and the package that a client uploads."""
 
 from __future__ import annotations
 
@@ -179,7 +179,8 @@ def test_examples_may_be_images(tmp_path: Path) -> None:
     for given in (np.array([image, short], object), np.array([image, short])):
         folder = unpack(package_files(path, {"s": given}), tmp_path / f"package-{given.dtype.kind}")
         ((found,),) = read_examples(folder, check_model(path))
-        assert found.tolist() == [image, short + bytes(3)]  # of one length: what follows an image is not read
+        # of one length: bytes behind an image are not read
+        assert found.tolist() == [image, short + bytes(3)]
 
 
 def test_examples_that_do_not_fit(tmp_path: Path) -> None:
@@ -257,7 +258,7 @@ def test_a_list_of_tensors_is_refused_with_advice(tmp_path: Path) -> None:
 
 
 def optional_of(files: PackageFiles, folder: Path) -> dict[str, np.ndarray]:
-    """The defaults of a package's optional inputs, as whoever reads the package finds them."""
+    """Return the defaults of a package's optional inputs, as a reader of the package finds them."""
     path = unpack(files, folder) / "model.onnx"
     with open(path, "rb") as file:
         declared = read_onnx(file)

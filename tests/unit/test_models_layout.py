@@ -12,7 +12,7 @@ from clockwork.models.layout import ALIGNMENT_BYTES, lay_out, write_weights
 
 
 def check(sizes: list[int], page_bytes: int) -> int:
-    """Every rule of a layout; the pages it takes."""
+    """Check every rule of a layout; return the pages it takes."""
     layout = lay_out(sizes, page_bytes)
     taken: dict[int, list[tuple[int, int]]] = {}
     for size, (run, offset) in zip(sizes, layout.places, strict=True):
@@ -41,7 +41,7 @@ def test_random_sizes_obey_every_rule() -> None:
 
 def test_small_tensors_are_packed_densely_and_fill_the_tails_of_large_ones() -> None:
     assert check([256] * 64, 16384) == 1
-    # 2.5 pages, and what is left of the third takes the small ones.
+    # 2.5 pages, and the rest of the third page holds the small weights.
     assert check([16384 * 2 + 8192, *[256] * 32], 16384) == 3
 
 

@@ -1,4 +1,4 @@
-"""Which of two holdings is the faster, and which batches pay, whatever else the machine does meanwhile."""
+"""Which of two holdings is faster, and which batches pay, whatever else the machine does meanwhile."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ ROW = [np.zeros((1, 2), np.float32)]
 
 
 class Bench(measure.Bench):
-    """Two models whose executions take what ``taken_ns`` says, of which model, at which batch size, after how many."""
+    """Two models whose executions take the time that ``taken_ns`` gives for the model, the batch size, and
+    the number of executions before."""
 
     def __init__(self, taken_ns: Callable[[int, int, int], int]) -> None:
         self._taken_ns = taken_ns
@@ -84,7 +85,7 @@ def test_overall_is_the_geometric_mean() -> None:
 
 
 def test_a_batch_that_pays_is_found_on_a_machine_that_slows_down_meanwhile() -> None:
-    # By a factor of about three from one size to the next, which no batch makes up for.
+    # By a factor of about three from one size to the next, for which no batch compensates.
     bench = Bench(lambda index, size, count: round((1_000_000 + 20_000 * size) * 1.2**count))
     bench.load(0)
     points, helps = profile(bench, 0, ROW, batches=True, batch_max=16)

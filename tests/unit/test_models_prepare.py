@@ -1,4 +1,4 @@
-"""Preparation as a whole: what it leaves in the store, and what it answers for models that are strange."""
+"""Preparation as a whole: the files it leaves in the store, and its results for unusual models."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Workshop:
         return prepared_directory(self.store, prepared.digest, FINGERPRINT, options)
 
     def serve(self, prepared: PreparedModel, *inputs: Array, **options: Any) -> list[Array]:
-        """What the CPU device answers."""
+        """Return the CPU device's answer."""
         bench = Bench(FINGERPRINT, PAGE_BYTES, [self.directory(prepared, **options)])
         try:
             bench.load(0)
@@ -81,7 +81,7 @@ class Workshop:
             bench.close()
 
     def check(self, model: onnx.ModelProto, *inputs: Array, **options: Any) -> PreparedModel:
-        """Prepare and serve a model; the answers are those of plain ONNX Runtime."""
+        """Prepare and serve a model, and check that its answers are those of plain ONNX Runtime."""
         prepared = self.prepare(model, **options)
         expected = ModelSession(model.SerializeToString(), optimise=True).run(inputs)
         assert difference(self.serve(prepared, *inputs, **options), expected) == ""
@@ -105,7 +105,7 @@ def test_strings_are_timed_by_their_size(workshop: Workshop) -> None:
     assert prepared.batches, prepared.batching_note
     sizes = {point.shape for point in prepared.profile}
     assert {((size,),) for size in TEXT_SIZES} <= sizes
-    # One that batches, although no batch pays, has the same sizes.
+    # A model that batches, although no batch pays, has the same sizes.
     alone = workshop.prepare(workshop.package(text_model()), batch_max=1)
     assert alone.batches
     assert {point.shape for point in alone.profile} == sizes
@@ -269,7 +269,8 @@ def test_of_a_packed_fine_tune_nothing_else_is_made(
 
 
 def test_registering_fine_tunes_is_fast(workshop: Workshop) -> None:
-    """Well below the 50 ms that twenty registrations a second leave for each, even on a busy machine."""
+    """The time is well below the 50 ms that twenty registrations a second leave for each, even on a busy
+    machine."""
     packages = [workshop.package(zoo.build("cnn", seed=seed)) for seed in range(11)]
     workshop.prepare(packages[0])
     begin = time.thread_time()
@@ -295,7 +296,7 @@ def test_batching_options(workshop: Workshop) -> None:
     assert capped.batches
     assert capped.batch_max <= 3
     assert {point.batch for point in capped.profile} <= {1, 2, 3}
-    # They lie side by side: one does not replace the other.
+    # Both are kept: neither replaces the other.
     assert len(os.listdir(workshop.store / "prepared")) == 3
     assert workshop.prepare(package) == default
     fixed = model_of([helper.make_node("Neg", ["x"], ["y"])], [value("x", [1, 3])], [value("y", [1, 3])])
@@ -458,7 +459,7 @@ def test_models_beyond_protobufs_limit_take_external_data(
 def test_an_operator_that_needs_its_weights_keeps_them(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A runtime that rejects a MatMul without constant weights: which operator it is gets found out once."""
+    """The runtime rejects a MatMul without constant weights: the rejected operator is found only once."""
     builds: list[int] = []
 
     def build(program: SplitModel, *arguments: Any, **options: Any) -> Bound:
@@ -519,7 +520,7 @@ def test_nothing_stays_behind_in_the_process(workshop: Workshop) -> None:
 @pytest.mark.parametrize(
     ("declared", "seen"),
     [
-        ([1, 2], ("", 2)),  # as exporters write it that saw one row
+        ([1, 2], ("", 2)),  # as written by an exporter that saw one row
         (["N", 2], ("N", 2)),
         (["N", 5], ("N", "")),
         (["N"], UNKNOWN_RANK),
@@ -529,7 +530,7 @@ def test_nothing_stays_behind_in_the_process(workshop: Workshop) -> None:
 def test_outputs_are_fixed_only_in_what_the_model_returns(
     workshop: Workshop, declared: list[int | str] | None, seen: tuple[int | str, ...]
 ) -> None:
-    """Every answer is held against that: what a file declares may be wrong."""
+    """Every answer is checked against the observed shape: a file's declaration may be wrong."""
     node = helper.make_node("Relu", ["x"], ["y"])
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, declared)
@@ -545,7 +546,8 @@ def test_outputs_are_fixed_only_in_what_the_model_returns(
 def test_a_file_that_declares_another_output_than_it_has_is_served(
     workshop: Workshop, tmp_path: Path, declared: list[int | str]
 ) -> None:
-    """As PaddlePaddle's converter writes it. ONNX Runtime finds the right shape once it has merged operators."""
+    """As PaddlePaddle's converter writes it. ONNX Runtime finds the right shape once it has merged
+    operators."""
     package = stored(workshop.package(declaring(declared)), tmp_path / "packages")
     prepared = workshop.prepare(package)
     assert prepared.batches
@@ -600,7 +602,7 @@ def test_lengths_that_share_batches_are_timed_by_their_class(workshop: Workshop)
     assert prepared.lengths_note == "lengths share a batch (S): proven to change nothing, and tried"
     assert list(dict.fromkeys(point.shape for point in prepared.profile)) == [
         ((size,), (size,)) for size in (128, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
-    ]  # first the class of the example, or of what was made up, as everywhere
+    ]  # first the class of the example, or of the made-up input, as everywhere
     assert [spec.name for spec in prepared.inputs] == ["ids", "mask"]
     # Longer examples are timed as well, up to the model's largest.
     long = dict(zip(("ids", "mask"), tokens(500)))
@@ -628,7 +630,7 @@ def test_a_model_of_one_length_is_not_asked(workshop: Workshop) -> None:
 
 @pytest.mark.parametrize("longest", [17, 18, 21])
 def test_a_model_is_not_timed_beyond_what_it_takes(workshop: Workshop, longest: int) -> None:
-    """Its positions are counted, and looked up in a table of 21: the graph does not say that it takes no more."""
+    """Positions are counted, and looked up in a table of 21: the graph does not declare the limit."""
     nodes = [
         helper.make_node("Shape", ["x"], ["size"], start=1, end=2),
         helper.make_node("Squeeze", ["size", "first"], ["end"]),
@@ -705,7 +707,7 @@ def test_what_was_prepared_before_lengths_were_asked_about_is_prepared_again(wor
     path.write_bytes(seal(body))
     assert PreparedModel.read(workshop.directory(prepared)).lengths == {}
     assert workshop.prepare(package).lengths == {"S": 512}
-    # A model whose requests all have one shape is as good as it was.
+    # A model whose requests all have one shape stays as fast as before.
     package = workshop.package(sentences(sequence=8))
     prepared = workshop.prepare(package)
     path = workshop.directory(prepared) / "prepared.json"

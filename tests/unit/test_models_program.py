@@ -1,4 +1,5 @@
-"""program.json: what is written is read again, and what makes no sense is refused with the value and the bound."""
+"""program.json: a written program is read back, and an invalid one is refused with the value and the
+bound."""
 
 from __future__ import annotations
 
@@ -126,9 +127,9 @@ def test_a_shorter_request_runs_on_the_shortest_variant_and_then_on_the_smallest
     assert chosen(1, 3) == (1, 4)
     assert chosen(2, 4) == (4, 4)
     assert chosen(1, 5) == (1, 9)
-    assert chosen(5, 2) == (8, 9)  # too many rows for the shorter
+    assert chosen(5, 2) == (8, 9)  # too many rows for the shorter length
     assert chosen(9, 2) is chosen(1, 10) is chosen(1, 0) is None
-    assert made.variant("host", [[1, 3], [1, 3, 4]]) is None  # S is two things
+    assert made.variant("host", [[1, 3], [1, 3, 4]]) is None  # S has two sizes
     assert made.sizes([[1, 3], [1, 3, 3]]) == [3]
 
 
@@ -208,7 +209,7 @@ def edit(directory: Path, change: Callable[[Any], None]) -> bytes:
 
 
 def put(*path: Any) -> Callable[[Any], None]:
-    """Sets the last of ``path`` at the place that the others name."""
+    """Set the last of ``path`` at the place that the others name."""
     *steps, key, value = path
 
     def change(body: Any) -> None:
@@ -220,7 +221,7 @@ def put(*path: Any) -> Callable[[Any], None]:
 
 
 def with_ptx(target: str, paths: list[str]) -> Callable[[Any], None]:
-    """Gives a target PTX."""
+    """Give PTX to a target."""
 
     def change(body: Any) -> None:
         made = body["targets"].setdefault(target, {"driver": 0, "modules": ["modules/host.so"]})
@@ -230,7 +231,7 @@ def with_ptx(target: str, paths: list[str]) -> Callable[[Any], None]:
 
 
 def padding(symbols: list[str], more: Callable[[Any], None] | None = None) -> Callable[[Any], None]:
-    """Declares the second dimension of x as S, and these symbols as padded."""
+    """Declare the second dimension of x as S, and these symbols as padded."""
 
     def change(body: Any) -> None:
         body.update(format=2, padded=symbols)
@@ -242,7 +243,7 @@ def padding(symbols: list[str], more: Callable[[Any], None] | None = None) -> Ca
 
 
 def table(entries: list[Any], *more: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Gives the first variant a table."""
+    """Give a table to the first variant."""
 
     def change(body: Any) -> None:
         body["format"] = 3

@@ -1,4 +1,5 @@
-"""Taking models apart: what leaves, what stays, and when two programs are one."""
+"""Splitting models: the weights that are taken out, the program that stays, and when two programs are
+equal."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def split(model: onnx.ModelProto, folder: Path) -> Splitter:
 
 
 def split_as_it_is(model: onnx.ModelProto, folder: Path) -> Splitter:
-    """Without ONNX Runtime's optimiser, which folds away much of what is to be tested."""
+    """Without ONNX Runtime's optimiser, which would fold away much of the code under test."""
     onnx.save(model, folder / "model.onnx")
     return Splitter(folder / "model.onnx")
 
@@ -78,7 +79,7 @@ def test_another_architecture_is_another_program(tmp_path: Path) -> None:
     one = split(small_net(1), tmp_path).program().model
     assert split(small_net(1, width=9), tmp_path).program().model != one
     other = small_net(1)
-    other.graph.initializer[4].raw_data = np.array([0, 4, 1], np.int64).tobytes()  # the shape it reshapes to
+    other.graph.initializer[4].raw_data = np.array([0, 4, 1], np.int64).tobytes()  # the shape of the Reshape
     assert split(other, tmp_path).program().model != one
 
 
@@ -137,7 +138,7 @@ def test_branches_have_weights_of_their_own_and_read_outer_ones(tmp_path: Path) 
         [helper.make_node("MatMul", ["x", "w"], ["t"]), helper.make_node("Add", ["t", "shared"], ["o"])],
         value("o", None), [initializer("w", normal(4, 4))],
     )  # fmt: skip
-    # This branch gives a constant itself, and an inner If reads two scopes out.
+    # This branch returns a constant, and an inner If reads from two scopes out.
     inner = body("inner", [helper.make_node("Add", ["shared", "x"], ["i"])], value("i", None))
     other = body("other", [helper.make_node("Identity", ["k"], ["j"])], value("j", None),
                  [initializer("k", normal(2, 4, seed=5))])  # fmt: skip

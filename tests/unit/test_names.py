@@ -25,7 +25,8 @@ CYTHON = re.compile(
 
 
 def native_types(text: str) -> list[str]:
-    """The types that a header defines in namespaces, in their order; nested ones and specialisations are not."""
+    """The types that a header defines in namespaces, in their order; nested ones and specialisations are
+    not."""
     bare = DIRECTIVE.sub("", COMMENT_OR_TEXT.sub(lambda found: '""' if found[0][0] == '"' else " ", text))
     names = []
     inside = 0  # how many braces are open that are no namespace's

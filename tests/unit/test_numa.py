@@ -1,4 +1,4 @@
-"""Memory near a device: what the kernel says of nodes, and how a thread is brought to one."""
+"""Memory near a device: the kernel's description of nodes, and how a thread is bound to a node."""
 
 from __future__ import annotations
 
@@ -62,5 +62,5 @@ def test_where_the_kernel_refuses_a_policy_the_thread_runs_on_the_nodes_processo
     with numa.near(1):
         assert os.sched_getaffinity(0) == {min(before)}
     assert os.sched_getaffinity(0) == before
-    with numa.near(2):  # of which nothing is known
+    with numa.near(2):  # a node about which nothing is known
         assert os.sched_getaffinity(0) == before

@@ -1,4 +1,5 @@
-"""A running cluster's recorder is read as it goes: what it forgot is counted, and another controller is no continuation."""
+"""A running cluster's recorder is read continuously: forgotten steps are counted, and another controller is
+no continuation."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ CLUSTER = ClusterDescription(
 
 
 class Recorder:
-    """Answers with these pieces, one after the other; then with nothing more."""
+    """Answer with these pieces, one after the other; then with nothing more."""
 
     def __init__(self, *pieces: Mapping[str, Any]) -> None:
         self.pieces = list(pieces)

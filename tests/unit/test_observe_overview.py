@@ -1,4 +1,4 @@
-"""What `clockwork top` makes of two readings of a controller's numbers."""
+"""The table of `clockwork top`, from two readings of a controller's numbers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def reading(seconds: float, *models: dict[str, Any], devices: Any = (), **more: 
 
 
 def busy_pair() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two readings, four seconds apart: eight requests of `a` in time, four refused, two missed, and one of `b` failed."""
+    """Two readings, four seconds apart: eight requests of `a` in time, four refused, two missed, and a failed
+    request of `b`."""
     before = reading(10, model("a"), model("b"), devices=[device(0), device(1)])
     after = copy.deepcopy(before)
     after["now_ns"] = 14 * SECOND
@@ -90,7 +91,7 @@ def test_a_newcomer_counts_from_zero_and_so_does_who_came_again() -> None:
     before, after = busy_pair()
     after["models"].append(model("c", inferences=4, executions=4))
     before["models"][0] |= {"inferences": 1000, "executions": 1000}  # of an `a` that was removed meanwhile
-    before["workers"][0]["devices"][0]["busy_ns"] = 100 * SECOND  # of a worker that was started anew
+    before["workers"][0]["devices"][0]["busy_ns"] = 100 * SECOND  # of a worker that was restarted
     overview = compare(before, after)
     assert overview.models[2].batch == 1.0
     assert overview.models[0].rates.answered == 2.0
@@ -99,7 +100,8 @@ def test_a_newcomer_counts_from_zero_and_so_does_who_came_again() -> None:
 
 
 def test_a_device_cannot_be_busy_for_longer_than_the_time() -> None:
-    """Results tell of executions when they end, so what is told in one second may have begun in the one before."""
+    """Results count executions when they end, so an execution counted in a second may have begun in the
+    second before."""
     before, after = busy_pair()
     after["workers"][0]["devices"][0] |= {"busy_ns": 5 * SECOND, "idle_with_work_ns": SECOND}
     row = compare(before, after).devices[0]
@@ -118,7 +120,7 @@ def test_a_lost_device_says_why() -> None:
     ([], 0.5, None),
     (EMPTY, 0.5, None),
     ([4, *([4] * (len(EMPTY) - 1))], 0.5, METRIC_BOUNDS_NS[0] // 2),
-    ([0] * (len(EMPTY) - 1) + [3], 0.99, METRIC_BOUNDS_NS[-1]),  # beyond the last bound: nobody knows how far
+    ([0] * (len(EMPTY) - 1) + [3], 0.99, METRIC_BOUNDS_NS[-1]),  # beyond the last bound: unbounded
 ])  # fmt: skip
 def test_percentiles_of_histograms(buckets: list[int], part: float, found: int | None) -> None:
     assert percentile(buckets, part) == found
@@ -143,7 +145,7 @@ def test_where_models_are_many_they_are_read_less_often() -> None:
     reader.next()
     assert reader.interval_s == 2.0
     reader.next()
-    assert reader.interval_s == pytest.approx(10.0)  # 100 pages, a millisecond each, are 1 % of it
+    assert reader.interval_s == pytest.approx(10.0)  # 100 pages, a millisecond each, are 1 % of the interval
 
 
 def test_rows_are_sorted_by_any_column_either_way() -> None:

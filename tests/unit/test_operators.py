@@ -1,4 +1,4 @@
-"""The operators that read strings: JPEG images become the very pixels that Pillow makes of them."""
+"""The operators that read strings: JPEG images become exactly the pixels that Pillow makes of them."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_damaged_images_cost_an_error_and_nothing_else() -> None:
                 decoded += 1
             except RunError as error:
                 refused.append(str(error))
-    assert min(decoded, len(refused)) > 100  # damage to values is seen in the picture alone, as with Pillow
+    assert min(decoded, len(refused)) > 100  # damaged values show in the picture alone, as with Pillow
     assert all("[input] image 0" in text for text in refused)
     np.testing.assert_array_equal(*session.run([strings(GOOD, GOOD)])[0])
 
@@ -176,7 +176,7 @@ def test_bounds_are_those_that_models_are_joined_by() -> None:
 
 
 def read(operator: str, data: str | bytes, **attributes: Any) -> Any:
-    """What an operator makes of a string, or a sentence."""
+    """Return an operator's result for a string, or a sentence."""
     model = attacks.operator_model(operator, **attributes).SerializeToString()
     try:
         return ModelSession(model, optimise=False).run([strings(data)])[0]
@@ -221,9 +221,9 @@ def test_no_more_of_a_text_is_read_than_its_tokens_need(operator: str) -> None:
         size = len(text.encode())
         said = f"text 0 has {size} bytes; at most {most} are read for the 64 tokens that the model takes"
         assert read(operator, text) == said
-        if text.isascii():  # a word without an end: what the first bytes become depends on what follows
+        if text.isascii():  # a word without an end: the first bytes' tokens depend on the rest
             assert read(operator, text, truncates=1) == said
-    # What is behind the tokens that a cut text keeps is not looked at, a character that the end parts included.
+    # Text behind the tokens that a truncated text keeps is not read; neither is a character split by the cut.
     for padding in range(4):
         text = "hello world " * 40 + "x" * padding + "\u4e00 " * 100_000
         np.testing.assert_array_equal(
@@ -243,7 +243,8 @@ def test_the_longest_of_many_special_tokens_is_found() -> None:
 
 
 def test_a_word_is_looked_up_no_further_than_the_longest_token() -> None:
-    """A word of the longest length that is looked up, of which no beginning is a token but the first character."""
+    """A word of the longest length that is looked up, with no token among its beginnings but the first
+    character."""
     assert read("WordPiece", "a" * 1024, word_max=1024, tokens_max=2000).tolist() == [
         [301, 0, *[1] * 1023, 302]
     ]
@@ -257,7 +258,7 @@ def test_without_a_libjpeg_only_models_that_read_images_are_refused(
         (tmp_path / "libjpeg.so", "cannot load"),
         (Path(operators._operators.__file__), "is not libjpeg: it lacks a function"),
     ):
-        # In a process of its own: a library that was loaded stays.
+        # Run in a process of its own: a loaded library stays loaded.
         code = f"from clockwork.device import _operators; print(_operators.load_jpeg({str(path).encode()!r}))"
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S

@@ -1,4 +1,5 @@
-"""Optional inputs, apart from processes: their values in shapes, what the exchange adds, and which versions agree."""
+"""Optional inputs, apart from processes: their values in shapes, the exchange's defaults, and which versions
+are compatible."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ PAGE_BYTES = 64 << 10
 
 
 def interface(*optional: str) -> Interface:
-    """Takes x [N, 2], told [1] bool and size [2] int64."""
+    """Take x [N, 2], told [1] bool and size [2] int64."""
     defaults = {"told": default_of(np.array([True])), "size": default_of(np.array([3, -1]))}
     inputs = [
         TensorSpec("told", BOOL, (1,)),
@@ -46,7 +47,7 @@ def interface(*optional: str) -> Interface:
 
 
 def check(model: Interface, arrays: dict[str, np.ndarray], batches: bool = True) -> Any:
-    """What the exchange finds of a request."""
+    """Return the exchange's reading of a request."""
     references, frames = [], []
     for name, array in arrays.items():
         dtype, shape, frame = encode_array(array)

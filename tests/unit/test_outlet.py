@@ -1,4 +1,4 @@
-"""The controller's one exit: effects are carried out in order, and nothing goes past them."""
+"""The controller's single exit: effects are carried out in order, and no effect bypasses it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROOM = Path(__file__).parents[2] / "clockwork" / "controller"
 
 
 class Noting:
-    """Notes each call in a list that several of these share."""
+    """Records each call in a list that several of these share."""
 
     def __init__(self, calls: list[Any], failures: dict[str, Exception]) -> None:
         self._calls = calls
@@ -47,7 +47,8 @@ class Noting:
 
 
 class Bench:
-    """An outlet whose surroundings note what they are asked for. failures: what calls raise, by their names."""
+    """An outlet whose surroundings record their calls. failures: exceptions that calls raise, by the calls'
+    names."""
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -65,7 +66,7 @@ class Bench:
         )
 
     def carry_out(self, *effects: Effect, is_deciding: bool = False) -> list[Any]:
-        """What is called for these."""
+        """Return the calls for these effects."""
         self.calls.clear()
         self.effects.extend(effects)
         self.outlet.carry_out(is_deciding)
@@ -127,7 +128,7 @@ def test_what_was_decided_of_a_worker_that_has_left_comes_to_nothing() -> None:
 
 @pytest.mark.parametrize("side", [CLIENTS, WORKERS])
 def test_a_peer_that_takes_no_message_has_left(side: int) -> None:
-    bench = Bench()  # whose exchange says that nothing could be sent
+    bench = Bench()  # the exchange reports that nothing could be sent
     sent = ("send", side, b"i", 4, b"header", (), b"")
     assert bench.carry_out(Post(side, b"i", 4, b"header")) == [sent, ("unreachable", b"i", 4)]
 
@@ -142,23 +143,23 @@ def test_devices_are_counted_in_the_exchange() -> None:
 # ----- nothing goes past them ----------------------------------------------------------------------
 
 ASKED = {
-    # what it has read
+    # events that it has read
     "ended", "flaw", "heard_ns", "key", "lost", "message", "now_ns", "order",
-    # seats, of which a hello is told at once
+    # seats, which must be told of a hello at once
     "client_joined", "client_left", "heard", "seat_for", "worker_joined", "worker_left",
     # counts
     "action_count", "action_results", "actions_sent", "connections", "copy_count", "device_counts", "held_count",
     "host_counts", "lag", "model_counts", "outcomes", "refusals", "shadow_results",
-    # the loop's
+    # functions of the loop
     "end_orders", "fail_all", "is_timed", "pause", "run", "spent_ns", "wait_on",
 }  # fmt: skip
-"""Whatever anybody but the outlet may ask of the exchange."""
+"""Functions of the exchange that modules other than the outlet may call."""
 
 
 def test_the_outlet_alone_has_the_exchange_do_something() -> None:
     wrong = []
     for path in sorted(ROOM.rglob("*.py")):
-        if path.name in ("outlet.py", "mirror.py"):  # which is the outlet's
+        if path.name in ("outlet.py", "mirror.py"):  # the module that the outlet uses
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Attribute):

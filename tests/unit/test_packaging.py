@@ -1,4 +1,4 @@
-"""What a stranger meets first: missing tools are named, pins agree with bounds, the Makefile explains itself."""
+"""A newcomer's first steps: missing tools are named, pins agree with bounds, the Makefile explains itself."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def python_without(directory: Path, *, modules: str = "", headers: bool = True) 
 
 
 def test_no_extension_has_typed_memoryviews() -> None:
-    """Cython's code for them is as large as a middling extension, in each that has one; see clockwork/sim/_arrays.pxd."""
+    """Cython's code for memoryviews is as large as a middling extension, in each module that has it; see
+    clockwork/sim/_arrays.pxd."""
     typed = re.compile(r"\[(:, *)*::1\]|\[:(, *:)*\] +\w|<\w+ *\[:")
     found = [
         f"{path.name}: {line.strip()}"
@@ -81,7 +82,8 @@ def test_missing_venv_and_headers_are_listed_together(tmp_path: Path) -> None:
 def test_an_old_python_is_refused(tmp_path: Path) -> None:
     old = tmp_path / "python"
     old.write_text(
-        '#!/bin/sh\ncase "$2" in *exit*) exit 1;; esac\necho 3.9\n'  # what 3.9 says to the two questions
+        # the answers of Python 3.9 to both questions
+        '#!/bin/sh\ncase "$2" in *exit*) exit 1;; esac\necho 3.9\n'
     )
     old.chmod(0o755)
     done = needs(str(old))
@@ -143,7 +145,7 @@ def test_every_dependency_is_pinned_within_its_bounds() -> None:
 
 
 def test_other_servers_run_what_is_pinned_and_our_onnx_runtime() -> None:
-    """Their environments are installed without dependencies, so that each line must say its version."""
+    """These environments are installed without dependencies, so that each line must give its version."""
     ours = pins("requirements.lock")["onnxruntime"]
     locks = sorted((ROOT / "bench" / "peers" / "requirements").glob("*.lock"))
     assert locks
@@ -163,7 +165,7 @@ def test_what_a_gpu_takes_is_installed_where_there_is_one(target: str, tmp_path:
         )
         for name in ("cupy", "compile"):
             assert (f"-r requirements-{name}.lock" in done.stdout) == bool(found)
-        # To serve takes nothing of what tests need, which may not be had where GPUs are.
+        # Serving does not need the tests' packages, which may be unavailable on machines with GPUs.
         assert ("-r requirements-test.lock" in done.stdout) == (target != "run-cluster")
     assert {"cupy-cuda12x", "nvidia-ml-py"} <= set(pins("requirements-cupy.lock"))
 
@@ -204,7 +206,8 @@ def test_help_is_the_default_and_lists_every_target() -> None:
 
 @pytest.mark.slow
 def test_the_wheel_has_the_package_and_nothing_of_the_tests(tmp_path: Path) -> None:
-    """The fake driver above all. Of what `make build` has compiled it is linked; what is stale is compiled anew."""
+    """The doubles, above all the fake driver: objects of `make build` are linked, and stale sources are
+    compiled anew."""
     left = tmp_path / "lib/clockwork/device/_left.so"  # by an earlier build
     left.parent.mkdir(parents=True)
     left.touch()
@@ -225,7 +228,8 @@ def test_the_wheel_has_the_package_and_nothing_of_the_tests(tmp_path: Path) -> N
 
 
 def test_extensions_run_with_the_glibc_of_debian_12() -> None:
-    """A call that the newest headers redirect, as they do strtol() and sscanf(), needs the glibc that it was built with."""
+    """A call that the newest headers redirect, as they do strtol() and sscanf(), needs the glibc of the build
+    machine."""
     built = sorted((ROOT / "clockwork").rglob("*.so"))
     assert built
     newer = re.compile(rb"GLIBC_2\.(?:3[7-9]|[4-9]\d)")
@@ -238,7 +242,7 @@ def test_the_demo_model_is_package_data() -> None:
 
 
 def test_whatever_says_how_to_install_names_this_distribution_and_its_extras() -> None:
-    """`clockwork` on the index is somebody else's, and would overwrite this package's files."""
+    """`clockwork` on the index is an unrelated package, and would overwrite this package's files."""
     project = PROJECT["project"]
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     found, of_folders = [], []

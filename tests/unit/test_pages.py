@@ -1,4 +1,4 @@
-"""The page allocator: lowest pages first, nothing lost, nothing given twice."""
+"""The page allocator: lowest pages first, no page lost, no page given twice."""
 
 from __future__ import annotations
 

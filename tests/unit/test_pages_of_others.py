@@ -1,4 +1,4 @@
-"""Which requests a server takes for a foreign web page's."""
+"""Which requests a server takes for those of a foreign web page."""
 
 from __future__ import annotations
 

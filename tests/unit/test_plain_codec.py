@@ -1,4 +1,4 @@
-"""The reader of headers in Python says what the compiled one says: the same messages, the same sentences."""
+"""The reader of headers in Python agrees with the compiled one: the same messages, the same sentences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLAIN = {
 
 
 def told(reader: Any, header: bytes, layouts: dict[int, Any]) -> str:
-    """What a reader makes of a header; NaN is written as itself, which no comparison of values does."""
+    """Return a reader's result for a header; NaN is written as text, because it is not equal to itself."""
     try:
         return repr(reader.read(header, layouts))
     except reader.Odd as error:

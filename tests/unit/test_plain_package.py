@@ -1,4 +1,4 @@
-"""What clockwork-client registers where there is no onnx: the same package as with it."""
+"""The package that clockwork-client registers without onnx is the same as with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who has prepared what: counts by worker, readiness, and what is tried again."""
+"""The state of models' preparation on workers: counts by worker, readiness, and retries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Profiles: files that are read back as written, what is wrong in them, and the paper's table."""
+"""Profiles: files that are read back as written, errors in them, and the paper's table."""
 
 from __future__ import annotations
 

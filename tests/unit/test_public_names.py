@@ -1,4 +1,4 @@
-"""What documents and examples import is there, under the names that they give."""
+"""The names that documents and examples import exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 
 
 def imports_in(source: str) -> Iterator[tuple[str, str]]:
-    """(module, name) of each import from clockwork; name "" for a module as a whole."""
+    """Return (module, name) of each import from clockwork; name "" for a module as a whole."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "clockwork":
             yield from ((str(node.module), alias.name) for alias in node.names)

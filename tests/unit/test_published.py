@@ -1,4 +1,4 @@
-"""Every table of a document that was measured is what the files in docs/results give."""
+"""Every measured table of a document equals the files in docs/results."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_file_says_how_it_came_to_be() -> None:
             assert isinstance(found[name], kind), f"{path.name}: {name}"
         for commit in found["commit"].split(", "):
             assert re.fullmatch(r"[0-9a-f]{7,40}\+?|v?\d[\w.-]*\+?", commit), path
-        # Options may differ; what runs may not.
+        # Options may differ; the benchmarks that run may not.
         assert found["command"].split()[:3] == published.COMMANDS[path.stem].split()[:3]
 
 

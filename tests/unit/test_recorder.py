@@ -1,4 +1,5 @@
-"""The flight recorder: what is written natively, what the ring keeps of it, and the file that follows the ring."""
+"""The flight recorder: the native encoding, the steps that the ring keeps, and the file that follows the
+ring."""
 
 from __future__ import annotations
 
@@ -138,7 +139,7 @@ def step_of(at_ns: int, bytes_about: int) -> bytes:
 
 
 def steps_in(body: bytes) -> list[int]:
-    """The times of the steps in a piece of the stream, which begins with one."""
+    """The times of the steps in a piece of the stream, which begins with a step."""
     unpacker = msgpack.Unpacker()
     unpacker.feed(body)
     return [decode_step(step).events[0].now_ns for step in unpacker]
@@ -211,7 +212,7 @@ def test_a_reader_goes_on_where_it_was_and_learns_what_it_missed() -> None:
                 if not chunk:
                     break
             assert read == written
-    for at_ns in range(1_000):  # it is slow
+    for at_ns in range(1_000):  # the test is slow
         ring.append(at_ns, step_of(at_ns, 50))
     place, chunk = ring.read(at, 10_000)
     assert place == ring.state()["begin"] > at
@@ -224,7 +225,7 @@ def test_a_stream_goes_on_with_whole_steps_where_something_was_lost() -> None:
     seen: list[int] = []
 
     def read() -> None:
-        place, piece = ring.read(int(stream.argument[1:]), 70)  # which ends within a step
+        place, piece = ring.read(int(stream.argument[1:]), 70)  # a piece that ends within a step
         following = place + len(piece)
         answer = {"place": place, "bytes": piece, "next": following, "end": ring.state()["end"], "epoch": 5}
         seen.extend(step.events[0].now_ns for step in stream.take(answer))
@@ -257,7 +258,7 @@ def test_a_place_that_was_never_reached_is_the_end(since: int) -> None:
 
 
 def test_places_beyond_what_32_bits_hold_are_as_good_as_others() -> None:
-    """More than 4 GiB go through the ring, of which most are steps that it cannot hold."""
+    """More than 4 GiB go through the ring, most of it in steps that it cannot hold."""
     ring = Ring(1 << 20, 1 << 62)
     huge = bytes(64 << 20)
     for at_ns in range(65):
@@ -361,7 +362,7 @@ def ready(worker: int, model_id: int) -> ModelReady:
 
 
 class Box:
-    """A flight recorder, and what it answered."""
+    """A flight recorder and its answers."""
 
     def __init__(self, directory: Path, ring: Ring) -> None:
         self.ring = ring
@@ -390,7 +391,7 @@ class Box:
         return body
 
     def wait(self) -> None:
-        """Until the recorder's thread has ended something."""
+        """Return once the recorder's thread has ended a task."""
         select.select([self.recorder.fileno()], [], [], 60)
         self.recorder.drain(lambda error: pytest.fail(str(error)))
 
@@ -501,14 +502,14 @@ def test_a_dump_whose_ring_has_gone_on_is_none(box: Box) -> None:
 
 
 def fill(box: Box, now_ns: int, part: float) -> None:
-    """Append steps of so many rings."""
+    """Append steps that fill the ring so many times."""
     steps = int(box.ring.state()["bytes_max"] * part) // len(step_of(now_ns, 100))
     for _ in range(steps):
         box.ring.append(now_ns, step_of(now_ns, 100))
 
 
 def live(box: Box, seconds: int, part: float = 0.05, from_s: int = 100) -> None:
-    """Each second a part of a ring, a beat, and whatever pause that asks for."""
+    """Each second a part of a ring, a beat, and the pause that the beat asks for."""
     for second in range(from_s, from_s + seconds):
         fill(box, second * SECOND, part)
         box.recorder.beat(0, 0, second * SECOND)

@@ -1,4 +1,5 @@
-"""How models come, change and go, without sockets, files or clocks: stories, and random ones with what must always hold."""
+"""How models come, change and go, without sockets, files or clocks: stories, and random sequences with
+invariants."""
 
 from __future__ import annotations
 
@@ -139,7 +140,7 @@ def test_content_that_is_there_is_not_uploaded_and_is_the_same_version(served: R
 
 
 def test_content_that_kernels_multiply_otherwise_is_another_version(served: Registry) -> None:
-    """Also of a record that an earlier release wrote, which knew one way."""
+    """Also for a record that an earlier release wrote, which had one form."""
     served.table.versions["m"][1].record.options.pop("dtype")
     assert served.answered(served.register("m", b"one", dtype="fp32")) == ["m@1 is ready"]
     served.register("m", b"one", dtype="tf32")
@@ -339,7 +340,7 @@ def test_a_start_waits_for_what_it_found_and_asking_changes_nothing(served: Regi
 def test_a_start_waits_for_awaited_models_until_they_are_registered_and_served(served: Registry) -> None:
     again = served.restart()
     versions = again.registrar.versions
-    versions.await_names(["m", "n", "o"])  # of which m is known
+    versions.await_names(["m", "n", "o"])  # of these, m is known
     again.join(1)
     again.prepare()
     assert versions.readiness() == "2 awaited models are not registered yet, among them n"
@@ -535,7 +536,7 @@ def test_traffic_goes_where_a_route_says_once_that_is_written_and_back(served: R
 
 
 def rolled_back(registry: Registry) -> list[tuple[int, int]] | str:
-    """Where the traffic of m goes after a rollback, as (version, parts); or why it stays."""
+    """Return the route of m after a rollback, as (version, parts); or why it stays."""
     waiter = registry.order(Rollback(0, "m"))
     registry.settle()
     (told,) = registry.answered(waiter)
@@ -547,7 +548,7 @@ def traffic(registry: Registry) -> list[tuple[int, int]]:
 
 
 def upgrade(registry: Registry, content: bytes, **options: Any) -> str:
-    """What becomes of a registration of m."""
+    """Return the outcome of a registration of m."""
     waiter = registry.register("m", content, **options)
     registry.settle()
     (told,) = registry.answered(waiter)
@@ -587,7 +588,7 @@ def test_a_rollback_passes_over_versions_that_are_gone(served: Registry) -> None
     assert rolled_back(served) == [(1, SHARE_WHOLE)]
     served.order(Promote(0, "m", 0))
     served.settle()
-    served.order(Unregister(0, "m@3"))  # what has the traffic itself
+    served.order(Unregister(0, "m@3"))  # a version that has the traffic itself
     served.settle()
     assert traffic(served) == [(1, SHARE_WHOLE)]
     assert rolled_back(served) == NOTHING
@@ -640,7 +641,7 @@ def test_what_is_not_said_is_as_the_version_has_it_that_serves(registry: Registr
     }
     assert found[2] == kept
     assert found[3] == kept | {"slo_ns": 0}
-    # Nor is the same content another version because of what was not said of it.
+    # Nor does a missing statement make the same content another version.
     assert upgrade(registry, b"three") == "m@3 is ready"
 
 
@@ -655,7 +656,7 @@ X, Y = TensorSpec("x", 1, ("N", 2)), TensorSpec("x", 1, ("N", 2))
     ("declared", "why"),
     [
         (interface(X, Y), ""),
-        (interface(TensorSpec("x", 1, ("", "")), TensorSpec("x", 1, ("N", 3))), ""),  # it takes more
+        (interface(TensorSpec("x", 1, ("", "")), TensorSpec("x", 1, ("N", 3))), ""),  # it accepts more
         (interface(TensorSpec("z", 1, ("N", 2)), Y), "it takes the inputs ['z'], not ['x']"),
         (interface(TensorSpec("x", 10, ("N", 2)), Y), "its input 'x' is float16, not float32"),
         (interface(TensorSpec("x", 1, ("N", 3)), Y), "its input 'x' is ['N', 3], not ['N', 2]"),
@@ -725,14 +726,15 @@ CLIENTS = (b"one", b"two")
 
 
 def may_fail(job: Job) -> bool:
-    """Not what nobody waits for and nobody tries again: that would be on disk, or not, until the next start."""
+    """A version without waiting clients that no worker tries again is left out: it would be on disk, or not,
+    until the next start."""
     if isinstance(job, WriteChange):
         return not any(record.aside for record in job.change.save)
     return not isinstance(job, AbortUpload | RemovePackage)
 
 
 def act(registry: Registry, rng: random.Random, gone: set[object]) -> None:
-    """One thing that can happen now, chosen by chance. gone: gets the orders whose clients give up."""
+    """Make one random possible event happen. gone: gets the orders whose clients give up."""
     name, client = rng.choice(NAMES), rng.choice(CLIENTS)
     version = rng.choice((1, 1, 2, 3, 4))
     text = rng.choice((name, f"{name}@{version}"))
@@ -788,8 +790,8 @@ def act(registry: Registry, rng: random.Random, gone: set[object]) -> None:
 
 @pytest.mark.parametrize("seed", range(150))
 def test_everybody_is_answered_once_and_what_is_used_stays(seed: int) -> None:
-    """Registry itself holds that nobody is answered twice, no package erased that a record has, and no version served
-    that was never on disk."""
+    """Registry itself checks that no client is answered twice, no package erased that a record has, and no
+    version served that was never on disk."""
     rng = random.Random(seed)
     registry, gone = Registry(), set[object]()
     for _ in range(300):
@@ -798,7 +800,7 @@ def test_everybody_is_answered_once_and_what_is_used_stays(seed: int) -> None:
     if not registry.registrar.versions.preparations.worker_ids():
         registry.join(0)
     registry.settle()
-    for _ in range(3):  # what could not be erased, or prepared, is tried again
+    for _ in range(3):  # failed erasures and preparations are tried again
         registry.now_ns += 600_000_000_000
         registry.beat()
         registry.settle()

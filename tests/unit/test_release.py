@@ -1,4 +1,4 @@
-"""What is published: two distributions of one package, of which the client's stands alone."""
+"""The published files: two distributions of one package, of which the client's works alone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def place_of(module: str) -> Path:
 
 
 def test_the_client_imports_nothing_of_the_server(release: ModuleType) -> None:
-    """But for the extensions that have stand-ins, and for what checks models, which has one, too."""
+    """Exceptions are the extensions that have stand-ins, and the check of models, which has a stand-in,
+    too."""
     beyond = set()
     for one in IMPORTS:
         if not one.target.startswith("clockwork.") or not is_module(one.target):

@@ -1,4 +1,4 @@
-"""Triton model repositories: what a scan finds in folders, and what is done about it."""
+"""Triton model repositories: the models that a scan finds in folders, and the resulting changes."""
 
 from __future__ import annotations
 

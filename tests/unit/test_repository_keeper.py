@@ -1,4 +1,4 @@
-"""What keeps a cluster's models as they are in repositories, before a cluster that does not do as it is asked."""
+"""The keeper that makes a cluster's models follow repositories, before a cluster that fails requests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOOK_S = 0.01
 
 
 class FakeClient:
-    """A cluster's models, and what is to go wrong."""
+    """A cluster's models, and the failures to inject."""
 
     def __init__(self) -> None:
         self.served: dict[str, str] = {}  # name@version: origin
@@ -36,7 +36,7 @@ class FakeClient:
         self.changed = threading.Condition()
         self.asked = 0
         self.asked_ns: list[int] = []
-        self.reports: list[tuple[str, str]] = []  # of sources: which, and what is wrong
+        self.reports: list[tuple[str, str]] = []  # of sources: the source and its error
         self.blocks = False  # registrations, until close()
         self.closed = threading.Event()
 
@@ -81,7 +81,8 @@ class FakeClient:
         self.closed.set()
 
     def wait(self, until: Callable[[], bool]) -> None:
-        """Return once it is so: looked at after each call, and every LOOK_S for what the keeper notes after a call."""
+        """Return once the condition holds: checked after each call, and every LOOK_S for notes that the
+        keeper makes after a call."""
         until_ns = now_ns() + to_ns(PATIENCE_S)
         with self.changed:
             while not until():
@@ -186,7 +187,7 @@ def test_what_an_earlier_run_registered_stays_while_it_cannot_be_registered_agai
     client.fail_register = Unavailable("128 uploads are under way")
     again = keeper_of(root, client, poll_s=3600)
     again.start()
-    client.wait(lambda: "b@1" not in client.served)  # it looked, and knows what is no longer here
+    client.wait(lambda: "b@1" not in client.served)  # it looked, and knows which models are gone
     again.close()
     assert set(client.served) == {"a@1"}
     assert [row["reason"] for row in again.missing()] == ["128 uploads are under way"]
@@ -215,7 +216,7 @@ def test_a_version_of_an_earlier_run_serves_until_a_good_one_takes_its_place(roo
 
 
 def test_what_the_cluster_cannot_take_now_is_tried_again_after_pauses_that_double(root: Path) -> None:
-    """Each try may be an upload and a preparation."""
+    """Each try may cost an upload and a preparation."""
     take_away(root / "b")
     client = FakeClient()
     client.fail_register = Unavailable("no worker could prepare a@1 now")

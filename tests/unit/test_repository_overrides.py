@@ -1,4 +1,4 @@
-"""What loads of the repository API bring: a configuration in JSON, and files."""
+"""Content of loads by the repository API: a configuration in JSON, and files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What is planned after looks at a model repository never takes a model down while its folder has a version that serves."""
+"""Plans after looks at a model repository never take a model down while its folder has a version that
+serves."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ ALL = FolderConfig(newest=0)
 
 @dataclasses.dataclass
 class Model:
-    """One folder of a repository, and what a cluster has been asked to do about it."""
+    """A folder of a repository, and the orders that the cluster got for it."""
 
     files: dict[int, str] | None = dataclasses.field(default_factory=dict)  # None: there is no folder
     config: FolderConfig = LATEST
@@ -40,7 +41,7 @@ class Model:
     before: Contents | None = None
     done: dict[Key, RegistrationState] = dataclasses.field(default_factory=dict)
     busy: dict[Key, Version] = dataclasses.field(default_factory=dict)
-    numbers: int = 0  # of versions in the cluster that have been given
+    numbers: int = 0  # number of versions given in the cluster
 
     def look(self) -> Contents:
         """Look at the folder and act as the keeper does; registrations begin, and end with settle()."""
@@ -56,7 +57,8 @@ class Model:
         return found
 
     def settle(self, *, again: bool = False) -> None:
-        """The oldest registration under way ends: well for files that are good. again: the cluster cannot take it now."""
+        """End the oldest registration under way, with success for good files. again: the cluster cannot take
+        it now."""
         if not self.busy:
             return
         key = next(iter(self.busy))
@@ -77,7 +79,10 @@ class Model:
         return {key: one.served for key, one in self.done.items() if one.served}
 
     def looks(self, count: int = 4) -> list[int]:
-        """Look again and again, with every registration ended between. The numbers of the folders that are served."""
+        """Look again and again, with every registration ended between.
+
+        Return the numbers of the folders that are served.
+        """
         for _ in range(count):
             self.look()
             while self.busy:
@@ -169,7 +174,7 @@ def test_as_many_versions_stay_as_wanted_ones_are_broken_the_newest_first() -> N
 def test_a_policy_that_is_written_anew_takes_away_nothing_between() -> None:
     model = Model({1: "a", 2: "b"}, ALL)
     assert model.looks() == [1, 2]
-    model.config = LATEST  # as an empty file would be read, which is written to at this moment
+    model.config = LATEST  # like a file that is being written and still empty
     model.look()
     assert sorted(model.served) == [("m", 1), ("m", 2)]
     model.config = FolderConfig(versions=(1,))
@@ -242,7 +247,7 @@ def test_a_name_that_serves_goes_on_serving_whatever_becomes_of_its_folder(
             assert model.served
         if step == ("look",):
             was_there = is_there
-    # Whatever has come before, what is wanted in the end is served, and no more than that.
+    # Whatever has come before, in the end exactly the wanted versions are served.
     served = model.looks(12)
     if model.files is None:
         assert not served

@@ -1,4 +1,5 @@
-"""Repositories by URL: what counts of their listings, and what a keeper does while they are away or slow."""
+"""Repositories by URL: the use of their listings, and a keeper's behaviour while they are unreachable or
+slow."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ POLL_S = 0.02
 
 
 class FakeSource:
-    """Files by path, and what is to go wrong; shared by the readers of a test."""
+    """Files by path, and failures to inject; shared by the readers of a test."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -41,7 +42,7 @@ class FakeSource:
         self.stalled: set[str] = set()  # files that come when `go_on` is set
         self.go_on = threading.Event()
         self.listings = 0
-        self.failures = 0  # of fetches
+        self.failures = 0  # number of failing fetches
         self.growing = ""  # a file that every listing finds larger
         self.changed = threading.Condition()
 
@@ -137,13 +138,13 @@ def marks(found: Contents) -> dict[str, str]:
     [
         ({"a": "1"}, {"a": "1"}, {"a": "1"}),
         ({"a": "1"}, {"a": "2"}, {"a": "1"}),  # it is changing
-        ({"a": "2"}, {"a": "3"}, {"a": "1"}),  # still
-        ({"a": "2"}, {"a": "2"}, {"a": "2"}),  # it has come to rest
-        ({"a": "1"}, {"a": "1", "b": "1"}, {"a": "1"}),  # b comes
+        ({"a": "2"}, {"a": "3"}, {"a": "1"}),  # it is still changing
+        ({"a": "2"}, {"a": "2"}, {"a": "2"}),  # it has settled
+        ({"a": "1"}, {"a": "1", "b": "1"}, {"a": "1"}),  # b appears
         ({"a": "1", "b": "1"}, {"a": "1", "b": "1"}, {"a": "1", "b": "1"}),
-        ({"a": "1"}, {}, {"a": "1"}),  # a goes
+        ({"a": "1"}, {}, {"a": "1"}),  # a disappears
         ({}, {}, {}),
-        ({}, {"a": "1"}, {"a": "1"}),  # it was away for one listing
+        ({}, {"a": "1"}, {"a": "1"}),  # it was missing in one listing
     ],
 )
 def test_what_two_listings_agree_about_holds(

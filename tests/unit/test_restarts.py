@@ -1,4 +1,4 @@
-"""When `clockwork up` starts a process again that ended."""
+"""When `clockwork up` restarts a process that has ended."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_what_served_for_long_begins_anew() -> None:
     restarts = Restarts()
     for _ in range(3 * RESTARTS_MAX):
         assert restarts.next_ns(RESTART_SETTLED_NS, 0, True, -9) == RESTART_SETTLED_NS
-    # Having hung at the start for so long is not having served.
+    # A hang of that length at the start does not count as serving.
     assert restarts.next_ns(RESTART_SETTLED_NS, 0, False, 1) == RESTART_SETTLED_NS + RESTART_PAUSE_NS
 
 

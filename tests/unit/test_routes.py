@@ -1,4 +1,4 @@
-"""How a name's traffic is split: shares that add up, turns that are exact, what can be gone back to, what differs."""
+"""How a name's traffic is split: shares that add up, exact turns, rollbacks, and differences."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ def test_a_tenth_is_one_of_every_ten_wherever_one_begins_to_count() -> None:
 @pytest.mark.parametrize("shares", [[5000, 5000], [1, 9999], [3333, 3333, 3334], [100, 900, 2000, 7000]])
 def test_nobody_is_ever_more_than_a_request_away_from_his_share(shares: list[int]) -> None:
     order = turns(shares, ALL)
-    assert [
-        Counter(order)[place] for place in range(len(shares))
-    ] == shares  # and over the whole, none at all
+    assert [Counter(order)[place] for place in range(len(shares))] == shares  # and none over the whole
     had = [0] * len(shares)
     for count, place in enumerate(order, 1):
         had[place] += 1
@@ -118,7 +116,7 @@ def test_nobody_is_his_own_shadow() -> None:
     now = changed(whole(1), [], shadow)
     assert now == TrafficSplit(((1, ALL),), Shadow(2, ALL, 0.5))
     assert changed(now, [[2, 1000]], []) == TrafficSplit(((1, 9000), (2, 1000)), Shadow(2, ALL, 0.5))
-    assert changed(now, [[2, ALL]], []) == whole(2)  # then there is none
+    assert changed(now, [[2, ALL]], []) == whole(2)  # then there is no canary
     with pytest.raises(InvalidInput, match="version 2 has all the traffic"):
         changed(whole(2), [], shadow)
 
@@ -217,7 +215,7 @@ def test_differences_are_numpys(dtype: type) -> None:
 def test_what_is_not_a_number_is_infinitely_far_from_what_is_one() -> None:
     numbers = np.array([1, np.nan, np.inf], np.float32)
     assert difference(1, numbers.tobytes(), (-numbers).tobytes())[1] == math.inf
-    quiet = np.array([1.5, np.nan, np.inf], np.float32)  # where both are alike, what remains counts
+    quiet = np.array([1.5, np.nan, np.inf], np.float32)  # where both are equal, the rest counts
     assert difference(1, numbers.tobytes(), quiet.tobytes()) == (False, 0.5, 0.5)
     gone = np.array([1, np.nan, 2], np.float32)
     assert difference(1, gone.tobytes(), np.array([np.nan, np.nan, 2], np.float32).tobytes())[2] == math.inf

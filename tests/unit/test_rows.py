@@ -29,13 +29,14 @@ NOT_PROVEN = {
     "torch17-embbag": "counts the rows",
     "torch17-last_by_len": "depends on which row it is",  # a length of 0 picks from the row before
     "torchnew-last_by_len": "depends on which row it is",
-    "torchscript17-if_mask_all_harmless": "mixes rows",  # decides over all rows between two ways to compute the same
+    # decides over all rows between two equivalent computations
+    "torchscript17-if_mask_all_harmless": "mixes rows",
 }
-"""Models of the archive whose rows are independent, as far as is known, and which are not proven to be."""
+"""Models of the archive whose rows are independent, as far as is known, and for which there is no proof."""
 
 
 def meet(text: str, opset: int = 17) -> str:
-    """Where rows meet in a model in ONNX's text syntax, without its heading."""
+    """Return where rows meet in a model in ONNX's text syntax, without its heading."""
     domains = f'"" : {opset}, "ai.onnx.ml" : 3, "com.microsoft" : 1'
     return why_rows_meet(parser.parse_model(f"<ir_version: 8, opset_import: [{domains}]> g {text}"))
 
@@ -45,7 +46,7 @@ def meet(text: str, opset: int = 17) -> str:
 
 @pytest.mark.slow
 def test_models_of_many_exporters_are_judged_rightly() -> None:
-    """None is proven whose rows meet, and none is refused that is not listed."""
+    """No model is proven whose rows meet, and none is refused that is not listed."""
     wrong, refused, count = [], {}, 0
     for name, model, rows in exported():
         one = judge(name, model, rows)
@@ -354,7 +355,8 @@ def test_models_that_were_proven_though_rows_met(text: str) -> None:
 
 
 def test_names_that_mean_two_things() -> None:
-    """Runtimes take the newest opset, a tensor of the body, and their own operator, not a function of its name."""
+    """Runtimes take the newest opset, a tensor of the body, and their own operator, not a function of its
+    name."""
     transposed = "(float[N, 4] x) => (float[N, 4] y) { t = Transpose (x) s = Softmax <axis = 0> (t) y = Transpose (s) }"
     model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 13]> g {transposed}')
     assert why_rows_meet(model) == ""
@@ -506,7 +508,7 @@ def with_rows(model: onnx.ModelProto, inputs: Sequence[Array], chosen: Sequence[
 
 @pytest.mark.conformance
 def test_every_operator_that_is_said_to_keep_rows_apart_does() -> None:
-    """On its own tests, with any of its inputs as rows."""
+    """ONNX's own tests, with any of their inputs as rows."""
     agreed, wrong = 0, []
     for name, model, inputs in cases():
         subsets = (
@@ -546,7 +548,7 @@ WIDTH, STEPS = 4, 3
 
 @st.composite
 def drawn(draw: st.DrawFn) -> onnx.ModelProto:
-    """A chain of operators on [rows, 3, 4], some of which move rows about or have them meet."""
+    """A chain of operators on [rows, 3, 4], some of which move rows or mix them."""
     nodes: list[onnx.NodeProto] = []
     weights = [
         numpy_helper.from_array(np.array([0, STEPS, WIDTH], np.int64), "shape"),
@@ -653,7 +655,7 @@ def test_many_drawn_models_that_are_proven_have_independent_rows(model: onnx.Mod
 
 
 def altered(model: onnx.ModelProto, rng: random.Random) -> onnx.ModelProto:
-    """A copy in which one to three things are others: an attribute, an input, an operator, a dimension or the opset."""
+    """A copy with one to three changes: of an attribute, an input, an operator, a dimension or the opset."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
     nodes, names = made.graph.node, [name for node in made.graph.node for name in node.output]
@@ -689,8 +691,11 @@ def altered(model: onnx.ModelProto, rng: random.Random) -> onnx.ModelProto:
 
 
 def check_altered(count: int, seed: int, runs: bool) -> int:
-    """How many of ``count`` altered models are proven. They answer alike together and apart, if they run. runs: try it; ONNX
-    Runtime aborts on some such models."""
+    """Return how many of ``count`` altered models are proven.
+
+    Proven models answer alike together and apart, if they run. runs: try it; ONNX Runtime aborts on some such
+    models.
+    """
     rng, models, proven = random.Random(seed), list(exported()), 0
     for number in range(count):
         name, model, rows = rng.choice(models)
@@ -716,7 +721,7 @@ def check_altered(count: int, seed: int, runs: bool) -> int:
 
 @pytest.mark.slow
 def test_altered_models_are_judged_whatever_they_are() -> None:
-    """Most are of no valid kind: a proof is refused, and nothing else is raised."""
+    """Most are invalid: a proof is refused, and no other error is raised."""
     assert check_altered(400, 1, True) > 20
 
 

@@ -32,7 +32,7 @@ def adaptive(
 
 
 class Played:
-    """Plays the devices of one: what was sent ends when its time is over, one after another on each device."""
+    """Plays the devices of a story: sent actions end when their time is over, in sequence on each device."""
 
     def __init__(self, story: Story, *specs: ModelSpec) -> None:
         self.story = story
@@ -62,7 +62,7 @@ class Played:
                 self.answers.append(one)
 
     def until(self, ms: float) -> None:
-        """Timers and results until then."""
+        """Run timers and results until then."""
         while True:
             self.running.sort(key=lambda one: one[0])
             wake = (self.story.wake - 1000 * MS) / MS
@@ -154,7 +154,8 @@ def test_few_are_given_up_for_many() -> None:
 
 
 def given_up(slo_ms: float) -> list[Any]:
-    """Orders for one request with that SLO and twenty loose ones, when a device that was busy for 20 ms is free."""
+    """Return the orders for one request with that SLO and twenty loose ones, when a device that was busy for
+    20 ms is free."""
     busy, many = spec(1, exec_ms=20), spec(2, exec_ms=5, batch_max=16, row_ms=1)
     story = adaptive(busy, many, options={"sacrifice_need": 1000})
     _, [send] = story.request(1)
@@ -184,7 +185,8 @@ def test_who_waits_for_a_load_in_vain_is_told_when_it_should_have_been_there() -
 
 
 def test_who_waits_for_a_load_that_has_not_begun_is_told_as_if_it_were_the_next() -> None:
-    """The link is busy for 50 ms, then it would take 4; 5 ms later it would have been answered."""
+    """The link is busy for 50 ms, then a load would take 4; 5 ms later the request would have been
+    answered."""
     story = Story("adaptive", spec(2, load_ms=50), spec(1), resident=False, run_ahead=1)
     story.request(2, slo_ms=500)
     [request] = story.ask(1, slo_ms=30)
@@ -204,7 +206,7 @@ def test_nobody_is_given_up_where_little_arrives() -> None:
 
 
 def crowded() -> Played:
-    """Model 1 is asked for three times as much as a device can do, for most of a second; model 2 is not."""
+    """Model 1 gets three times the requests that a device can do, for most of a second; model 2 does not."""
     other = spec(2, exec_ms=5, batch_max=32, row_ms=1)
     played = Played(adaptive(BATCHING, other), BATCHING, other)
     played.stream(0, 800, per_ms=3)
@@ -218,7 +220,7 @@ def test_who_asks_for_more_than_a_fair_share_is_turned_away_and_nobody_else() ->
     assert {(one.status, one.reason) for one in refused} == {(Status.REFUSED, Reason.DEADLINE)}
     assert all(one.feasible_slo_ns > 100 * MS for one in refused)
     first = min(one.request_id for one in refused)
-    assert first > BATCHING.batch_max  # a batch is let in, whatever the load
+    assert first > BATCHING.batch_max  # a batch is admitted at any load
     _, commands = played.ask(800, model=2)
     assert not [one for one in commands if isinstance(one, AnswerFailed)]
 
@@ -233,12 +235,13 @@ def test_where_batches_save_nothing_whoever_would_wait_for_half_of_the_time_is_r
     assert len(refused) > 150
     assert len(refused) - len(played.turned_away) <= 2, "who came before anybody was refused"
     assert all(one.feasible_slo_ns > 100 * MS for one in refused)
-    # What is let in is what the device can do, and what waits at the end: half of what its SLO has room for.
+    # The admitted requests are those that the device can do, and those waiting at the end: half of what the
+    # SLO has room for.
     assert len(played.answers) - len(refused) == pytest.approx((600 + 45) / 5, abs=6)
 
 
 def test_how_long_a_request_may_wait_is_the_users_to_choose() -> None:
-    """By itself a model whose batches save much has a batch wait; told to leave time, it refuses before."""
+    """By default a model whose batches save much has a batch wait; told to leave time, it refuses before."""
 
     def let_in(options: dict[str, float]) -> int:
         story = adaptive(BATCHING, options=options)
@@ -309,7 +312,8 @@ def test_an_slo_that_an_idle_device_cannot_keep_is_refused_with_one_that_it_can(
 
 
 def test_what_only_the_way_and_the_reserve_exceed_may_be_tried_again() -> None:
-    """They are learnt, and a disturbance may have lengthened them; more devices would be of no use."""
+    """Predictions of input times are learnt, and a disturbance may have lengthened them; more devices would
+    not help."""
     story = adaptive(spec(1, exec_ms=5))
     _, [refusal] = story.request(1, slo_ms=5.001)
     assert refusal.reason == Reason.DEADLINE
@@ -352,7 +356,7 @@ def joins(story: Story, worker: int, kind: str, one: ModelSpec) -> list[Any]:
 
 
 def test_the_fastest_kind_of_device_says_what_can_be_in_time() -> None:
-    """The slow one has the model: requests that only the fast one can serve have it loaded there."""
+    """The slow device has the model: requests that only the fast device can serve have it loaded there."""
     story = adaptive(spec(1, exec_ms=50))
     joins(story, 2, "gpu", spec(1, exec_ms=2))
     first, commands = story.request(1, slo_ms=20)

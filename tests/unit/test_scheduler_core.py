@@ -1,4 +1,5 @@
-"""The border between Python and the native scheduler: numbers that both must mean alike, names that are let go of."""
+"""The border between Python and the native scheduler: numbers with one meaning in both, and the release of
+names."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ HEADER = (Path(__file__).parents[2] / "csrc" / "scheduler" / "texts.h").read_tex
 
 
 def members(name: str) -> list[tuple[str, str]]:
-    """(name, value or "") of each member of an enum of the header."""
+    """Return (name, value or "") of each member of an enum of the header."""
     found = re.search(rf"enum class {name} .*?\{{(.*?)\}};", HEADER, re.DOTALL)
     assert found, name
     return re.findall(r"^    (\w+)(?: = (\d+))?,", found[1], re.MULTILINE)
@@ -143,7 +144,8 @@ def test_a_forgotten_number_is_given_to_another_shape_without_harm() -> None:
 
 
 def test_an_order_to_load_expects_what_the_estimates_of_loads_say() -> None:
-    """Two models by turns, of which one fits: loads take twice what profiles say, and one ten times as long; a third."""
+    """Two models in turn, with room for one: loads take twice the profiles' time, and one ten times as long;
+    a third model."""
     story = stories.Story(
         "fifo", *(stories.spec(model, load_ms=5) for model in (1, 2, 3)), pages=2, resident=False
     )
@@ -168,7 +170,8 @@ def test_an_event_that_is_none_is_a_mistake() -> None:
 
 
 def test_the_predictions_of_actions_are_held_against_what_came_of_them() -> None:
-    """Two INFERs of 5 ms one after the other: the first takes 7 ms, and so the second, in time itself, is late."""
+    """Two INFERs of 5 ms one after the other: the first takes 7 ms, and so the second, which takes 5 ms
+    itself, is late."""
     scheduler = make_scheduler("edf")
     scheduler.step(WorkerJoined(0, 1, (("cpu", 1 << 20, 4, 2),)))
     scheduler.step(LinkMeasured(0, 1, 0, 0))
@@ -214,7 +217,7 @@ def test_the_noise_of_executions_is_what_a_simulation_needs_to_have_it_again() -
     [now_ns] = story.scheduler.expected_ns(1, profile[:1])
     assert now_ns == pytest.approx(6.25 * MS, rel=0.05)
     assert story.scheduler.expected_ns(99, profile[:1]) == [profile[0].exec_ns], "nothing is known of it"
-    for _ in range(9000):  # half of 4,096 are forgotten whenever they are together
+    for _ in range(9000):  # half of 4,096 are forgotten whenever that many are known
         _, sent = story.request(1, 1000)
         story.now += 6 * MS
         story.done(sent[-1], 6)

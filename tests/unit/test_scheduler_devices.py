@@ -84,7 +84,8 @@ def test_with_the_last_device_everything_is_answered(policy: str) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_load_under_way_on_a_lost_device_delays_nobody(policy: str) -> None:
-    """The devices of a worker share its link: a load of 400 ms on the lost one is not in the way any more."""
+    """The devices of a worker share its link: a load of 400 ms on the lost device no longer blocks the
+    others."""
     story = Story(policy, spec(1, load_ms=400), spec(2), devices=2, resident=False)
     one, sent = story.request(1, 5000)
     (load,) = loads(sent)
@@ -120,7 +121,7 @@ def test_a_kind_of_device_that_was_lost_says_nothing_of_what_is_feasible() -> No
 
 
 def expected_ns(story: Story, model: int = 1) -> int:
-    """What the next INFER of a model is thought to take, which it then does."""
+    """Run the next INFER of a model for exactly its predicted time; return that time."""
     _, sent = story.request(model, 900)
     (infer,) = infers(sent)
     story.now += 50 * MS
@@ -130,7 +131,8 @@ def expected_ns(story: Story, model: int = 1) -> int:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_predictions_follow_a_clock_at_once(policy: str) -> None:
-    """Without it two of ten samples would have to be seen first, and all of them to believe that it is over."""
+    """Without normalisation two of ten samples would have to be seen first, and all of them to notice that it
+    is over."""
     story = Story(policy, spec(1))
     story(DeviceClock(story.now, 1, 0, FULL_MHZ))
     assert expected_ns(story) == 5 * MS
@@ -143,7 +145,7 @@ def test_predictions_follow_a_clock_at_once(policy: str) -> None:
 
 
 def test_without_a_clock_predictions_lag() -> None:
-    """What the test above would see if nothing was normalised."""
+    """The result of the test above if nothing were normalised."""
     story = Story("adaptive", spec(1))
     slow = 5 * FULL_MHZ / SLOW_MHZ
     seen = []
@@ -159,7 +161,7 @@ def test_without_a_clock_predictions_lag() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_of_two_devices_the_slower_is_planned_for_and_the_faster_expected_to_take_less(policy: str) -> None:
-    """Two models of one program, each alone on a device, so that both teach the same estimates."""
+    """Two models of one program, each alone on a device, so that both update the same estimates."""
     story = Story(policy, spec(1), dataclasses.replace(spec(2), program="p1"), devices=2, pages=2)
     (_, fast, _), (_, slow, _) = story.scheduler.whereabouts(1) + story.scheduler.whereabouts(2)
     assert {fast, slow} == {0, 1}
@@ -177,7 +179,8 @@ def test_of_two_devices_the_slower_is_planned_for_and_the_faster_expected_to_tak
 
 @pytest.mark.parametrize(("workers", "devices"), [(1, 2), (2, 1)])
 def test_what_a_device_has_failed_goes_to_another_one(workers: int, devices: int) -> None:
-    """It is free again at once, and would be the first choice for whatever it has failed, until nobody tries again."""
+    """The device is free again at once, and would be the first choice for every request that it has failed,
+    until none is tried again."""
     story = Story("edf", spec(1), workers=workers, devices=devices)
     one, sent = story.request(1, 500)
     (infer,) = infers(sent)
@@ -187,7 +190,7 @@ def test_what_a_device_has_failed_goes_to_another_one(workers: int, devices: int
     (again,) = infers(story.done(load, 4))
     assert again.requests == (one,)
     assert (again.worker, again.device) == (load.worker, load.device)
-    # The other one failing as well, the first is tried once more: it is not held against it for ever.
+    # If the other device fails as well, the first is tried once more: a failure does not exclude it for ever.
     (last,) = infers(story.done(again, 0, Status.DEVICE_ERROR, "out of order"))
     assert (last.worker, last.device) == (infer.worker, infer.device)
     story.now += 5 * MS

@@ -15,7 +15,7 @@ pytestmark = [
 
 
 def test_what_nobody_else_could_serve_is_refused(policy: str, slo_ms: int) -> None:
-    """What it has been sent it finishes; what waits, and what comes yet, is refused at once."""
+    """It finishes the actions it was sent; waiting and new requests are refused at once."""
     story = Story(policy, spec(1, 10))
     first, [send] = story.request(1, slo_ms)
     waiting = story.ask(1, 1, 1, slo_ms=slo_ms)

@@ -38,7 +38,7 @@ from tests.unit.stories import LINK, MS, SHAPE, spec
 
 
 class Story(stories.Story):
-    """Of edf, whose plans can be looked at. Where nothing is resident it begins at 0."""
+    """A story of edf, whose plans can be examined. If nothing is resident it begins at 0."""
 
     def __init__(self, *specs: ModelSpec, resident: bool = True, **settings: Any) -> None:
         super().__init__("edf", *specs, resident=resident, **settings)
@@ -46,11 +46,11 @@ class Story(stories.Story):
             self.now = 0
 
     def plan(self) -> list[dict[str, Any]]:
-        """The batches that are planned on the first device."""
+        """Return the batches that are planned on the first device."""
         return self.scheduler.snapshot()["devices"][0]["plan"]  # type: ignore[no-any-return]
 
     def flying(self, kind: str = "infer") -> list[int]:
-        """The actions of a kind that were sent and not answered, oldest first."""
+        """Return the actions of a kind that were sent and not answered, oldest first."""
         return [one["action_id"] for one in self.scheduler.snapshot()["flights"] if one["kind"] == kind]
 
 
@@ -409,7 +409,8 @@ def test_a_model_in_use_is_not_evicted_but_makes_room_when_it_is_done() -> None:
 
 
 def test_a_model_on_its_way_out_serves_what_the_load_can_wait_for() -> None:
-    """All that came for it meanwhile was refused, on a device that had the model and nothing else to do."""
+    """All requests that came for the model meanwhile were refused, on a device that had the model and nothing
+    else to do."""
     story, last = busy_with_another_to_load(500)
     more, commands = story.request(1, 60)
     assert commands == []
@@ -429,7 +430,8 @@ def test_a_model_on_its_way_out_serves_nobody_to_the_cost_of_the_load() -> None:
 
 
 def test_requests_of_one_moment_for_more_models_than_fit_are_all_promised() -> None:
-    """The first of them chose whose pages it takes; a request for that model was refused, though nothing was sent yet."""
+    """The first load chose the model whose pages it takes; a request for that model was refused, though
+    nothing was sent yet."""
     story = Story(spec(1), spec(2), spec(3), pages=4, resident=False)
     for model in (1, 2):
         _, [load] = story.request(model, 500)
@@ -516,7 +518,7 @@ def test_an_idle_device_takes_over_what_another_has_planned() -> None:
 
 
 def test_of_many_devices_each_idle_one_is_found() -> None:
-    count = 40  # more than a request compares
+    count = 40  # more batches than a request compares
     story = Story(spec(1, 10), workers=count, resident=False)
     loads = [story.request(1, 18)[1][0] for _ in range(count)]
     assert sorted(load.worker for load in loads) == list(range(1, count + 1))

@@ -1,4 +1,5 @@
-"""The fifo scheduler, and what all policies with queues do alike, as stories: these events, exactly these orders."""
+"""The fifo scheduler, and the common behaviour of all policies with queues, as stories: these events, exactly
+these orders."""
 
 from __future__ import annotations
 
@@ -23,12 +24,12 @@ from tests.unit.stories import LINK, MS, Story, spec, told
 
 
 def fifo(*specs: ModelSpec, **options: float) -> Story:
-    """Its device is given work when it is free, not before."""
+    """A story whose device is given work when it is free, not before."""
     return Story("fifo", *specs, options={"schedule_ahead_ms": 0} | options)
 
 
 def busy(story: Story, model: int = 1) -> SendInfer:
-    """An action that keeps the first device busy for 5 ms."""
+    """Send an action that keeps the first device busy for 5 ms."""
     [send] = story.request(model)[1]
     return send  # type: ignore[no-any-return]
 

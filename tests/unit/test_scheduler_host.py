@@ -1,4 +1,5 @@
-"""The host store of a worker, as stories: FETCH before LOAD, DROP to make room, both hops in every promise."""
+"""The host store of a worker, as stories: FETCH before LOAD, DROP to make room, both hops in every
+promise."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from tests.unit.stories import PAGE_BYTES, Story, spec
 
 
 class HostStory(Story):
-    """One device of eight pages before a host store, to which the link takes no time."""
+    """A device of eight pages before a host store, to which the link takes no time."""
 
     def __init__(self, host_pages: int, count: int = 3, policy: str = "adaptive") -> None:
         specs = [spec(model, program="p") for model in range(1, count + 1)]
@@ -32,7 +33,7 @@ class HostStory(Story):
         return self.request(model, slo_ms)[1]
 
     def end(self, sent: Any, took_ms: float, status: Status = Status.OK) -> list[Any]:
-        """The action begins now, and time passes until it has ended."""
+        """Begin the action now, and let time pass until it has ended."""
         self.now += round(took_ms * MS)
         return self.done(sent, took_ms, status)
 

@@ -1,4 +1,4 @@
-"""What `adaptive` learns of the way of inputs to a worker (csrc/scheduler/inputs.h), as stories."""
+"""Estimates of `adaptive` for the time of inputs to a worker (csrc/scheduler/inputs.h), as stories."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clockwork.wire.messages import Status
 from tests.unit.stories import MS, Story, spec
 
 LARGE = 602_000  # bytes of a request's inputs
-DELAY_MS = 0.1  # of the link
+DELAY_MS = 0.1  # delay of the link
 
 
 def adaptive(*specs: Any, **more: Any) -> Story:
@@ -19,20 +19,20 @@ def adaptive(*specs: Any, **more: Any) -> Story:
 
 
 def send(story: Story, at_ms: float, model: int = 1) -> SendInfer:
-    """One request with large inputs comes and is sent."""
+    """A request with large inputs comes and is sent."""
     _, [order] = story.at(at_ms).request(model, slo_ms=200, size=LARGE)
     assert isinstance(order, SendInfer)
     return order
 
 
 def send_large(story: Story, at_ms: float, way_ms: float) -> None:
-    """One request comes and is sent; the worker has its inputs way_ms later."""
+    """A request comes and is sent; the worker has its inputs way_ms later."""
     order = send(story, at_ms)
     story.at(at_ms + way_ms + 5.2).done(order, 5, ready_ms=at_ms + way_ms)
 
 
 def learnt_ms(story: Story) -> float:
-    """What the inputs of one request are thought to take."""
+    """Return the predicted time of a request's inputs."""
     story.tick()
     return float(story.scheduler.devices()[0]["inputs_mb_ns"]) * LARGE / 1e6 / MS
 
@@ -42,7 +42,8 @@ def under_way(story: Story) -> int:
 
 
 def test_one_delivery_that_took_long_is_no_rule() -> None:
-    """A segment was lost, and 602 KB took 60 ms instead of half of one: the next are sent as before."""
+    """A segment was lost, and 602 KB took 60 ms instead of half a millisecond: the next are sent as
+    before."""
     story = adaptive(spec(1))
     for at_ms in range(0, 100, 10):
         send_large(story, at_ms, 0.5)
@@ -52,8 +53,10 @@ def test_one_delivery_that_took_long_is_no_rule() -> None:
 
 
 def test_inputs_that_always_take_long_are_learnt_and_forgotten_when_none_are_seen() -> None:
-    """At 60 ms for each request none with an SLO of 25 ms can be in time, and so none is sent, which would teach
-    anything else: what was learnt has to fade, within a second."""
+    """At 60 ms for each request none with an SLO of 25 ms can be in time.
+
+    So none is sent that could correct the estimate: it has to decay, within a second.
+    """
     story = adaptive(spec(1))
     for at_ms in range(0, 1000, 100):
         send_large(story, at_ms, 60)
@@ -66,8 +69,8 @@ def test_inputs_that_always_take_long_are_learnt_and_forgotten_when_none_are_see
 
 
 def test_bytes_that_wait_behind_others_are_not_charged_for_it() -> None:
-    """Four devices of one worker are sent a batch each at once, time and again: the last arrives after four times as
-    long as one takes."""
+    """Four devices of a worker are sent a batch each at once, repeatedly: the last batch arrives after four
+    times the duration of one."""
     story = adaptive(*(spec(number) for number in range(1, 5)), devices=4, pages=2, resident=False)
     for number in range(1, 5):
         _, [load] = story.request(number, slo_ms=0)
@@ -83,7 +86,7 @@ def test_bytes_that_wait_behind_others_are_not_charged_for_it() -> None:
 
 
 def test_a_worker_that_stood_still_is_thought_slow_for_a_second_at_most() -> None:
-    """Whatever it says of when inputs arrived: there is a bound on what is believed, and on how long."""
+    """Whatever a worker reports of arrival times: both the believed time and its duration are bounded."""
     story = adaptive(spec(1))
     for at_ms in range(0, 5000, 500):
         send_large(story, at_ms, 400)
@@ -102,7 +105,8 @@ def test_a_way_that_is_quick_again_is_thought_so_after_a_few_batches() -> None:
 
 
 def test_actions_that_were_lost_leave_nothing_on_the_way() -> None:
-    """Of an action that failed nothing is said of its inputs; those of the next one that arrives were behind it."""
+    """A failed action reports nothing of its inputs; the inputs of the next reported action were behind
+    them."""
     story = adaptive(spec(1))
     for at_ms in range(0, 100, 10):
         story.at(at_ms + 1).done(send(story, at_ms), 0, Status.EXECUTION_FAILED, "it broke")
@@ -116,20 +120,22 @@ def test_actions_that_were_lost_leave_nothing_on_the_way() -> None:
 
 
 def send_copied(story: Story, at_ms: float, way_ms: float, status: Status = Status.OK) -> None:
-    """A request with large inputs in its client's memory comes and is sent; their copies have ended way_ms later."""
+    """A request with large inputs in its client's memory comes and is sent; their copies have ended way_ms
+    later."""
     _, [order] = story.at(at_ms).request(slo_ms=200, copied=LARGE)
     assert isinstance(order, SendInfer)
     story.at(at_ms + way_ms + 5.2).done(order, 5, status, ready_ms=at_ms + way_ms)
 
 
 def copies_ms(story: Story) -> float:
-    """What the copies of one request are thought to take."""
+    """Return the predicted time of a request's copies."""
     story.tick()
     return float(story.scheduler.devices()[0]["copies_mb_ns"]) * LARGE / 1e6 / MS
 
 
 def test_copies_from_clients_memory_are_a_part_of_what_is_predicted() -> None:
-    """They take 20 ms each, so that none with an SLO of 22 ms can be in time: sent inputs can, and small ones."""
+    """Copies take 20 ms each, so that none with an SLO of 22 ms can be in time: sent inputs can, and small
+    ones."""
     story = adaptive(spec(1))
     for at_ms in range(0, 1000, 100):
         send_copied(story, at_ms, 20)
@@ -153,7 +159,8 @@ def test_what_is_learnt_of_copies_is_forgotten_when_none_are_seen() -> None:
 
 
 def test_inputs_that_are_sent_do_not_wait_for_copies() -> None:
-    """However many bytes a client says to have in its memory, while its request is under way."""
+    """The bound holds however many bytes a client claims to have in its memory while its request is under
+    way."""
     story = adaptive(spec(1), spec(2), devices=2, pages=2, resident=False)
     for number in (1, 2):
         _, [load] = story.request(number, slo_ms=0)
@@ -168,7 +175,7 @@ def test_inputs_that_are_sent_do_not_wait_for_copies() -> None:
 
 
 def test_a_request_that_refers_to_nothing_teaches_nothing() -> None:
-    """It is refused at once: its bytes were not copied in that time."""
+    """The request is refused at once, because its bytes were not copied in that time."""
     story = adaptive(spec(1))
     for at_ms in range(0, 1000, 100):
         send_copied(story, at_ms, 20)

@@ -1,4 +1,4 @@
-"""What schedulers have learnt, as status shows it, and how it is forgotten."""
+"""The learnt state of schedulers, as status shows it, and how it is forgotten."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def margin(story: Story) -> float:
 
 
 def run(story: Story, begin_ms: float, took_ms: list[float]) -> float:
-    """Executions one after another, 50 ms apart; when the next may begin."""
+    """Run executions one after another, 50 ms apart; return when the next may begin."""
     for took in took_ms:
         _, [send] = story.at(begin_ms).request(1, slo_ms=1000)
         story.at(begin_ms + took + 0.2).done(send, took)
@@ -50,7 +50,7 @@ def test_who_asks_for_more_than_its_share_of_a_device_is_shown(policy: str) -> N
     story = Story(policy, spec(1, exec_ms=20), spec(2, exec_ms=20))
     quiet = story.scheduler.devices()[0]
     assert (quiet["contested_ns"], quiet["level"], quiet["shares"], quiet["beyond"]) == (0, 0, [], 0)
-    for number in range(600):  # three seconds of 200/s, four times what the device can do, and of 5/s
+    for number in range(600):  # three seconds of 200/s, four times the device's capacity, and of 5/s
         story.at(number * 5).request(1)
         if number % 40 == 0:
             story.request(2)
@@ -60,7 +60,7 @@ def test_who_asks_for_more_than_its_share_of_a_device_is_shown(policy: str) -> N
     assert 3.5 < flooded["shares"][0]["asked"] < 4.5
     assert flooded["beyond"] == 1
     assert flooded["level"] == pytest.approx(1 - flooded["shares"][1]["asked"], abs=0.01)
-    assert story.scheduler.devices()[0] == flooded  # to look changes nothing
+    assert story.scheduler.devices()[0] == flooded  # reading changes nothing
 
 
 def test_what_arrives_is_shown_as_a_need_that_fades() -> None:

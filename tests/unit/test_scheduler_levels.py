@@ -1,4 +1,4 @@
-"""Priority levels as stories: a higher level goes first, as far as promises to lower ones allow."""
+"""Priority levels as stories: a higher level goes first, as far as promises to lower levels allow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POLICIES = ("adaptive", "edf")
 
 
 class Device:
-    """Plays the first device of a story and notes in which order requests are executed."""
+    """Plays the first device of a story and records the order of requests' executions."""
 
     def __init__(self, story: Story, *specs: ModelSpec) -> None:
         self.story = story
@@ -36,7 +36,7 @@ class Device:
         return asked
 
     def run(self) -> list[int]:
-        """Requests in the order in which they are executed from now on, until nothing is left."""
+        """Return the order in which requests are executed from now on, until nothing is left."""
         begin = len(self.batches)
         while self.sent:
             one = self.sent.pop(0)

@@ -1,4 +1,4 @@
-"""Which models are loaded where and when, and which go for it, as stories; under a policy that does not interfere."""
+"""Loads and evictions as stories: which models, where and when; under a policy that does not interfere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def story_of(memory: str, *specs: ModelSpec, **more: int) -> Story:
 
 
 def serve(story: Story, ms: float, model: int) -> None:
-    """A request for a model that is there, from arrival to answer."""
+    """A request for a resident model, from arrival to answer."""
     _, [send] = story.at(ms).request(model)
     assert isinstance(send, SendInfer)
     story.at(ms + 5.2).done(send)
@@ -127,7 +127,8 @@ def test_adaptive_finds_the_least_asked_for_where_many_have_to_go() -> None:
 
 
 def serve_two(story: Story, ms: float) -> list[SendLoad]:
-    """Two requests at once, in time by far, of which one waits for the other; the loads that were ordered meanwhile."""
+    """Two requests at once, with loose SLOs, of which one waits for the other; return the loads ordered
+    meanwhile."""
     _, [send] = story.at(ms).request(1, 500)
     _, loads = story.request(1, 500)
     _, send, *_ = story.at(ms + 2.2).done(send, 2)
@@ -164,7 +165,7 @@ def test_devices_that_share_a_link_fill_evenly() -> None:
 
 
 def test_a_model_that_found_no_room_gets_it_when_the_other_is_idle_again() -> None:
-    """Nothing happens on the device then that would make it look."""
+    """No event happens on the device then that would start a check."""
     story = story_of("adaptive", spec(1, exec_ms=1), pages=2)
     story(ModelReady(story.now, 1, spec(2)))
     _, [send] = story.request(1)
@@ -174,7 +175,7 @@ def test_a_model_that_found_no_room_gets_it_when_the_other_is_idle_again() -> No
 
 
 def test_adaptive_replicates_a_model_whose_requests_wait_too_long_onto_an_idle_device() -> None:
-    """A request that was sent after more than a quarter of its time is the sign."""
+    """A request that was sent after more than a quarter of its time triggers the load."""
     story = story_of("adaptive", spec(1, exec_ms=20, load_ms=4), devices=2, pages=2)
     _, [send] = story.request(1, 100)
     waiting = story.ask(1, 1, 1, 1, slo_ms=100)
@@ -199,7 +200,7 @@ def test_adaptive_keeps_a_far_link_filled_for_a_round_trip() -> None:
     assert sent == [[("load", 1)], [("load", 2)], [], []]
     story.at(
         1
-    )  # the second ends at 7.2 ms: an order that leaves now is there in time, the first result is not back
+    )  # the second ends at 7.2 ms: an order that leaves now arrives in time, before the first result is back
     assert told(story(Tick(story.now))) == [("load", 3)]
     assert story.wake == story.now + 2.1 * MS
 
@@ -220,7 +221,7 @@ def test_paper_stops_loading_a_model_whose_devices_suffice() -> None:
 
 
 def asked_while_the_link_is_busy(story: Story, *asked: tuple[int, float]) -> list[int]:
-    """Which models are loaded one after the other, of those asked for (with an SLO, ms) while another is."""
+    """Return the models loaded one after the other, of those requested (with an SLO, ms) while another is."""
     _, [load] = story.request(1, 500)
     for model, slo_ms in asked:
         assert story.request(model, slo_ms)[1] == []
@@ -246,7 +247,8 @@ def test_adaptive_puts_back_a_long_load_that_would_make_two_others_late() -> Non
 
 
 def test_adaptive_orders_loads_by_when_they_have_to_be_done() -> None:
-    """The long load (2) has to begin before the short one (3), and both are in time if the short one goes first."""
+    """The long load (2) has to begin before the short one (3), and both are in time if the short one goes
+    first."""
     specs = [spec(1, load_ms=10), spec(2, load_ms=60), spec(3, load_ms=10), spec(4, load_ms=10)]
     story = story_of("adaptive", *specs, resident=False, run_ahead=1, pages=9)
     asked = [(2, 110.0)] * 7 + [(3, 68.0), (4, 215.0)]
@@ -254,7 +256,8 @@ def test_adaptive_orders_loads_by_when_they_have_to_be_done() -> None:
 
 
 def test_a_pressed_model_that_all_devices_have_puts_nobody_back() -> None:
-    """A load of it (1) and one that is asked for by few (2) could not both be in time; but it can be loaded nowhere."""
+    """A load of model 1 and one of model 2, which has few requests, could not both be in time; but 1 can be
+    loaded nowhere else."""
     story = story_of("adaptive", spec(1, exec_ms=100, load_ms=60), pages=8, run_ahead=1)
     for model, load_ms in ((2, 30), (3, 10), (4, 10)):
         story(ModelReady(story.now, 1, spec(model, load_ms=load_ms)))
@@ -269,7 +272,7 @@ def test_a_pressed_model_that_all_devices_have_puts_nobody_back() -> None:
 
 
 def test_a_model_that_has_to_go_from_the_only_device_that_has_it_is_loaded_elsewhere_at_once() -> None:
-    """It is not late; but nothing new is sent to a device on which it is doomed."""
+    """The request is not late; but nothing new is sent to a device on which it is doomed."""
     one = spec(1, exec_ms=6)
     story = Story("fifo", one, pages=2, memory="adaptive", options={"schedule_ahead_ms": 10})
     story(ModelReady(story.now, 1, spec(2)))
@@ -285,7 +288,7 @@ def test_a_model_that_has_to_go_from_the_only_device_that_has_it_is_loaded_elsew
 
 
 def strangers(story: Story, count: int) -> None:
-    """More workers, of one device each, that have prepared another model than 1, and are idle."""
+    """More workers, of one device each, that have prepared a model other than 1, and are idle."""
     for worker in range(2, 2 + count):
         story(WorkerJoined(story.now, worker, (("cpu", 1 << 20, 4, 1),)))
         story(LinkMeasured(story.now, worker, LINK, LINK))
@@ -306,7 +309,7 @@ def test_a_spare_copy_finds_its_device_behind_many_that_cannot_have_it() -> None
 
 
 def test_a_device_with_fewer_models_is_preferred_to_one_that_would_be_a_moment_sooner() -> None:
-    """By 10 us: that is nothing, against one that will be asked for more models."""
+    """A difference of 10 us is negligible against demand for more models."""
     story = story_of("adaptive", spec(1), spec(2), pages=8)
     story(WorkerJoined(story.now, 2, (("cpu", 1 << 20, 8, 2),)))
     story(LinkMeasured(story.now, 2, LINK + 5_000, LINK))

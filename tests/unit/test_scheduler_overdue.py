@@ -1,4 +1,5 @@
-"""Executions that go on for far longer than predicted (csrc/scheduler/executions.h, shares.h, estimates.h), as stories."""
+"""Executions that take far longer than predicted (csrc/scheduler/executions.h, shares.h, estimates.h), as
+stories."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ def test_a_result_that_is_late_by_little_takes_nothing_back(policy: str) -> None
 
 
 class Device:
-    """A device that is asked for 1.4 of its time: models 1 and 2 of 10 ms, each every 14 ms, one execution after another."""
+    """A device at 1.4 of its capacity: models 1 and 2 of 10 ms, each every 14 ms, one execution after
+    another."""
 
     EXEC_MS, EVERY_MS = 10, 14
 
@@ -69,7 +71,7 @@ class Device:
         self.takes_ms = self.ends_ms = 0
 
     def serve(self, count: int, stall_ms: int = 0) -> None:
-        """Until so many executions of model 1 have begun and ended; the first takes so much longer."""
+        """Run until so many executions of model 1 have begun and ended; the first takes so much longer."""
         before = self.executing
         while count > 0:
             self.now_ms += 1
@@ -97,7 +99,7 @@ class Device:
                 self.ends_ms = self.now_ms + self.takes_ms
 
     def asked(self) -> float:
-        """The part of the device that model 1 counts as asking for."""
+        """Return the part of the device that counts as model 1's demand."""
         [row] = self.story.scheduler.devices()
         [asked] = [one["asked"] for one in row["shares"] if one["model"] == 1]
         return float(asked)
@@ -134,7 +136,7 @@ def curve(usual_ms: float = 1) -> Curve:
 
 
 def took(made: Curve, *samples_ms: float, at_s: float, every_s: float = 0.06) -> float:
-    """Executions that took so long, one after the other; what is expected then."""
+    """Run executions of these durations, one after the other; return the prediction then."""
     for place, sample_ms in enumerate(samples_ms):
         made.measure(1, round(sample_ms * MS), round((at_s + place * every_s) * SECOND))
     return made.exec_ns(1) / MS

@@ -1,4 +1,5 @@
-"""The scheduler's native room is made of parts: what each of its files may include, and what none of them has."""
+"""The parts of the scheduler's native room: the headers that each may include, and constructs that none may
+have."""
 
 from __future__ import annotations
 
@@ -21,10 +22,10 @@ ORDER = [
     # records
     ["records"],
     ["machines", "queue"],
-    # what decides, as the parts below it know it
+    # interfaces of decisions to the parts below
     ["memory", "hooks"],
     ["policy"],
-    # the parts that carry it out
+    # the parts that carry decisions out
     ["state"],
     ["flights", "learning"],
     ["arenas", "executions"],
@@ -32,13 +33,13 @@ ORDER = [
     ["requests"],
     ["recovery"],
     ["parts"],
-    # the policies, and what they are made of
+    # the policies and their parts
     ["plan", "queues"],
     ["admission", "rules"],
     ["spare", "placement", "adaptive", "deferred", "fifo", "paper", "scripted"],
     ["edf", "queue_memory"],
     ["memory_adaptive", "memory_paper", "queued"],
-    # what drives them
+    # the parts that drive the others
     ["dispatcher"],
 ]
 """The room's headers; each includes those of earlier lines alone."""
@@ -46,9 +47,10 @@ ORDER = [
 PLACE = {name: place for place, names in enumerate(ORDER) for name in names}
 SOURCES_OF = {
     "host_stores": "arenas", "archive": "dispatcher", "workers": "dispatcher", "view": "dispatcher", "policies": "dispatcher",
-    "records": "machines", "demand": "machines", "shares": "machines",  # they name records, and work on all of them
+    # they name records, and work on all of them
+    "records": "machines", "demand": "machines", "shares": "machines",
 }  # fmt: skip
-"""Of a source without a header of its own, or that does more than that, the header whose place it has."""
+"""For a source without a header of its own, or with wider work, the header whose place it has."""
 
 HEADERS = sorted(path.stem for path in ROOM.glob("*.h"))
 SOURCES = sorted(path.stem for path in ROOM.glob("*.cpp"))

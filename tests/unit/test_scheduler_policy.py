@@ -1,4 +1,5 @@
-"""Policies in Python: how they are named and told, what their hooks see and may do, and what ends them."""
+"""Policies in Python: how they are named and called, what their hooks see and may do, and when they are
+ended."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def test_what_is_no_policy_is_named(name: str, words: str) -> None:
 
 def test_a_module_that_lacks_another_says_which(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine_alone.py").write_text("import not_installed_here\n")
-    monkeypatch.chdir(tmp_path)  # where modules are looked for, too
+    monkeypatch.chdir(tmp_path)  # modules are also looked for there
     with pytest.raises(ConfigError, match="no module 'mine_alone': it imports not_installed_here"):
         make_scheduler("mine_alone:Mine")
 
@@ -176,7 +177,7 @@ def test_a_batch_is_no_larger_than_the_model_allows(monkeypatch: pytest.MonkeyPa
 
 
 def test_hooks_that_a_class_leaves_alone_are_the_bases() -> None:
-    """Defaults are the native ones: told here by what the base class says, which C++ does not ask."""
+    """Defaults equal the native ones: read here from the base class, which C++ does not ask."""
 
     class Plain(Policy):
         def choose(self, now_ns: int, device: Device) -> Batch | None:

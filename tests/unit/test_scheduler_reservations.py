@@ -1,4 +1,4 @@
-"""A worker wants a device for itself, to make a model ready: when it is given, and what goes on around it."""
+"""A worker needs a device for itself, to prepare a model: when it gets the device, and the work around it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def reserves(orders: list[Any]) -> list[SendReserve]:
 
 
 def work(story: Story, from_ms: float, rounds: int, period_ms: float, exec_ms: float = 5) -> float:
-    """Requests one after the other, of which each is executed at once; when the last has ended."""
+    """Send requests one after the other, each executed at once; return when the last has ended."""
     for turn in range(rounds):
         story.at(from_ms + turn * period_ms)
         _, orders = story.request()
@@ -96,7 +96,7 @@ def test_where_it_does_not_fit_it_begins_with_a_gap_and_not_in_the_middle_of_one
     story.at(end + 5)
     assert want(story, 18) == []
     end = work(story, 500, 10, 20)
-    assert story.until(end + 14) == []  # since 200 ms after it was wanted it might have come
+    assert story.until(end + 14) == []  # since 200 ms after the need it might have come
     story.at(end + 14.8)
     _, [infer] = story.request()
     story.at(end + 20)
@@ -106,7 +106,7 @@ def test_where_it_does_not_fit_it_begins_with_a_gap_and_not_in_the_middle_of_one
 
 
 def test_of_gaps_that_come_by_chance_none_is_likely_to_hold_it() -> None:
-    """One in fifty is too short."""
+    """One gap in fifty is too short."""
     story = Story("adaptive", spec(1))
     at = 100.0
     for turn in range(150):
@@ -181,7 +181,7 @@ def test_a_gap_has_to_hold_what_the_results_come_too_late_by() -> None:
 
 
 def test_a_gap_ends_when_work_comes_and_not_when_it_is_sent() -> None:
-    """Else what delays a request has the next one delayed."""
+    """Otherwise the delay of a request delays the next one."""
     story = Story("adaptive", spec(1))
     end = work(story, 100, 20, 15.2)  # gaps of 10 ms
     for _ in range(70):
@@ -227,7 +227,7 @@ def test_where_no_gap_is_long_enough_a_bounded_share_of_the_time_is_taken(policy
             want(story, 10)
             at += 16
         at += 8
-    # 200 ms after it was wanted, and then 10 ms (with their margin) of each 500.
+    # 200 ms after the need, and then 10 ms (with their margin) of each 500.
     first, second, third = (ms for ms, _ in given)
     assert first == pytest.approx(260 + 200, abs=10)
     assert second - first > 500
@@ -252,7 +252,7 @@ def test_a_device_that_always_has_work_gives_it_in_the_middle() -> None:
 
 
 def serve(story: Story, models: int, sent: list[Any], until_ms: float) -> float:
-    """Each model always has work, of 5 ms; until a RESERVE is sent, or nothing more. When."""
+    """Each model always has work, of 5 ms; until a RESERVE is sent, or nothing more. Return the time."""
     at = (story.now - 1000 * MS) / MS
     while at < until_ms and not reserves(sent):
         for model in range(1, models + 1):
@@ -271,7 +271,7 @@ def serve(story: Story, models: int, sent: list[Any], until_ms: float) -> float:
 @pytest.mark.parametrize("policy", ["adaptive", "fifo"])
 @pytest.mark.parametrize("models", [1, 2])
 def test_models_that_always_have_work_make_way_for_its_pages_and_come_back(policy: str, models: int) -> None:
-    """It needs all pages, and no model is ever idle."""
+    """The worker needs all pages, and no model is ever idle."""
     story = Story(policy, *(spec(one) for one in range(1, models + 1)), pages=2 * models)
     story.at(100)
     sent = [*story.request(1, slo_ms=1000)[1], *want(story, 3, *(2,) * models)]
@@ -294,7 +294,7 @@ def test_a_model_that_was_to_make_way_serves_on_when_it_is_wanted_no_more() -> N
         orders = [one for _, one in story.until(100 + 5 * turn)] + story.done(infer)
         [infer] = (one for one in orders if isinstance(one, SendInfer))
     story.request(slo_ms=1000)
-    assert story.until(1105) == []  # it has waited for a second: the model is sent nothing any more
+    assert story.until(1105) == []  # after a second of waiting the model is sent nothing more
     assert any(isinstance(one, SendInfer) for one in want(story, 0))
 
 
@@ -306,7 +306,7 @@ def test_what_takes_longer_than_expected_counts_as_long_as_it_took() -> None:
     at = (story.now - 1000 * MS) / MS
     given = reserves(sent).pop()
     sent.remove(given)
-    for order in [one for one in sent if isinstance(one, SendInfer)]:  # what was before it
+    for order in [one for one in sent if isinstance(one, SendInfer)]:  # the actions before it
         at += 5
         story.at(at)
         story.done(order)
@@ -358,7 +358,7 @@ def test_edf_gives_none_that_would_break_a_promise() -> None:
 
 
 def loading(policy: str, load_ms: float, slo_ms: float = 0) -> tuple[Story, int, SendLoad]:
-    """At 100 ms, a load has begun on one of a worker's two devices; the other one's number."""
+    """At 100 ms, a load has begun on one of a worker's two devices; return the other's number."""
     story = Story(policy, spec(1, load_ms=load_ms), devices=2, resident=False)
     story.at(100)
     _, [load] = story.request(1, slo_ms=slo_ms)
@@ -367,7 +367,7 @@ def loading(policy: str, load_ms: float, slo_ms: float = 0) -> tuple[Story, int,
 
 @pytest.mark.parametrize(("slo_ms", "given"), [(1600, 0), (2600, 1)])
 def test_edf_gives_none_that_would_break_a_promise_of_a_device_beside(slo_ms: float, given: int) -> None:
-    """It shares the link, and may copy before the load that was promised to be over."""
+    """The reservation shares the link, and may copy only before the promised load must begin."""
     story, other, _ = loading("edf", 1200, slo_ms)
     want(story, 800, 1, device=other)
     assert len(story.until(1299)) == given
@@ -375,7 +375,7 @@ def test_edf_gives_none_that_would_break_a_promise_of_a_device_beside(slo_ms: fl
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_one_with_pages_waits_for_loads_onto_other_devices_of_its_worker(policy: str) -> None:
-    """It may copy over the link that they share, and would hold its own device until their end."""
+    """It may copy over the shared link, and would hold its own device until the end of the loads."""
     story, other, _ = loading(policy, 40)
     assert want(story, 3, 1, device=other) == []
     [(ms, given)] = story.until(300)

@@ -1,4 +1,4 @@
-"""What was learnt while something was slow does not outlive it (csrc/scheduler/link.h, learning.h), as stories."""
+"""Estimates learnt during a slow spell do not outlive it (csrc/scheduler/link.h, learning.h), as stories."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.parametrize("policy", POLICIES)
 
 
 def is_served(story: Story, at_ms: float, slo_ms: float = 50, took_ms: float = 5) -> bool:
-    """One request comes; if it is sent, it is executed, and answered."""
+    """A request comes; if it is sent, it is executed, and answered."""
     _, commands = story.at(at_ms).request(slo_ms=slo_ms)
     sends = [one for one in commands if isinstance(one, SendInfer)]
     for send in sends:
@@ -42,7 +42,10 @@ def test_one_ping_that_took_long_is_no_rule(policy: str) -> None:
 
 
 def test_pings_that_took_long_are_forgotten_after_six_that_did_not(policy: str) -> None:
-    """As many as a worker answers at once that stood still for two seconds. It took a minute's worth of them before."""
+    """As many results as a worker sends at once that stood still for two seconds.
+
+    Recovery used to take a minute's worth of executions.
+    """
     story = Story(policy, spec(1))
     for place in range(8):
         ping(story, place, 2000 - 250 * place)
@@ -65,7 +68,7 @@ def test_executions_that_took_long_are_forgotten_in_a_second_and_as_long_as_anot
 
 
 def test_what_two_stalls_have_taught_refuses_nobody_on_an_idle_device(policy: str) -> None:
-    """The profile allows it, and the device has nothing else to do. It used to be infeasible for a second."""
+    """The profile allows the request, and the device is idle. It used to be infeasible for a second."""
     story = Story(policy, spec(1))
     for place in range(2):
         is_served(story, place * 1000, slo_ms=2000, took_ms=900)
@@ -76,7 +79,8 @@ def test_what_two_stalls_have_taught_refuses_nobody_on_an_idle_device(policy: st
 
 
 def test_nine_stalls_in_a_row_refuse_nobody_on_an_idle_device(policy: str) -> None:
-    """Where every tenth execution is stalled, five in a row come every few minutes; all requests were infeasible then."""
+    """Where every tenth execution is stalled, five in a row come every few minutes; all requests were
+    infeasible then."""
     story = Story(policy, spec(1))
     is_served(story, 0)
     for place in range(1, 10):
@@ -85,7 +89,8 @@ def test_nine_stalls_in_a_row_refuse_nobody_on_an_idle_device(policy: str) -> No
 
 
 def test_an_idle_device_tries_a_request_behind_another_that_is_too_late(policy: str) -> None:
-    """Adaptive looked only at the first that waited, and told no device of a later one: it was refused in the end."""
+    """Adaptive looked only at the first waiting request, and sent a later one to no device: it was refused in
+    the end."""
     story = Story(policy, spec(1, batch_max=8, row_ms=5))
     for place in range(3):
         is_served(story, place * 2000, slo_ms=2000, took_ms=900)
@@ -131,7 +136,7 @@ def test_executions_that_take_a_little_longer_than_the_profile_says_stay_known(p
 
 
 def test_a_batch_size_that_is_seldom_run_is_known_by_others_that_are(policy: str) -> None:
-    """Everything takes ten times what the profile says; batches of two are all that comes, for three seconds."""
+    """Everything takes ten times the profile's time; for three seconds only batches of two come."""
     story = Story(policy, spec(1, batch_max=2))
     for place in range(10):
         assert is_served(story, place * 100, slo_ms=200, took_ms=50)
@@ -160,7 +165,7 @@ def test_three_short_executions_end_what_long_ones_have_taught(policy: str) -> N
 
 
 def test_a_load_that_took_long_is_forgotten_in_a_second(policy: str) -> None:
-    """Two models in room for one, by turns; loads took 900 ms for a while."""
+    """Two models in turn with room for one; loads took 900 ms for a while."""
     story = Story(policy, spec(1), spec(2), pages=2, resident=False)
 
     def is_loaded(at_ms: float, model: int, took_ms: float, slo_ms: float) -> bool:
@@ -183,7 +188,8 @@ def test_a_load_that_took_long_is_forgotten_in_a_second(policy: str) -> None:
 
 
 def test_a_profile_ten_times_too_long_is_found_out_when_the_device_is_idle(policy: str) -> None:
-    """A machine that others kept busy when the model was registered: nobody with less than that would ever be served."""
+    """Other programs kept the machine busy when the model was registered: no request with a shorter SLO would
+    ever be served."""
     story = Story(policy, spec(1), spec(2, exec_ms=50))
     _, [answer, order] = story.at(500).request(2, slo_ms=20)
     assert told([answer])[0][0] == "refused"
@@ -199,7 +205,7 @@ def test_a_profile_ten_times_too_long_is_found_out_when_the_device_is_idle(polic
 
 
 def test_nothing_is_measured_for_a_request_that_asks_for_the_impossible(policy: str) -> None:
-    """The estimate is of executions of just now."""
+    """The estimate comes from recent executions."""
     story = Story(policy, spec(1))
     is_served(story, 0)
     story.at(10).request(slo_ms=1)

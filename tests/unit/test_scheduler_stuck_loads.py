@@ -1,4 +1,5 @@
-"""A LOAD that does not end: nothing is promised on it, others take its requests, and its model is not blamed at once."""
+"""A LOAD that does not end: nothing is promised on it, other devices take its requests, and its model is not
+blamed at once."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ def play(policy: str, workers: int) -> Play:
 
 
 def stick(game: Play, model: int = 1) -> SendLoad:
-    """The LOAD of a model that is under way, which from now on does not end."""
+    """The LOAD of a model that is under way, and from now on does not end."""
     (load,) = [one for _, one in game.due if isinstance(one, SendLoad) and one.model_id == model]
     game.due = [due for due in game.due if due[1] is not load]
     return load
@@ -81,7 +82,7 @@ def test_where_nobody_else_is_what_cannot_be_in_time_is_refused_at_once() -> Non
 
 
 def begin_anew(game: Play, load: SendLoad) -> None:
-    """What a worker does whose load does not end: it says Goodbye, then why, and leaves."""
+    """The behaviour of a worker whose load does not end: it says Goodbye, then why, and leaves."""
     game.take(game.story(WorkerDraining(game.story.now, load.worker)))
     game.take(game.story.done(load, 4, Status.OVERRUN, "the load took longer than it may"))
     game.kill(load.worker)

@@ -1,4 +1,7 @@
-"""What was executing when a worker ended: tried again by itself, and not for ever. Under every policy."""
+"""Requests that were executing when a worker ended are tried again alone, and not for ever.
+
+Under every policy.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +30,19 @@ from tests.unit.stories import MS, Story, spec
 
 POLICIES = ("edf", "fifo", "paper", "deferred", "adaptive")
 EAGER = ("edf", "fifo", "paper", "adaptive")
-"""Those that do not wait until the last moment, when a larger batch leaves no time for one by itself."""
+"""Policies that do not wait until the last moment, when a larger batch leaves no time for a single request.
+"""
 
 SLO_MS = 2000
 
 
 class Play:
-    """A story in which every LOAD and UNLOAD succeeds 4 ms after it was ordered; executions are the test's."""
+    """A story in which every LOAD and UNLOAD succeeds 4 ms after it was ordered; executions are the
+    test's."""
 
     def __init__(self, story: Story) -> None:
         self.story = story
-        self.infers: list[SendInfer] = []  # under way
+        self.infers: list[SendInfer] = []  # executions under way
         self.profiles: list[SendProfile] = []
         self.answers: dict[int, AnswerOk | AnswerFailed] = {}
         self.faults: list[ModelFault] = []
@@ -95,7 +100,7 @@ class Play:
         self.story.at(end)
 
     def flight_of(self, request: int, within_ms: float = 3000) -> SendInfer:
-        """The action in which a request is under way, once it is."""
+        """Return the action in which a request is under way, once it is."""
         for _ in range(round(within_ms)):
             for one in self.infers:
                 if request in one.requests:
@@ -104,7 +109,7 @@ class Play:
         raise AssertionError(f"request {request} was not sent; answers: {self.answers}")
 
     def turn_of(self, request: int) -> SendInfer:
-        """The action in which a request is under way, once whatever goes before it has ended."""
+        """Return the action in which a request is under way, once the actions before it have ended."""
         for _ in range(3000):
             for one in list(self.infers):
                 if request in one.requests:
@@ -123,7 +128,7 @@ class Play:
         self.take(self.story(WorkerLeft(self.story.now, worker)))
 
     def finish(self) -> None:
-        """End whatever is under way and comes, in order, well."""
+        """End all executions, present and new, in order, with success."""
         for _ in range(400):
             self.pass_time(5)
             busy: set[tuple[int, int]] = set()
@@ -141,7 +146,7 @@ def play(policy: str, workers: int = 4, models: int = 2, batch_max: int = 1) -> 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_two_workers_killed_from_outside_lose_nothing(policy: str) -> None:
-    """Not even a request that both were executing."""
+    """A request that both workers were executing is not blamed, either."""
     game = play(policy)
     unlucky = game.ask()
     for _ in range(2):
@@ -236,7 +241,7 @@ def test_a_suspect_runs_by_itself_and_what_was_queued_behind_it_does_not(policy:
     game.kill(flight.worker)
     retried = game.turn_of(first)
     assert retried.requests == (first,)
-    game.apart = (retried,)  # take() looks that nothing joins it
+    game.apart = (retried,)  # take() checks that nothing joins it
     alongside = [one for one in game.infers if one is not retried and one.worker == retried.worker]
     assert alongside == [], "sent while others were under way"
     game.pass_time(50)
@@ -387,7 +392,8 @@ def test_a_model_whose_load_ends_workers_is_set_aside(policy: str) -> None:
     "policy", [one for one in POLICIES if one != "paper"]
 )  # it loads where demand is, not space
 def test_a_device_that_is_stuck_is_not_counted_on(policy: str) -> None:
-    """An execution far beyond its prediction: others take what comes, and what cannot be in time is refused soon."""
+    """An execution far beyond its prediction: others take what comes, and what cannot be in time is refused
+    soon."""
     game = play(policy, workers=2, models=1)
     stuck = game.flight_of(game.ask(slo_ms=60_000))
     game.pass_time(3000)

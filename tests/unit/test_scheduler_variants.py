@@ -1,4 +1,5 @@
-"""Stories of workers of one kind that measured one model differently: each batches and is loaded by what it measured."""
+"""Stories of workers of one kind whose measurements of a model differ: each worker is planned by its own
+measurements."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ NARROW = dataclasses.replace(WIDE, batch_max=2, runs=(1, 1, 1), load_ns=2 * MS, 
 
 
 def two(policy: str, first: ModelSpec, second: ModelSpec) -> Story:
-    """Workers 1 and 2 of one kind, of which each has prepared the model in its own way; nothing is loaded."""
+    """Workers 1 and 2 of one kind, each with its own preparation of the model; nothing is loaded."""
     story = Story(policy, first, workers=1, resident=False)
     story(WorkerJoined(story.now, 2, (("cpu", 1 << 20, 4, 2),)))
     story(LinkMeasured(story.now, 2, LINK, LINK))
@@ -35,7 +36,8 @@ def two(policy: str, first: ModelSpec, second: ModelSpec) -> Story:
 
 
 def play(story: Story, requests: int, slo_ms: float = 400) -> tuple[list[SendInfer], list[SendLoad], int]:
-    """So many requests at once, and whatever follows done in order: the batches, the loads, and how many succeeded."""
+    """So many requests at once, and all further orders carried out in order: the batches, the loads, and the
+    number of successes."""
     sent: list[Any] = []
     batches, loads, good = [], [], 0
     for _ in range(requests):
@@ -88,7 +90,7 @@ def test_when_one_of_them_goes_the_other_serves_by_its_own_measurement(policy: s
     assert good > 0
     assert {one.worker for one in batches} == {2}
     assert max(len(one.requests) for one in batches) == 2
-    # And what only the one that is gone could do is promised to nobody.
+    # Capacity that only the lost worker had is promised to no request.
     story(WorkerJoined(story.now, 3, (("cpu", 1 << 20, 4, 2),)))
     story(ModelReady(story.now, 3, dataclasses.replace(NARROW, batch_max=1)))
     story(WorkerLeft(story.now, 2))
@@ -99,7 +101,8 @@ def test_when_one_of_them_goes_the_other_serves_by_its_own_measurement(policy: s
 
 
 def replaced(first: ModelSpec, second: ModelSpec, took_ms: float, load_ms: float) -> Story:
-    """Worker 1 has loaded and executed the model several times, each as long as said; then worker 2 takes its place."""
+    """Worker 1 has loaded and executed the model several times, each time as long as given; then worker 2
+    takes its place."""
     story = Story("edf", first, resident=False)
     _, [load] = story.request(1, 400)
     story.now += round(load_ms * MS)
@@ -129,7 +132,7 @@ def test_what_one_of_them_executes_teaches_what_the_other_is_expected_to_take(
 
 
 def test_loads_are_expected_by_layout() -> None:
-    """Bound and packed are two ways to hold one model; what loading it one way took says nothing of the other."""
+    """Bound and packed are two ways to hold a model; the load time of one says nothing of the other."""
     _, [load] = replaced(WIDE, NARROW, 5, 40).request(1, 400)
     assert (load.worker, load.expected_ns) == (2, NARROW.load_ns)
     _, [load] = replaced(WIDE, dataclasses.replace(WIDE, batch_max=2, load_ns=7 * MS), 5, 4).request(1, 400)
@@ -138,7 +141,7 @@ def test_loads_are_expected_by_layout() -> None:
 
 @pytest.mark.slow
 def test_varied_worlds_are_what_they_are_called() -> None:
-    """The checks of random worlds would prove nothing if all that differs there made no difference."""
+    """The checks of random worlds would prove nothing if the differences there had no effect."""
     differ = 0
     for seed in range(40):
         world = random_world(seed)

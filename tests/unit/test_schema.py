@@ -1,4 +1,4 @@
-"""Generated files: as fresh as the schema, and their readers and writers as exact as the codec."""
+"""Generated files are as fresh as the schema, and their readers and writers as exact as the codec."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def test_generated_files_are_fresh(name: str) -> None:
 
 @pytest.mark.parametrize("kind", BOTH_WAYS, ids=lambda kind: kind.__name__)
 def test_native_readers_and_writers_are_the_codecs_equals(kind: type) -> None:
-    """At the edges of every field: what is read is written with the codec's bytes, what is refused has its sentence."""
+    """At the edges of every field: accepted headers are written with the codec's bytes, refused headers have
+    its sentence."""
     table = FROM_WORKER if kind in FROM_WORKER.values() else TO_WORKER
     seen = set()
     for edge in edges(kind):

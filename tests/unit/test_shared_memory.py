@@ -1,4 +1,4 @@
-"""Tensors in a client's memory: what a client lends, and what a worker takes of it."""
+"""Tensors in a client's memory: the memory that a client lends, and a worker's use of it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def bytes_of(count: int = LARGE) -> np.ndarray:
 
 
 def placed(loan: Loan, *arrays: np.ndarray) -> tuple[list[Any], list[Any]]:
-    """A request's references and frames, after the loan has had them."""
+    """Return a request's references and frames, after the loan has stored them."""
     references, frames = [], []
     for array in arrays:
         dtype, shape, frame = encode_array(array)
@@ -252,7 +252,7 @@ def test_the_pause_doubles_until_a_worker_can(lender: ClientMemory, monkeypatch:
     pauses = []
     for can[0] in (False, False, True, False):
         lender.infer(ask, "m")
-        lender.infer(lambda loan: np.zeros(1), "small")  # says nothing of memory
+        lender.infer(lambda loan: np.zeros(1), "small")  # no part in memory
         pauses.append((lender._paused_until_ns - now[0]) // memory.CLIENT_MEMORY_PAUSE_NS)
         now[0] = max(now[0], lender._paused_until_ns)
     assert pauses == [1, 2, 0, 1]
@@ -420,7 +420,7 @@ def test_no_mutation_of_a_reference_does_more_than_be_refused(lender: ClientMemo
 
 
 def test_other_files_of_a_process_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even where they begin as memory does: to open a file of a process may wait, or do something."""
+    """Not even names that begin like shared memory: opening a process's file may wait, or have an effect."""
     key = bytes(range(16))
     path = tmp_path / "memfd:clockwork-client"
     path.write_bytes(MAGIC + key + bytes(1000))

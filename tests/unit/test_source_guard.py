@@ -1,4 +1,4 @@
-"""What a reader of web servers connects to: addresses, whatever names they have had."""
+"""The addresses to which a reader of web servers connects, whatever names they have had."""
 
 from __future__ import annotations
 

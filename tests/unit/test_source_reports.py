@@ -16,7 +16,7 @@ A, B = b"a", b"b"
 
 
 def failing(effects: deque[Effect]) -> list[tuple[str, str]]:
-    """The troubles that are left of all that was noted and cleared."""
+    """Return the troubles that are left of all that were noted and cleared."""
     found: dict[str, str] = {}
     for effect in effects:
         assert isinstance(effect, NoteTrouble | ClearTrouble)
@@ -36,7 +36,7 @@ def test_a_source_fails_until_nobody_reports_it() -> None:
     reports.note(B, "https://other", "404")
     assert failing(effects) == [("s3://models", "504"), ("https://other", "404")]
     reports.note(A, "s3://models", "")
-    reports.note(A, "https://other", "")  # which it never reported
+    reports.note(A, "https://other", "")  # a gateway that never reported it
     assert failing(effects) == [("s3://models", "504"), ("https://other", "404")]
     reports.client_gone(B)
     assert failing(effects) == []

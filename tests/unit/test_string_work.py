@@ -1,4 +1,5 @@
-"""The work by which strings are timed: of texts their bytes, of JPEG images what decoding them does (csrc/jpeg.h)."""
+"""The work by which strings are timed: the bytes of texts, and the decoding work of JPEG images
+(csrc/jpeg.h)."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from clockwork.wire.tensors import join_strings, string_size
 SEED = 20201104
 PIXEL, BLOCK, SMOOTH, TOUCH, REFINE, CODED, UNIT = 4, 16, 120, 4, 32, 10, 40
 SCANS_MAX, SEARCHED_MAX, UNKNOWN = 64, 4 << 20, 1 << 40
-"""As csrc/jpeg.h has them."""
+"""Constants of csrc/jpeg.h."""
 
 
 def work(*texts: bytes) -> int:
@@ -34,7 +35,7 @@ def picture(side: int, mode: str = "RGB", **options: Any) -> bytes:
 
 
 def segments(data: bytes) -> list[tuple[int, int, int]]:
-    """Marker, place and end of each segment of a sound image; of a scan, its end is that of its header."""
+    """Return marker, place and end of each segment of a sound image; for a scan, the end of its header."""
     found, at = [], 2
     while True:
         at = data.index(b"\xff", at)
@@ -49,7 +50,7 @@ def segments(data: bytes) -> list[tuple[int, int, int]]:
 
 
 def header(width: int, height: int, progressive: bool = False, components: int = 3) -> bytes:
-    """A JPEG image up to its first scan; nothing but its size and components is in it."""
+    """A JPEG image up to its first scan, with nothing but its size and components."""
     parts = b"".join(bytes([1 + one, 0x11, 0]) for one in range(components))
     body = struct.pack(">BHHB", 8, height, width, components) + parts
     return b"\xff\xd8\xff" + bytes([0xC2 if progressive else 0xC0]) + struct.pack(">H", 2 + len(body)) + body
@@ -105,7 +106,7 @@ def test_what_a_decoder_passes_over_counts_nothing() -> None:
 
 
 def test_a_small_file_counts_what_it_declares() -> None:
-    """154 bytes may hold a device as long as a photograph of megabytes."""
+    """A file of 154 bytes may hold a device as long as a photograph of megabytes."""
     small = header(5_000, 5_000) + scan(3) + END
     assert len(small) < 60
     blocks = 3 * 625 * 625
@@ -148,7 +149,7 @@ def test_headers_longer_than_what_is_searched_count_as_the_most() -> None:
     assert work(data[:2] + garbage + data[2:]) == UNKNOWN
     many = b"\xff\xfe\x00\x02" * (SEARCHED_MAX // 64 + 64)
     assert work(data[:2] + many + data[2:]) == UNKNOWN
-    # What one image takes of the budget leaves the next ones their own.
+    # The budget that one image takes leaves the next images their own.
     assert work(data[:2] + garbage + data[2:], data) == UNKNOWN + work(data)
     assert work(*[data] * 1000) == 1000 * work(data)
 
@@ -164,7 +165,8 @@ def test_scans_that_are_not_searched_count_as_the_most() -> None:
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_damaged_image_counts_as_something(progressive: bool) -> None:
-    """Cut off anywhere, or changed: within bounds, and never less than its bytes if it has no scan."""
+    """Cut off anywhere, or changed: the work is within bounds, and never less than its bytes if it has no
+    scan."""
     data = picture(40, progressive=progressive, quality=60)
     [first, *_] = [begin for marker, begin, _ in segments(data) if marker == 0xDA]
     for end in range(len(data)):

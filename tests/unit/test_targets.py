@@ -9,7 +9,7 @@ from clockwork.formats.targets import CodeChoice, choose, describe_mismatch, mos
 
 
 def targets(*names: str, ptx: str = "") -> dict[str, TargetModules]:
-    """Those that are named in ``ptx``, as well, have PTX."""
+    """Make targets; those named in ``ptx``, as well, have PTX."""
     return {name: TargetModules(0, ("m",), ("m.ptx",) if name in ptx.split() else ()) for name in names}
 
 

@@ -1,4 +1,4 @@
-"""Sentences about strangers' values: bounded in length and in cost, whatever the value is."""
+"""Sentences about untrusted values: bounded in length and in cost, whatever the value is."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ HUGE: list[Any] = [
 @pytest.mark.parametrize("chars", [1, 80, 300])
 def test_what_is_told_is_short_printable_and_cheap_whatever_the_value(value: object, chars: int) -> None:
     spent_s = 1.0
-    for _ in range(3):  # the collector may come once, and look at all that other tests have left
+    for _ in range(3):  # the collector may run once, over the objects that other tests have left
         begun = time.thread_time()
         text = tell(value, chars)
         spent_s = min(spent_s, time.thread_time() - begun)

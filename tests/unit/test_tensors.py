@@ -1,4 +1,4 @@
-"""Arrays to frames and back, for every dtype; and what is refused before memory is touched."""
+"""Arrays to frames and back, for every dtype; and frames that are refused before memory is touched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of others in coloured tables and sentences, on a terminal and elsewhere."""
+"""Untrusted texts in coloured tables and sentences, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_strangers_text_is_shown_and_does_nothing(is_terminal: bool) -> None:
 
 
 def test_commands_print_by_what_they_share() -> None:
-    """So that a command to come escapes texts of others, too. JSON is ASCII without control characters."""
+    """So that future commands escape untrusted texts, too. JSON is ASCII without control characters."""
     found = [
         f"{path.name}:{number}: {line.strip()}"
         for path in sorted(CLI.glob("*.py"))

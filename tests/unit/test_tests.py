@@ -1,4 +1,4 @@
-"""Every test says what it holds: read from the sources of the tests with ast."""
+"""Every test asserts something: read from the sources of the tests with ast."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.inner_loop import STORIES
 TESTS = Path(__file__).resolve().parents[1]
 
 ASSERTS = re.compile(r"raises|warns|fail|(check|assert|expect)(_\w+)?")
-"""Names of what a test calls to assert: pytest's, and helpers that say so (check_answers, assert_allclose)."""
+"""Names of functions that a test calls to assert: pytest's, and helpers named so (check_answers,
+assert_allclose)."""
 
 
 def called_name(call: ast.Call) -> str:
@@ -31,7 +32,7 @@ def asserts(node: ast.AST) -> bool:
 
 
 def find_tests(source: str) -> Iterator[tuple[str, bool]]:
-    """(name, whether it asserts in sight of its reader) of each test function."""
+    """Return (name, whether it asserts in sight of its reader) of each test function."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test"):
             yield node.name, any(asserts(one) for one in ast.walk(node))

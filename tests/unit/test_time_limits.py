@@ -1,4 +1,4 @@
-"""A test that hangs fails by itself, names where everybody stood, and lets the next one run."""
+"""A test that hangs fails by itself, prints the stacks of all threads, and lets the next test run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that are joined with a tokenizer: the tokens are those of the library that people use."""
+"""Models joined with a tokenizer: the tokens are those of the library `tokenizers`."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_tokenizers_that_are_not_served_are_refused(tmp_path: Path) -> None:
     said = refusal(tokens_model(), texts.save(within, tmp_path / "within"))
     assert "'<word>' is found by rules that are not served" in said
     composing = texts.word_pieces(lowercase=False)
-    composing.normalizer = library.normalizers.NFC()  # what becomes of a character depends on its neighbour
+    composing.normalizer = library.normalizers.NFC()  # the form of a character depends on its neighbour
     said = refusal(tokens_model(), texts.save(composing, tmp_path / "nfc"), TextFlags(tokens_max=8))
     assert "the tokenizer is not one that is served: of " in said
     assert "cannot be read" in refusal(tokens_model(), tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""Traces of functions: the public format, its replay, and a made-up one with the real one's statistics."""
+"""Traces of functions: the public format, its replay, and a synthetic one with the real one's statistics."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_replay_gives_the_hottest_functions_to_the_first_models() -> None:
     assert found == pytest.approx(np.array([22_000, 300, 20]), rel=0.3)
     assert found[0] == pytest.approx(22_000, rel=0.03)
     few = replay(trace, 12, 2 * MINUTE_NS, scale=10.0).collect().model
-    assert set(few.tolist()) == {0, 2, 4, 6, 8}  # more models than functions: some are never asked
+    assert set(few.tolist()) == {0, 2, 4, 6, 8}  # more models than functions: some get no requests
 
 
 def test_shuffled_replay_is_another_order_by_seed_of_the_same_load() -> None:
@@ -139,7 +139,7 @@ def test_replay_follows_the_minutes_from_where_it_begins_and_around_the_end() ->
 
 
 def test_a_gap_is_carried_over_the_edges_of_minutes() -> None:
-    """One call a minute at random is Poisson: exponential gaps, and not one in every minute."""
+    """A call a minute at random is Poisson: exponential gaps, and not one call in every minute."""
     times = replay(trace_of([1]), 1, 3000 * MINUTE_NS, scale=1.0).collect().t_ns
     gaps = np.diff(times) / MINUTE_NS
     assert gaps.mean() == pytest.approx(1.0, rel=0.06)
@@ -149,7 +149,7 @@ def test_a_gap_is_carried_over_the_edges_of_minutes() -> None:
 
 
 def test_each_function_has_its_own_luck() -> None:
-    """The same rows beside others that are colder: the same requests."""
+    """The same rows beside other, colder rows: the same requests."""
     rows = [[500, 600], [50, 0]]
     alone = replay(trace_of(*rows), 2, 2 * MINUTE_NS, scale=3.0).collect()
     among = replay(trace_of(*rows, [9, 9], [8, 0]), 4, 2 * MINUTE_NS, scale=3.0).collect()
@@ -180,15 +180,15 @@ def test_replays_that_make_no_sense(change: dict[str, Any], said: str) -> None:
 
 # ----- the made-up trace ---------------------------------------------------------------------
 
-# What is published of the real one: see clockwork/sim/workloads/synthetic.py for the sources.
+# Published statistics of the real trace: see clockwork/sim/workloads/synthetic.py for the sources.
 TOP_HUNDREDTH = 0.464
 MEDIAN_CALLS = 83.5
 CALLS_PER_FUNCTION = 11_639
 MINUTES_CV = 0.524
-MINUTE_OR_MORE = 0.275  # of the functions; and these make so much of the calls:
+MINUTE_OR_MORE = 0.275  # part of the functions; the next is their part of the calls
 MINUTE_OR_MORE_CALLS = 0.99
 PERIODIC = 0.2
-QUARTILES_OF_CV = (2.8, 7.7, 21.9)  # of the minutes of one function
+QUARTILES_OF_CV = (2.8, 7.7, 21.9)  # over the minutes of a function
 
 
 def is_periodic(row: np.ndarray) -> bool:
@@ -240,7 +240,7 @@ def test_the_made_up_trace_has_the_statistics_of_the_real_one(functions: int) ->
         assert quartiles == pytest.approx(np.array(QUARTILES_OF_CV), rel=0.4)
         hours = trace.minutes().reshape(24, 60).sum(axis=1)
         assert hours.max() / hours.mean() < 3
-        assert trace.minutes().min() > 0.4 * trace.minutes().mean()  # a base that never goes away
+        assert trace.minutes().min() > 0.4 * trace.minutes().mean()  # a base load that is always there
         of_hour = trace.minutes().reshape(24, 60).mean(axis=0)
         assert of_hour.argmax() == 0  # timers are due at the full hour
     spread = [trace.minutes().std() / trace.minutes().mean() for trace in traces]

@@ -1,4 +1,5 @@
-"""How a device that serves is asked for the time of an execution: until its clock is up, and then as often as it takes."""
+"""How a serving device is asked for the time of an execution: until its clock has risen, and then as often as
+needed."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ VARIANT: Any = SimpleNamespace(batch=1, shapes=((1, 4),))
 
 
 class Card:
-    """Executes a check in the first of these times, and is then timed in the others; the last goes on for ever."""
+    """Executes a check in the first of these times, and is then timed in the others; the last goes on for
+    ever."""
 
     def __init__(self, check_ns: int, *times_ns: int) -> None:
         self.check_ns, self.times_ns = check_ns, list(times_ns)
@@ -64,7 +66,8 @@ def test_a_device_that_raises_its_clock_is_timed_when_it_is_up(is_checked: bool)
 
 
 def test_a_device_that_idled_since_its_check_is_warmed_again() -> None:
-    """Else the first, at a clock that fell, would count as warm, and with it those at which the clock rises."""
+    """Otherwise the first executions, at a clock that had fallen, would count as warm, and with them those at
+    which the clock rises."""
     card = Card(300 * US, *(us * US for us in range(700, 250, -50)))
     assert timed(card) == 300 * US
 

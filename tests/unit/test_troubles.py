@@ -1,4 +1,4 @@
-"""What is wrong and since when."""
+"""Troubles, and since when they exist."""
 
 from __future__ import annotations
 

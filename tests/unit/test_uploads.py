@@ -1,4 +1,4 @@
-"""Which upload gives way where there is no room for another, and which one ends by itself."""
+"""Which upload gives way when there is no room for another, and which one ends by itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILE = PackageFile("model.onnx", 4 * UPLOAD_BYTES_LEAST, "0" * 64)
 
 
 class Played:
-    """Uploads, whose storage does at once what it is asked to."""
+    """Uploads, whose storage does each job at once."""
 
     def __init__(self) -> None:
         self.effects: deque[Effect] = deque()
@@ -72,7 +72,7 @@ def test_an_upload_that_stands_still_gives_way_and_no_other() -> None:
         played.begin(b"early", 2)
     for client in (first, *others):
         played.send(client, UPLOAD_BYTES_LEAST)
-    played.send(second, 1)  # which is too little
+    played.send(second, 1)  # too little
     played.beat(SECOND + UPLOAD_STALL_NS)
     played.begin(b"honest", 2)
     assert list(played.refused) == [second]

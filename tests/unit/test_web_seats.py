@@ -1,4 +1,4 @@
-"""Seats for connections: who goes when they run out."""
+"""Seats for connections: which connection is closed when they run out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Reading headers: what the declarations let in is read, nothing else is, and no header costs more than they allow."""
+"""Reading headers: headers that the declarations allow are read, others are refused, and none costs more than
+the declarations allow."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def table_of(kind: type) -> dict[int, type]:
 
 
 def read(header: bytes, table: dict[int, type]) -> tuple[Any, str]:
-    """The message, or None and why."""
+    """Return the message, or None and why."""
     try:
         return codec.decode(header, table), ""
     except codec.WireError as error:
@@ -70,7 +71,7 @@ def test_each_field_takes_what_is_declared_and_nothing_beside_it(table: dict[int
             assert len(refusal) < 1_000, edge.label
             continue
         assert type(message) is kind, f"{edge.label}: {refusal}"
-        # As msgpack itself reads it, which knows nothing of forms.
+        # As msgpack itself reads it, without the forms.
         assert same([TAG_OF[kind], *message], msgpack.unpackb(edge.header, strict_map_key=False)), edge.label
         assert same(codec.decode(codec.encode(message), table), message), edge.label
     assert seen == {True, False}
@@ -134,7 +135,8 @@ def test_every_number_of_every_message_is_bounded_on_both_sides() -> None:
 
 @pytest.mark.slow
 def test_the_exchanges_reader_takes_and_refuses_what_the_declarations_do_and_says_the_same() -> None:
-    """csrc/wire/messages.cpp reads requests, cancellations and results, and codec.decode() all else."""
+    """csrc/wire/messages.cpp reads requests, cancellations and results, and codec.decode() all other
+    messages."""
     for table, kind, reader in (
         (FROM_CLIENT, InferRequest, read_request),
         (FROM_CLIENT, Cancel, read_cancel),
@@ -147,7 +149,7 @@ def test_the_exchanges_reader_takes_and_refuses_what_the_declarations_do_and_say
                 assert found.header is not None
                 assert message is None, edge.label
                 if found.header.kind == "other":
-                    continue  # whose tag is another's, or none: the exchange leaves it to decode()
+                    continue  # of another tag, or none: the exchange leaves it to decode()
                 assert codec.complaint(edge.header, table, found.header) == why, edge.label
                 assert found.id == codec.addressee(edge.header, table)[1], edge.label
             else:
@@ -164,7 +166,8 @@ def test_a_worker_needs_a_device_for_a_bounded_time_alone() -> None:
 
 
 def hostile_headers() -> dict[str, tuple[bytes, dict[int, type]]]:
-    """What made readers slow or ended them: the largest of their kind, and as many objects for a byte as can be."""
+    """Headers that made readers slow or ended them: the largest of their kind, and the most objects for a
+    byte."""
     found: dict[str, tuple[bytes, dict[int, type]]] = {}
     small, ones = b"\x91\x90", b"\x91\x00"
     for kind in TAG_OF:
@@ -190,7 +193,8 @@ HOSTILE = hostile_headers()
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_header_costs_what_its_declaration_allows_and_no_more(name: str) -> None:
-    """From clients, whom everybody may be, less than a millisecond (here: ten, for a machine that is busy)."""
+    """Headers of clients, which may be anybody, take less than a millisecond (here: ten, for a machine that
+    is busy)."""
     header, table = HOSTILE[name]
     best = min(_seconds(header, table) for _ in range(3))
     limit_s = 0.01 if table is FROM_CLIENT else 0.1 if table is FROM_WORKER else 2
@@ -198,7 +202,7 @@ def test_a_header_costs_what_its_declaration_allows_and_no_more(name: str) -> No
 
 
 def _seconds(header: bytes, table: dict[int, type]) -> float:
-    gc.freeze()  # what a thousand tests before this one left is not for the collector to look through meanwhile
+    gc.freeze()  # the collector must not run over objects that a thousand earlier tests left
     try:
         begun = time.thread_time()
         read(header, table)

@@ -1,4 +1,4 @@
-"""tools/words.py finds what it is to find, and nothing else."""
+"""tools/words.py finds each kind of violation, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker's clock."""
+"""The bounds of a worker's clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""INFERs whose inputs lie in clients' memory, between that and a road that only notes what it is told."""
+"""INFERs whose inputs lie in clients' memory: the code before the road, with a road that only records its
+calls."""
 
 from __future__ import annotations
 
@@ -78,7 +79,7 @@ class HandCopies(Copies):
         copy.is_dropped = True
 
     def end(self, error: Exception | None = None) -> None:
-        """The copy that was asked for first ends."""
+        """End the copy that was requested first."""
         copy = self.under_way.pop(0)
         copy.error = error
         self._ended.append(copy)

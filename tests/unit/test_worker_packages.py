@@ -1,4 +1,4 @@
-"""Fetching packages: what is asked for, how much at a time, and that only whole ones arrive."""
+"""Fetching packages: the order and size of requests, and that only complete packages arrive."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Side:
         return self.fetcher.on_chunk(Chunk(fetch.digest, fetch.file, fetch.offset, status), body)
 
     def poll(self) -> list[Fetched]:
-        """What poll() tells once the writer has done something."""
+        """Return poll()'s result once the writer has done something."""
         assert self._woken.wait(PATIENCE_S)
         self._woken.clear()
         return self.fetcher.poll()
@@ -87,7 +87,7 @@ def test_at_most_a_window_is_under_way(side: Side) -> None:
     first = side.take()
     assert [fetch.offset for fetch in first] == [CHUNK_BYTES * index for index in range(CHUNK_WINDOW)]
     side.give(first[0], contents)
-    assert side.take() == []  # it has come, but it is not written
+    assert side.take() == []  # received, but not yet written
     assert side.poll() == []
     assert [fetch.offset for fetch in side.take()] == [CHUNK_BYTES * CHUNK_WINDOW]
 

@@ -1,4 +1,4 @@
-"""The handle on the preparation process: whatever becomes of the process, every job ends."""
+"""The handle on the preparation process: however the process ends, every job ends."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ class Side:
 
 
 def children() -> set[int]:
-    """Of this process, zombies included. Libraries may have some of their own (multiprocessing's tracker)."""
+    """Descriptors of this process, zombies included.
+
+    Libraries may have some of their own (multiprocessing's tracker).
+    """
     return {
         int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()
     }
@@ -131,7 +134,7 @@ def test_a_kill_comes_from_outside_and_is_not_the_models_fault(make: Callable[..
 
 
 def test_a_process_that_says_it_leaves_gets_no_other_job(make: Callable[..., Side]) -> None:
-    """However long it takes to go: it is not waited for either."""
+    """However long the process takes to end, it is not waited for."""
     side = make()
     side.process.submit(1, {"status": Status.OK, "leaving": 0})
     first = side.end_of(1)
@@ -143,11 +146,11 @@ def test_a_process_that_says_it_leaves_gets_no_other_job(make: Callable[..., Sid
 
 @pytest.mark.parametrize("moment", ["before it began", "before it had read all"])
 def test_the_real_process_says_nothing_of_a_worker_that_has_gone(moment: str) -> None:
-    """Killed or closed, at whatever moment: to whom should it complain?"""
+    """The process is killed or closed at any moment: no exception may reach the caller."""
     ours, theirs = socket.socketpair()
     with theirs:
         ours.sendall(msgpack.packb({"check": {}}))
-        if moment == "before it had read all":  # what it sent and nobody read makes the end a reset
+        if moment == "before it had read all":  # unread bytes make the end a reset
             theirs.sendall(b"unread")
         ours.close()
         command = [sys.executable, "-m", "clockwork.worker.preparation", str(theirs.fileno())]
@@ -167,7 +170,7 @@ def test_the_real_process_says_nothing_of_a_worker_that_has_gone(moment: str) ->
 def test_the_real_process_leaves_when_it_has_grown(
     make: Callable[..., Side], tmp_path: Path, limit_bytes: int, stays: bool
 ) -> None:
-    """What counts is what it holds, not what the worker does."""
+    """The limit applies to the process's own memory, not to the worker's."""
     program = f"""
 import sys
 from clockwork.worker import preparation

@@ -1,4 +1,4 @@
-"""What a worker asks of the controller for a device's time."""
+"""A worker's requests to the controller for a device's time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clockwork.worker.opening import ModelReserve
 
 
 class Thread:
-    """An opening thread that notes what is asked."""
+    """An opening thread that records its requests."""
 
     is_interrupted = False
 
@@ -62,6 +62,6 @@ def test_a_model_of_more_runs_than_may_be_asked_for_is_refused_by_its_worker() -
 
 
 def test_no_peer_sends_the_controller_a_header_of_many_megabytes() -> None:
-    """Reading one stops the loop: 8 MB of TimeNeeded took it most of a second."""
+    """Reading such a message stops the loop: 8 MB of TimeNeeded took most of a second."""
     sizes = {codec.bytes_max_of(kind) for table in (FROM_CLIENT, FROM_WORKER) for kind in table.values()}
     assert max(sizes) == 2 << 20

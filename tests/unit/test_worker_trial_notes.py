@@ -1,4 +1,4 @@
-"""What a worker finds of a trial in which it ended."""
+"""The note that a worker finds of a trial in which it ended."""
 
 from __future__ import annotations
 

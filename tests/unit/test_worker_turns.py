@@ -1,4 +1,4 @@
-"""Whose model is prepared next: owners take turns, and what takes long gives way."""
+"""Whose model is prepared next: owners take turns, and slow jobs give way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Story:
             self.turns.put(job_id, owner)
 
     def begins(self) -> list[int]:
-        """The jobs that begin now."""
+        """Return the jobs that begin now."""
         begun = []
         while (turn := self.turns.take(self.now)) is not None:
             begun.append(turn.job_id)
@@ -81,11 +81,11 @@ def test_a_long_execution_makes_a_job_slow_at_once(story: Story) -> None:
     assert story.begins() == [1]
     story.turns.found_slow(1)
     assert story.begins() == [2]
-    story.turns.found_slow(77)  # which has ended
+    story.turns.found_slow(77)  # a job that has ended
 
 
 def endless(story: Story, owner: int, *job_ids: int) -> None:
-    """Jobs that begin, all that may, and are found to be slow."""
+    """Begin all jobs that may, and find them to be slow."""
     story.put(owner, *job_ids)
     for _ in job_ids:
         for job_id in story.begins():
@@ -150,7 +150,7 @@ def test_a_job_that_is_not_wanted_any_more_stops_no_other(story: Story) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_everything_ends_and_a_quick_job_waits_for_no_more_than_one_slow_one_of_each_owner(seed: int) -> None:
-    """Random jobs of three owners, some of which never end until they are stopped once and for all."""
+    """Random jobs of three owners, some of which never end until they are stopped for good."""
     rng = random.Random(seed)
     story = Story()
     waits: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Workloads: their statistics, their order, their independence, and that they come out the same again."""
+"""Workloads: their statistics, order, independence, and reproducibility."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_rates_follow_their_steps_and_a_gap_is_carried_over_the_edge() -> None:
     phase = int(even[0])
     assert phase < SECOND
     first_after = even[even >= 1500 * MS][0]
-    passed = (1500 * MS - phase) % SECOND  # of the gap, when the rate doubles
+    passed = (1500 * MS - phase) % SECOND  # part of the gap, when the rate doubles
     assert first_after == pytest.approx(1500 * MS + (SECOND - passed) / 2, abs=2)
     assert pulses(1, 2, 2, 5.0) == [(1, 5.0), (2, 0.0), (1, 5.0), (2, 0.0)]
 

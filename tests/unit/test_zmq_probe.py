@@ -1,4 +1,4 @@
-"""The probe says what pyzmq says."""
+"""The probe agrees with pyzmq."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_probe_follows_a_message_part_by_part() -> None:
         probe = _zmq.Probe(receiver)
 
         def seen() -> tuple[bool, bool]:
-            """(readable, more); pyzmq must see the same."""
+            """Return (readable, more); pyzmq must agree."""
             found = probe.readable(), probe.more()
             assert found == (
                 bool(int(receiver.get(zmq.EVENTS)) & zmq.POLLIN),

@@ -1,4 +1,5 @@
-"""The zoo builds what the papers describe, runs in ONNX Runtime, and is the same for the same seed."""
+"""The zoo builds the networks that the papers describe; they run in ONNX Runtime, and are the same for the
+same seed."""
 
 from __future__ import annotations
 
@@ -170,7 +171,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 
 @pytest.fixture(scope="module")
 def training() -> Any:
-    """The training script as a module: its split is the one that the accuracy was measured on."""
+    """The training script as a module: its split is the one by which the accuracy was measured."""
     pytest.importorskip("sklearn")
     sys.path.insert(0, str(ROOT / "examples"))
     try:
@@ -198,7 +199,7 @@ def test_digits_suits_old_runtimes_and_is_small() -> None:
 
 
 def test_the_gradients_of_the_training_script_are_those_of_its_loss(training: Any) -> None:
-    """Against finite differences, in double precision, at one random weight of each tensor."""
+    """Compared with finite differences, in double precision, at one random weight of each tensor."""
     rng = np.random.default_rng(2)
     parameters = {name: value.astype(np.float64) for name, value in training.initial(rng).items()}
     images, labels = rng.random((4, 1, 8, 8)), np.array([3, 1, 4, 1])

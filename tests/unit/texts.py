@@ -23,7 +23,8 @@ CORPUS = [
 
 
 def word_pieces(**normaliser: Any) -> Any:
-    """A tokenizer like BERT's, whose vocabulary has every character of its corpus. normaliser: of BertNormalizer."""
+    """A tokenizer like BERT's, whose vocabulary has every character of its corpus. normaliser: for
+    BertNormalizer."""
     made = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
     made.normalizer = tokenizers.normalizers.BertNormalizer(**normaliser)
     made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -88,7 +89,7 @@ def encoder(vocabulary: int, length: int | str = "tokens", dtype: int = TensorPr
 
 
 def embedding_of(tokenizer: Any, text: str) -> np.ndarray:
-    """What encoder() answers to a text, by `tokenizers` and NumPy."""
+    """Return encoder()'s answer to a text, by `tokenizers` and NumPy."""
     vectors = numpy_helper.to_array(encoder(tokenizer.get_vocab_size()).graph.initializer[0])
     whole = vectors[tokenizer.encode(text).ids].sum(0)
     found: np.ndarray = whole / np.linalg.norm(whole)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from clockwork.config.observe import HISTORY_ACTIONS_MAX, HISTORY_MARK_NS, HISTORY_NS, HISTORY_REQUESTS_MAX
 from clockwork.scheduler.recording import Step
@@ -98,21 +98,11 @@ class HistoryCounts:
         return self.answered + self.refused + self.missed + self.cancelled + self.failed
 
 
-class CountSample(NamedTuple):
-    """The counts at a time. The difference of two marks is what happened between them."""
+@dataclasses.dataclass(slots=True, kw_only=True)
+class CountSample(HistoryCounts):
+    """The counts at a time. The difference of two samples is what happened between them."""
 
     at_ns: int
-    arrived: int
-    answered: int
-    refused: int
-    missed: int
-    cancelled: int
-    failed: int
-    waiting: int
-    executions: int
-    executed: int
-    loads: int
-    refusals: tuple[tuple[str, int], ...]
 
 
 @dataclasses.dataclass(slots=True)
@@ -330,16 +320,16 @@ class History:
             DeviceLost: self._device_lost,
             DeviceClock: self._device_clock,
             LinkMeasured: self._link_measured,
-            TimeWanted: self._time_wanted,
+            TimeWanted: lambda event: None,  # it changes nothing here
             ModelReady: self._model_ready,
             ModelRemoved: self._model_removed,
             SendInfer: self._send_infer,
             SendLoad: self._send_load,
             SendUnload: self._send_unload,
             SendProfile: self._send_profile,
-            SendFetch: self._send_fetch,
-            SendDrop: self._send_drop,
-            SendReserve: self._send_reserve,
+            SendFetch: lambda command: self._ordered(self._action(command, "fetch")),
+            SendDrop: lambda command: self._ordered(self._action(command, "drop")),
+            SendReserve: lambda command: self._ordered(self._action(command, "reserve")),
             SendRevoke: self._send_revoke,
             AnswerOk: self._answer_ok,
             AnswerFailed: self._answer_failed,
@@ -429,6 +419,10 @@ class History:
     def covered_ns(self) -> int:
         """Return the time that ``counts`` cover."""
         return self.now_ns - self.begun_ns - self.skipped_ns
+
+    def sample(self) -> CountSample:
+        """Return a copy of ``counts`` with the time of the newest event."""
+        return CountSample(**dataclasses.asdict(self.counts), at_ns=self.now_ns)
 
     def lanes(self) -> Iterator[SeenDevice]:
         """Yield every device in the order of workers and indices."""
@@ -565,9 +559,6 @@ class History:
     def _device_clock(self, event: DeviceClock) -> None:
         self._device(event.worker, event.device).clock_mhz = event.mhz
 
-    def _time_wanted(self, event: TimeWanted) -> None:
-        """A recorded event that changes nothing here."""
-
     def _link_measured(self, event: LinkMeasured) -> None:
         worker = self._worker(event.worker)
         worker.there_ns, worker.back_ns = event.there_ns, event.back_ns
@@ -637,15 +628,6 @@ class History:
         residency.state = UNLOADING
         device.pages_used -= residency.pages
 
-    def _send_fetch(self, command: SendFetch) -> None:
-        self._ordered(self._action(command, "fetch"))
-
-    def _send_reserve(self, command: SendReserve) -> None:
-        self._ordered(self._action(command, "reserve"))
-
-    def _send_drop(self, command: SendDrop) -> None:
-        self._ordered(self._action(command, "drop"))
-
     def _action(self, command: Any, kind: str) -> SeenAction:
         return SeenAction(
             command.action_id, kind, command.worker, command.device, command.model_id, command.load_id,
@@ -664,14 +646,10 @@ class History:
             # The model was loaded before the history.
             held = device.resident.pop(-1 - action.model_id, None)
             if held is None:
-                self._enter(device, action.model_id, action.load_id)
+                self._put(device, self._unseen(device, action.model_id, action.load_id))
             else:
                 held.load_id = action.load_id
                 device.resident[action.load_id] = held
-
-    def _enter(self, device: SeenDevice, model_id: int, load_id: int) -> None:
-        """Enter a residency whose load was not seen."""
-        self._put(device, self._unseen(device, model_id, load_id))
 
     def _unseen(self, device: SeenDevice, model_id: int, load_id: int) -> ResidencySpan:
         spec = self._model(model_id).specs.get(device.worker)
@@ -721,15 +699,9 @@ class History:
         request.feasible_slo_ns, request.retry_after_ns = command.feasible_slo_ns, command.retry_after_ns
         outcome = request.outcome
         for counts in self._counts(request.model_id):
+            setattr(counts, outcome, getattr(counts, outcome) + 1)
             if outcome == "refused":
-                counts.refused += 1
                 counts.refusals[command.reason] = counts.refusals.get(command.reason, 0) + 1
-            elif outcome == "missed":
-                counts.missed += 1
-            elif outcome == "cancelled":
-                counts.cancelled += 1
-            else:
-                counts.failed += 1
 
     def _end(self, request_id: int, action_id: int, status: Status) -> SeenRequest:
         request = self.requests.get(request_id)
@@ -792,14 +764,7 @@ class History:
 
     def _mark(self) -> None:
         self._mark_ns = self.now_ns + HISTORY_MARK_NS
-        counts = self.counts
-        self.marks.append(
-            CountSample(
-                self.now_ns, counts.arrived, counts.answered, counts.refused, counts.missed, counts.cancelled,
-                counts.failed, counts.waiting, counts.executions, counts.executed, counts.loads,
-                tuple(counts.refusals.items()),
-            )
-        )  # fmt: skip
+        self.marks.append(self.sample())
         horizon = self.now_ns - self.keep_ns
         while self.marks[0].at_ns < horizon:
             self.marks.popleft()

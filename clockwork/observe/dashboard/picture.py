@@ -23,7 +23,6 @@ from clockwork.observe.history import (
     LOADING,
     OUTCOMES,
     UNLOADING,
-    CountSample,
     History,
     ResidencySpan,
     SeenAction,
@@ -215,7 +214,7 @@ def series(history: History, gaps: Sequence[TimeSpan]) -> Columns:
     """
     marks = list(history.marks)
     if marks and history.now_ns > marks[-1].at_ns:
-        marks.append(_mark_now(history))
+        marks.append(history.sample())
     at: list[float] = []
     rates: dict[str, list[float]] = {outcome: [] for outcome in OUTCOMES}
     arrived: list[float] = []
@@ -245,20 +244,12 @@ def reasons(history: History, seconds: float = 10) -> list[tuple[str, int]]:
     """Return the reasons of recent refusals with their counts, the most frequent first."""
     marks = history.marks
     horizon = history.now_ns - round(seconds * SECOND)
-    before = next((dict(mark.refusals) for mark in marks if mark.at_ns >= horizon), {})
+    before = next((mark.refusals for mark in marks if mark.at_ns >= horizon), {})
     now = history.counts.refusals
     found = [(reason, count - before.get(reason, 0)) for reason, count in now.items()]
     return sorted(
         ((reason, count) for reason, count in found if count > 0), key=lambda entry: (-entry[1], entry[0])
     )
-
-
-def _mark_now(history: History) -> CountSample:
-    counts = history.counts
-    return CountSample(
-        history.now_ns, counts.arrived, counts.answered, counts.refused, counts.missed, counts.cancelled,
-        counts.failed, counts.waiting, counts.executions, counts.executed, counts.loads, tuple(counts.refusals.items()),
-    )  # fmt: skip
 
 
 # ----- memory ------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper
 
 from clockwork.models import zoo
 from clockwork.models.answers import difference
-from clockwork.models.compile.freeze import freeze
 from clockwork.models.compile.following import Padding
+from clockwork.models.compile.freeze import freeze
 from clockwork.models.compile.padding import make_padded_by_row, padded_inputs
 from clockwork.models.compile.sizes import NotProven
 from clockwork.models.runtime import ModelSession, RunError

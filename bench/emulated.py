@@ -33,7 +33,7 @@ from clockwork.device.base import TensorView
 from clockwork.device.emulated import EmulatedGroup, fingerprint
 from clockwork.device.emulation import EmulatedSettings
 from clockwork.errors import Unavailable
-from clockwork.formats.profiled import prepared_profile
+from clockwork.formats.profile_package import prepared_from_profile
 from clockwork.formats.profiles import ModelProfile, linear
 from clockwork.launch.local import die_with
 from clockwork.launch.profiles import register_profiles
@@ -344,8 +344,8 @@ def lateness(settings: Settings, spin: bool) -> dict[str, float]:
     try:
         with tempfile.TemporaryDirectory(prefix="clockwork-bench-") as directory:
             profile = ModelProfile("m", {1: 10 * MS}, 1, MS)
-            prepared_profile(profile, "d", group.info.fingerprint, page_bytes, {}).write(Path(directory))
-            group.prepare(1, directory)
+            prepared_from_profile(profile, "d", group.info.fingerprint, page_bytes, {}).write(Path(directory))
+            group.open(1, directory)
         for device in group.devices:
             device.start(Load(0, 0, 1, 1, [0], 0, NEVER_NS, 0))
         end_ns = now_ns() + int(settings.seconds * SECOND)
@@ -388,7 +388,7 @@ def stamping_worker(endpoint: str) -> None:
         elif type(message) is Ping:
             connection.send(codec.encode(Pong(message.sent_ns, now, now_ns())))
         elif type(message) is Prepare:
-            prepared = prepared_profile(profile, message.digest, fingerprint(page_bytes), page_bytes, {})
+            prepared = prepared_from_profile(profile, message.digest, fingerprint(page_bytes), page_bytes, {})
             connection.send(codec.encode(Prepared(message.model_id, Status.OK, "", prepared.summary())))
         elif isinstance(message, Load | Unload):
             done = Result(message.action_id, Status.OK, "", now, [0] * 3, [now, now, 0], [0] * 3, [])

@@ -109,7 +109,7 @@ class Site:
         )
         self._ids = itertools.count(1)
         for index, count in enumerate(launches):
-            self.device.prepare(index, str(self._prepare(count)))
+            self.device.open(index, str(self._prepare(count)))
         self.weights_bytes = pages * page_bytes
         self._input = np.ones((1, WIDTH), np.float32).tobytes()
 

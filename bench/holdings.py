@@ -83,7 +83,7 @@ class Site:
         self.device = CpuDevice(max(1, page) * PAGE_BYTES, PAGE_BYTES)
         self._ids = itertools.count(1)
         for holding in HOLDINGS:
-            self.device.prepare(HOLDINGS.index(holding), str(self.directory[holding]))
+            self.device.open(HOLDINGS.index(holding), str(self.directory[holding]))
         size = self.prepared["bound"].weights_bytes
         self._source, self._target = np.ones(size, np.uint8), np.ones(size, np.uint8)
 
@@ -144,7 +144,7 @@ class Site:
         """Make the OS drop the weights' file from its cache. The model must not be loaded."""
         self.device.forget(HOLDINGS.index(holding))  # a mapped file stays cached
         _evict(self.weights_file(holding))
-        self.device.prepare(HOLDINGS.index(holding), str(self.directory[holding]))
+        self.device.open(HOLDINGS.index(holding), str(self.directory[holding]))
 
     def feeds(self, batch: int) -> dict[str, Any]:
         rng = np.random.default_rng(SEED)

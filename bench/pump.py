@@ -44,7 +44,7 @@ from bench.report import command_line, show
 from clockwork import __version__
 from clockwork.config import POLICY
 from clockwork.device.emulated import fingerprint
-from clockwork.formats.profiled import prepared_profile
+from clockwork.formats.profile_package import prepared_from_profile
 from clockwork.formats.profiles import ModelProfile, linear
 from clockwork.launch.profiles import register_profiles
 from clockwork.system.clock import MS, SECOND, now_ns
@@ -194,7 +194,7 @@ class PumpWorker(End):
         elif type(message) is Prepare:
             profile = self._profiles[message.name]
             print_ = fingerprint(self._page_bytes)
-            prepared = prepared_profile(profile, message.digest, print_, self._page_bytes, {})
+            prepared = prepared_from_profile(profile, message.digest, print_, self._page_bytes, {})
             self.socket.send(codec.encode(Prepared(message.model_id, Status.OK, "", prepared.summary())))
 
 

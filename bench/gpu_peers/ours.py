@@ -174,7 +174,7 @@ class Serving:
         self._is_over = False  # nothing is registered any more
         try:
             for model_id in (SERVED, OTHER):
-                self._device.prepare(model_id, str(directory))
+                self._device.open(model_id, str(directory))
             self._load(SERVED, 1, 0)
             self._end(self._moving)
         except BaseException:
@@ -205,7 +205,7 @@ class Serving:
         laid out.
         """
         with self._site.another() as directory, contextlib.suppress(_Over):
-            self._device.prepare(REGISTERED, str(directory), self)
+            self._device.open(REGISTERED, str(directory), self)
             try:
                 try_model(self._device.trial(REGISTERED), self, directory, {})
             finally:

@@ -212,7 +212,7 @@ class Channel:
         self, call: Call[Value, *Arguments], timeout_ns: int, *arguments: *Arguments
     ) -> CallFuture[Value]:
         """Begin a call, and return a future of its value."""
-        pending = self._prepared(call, timeout_ns, *arguments)
+        pending = self._pending_call(call, timeout_ns, *arguments)
         pending.future = future = CallFuture(pending, call.decode, self.abandon)
         self._hand_in(lambda: self._begin(pending, True), True)
         return future
@@ -221,13 +221,15 @@ class Channel:
         self, call: Call[Any, *Arguments], timeout_ns: int, renewed: bool, *arguments: *Arguments
     ) -> CallStream:
         """Begin a call of several messages. renewed: each sign of progress restarts the timeout."""
-        pending = self._prepared(call, timeout_ns, *arguments)
+        pending = self._pending_call(call, timeout_ns, *arguments)
         pending.renewed = renewed
         pending.inbox = queue.SimpleQueue()
         self._hand_in(lambda: self._begin(pending, True), True)
         return CallStream(self, pending)
 
-    def _prepared(self, call: Call[Any, *Arguments], timeout_ns: int, *arguments: *Arguments) -> PendingCall:
+    def _pending_call(
+        self, call: Call[Any, *Arguments], timeout_ns: int, *arguments: *Arguments
+    ) -> PendingCall:
         request_id = next(self._ids)
         return PendingCall(request_id, *call.encode(request_id, *arguments), timeout_ns)
 

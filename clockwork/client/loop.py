@@ -79,7 +79,7 @@ class LoopChannel(Channel):
     ) -> asyncio.Future[Value]:
         """Like submit(), for callers on the loop's thread. Raises Refused past the bound."""
         assert self._loop is not None
-        pending = self._prepared(call, timeout_ns, *arguments)
+        pending = self._pending_call(call, timeout_ns, *arguments)
         pending.future = future = _LoopFuture(pending, call.decode, self.abandon, self._loop)
         self._check_usable()
         self._check_room()

@@ -12,7 +12,7 @@ PROGRAM_HEAD_BYTES = 1 << 20
 """Bytes at the beginning of a program.json that hold its inputs and outputs; the weights and launches behind
 them may be 64 times as much."""
 
-# ----- formats/profiled.py ---------------------------------------------------------------------
+# ----- formats/profile_package.py ---------------------------------------------------------------------
 
 PROFILED_FILE_BYTES_MAX = 1 << 20
 PROFILED_WEIGHTS_BYTES_MAX = 1 << 44

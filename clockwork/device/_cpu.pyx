@@ -170,7 +170,7 @@ cdef class Core(Arena):
             snprintf(order.text, TEXT_BYTES, "inputs of %lld bytes; at most %zu are joined", <long long>size,
                      self.slot_bytes_most)
             return INVALID_INPUT
-        # There is a slot for each action that the lanes may hold, and a slot that prepare() may be enlarging.
+        # There is a slot for each action that the lanes may hold, and a slot that open() may be enlarging.
         if not self.take_room(order) or (
                 order.room.bytes < <size_t>size and not self.grow_slot(<CpuSlot*>order.room, size)):
             snprintf(order.text, TEXT_BYTES, "no memory for inputs of %lld bytes", <long long>size)

@@ -430,7 +430,7 @@ cdef class Core(Orders):
         return OK
 
     cdef int place_run(self, Order* order) noexcept nogil:
-        """Take a slot for inputs and outputs. Each action that the lanes may hold has a slot, and prepare()
+        """Take a slot for inputs and outputs. Each action that the lanes may hold has a slot, and open()
         has grown all."""
         if not self.take_room(order) or <int64_t>order.room.bytes < (<CudaOrder*>order).variant.slot_bytes:
             snprintf(order.text, TEXT_BYTES, "no slot for inputs and outputs of %lld bytes",
@@ -806,7 +806,7 @@ cdef class Core(Orders):
     cdef CUgraphExec find_graph(self, CudaOrder* order) noexcept nogil:
         """Return the graph of an execution; NULL if its launches are queued singly. The lock is held.
 
-        A graph for another slot or workspace does not fit: prepare() has exchanged them, and records another.
+        A graph for another slot or workspace does not fit: open() has exchanged them, and records another.
         """
         cdef CudaSlot* slot = <CudaSlot*>order.room
         cdef Graph* graph

@@ -168,7 +168,7 @@ cdef class Orders:
         self.page_bytes = page_bytes
         self.run_ahead = run_ahead
         self.spin_ns = spin_ns
-        # A slot for each action that the lanes may hold, and a slot that prepare() may be enlarging.
+        # A slot for each action that the lanes may hold, and a slot that open() may be enlarging.
         self.slot_count = run_ahead + 1
         self.pages.resize(page_count)
         return 0

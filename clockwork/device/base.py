@@ -6,7 +6,7 @@ or an execution needs it. A device has lanes, each strictly first in, first out:
 device never evicts, reorders or retries. Differences between devices stay inside their modules.
 
 Threads: a worker's road drives a device natively, by its port() and outlet(), on the road's thread. The
-opening thread calls prepare(), tidy(), reserved() and the methods used inside it. The worker's loop calls all
+opening thread calls open(), tidy(), reserved() and the methods used inside it. The worker's loop calls all
 other methods. Other callers use a single thread in the place of road and loop. The lanes run natively.
 """
 
@@ -110,11 +110,12 @@ class ModelHolder(Protocol):
 
     @property
     def reserves(self) -> bool:
-        """Whether preparing a model stalls executions, so that it needs a RESERVE."""
+        """Whether opening a model stalls executions, so that it needs a RESERVE."""
         ...
 
-    def prepare(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
-        """Make a prepared model loadable: create (or share) its program, map its weights. May take long.
+    def open(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
+        """Open a prepared model, so that it can be loaded: create (or share) its program, map its weights.
+        May take long.
 
         directory: a directory made by models.prepare for this device's fingerprint. Raises InvalidModel, or
         DeviceBroken (see ``fault``). After it returns, a LOAD of this model opens, allocates and
@@ -140,7 +141,7 @@ class ModelHolder(Protocol):
         ...
 
     def trial(self, model_id: int) -> Trial:
-        """Begin a trial of a model that prepare() has made known. Raises ValueError unless the device
+        """Begin a trial of a model that open() has made known. Raises ValueError unless the device
         ``reserves``."""
         ...
 

@@ -109,8 +109,8 @@ class CpuDevice(NativeDevice[Core]):
 
     # ----- models, from the preparation thread -------------------------------------------------
 
-    def prepare(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
-        """Make a prepared model loadable; see Device. Raises InvalidModel, ValueError if the id is taken."""
+    def open(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
+        """Open a prepared model; see ModelHolder. Raises InvalidModel, ValueError if the id is taken."""
         place = Path(directory)
         prepared = PreparedModel.read_for(place, self.info.fingerprint, self.info.page_bytes)
         self._check(prepared, place)

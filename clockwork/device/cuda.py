@@ -210,8 +210,8 @@ class CudaDevice(NativeDevice[ReservingCore]):
 
     # ----- models, from the preparation thread -------------------------------------------------
 
-    def prepare(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
-        """Make a prepared model loadable; see Device.
+    def open(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
+        """Open a prepared model; see ModelHolder.
 
         Raises InvalidModel, MemoryError, OSError, and ValueError if the id is taken."""
         place = Path(directory)
@@ -223,7 +223,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
             raise DeviceBroken(self.fault)
         try:
             self._memory.make_current()
-            self._prepare(model_id, prepared, place, reserve)
+            self._open(model_id, prepared, place, reserve)
         except (CudaError, OSError) as error:
             if isinstance(error, CudaError) and self._core.look(str(error)):
                 raise DeviceBroken(self.fault) from None
@@ -234,7 +234,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
             if reserve is None:
                 self.tidy()
 
-    def _prepare(self, model_id: int, prepared: PreparedModel, place: Path, reserve: Reserve | None) -> None:
+    def _open(self, model_id: int, prepared: PreparedModel, place: Path, reserve: Reserve | None) -> None:
         weights, host, loaded = place / WEIGHTS_FILE, None, None
         try:
             size = sum(prepared.runs) * prepared.page_bytes

@@ -32,7 +32,7 @@ class EmulatedGroup(Undisturbed):
     """All emulated devices of a process. Implements device.base.DeviceGroup.
 
     clock: for tests; the timer always follows the machine's. The loop's thread calls all methods except
-    prepare(), which any thread may call.
+    open(), which any thread may call.
     """
 
     fault = ""
@@ -88,7 +88,7 @@ class EmulatedGroup(Undisturbed):
 
     # ----- models ------------------------------------------------------------------------------
 
-    def prepare(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
+    def open(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
         """See Device. Raises InvalidModel; ValueError if the id is taken."""
         prepared = PreparedModel.read_for(directory, self.info.fingerprint, self.info.page_bytes)
         if any(pages < 1 for pages in prepared.runs) or not prepared.profile or prepared.load_ns < 0:
@@ -176,8 +176,8 @@ class EmulatedDevice(Undisturbed):
         """See Device."""
         return self.group.outlet()
 
-    def prepare(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
-        self.group.prepare(model_id, directory)
+    def open(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
+        self.group.open(model_id, directory)
 
     def forget(self, model_id: int) -> None:
         self.group.forget(model_id)

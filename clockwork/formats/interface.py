@@ -23,7 +23,7 @@ from clockwork.config.formats import FIELDS_MAX, PROGRAM_HEAD_BYTES
 from clockwork.errors import InvalidModel
 from clockwork.formats.package import PackageFile
 from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
-from clockwork.formats.profiled import read_profile, tensors_of
+from clockwork.formats.profile_package import read_profile, tensors_of
 from clockwork.wire import codec
 from clockwork.wire.messages import Prepared, Status
 from clockwork.wire.optional import OPTIONAL_KEY, Default, read_defaults

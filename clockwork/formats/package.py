@@ -3,7 +3,7 @@
     <store>/packages/<digest>/
         package.json     the file list
         model.onnx, ...  the files themselves; external data beside the model, examples.npz
-        profile.json     in place of the files above: a model for emulated devices, see formats.profiled
+        profile.json     in their place: a model for emulated devices, see formats.profile_package
         program.json     or compiled kernels and weights, see formats.program
 
 The digest is over the list of (path, bytes, sha256), so equal content is the same package, whoever sent it.

@@ -297,7 +297,7 @@ class InferenceService:
 
     async def metadata(self, name: str, version: str) -> dict[str, Any]:
         """Return the answer of ``GET /v2/models/NAME``."""
-        info = _prepared(await self.describe(name, version))
+        info = _require_known(await self.describe(name, version))
         versions = [version] if version else info.raw.get("versions") or [info.version]
         return {
             "name": info.name,
@@ -309,7 +309,7 @@ class InferenceService:
 
     async def config(self, name: str, version: str) -> dict[str, Any]:
         """Return the answer of ``GET /v2/models/NAME/config``."""
-        info = _prepared(await self.describe(name, version))
+        info = _require_known(await self.describe(name, version))
         batch_max = info.batch_max if info.batches else 0
         config: dict[str, Any] = {
             "name": info.name,
@@ -337,11 +337,11 @@ class InferenceService:
     async def blame(self, name: str, version: str, error: InvalidInput) -> InvalidInput:
         """Return the error for a request that could not be read: a wrong input name precedes any other fault.
 
-        Raises the errors of describe() and _prepared().
+        Raises the errors of describe() and _require_known().
         """
         if not error.tensor:
             return error
-        info = _prepared(await self.describe(name, version))
+        info = _require_known(await self.describe(name, version))
         names = [tensor.name for tensor in info.inputs]
         if error.tensor in names:
             return error
@@ -353,7 +353,7 @@ class InferenceService:
 
         Raises InvalidInput.
         """
-        info = _prepared(await self.describe(name, version))
+        info = _require_known(await self.describe(name, version))
         required = [tensor for tensor in info.inputs if not tensor.optional]
         if len(required) != 1:
             raise InvalidInput(
@@ -442,7 +442,7 @@ class InferenceService:
         await self._operator.unload(name, timeout=LOAD_LIMIT_S)
 
 
-def _prepared(info: ModelInfo) -> ModelInfo:
+def _require_known(info: ModelInfo) -> ModelInfo:
     if not info.inputs and not info.outputs:
         raise Unavailable(f"{info.reference} is {info.state}: {info.text or 'nothing is known of it yet'}")
     return info

@@ -65,7 +65,7 @@ class Bench:
             for index, (directory, prepared) in enumerate(zip(directories, models)):
                 self._starts.append(list(itertools.accumulate(prepared.runs, initial=page))[:-1])
                 page += sum(prepared.runs)
-                self._device.prepare(index, str(directory))
+                self._device.open(index, str(directory))
         except BaseException:
             self.close()
             raise

@@ -25,7 +25,7 @@ def package_of(model: Any, examples: Any, optional: Sequence[str] | None = None)
         _check_no_optional(optional)
         if examples is not None:
             raise InvalidModel("a profile has been measured already: it takes no examples")
-        from clockwork.formats.profiled import encode_profile
+        from clockwork.formats.profile_package import encode_profile
 
         return [(PROFILE_FILE, encode_profile(model))]
     path, data = source_of(model)

@@ -1,6 +1,6 @@
 """Takes models from Prepare to Prepared: found in the cache, or fetched and prepared, then opened on devices.
 
-    Prepare -> opening thread: is it prepared already? --yes--> device.prepare -> Prepared
+    Prepare -> opening thread: is it prepared already? --yes--> device.open -> Prepared
                     | no
                     v
                fetch the package (unless it is here) -> preparation process -> opening thread again
@@ -34,7 +34,7 @@ from clockwork.worker.checks import Checked, Checks
 from clockwork.worker.given import Given
 from clockwork.worker.opening import LAYOUT, Opened, OpeningThread, ReadPiece, WorkerModel
 from clockwork.worker.preparation import JobDone, PreparationProcess
-from clockwork.worker.preparations import PreparationPool
+from clockwork.worker.preparation_pool import PreparationPool
 from clockwork.worker.turns import JobQueue
 
 log = logging.getLogger("clockwork.worker")

@@ -37,7 +37,7 @@ from clockwork.formats.prepared import (
     PREPARED_FILE,
     prepared_directory,
 )
-from clockwork.formats.profiled import prepare_profile
+from clockwork.formats.profile_package import prepare_profile
 from clockwork.models.trials import Interrupted, try_model
 from clockwork.system.clock import SECOND
 from clockwork.wire import codec
@@ -136,7 +136,7 @@ class ModelReserve:
 
 
 class OpeningThread:
-    """Reads prepared models, calls device.prepare() and tries them, in the order of the announcements."""
+    """Reads prepared models, calls device.open() and tries them, in the order of the announcements."""
 
     def __init__(
         self,
@@ -308,7 +308,7 @@ class OpeningThread:
             if device in model.opened:
                 continue
             try:
-                self._prepare(model, device)
+                self._open_on(model, device)
             except DeviceBroken:
                 continue  # the loop sees the fault as well
             except InvalidModel as error:
@@ -318,9 +318,9 @@ class OpeningThread:
                 return Opened(model, True, self._store.has(message.digest), b"", str(error))
         return Opened(model, False, True, told, damage, Given.of(summary))
 
-    def _prepare(self, model: WorkerModel, device: ModelHolder) -> ModelReserve | None:
+    def _open_on(self, model: WorkerModel, device: ModelHolder) -> ModelReserve | None:
         reserve = ModelReserve(self, device, model) if device.reserves else None
-        device.prepare(model.message.model_id, str(self._directory(model.message, device)), reserve)
+        device.open(model.message.model_id, str(self._directory(model.message, device)), reserve)
         model.opened.append(device)
         return reserve
 
@@ -356,7 +356,7 @@ class OpeningThread:
                         f"the worker ended while it tried the model on {info.name}, most likely because one execution "
                         f"takes longer than {preparation_run_ns() / SECOND:g} s; registered again, it is tried again"
                     )
-                reserve = self._prepare(model, device)
+                reserve = self._open_on(model, device)
                 assert reserve is not None, "only a device that reserves is given models to try"
                 try_model(device.trial(message.model_id), reserve, directory, message.options)
             finally:

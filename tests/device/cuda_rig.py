@@ -144,7 +144,7 @@ class CudaRig:
         assert set(self.fake.live().values()) == {0}
 
     def build(self, one: Any, holding: str = "program") -> str:
-        """Write the directories that the device's prepare() reads; return the model's."""
+        """Write the directories that the device's open() reads; return the model's."""
         graph = one.model.graph
         arrays = [numpy_helper.to_array(weight) for weight in graph.initializer]
         inputs, outputs = specs_of(graph.input), specs_of(graph.output)

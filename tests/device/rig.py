@@ -90,7 +90,7 @@ class CpuRig:
         """Check resources other than threads and files once every device is closed."""
 
     def build(self, one: Case, holding: str = "bound") -> str:
-        """Write the directories that the device's prepare() reads; return the model's."""
+        """Write the directories that the device's open() reads; return the model's."""
         model = onnx.ModelProto()
         model.CopyFrom(one.model)
         graph = model.graph
@@ -166,7 +166,7 @@ class EmulatedRig:
         """Check nothing beyond the resources of every device."""
 
     def build(self, one: Case, holding: str = "") -> str:
-        """Write the directory that the device's prepare() reads: the model's layout, with invented times."""
+        """Write the directory that the device's open() reads: the model's layout, with invented times."""
         graph = one.model.graph
         layout = lay_out([numpy_helper.to_array(weight).nbytes for weight in graph.initializer], PAGE_BYTES)
         self.count += 1
@@ -235,7 +235,7 @@ class Driver:
 
     def prepare(self, one: Case, holding: str = "bound") -> int:
         self.models += 1
-        self.device.prepare(self.models, self.rig.build(one, holding))
+        self.device.open(self.models, self.rig.build(one, holding))
         return self.models
 
     def _id(self) -> int:

@@ -187,12 +187,12 @@ def test_an_id_is_prepared_once_and_garbage_never(driver: Driver, tmp_path: Any)
     model = driver.prepare(affine())
     directory = driver.rig.build(affine(1))
     with pytest.raises(ValueError, match="prepared already"):
-        driver.device.prepare(model, directory)
+        driver.device.open(model, directory)
     with pytest.raises(InvalidModel):
-        driver.device.prepare(77, str(tmp_path / "nowhere"))
+        driver.device.open(77, str(tmp_path / "nowhere"))
     (tmp_path / "prepared.json").write_text("{}")
     with pytest.raises(InvalidModel):
-        driver.device.prepare(77, str(tmp_path))
+        driver.device.open(77, str(tmp_path))
     assert driver.end(driver.load(77, 1, [0])).status == Status.UNKNOWN_MODEL
 
 

@@ -80,8 +80,8 @@ def test_packed_and_bound_answer_alike_and_charge_the_same_pages(make: Callable[
     driver = make()
     one = convolution()
     bound, packed = driver.rig.build(one), driver.rig.build(one, "packed")
-    driver.device.prepare(1, bound)
-    driver.device.prepare(2, packed)
+    driver.device.open(1, bound)
+    driver.device.open(2, packed)
     pages = sum(PreparedModel.read(bound).runs)
     for model, directory, first in ((1, bound, 0), (2, packed, pages)):
         done = driver.end(driver.load(model, 1, starts_of(driver.device, directory, first)))
@@ -106,9 +106,9 @@ def test_a_packed_models_pages_give_up_their_memory_until_a_bound_one_needs_it(
         {"x": (TensorProto.FLOAT, [1])}, {"y": (TensorProto.FLOAT, [])}, weights, batches=False,
     )  # fmt: skip
     directory = driver.rig.build(one, "packed")
-    driver.device.prepare(1, directory)
+    driver.device.open(1, directory)
     bound = driver.rig.build(one)
-    driver.device.prepare(2, bound)  # from now on memory exists in all of the arena
+    driver.device.open(2, bound)  # from now on memory exists in all of the arena
     arena_kib = resident_kib("RssAnon")
     assert driver.end(driver.load(1, 1, starts_of(driver.device, directory))).status == Status.OK
     assert resident_kib("RssAnon") < arena_kib - 14_000
@@ -145,7 +145,7 @@ def test_an_arena_holds_memory_for_the_models_that_are_known(make: Callable[...,
     pages = sum(PreparedModel.read(directory).runs)
     known = 0
     for model in (1, 2, 3):
-        driver.device.prepare(model, directory)
+        driver.device.open(model, directory)
         known += pages * PAGE_BYTES
         # memory comes in huge pages
         assert known <= driver.device.memory()["touched_bytes"] < known + (2 << 20)
@@ -172,7 +172,7 @@ def test_no_load_finds_a_page_without_memory(make: Callable[..., Driver], seed: 
     for model in range(1, 9):
         directory = driver.rig.build(affine(model, int(random.integers(40, 500))))
         runs[model] = tuple(PreparedModel.read(directory).runs)
-        driver.device.prepare(model, directory)
+        driver.device.open(model, directory)
     for number in range(1, 120):
         model = int(random.integers(1, 9))
         if model in places:
@@ -198,10 +198,10 @@ def test_packed_models_alone_need_no_memory_of_the_arena(make: Callable[..., Dri
     driver = make(pages=ARENA_PAGES)
     packed, bound = driver.rig.build(convolution(), "packed"), driver.rig.build(convolution())
     pages = sum(PreparedModel.read(packed).runs)
-    driver.device.prepare(1, packed)
+    driver.device.open(1, packed)
     assert driver.end(driver.load(1, 1, starts_of(driver.device, packed))).status == Status.OK
     assert driver.device.memory()["touched_bytes"] == 0
-    driver.device.prepare(2, bound)
+    driver.device.open(2, bound)
     done = driver.end(driver.load(2, 1, starts_of(driver.device, bound, pages)))
     assert (done.status, driver.device.memory()["late_pages"]) == (Status.OK, 0)
 
@@ -220,7 +220,7 @@ def wait_for_memory(driver: Driver, size: int) -> None:
 def test_a_load_to_where_there_is_no_memory_yet_brings_it(make: Callable[..., Driver]) -> None:
     driver = make(pages=ARENA_PAGES)
     one = affine()
-    driver.device.prepare(1, driver.rig.build(one))
+    driver.device.open(1, driver.rig.build(one))
     assert driver.end(driver.load(1, 1, [ARENA_PAGES - 1])).status == Status.OK
     assert driver.device.memory()["late_pages"] == 1
     done = driver.end(driver.infer(1, 1, [X]))
@@ -230,7 +230,7 @@ def test_a_load_to_where_there_is_no_memory_yet_brings_it(make: Callable[..., Dr
 def test_a_packed_file_that_is_damaged_fails_at_load_and_keeps_nothing(make: Callable[..., Driver]) -> None:
     driver = make()
     directory = driver.rig.build(affine(), "packed")
-    driver.device.prepare(1, directory)
+    driver.device.open(1, directory)
     path = Path(directory, PACKED_FILE)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -252,8 +252,8 @@ def test_memory_is_flat_over_inferences_and_loads(make: Callable[..., Driver]) -
         case([helper.make_node("Identity", ["x"], ["y"])], {"x": (1, ["n"])}, {"y": (1, ["n"])})
     )
     driver.end(driver.load(null, 1, []))
-    driver.device.prepare(8, bound)
-    driver.device.prepare(9, packed)
+    driver.device.open(8, bound)
+    driver.device.open(9, packed)
     starts = starts_of(driver.device, bound)
     x = np.zeros((4, 3, 16, 16), np.float32)
     tiny = np.zeros(1, np.float32)
@@ -279,7 +279,7 @@ def test_memory_is_flat_over_inferences_and_loads(make: Callable[..., Driver]) -
 def test_the_first_inference_after_a_load_takes_no_new_memory(make: Callable[..., Driver]) -> None:
     driver = make()
     directory = driver.rig.build(convolution())
-    driver.device.prepare(1, directory)
+    driver.device.open(1, directory)
     starts = starts_of(driver.device, directory)
     x = np.zeros((4, 3, 16, 16), np.float32)
     driver.end(driver.load(1, 1, starts))
@@ -297,12 +297,12 @@ def test_lock_store_keeps_the_weights_in_this_process(make: Callable[..., Driver
     driver = make(lock_store=True)
     one = affine()
     bound, packed = driver.rig.build(one), driver.rig.build(one, "packed")
-    driver.device.prepare(1, bound)
+    driver.device.open(1, bound)
     os.truncate(Path(bound, WEIGHTS_FILE), 0)  # a copy from the mapped file would fail from now on
     assert driver.end(driver.load(1, 1, [0])).status == Status.OK
     done = driver.end(driver.infer(1, 1, [X]))
     np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-5, atol=1e-5)
-    driver.device.prepare(2, packed)
+    driver.device.open(2, packed)
     assert driver.end(driver.load(2, 1, [1])).status == Status.OK
     memory = driver.device.memory()
     assert 0 <= memory["locked_bytes"] <= memory["store_bytes"]
@@ -332,7 +332,7 @@ def test_a_directory_that_is_not_for_this_device(driver: Driver, changes: dict[s
     directory = driver.rig.build(affine())
     edit(directory, **changes)
     with pytest.raises(InvalidModel, match=what):
-        driver.device.prepare(1, directory)
+        driver.device.open(1, directory)
     assert driver.device.memory()["models"] == 0
 
 
@@ -355,7 +355,7 @@ def test_a_weight_outside_its_run_is_never_mapped(driver: Driver, change: dict[s
     weights = [dataclasses.asdict(one) for one in PreparedModel.read(directory).weights]
     edit(directory, weights=[{**weights[0], **change}, weights[1]])
     with pytest.raises(InvalidModel, match="weight"):
-        driver.device.prepare(1, directory)
+        driver.device.open(1, directory)
 
 
 def test_an_output_that_is_not_a_tensor_is_refused_at_preparation(driver: Driver) -> None:
@@ -382,7 +382,7 @@ def test_threads_compute_the_same(make: Callable[..., Driver]) -> None:
     for threads in (1, 2):
         driver = make(threads=threads)
         directory = driver.rig.build(one)
-        driver.device.prepare(1, directory)
+        driver.device.open(1, directory)
         driver.end(driver.load(1, 1, starts_of(driver.device, directory)))
         answers.append(array_of(driver.end(driver.infer(1, 1, [x])).parts[0][0]))
         driver.device.close()
@@ -431,7 +431,7 @@ def test_an_interpreter_ends_although_a_device_was_not_closed(tmp_path: Path) ->
 from clockwork.device.cpu import CpuDevice
 from clockwork.wire.messages import NEVER_NS, Load
 device = CpuDevice({32 * PAGE_BYTES}, {PAGE_BYTES})
-device.prepare(1, {directory!r})
+device.open(1, {directory!r})
 device.start(Load(1, 0, 1, 1, [0], 2**61, NEVER_NS, 0))
 print("made", flush=True)
 """

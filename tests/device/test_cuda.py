@@ -852,9 +852,9 @@ def test_a_module_that_is_none_is_refused(driver: Driver) -> None:
     driver.rig.module = b"no ELF file"
     directory = Path(driver.rig.build(affine()))
     with pytest.raises(InvalidModel, match=r"kernels.so: cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE"):
-        driver.device.prepare(1, str(directory))
+        driver.device.open(1, str(directory))
     for name in ("*.so", "program.json"):
         path = next((whole.parent.parent / "programs" / PreparedModel.read(whole).program).rglob(name))
         path.write_bytes(path.read_bytes() + b" ")
         with pytest.raises(InvalidModel, match="is damaged"):
-            driver.device.prepare(1, str(whole))
+            driver.device.open(1, str(whole))

@@ -98,7 +98,7 @@ def test_a_launch_that_the_device_would_refuse_is_refused_when_the_model_is_prep
     driver = make(capability=86)
     driver.rig.module = compiled_kernels(NEEDY)
     with pytest.raises(InvalidModel, match=said):
-        driver.device.prepare(1, relaunched(driver, **changes))
+        driver.device.open(1, relaunched(driver, **changes))
     assert fake.live()["modules"] == driver.device.memory()["programs"] == 0
 
 
@@ -116,7 +116,7 @@ def test_shared_memory_is_asked_for_once_for_all_launches_of_a_kernel(
         93_184,
     ):  # with 8 KiB of the kernel's own: none, 48 KiB, a byte more, and all that there is
         asked = fake.calls("cuFuncSetAttribute")
-        driver.device.prepare(driver.models + 1, relaunched(driver, shared=shared))
+        driver.device.open(driver.models + 1, relaunched(driver, shared=shared))
         driver.models += 1
         assert fake.calls("cuFuncSetAttribute") - asked == (0 if shared <= 40_960 else 1 + (shared > 49_152))
         assert driver.end(driver.load(driver.models, 1, [driver.models])).status == Status.OK
@@ -130,7 +130,7 @@ def test_the_largest_of_a_kernels_launches_may_come_before_a_small_one(
     driver.rig.module = compiled_kernels(NEEDY)
     sizes = itertools.cycle([90_000, 90_000, 60_000, 60_000])  # of two kernels
     directory = relaunched(driver, shared=lambda: next(sizes))
-    driver.device.prepare(1, directory)
+    driver.device.open(1, directory)
     assert driver.end(driver.load(1, 1, [0])).status == Status.OK
     for rows in (1, 2, 4, 8):
         assert driver.end(driver.infer(1, 1, [np.ones((rows, 4), np.float32)])).status == Status.OK
@@ -332,7 +332,7 @@ def test_two_devices_share_a_store_and_a_link(make: Callable[..., Driver], fake:
     wide = affine(width=120)  # 58 kB
     directory = first.rig.build(wide)
     for driver in (first, second):
-        driver.device.prepare(1, directory)
+        driver.device.open(1, directory)
         assert driver.device.memory()["store_bytes"] == PAGE_BYTES
     fake.speed(link_rate=500_000)  # 116 ms
     alone = first.end(first.load(1, 1, [0]))
@@ -365,7 +365,7 @@ def test_types_without_a_fixed_size_have_no_program(driver: Driver, tmp_path: Pa
     prepared.write(good)
     program.parent.rename(program.parent.with_name(prepared.program))
     with pytest.raises(InvalidModel, match="no kernel can take"):
-        driver.device.prepare(1, str(good))
+        driver.device.open(1, str(good))
     assert driver.device.memory()["models"] == 0
 
 
@@ -376,5 +376,5 @@ def test_weights_that_are_not_the_programs_are_refused(driver: Driver) -> None:
     prepared.program = PreparedModel.read(large).program
     prepared.write(small)
     with pytest.raises(InvalidModel, match="not those of its program"):
-        driver.device.prepare(1, str(small))
+        driver.device.open(1, str(small))
     assert driver.device.memory()["programs"] == 0

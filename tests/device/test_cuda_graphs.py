@@ -146,7 +146,7 @@ def test_a_reservation_makes_no_more_graphs_than_it_has_time_for(driver: Driver,
     directory = driver.rig.build(affine(2, width=300))  # slots and workspace grow for this model
     fake.engines(call_ns=config.TRIAL_RESERVE_NS // 4)  # a graph takes more than four calls
     driver.models += 1
-    driver.device.prepare(driver.models, directory, counting)
+    driver.device.open(driver.models, directory, counting)
     assert sum(made) == 2 * OF_A_PROGRAM
     assert max(made) == 1
 

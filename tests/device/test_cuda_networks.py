@@ -116,7 +116,7 @@ def check_device(name: str, package: Path, model: Path, rig: CudaRig, relative: 
     try:
         prepared = prepare(package, rig.store, rig.fingerprint, PAGE_BYTES, {})
         directory = prepared_directory(rig.store, prepared.digest, rig.fingerprint, {})
-        driver.device.prepare(1, str(directory))
+        driver.device.open(1, str(directory))
         # Pages are taken from the last one down, so that no run lies where it does in the file.
         driver.end(driver.load(1, 1, [PAGES - end for end in accumulate(prepared.runs)]))
         for parts in ((1,), (1, 2), (1, 1, 6)):

@@ -86,7 +86,7 @@ def run(
         driver = Driver(rig.make(capability=capability), rig)
         reserve = Reserving(driver, asked_ns if asked_ns is not None else [])
         try:
-            driver.device.prepare(1, str(directory), reserve)
+            driver.device.open(1, str(directory), reserve)
             try_model(driver.device.trial(1), reserve, directory, options)
         finally:
             driver.device.close()
@@ -108,7 +108,7 @@ def test_a_package_by_hand_is_checked_profiled_and_served(rig: CudaRig) -> None:
     assert prepared.load_ns > 0
     driver = Driver(rig.make(), rig)
     try:
-        driver.device.prepare(1, str(directory))
+        driver.device.open(1, str(directory))
         driver.end(driver.load(1, 1, [3]))
         done = driver.end(driver.infer(1, 1, [X]))
         assert done.status == Status.OK
@@ -136,7 +136,7 @@ def test_the_example_by_hand_is_launched_as_a_graph(rig: CudaRig, tmp_path: Path
     (((x,), (expected,)),) = read_checks(tmp_path / "relu", read_program(tmp_path / "relu"))
     driver = Driver(rig.make(), rig)
     try:
-        driver.device.prepare(1, str(directory))
+        driver.device.open(1, str(directory))
         driver.end(driver.load(1, 1, [3]))
         before = {name: rig.fake.calls(name) for name in ("cuGraphLaunch", "cuLaunchKernel", "kernel")}
         done = driver.end(driver.infer(1, 1, [x]))
@@ -196,7 +196,7 @@ def test_a_package_for_an_older_card_is_prepared_and_served_on_this_one(
     directory = prepared_directory(rig.store, prepared.digest, f"cuda-sm_{capability}-12", {})
     driver = Driver(rig.make(capability=capability), rig)
     try:
-        driver.device.prepare(1, str(directory))
+        driver.device.open(1, str(directory))
         driver.end(driver.load(1, 1, [3]))
         done = driver.end(driver.infer(1, 1, [X]))
         np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-5, atol=1e-5)
@@ -262,7 +262,7 @@ def test_an_onnx_model_is_compiled_for_the_device_first(rig: CudaRig, tmp_path: 
     assert (prepared.holding, prepared.batches) == ("program", True)
     driver = Driver(rig.make(), rig)
     try:
-        driver.device.prepare(1, str(directory))
+        driver.device.open(1, str(directory))
         driver.end(driver.load(1, 1, list(range(len(prepared.runs)))))
         x = np.random.default_rng(1).standard_normal((2, 16)).astype(np.float32)
         done = driver.end(driver.infer(1, 1, [x[:1]], [x[1:]]))
@@ -316,7 +316,7 @@ def test_shorter_inputs_are_padded_and_their_answers_cut_back(rig: CudaRig, tabl
     driver = Driver(rig.make(), rig)
     rng = np.random.default_rng(0)
     try:
-        driver.device.prepare(1, str(directory))
+        driver.device.open(1, str(directory))
         driver.end(driver.load(1, 1, []))
         for length in range(1, 10):
             for rows in ((1,), (3,), (1, 2)):
@@ -355,7 +355,7 @@ def test_an_encoder_serves_lengths_that_it_was_not_compiled_for(rig: CudaRig, tm
     _, directory = run(rig, tmp_path / "package")
     driver = Driver(rig.make(), rig)
     try:
-        driver.device.prepare(1, str(directory))
+        driver.device.open(1, str(directory))
         driver.end(driver.load(1, 1, [0]))
         for rows, length in ((1, 3), (2, 4), (1, 5), (2, 7), (1, 8)):
             given = inputs(rows, length)

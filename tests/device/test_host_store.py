@@ -174,7 +174,7 @@ def test_a_file_that_cannot_be_read_fails_its_fetch_and_nothing_else(
     driver = make(host_pages=4)
     needs_files(driver)
     directory = Path(driver.rig.build(WIDE))
-    driver.device.prepare(1, str(directory))
+    driver.device.open(1, str(directory))
     driver.models = 1
     weights = directory / WEIGHTS_FILE
     content = weights.read_bytes()
@@ -205,7 +205,7 @@ def test_two_devices_load_from_one_host_store(make: Callable[..., Driver]) -> No
     first, second = (make(which=which, **options) for which in ("0", "1"))
     directory = first.rig.build(WIDE)
     for driver in (first, second):
-        driver.device.prepare(1, directory)
+        driver.device.open(1, directory)
     assert statuses(first, first.fetch(1)) == [Status.OK]
     x = np.random.default_rng(0).standard_normal((2, 200)).astype(np.float32)
     for driver in (first, second):

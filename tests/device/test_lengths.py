@@ -73,7 +73,7 @@ class Served:
         self.device = CpuDevice(max(1, sum(runs)) * PAGE_BYTES, PAGE_BYTES)
         self._ids = itertools.count(1)
         self._alone = ModelSession(model.SerializeToString(), optimise=True)
-        self.device.prepare(0, str(directory))
+        self.device.open(0, str(directory))
         starts = list(itertools.accumulate(runs, initial=0))[:-1]
         self.device.start(Load(next(self._ids), 0, 0, 1, starts, 0, NEVER_NS, 0))
         assert self._end().status == Status.OK

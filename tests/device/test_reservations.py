@@ -149,7 +149,7 @@ def test_the_driver_stalls_only_within_reservations(driver: Driver) -> None:
         before, inside[0] = calls(), 0
         driver.models += 1
         directory = driver.rig.build(affine(width, width=width))
-        driver.device.prepare(driver.models, directory, counting)
+        driver.device.open(driver.models, directory, counting)
         driver.device.tidy(counting)
         assert calls() - before == inside[0] > 0
         assert driver.end(driver.infer(serving, 1, [X])).status == Status.OK
@@ -158,7 +158,7 @@ def test_the_driver_stalls_only_within_reservations(driver: Driver) -> None:
     assert calls() == before
     assert driver.device.is_untidy
     driver.models += 1
-    driver.device.prepare(driver.models, directory, counting)  # the modules are still loaded
+    driver.device.open(driver.models, directory, counting)  # the modules are still loaded
     assert not driver.device.is_untidy
     assert calls() == before
 
@@ -166,7 +166,7 @@ def test_the_driver_stalls_only_within_reservations(driver: Driver) -> None:
 def test_what_the_host_takes_to_launch_does_not_count_as_what_is_measured(driver: Driver) -> None:
     """Unlike the preparation of a serving model, this predicts by the registration's times at first."""
     directory = Path(driver.rig.build(affine()))
-    driver.device.prepare(1, str(directory))
+    driver.device.open(1, str(directory))
     trial = driver.device.trial(1)
     with reserving(driver)(MS, [1]) as starts:
         assert trial.claim(starts) == ""
@@ -185,7 +185,7 @@ def test_a_model_is_loaded_checked_and_timed_beside_one_that_serves(
     driver = make(host_pages=host_pages) if host_pages else make()
     wide = affine(3, width=200)  # three pages
     directory = Path(driver.rig.build(wide))
-    driver.device.prepare(1, str(directory))
+    driver.device.open(1, str(directory))
     serving = Driver(driver.device, driver.rig)
     serving.models = 1
     other = serving.prepare(affine())

@@ -19,7 +19,7 @@ from clockwork import Client
 from clockwork.device.cpu import fingerprint as device_fingerprint
 from clockwork.errors import DeadlineMissed, Refused
 from clockwork.formats.prepared import PreparedModel, prepared_directory
-from clockwork.formats.profiled import prepared_profile
+from clockwork.formats.profile_package import prepared_from_profile
 from clockwork.formats.profiles import ModelProfile
 from clockwork.models import zoo
 from clockwork.models.prepare import prepare
@@ -149,7 +149,7 @@ def test_emulated_workers_of_other_kinds_and_profiles_serve_one_set_of_models(
             for digest in {client.model(info.name).digest for info in client.models()}:
                 found = next((tmp_path / "data" / "fast" / "prepared").glob(f"{digest}-*"))
                 body = json.loads((found / "prepared.json").read_text())
-                slow = prepared_profile(profile, digest, body["fingerprint"], body["page_bytes"], {})
+                slow = prepared_from_profile(profile, digest, body["fingerprint"], body["page_bytes"], {})
                 slow.runs = [len(slow.runs)]
                 slow.batch_max = 4
                 slow.profile = [

@@ -271,7 +271,7 @@ def test_a_worker_that_prepared_another_package_does_not_serve(controller: Contr
 def test_a_failed_preparation_is_tried_again_by_itself_and_when_asked(
     controller: Controller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clockwork.controller.registration.preparations.PREPARE_AGAIN_NS", (MS, MS))
+    monkeypatch.setattr("clockwork.controller.registration.preparation_book.PREPARE_AGAIN_NS", (MS, MS))
     with threaded_worker(controller, 1), connect(controller) as client:
         register(client)
         with threaded_worker(controller, 2, "no space is left on the device") as second:

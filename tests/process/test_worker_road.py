@@ -21,7 +21,7 @@ from clockwork.device.emulated import EmulatedGroup
 from clockwork.device.emulation import EmulatedSettings
 from clockwork.formats.package import PackageFile, digest_of, rows_of
 from clockwork.formats.prepared import PreparedModel
-from clockwork.formats.profiled import encode_profile, prepare_profile
+from clockwork.formats.profile_package import encode_profile, prepare_profile
 from clockwork.formats.profiles import ModelProfile
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire import codec
@@ -88,7 +88,7 @@ class Stage:
         (package / PROFILE_FILE).write_bytes(content)
         (package / LIST_FILE).write_text(json.dumps(rows_of(files)))
         prepare_profile(package, place / "prepared", "d", group.info.fingerprint, group.info.page_bytes, {})
-        group.prepare(MODEL, str(place / "prepared"))
+        group.open(MODEL, str(place / "prepared"))
         self.given = Given.of(PreparedModel.read(place / "prepared").summary())
         return group.devices[0]
 
@@ -321,7 +321,7 @@ def test_no_interpreted_function_is_entered_for_an_infer(make: Callable[..., Sta
     try:
         rig = CpuRig(tmp_path)
         stage = make(device=rig.make())
-        stage.device.prepare(MODEL, prepared := rig.build(affine()))
+        stage.device.open(MODEL, prepared := rig.build(affine()))
         stage.given = Given.of(PreparedModel.read(prepared).summary())
         stage.start()
         stage.load()

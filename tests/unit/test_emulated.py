@@ -18,7 +18,12 @@ from clockwork.device.emulated import EmulatedGroup
 from clockwork.device.emulation import EmulatedSettings, parse_settings
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.package import PackageFile, digest_of, rows_of
-from clockwork.formats.profiled import decode_profile, encode_profile, prepare_profile, prepared_profile
+from clockwork.formats.profile_package import (
+    decode_profile,
+    encode_profile,
+    prepare_profile,
+    prepared_from_profile,
+)
 from clockwork.formats.profiles import ModelProfile
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
@@ -61,7 +66,7 @@ class Bench:
         (package / LIST_FILE).write_text(json.dumps(rows_of(files)))
         target = self.place / f"prepared-{self.models}"
         prepare_profile(package, target, "d", info.fingerprint, info.page_bytes, options)
-        self.group.prepare(self.models, str(target))
+        self.group.open(self.models, str(target))
         return self.models
 
     def load(self, model: int, device: int = 0, pages: Sequence[int] = (0, 1), latest: int = NEVER_NS) -> int:
@@ -414,20 +419,20 @@ def test_a_file_that_is_no_profile(body: str) -> None:
 
 
 def test_what_is_prepared_of_a_profile() -> None:
-    whole = prepared_profile(PROFILE, "d", "f", PAGE_BYTES + 1, {})
+    whole = prepared_from_profile(PROFILE, "d", "f", PAGE_BYTES + 1, {})
     assert (whole.batches, whole.batch_max, whole.runs) == (True, 8, [1, 1])
     assert [(point.batch, point.exec_ns) for point in whole.profile] == [
         (1, 3 * MS),
         (2, 4 * MS),
         (8, 10 * MS),
     ]
-    capped = prepared_profile(PROFILE, "d", "f", PAGE_BYTES, {"batch_max": 5})
+    capped = prepared_from_profile(PROFILE, "d", "f", PAGE_BYTES, {"batch_max": 5})
     assert [(point.batch, point.exec_ns) for point in capped.profile] == [
         (1, 3 * MS),
         (2, 4 * MS),
         (5, 7 * MS),
     ]
-    single = prepared_profile(PROFILE, "d", "f", PAGE_BYTES, {"batching": "off"})
+    single = prepared_from_profile(PROFILE, "d", "f", PAGE_BYTES, {"batching": "off"})
     assert (single.batches, single.batch_max, single.inputs[0].shape) == (False, 1, (1, 1000))
     assert single.profile[0].shape == ((1, 1000),)
 

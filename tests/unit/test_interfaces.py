@@ -30,7 +30,7 @@ from clockwork.formats import interface
 from clockwork.formats.interface import Interface, difference, loosened, read_interface, read_onnx
 from clockwork.formats.package import PackageFile
 from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
-from clockwork.formats.profiled import encode_profile
+from clockwork.formats.profile_package import encode_profile
 from clockwork.formats.profiles import ModelProfile
 from clockwork.models import zoo
 from clockwork.models.onnx_import import metadata_of, real_inputs

@@ -155,7 +155,7 @@ def test_a_device_takes_one_value_for_a_batch_and_refuses_two(tmp_path: Path) ->
     assert {point.shape[1] for point in prepared.profile} == {value_entry(b"\0"), value_entry(b"\1")}
     assert max(point.batch for point in prepared.profile) > 1
     device = CpuDevice(max(1, sum(prepared.runs)) * PAGE_BYTES, PAGE_BYTES)
-    device.prepare(0, str(prepared_directory(tmp_path / "store", prepared.digest, fingerprint(1), options)))
+    device.open(0, str(prepared_directory(tmp_path / "store", prepared.digest, fingerprint(1), options)))
     starts = list(itertools.accumulate(prepared.runs, initial=0))[:-1]
     device.start(Load(1, 0, 0, 1, starts, 0, NEVER_NS, 0))
     (done,) = device.wait([1], 30.0)

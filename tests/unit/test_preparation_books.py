@@ -8,7 +8,7 @@ from clockwork.config.controller import PREPARE_AGAIN_NS
 from clockwork.controller.catalog.records import ModelRecord
 from clockwork.controller.models.lifecycle import ModelState
 from clockwork.controller.models.version import ModelVersion
-from clockwork.controller.registration.preparations import PREPARING, READY, PreparationBook
+from clockwork.controller.registration.preparation_book import PREPARING, READY, PreparationBook
 
 
 def model(model_id: int = 1) -> ModelVersion:

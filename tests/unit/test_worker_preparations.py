@@ -6,7 +6,7 @@ from typing import Any
 
 from clockwork.wire.messages import Status
 from clockwork.worker.preparation import JobDone
-from clockwork.worker.preparations import PreparationPool
+from clockwork.worker.preparation_pool import PreparationPool
 
 
 class Handle:

@@ -30,7 +30,7 @@ from clockwork.controller.models.accounts import account
 from clockwork.controller.models.interfaces import read_summary
 from clockwork.controller.models.lifecycle import LifecycleStep, ModelState, VersionEvent, transition
 from clockwork.controller.models.version import ModelVersion, Waiter
-from clockwork.controller.registration.preparations import PREPARING, READY, PreparationBook
+from clockwork.controller.registration.preparation_book import PREPARING, READY, PreparationBook
 from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.registration.tasks import GiveUp, KeepRecord, OwnTask, Retire
 from clockwork.controller.troubles import TroubleKind

@@ -14,7 +14,7 @@ from clockwork.controller.context import Context
 from clockwork.controller.models.lifecycle import ModelState
 from clockwork.controller.models.version import ModelVersion
 from clockwork.controller.peers.seats import SeatCounts
-from clockwork.controller.registration.preparations import PreparationBook
+from clockwork.controller.registration.preparation_book import PreparationBook
 from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.registration.versions import Versions
 from clockwork.controller.storage.repairs import Repairs

@@ -83,7 +83,7 @@ def tensors_of(
     )
 
 
-def prepared_profile(
+def prepared_from_profile(
     profile: ModelProfile, digest: str, fingerprint: str, page_bytes: int, options: Mapping[str, Any]
 ) -> PreparedModel:
     """Return the description of a model with this profile. options: as in messages.Prepare.
@@ -131,7 +131,7 @@ def prepare_profile(
     """
     if check_package(package)[0].path != PROFILE_FILE:
         raise InvalidModel(f"the package of a profile begins with {PROFILE_FILE}")
-    prepared = prepared_profile(read_profile(package), digest, fingerprint, page_bytes, options)
+    prepared = prepared_from_profile(read_profile(package), digest, fingerprint, page_bytes, options)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=target.parent) as temporary:
         prepared.write(Path(temporary))

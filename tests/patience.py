@@ -1,7 +1,7 @@
 """Waiting without a clock: every test waits for an event, and this module has the only hang guard.
 
-The guard is minutes, because a machine that does other things as well is slower than any expectation. No test measures
-with it.
+The guard is minutes, because a machine that does other things as well is slower than any expectation. No test
+measures with it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def eventually(condition: Callable[[], Any], what: str, within_s: float = PATIEN
 def windows_ns(first_ns: int) -> Iterator[int]:
     """Yield longer and longer times, for a test that needs something done before a window opens or closes.
 
-    The test retries with the next time where the machine was too slow for this one. The last time is within PATIENCE_NS;
-    after it the test fails.
+    The test retries with the next time where the machine was too slow for this one. The last time is within
+    PATIENCE_NS; after it the test fails.
     """
     window_ns = first_ns
     while window_ns < PATIENCE_NS:

@@ -286,7 +286,10 @@ def test_only_the_execution_that_is_named_is_ended(make: Callable[..., Driver]) 
 
 
 def test_an_operator_of_clockworks_is_ended_in_the_middle(make: Callable[..., Driver]) -> None:
-    """ONNX Runtime checks its flag between nodes only. Twelve such texts take more than half a minute of processor time."""
+    """ONNX Runtime checks its flag between nodes only.
+
+    Twelve such texts take more than half a minute of processor time.
+    """
     driver = make()
     model = driver.prepare(Case(operator_model("BytePairs", tokens_max=1 << 20), batches=True))
     driver.end(driver.load(model, 1, []))

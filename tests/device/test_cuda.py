@@ -264,7 +264,10 @@ MARKS = 3
 
 
 def executing(driver: Driver, fake: FakeDriver, model: int) -> int:
-    """An execution that runs until kernels are let go of. Nobody knows how long it takes, so nothing is queued behind it."""
+    """An execution that runs until kernels are let go of.
+
+    Nobody knows how long it takes, so nothing is queued behind it.
+    """
     before = fake.calls("cuGraphLaunch")
     fake.keep_kernels()
     action = driver.infer(model, 1, [X], expected_ns=0)

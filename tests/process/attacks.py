@@ -1,7 +1,7 @@
-"""What strangers throw at a cluster, each kind as a loop that goes on until it is told to stop.
+"""Attacks of strangers on a cluster, each kind as a loop that goes on until it is told to stop.
 
-Every attack draws from a random.Random of its own, made of the seed and its name; what the machine makes of
-the timing is not part of the seed.
+Every attack draws from a random.Random of its own, made of the seed and its name; timing is not part of the
+seed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.patience import PATIENCE_S
 
 SOON_NS = 20_000_000
 TURNS = 40
-"""Of one connection, before the attack dials anew."""
+"""Messages of one connection before the attack dials anew."""
 
 MESSAGE_BYTES = 8 << 20
 HALF_OPEN_MAX = 40
@@ -35,7 +35,7 @@ GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + b"\x00" + byte
 
 
 class Doors(NamedTuple):
-    """Where a cluster can be reached."""
+    """The addresses at which a cluster can be reached."""
 
     clients: str  # ZeroMQ's endpoints
     workers: str
@@ -50,8 +50,10 @@ class Doors(NamedTuple):
 
 
 class Stop(threading.Event):
-    """Set when the attack is over; what is thrown is counted, so that an attack that reaches nothing is
-    noticed."""
+    """Set when the attack is over.
+
+    The messages sent are counted, so that an attack that reaches nothing is noticed.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,10 +64,10 @@ Attack = Callable[[Doors, random.Random, Stop], None]
 
 
 def hang_up(transport: Transport) -> None:
-    """End the connections at once, whatever has not been sent.
+    """End the connections at once, regardless of unsent messages.
 
-    A dialled socket of libzmq 4.3.5 that closes with messages to send, while others come and its peer ends
-    it, aborts its process by its heartbeats ("Assertion failed: !_io_error").
+    A dialled socket of libzmq 4.3.5 can abort its process by its heartbeats ("Assertion failed: !_io_error"):
+    it closes with messages to send, while others come and its peer ends it.
     """
     for one in transport._sockets:
         one._socket.set(zmq.LINGER, 0)
@@ -75,8 +77,8 @@ def hang_up(transport: Transport) -> None:
 def _dialled(
     endpoint: str, hello: Any, rng: random.Random, stop: Stop, make: Callable[[], list[Any]]
 ) -> None:
-    """Connections of our own protocol: hello (if any), then whatever make() says, answers read now and
-    then."""
+    """Connections of Clockwork's own protocol: hello (if any), then the messages of make(), with answers read
+    now and then."""
     while not stop.is_set():
         transport = Transport()
         try:
@@ -98,7 +100,7 @@ def _dialled(
 
 
 def _odd_message(rng: random.Random, good: list[Any]) -> list[Any]:
-    """A message that is almost one of ours, with a few frames behind it."""
+    """A message that is almost valid, with a few frames behind it."""
     while True:
         message = rng.choice(good)
         header = codec.encode(message)
@@ -111,14 +113,14 @@ def _odd_message(rng: random.Random, good: list[Any]) -> list[Any]:
             try:
                 header = mutate.packed(value)
             except (ValueError, OverflowError, TypeError, RecursionError):
-                continue  # what cannot be written cannot be sent
+                continue  # a message that cannot be encoded cannot be sent
         return [header, *(rng.randbytes(rng.choice([0, 4, 256, 4096])) for _ in range(rng.randrange(3)))]
 
 
 def wild_clients(doors: Doors, rng: random.Random, stop: Stop) -> None:
     hello = messages.ClientHello(PROTOCOL_VERSION, "0", "wild")
     good = [one for one in mutate.every_message() if type(one) in messages.FROM_CLIENT.values()]
-    # What takes a model away, or its traffic, is a client's right, and would be no defect.
+    # A client has the right to remove a model or its traffic, so that would be no defect.
     harmless = [one for one in good if type(one) not in (messages.Unregister, messages.Offer, messages.Route)]
     requests = [
         messages.InferRequest(number, "digits", 0, 0, [["", 1, [1, 1, 8, 8], 0]])
@@ -139,7 +141,7 @@ def strangers(doors: Doors, rng: random.Random, stop: Stop) -> None:
 
 
 def wild_workers(doors: Doors, rng: random.Random, stop: Stop) -> None:
-    """Workers whose hello is odd, and who then say anything."""
+    """Workers with an unusual hello, and arbitrary messages after it."""
     device = {"kind": "wild", "page_bytes": 1 << 20, "page_count": 4, "run_ahead": 2}
     hello = messages.WorkerHello(PROTOCOL_VERSION, "0", "wild", 1, [device])
     good = [one for one in mutate.every_message() if type(one) in messages.FROM_WORKER.values()]
@@ -147,13 +149,13 @@ def wild_workers(doors: Doors, rng: random.Random, stop: Stop) -> None:
 
 
 def hellos(doors: Doors, rng: random.Random, stop: Stop) -> None:
-    """A flood of them, from one connection after the other."""
+    """A flood of complaints, from one connection after the other."""
     hello = codec.encode(messages.ClientHello(PROTOCOL_VERSION, "0", "again"))
     _dialled(doors.clients, None, rng, stop, lambda: [hello])
 
 
 def ghosts(doors: Doors, rng: random.Random, stop: Stop) -> None:
-    """A hello and an end, as fast as it goes."""
+    """A hello and an end, as fast as possible."""
     hello = codec.encode(messages.ClientHello(PROTOCOL_VERSION, "0", "ghost"))
     context = zmq.Context()
     try:
@@ -170,7 +172,7 @@ def ghosts(doors: Doors, rng: random.Random, stop: Stop) -> None:
 
 
 def silent_readers(doors: Doors, rng: random.Random, stop: Stop) -> None:
-    """Good requests whose answers nobody reads."""
+    """Valid requests whose answers nobody reads."""
     hello = messages.ClientHello(PROTOCOL_VERSION, "0", "silent")
     number = 0
     while not stop.is_set():
@@ -196,7 +198,7 @@ def silent_readers(doors: Doors, rng: random.Random, stop: Stop) -> None:
 
 
 def half_open(doors: Doors, rng: random.Random, stop: Stop) -> None:
-    """Connections to every port that say half of something and then nothing."""
+    """Connections to every port that send half of something and then nothing."""
     beginnings = [
         b"",
         GREETING[:10],
@@ -222,7 +224,7 @@ def half_open(doors: Doors, rng: random.Random, stop: Stop) -> None:
 
 
 def noise(doors: Doors, rng: random.Random, stop: Stop) -> None:
-    """Bytes that mean nothing to any port, or something to another one."""
+    """Bytes that mean nothing to any port, or something to another port."""
     beginnings = [
         b"", GREETING, GREETING + b"\x04\x19\x05READY", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         GREETING + b"\x02" + struct.pack(">Q", 1 << 62),
@@ -238,7 +240,7 @@ def noise(doors: Doors, rng: random.Random, stop: Stop) -> None:
 
 
 def wild_http(doors: Doors, rng: random.Random, stop: Stop) -> None:
-    """Bodies that are almost those of the protocol, zipped and not, at paths that are almost its paths."""
+    """Bodies that are almost valid, compressed and not, at paths that are almost right."""
     paths = [
         "/v2/models/digits/infer", "/v2/models/digits/versions/1/infer", "/v2/models/" + "x" * 3000, "/v2/models/%00/infer",
         "/v2/models/../../etc/infer", "/v2/repository/index", "/v2", "/v2/models/digits/versions/99999999999999999999/infer",
@@ -273,7 +275,7 @@ def wild_http(doors: Doors, rng: random.Random, stop: Stop) -> None:
 
 
 def wild_grpc(doors: Doors, rng: random.Random, stop: Stop) -> None:
-    """Calls whose messages are no messages."""
+    """Calls whose messages are invalid."""
     import grpc
 
     methods = [

@@ -1,4 +1,4 @@
-"""A whole cluster of real processes for one test: a controller and workers, started as a user starts them.
+"""A whole cluster of real processes for a test: a controller and workers, started as a user starts them.
 
 At the end every process is stopped, and the fixture asserts that none is left, that each ended with
 status 0, and that the directory for temporary files is as empty as before.
@@ -35,14 +35,14 @@ _JOINED = re.compile(r"\S+ serves controller \S+ as worker \d+")
 
 
 class Program:
-    """One process and what it prints. Its descendants share its session, by which they are found again."""
+    """A process and its output. Its descendants share its session, by which they are found."""
 
     def __init__(
         self, arguments: Sequence[str], environment: dict[str, str] | None = None, *, code: str = ""
     ) -> None:
         """Start ``python -m clockwork <arguments>``, or ``python -c <code> <arguments>``."""
         self.lines: list[str] = []
-        self.seen_ns: list[int] = []  # when each of the lines was read
+        self.seen_ns: list[int] = []  # time at which each line was read
         self._changed = threading.Condition()
         self._over = False
         self.process = subprocess.Popen(
@@ -66,7 +66,7 @@ class Program:
         return "\n".join(self.lines)
 
     def wait_for(self, pattern: str | re.Pattern[str], after: int = 0) -> re.Match[str]:
-        """The first line that matches; only lines from index ``after`` on count."""
+        """Return the first line that matches; only lines from index ``after`` on count."""
         index = after
         deadline_ns = now_ns() + int(PATIENCE_S * SECOND)
         with self._changed:
@@ -84,7 +84,7 @@ class Program:
         self.process.send_signal(number)
 
     def wait(self, within_s: float = PATIENCE_S) -> int:
-        """Its exit status, once all that it printed has been read."""
+        """Return its exit status, once all of its output has been read."""
         try:
             status = self.process.wait(within_s)
         except subprocess.TimeoutExpired:
@@ -99,7 +99,7 @@ class Program:
         return self.wait()
 
     def kill(self) -> None:
-        """kill -9."""
+        """Send SIGKILL."""
         self.process.kill()
         self.process.wait()
 
@@ -124,12 +124,12 @@ class Program:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what would lead a test's processes to somebody else's cluster."""
+    """Return the environment without variables that would lead a test's processes to another cluster."""
     return {name: value for name, value in os.environ.items() if not name.startswith("CLOCKWORK_")}
 
 
 def session_members(session: int) -> list[int]:
-    """Processes of that session that are not zombies."""
+    """Return the processes of that session that are not zombies."""
     members = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -141,7 +141,7 @@ def session_members(session: int) -> list[int]:
 
 
 class Cluster:
-    """One controller and its workers, on ports that were free."""
+    """A controller and its workers, on ports that were free."""
 
     def __init__(self, data: Path, options: Sequence[str] = ()) -> None:
         self.data = data
@@ -152,12 +152,12 @@ class Cluster:
         self._killed: list[Program] = []
         self._options = list(options)
         self._held = contextlib.ExitStack()
-        ports = self._held.enter_context(held_ports(2))  # which it gets again where it is started again
+        ports = self._held.enter_context(held_ports(2))  # a restarted controller gets the same ports again
         self.endpoint, self.worker_endpoint = (f"tcp://127.0.0.1:{port}" for port in ports)
         self.start_controller()
 
     def start_controller(self) -> None:
-        """Start it, at the same endpoints as before if there was one."""
+        """Start the controller, at the same endpoints as before if there was one."""
         self.controller = self.program([
             "controller", "--listen", self.endpoint, "--worker-listen", self.worker_endpoint,
             "--events", ANYWHERE, "--data", str(self.data / "controller"), *self._options,
@@ -174,7 +174,7 @@ class Cluster:
         wait: bool = True,
         environment: dict[str, str] | None = None,
     ) -> Program:
-        """Start one, and (wait) return once the controller has taken it in."""
+        """Start a worker, and (wait) return once the controller has accepted it."""
         worker = self.program([
             "worker", "--connect", endpoint or self.worker_endpoint, "--arena", arena, "--page-size", "256KiB",
             "--store", str(self.data / store), "--name", name or f"worker-{len(self.workers)}", *options,
@@ -187,13 +187,13 @@ class Cluster:
     def program(
         self, arguments: Sequence[str], *, code: str = "", environment: dict[str, str] | None = None
     ) -> Program:
-        """Any process that is to be gone when the test ends."""
+        """Register a process that must be gone when the test ends."""
         program = Program(arguments, {"TMPDIR": str(self.temporary), **(environment or {})}, code=code)
         self._programs.append(program)
         return program
 
     def kill(self, program: Program) -> None:
-        """kill -9, and what it started must end by itself."""
+        """Kill a worker; the processes that it started must end by themselves."""
         program.kill()
         self._killed.append(program)
 
@@ -202,12 +202,12 @@ class Cluster:
         return Client(self.endpoint, **more)
 
     def run(self, *arguments: str) -> tuple[int, str]:
-        """A command of the CLI that talks to this cluster: (exit status, all that it printed)."""
+        """Run a command of the CLI on this cluster; return (exit status, output)."""
         program = self.program([*arguments, "--endpoint", self.endpoint])
         return program.wait(), program.text
 
     def check_end(self) -> None:
-        """Stop everything in order and assert that it ends well and leaves nothing."""
+        """Stop everything in order; assert that it ends well and leaves nothing."""
         for worker in self.workers:
             if worker not in self._killed:
                 assert worker.stop() == 0, worker.text
@@ -234,7 +234,7 @@ class Cluster:
 def running_cluster(
     data: Path, workers: int = 1, controller_options: Sequence[str] = (), **worker_options: Any
 ) -> Iterator[Cluster]:
-    """A cluster that is up; see the module."""
+    """A running cluster; see the module."""
     cluster = None
     try:
         cluster = Cluster(data, controller_options)
@@ -267,14 +267,15 @@ class Reference:
         self.outputs = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, inputs: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
-        """The first output. One array is the first input."""
+        """Return the first output. A single array is the first input."""
         if not isinstance(inputs, dict):
             inputs = {self._session.get_inputs()[0].name: inputs}
         return np.asarray(self._session.run(None, inputs)[0])
 
 
 def same(answer: Any, expected: np.ndarray) -> bool:
-    """Equal within a relative 1e-4 of the largest value, and of the same shape and type."""
+    """Whether values are equal within a relative 1e-4 of the largest value, and have the same shape and
+    type."""
     answer = np.asarray(answer)
     scale = float(np.abs(expected).max(initial=0.0)) or 1.0
     return (
@@ -285,10 +286,10 @@ def same(answer: Any, expected: np.ndarray) -> bool:
 
 
 def total_results(status: ClusterStatus, outcome: str) -> int:
-    """Results of that status over all workers, as the controller counted them."""
+    """Return the number of results of that status over all workers, as the controller counted them."""
     return sum(worker["results"].get(outcome, 0) for worker in status["workers"])
 
 
 def total_sent(status: ClusterStatus, kind: str) -> int:
-    """Actions of that kind sent to the workers that are there."""
+    """Return the number of actions of that kind sent to the present workers."""
     return sum(worker["sent"].get(kind, 0) for worker in status["workers"])

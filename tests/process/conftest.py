@@ -1,4 +1,4 @@
-"""What the tests of a gateway have in common; those of other kinds have controllers of their own."""
+"""Common fixtures of the gateway's tests; other tests have controllers of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tests.process.fake_controller import FakeController
 
 @pytest.fixture(scope="module")
 def controller() -> Iterator[FakeController]:
-    """It answers every request with its inputs, and is shared by the tests of a file."""
+    """A gateway before a controller that answers every request with its inputs, shared by the tests of a
+    file."""
     with FakeController() as controller:
         yield controller
 
@@ -20,7 +21,8 @@ def controller() -> Iterator[FakeController]:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate for localhost, and its key."""
-    from tests.process.gateways import new_pair  # here: it skips where the gateway's libraries are missing
+    # imported here: the test skips where the gateway's libraries are missing
+    from tests.process.gateways import new_pair
 
     return new_pair(tmp_path_factory.mktemp("tls"))
 

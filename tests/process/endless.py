@@ -1,4 +1,4 @@
-"""A controller of a plain socket that goes on saying something for as long as it is heard."""
+"""A server on a plain socket that sends without end for as long as its peer reads."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FRAME = zmtp.frame_head(1 << 20, zmtp.MORE) + bytes(1 << 20)
 
 
 class Endless:
-    """Accepts connections, one after the other, says what it has been given, and then data over and over:
-    frames of a message without an end, unless told otherwise."""
+    """Accepts connections, one after the other, sends the given bytes, and then data repeatedly: by default,
+    frames of a message without an end."""
 
     def __init__(self, first: Callable[[socket.socket], None], data: bytes = FRAME) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.sent: list[int] = []  # of each connection, until it ended
+        self.sent: list[int] = []  # bytes sent on each connection until it ended
         self._first = first
         self._data = data
         self._ended = threading.Condition()
@@ -31,7 +31,7 @@ class Endless:
         self._thread.start()
 
     def _serve(self) -> None:
-        with contextlib.suppress(OSError):  # the listener is closed, and that is the end
+        with contextlib.suppress(OSError):  # the listener was closed
             while True:
                 one, _ = self.listener.accept()
                 sent = 0

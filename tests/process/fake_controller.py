@@ -1,4 +1,4 @@
-"""A controller of a few lines, for tests of the client: it answers as each test's handler says."""
+"""A controller of a few lines, for tests of the client: its answers come from each test's handler."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from tests.patience import PATIENCE_S
 class FakeController:
     """Runs on a thread of its own. ``handle(controller, identity, message, frames)`` may be replaced.
 
-    The default handler answers every InferRequest with its inputs. Whatever a test wants to do with
-    the socket goes through do(), which runs it on the controller's thread.
+    The default handler answers every InferRequest with its inputs. Any use of the socket by a test goes
+    through do(), which runs it on the controller's thread.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class FakeController:
         self._thread.start()
 
     def send(self, identity: bytes, message: Any, frames: Any = ()) -> None:
-        """On the controller's thread only."""
+        """Send a message; on the controller's thread only."""
         self.router.send(identity, codec.encode(message), frames)
 
     def do(self, work: Callable[[], None]) -> None:
@@ -68,7 +68,7 @@ class FakeController:
         self._wakeup.set()
 
     def wait_for(self, kind: type, count: int = 1) -> list[Any]:
-        """The messages of a kind, once there are ``count`` of them."""
+        """Return the messages of a kind, once there are ``count`` of them."""
         with self._changed:
             ok = self._changed.wait_for(
                 lambda: len(self.of(kind)) >= count or self._failure, timeout=PATIENCE_S
@@ -118,7 +118,7 @@ class FakeController:
 
     def _take(self, identity: bytes, _: int, frames: list[Any]) -> None:
         message = codec.decode(frames[0], FROM_CLIENT)
-        handle = self.handle  # now: a test may replace it as soon as it sees that this message came
+        handle = self.handle  # read now: a test may replace it as soon as it sees that this message came
         if type(message) is ClientHello and identity not in self.peers:
             self.peers.append(identity)
         with self._changed:
@@ -134,7 +134,7 @@ class FakeController:
 
 
 INPUTS = [{"name": name, "dtype": "float32", "shape": ["N", 2]} for name in ("x", "x1", "a", "b")]
-"""Of every model, as a fake controller describes it."""
+"""Return a fake controller's description of any model."""
 
 
 def echo(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
@@ -155,7 +155,7 @@ def silent(controller: FakeController, identity: bytes, message: Any, frames: li
 
 
 def failing(status: Status, text: str, details: dict[str, Any] | None = None) -> Any:
-    """A handler that answers every request with one failure."""
+    """Return a handler that answers every request with one failure."""
 
     def handle(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
         if hasattr(message, "request_id"):

@@ -1,4 +1,4 @@
-"""As much of the Hugging Face Hub's API as reading one repository, o/r, takes."""
+"""The part of the Hugging Face Hub's API that reads a repository, o/r."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class FakeHub(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
-        self.large: set[str] = set()  # those that the Hub keeps in LFS
+        self.large: set[str] = set()  # files that the Hub keeps in LFS
 
     def tree(self, folder: str, recursive: bool) -> list[dict[str, Any]]:
-        """What lies in a folder ("" for all), with its folders."""
+        """List a folder ("" for all), with its folders."""
         folders: dict[str, None] = {}
         found = []
         for path, data in self.files.items():

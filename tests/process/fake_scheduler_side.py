@@ -55,7 +55,7 @@ raise SystemExit(main(WorkerSettings(**settings)))
 
 @dataclasses.dataclass
 class Package:
-    """A package as a controller would have it: its files' contents, and what a Prepare says of it."""
+    """A package as a controller would have it: its files' contents, and the fields of its Prepare."""
 
     contents: list[bytes]
     files: list[PackageFile]
@@ -68,7 +68,7 @@ def package(model: bytes) -> Package:
 
 
 class SchedulerSide:
-    """One worker at a time; everything happens on the caller's thread."""
+    """The side of a single worker at a time; everything happens on the caller's thread."""
 
     def __init__(self, endpoint: str = "tcp://127.0.0.1:0", keys: Any = None) -> None:
         self._transport = Transport()
@@ -93,7 +93,7 @@ class SchedulerSide:
     # ----- messages ----------------------------------------------------------------------------
 
     def receive(self, timeout_s: float = PATIENCE_S) -> tuple[Any, list[Any]]:
-        """The next message and its frames. Fetches are served, heartbeats kept."""
+        """Return the next message and its frames. Fetches are served, heartbeats kept."""
         deadline_ns = now_ns() + round(timeout_s * SECOND)
         while True:
             received = self.router.receive()
@@ -120,12 +120,12 @@ class SchedulerSide:
         self.send(Chunk(fetch.digest, fetch.file, fetch.offset, Status.OK), [body])
 
     def expect(self, kind: type, timeout_s: float = PATIENCE_S) -> Any:
-        """The next message, which has to be of this kind (heartbeats apart), and no frames."""
+        """Return the next message, which has to be of this kind (heartbeats apart), and have no frames."""
         return self.expect_frames(kind, timeout_s)[0]
 
     def expect_frames(self, kind: type, timeout_s: float = PATIENCE_S) -> tuple[Any, list[Any]]:
         deadline_ns = now_ns() + round(timeout_s * SECOND)
-        while True:  # heartbeats do not put off its end
+        while True:  # heartbeats do not extend the time limit
             message, frames = self.receive(max(deadline_ns - now_ns(), 0) / SECOND)
             if isinstance(message, kind):
                 return message, frames
@@ -140,7 +140,7 @@ class SchedulerSide:
     # ----- conversations -----------------------------------------------------------------------
 
     def welcome(self, epoch: int = 1) -> WorkerHello:
-        """Let a worker in."""
+        """Accept a worker."""
         hello: WorkerHello = self.expect(WorkerHello)
         self.send(WorkerWelcome(PROTOCOL_VERSION, __version__, epoch, 7))
         return hello
@@ -152,7 +152,7 @@ class SchedulerSide:
         )
 
     def prepare(self, model_id: int, package: Package, **options: Any) -> dict[str, Any]:
-        """Have a model prepared; its summary."""
+        """Have a model prepared; return its summary."""
         self.announce(model_id, package, **options)
         prepared: Prepared = self.expect(Prepared)
         assert (prepared.model_id, Status(prepared.status), prepared.text) == (model_id, Status.OK, "")
@@ -218,7 +218,7 @@ class WorkerProcess:
         return self.log.read_text()
 
     def children(self) -> list[int]:
-        """Process ids of the worker's children."""
+        """Return the process ids of the worker's children."""
         return [pid for pid, parent in _parents().items() if parent == self.process.pid]
 
     def wait_for_child(self) -> int:
@@ -233,7 +233,7 @@ def _parents() -> dict[int, int]:
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it may end while we look
+            with contextlib.suppress(OSError):  # a process may end meanwhile
                 stat = (entry / "stat").read_text()
                 parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
     return parents
@@ -241,7 +241,7 @@ def _parents() -> dict[int, int]:
 
 @contextlib.contextmanager
 def running_worker(endpoint: str, store: Path, **settings: Any) -> Iterator[WorkerProcess]:
-    """A worker while this lasts; it must leave nothing behind, however it ends."""
+    """Run a worker for the duration of the context; it must leave nothing behind, however it ends."""
     descriptor, log = tempfile.mkstemp(suffix=".log", prefix="worker-")
     os.close(descriptor)
     worker = WorkerProcess(endpoint, store, Path(log), **settings)

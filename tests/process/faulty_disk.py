@@ -1,7 +1,7 @@
 """Disks that fail, and crashes, for one thread of this process: its calls of ``os`` pass through here.
 
-A Disk counts them, fails those that it is told to, and keeps what a crash would leave before each: of the
-process alone (what is there), or of the machine (what was synced, by a model that keeps nothing else).
+A Disk counts the calls, fails those that a test chooses, and keeps the state that a crash would leave before
+each: a crash of the process (the files as they are), or of the machine (the synced files only).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 CALLS = ("open", "write", "pwrite", "fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir", "close")
-"""Of ``os``. Closing is counted and never fails: the descriptor would be gone all the same."""
+"""Functions of ``os``. Closing is counted and never fails: the descriptor would be gone all the same."""
 
 
 class Disk:
@@ -75,13 +75,14 @@ class Disk:
 
 
 class Synced:
-    """What of a tree outlives the machine: files as they were last synced, names as their directory was."""
+    """The part of a tree that survives a crash of the machine: files as last synced, names as in the last
+    sync of their directory."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._content: dict[int, bytes] = {}
         self._names: dict[int, dict[str, int]] = {}
-        self._pins: list[int] = []  # descriptors that keep a number from being given to another file
+        self._pins: list[int] = []  # descriptors that keep an inode's number from being reused
         self._root = root.stat().st_ino
         for folder, _, files in os.walk(root):
             self._sync_folder(folder)
@@ -100,7 +101,7 @@ class Synced:
             (self._sync_folder if os.path.isdir(path) else self._sync_file)(path)
 
     def materialise(self, target: Path) -> Path:
-        """Write down what would be left."""
+        """Record the files that would be left."""
         self._write(self._root, target)
         return target
 
@@ -134,7 +135,7 @@ class Synced:
 
 
 def copies(root: Path, into: Path) -> Iterator[Path]:
-    """Copies of a tree as it is, each time that one is asked for."""
+    """Copies of a tree, made on request."""
     number = 0
     while True:
         number += 1

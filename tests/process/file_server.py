@@ -1,4 +1,4 @@
-"""An HTTP server of files for tests, which lists its folders, and does wrong what it is told to."""
+"""An HTTP server of files for tests, which lists its folders, and fails in the ways that a test sets."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class FileServer(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
-        self.links: dict[str, str] = {}  # more HTML of a folder's page
-        self.away = False  # every request is a 503
-        self.cut: set[str] = set()  # files of which half is sent
-        self.stalled: set[str] = set()  # files of which half is sent, and the rest once `go_on` is set
-        self.changing: dict[str, bytes] = {}  # what a file becomes when it is asked for
-        self.unsized: set[str] = set()  # files whose size is not said
-        self.redirects: dict[str, str] = {}  # of a path to a URL
+        self.links: dict[str, str] = {}  # additional HTML of a folder's page
+        self.away = False  # every request gets a 503
+        self.cut: set[str] = set()  # files that are sent by half
+        self.stalled: set[str] = set()  # files that are sent by half, and the rest once `go_on` is set
+        self.changing: dict[str, bytes] = {}  # the content of a file once it has been asked for
+        self.unsized: set[str] = set()  # files without a Content-Length
+        self.redirects: dict[str, str] = {}  # path to URL
         self.md5: dict[str, str] = {}  # a file's header Content-MD5
         self.go_on = threading.Event()
         self.sending = threading.Event()  # half of a stalled file has been sent
@@ -38,7 +38,7 @@ class FileServer(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that end in the middle of an answer are what is tested."""
+        """Ignore clients that disconnect in the middle of an answer: that is under test."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -123,7 +123,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def running(server: http.server.ThreadingHTTPServer) -> Iterator[None]:
-    """Within the block, the server answers, on a thread of its own."""
+    """Run the server on a thread of its own for the duration of the context."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, name="server")
     thread.start()
     try:

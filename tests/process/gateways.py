@@ -1,4 +1,4 @@
-"""A gateway for tests, on a thread of its own, and an HTTP client that says exactly what is sent."""
+"""A gateway for tests, on a thread of its own, and an HTTP client that sends exactly the given bytes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SERVICE = "/inference.GRPCInferenceService/"
 def running_gateway(endpoint: str, **settings: Any) -> Iterator[Gateway]:
     """A gateway before the controller at that endpoint; its ``ports`` say where.
 
-    Fails if it does not end well.
+    Fails if the gateway does not end well.
     """
     settings = {"http_port": 0, "grpc_port": 0, "metrics_port": OFF, "drain_s": 5.0} | settings
     gateway = Gateway(GatewaySettings(endpoint=endpoint, **settings))
@@ -87,7 +87,7 @@ class Reply:
 
     @property
     def outputs(self) -> dict[str, Any]:
-        """Of an inference: raw bytes or JSON's elements, by output."""
+        """Return the outputs of an inference: raw bytes or JSON's elements, by output."""
         length = int(self.headers.get(HEADER_LENGTH.lower(), len(self.data)))
         found: dict[str, Any] = {}
         for one in json.loads(self.data[:length])["outputs"]:
@@ -102,7 +102,7 @@ class Reply:
 
 
 class Http:
-    """One connection, kept alive. Not for several threads."""
+    """A single kept-alive connection. Not for several threads."""
 
     def __init__(self, port: int, **more: Any) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S, **more)
@@ -114,7 +114,7 @@ class Http:
         return Reply(self.connection.getresponse())
 
     def infer(self, body: Any, raw: bytes | None = None, model: str = "m", **headers: str) -> Reply:
-        """POST an inference; raw: what follows the JSON."""
+        """POST an inference; raw: the bytes behind the JSON."""
         more = {name.replace("_", "-"): value for name, value in headers.items()}
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         if raw is not None:
@@ -133,7 +133,7 @@ class Https(Http):
 
 
 def new_pair(directory: Path) -> tuple[Path, Path]:
-    """A certificate for localhost, and its key, in a folder."""
+    """Make a certificate for localhost, and its key, in a folder."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl, which makes the certificate, is not installed")
     cert, key = directory / "cert.pem", directory / "key.pem"
@@ -146,7 +146,7 @@ def new_pair(directory: Path) -> tuple[Path, Path]:
 
 
 def method_of(channel: grpc.Channel, method: str) -> Any:
-    """A unary call of the protocol, with our own messages."""
+    """Return a unary call of the protocol, with our own messages."""
     return channel.unary_unary(
         SERVICE + method,
         request_serializer=lambda message: message.SerializeToString(),
@@ -157,7 +157,7 @@ def method_of(channel: grpc.Channel, method: str) -> Any:
 def tensor(
     datatype: str = "FP32", shape: Any = (1, 2), data: Any = None, size: Any = None, name: str = "x"
 ) -> dict[str, Any]:
-    """One input: with its elements, or with the count of raw bytes."""
+    """An input with its elements, or with the number of its raw bytes."""
     one: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(shape)}
     return one | ({"data": data} if size is None else {"parameters": {"binary_data_size": size}})
 
@@ -167,12 +167,12 @@ BODY = {"inputs": [tensor(data=[1.0, 2.0])]}
 
 
 def infer_on(channel: grpc.Channel, token: str = "") -> str:
-    """The status of one inference."""
+    """Return the status of an inference."""
     message = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(8)])
     message.inputs.add(name="x", datatype="FP32", shape=[1, 2])
     metadata = [("authorization", f"Bearer {token}")] if token else []
     try:
-        # Between two looks at its connections a gateway may have to refuse one, and a client comes again.
+        # Between two sweeps of its connections a gateway may refuse a new one; the client then retries.
         method_of(channel, "ModelInfer")(message, metadata=metadata, timeout=PATIENCE_S, wait_for_ready=True)
     except grpc.RpcError as error:
         return str(error.code().name)

@@ -1,4 +1,4 @@
-"""Peers of a controller that a test can hold in its hands: a raw client and a worker without a device."""
+"""Peers of a controller that a test controls: a raw client, and a worker without a device."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def controller_settings(data: Path, **more: Any) -> ControllerSettings:
 
 
 def on_loop(controller: Controller, work: Callable[[], Any]) -> Any:
-    """What ``work`` returns, called on the thread of the controller's loop."""
+    """Return the result of ``work``, called on the thread of the controller's loop."""
     found: queue.SimpleQueue[Any] = queue.SimpleQueue()
     controller._storage.submit(lambda: None, lambda *_: found.put(work()))
     return found.get(timeout=PATIENCE_NS / SECOND)
@@ -42,9 +42,9 @@ def on_loop(controller: Controller, work: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def running_controller(data: Path, **more: Any) -> Iterator[Controller]:
-    """A controller on a thread; whatever its loop raised is raised again at the end.
+    """A controller on a thread; an exception of its loop is raised again at the end.
 
-    A fake worker answers pings only while its test looks, so its silence may be long.
+    Time limit for silence: a fake worker answers pings only while its test looks.
     """
     controller = Controller(controller_settings(data, **more))
     failure: list[BaseException] = []
@@ -62,18 +62,18 @@ def running_controller(data: Path, **more: Any) -> Iterator[Controller]:
             yield controller
         finally:
             controller.stop()
-            controller._storage.wake()  # else the loop looks at its next heartbeat
+            controller._storage.wake()  # without this the loop would check only at its next heartbeat
             thread.join()
             controller.close()
-            # Its loop has told the collector to leave alone what there is, itself included: gigabytes in a
-            # few hundred tests.
+            # The loop has frozen all objects for the collector, itself included: gigabytes in a few hundred
+            # tests.
             vars(controller).clear()
         if failure:
             raise failure[0]
 
 
 class Peer:
-    """A dialled connection with patience."""
+    """A dialled connection with a long timeout."""
 
     def __init__(self, endpoint: str, answers: dict[int, type], keys: PeerKeys | None = None) -> None:
         self._transport = Transport()
@@ -81,7 +81,7 @@ class Peer:
         self._poller = Poller([self.dealer])
         self._answers = answers
         deadline = now_ns() + PATIENCE_NS
-        self.changes = self.dealer.changes()  # what became of the connection at first
+        self.changes = self.dealer.changes()  # the first changes of the connection's state
         while not self.changes:
             assert now_ns() < deadline, f"no connection to {endpoint}"
             self._poller.wait(SECOND)
@@ -89,11 +89,11 @@ class Peer:
 
     @property
     def is_refused(self) -> bool:
-        """Whether its keys were not accepted."""
+        """Whether the controller refused the connection's keys."""
         return ConnectionEvent.REFUSED in self.changes
 
     def wait_for_end(self) -> None:
-        """Until the connection has ended."""
+        """Wait until the connection has ended."""
         deadline = now_ns() + PATIENCE_NS
         while ConnectionEvent.DOWN not in self.dealer.changes():
             assert now_ns() < deadline, "the connection did not end"
@@ -104,7 +104,7 @@ class Peer:
         assert self.dealer.send(codec.encode(message), frames)
 
     def receive(self, kind: type | None = None, within_ns: int = PATIENCE_NS) -> tuple[Any, list[bytes]]:
-        """The next message (of that kind: others are passed over) and its frames."""
+        """Return the next message (of that kind: others are passed over) and its frames."""
         deadline = now_ns() + within_ns
         while True:
             frames = self.dealer.receive()
@@ -138,7 +138,7 @@ class RawClient(Peer):
             self.receive(messages.ClientWelcome)
 
     def register(self, name: str, content: bytes, request_id: int = 1, **options: Any) -> Any:
-        """Upload one file and wait for the outcome: a Reply or a Failure."""
+        """Upload a file and wait for the outcome: a Reply or a Failure."""
         row = ["model.onnx", len(content), hashlib.sha256(content).hexdigest()]
         self.send(messages.Register(request_id, name, [row], options))
         while True:
@@ -156,8 +156,7 @@ class RawClient(Peer):
 
 
 def echo_model(columns: int | str = 2, note: str = "") -> onnx.ModelProto:
-    """A model with one input x [N, columns] and one output y, which is the same: what prepared_model() is
-    of."""
+    """The model that prepared_model() describes: an input x [N, columns] and an equal output y."""
     shape = ["N", columns]
     tensors = [helper.make_tensor_value_info(name, 1, shape) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "echo", tensors[:1], tensors[1:])
@@ -167,7 +166,7 @@ def echo_model(columns: int | str = 2, note: str = "") -> onnx.ModelProto:
 
 
 def prepared_model(**changes: Any) -> PreparedModel:
-    """What a worker would find out about a small model with one input x [N, 2] and one output y [N, 2]."""
+    """Return a worker's summary of a small model with one input x [N, 2] and one output y [N, 2]."""
     fields: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "digest": "0" * 64,
@@ -194,7 +193,7 @@ def prepared_model(**changes: Any) -> PreparedModel:
 
 
 class FakeWorker(Peer):
-    """A worker whose model gives back its input. It answers only what the test has it answer."""
+    """A worker whose model returns its input. It answers only when the test has it answer."""
 
     def __init__(
         self, controller: Controller, epoch: int = 1, pages: int = 4, keys: PeerKeys | None = None
@@ -244,7 +243,7 @@ class FakeWorker(Peer):
         text: str = "",
         took_ns: int = 50_000,
     ) -> None:
-        """Answer an action as if it had been done at once, and taken that long; INFER echoes its inputs."""
+        """Answer an action as done, with this duration; INFER echoes its inputs."""
         now = now_ns()
         parts = action.parts if type(action) is messages.Infer and status == messages.Status.OK else []
         nothing = [0, 0, 0]
@@ -254,7 +253,7 @@ class FakeWorker(Peer):
         self.send(result, *(frames if parts else ()))
 
     def serve_one(self, took_ns: int = 50_000) -> Any:
-        """Load whatever must be loaded, until one INFER has been answered; returns it."""
+        """Do the required LOADs until an INFER has been answered; return that action."""
         while True:
             action, frames = self.next_action()
             self.answer(action, frames, took_ns=took_ns)
@@ -263,7 +262,7 @@ class FakeWorker(Peer):
 
 
 ROW = struct.pack("<2f", 1.5, -2.5)
-"""What Served's model is asked."""
+"""An input for Served's model."""
 
 
 class Served:
@@ -276,7 +275,7 @@ class Served:
         self._request_id = 100
 
     def check(self) -> None:
-        """The honest ones are served as if they were alone."""
+        """Check that the honest peers are served as if they were alone."""
         self._request_id += 1
         self.client.infer("m", self._request_id, [1, 2], ROW)
         self.worker.serve_one()
@@ -293,7 +292,7 @@ class Served:
 
 @contextlib.contextmanager
 def serving(data: Path, epoch: int = 1) -> Iterator[Served]:
-    """A Served. epoch: the honest worker's; whoever says the same is that worker, started anew."""
+    """A Served. epoch: the honest worker's; a worker with the same epoch counts as that worker, restarted."""
     with (
         running_controller(data) as controller,
         FakeWorker(controller, epoch=epoch) as worker,

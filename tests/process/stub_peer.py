@@ -1,11 +1,11 @@
-"""A server of the Open Inference Protocol that behaves as a test says, in the place of another server.
+"""A server of the Open Inference Protocol with a mode set by a test, in the place of another server.
 
     python stub_peer.py PORT MODE MODEL.onnx CHECKED
 
-CHECKED requests come before the first cell. MODE: honest; wrong (its answers are); silent (it never is
-ready); ends (at the first cell's requests); hoarder (it queues whatever comes and works it off, whoever has
-gone); refuser (every second request). Whatever the mode, it ignores SIGTERM and has started a process in a
-session of its own, as some servers do.
+CHECKED requests come before the first cell. MODE: honest; wrong (false answers); silent (it is never ready);
+ends (at the first cell's requests); hoarder (it queues all requests and does them all, even for clients that
+have gone); refuser (it refuses every second request). In every mode it ignores SIGTERM and has started a
+process in a session of its own, as some servers do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from session import session
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 HOARDED_S = 0.03
-"""What the hoarder takes for a request."""
+"""Time that the hoarder takes for a request."""
 
 
 class Stub:
@@ -60,7 +60,7 @@ class Stub:
         if self._mode == "refuser" and self._asked > self._checked and (self._asked - self._checked) % 2:
             return 503, "", b"no"
         image = np.frombuffer(body[int(headers[HEADER_LENGTH.lower()]) :], np.float32).reshape(1, 3, 64, 64)
-        if self._mode == "hoarder":  # shielded: nobody's leaving ends the work
+        if self._mode == "hoarder":  # shielded: a client's disconnect does not end the work
             scores = await asyncio.shield(asyncio.ensure_future(self.hoarded(image)))
         else:
             scores = self._session.run(None, {"image": image})[0]

@@ -1,4 +1,4 @@
-"""Requests that come together are answered as if each had come alone, whatever their models compute over a
+"""Requests that come together are answered as if each had come alone, even for models that mix the rows of a
 batch."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MEETING = (
     "mixing-ortquant_dynamic-argmax17", "mixing-torchscript17-if_sum", "mixing-torchscript17-if_mask_all",
     "mixing-torch17-where_max",
 )  # fmt: skip
-"""Models whose rows meet for some inputs only, or behind an argmax."""
+"""Models that mix rows for some inputs only, or behind an argmax."""
 
 INDEPENDENT = ("torch17-lstm_bf_h0", "torchnew-mha_mask", "skl2onnx-rf", "tf2onnx-op17-gru")
 
@@ -28,7 +28,7 @@ MODELS = {name: (model, rows) for name, model, rows in exported() if name in (*M
 
 
 def drawn(rows: list[np.ndarray], seed: int) -> list[np.ndarray]:
-    """Inputs of one row, whose values and magnitudes differ."""
+    """Inputs of one row, with different values and magnitudes."""
     rng = np.random.default_rng(seed)
     return [
         (rng.permutation(one.reshape(-1))[: one[0].size].reshape(one[:1].shape) * 4.0 ** rng.integers(-2, 4)).astype(one.dtype)
@@ -62,7 +62,7 @@ def test_requests_together_are_answered_as_alone(tmp_path: Path, name: str) -> N
 
 
 def test_a_model_that_an_older_version_batched_is_judged_again(tmp_path: Path) -> None:
-    """Both were said to batch since three rows answered alike: one is proven to, the other is prepared
+    """Both were declared to batch because three rows answered alike: one is proven to, the other is prepared
     anew."""
     data = tmp_path / "data"
     kept, meeting = MODELS[INDEPENDENT[0]][0], MODELS["mixing-torchscript17-if_sum"][0]

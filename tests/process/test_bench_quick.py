@@ -1,4 +1,4 @@
-"""The benchmarks run: quick forms, held to what must be true on any machine, however busy."""
+"""The benchmarks run: quick forms, checked for results that must be true on any machine, however busy."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_round_trip_beside_a_relay() -> None:
         ours, bare = roundtrip.measure(client, relay, 2)
     assert len(ours) == len(bare) == 2 * roundtrip.BLOCK
     assert roundtrip.compare(ours, bare)["p50 ratio"] > 0
-    # A request takes the relay's road and does more on it. (Who else ran meanwhile is in the medians.)
+    # A request takes the relay's path and more. (Other processes' time is in the medians.)
     assert min(ours) > min(bare)
 
 
@@ -126,7 +126,7 @@ def test_overload_is_answered_with_refusals() -> None:
     assert row["p50_ms"] > 0.0, "nothing was answered"
     assert facts["largest relative error of the checked answer"] < paging.TOLERANCE
     for how in ("closed", "was killed"):
-        # Far above the goal of 50 ms, and far below what the queue would have taken.
+        # Far above the goal of 50 ms, and far below the time of the queue.
         assert facts[f"{POLICY}: idle after a client {how}, ms"] < 1000.0
 
 
@@ -183,7 +183,7 @@ def test_what_a_request_costs_the_controller() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("over", ["client", "http"])
 def test_a_live_run_stands_beside_its_simulation(tmp_path: Path, over: str) -> None:
-    """How near they are depends on what else the machine does; here, that both are of the same requests."""
+    """The difference depends on the machine's other load; here, both must cover the same requests."""
     found = fidelity.measure((0.3,), 1.0, quick=True, over=over)
     lines = fidelity.table(found)
     assert [line["simulated with"] for line in lines] == list(fidelity.HOWS)
@@ -308,7 +308,7 @@ def test_the_papers_figures_have_their_live_forms() -> None:
 @pytest.mark.slow
 def test_a_gpu_is_timed_even_if_it_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", str(LIBRARY))
-    FakeDriver().setup(device_bytes=1 << 30)  # this process's one, which other tests may have left small
+    FakeDriver().setup(device_bytes=1 << 30)  # this process's driver, which other tests may have left small
     with (
         gpu.Site(tmp_path / "site", pages=2, page_bytes=1 << 20) as site,
         gpu.Site(tmp_path / "plain", pages=2, page_bytes=1 << 20, graphs=False) as plain,
@@ -336,7 +336,7 @@ def test_what_a_gpus_lanes_add_to_its_work() -> None:
 @pytest.mark.slow
 def test_what_registrations_do_to_a_gpu_that_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CLOCKWORK_FAKE_STALL", "CLOCKWORK_FAKE_SPEED", "CLOCKWORK_FAKE_STALLS"):
-        monkeypatch.setenv(name, "0:0:0:0")  # to be put back
+        monkeypatch.setenv(name, "0:0:0:0")  # restored at the end
         monkeypatch.delenv(name)
     monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", str(LIBRARY))
     FakeDriver().setup(device_bytes=1 << 30)
@@ -374,7 +374,7 @@ def test_without_a_gpu_a_sentence_says_so(name: str, tmp_path: Path, monkeypatch
 def test_a_package_of_an_older_card_of_the_family_is_held_against_its_peers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one for 8.0 on an A10."""
+    """As a build for 8.0 on an A10."""
     gpu_serving.write_package(tmp_path / "package", b"a cubin", "sm_80", 1, 1 << 12, 1.0)
     monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", str(LIBRARY))
     FakeDriver().card(86)
@@ -387,7 +387,7 @@ def test_a_package_of_an_older_card_of_the_family_is_held_against_its_peers(
 
 
 def test_a_result_is_shown_where_onnx_runtime_is_the_one_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which takes the place of the other, as docs/gpu.md says: its distribution has another name."""
+    """This package replaces the other, as docs/gpu.md says: its distribution has another name."""
     found = report.version
 
     def installed(name: str) -> str:
@@ -413,7 +413,7 @@ def test_answers_that_are_no_floats_are_held_against_each_other() -> None:
 )
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_peers_whose_libraries_are_missing_are_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As onnxruntime-gpu lists TensorRT's provider whether or not TensorRT is there."""
+    """As onnxruntime-gpu, which lists TensorRT's provider whether or not TensorRT is installed."""
     for listed, said in (([], "has no"), ([theirs.CUDA, theirs.TENSORRT], "cannot load")):
         monkeypatch.setattr(
             onnxruntime, "get_available_providers", lambda listed=listed: [*listed, "CPUExecutionProvider"]
@@ -431,8 +431,8 @@ def test_peers_on_a_card_are_told_what_they_take_and_are_timed_without_their_not
 ) -> None:
     """TensorRT's provider takes no other words for yes and no.
 
-    A run returns before the card has done it, so that the event behind it is recorded at once; and a session
-    that is made beside has streams of its own.
+    A run returns before the card has done it, so that an event recorded behind it is reached at once; a
+    session made beside it has streams of its own.
     """
     made: list[dict[str, dict[str, str]]] = []
     synchronised: list[str] = []
@@ -579,7 +579,7 @@ def test_what_hostile_peers_take() -> None:
     for name in ("gRPC submessages", "gRPC empty bytes", "gRPC contents"):
         assert became[name] == f"answered OUT_OF_RANGE x {gateway_bytes.QUICK.calls}"
     assert became["JSON lists"] == f"answered 413 x {gateway_bytes.QUICK.bodies}"
-    # What all of it would be, unbounded, is 1.6 GB of answers and 600 MiB of one message.
+    # Unbounded, the total would be 1.6 GB of answers and 600 MiB of one message.
     grown = {row["attack"]: row["grew_MiB"] for row in rows}
     assert 50 < grown["unread answers"] < 600, "nothing was thrown, or nothing bounds it"
     assert grown["endless message"] < 200

@@ -1,4 +1,4 @@
-"""The command line against a fake controller: what it reads, prints and says when something is wrong."""
+"""The command line against a fake controller: its input, its output, and its errors."""
 
 from __future__ import annotations
 

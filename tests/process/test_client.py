@@ -258,7 +258,7 @@ def test_a_callback_may_submit_but_not_wait(client: Client) -> None:
         error, inner = outcome.result(PATIENCE_S)
         if error is not None:
             break
-        # The answer was faster than add_done_callback(), which then calls on this thread: it may wait.
+        # The answer came before add_done_callback(), which then calls on this thread: it may wait.
     assert "callback" in str(error)
     assert np.array_equal(inner.result(PATIENCE_S), X + 1)
 
@@ -629,7 +629,7 @@ def test_a_client_that_is_dropped_leaves_nothing_open(controller: FakeController
         del client
     controller.wait_for(Bye, 2)
     controller.do(lambda: None)
-    assert len(os.listdir("/proc/self/fd")) <= open_before + 2  # the controller's own ends may linger
+    assert len(os.listdir("/proc/self/fd")) <= open_before + 2  # the controller's own descriptors may linger
 
 
 def test_a_fork_is_told_so(client: Client) -> None:
@@ -670,7 +670,7 @@ def test_queries(client: Client, controller: FakeController) -> None:
 
 
 class Uploads:
-    """A handler that takes a package as a controller does, and checks that the window is kept."""
+    """A handler that accepts a package as a controller does, and checks that the window is respected."""
 
     def __init__(self, known: bool = False, window: int = 3, chunk_bytes: int = 100) -> None:
         self.known, self.window, self.chunk_bytes = known, window, chunk_bytes
@@ -793,7 +793,7 @@ def test_a_registration_when_the_connection_is_lost(model_file: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "eventfd"), reason="a pair of sockets has no number that is given away")
 def test_a_wake_up_after_the_end_writes_into_nobodys_descriptor() -> None:
     """Another thread may be about to wake the owner when the client is closed and its descriptor's number
-    given away."""
+    reused."""
     channel = Channel("tcp://127.0.0.1:9", None, "test")
     number = channel._wakeup.fileno()
     channel.close()

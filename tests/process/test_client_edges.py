@@ -1,8 +1,8 @@
-"""A controller that lies to its clients: every edge of every field of what it may say, floods, and what would
-fill memory.
+"""A controller that lies to its clients: edge cases of every field of its messages, floods, and messages that
+would fill memory.
 
-Whatever comes, a call ends with an answer or an error of ours within its time, and the same client's next
-call is answered.
+In every case a call ends with an answer or an error of Clockwork's within its time, and the same client's
+next call is answered.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from tests.process.fake_controller import FakeController, echo
 
 X = np.array([[1.5, -2.0]], np.float32)
 SENTENCE_MAX = 4 * SENTENCE_BYTES_MAX + 1_000
-"""Characters of an error: a failure's own text, and some of ours."""
+"""Bound on the characters of an error: a failure's own text, and some of Clockwork's."""
 
 
 class Liar:
-    """Says one header at the first call, then what would have been right; from then on it is honest."""
+    """Sends a given header at the first call, then the right answer; from then on it is honest."""
 
     def __init__(self, edge: Edge) -> None:
         self.edge = edge
@@ -184,7 +184,7 @@ def test_any_reply_is_taken_or_called_damaged(call: str, count: int) -> None:
 
 @pytest.mark.parametrize("call", ["models", "metrics"])
 def test_a_further_page_that_could_not_be_asked_for_is_called_damaged(call: str) -> None:
-    """Else the question for it is a malformed message, for which a controller may end the connection."""
+    """Otherwise the client's query is a malformed message, for which a controller may end the connection."""
     page = BODIES[call] | {"next": "é" * (config.MODEL_REFERENCE_BYTES_MAX // 2 + 1)}
 
     def reply(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
@@ -198,7 +198,7 @@ def test_a_further_page_that_could_not_be_asked_for_is_called_damaged(call: str)
 
 
 def test_metrics_without_an_end_end() -> None:
-    """Pages that have no model are called damaged; pages that have one, until the call's own limit."""
+    """Pages without a model are called damaged; pages with a model count until the call's own limit."""
 
     def endless(models: list[Any]) -> Any:
         def handle(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
@@ -215,7 +215,7 @@ def test_metrics_without_an_end_end() -> None:
 
 
 def test_a_package_is_sent_once_and_not_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever window a controller asks for, and whether it asks again."""
+    """A controller may ask for any window, and may ask again."""
     monkeypatch.setattr(config, "UPLOAD_AHEAD_BYTES_MAX", 4_000)
     chunks: list[UploadChunk] = []
 

@@ -92,7 +92,7 @@ def test_errors_and_timeouts_end_a_request(controller: FakeController) -> None:
         with pytest.raises(RequestTimeout):
             await ask(client, 100 * MS)
         assert 0.1 <= asyncio.get_running_loop().time() - begun < 2
-        # A later one that is due sooner is not kept waiting by one that is due later.
+        # A later call with an earlier deadline does not wait for an earlier call with a later one.
         late = ask(client, 60 * SECOND)
         with pytest.raises(RequestTimeout):
             await ask(client, 50 * MS)
@@ -166,7 +166,7 @@ def test_close_ends_what_is_under_way(controller: FakeController) -> None:
 
 
 def test_it_does_all_that_any_asyncio_client_does(controller: FakeController, tmp_path: Path) -> None:
-    """Queries, whole inferences, and registrations, whose upload is a thread's."""
+    """Queries, whole inferences, and registrations, whose upload runs on a thread."""
     from clockwork.models import zoo
 
     def handle(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""`clockwork up`, for real: it becomes ready, answers, and leaves nothing behind however it ends."""
+"""`clockwork up` as real processes: it becomes ready, answers, and leaves nothing behind however it ends."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Up:
             self._changed.notify_all()
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """The first line that matches."""
+        """Return the first line that matches."""
 
         def find() -> re.Match[str] | None:
             return next((match for line in self.lines if (match := re.search(pattern, line))), None)
@@ -58,7 +58,7 @@ class Up:
         return found
 
     def children(self) -> list[int]:
-        """Every process that works on this cluster's data, but for `up` itself."""
+        """Return every process that works on this cluster's data, except `up` itself."""
         found = []
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError, ValueError):
@@ -68,7 +68,7 @@ class Up:
         return found
 
     def end(self, number: int = signal.SIGINT) -> int:
-        """Its exit status."""
+        """Return its exit status."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE_S)
 
@@ -132,7 +132,7 @@ def test_ready_is_said_when_every_model_of_the_repository_is_served_or_has_faile
         up.wait_for("Ctrl-C ends it")
         assert not any("earlier starts" in line for line in up.lines)
         assert up.end(signal.SIGTERM) == 0
-    # What the data directory has besides is listed.
+    # The data directory's other content is listed.
     with running(tmp_path / "data", *arguments) as up:
         up.wait_for(r"models +2 models of the repository served, 1 failed: broken@1$")
         up.wait_for(r"found +other@1, from earlier starts$")

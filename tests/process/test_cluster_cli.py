@@ -1,4 +1,4 @@
-"""The command line against a real cluster: what a user types, and what comes back."""
+"""The command line against a real cluster: commands that a user types, and their output."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_status_says_how_well_actions_were_predicted(cluster: Cluster) -> None:
     found = json.loads(text)["predictions"]
     kinds = ("infer", "load", "fetch")
     assert set(found) == {f"{kind}_{what}" for kind in kinds for what in ("duration", "completion")}
-    for name, kind in found.items():  # nothing is fetched: these workers have no host store
+    for name, kind in found.items():  # no FETCH: these workers have no host store
         assert (kind["over"]["total"] + kind["under"]["total"] >= 1) == (not name.startswith("fetch"))
     status, text = cluster.run("status")
     assert status == 0

@@ -1,4 +1,5 @@
-"""A cluster whose worker serves from two GPUs of the fake driver: programs by hand, the whole road."""
+"""A cluster whose worker serves from two GPUs of the fake driver: hand-written programs, from client to
+device."""
 
 from __future__ import annotations
 
@@ -103,7 +104,7 @@ def test_the_last_gpu_that_breaks_takes_its_worker_with_it_and_the_next_one_serv
         first = cluster.start_worker("--device", "cuda", environment=FAKE, name="first")
         client.register("model", rig.package(one, [([x], [expected_affine(one, x)])]))
         first.stop()
-        # Of the same store, where the model is prepared: what fails is the ninth kernel of all requests.
+        # The worker has the same store, where the model is prepared: the ninth kernel of all requests fails.
         breaking = {**FAKE, "CLOCKWORK_FAKE_FAIL": "kernel:9:719"}
         broken = cluster.start_worker("--device", "cuda", environment=breaking, name="broken")
         eventually(served, "the model is ready there")
@@ -167,7 +168,7 @@ def test_a_gpu_that_breaks_goes_alone_and_the_other_one_answers_what_it_had(tmp_
             check = x[:1], expected_affine(one, x[:1])
             client.register(f"model-{index}", rig.package(one, [([check[0]], [check[1]])]))
         first.stop()
-        # Of the same store, where the models are prepared. Each execution is two kernels.
+        # The worker has the same store, where the models are prepared. Each execution is two kernels.
         breaking = {**FAKE, "CLOCKWORK_FAKE_FAIL": "kernel:31:719:1"}
         worker = cluster.start_worker("--device", "cuda:0,cuda:1", environment=breaking, arena="512KiB")
 
@@ -200,7 +201,7 @@ def test_a_gpu_that_breaks_goes_alone_and_the_other_one_answers_what_it_had(tmp_
         for index, one in enumerate(cases):
             assert same(client.infer(f"model-{index}", x, slo=PATIENCE_S), expected_affine(one, x))
         assert client.status()["workers"][0]["sent"]["infer"] == before + 4
-        # A new controller is offered what is left.
+        # A new controller is offered the remaining devices.
         cluster.controller.stop()
         cluster.start_controller()
         worker.wait_for("as worker 1", after=len(worker.lines) - 1)
@@ -214,7 +215,7 @@ def test_a_gpu_that_breaks_goes_alone_and_the_other_one_answers_what_it_had(tmp_
         (shown,) = client.status()["workers"]
         assert [device["name"] for device in shown["devices"]] == ["fake GPU 0"]
         assert len(shown["stats"]["devices_lost"]) == 1
-        client.register("fresh", rig.package(affine(7), []))  # onto the one that is whole
+        client.register("fresh", rig.package(affine(7), []))  # onto the device that works
 
 
 def test_clocks_and_throttling_are_shown_and_planned_with(tmp_path: Path) -> None:
@@ -246,7 +247,7 @@ def test_clocks_and_throttling_are_shown_and_planned_with(tmp_path: Path) -> Non
         text = cluster.run("status")[1]
         assert "1386 MHz" in text
         assert "throttled: power cap, thermal" in text
-        # A GPU that idles says nothing of the clock that work will run at.
+        # An idle GPU's clock does not show the clock under work.
         set_clocks({**full, "sm_mhz": 345, "reasons": 0x1}, full)
         eventually(lambda: planned() == [1980, 1980], "only the other one has changed")
         eventually(lambda: shown()[0][0] == 345, "what idles is shown as it is")
@@ -258,8 +259,8 @@ def test_clocks_and_throttling_are_shown_and_planned_with(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_packages_by_hand_and_models_to_compile_are_registered_and_served_alike(tmp_path: Path) -> None:
-    """By the command line, on one worker: the example's package, one of `clockwork compile`, and two
-    fine-tunes as they are, which the worker compiles and which share a program."""
+    """By the command line, on one worker: the example's package, a package of `clockwork compile`, and two
+    fine-tuned models as ONNX files, which the worker compiles and which share a program."""
     pytest.importorskip("tinygrad", reason="compiling needs the extra [compile]")
     make = runpy.run_path(str(Path(__file__).parents[2] / "examples/program/make.py"))["make"]
     make(tmp_path / "relu", ["host"])
@@ -306,7 +307,7 @@ def test_packages_by_hand_and_models_to_compile_are_registered_and_served_alike(
         (answer,), (expected,) = client.infer("half", x), Reference(plain)(x)
         assert 0 < np.abs(answer - expected).max() < 5e-2 * np.abs(expected).max(), "16 bits, and no fewer"
         assert client.model("half").weights_bytes < 0.6 * client.model("plain").weights_bytes
-        # The same content again, but for what is multiplied, is another version; then it is the same.
+        # Equal content except for the factors is another version; equal content is the same version.
         status, text = cluster.run("models", "add", "half", str(tmp_path / "plain.onnx"), "--dtype", "fp16")
         assert (status, "half@1 is ready" in text) == (0, True), text
         status, text = cluster.run("models", "add", "half", str(tmp_path / "plain.onnx"), "--dtype", "tf32")
@@ -315,7 +316,7 @@ def test_packages_by_hand_and_models_to_compile_are_registered_and_served_alike(
 
 @pytest.mark.slow
 def test_loads_onto_two_gpus_end_when_they_were_predicted_to(tmp_path: Path) -> None:
-    """40 ms each over the link that both share: were they copied at once, each would end late by the other's
+    """40 ms each over the link that both devices share: copied at once, each would end late by the other's
     part."""
     rig = CudaRig(tmp_path / "packages")
     cases = [affine(seed, width=100) for seed in range(6)]
@@ -338,7 +339,6 @@ def test_loads_onto_two_gpus_end_when_they_were_predicted_to(tmp_path: Path) -> 
         errors = status["predictions"]["load_completion"]
         early, late = errors["over"], errors["under"]
         assert early["total"] + late["total"] > 20
-        # Now and then two lanes wake in the other order than they were told in, and these two loads change
-        # places.
+        # Now and then two lanes wake in the opposite order, and these two loads change places.
         assert early["percentiles_ns"]["50"] < 15_000_000, errors
         assert late["total"] < early["total"] / 3 or late["percentiles_ns"]["50"] < 15_000_000, errors

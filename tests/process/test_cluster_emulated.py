@@ -1,4 +1,4 @@
-"""Clusters of emulated devices: the paper's models, over the real protocol, on no GPU at all."""
+"""Clusters of emulated devices: the paper's models, over the real protocol, without a GPU."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_twenty_devices_serve_fifty_models_and_come_back_after_a_kill(tmp_path: 
 
 
 def answers(client: Client, model: ModelProfile) -> tuple[int, ...] | None:
-    """The shape of its output; None while no worker can give it."""
+    """Return the shape of its output; None while no worker can give it."""
     try:
         found: np.ndarray = client.infer(model.name, np.zeros((1, model.input_bytes), np.uint8))
     except (ConnectionLost, Refused, Unavailable):
@@ -99,7 +99,7 @@ def test_copies_share_a_package_and_have_weights_of_their_own(tmp_path: Path) ->
         assert total_sent(client.status(), "load") == 3
         # Other times under a known name are its next version.
         changed = ModelProfile(**{**fields(SMALL), "exec_ns": {1: MS}})
-        info = client.register("small-0", changed, force=True)  # whose requests have one row
+        info = client.register("small-0", changed, force=True)  # its requests have one row
         assert (info.version, info.batches, info.profile[0].exec_ns) == (2, False, MS)
         client.infer("small-0", x)
         client.unregister("small-0")
@@ -209,7 +209,7 @@ def test_a_policy_that_cannot_plan_fetches_refuses_the_worker(tmp_path: Path) ->
 def test_after_two_stalls_in_a_row_an_idle_device_serves_what_the_profile_allows(tmp_path: Path) -> None:
     """Every two seconds executions of 2 ms take half a second, for a second.
 
-    Then nobody with less than that was served, for a second.
+    In that second no request with a shorter SLO was served.
     """
     stalls = ("slow_factor=250", f"slow_ns={SECOND}", f"slow_every_ns={2 * SECOND}")
     x = np.zeros((1, 100), np.uint8)
@@ -224,7 +224,7 @@ def test_after_two_stalls_in_a_row_an_idle_device_serves_what_the_profile_allows
                 began = now_ns()
                 client.infer("small", x)
                 slow = slow + 1 if now_ns() - began > 400 * MS else 0
-            with contextlib.suppress(DeadlineMissed):  # this process was held up until the next stalls
+            with contextlib.suppress(DeadlineMissed):  # this process was held up until the next stall
                 client.infer("small", x, slo=0.3)  # was refused at once
                 answered = True
         assert answered

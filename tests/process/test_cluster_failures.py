@@ -31,7 +31,7 @@ X = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
 def askers(client: Client) -> Iterator[Callable[[], int]]:
     """Registers four models and asks each from a thread without a pause.
 
-    Yields a count of right answers; at the end raises what failed.
+    Yields a count of right answers; at the end raises any failure.
     """
     base = zoo.build("mlp")
     expected = []
@@ -73,7 +73,7 @@ def test_workers_share_die_and_are_replaced_without_one_failed_request(tmp_path:
             before = answered()
             eventually(lambda: answered() > before + 20, "the other serves on")
             cluster.start_worker(name="worker-2")
-            # What is resident elsewhere stays there; a model that comes new goes where there is room.
+            # A model that is resident elsewhere stays there; a new model goes where there is room.
             eventually(lambda: "worker-2" in client.model("model-0").raw["workers"], "it is known")
             client.register("new", zoo.build("mlp", seed=9))
             client.infer("new", X)
@@ -117,7 +117,7 @@ BUSY = ModelProfile("busy", {1: 30 * MS}, 16 << 20, 20 * MS, input_bytes=100)
 
 
 def drained(worker: Program) -> int:
-    """End it by SIGTERM; how many actions it still had then."""
+    """End it by SIGTERM; return how many actions it still had then."""
     assert worker.stop() == 0
     assert "unfinished" not in worker.text
     found = re.search(r"stopping: (\d+) actions to finish", worker.text)
@@ -126,8 +126,8 @@ def drained(worker: Program) -> int:
 
 
 def test_workers_drain_under_load_and_not_one_request_fails(tmp_path: Path) -> None:
-    """Each has actions that run and others behind them when the signal comes, and has all models loaded,
-    alone. The other loads them then. Nobody is refused."""
+    """Each worker has actions that run and others behind them when the signal comes, and alone has all models
+    loaded. The other worker then loads them. No request is refused."""
     devices = ("--device", "emulated", "--devices", "2")
     with running_cluster(tmp_path, workers=0) as cluster, cluster.client() as client:
         cluster.start_worker(*devices, arena="1GiB", name="first")

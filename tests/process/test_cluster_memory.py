@@ -1,4 +1,4 @@
-"""More models than memory: right answers from the right weights, in the pages that there are."""
+"""More models than memory: right answers from the right weights, within the available pages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def restart_worker(cluster: Cluster, arena_bytes: int) -> None:
 def ask_in_random_order(
     client: Client, models: dict[str, Reference], shape: tuple[int, ...], count: int, seed: int
 ) -> None:
-    """Every answer is the asked model's own, and (the check's check) no other's."""
+    """Check that every answer is the asked model's own, and that it would not be accepted for another
+    model."""
     rng, numbers = random.Random(seed), np.random.default_rng(seed)
     names = list(models)
     for _ in range(count):
@@ -54,7 +55,7 @@ def ask_in_random_order(
 
 
 def resident_bytes(client: Client) -> int:
-    """As the worker's last heartbeat has it: zero until one was sent after a load."""
+    """Return a number of the worker's last heartbeat: zero until a heartbeat was sent after a load."""
     (memory,) = client.status()["workers"][0]["stats"]["devices"]
     return int(memory["resident_bytes"])
 
@@ -88,7 +89,7 @@ def test_twelve_fine_tunes_on_an_arena_for_three(tmp_path: Path, architecture: s
         loads, unloads, infers = (
             total_sent(status, kind) - sent[kind] for kind in ("load", "unload", "infer")
         )
-        # Three of twelve are there: about three in four requests need a load; never more than one each.
+        # Three of twelve are resident: about three in four requests need a load; never more than one each.
         assert 100 < loads <= 280
         assert loads - 4 <= unloads <= loads + 3
         assert infers <= 280

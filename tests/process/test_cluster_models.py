@@ -1,4 +1,4 @@
-"""Models over a whole cluster: registered, asked, replaced, removed, and bad ones turned away."""
+"""Models over a whole cluster: registered, asked, replaced, removed, and bad models refused."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_external_data_is_followed_within_the_folder_of_its_model(client: Client
     (inside / "stray.onnx").write_bytes(stray.SerializeToString())
     with pytest.raises(InvalidModel, match=r"net\.data"):
         client.register("stray", inside / "stray.onnx")
-    with pytest.raises(InvalidModel, match=r"net\.data"):  # which is no longer where it was
+    with pytest.raises(InvalidModel, match=r"net\.data"):  # the file is no longer there
         client.register("lost", inside / "net.onnx")
 
 
@@ -191,7 +191,7 @@ def test_a_new_version_takes_over_under_load_without_one_failed_request(
         tasks = [pool.submit(ask) for _ in range(3)]
         try:
             infos = [client.register("versioned", model) for model in models[1:]]
-            # The next request of each asker goes to the newest.
+            # The next request of each asker goes to the newest version.
             assert same(client.infer("versioned", x), expected[2])
         finally:
             stop.set()
@@ -460,7 +460,7 @@ def test_what_is_unloaded_serves_nobody_until_it_is_loaded(client: Client) -> No
     }  # fmt: skip
     assert (client.model("away").version, client.model("away@1").state) == (2, "unloaded")
     assert not any("away" in str(one) for one in client.model("away").devices)
-    client.unload("away")  # as good as done
+    client.unload("away")  # counts as done
 
     client.load("away@1")
     assert same(client.infer("away", x), Reference(first)(x))

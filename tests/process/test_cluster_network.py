@@ -1,4 +1,4 @@
-"""Networks that delay, clocks that disagree, and keys."""
+"""Networks with delay, clocks with offsets, and keys."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_with_keys_only_those_who_have_the_right_ones_are_served(tmp_path: Path)
     controller_key, worker_key, operator_key = new_keys(tmp_path / "keys")
     client_key = str(tmp_path / "keys" / "client.key")
     _, _, wrong_key = new_keys(tmp_path / "wrong")
-    stranger = tmp_path / "stranger.key"  # knows whom it talks to, but is not let in
+    stranger = tmp_path / "stranger.key"  # knows the controller's key, but is not accepted
     body = json.loads(Path(wrong_key).read_text())
     body["controller"] = json.loads(Path(operator_key).read_text())["controller"]
     stranger.write_text(json.dumps(body))
@@ -141,14 +141,14 @@ def test_with_keys_only_those_who_have_the_right_ones_are_served(tmp_path: Path)
             ])  # fmt: skip
             assert worker.wait() == 1
             assert "key" in worker.text
-            # Whoever may infer is no worker.
+            # A client's key does not admit a worker.
             worker = cluster.program([
                 "worker", "--connect", cluster.worker_endpoint, "--store", str(tmp_path / "other"),
                 "--key", client_key, "--arena", "16MiB",
             ])  # fmt: skip
             assert worker.wait() == 1
             assert "its key has the role client and must have worker" in worker.text
-            # One that has none, or another controller's, is not let in either, and says where it stands.
+            # A worker without a key, or with another controller's, is not accepted either, and reports it.
             for key in ([], ["--key", wrong_key]):
                 worker = cluster.program([
                     "worker", "--connect", cluster.worker_endpoint, "--store", str(tmp_path / "other"),
@@ -235,7 +235,7 @@ def test_nonsense_on_a_socket_harms_nobody(tmp_path: Path) -> None:
             for _ in range(20):
                 with socket.create_connection(("127.0.0.1", int(endpoint.rpartition(":")[2]))) as one:
                     one.sendall(rng.randbytes(rng.randrange(1, 2000)))
-        # One that connects and says nothing at all stays, and does no harm either.
+        # A peer that connects and sends nothing at all stays, and does no harm either.
         with (
             socket.create_connection(("127.0.0.1", int(cluster.endpoint.rpartition(":")[2]))) as silent,
             selectors.DefaultSelector() as selector,

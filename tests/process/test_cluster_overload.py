@@ -1,6 +1,6 @@
-"""More asked than can be done: refusals are quick, promises are kept, the important comes first.
+"""More load than capacity: refusals are quick, promises are kept, higher priorities come first.
 
-The bounds are loose on purpose: these tests share the machine. bench/ measures how well it is done.
+The bounds are loose on purpose: these tests share the machine. bench/ measures the actual performance.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def client(cluster: Cluster) -> Iterator[Client]:
 
 
 def executions_s(client: Client) -> list[float]:
-    """What each of some requests takes here and now, with its round trip."""
+    """Return the time of each of some requests on this machine, with its round trip."""
     found = []
     for _ in range(20):
         begin_ns = now_ns()
@@ -64,7 +64,7 @@ def executions_s(client: Client) -> list[float]:
 
 
 def execution_s(client: Client) -> float:
-    """In the mean, as busy as the machine is."""
+    """Return the mean time at the machine's present load."""
     return statistics.mean(executions_s(client))
 
 
@@ -83,7 +83,7 @@ def test_more_than_can_be_done(cluster: Cluster, client: Client) -> None:
     assert report["offered"] == report["answered"] + report["refused"] + report["missed"]
     assert report["refused"] > 0.1 * report["offered"]
     assert report["goodput"] > 0.04 * rate
-    # Nothing late is delivered as a success: what the client adds is its own way of measuring.
+    # No late answer is delivered as a success; the difference is the client's own way of measuring.
     assert report["latency_ms"]["max"] < 200 + report["lag_ms"]["max"] + 500
     assert report["refusal_ms"]["p50"] < 100
     assert report["missed"] <= 0.5 * (report["answered"] + report["missed"])
@@ -113,8 +113,8 @@ def test_higher_priority_goes_before_lower(client: Client) -> None:
     )
     print(outcomes)
     assert outcomes["high", "NoneType"] >= 7
-    assert outcomes["low", "NoneType"] >= 5  # what was running or still fitted
-    assert outcomes["low", "deadline"] >= 5  # refused, on arrival or when their place was gone
+    assert outcomes["low", "NoneType"] >= 5  # those that were running or still fitted
+    assert outcomes["low", "deadline"] >= 5  # refused, on arrival or when a higher priority took their place
     refused = [one.exception() for one in low if getattr(one.exception(), "reason", "") == "deadline"]
     told = [one for one in refused if isinstance(one, Refused) and one.feasible_slo is not None]
     assert told, "nobody was turned away on arrival"

@@ -1,6 +1,6 @@
-"""Models that take all memory, never end, crash their workers or hang: what others notice of them.
+"""Models that take all memory, never end, crash their workers or hang: the effect on other models' requests.
 
-Real processes.
+The tests run real processes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def register(client: Client, name: str, one: Any, slo: float | None = None) -> N
 
 
 def quadratic() -> Any:
-    """One node, NonMaxSuppression, whose time grows with the square of n while its memory does not."""
+    """A single NonMaxSuppression node, whose time grows with the square of n while its memory does not."""
     return case(
         [
             wild.constant("zero", TensorProto.INT64, [0], []),
@@ -243,7 +243,7 @@ def crash_lane(pid: int, within_s: float = 20) -> None:
 
 
 def named(cluster: Cluster, name: str) -> Program:
-    """The worker of that name."""
+    """Return the worker of that name."""
     return next(one for one in cluster.workers if name in one.process.args)  # type: ignore[operator]
 
 
@@ -252,7 +252,7 @@ def wait_missed(client: Client, name: str) -> None:
 
 
 def executing(client: Client) -> str:
-    """The worker that has an execution under way; "" if none."""
+    """Return the worker that has an execution under way; "" if none has."""
     for one in client.status()["workers"]:
         if any(device["plan"].get("in_flight") for device in one["devices"]):
             return str(one["name"])

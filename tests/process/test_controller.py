@@ -1,4 +1,4 @@
-"""The controller over real sockets, with peers that say exactly what a test wants them to say."""
+"""The controller over real sockets, with peers that send exactly the messages that a test wants."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def served(tmp_path: Path) -> Any:
         RawClient(controller) as client,
     ):
         client.send(messages.Register(1, "m", [["model.onnx", 5, "0" * 64]], {}))
-        client.receive(messages.UploadNeed)  # this one is given up: what follows is another upload
+        client.receive(messages.UploadNeed)  # the former upload is given up: this is another
         content = b"model"
 
         with worker.preparing():
@@ -191,17 +191,17 @@ def test_what_cannot_be_answered_in_time_is_answered_at_its_deadline(served: Any
     worker.serve_one()  # so the model is loaded, and the next request's time is not spent on that
     assert client.receive(messages.Answer)[0].request_id == 3
     client.infer("m", 1, [1, 2], ROW, slo_ns=SECOND)
-    infer, frames = worker.next_action()  # and sits on it
+    infer, frames = worker.next_action()  # and does not answer it
     failure, _ = client.receive(messages.Failure)
     assert failure.status == Status.DEADLINE_MISSED
     worker.answer(infer, frames)
     client.infer("m", 2, [1, 2], ROW)
     worker.serve_one()
-    assert client.receive(messages.Answer)[0].request_id == 2  # the late one was never delivered
+    assert client.receive(messages.Answer)[0].request_id == 2  # the late answer was never delivered
 
 
 def first_with_load(*workers: FakeWorker) -> FakeWorker:
-    """The worker that a LOAD was sent to; until then all of them answer pings."""
+    """Return the worker to which a LOAD was sent; until then all of them answer pings."""
     deadline = now_ns() + PATIENCE_NS
     while True:
         assert now_ns() < deadline, "no worker has a LOAD"
@@ -251,7 +251,7 @@ def test_a_late_result_of_an_earlier_worker_epoch_is_dropped(served: Any) -> Non
     with FakeWorker(controller, epoch=1) as reborn:  # the same worker, reconnected
         reborn.prepare()
         worker.answer(load, frames)
-        # Nobody else could have done it, so it was answered when its worker was lost.
+        # No other worker could have done it, so it was answered when its worker was lost.
         assert client.receive(messages.Failure)[0].status == Status.UNAVAILABLE
         ready = False
         while not ready:  # its Prepared and the client's request come by different sockets
@@ -546,9 +546,9 @@ def test_a_worker_that_answers_no_ping_is_named_until_it_does(tmp_path: Path) ->
 def test_a_result_that_does_not_fit_its_batch_costs_the_worker_not_the_request(
     served: Any, parts: Any, sent: int
 ) -> None:
-    """sent: wrong results after which the worker is let go.
+    """sent: wrong results after which the worker is closed.
 
-    A message that is wrong by its form ends it at once.
+    A message with a wrong form closes the worker at once.
     """
     _, worker, client = served
     client.infer("m", 1, [1, 2], ROW)

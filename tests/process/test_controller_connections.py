@@ -1,4 +1,4 @@
-"""What a controller's connections may cost it: peers that vanish, that send without end, that read
+"""The cost of a controller's connections is bounded: peers that vanish, that send without end, that read
 nothing."""
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROW = struct.pack("<2f", 1.5, -2.5)
 
 @dataclasses.dataclass
 class Place:
-    """A controller, and what one needs to reach it."""
+    """A controller, and the addresses and keys to reach it."""
 
     controller: Controller
     keys: keys.PeerKeys | None  # an operator's
@@ -94,7 +94,7 @@ def serve(place: Place, worker: FakeWorker, client: RawClient, width: int = 2) -
 
 
 def hello_and_close(place: Place, side: int, count: int) -> None:
-    """As many sockets, each of which says hello and closes at once."""
+    """Open that many sockets, each of which sends hello and closes at once."""
     endpoint = place.controller.client_endpoint if side == CLIENTS else place.controller.worker_endpoint
     if place.keys is None:
         for number in range(count):
@@ -117,14 +117,14 @@ def hello_and_close(place: Place, side: int, count: int) -> None:
                 one.connect(endpoint)
                 one.send(codec.encode(hello) if side == CLIENTS else zmtp.worker_hello_header(1))
             for one in sockets:
-                one.poll(1000)  # the welcome: by then the controller has noted it, or is about to
+                one.poll(1000)  # the welcome: by then the controller has noted the connection, or is about to
                 one.close(0)
 
 
 @pytest.mark.parametrize("side", [CLIENTS, WORKERS])
 def test_thousands_that_say_hello_and_close_leave_nobody_behind(place: Place, side: int) -> None:
     raise_descriptor_limit()
-    # The race is rare: without the bookkeeping of connections, 6 of 1,000 clients stayed for ever.
+    # The race is rare: without the records of connections, 6 of 1,000 clients stayed for ever.
     count = 1_000 if place.keys is None else 250
     threads = [threading.Thread(target=hello_and_close, args=(place, side, count)) for _ in range(4)]
     for thread in threads:
@@ -203,7 +203,7 @@ def test_one_peer_is_disconnected_and_the_others_stay(place: Place) -> None:
 
 
 def sent_until_ended(one: socket.socket, limit_bytes: int) -> int:
-    """Bytes of one message without an end that the other side took."""
+    """Return the bytes of a message without an end that the other side accepted."""
     piece = zmtp.frame_head(MIB, zmtp.MORE) + bytes(MIB)
     sent = 0
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -219,7 +219,7 @@ def send_again(one: socket.socket, piece: bytes, count: int) -> None:
 
 
 LIMIT_BYTES = 1 << 30
-"""What a peer sends at most of a message without an end: unbounded, all of it would be in memory."""
+"""The most bytes that a peer sends of a message without an end: unbounded, all of it would be in memory."""
 
 
 @pytest.mark.parametrize("endpoint", ["client_endpoint", "worker_endpoint"])
@@ -270,7 +270,7 @@ def test_of_many_that_send_too_much_together_the_largest_goes(tmp_path: Path) ->
             raw[-1].sendall(zmtp.client_hello())
         eventually(lambda: place.noted() == (5, 0), "they are noted")
         for one, size in zip(raw, (4, 24, 6, 8), strict=True):
-            one.sendall(zmtp.frame_head(size * MIB + 1) + bytes(size * MIB))  # and one byte never comes
+            one.sendall(zmtp.frame_head(size * MIB + 1) + bytes(size * MIB))  # and the last byte never comes
         eventually(lambda: place.noted() == (4, 0), "one is gone")
         assert place.connections(CLIENTS)["cut"] == {"received_all": 1}
         eventually(lambda: zmtp.is_shut(raw[1]), "it hears of it")
@@ -284,7 +284,7 @@ def test_of_many_that_send_too_much_together_the_largest_goes(tmp_path: Path) ->
 
 @contextlib.contextmanager
 def working(worker: FakeWorker) -> Iterator[None]:
-    """Have the worker do whatever it is told while the block runs."""
+    """Have the worker do its actions while the block runs."""
     stop = threading.Event()
 
     def work() -> None:
@@ -309,7 +309,7 @@ def working(worker: FakeWorker) -> Iterator[None]:
 
 
 WIDTH = 100_000
-"""float32 values of a request, and of its answer: 400 KB."""
+"""Number of float32 values of a request, and of its answer: 400 KB."""
 
 
 def large_request(number: int) -> bytes:
@@ -348,7 +348,7 @@ def test_a_client_that_reads_no_answers_is_ended_and_the_others_get_theirs(tmp_p
 
 def test_a_client_that_asks_for_more_than_it_reads_is_refused_some_and_stays(tmp_path: Path) -> None:
     bounds = ConnectionBounds(unread_bytes=2 * MIB, unread_ns=3_600 * SECOND)
-    count = 40  # 16 MB, over a unix socket: of TCP the kernel ends a connection that takes nothing for 3 s
+    count = 40  # 16 MB, over a unix socket: over TCP the kernel ends a connection that reads nothing for 3 s
     with (
         running(tmp_path, "ipc", client_bounds=bounds) as place,
         FakeWorker(place.controller) as worker,
@@ -371,7 +371,7 @@ def test_a_client_that_asks_for_more_than_it_reads_is_refused_some_and_stays(tmp
                 (messages.Status.REFUSED, messages.Reason.OVERLOADED)
             }
             assert "an answer of 400000 bytes cannot wait" in refused[0].text
-            # It has read those, and may let as much more wait.
+            # The controller has read those, and may let as much more wait.
             one.sendall(large_request(count + 1))
             assert type(codec.decode(zmtp.read_message(one)[0], messages.TO_CLIENT)) is messages.Answer
         assert place.connections(CLIENTS)["cut"] == {}
@@ -379,7 +379,7 @@ def test_a_client_that_asks_for_more_than_it_reads_is_refused_some_and_stays(tmp
 
 @pytest.mark.parametrize("greeted", [True, False])
 def test_a_client_that_reads_no_errors_is_ended(tmp_path: Path, greeted: bool) -> None:
-    # Of what it sends there is no bound here: on a busy machine the controller may be further behind with
+    # The controller's unsent bytes are not bounded here: on a busy machine it may be further behind with
     # reading.
     bounds = ConnectionBounds(unread_bytes=MIB // 4, hello_bytes=1 << 30, hello_bytes_all=1 << 30)
     with running(tmp_path, client_bounds=bounds) as place, zmtp.deaf(place.controller.client_endpoint) as one:
@@ -445,7 +445,8 @@ def test_a_worker_that_asks_for_more_chunks_than_it_may_is_let_go(tmp_path: Path
             deadline = now_ns() + PATIENCE_NS
             while place.controller._links.workers:
                 assert now_ns() < deadline, "it may ask without end"
-                worker.send(messages.Fetch(digest, 0, 0, 5))  # so that it is not given up for its silence
+                # so that the worker is not given up for its silence
+                worker.send(messages.Fetch(digest, 0, 0, 5))
                 client.send(messages.Query(2, "status", ""))
                 client.receive(messages.Reply)
         finally:
@@ -472,7 +473,7 @@ def test_of_many_that_read_nothing_the_largest_goes(tmp_path: Path) -> None:
 
 
 def test_a_reader_as_slow_as_it_likes_gets_everything(tmp_path: Path) -> None:
-    """Bytes that were written count no more: far more than the bound passes through in time."""
+    """Written bytes no longer count: far more than the bound passes through in time."""
     bounds = ConnectionBounds(unread_bytes=MIB)
     with running(tmp_path, client_bounds=bounds) as place, RawClient(place.controller) as client:
         for number in range(4_000):
@@ -483,8 +484,8 @@ def test_a_reader_as_slow_as_it_likes_gets_everything(tmp_path: Path) -> None:
 
 
 def test_a_flood_that_breaks_off_while_it_is_not_read_ends_nothing(tmp_path: Path) -> None:
-    """libzmq stops to read a connection at RCVHWM; with heartbeats of its own it did not survive that one's
-    end."""
+    """libzmq stops reading a connection at RCVHWM; with heartbeats of its own it did not survive that
+    connection's end."""
     flood = zmtp.message([codec.encode(messages.Query(1, "nothing", ""))]) * 1_000
     with running(tmp_path) as place, RawClient(place.controller) as client:
         one = zmtp.open_connection(place.controller.client_endpoint)
@@ -507,7 +508,7 @@ def test_a_flood_that_breaks_off_while_it_is_not_read_ends_nothing(tmp_path: Pat
 
 @contextlib.contextmanager
 def held(controller: Controller) -> Iterator[None]:
-    """The controller's loop does nothing meanwhile; what arrives waits for it."""
+    """Block the controller's loop; arriving messages wait for it."""
     begun, end = threading.Event(), threading.Event()
 
     def hold(*_: object) -> None:
@@ -523,7 +524,7 @@ def held(controller: Controller) -> Iterator[None]:
 
 
 def test_what_a_worker_says_last_counts_though_its_end_is_known_as_well(tmp_path: Path) -> None:
-    """A worker that is done, or crashes, says so and closes: both may wait for the loop at once."""
+    """A worker that is done, or crashes, sends a message and closes: both may wait for the loop at once."""
     with running(tmp_path) as place, RawClient(place.controller) as client:
         worker = FakeWorker(place.controller)
         serve(place, worker, client)

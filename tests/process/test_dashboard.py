@@ -1,4 +1,4 @@
-"""The real dashboard: what it serves, to whom, and how it ends."""
+"""The real dashboard: the pages it serves, the access it grants, and how it ends."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def fetch(url: str, **headers: str) -> tuple[int, str, Any]:
 
 
 def session_token(page: str) -> str:
-    """The token of a page's session, with which it opens its websocket."""
+    """Return the token of a page's session, with which it opens its websocket."""
     match = re.search(r'"token":"([^"]+)"', page)
     assert match is not None
     return match[1]
 
 
 def opened(url: str, origin: str, session: str, more: str = "", host: str = "") -> int:
-    """The status with which a websocket is answered."""
+    """Return the status with which a websocket is answered."""
     port = int(url.rstrip("/").rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as connection:
         connection.sendall(
@@ -204,14 +204,14 @@ SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 40 << 20, 3 * MS, input_by
 
 
 class Watched:
-    """A page of a dashboard, told over its websocket as a browser is."""
+    """A page of a dashboard that gets the messages of its websocket, as a browser does."""
 
     def __init__(self, url: str) -> None:
         self._url = f"ws{url.removeprefix('http')}ws"
         self._session = session_token(fetch(url)[1])
 
     def until(self, condition: Callable[[dict[str, Any]], Any], what: str) -> dict[str, Any]:
-        """The first state that the page is told for which the condition is true."""
+        """Return the first state sent to the page for which the condition is true."""
         return asyncio.run(asyncio.wait_for(self._until(condition, what), PATIENCE_S))
 
     async def _until(self, condition: Callable[[dict[str, Any]], Any], what: str) -> dict[str, Any]:
@@ -229,7 +229,7 @@ class Watched:
 
 
 def states_in(fragment: str | bytes) -> Iterator[dict[str, Any]]:
-    """The states within a piece of Bokeh's protocol: of a patch, the JSON in the source "state"."""
+    """Yield the states within a message of Bokeh's protocol: in a patch, the JSON in the source "state"."""
     if not isinstance(fragment, str) or "endpoint" not in fragment:
         return
     for event in json.loads(fragment).get("events", ()):
@@ -284,7 +284,7 @@ def test_it_ends_in_order_while_pages_are_open(tmp_path: Path) -> None:
     recording = str(recording_in(tmp_path))
 
     async def watch(program: Program, url: str) -> int:
-        """Ends it while four pages are being told what happens."""
+        """End it while four pages get updates."""
         pages = []
         for _ in range(4):
             session = session_token(await asyncio.to_thread(lambda: fetch(url)[1]))

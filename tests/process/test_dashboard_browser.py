@@ -1,5 +1,5 @@
 """The dashboard in a real browser: it shows what it should, in light and dark, on a phone and by keyboard,
-and complains of nothing. CLOCKWORK_PICTURES names a folder for the screenshots."""
+and reports no error. CLOCKWORK_PICTURES names a folder for the screenshots."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def in_a_browser(test: Callable[[Tab], Awaitable[None]]) -> Tab:
 
 
 async def colors(tab: Tab) -> tuple[str, Any]:
-    """Of the page and of the text of an axis."""
+    """Colours of the page and of an axis's text."""
     found = await tab.run(
         "[getComputedStyle(document.body).backgroundColor, Bokeh.documents[0].roots()[0].below[0].major_label_text_color]"
     )
@@ -54,7 +54,7 @@ async def colors(tab: Tab) -> tuple[str, Any]:
 
 
 async def overflow(tab: Tab) -> int:
-    """Pixels by which the page is wider than the window."""
+    """Return the pixels by which the page is wider than the window."""
     return int(await tab.run("document.documentElement.scrollWidth - innerWidth"))
 
 
@@ -102,7 +102,7 @@ BUSY = """(() => {
     overlaps: boxes.some((a, i) => boxes.some((b, j) => i < j && a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)),
     wide: document.querySelector(".table").scrollWidth - document.querySelector(".table").clientWidth };
 })()"""
-"""Have the page show that it reads a part of the time, with long numbers of requests."""
+"""Have the page show a part of the time, with long numbers of requests."""
 
 
 def recording_of_many_devices(folder: Path, count: int) -> Path:
@@ -301,7 +301,7 @@ NOT_YET = """(() => {
   Bokeh.documents[0].get_model_by_name("state").data = { json: [JSON.stringify({ state: "loading", endpoint: "tcp://127.0.0.1:1" })] };
   return document.getElementById("banner").textContent;
 })()"""
-"""Have the page show what it does before the first answer is due: when it opens late, that is over."""
+"""Have the page show its state before the first answer is due: when it opens late, that is over."""
 
 
 def test_a_controller_that_never_answered_is_said() -> None:

@@ -1,4 +1,4 @@
-"""Two workers with stores of their own that measured differently serve one set of models, real and
+"""Two workers with stores of their own and different measurements serve one set of models, real and
 emulated."""
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ ROWS = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
 
 
 def measured(store: Path, package: Path, holding: str, batch_max: int, slower: float) -> PreparedModel:
-    """A worker's store in which a model was prepared some other day: held so, batching so far, and so much
-    slower."""
+    """Make a worker's store in which a model was prepared before: with this holding, these batch sizes, and
+    this slowness."""
     fingerprint = device_fingerprint(1)
     prepared = prepare(package, store, fingerprint, PAGE_BYTES, {"holding": holding})
     found = prepared_directory(store, prepared.digest, fingerprint, {"holding": holding})
@@ -144,7 +144,8 @@ def test_emulated_workers_of_other_kinds_and_profiles_serve_one_set_of_models(
         with cluster.client() as client:
             for index in range(4):
                 client.register(f"small-{index}", profile)
-            # Another day the second one was half as fast, and batches of more than 4 did not help.
+            # In an earlier measurement the second worker was half as fast, and batches of more than 4 did not
+            # help.
             store = tmp_path / "data" / "slow"
             for digest in {client.model(info.name).digest for info in client.models()}:
                 found = next((tmp_path / "data" / "fast" / "prepared").glob(f"{digest}-*"))

@@ -1,8 +1,8 @@
-"""A reply follows the disk: whatever fails there, and whenever the controller dies.
+"""A reply follows the disk, whatever fails there, and whenever the controller dies.
 
-For every order that changes what is registered, every call that its storage makes of the operating system
-fails once, alone and with all that follow; and before each of them the process is killed, and the machine.
-What was acknowledged holds after a restart, what was refused does not, and nothing holds in part.
+For every order that changes the registry, every system call of its storage fails once, alone and with all
+that follow; and before each of them the process is killed, and the machine crashes. An acknowledged change
+holds after a restart, a refused one does not, and no change holds in part.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.process.faulty_disk import Disk, Synced
 from tests.process.peers import FakeWorker, RawClient, prepared_model, running_controller
 
 ERRORS = ((errno.ENOSPC, False), (errno.EIO, False), (errno.EROFS, False), (errno.EROFS, True))
-"""What a call fails with, and whether all that follow do."""
+"""The error of a failing call, and whether all later calls fail, too."""
 
 HALF = SHARE_WHOLE // 2
 BAD = b"what no worker can prepare"
@@ -44,7 +44,7 @@ State = tuple[Any, ...]
 
 
 class Stage:
-    """A controller, a worker that prepares what it is asked to, and a client; all but the controller on this
+    """A controller, a worker that prepares on request, and a client; all but the controller on this
     thread."""
 
     def __init__(self, stack: ExitStack, data: Path) -> None:
@@ -56,7 +56,7 @@ class Stage:
         self.wait_for_all()
 
     def ask(self, message: Callable[[int], Any], content: bytes = b"") -> Any:
-        """The Reply or Failure to it, while the worker does what it is told. content: of an upload."""
+        """Return the Reply or Failure to an order, while the worker does its work. content: of an upload."""
         self._number += 1
         number = self._number
         self.client.send(message(number))
@@ -102,7 +102,7 @@ class Stage:
             self.client.wait(MS)
 
     def state(self) -> State:
-        """What holds, by what the controller says."""
+        """Return the registry's state as the controller reports it."""
         models, routes = [], {}
         for model in self.models():
             assert model["state"] in ("ready", "unloaded"), model
@@ -123,7 +123,7 @@ class Stage:
 
 
 def state_of(data: Path, place: Path) -> State:
-    """What a controller that starts on a copy of this directory finds."""
+    """Return the state that a controller finds that starts on a copy of this directory."""
     copy = place / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(data, copy)
@@ -171,7 +171,7 @@ def fill(stage: Stage) -> None:
 
 
 class Order(NamedTuple):
-    """One thing that a client asks for; packages: how many more there are then."""
+    """An order of a client; packages: how many more there are afterwards."""
 
     act: Callable[[Stage], Any]
     packages: int = 0
@@ -205,7 +205,7 @@ ORDERS = {
 
 @pytest.fixture(scope="module")
 def memory() -> Path | None:
-    """Where files are synced at once, if this machine has such a place: thousands are synced here."""
+    """Return a place where syncs are immediate, if this machine has one: thousands happen here."""
     shm = Path("/dev/shm")
     return shm if os.access(shm, os.W_OK) else None
 
@@ -227,7 +227,7 @@ def tmp_path(memory: Path | None) -> Iterator[Path]:
 
 @pytest.fixture
 def stages(filled: Path, tmp_path: Path) -> Iterator[Callable[[], Stage]]:
-    """Each call: the stage on a fresh copy of the filled directory; the one before is closed."""
+    """Each call returns a stage on a fresh copy of the filled directory, and closes the stage before."""
     with ExitStack() as outer:
         current = outer.enter_context(ExitStack())
         count = 0
@@ -312,11 +312,9 @@ def test_a_crash_between_any_two_calls_leaves_all_of_an_order_or_nothing(
     synced.close()
     found = [state_of(path, tmp_path) for path in left]
     assert [one for one in found if one not in (before, after)] == []
-    assert set(map(str, found[acknowledged:])) == {
-        str(after)
-    }  # what it keeps of the model later changes nothing
+    assert set(map(str, found[acknowledged:])) == {str(after)}  # later records of the model change nothing
     assert found[0] == before
-    for kind in (0, 1):  # killed, and lost: once it holds it goes on to
+    for kind in (0, 1):  # killed, and lost: once it holds it goes on to hold
         holds = [one == after for one in found[kind:acknowledged:2]]
         assert holds == sorted(holds)
 
@@ -350,7 +348,7 @@ def test_a_version_that_was_refused_and_cannot_be_erased_is_erased_when_it_can(
 def test_orders_of_one_name_wait_for_each_other_and_those_of_a_client_that_left_are_dropped(
     stages: Callable[[], Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten unregistrations and loads sent together: each finds what the one before has left."""
+    """Ten unregistrations and loads sent together: each finds the state that the one before has left."""
     stage = stages()
     for number in range(100, 110):
         stage.client.send(messages.Offer(number, "b", number % 2 == 1))
@@ -386,7 +384,7 @@ def test_a_defect_costs_the_order_that_it_is_in_and_none_that_waits_behind_it(
 
     monkeypatch.setattr(registrar, "_load_or_wait", broken)
     stage.client.send(messages.Offer(300, "b", False))
-    stage.client.send(messages.Offer(301, "b", True))  # waits for that, and meets the defect
+    stage.client.send(messages.Offer(301, "b", True))  # waits for that change, and meets the defect
     assert type(stage.ask(lambda number: messages.Unregister(number, "b"))) is messages.Reply
     assert "b" not in [model["name"] for model in stage.models()]
 

@@ -1,8 +1,8 @@
-"""Every edge of every field of every message, over real sockets to every process: an honest peer beside is
-served.
+"""The edge cases of every field of every message, over real sockets to every process: an honest peer beside
+is served.
 
-What is sent is made from the declarations (tests.edges): the least and the most of each number, one past
-each, the longest text and list and one more, and what is of no kind that the field may be.
+The messages are made from the declarations (tests.edges): the least and the most of each number, one past
+each, the longest text and list and one more, and values of kinds that the field may not have.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.process.peers import ROW, FakeWorker, RawClient, Served, serving
 
 @pytest.fixture
 def found(request: pytest.FixtureRequest) -> list[Edge]:
-    """The edges of a kind, made before anybody waits for a heartbeat."""
+    """The edge cases of a kind, made before any peer waits for a heartbeat."""
     return list(edges(request.param))
 
 
@@ -47,7 +47,7 @@ def test_a_clients_edges_harm_nobody_beside_it(found: list[Edge], served: Served
                 served.check()
         stranger.send(messages.Query(1, "end", ""))  # all of it has been read
         while getattr(message := stranger.receive()[0], "text", "").find("'end'") < 0:
-            if type(message) is messages.HelloNeeded:  # it said Bye, or hello once more
+            if type(message) is messages.HelloNeeded:  # the peer sent Bye, or hello once more
                 break
         served.check()
         complaints = served.status()["complaints"]
@@ -88,7 +88,7 @@ def test_a_controllers_edges_end_no_worker(found: list[Edge], tmp_path: Path) ->
         _serve(side, model)
         for edge in found:
             if kind is messages.Mismatch and edge.is_good:
-                continue  # that ends a worker, and should
+                continue  # this message ends a worker, and should
             side.send_raw(edge.header, [ROW])
         side.send(messages.HelloNeeded(1))
         _skip_to(side, messages.WorkerHello)
@@ -107,7 +107,7 @@ def _skip_to(side: SchedulerSide, kind: type) -> Any:
 
 
 def _serve(side: SchedulerSide, model: Any) -> None:
-    """Have a model prepared, loaded and run, whatever else is still on its way."""
+    """Have a model prepared, loaded and run, whatever other messages are still on their way."""
     side.announce(5, model)
     while (prepared := _skip_to(side, messages.Prepared)).model_id != 5 or prepared.status != Status.OK:
         pass

@@ -29,7 +29,7 @@ LIBRARIES = {
     "from_keras.py": ("keras", "torch", "onnxscript"),
     "quantized.py": ("sklearn",),
 }
-"""What each example imports."""
+"""The packages that each example imports."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_an_example_gets_the_answers_of_its_library(name: str, cluster: Cluster,
     if missing:
         pytest.skip(f"{', '.join(missing)} not installed")
     text = (EXAMPLES / name).read_text(encoding="utf-8")
-    patient = tmp_path / name  # what is looked at are its answers, and this machine may be busy
+    patient = tmp_path / name  # only its answers are checked, and this machine may be busy
     patient.write_text(re.sub(r"slo=0\.\d", "slo=30", text), encoding="utf-8")
     paths = os.pathsep.join([str(ROOT), str(EXAMPLES)])
     done = subprocess.run(
@@ -67,7 +67,8 @@ def test_the_page_has_every_example() -> None:
 
 
 def model_of(*nodes: Any, rows: Any = "n", opset: int = 17, inputs: Sequence[tuple[str, Any]] = ()) -> bytes:
-    """Of an input x and an output y, of these rows and four columns. inputs: further ones, and their rows."""
+    """A model of an input x and an output y, of these rows and four columns. inputs: further ones, and their
+    rows."""
     *given, y = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [n, 4])
         for name, n in (("x", rows), *inputs, ("y", rows))
@@ -96,7 +97,7 @@ NOTES = {
     "not proven that rows are independent: operator ReduceMax mixes rows": model_of(*ALL_ROWS),
     "could not be verified: it answers differently each time": model_of(*NOISE),
 }
-"""What `models show` says of batching, by what the page quotes of it."""
+"""Return the lines of `models show` about batching, as the page quotes them."""
 
 REFUSALS = {
     "is a pointer of Git LFS, not the model": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",

@@ -1,4 +1,4 @@
-"""Answers that are large, before a controller that answers any request with as much as a test says."""
+"""Large answers, before a controller that answers any request with as many bytes as a test sets."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def floats(count: int) -> bytes:
 
 
 class Sized:
-    """A handler that answers with ``outputs``, by name."""
+    """Return a handler that answers with ``outputs``, by name."""
 
     def __init__(self) -> None:
         self.outputs: dict[str, bytes] = {}
@@ -165,7 +165,7 @@ def test_more_numbers_than_json_may_have_are_to_be_asked_for_as_binary_data(http
 
 
 def deaf(port: int, data: bytes) -> socket.socket:
-    """A connection that has sent something, and takes in a few kilobytes of what comes."""
+    """A connection that has sent a request, and reads a few kilobytes of the answer."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.settimeout(PATIENCE_S)
@@ -209,7 +209,8 @@ def test_an_answer_that_is_not_read_ends_its_connection(
 def test_an_answer_that_is_not_read_does_not_count_against_the_controller(
     monkeypatch: pytest.MonkeyPatch, controller: FakeController, sized: Sized, protocol: str
 ) -> None:
-    """Else the connection to the controller would end for its growth, and with it what others wait for."""
+    """Otherwise the connection to the controller would end for its growth, and other requests would fail with
+    it."""
     kept, is_kept = 0, threading.Event()
     look = Inflow.look
 
@@ -233,7 +234,7 @@ def test_an_answer_that_is_not_read_does_not_count_against_the_controller(
 
 @contextlib.contextmanager
 def no_descriptor_left() -> Iterator[None]:
-    """This process can open nothing while the block runs."""
+    """This process can open no file while the block runs."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = max(map(int, os.listdir("/proc/self/fd")))
     taken: list[int] = []
@@ -257,7 +258,7 @@ def test_an_answer_that_is_not_read_ends_its_connection_although_no_descriptor_w
     request = http_request() if protocol == "http" else grpc_bytes()
     with running_gateway(controller.endpoint, body_s=0.2) as gateway:
         with contextlib.closing(Http(gateway.ports["http"])) as known:
-            known.infer({"inputs": [TINY]})  # libraries open what they need
+            known.infer({"inputs": [TINY]})  # libraries open the files that they need
             controller.wait_for(InferRequest)
         with deaf(gateway.ports[protocol], request) as connection:
             controller.wait_for(InferRequest)
@@ -295,7 +296,8 @@ def test_answers_that_are_not_read_shut_out_nobody(
 ) -> None:
     """Small answers come at once.
 
-    Large ones may be refused; then a connection that does not read ends, so that they come after a few tries.
+    Large answers may be refused; then a connection that does not read is closed, so that they come after a
+    few tries.
     """
     monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", 32 * MIB)
     monkeypatch.setattr(answers, "ANSWER_STALL_NS", 0)
@@ -325,7 +327,7 @@ def test_answers_that_are_not_read_shut_out_nobody(
 def test_the_answers_of_a_stream_are_counted_and_released(
     monkeypatch: pytest.MonkeyPatch, controller: FakeController, sized: Sized
 ) -> None:
-    """Twenty answers of which two fit at a time: those that are read make room for the next."""
+    """Twenty answers of which two fit at a time: answers that are read make room for the next."""
     monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", 40 * MIB)
     sized.outputs = {"y": bytes(8 * MIB)}
     with (

@@ -1,9 +1,8 @@
-"""The gateway under any bytes, by hypothesis: an answer, a refusal that the request has earned, or an end of
-the connection; never a failure of ours, and the next honest request is served.
+"""The gateway under any bytes, by hypothesis: each request gets an answer, a deserved refusal, or the end of
+the connection; never an internal error, and the next honest request is served.
 
-The controller behind it echoes what it is asked, so that whatever the gateway lets through comes back. What
-the gateway answers with 500 is what it takes for a mistake of its own; 501 is the protocol's word for what it
-does not do.
+The controller behind it echoes requests, so that everything that the gateway lets through comes back. The
+gateway answers 500 for its own mistakes; 501 is the protocol's status for an unsupported operation.
 """
 
 from __future__ import annotations
@@ -38,32 +37,32 @@ FEW = 100
 FEWER = 40  # where the gateway has to be waited for
 MANY = 1_500
 
-# The same examples every time: a run that fails is seen again, and none fails by chance.
+# The same examples every time: a failing run can be repeated, and none fails by chance.
 CHOSEN = settings(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 LONG = settings(CHOSEN, max_examples=MANY)
 
 
 def counts(few: int) -> pytest.MarkDecorator:
-    """A test with some examples, and with many."""
+    """Decorators for a test with some examples, and with many."""
     many = pytest.param(LONG, marks=[pytest.mark.long, pytest.mark.timeout(900)])
     return pytest.mark.parametrize("how", [settings(CHOSEN, max_examples=few), many], ids=["few", "many"])
 
 
 GOOD: dict[str, Any] = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, -2.0]}]}
 SILENCE_S = 0.1
-"""How long the gateway may say nothing until the end of the stream is sent: then it has the whole of a
-request, or never will."""
+"""Silence of the gateway after which the end of the stream is sent: by then it has the whole request, or
+never will."""
 
 STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 
 
 def answer(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
-    """Echoes inferences; knows no model of whatever else it is asked."""
+    """Echoes inferences; knows no model otherwise."""
     if type(message) is InferRequest:
         echo(controller, identity, message, frames)
     elif (
         type(message) is Query and message.what == "status"
-    ):  # ready: 503 would be the right word for anything else
+    ):  # ready: otherwise 503 would be the right answer to anything
         controller.send(identity, Reply(message.request_id, {"why_not_ready": ""}))
     elif hasattr(message, "request_id"):
         controller.send(identity, Failure(message.request_id, Status.MODEL_NOT_FOUND, "no such model", {}))
@@ -93,20 +92,19 @@ def written(method: str, path: str, headers: list[tuple[str, str]], body: bytes)
 
 
 class Stranger:
-    """One connection to a port: bytes go out, and what comes back is read to its end."""
+    """A connection to a port: bytes are sent, and the answer is read to its end."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
 
     def says(self, data: bytes) -> None:
-        with contextlib.suppress(ConnectionError):  # it has read enough
+        with contextlib.suppress(ConnectionError):  # the gateway has read enough
             self.socket.sendall(data)
 
     def hears(self) -> bytes:
-        """All that comes until the connection ends, which it has to.
+        """Return all bytes that come until the connection ends, which it has to.
 
-        The gateway is told that no more will follow where it is silent: it may wait for the rest of a
-        request.
+        If the gateway is silent, the end of the stream is sent: it may wait for the rest of a request.
         """
         found = b""
         with contextlib.suppress(ConnectionError):
@@ -119,7 +117,7 @@ class Stranger:
         return found
 
     def _is_silent(self) -> bool:
-        # Not select(), which knows no descriptor above 1,023: tests before may have left many open.
+        # Not select(), which takes no descriptor above 1,023: earlier tests may have left many open.
         poller = select.poll()
         poller.register(self.socket, select.POLLIN)
         return not poller.poll(SILENCE_S * 1000)
@@ -133,7 +131,7 @@ def exchanged(port: int, data: bytes) -> bytes:
 
 
 def asked(port: int, data: bytes) -> tuple[int, bytes]:
-    """The one answer to a whole request: its status and body."""
+    """Return the single answer to a whole request: its status and body."""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as asking:
         asking.sendall(data)
         response = http.client.HTTPResponse(asking)
@@ -142,8 +140,8 @@ def asked(port: int, data: bytes) -> tuple[int, bytes]:
 
 
 def check_http(gateway: Gateway, data: bytes) -> list[int]:
-    """The statuses of what is answered, none of which may be a mistake of ours; then an honest request is
-    answered."""
+    """Return the statuses of the answers, none of which may be an internal error; then check that an honest
+    request is answered."""
     said = exchanged(gateway.ports["http"], data)
     statuses = [int(one) for one in STATUS.findall(said)]
     assert all(one < 500 or one == 501 for one in statuses), said[:2000]
@@ -216,7 +214,7 @@ def json_of(value: Any) -> bytes:
 
 @st.composite
 def bodies(draw: st.DrawFn) -> bytes:
-    """Of an inference: any bytes, any JSON, or a good one in which things have changed."""
+    """Draw the body of an inference: any bytes, any JSON, or a valid one with changes."""
     match draw(st.sampled_from(["bytes", "json", "within", "bytes within"])):
         case "bytes":
             return draw(st.binary(max_size=300))
@@ -254,7 +252,7 @@ def test_any_body_of_an_inference_is_answered_or_refused(gateway: Gateway, how: 
 
 @counts(FEWER)
 def test_any_request_of_http_is_answered_or_its_connection_ended(gateway: Gateway, how: settings) -> None:
-    """Methods, paths and headers of every kind, lengths that are not those of the body among them."""
+    """Draw methods, paths and headers of every kind, including lengths that differ from the body's."""
     seen: set[int] = set()
 
     @how
@@ -286,7 +284,7 @@ def test_any_bytes_on_the_http_port_end_their_connection_alone(gateway: Gateway,
 
 SERVICE = "/inference.GRPCInferenceService/"
 OURS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
-"""What a call ends with where the gateway, or gRPC under it, met what it does not know."""
+"""Statuses with which a call ends where the gateway, or gRPC under it, met something unknown."""
 
 
 def good_infer() -> Any:
@@ -296,14 +294,14 @@ def good_infer() -> Any:
 
 
 def called(channel: grpc.Channel, method: str, message: bytes, metadata: Any = ()) -> grpc.StatusCode:
-    """How a call ends whose message is these bytes."""
+    """Return how a call ends whose message is these bytes."""
     path = method if "/" in method else SERVICE + method
     if path.endswith(("/ModelStreamInfer", "/ServerReflectionInfo")):
         answers = channel.stream_stream(path)(iter([message]), metadata=metadata, timeout=PATIENCE_S)
         with contextlib.suppress(grpc.RpcError):
             list(answers)
         return answers.code()
-    if path.endswith("/Watch"):  # it has an answer, and no end of its own
+    if path.endswith("/Watch"):  # a watch has an answer, and no end of its own
         watch = channel.unary_stream(path)(message, metadata=metadata, timeout=PATIENCE_S)
         try:
             next(watch)

@@ -1,4 +1,4 @@
-"""Other people's clients and load tools, unchanged, against a whole cluster with its gateway."""
+"""Third-party clients and load tools, unchanged, against a whole cluster with its gateway."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Served:
 
 
 def text_model() -> onnx.ModelProto:
-    """`text` BYTES (N, 2) to `same`, the same: what strings go through."""
+    """A model from `text` BYTES (N, 2) to an equal `same`, for strings."""
     values = [helper.make_tensor_value_info(name, TensorProto.STRING, ["N", 2]) for name in ("text", "same")]
     graph = helper.make_graph(
         [helper.make_node("Identity", ["text"], ["same"])], "text", values[:1], values[1:]
@@ -218,7 +218,7 @@ def test_errors_are_exceptions_with_a_status(triton: tuple[Any, Any]) -> None:
     named.set_data_from_numpy(IMAGE)
     assert status_of(lambda: client.infer("digits", [named]), "no input 'picture'") == wrong
     assert status_of(lambda: client.infer("digits", []), "'image' is missing|inputs") == wrong
-    named._shape = [3, 1, 8, 8]  # which is not what the data has
+    named._shape = [3, 1, 8, 8]  # a shape that the data does not have
     assert (
         status_of(lambda: client.infer("digits", [named]), "has no input 'picture'; its inputs are 'image'")
         == wrong
@@ -240,7 +240,7 @@ def test_the_repository_unloads_and_loads(triton: tuple[Any, Any], expected: np.
     assert not client.is_model_ready("digits") if module is triton_http else True
     with pytest.raises(InferenceServerException, match="unloaded"):
         client.infer("digits", [image_of(module)])
-    client.unload_model("digits")  # as good as done
+    client.unload_model("digits")  # counts as done
     client.load_model("digits")
     assert state() == "READY"
     client.load_model("digits")
@@ -386,7 +386,7 @@ def test_perf_analyzer_measures_to_a_clean_report(
         pytest.skip("perf_analyzer is not installed (requirements-clients.lock), or came without its program")
     report = tmp_path / "report.csv"
     url = served.http if protocol == "http" else served.grpc
-    # Three windows that are alike, of many: the machine does other things as well.
+    # Three consistent windows, out of many: the machine has other load as well.
     how = ["-p", "300", "-r", "30", "-s", "900"]
     arguments = ["-m", "digits", "-i", protocol, "-u", url, "-f", str(report), *how]
     done = subprocess.run(
@@ -469,7 +469,7 @@ def test_a_refusal_looks_as_documented(served: Served) -> None:
 
 
 def test_a_client_that_goes_frees_its_executor(served: Served) -> None:
-    """Its queued request is cancelled at the controller, whoever carried it there."""
+    """A queued request is cancelled at the controller, whichever gateway carried it there."""
     with served.cluster.client() as client:
         before = client.model("digits").counts
         http = [Http(served.http_port) for _ in range(40)]
@@ -491,7 +491,7 @@ def test_a_client_that_goes_frees_its_executor(served: Served) -> None:
 
 
 def test_any_number_of_gateways_stand_before_one_cluster(served: Served, expected: np.ndarray) -> None:
-    """None of them holds anything: what is done through one is seen through the other at once."""
+    """Gateways hold no state: changes through one are seen through the other at once."""
     other = Served(served.cluster)
     with (
         triton_http.InferenceServerClient(served.http) as one,

@@ -1,4 +1,5 @@
-"""Forms of HTTP that proxies and old clients send, and that a server must take as well as the usual ones."""
+"""Forms of HTTP that proxies and old clients send, and that a server must accept as well as the usual
+ones."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def gateway(controller: FakeController, tmp_path_factory: pytest.TempPathFactory
 
 
 def status_of(gateway: Gateway, target: str, *headers: str, port: str = "http") -> int:
-    """The status of the answer to a GET whose lines are sent as they are."""
+    """Return the status of the answer to a GET whose lines are sent as they are."""
     lines = (f"GET {target} HTTP/1.1", *headers, "Connection: close", "", "")
     with socket.create_connection(("127.0.0.1", gateway.ports[port]), PATIENCE_S) as connection:
         connection.sendall("\r\n".join(lines).encode())
@@ -48,7 +49,7 @@ BEARING = f"Authorization: Bearer {TOKEN}"
         ("http://localhost/v2/models/a%2Fb", 200),
         ("http://localhost", 404),
         ("http://localhost?/v2", 404),
-        ("http://elsewhere/v2", 403),  # and whatever Host says
+        ("http://elsewhere/v2", 403),  # whatever Host says
         ("http://localhost@elsewhere/v2", 403),
         ("ftp://localhost/v2", 404),
     ],
@@ -109,7 +110,7 @@ def test_gzip_is_for_those_who_name_it(accepted: str, takes: bool) -> None:
 def test_metrics_are_compressed_for_those_who_take_it(gateway: Gateway, part: str) -> None:
     bearing = {"Authorization": f"Bearer {TOKEN}"}
     with contextlib.closing(Http(gateway.ports["metrics"])) as http:
-        for _ in range(2):  # the second is from what is kept
+        for _ in range(2):  # the second is answered from the cache
             packed = http.ask("GET", f"/metrics{part}", None, bearing | {"Accept-Encoding": "gzip"})
             assert (packed.status, packed.headers["content-encoding"]) == (200, "gzip")
             plain = http.ask("GET", f"/metrics{part}", None, bearing)

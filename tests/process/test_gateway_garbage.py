@@ -1,6 +1,6 @@
-"""What requests leave behind in a gateway: nothing that takes a full collection of Python's garbage.
+"""Garbage of requests in a gateway: none that needs a full run of Python's collector.
 
-A full collection looks at every object while the loop stands still, and calls that wait are objects by the
+A full collection visits every object while the loop stands still, and waiting calls are objects by the
 hundred thousand.
 """
 
@@ -36,9 +36,9 @@ def gateway(controller: FakeController) -> Iterator[Gateway]:
 
 
 def cycles_of(ask: Callable[[], object]) -> Counter[str]:
-    """Objects of Clockwork's own, and frames, that only the collector frees, by type."""
+    """Return Clockwork's objects, and frames, that only the collector frees, by type."""
     for _ in range(3):
-        ask()  # what is imported and cached at first is no garbage
+        ask()  # imports and caches of the first call are no garbage
     gc.collect()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)

@@ -311,14 +311,14 @@ def test_a_connection_on_which_nothing_is_said_is_closed(controller: FakeControl
 def test_a_request_that_is_too_large_is_refused(call: Call) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         call("ModelInfer", inference([bytes(2 << 20)]))
-    # By gRPC itself, which does not say when to try again.
+    # A refusal by gRPC itself, which does not say when to try again.
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert not caught.value.trailing_metadata()
 
 
 MANY = b"\x2a\0\x22\0" * GRPC_FIELDS_MAX
-"""Empty tensors and parameters, of which each would take a hundred times its bytes; to other methods, unknown
-fields."""
+"""Empty tensors and parameters, each of which would take a hundred times its bytes; for other methods,
+unknown fields."""
 
 
 @pytest.mark.parametrize("method", [*sorted(GRPC), *sorted(GRPC_COMMON)])
@@ -344,7 +344,8 @@ def test_no_message_has_fields_without_number(channel: grpc.Channel, method: str
 def test_elements_in_the_message_may_be_a_few_megabytes(
     controller: FakeController, datatype: str, field: str, value: Any
 ) -> None:
-    """As many as arrive are converted, more of them beside the loop; beyond, they are to be sent raw."""
+    """All that arrive are converted, large ones beside the loop; beyond the bound, clients are told to send
+    raw data."""
     request = pb.ModelInferRequest(model_name="m")
     one = request.inputs.add(name="x", datatype=datatype, shape=[3 * ELEMENTS_AT_ONCE + 1])
     elements = getattr(one.contents, field)
@@ -391,7 +392,7 @@ def test_what_elements_become_is_counted(controller: FakeController) -> None:
 def test_messages_that_do_not_become_whole_have_a_bound(
     monkeypatch: pytest.MonkeyPatch, controller: FakeController
 ) -> None:
-    """Who has held most of them for longest goes first; others who send as much are served."""
+    """The caller that has held most of them for longest is cut first; others who send as much are served."""
     monkeypatch.setattr(connections, "GRPC_RECEIVING_BYTES_MAX", 8 << 20)
     with running_gateway(controller.endpoint, http_port=-1, body_s=600.0) as gateway, ExitStack() as stack:
         port = gateway.ports["grpc"]
@@ -409,9 +410,7 @@ def test_messages_that_do_not_become_whole_have_a_bound(
             assert list(infer(large).raw_output_contents) == list(large.raw_input_contents)
         asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
         streaming = streamed(channel)(iter(asked.get, None))
-        for _ in range(
-            8
-        ):  # one after the other: how much gRPC reads ahead depends on how fast this machine is
+        for _ in range(8):  # in sequence: how far gRPC reads ahead depends on the machine's speed
             asked.put(large)
             assert len(next(streaming).infer_response.raw_output_contents[0]) == 3 << 20
         asked.put(None)
@@ -448,7 +447,7 @@ def test_what_seems_compressed_and_is_not_is_refused(channel: grpc.Channel) -> N
 
 
 def test_a_message_does_not_become_a_thousand_times_as_large(controller: FakeController) -> None:
-    """Else many at once, of 60 KB each, take gigabytes before their bytes are counted."""
+    """Otherwise many at once, of 60 KB each, take gigabytes before their bytes are counted."""
     with (
         running_gateway(controller.endpoint, http_port=-1) as gateway,
         grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel,
@@ -481,7 +480,7 @@ def test_the_end_waits_for_what_is_under_way_and_takes_nothing_new(controller: F
     held: list[tuple[bytes, Any, list[Any]]] = []
 
     def hold(_: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
-        if type(message) is InferRequest:  # not what a gateway before this one cancelled
+        if type(message) is InferRequest:  # not a cancellation by a gateway before this one
             held.append((identity, message, frames))
 
     controller.handle = hold

@@ -1,4 +1,4 @@
-"""gRPC's health checks and server reflection, asked by our own messages, by the official clients, and by
+"""gRPC's health checks and server reflection, asked by hand-made messages, by the official clients, and by
 attackers."""
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def gateway(cluster: Cluster) -> Iterator[Gateway]:
 
 
 def dialled(gateway: Gateway) -> grpc.Channel:
-    # Channels of one process share their connections unless they are told not to.
+    # Channels of a process share their connections by default.
     return grpc.insecure_channel(
         f"127.0.0.1:{gateway.ports['grpc']}", [("grpc.use_local_subchannel_pool", 1)]
     )
@@ -93,7 +93,7 @@ def check(channel: grpc.Channel, service: str, metadata: Any = ()) -> int:
 
 
 class Watch:
-    """A watch, whose statuses are taken in on a thread of its own."""
+    """A watch whose statuses are read on a thread of its own."""
 
     def __init__(self, channel: grpc.Channel, service: str, metadata: Any = ()) -> None:
         self.call = channel.unary_stream(
@@ -109,7 +109,7 @@ class Watch:
         self._said.put(self.call.code())
 
     def next(self) -> int | grpc.StatusCode:
-        """The next status; at the end, that of the call."""
+        """Return the next status; at the end, the status of the call."""
         return self._said.get(timeout=PATIENCE_S)
 
 
@@ -201,7 +201,7 @@ def test_a_stranger_may_watch_for_as_long_as_there_is_room(cluster: Cluster, tok
         assert watch.next() == SERVING
         assert check(silent, "") == SERVING
         idle = threading.Event()
-        # gRPC's clients dial again by themselves when they are asked; until then they are idle.
+        # gRPC's clients reconnect by themselves when they are used; until then they are idle.
         silent.subscribe(lambda state: idle.set() if state is grpc.ChannelConnectivity.IDLE else None)
         assert idle.wait(PATIENCE_S), "a stranger who says nothing more is closed"
         cluster.why_not = "no worker"
@@ -347,7 +347,7 @@ def test_the_official_client_of_health_is_answered(channel: grpc.Channel, cluste
 def test_a_client_takes_a_gateway_that_is_not_ready_out_of_its_pool(
     gateway: Gateway, cluster: Cluster
 ) -> None:
-    """As any of gRPC's clients does whose service config names a service to watch."""
+    """As every client of gRPC does whose service config names a service to watch."""
     cluster.why_not = "no worker"
     config = json.dumps({
         "loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": SERVICE},

@@ -1,4 +1,4 @@
-"""The gateway's HTTP server before a controller of a few lines: what goes in and out, and what goes wrong."""
+"""The gateway's HTTP server before a controller of a few lines: requests, answers, and errors."""
 
 from __future__ import annotations
 
@@ -114,7 +114,8 @@ def test_long_json_is_bounded_by_what_it_becomes(controller: FakeController) -> 
         lists = http.infer(b'{"inputs":[' + b"[]," * JSON_CONTAINERS_MAX + b"[]]}")
         assert (lists.status, lists.json["reason"]) == (413, "too_large")
         assert str(JSON_CONTAINERS_MAX) in lists.json["error"]
-        for _ in range(2):  # two bytes for each element are eight, of which the second finds none left behind
+        # two bytes for each element are eight; the second request finds the first one's released
+        for _ in range(2):
             wide = http.infer({"inputs": [tensor("INT64", (500_000,), [0] * 500_000)]})
             assert (wide.status, wide.json["reason"]) == (429, "overloaded")
         assert http.infer({"inputs": [tensor("INT8", (500_000,), [0] * 500_000)]}).status == 200
@@ -482,7 +483,7 @@ def test_a_compressed_body_is_read_within_the_bounds_or_refused(
     packed = {"gzip": gzip.compress, "deflate": zlib.compress}.get(encoding)
     if packed is not None:
         assert ask(packed(json.dumps(PLAIN).encode())).status == 200
-        assert ask(packed(bytes(64 << 20))).status == 413  # 64 KB that want to be 64 MiB
+        assert ask(packed(bytes(64 << 20))).status == 413  # 64 KB that decompress to 64 MiB
     reply = ask(b"garbage" * 100)
     assert reply.status == (501 if packed is None else 400)
     assert encoding in reply.json["error"]
@@ -495,7 +496,7 @@ def test_a_request_that_is_too_large_is_refused_before_it_comes(gateway: Gateway
             b"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999999\r\n\r\n{"
         )
         assert read_all(sock).startswith(b"HTTP/1.1 413")
-    with raw_socket(gateway) as sock:  # of unknown length: as soon as it is too much
+    with raw_socket(gateway) as sock:  # of unknown length: refused as soon as it is too much
         sock.sendall(
             b"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         )

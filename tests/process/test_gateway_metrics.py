@@ -1,4 +1,4 @@
-"""A gateway before a real controller: what it tells Prometheus, and the spans of its requests."""
+"""A gateway before a real controller: its metrics for Prometheus, and the spans of its requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 class Cluster:
-    """A controller, a worker that does what it is told, a gateway."""
+    """A controller, a worker that does its actions, a gateway."""
 
     def __init__(self, controller: Any, worker: FakeWorker, gateway: Any) -> None:
         self.controller = controller
@@ -40,7 +40,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:
-        """The worker answers one inference meanwhile."""
+        """Have the worker answer one inference meanwhile."""
         thread = threading.Thread(target=self.worker.serve_one)
         thread.start()
         yield
@@ -160,7 +160,7 @@ def test_a_controller_that_is_gone_is_not_up_and_the_gateway_still_tells_of_itse
 
 
 class Collector(http.server.BaseHTTPRequestHandler):
-    """Takes what an OTLP exporter sends."""
+    """Receives the spans of an OTLP exporter."""
 
     def do_POST(self) -> None:
         self.server.received.append(self.rfile.read(int(self.headers["Content-Length"])))  # type: ignore[attr-defined]
@@ -168,7 +168,7 @@ class Collector(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Quietly."""
+        """Log nothing."""
 
 
 def test_requests_leave_spans_from_the_gateway_to_the_device(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_requests_leave_spans_from_the_gateway_to_the_device(tmp_path: Path) -> 
                 one.http.infer({"inputs": [tensor("INT8", size=2)]}, b"xx", traceparent=TRACEPARENT).status
                 == 400
             )
-        server.shutdown()  # the gateway's end has sent what was left
+        server.shutdown()  # the gateway's end has sent the remaining spans
         thread.join()
         spans = [
             span

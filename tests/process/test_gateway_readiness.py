@@ -1,4 +1,5 @@
-"""What is ready over HTTP and gRPC is served, at a start too; and what nobody serves is not ready."""
+"""A model that is ready over HTTP and gRPC is served, at a start too; a model that no worker serves is not
+ready."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What the OpenAPI document offers, asked for at random by schemathesis: nothing answers 500, or what it does
-not say."""
+"""Random requests made from the OpenAPI document by schemathesis: none is answered 500, or with an
+undocumented status."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ EXAMPLES = 12
 
 
 def document() -> dict[str, Any]:
-    """The gateway's, with names that mean something here among those that are tried."""
+    """The gateway's document, with existing names among those that are tried."""
     body = openapi.document(False, StatusCodes.MESH)
     for path, operations in body["paths"].items():
         for parameter in operations.get("parameters", ()):
-            # A model that is unloaded would make all that comes after it a 404.
+            # A model that is unloaded would make every later request a 404.
             models = ["digits", "nope"] if "repository" not in path else ["nope", "ä/b"]
             names = {"model": models, "version": ["1", "x"], "region": ["r", "ä/b"]}
             parameter["schema"] = {"enum": names[parameter["name"]]}
-        if path.endswith("/infer"):  # its binary form is tried by hand: here, nearly nothing would be right
+        # its binary form is tested elsewhere: here, nearly nothing would be valid
+        if path.endswith("/infer"):
             del operations["post"]["requestBody"]["content"]["application/octet-stream"]
             operations["post"]["parameters"][0]["schema"] = {"enum": [0, 1, 60_000_000]}
             del operations["post"]["parameters"][1]
@@ -95,7 +96,7 @@ def test_every_operation_answers_as_documented(api: Any) -> None:
 
         for mode in schemathesis.GenerationMode:
             case = operation.as_strategy(generation_mode=mode)
-            # What has no parameters cannot be asked for wrongly.
+            # An operation without parameters has no wrong requests.
             unsatisfiable = (
                 [hypothesis.errors.Unsatisfiable] if mode is not schemathesis.GenerationMode.POSITIVE else []
             )
@@ -103,7 +104,7 @@ def test_every_operation_answers_as_documented(api: Any) -> None:
                 settings(hypothesis.given(case=case)(check))()
     assert len(statuses) == sum(len({"get", "post"} & set(one)) for one in document()["paths"].values())
     assert {200, 400} <= statuses["POST /v2/models/{model}/infer"]
-    unknown = ("repository/models", "{region}")  # what these name is not there
+    unknown = ("repository/models", "{region}")  # these names do not exist
     assert all(200 in seen for label, seen in statuses.items() if not any(map(label.count, unknown))), (
         statuses
     )

@@ -1,4 +1,4 @@
-"""Connections that hold a gateway's seats and say nothing, and those of others beside them."""
+"""Connections that hold a gateway's seats and send nothing, and other clients' connections beside them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 SEATS = 8
 ATTACKERS = 40
 KERNEL_BYTES = 4_096
-"""What the kernel is asked to hold of a connection in each direction; it takes some times as much."""
+"""The kernel buffers that are requested for a connection in each direction; the kernel takes some times as
+much."""
 ANSWERS = 2
 UNSENT = (
     "POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
@@ -48,7 +49,7 @@ UNSENT = (
 
 
 def check_most_end(held: list[socket.socket], left: int) -> None:
-    """All but so many of these connections are closed by the gateway."""
+    """Wait until the gateway has closed all but so many of these connections."""
     waiting = list(held)
     while len(waiting) > left:
         ready, _, _ = select.select(waiting, [], [], PATIENCE_S)
@@ -184,14 +185,14 @@ def test_a_stranger_has_seconds_and_a_client_longer(
 def test_a_client_that_reads_no_answers_and_then_sends_no_http_is_ended(
     controller: FakeController, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gateway need not wait until its answers are read, but the refusal comes behind them and is not read
+    """The gateway need not wait until its answers are read; the refusal comes behind them and is not read
     either."""
 
     bind = process.listen
 
     def listen(host: str, port: int, flag: str) -> socket.socket:
         bound = bind(host, port, flag)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)  # which connections inherit
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)  # accepted connections inherit it
         return bound
 
     get = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -217,7 +218,7 @@ def test_a_client_that_reads_no_answers_and_then_sends_no_http_is_ended(
 
 
 def infer_grpc(port: int, token: str = "") -> str:
-    """The status of one inference on a connection of its own."""
+    """Return the status of an inference on a connection of its own."""
     with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
         return infer_on(channel, token)
 
@@ -286,7 +287,7 @@ def opened(port: int, token: str, calls: int) -> contextlib.AbstractContextManag
 
 
 def streams_ended(connection: socket.socket, count: int) -> set[int]:
-    """The first calls of a connection that the gateway ends, so many of them."""
+    """The first calls, so many of them, of a connection that the gateway ends."""
     ended: set[int] = set()
     for frame in http2.frames(connection):
         if (frame.kind == http2.HEADERS and frame.flags & http2.END_STREAM) or frame.kind == http2.RESET:

@@ -1,4 +1,4 @@
-"""TLS, the bearer token, and what a gateway refuses to start as."""
+"""TLS, the bearer token, and settings with which a gateway refuses to start."""
 
 from __future__ import annotations
 
@@ -90,17 +90,17 @@ def test_without_the_token_only_health_answers(controller: FakeController, token
 
 OPERATOR = "battery-staple"
 BEARS = {"": None, "wrong": "x", "client": TOKEN, "operator": OPERATOR}
-"""Who asks, and the token that he bears."""
+"""A caller, and its token."""
 
 
 def not_found(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
-    """Says of everything that is asked that it is not there: with that, no call takes long."""
+    """Answers every request with "not found": with that, no call takes long."""
     failure = Failure(message.request_id, Status.MODEL_NOT_FOUND, "there is none", {})
     controller.send(identity, failure)
 
 
 def expected(right: Right, who: str, has_operator: bool) -> str:
-    """What a gateway says to a call: "" if it takes it."""
+    """Return the gateway's refusal of a call: "" if it accepts it."""
     if right is Right.OPEN or (who == "operator" and has_operator):
         return ""
     if who != "client":
@@ -370,7 +370,7 @@ UNLOAD = "/v2/repository/models/m/unload"
 
 
 def echo_only(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
-    """Answers inferences, and says of all else that it is not there."""
+    """Answers inferences, and everything else with "not found"."""
     (echo if type(message) is InferRequest else not_found)(controller, identity, message, frames)
 
 
@@ -386,7 +386,7 @@ PAGE = {"User-Agent": "Mozilla/5.0", "Content-Type": "text/plain"}
 @pytest.mark.parametrize(
     ("method", "path", "headers", "passes"),
     [
-        # As a page of another site asks, which browsers let it.
+        # A request as a page of another site sends it, which browsers allow.
         ("POST", UNLOAD, PAGE | {"Origin": "https://evil.example"}, False),
         ("POST", UNLOAD, PAGE | {"Origin": "null"}, False),
         ("POST", UNLOAD, PAGE, False),
@@ -395,11 +395,11 @@ PAGE = {"User-Agent": "Mozilla/5.0", "Content-Type": "text/plain"}
         ("POST", "/v2/models/m/infer", PAGE | {"Origin": "https://evil.example"}, False),
         ("POST", "/v2/models/m/infer", PAGE | {"Origin": "http://localhost:3000"}, False),
         ("GET", "/v2", {"Origin": "https://evil.example"}, False),
-        # As a page whose name was pointed at this machine asks.
+        # A request of a page whose name was pointed at this machine.
         ("GET", "/v2", {"Host": "evil.example"}, False),
         ("POST", "/v2/models/m/infer", {"Host": "evil.example:8000"}, False),
         ("POST", UNLOAD, {"Host": "evil.example", "Content-Type": "application/json"}, False),
-        # As clients ask, of this machine and through a proxy that was named, and probes under any name.
+        # Requests of clients on this machine and through a named proxy, and of probes under any name.
         ("POST", UNLOAD, {"Content-Type": "application/json"}, True),
         ("POST", UNLOAD, {"User-Agent": "curl/8.5.0"}, True),
         ("POST", "/v2/models/m/infer", PAGE, True),

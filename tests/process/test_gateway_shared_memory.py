@@ -182,7 +182,7 @@ def test_a_key_never_leaves_the_folder_of_shared_memory(http: Http, tmp_path: Pa
 
 
 def test_one_request_reads_no_more_than_a_request_may(http: Http, memory: SharedMemory) -> None:
-    """A few bytes of JSON could else have the gateway read the same memory over and over."""
+    """A few bytes of JSON could otherwise have the gateway read the same memory over and over."""
     large = SharedMemory(create=True, size=1 << 19)
     try:
         register(http, large, byte_size=1 << 19)
@@ -203,7 +203,7 @@ def test_one_request_reads_no_more_than_a_request_may(http: Http, memory: Shared
 
 
 def test_cuda_memory_has_no_regions(http: Http) -> None:
-    """Clients and load tools unregister all of it before they use system memory."""
+    """Clients and load tools unregister all regions before they use system memory."""
     assert http.ask("GET", "/v2/cudasharedmemory/status").json == []
     assert http.ask("POST", "/v2/cudasharedmemory/unregister").json == {}
     assert http.ask("POST", "/v2/cudasharedmemory/region/r/unregister").json == {}
@@ -280,7 +280,7 @@ def test_inputs_in_the_request_are_counted_without_those_in_memory(channel: grpc
 
 @contextlib.contextmanager
 def as_user(user: int) -> Iterator[None]:
-    """Sockets that are made meanwhile are that user's."""
+    """Sockets made meanwhile are that user's."""
     if os.geteuid() != 0:
         pytest.skip("only root can make another user's socket")
     os.seteuid(user)
@@ -333,7 +333,7 @@ def test_a_grpc_callers_user_is_known(gateway: Gateway, memory: SharedMemory) ->
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_a_gateway_on_every_address_knows_who_is_on_its_machine(host: str, memory: SharedMemory) -> None:
-    """An IPv4 connection to an IPv6 socket included; gRPC does not say which address a call came to."""
+    """Including an IPv4 connection to an IPv6 socket; gRPC does not say to which address a call came."""
     if host == "::" and not socket.has_dualstack_ipv6():
         pytest.skip("there is no IPv6")
     with (
@@ -361,7 +361,7 @@ def test_the_user_of_a_connection_is_told_while_it_is_open(family: socket.Addres
         with accepted:
             ends = Endpoint(*client.getsockname()[:2]), Endpoint(*client.getpeername()[:2])
             assert callers.user_of(*ends) == os.getuid()
-            client.close()  # the kernel would say user 0 of what is left of it
+            client.close()  # the kernel would report user 0 for a closed connection
             assert callers.user_of(*ends) is None
 
 

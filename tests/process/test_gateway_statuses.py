@@ -1,4 +1,4 @@
-"""Every status that the gateway's operations answer is in the OpenAPI document, and every status in it is
+"""The OpenAPI document has every status that the gateway's operations answer, and every status in it is
 answered."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FAILURES: list[tuple[Status, dict[str, Any]]] = [
     (Status.INTERNAL, {}),
     (Status.DEADLINE_MISSED, {}),  # with the status of a controller that does not answer in time
 ]
-"""Of any question that the controller is asked."""
+"""The failure of any query to the controller."""
 
 OF_A_NAME: list[tuple[Status, dict[str, Any]]] = [(Status.MODEL_NOT_FOUND, {})]
 
@@ -39,7 +39,7 @@ OF_AN_INFERENCE: list[tuple[Status, dict[str, Any]]] = [
 
 
 class Gateways:
-    """Gateways before one controller, each of which some provocations are for."""
+    """Gateways before one controller, each for some of the provocations."""
 
     def __init__(
         self, stack: ExitStack, controller: FakeController, token_file: Path, codes: StatusCodes
@@ -79,14 +79,14 @@ def asked(
 
 
 def said(gateway: Gateway, text: str) -> int:
-    """The status of the answer to bytes that are sent as they are."""
+    """Return the status of the answer to bytes that are sent as they are."""
     with socket.create_connection(("127.0.0.1", gateway.ports["http"]), PATIENCE_S) as connection:
         connection.sendall(text.replace("\n", "\r\n").encode())
         return int(connection.makefile("rb").readline().split()[1])
 
 
 def answers(gateways: Gateways, template: str, method: str) -> Iterator[tuple[str, int]]:
-    """What was done, and the status that it was answered with."""
+    """The requests made, with the statuses of their answers."""
     path, controller = template, gateways.controller
     for word, name in NAMES.items():
         path = path.replace(word, name)

@@ -1,7 +1,7 @@
-"""An honest client, whose every answer is checked, beside everything that strangers throw at a cluster.
+"""An honest client, whose every answer is checked, beside all attacks of strangers on a cluster.
 
-This is the net for whatever arrives: `clockwork up` as a user starts it, every attack of attacks.py at once,
-and at the end the same processes, no traceback, bounded memory, and not one honest request that failed or was
+This test covers unexpected messages: `clockwork up` as a user starts it, every attack of attacks.py at once,
+and at the end the same processes, no traceback, bounded memory, and no honest request that failed or was
 answered wrong.
 """
 
@@ -26,8 +26,7 @@ from tests.process.test_cluster import Up, running
 
 SEED = 20201104
 GROWTH_BYTES_MAX = 1 << 30
-"""Of any of its processes, for all that was thrown: what strangers may hold is bounded, and no more than
-this."""
+"""Bound on the memory of each process: strangers' memory is bounded, and no more than this."""
 
 
 def children(up: Up) -> dict[int, int]:

@@ -1,4 +1,4 @@
-"""One peer's messages, whatever they are, cost that peer alone: everybody beside it is served."""
+"""Any messages of a peer cost that peer alone: all others are served."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def nest(levels: int) -> Any:
 
 
 def spell(tag: int, *fields: Any) -> bytes:
-    """A header of these fields, whether any reader would take it or not."""
+    """A header of these fields, whether any reader would accept it or not."""
     return b"".join((bytes([0x90 | (1 + len(fields))]), codec._pack(tag), *map(_spell, fields)))
 
 
 def _spell(value: Any) -> bytes:
-    if isinstance(value, bytes):  # it is spelled already
+    if isinstance(value, bytes):  # it is encoded already
         return value
     return codec._pack(value)
 
 
 DEEP = b"\x91" * 1000 + b"\x00"
-"""A list in a list in a list ...: 1 KB, of which the repr() raises RecursionError."""
+"""A list in a list in a list ...: 1 KB, whose repr() raises RecursionError."""
 
 FROM_CLIENTS = {
     "request": spell(2, 7, "m", 0, 0, b"\x91" + DEEP),
@@ -154,7 +154,7 @@ def test_messages_that_keep_python_busy_hold_up_nobody_else(
 ) -> None:
     """A stranger's 200 messages of 5 ms each are a second of Python.
 
-    Planning and everybody else come between them.
+    Planning and all other requests run between them.
     """
     handled, block = 0, bytes(1 << 18)
 

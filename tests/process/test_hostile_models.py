@@ -44,7 +44,8 @@ def test_a_model_is_prepared_within_a_budget_of_memory(tmp_path: Path, tensor_by
 
 
 def test_what_a_machine_lacks_is_not_the_models_fault(tmp_path: Path) -> None:
-    """A budget beyond the machine's free memory is that memory; what goes beyond it may be tried again."""
+    """A budget beyond the machine's free memory is that memory; a model that exceeds it may be tried
+    again."""
     environment = {"CLOCKWORK_PREPARATION_BYTES": "64TiB"}
     with running_cluster(tmp_path, environment=environment) as cluster, cluster.client() as client:
         with pytest.raises(Unavailable, match=r"too little free memory to prepare the model: .*; try again"):
@@ -54,7 +55,7 @@ def test_what_a_machine_lacks_is_not_the_models_fault(tmp_path: Path) -> None:
 
 
 def test_models_that_do_not_end_hold_up_no_registration_of_another_client(tmp_path: Path) -> None:
-    """Five of them for three places: each would keep one for a minute."""
+    """Five slow models for three places: each would keep a place for a minute."""
     failures: list[ClockworkError] = []
 
     def register(client: Client, name: str, model: onnx.ModelProto) -> None:

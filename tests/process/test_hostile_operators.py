@@ -1,4 +1,4 @@
-"""Models of Clockwork's operators whose attributes ask for memory that is not theirs, against a cluster."""
+"""Models of Clockwork's operators whose attributes ask for memory beyond their own, against a cluster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.process.cluster import running_cluster
 from tests.process.peers import echo_model
 
 FILL = {"MALLOC_PERTURB_": "90"}
-"""Has glibc fill what is given back with this byte, and what is given out with its complement."""
+"""Has glibc fill freed memory with this byte, and allocated memory with its complement."""
 
 SLO = 300.0
 IMAGES: list[dict[str, int]] = [{"shortest": 32}, {"width": 333, "height": 2, "channels": 1}]
@@ -53,7 +53,7 @@ def test_no_model_answers_with_memory_of_another_client(tmp_path: Path) -> None:
         for _ in range(5):
             for number, (_, _, data) in enumerate(cases):
                 np.testing.assert_array_equal(client.infer("echo", secret, slo=SLO), secret)
-                # The second is padded where the operator pads, and cut where it cuts.
+                # The second text is padded where the operator pads, and cut where it cuts.
                 batch = strings(data, data[:1] if isinstance(data, str) else data)
                 found = client.infer(f"model-{number}", {names[number]: batch}, slo=SLO)
                 for answer, expected in zip(found.values(), sessions[number].run([batch]), strict=True):

@@ -1,7 +1,8 @@
-"""What the other side may make a process hold: a controller its clients and workers, a subscriber the
-controller.
+"""Bounds on the memory that peers can make a process hold: a controller its clients and workers, a subscriber
+the controller.
 
-Each message of the floods here has no end, so that nobody is ever told of it: libzmq would receive it whole.
+Each message of the floods here has no end, so that no reader is ever told of it: libzmq would receive it
+whole.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def test_a_client_that_nobody_uses_takes_no_more_than_its_bound(bound: int) -> N
 
 @pytest.mark.parametrize("flags", [zmtp.MORE, 0], ids=["frames", "messages"])
 def test_small_frames_are_bounded_by_the_memory_that_they_take(flags: int, bound: int) -> None:
-    """Three bytes on the wire are 64 in memory: the process' growth ends it, long before the bytes do."""
+    """Three bytes on the wire are 64 in memory: the process's growth ends the connection, long before the
+    bytes do."""
     data = (zmtp.frame_head(1, flags) + b"x") * 100_000
     transport = Transport()
     try:
@@ -72,7 +74,7 @@ def test_small_frames_are_bounded_by_the_memory_that_they_take(flags: int, bound
             dealer = transport.dealer(controller.endpoint)
             before = resident_bytes()
             begun = time.monotonic()
-            while not dealer.look():  # of what comes, nothing is taken
+            while not dealer.look():  # received messages are not read
                 dealer.changes()
                 assert time.monotonic() - begun < PATIENCE_S
             assert resident_bytes() - before < 1 << 30
@@ -83,8 +85,8 @@ def test_small_frames_are_bounded_by_the_memory_that_they_take(flags: int, bound
 
 
 def test_messages_that_are_kept_end_no_connection(bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gateway keeps answers that its callers do not read; meanwhile the next answer is half there,
-    always."""
+    """A gateway keeps answers that its callers do not read; meanwhile the next answer is always half
+    there."""
     monkeypatch.setattr("clockwork.wire.transport.INFLOW_LOOK_NS", 0)
     data = zmtp.message([bytes(bound // 4)])
     half = len(data) // 2
@@ -112,13 +114,13 @@ def test_messages_that_are_kept_end_no_connection(bound: int, monkeypatch: pytes
 
 
 def reset(one: socket.socket) -> None:
-    """End a connection at once, with what is on its way."""
+    """End a connection at once, with bytes on their way."""
     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     one.close()
 
 
 def fill(one: socket.socket, data: bytes) -> None:
-    """Send until nothing is taken any more, or enough for any bound in messages."""
+    """Send until nothing is accepted any more, or enough for any bound in messages."""
     one.settimeout(0.5)
     with contextlib.suppress(OSError):
         for _ in range(200):
@@ -137,7 +139,7 @@ def test_a_connection_that_breaks_off_while_it_is_not_read_ends_no_process() -> 
             fill(one, zmtp.message([b"x"]) * 10_000)
             reset(one)
             listener.settimeout(PATIENCE_S)
-            again, _ = listener.accept()  # which the I/O thread does, if it lives
+            again, _ = listener.accept()  # the I/O thread does so, if it lives
             again.close()
             pause(2 * HEARTBEAT_MS / 1_000)
             assert ConnectionEvent.DOWN in dealer.changes()
@@ -155,25 +157,25 @@ def test_a_subscriber_that_breaks_off_ends_no_controller(publisher: Publisher) -
 
 
 def pause(seconds: float) -> None:
-    """libzmq's timers come due meanwhile, of which nobody is told."""
+    """libzmq's timers come due meanwhile, unseen by the reader."""
     threading.Event().wait(seconds)
 
 
 def test_what_is_taken_does_not_count(bound: int) -> None:
-    """More than the bound passes, in messages that the client takes in."""
+    """More than the bound passes, in messages that the client reads."""
     x = np.zeros((1, bound // 16), np.float32)
     with FakeController() as controller, Client(controller.endpoint) as client:
         begun = time.monotonic()
         for _ in range(8):
             assert client.infer("m", x, timeout=PATIENCE_S).shape == x.shape
-        while time.monotonic() - begun < 3 * config.INFLOW_LOOK_NS / SECOND:  # looked at while idle as well
+        while time.monotonic() - begun < 3 * config.INFLOW_LOOK_NS / SECOND:  # checked while idle as well
             client.infer("m", X, timeout=PATIENCE_S)
         assert len(controller.of(ClientHello)) == 1
 
 
 @pytest.mark.slow
 def test_a_worker_ends_a_connection_that_brings_more_than_it_takes(tmp_path: Path) -> None:
-    """At the bound as it is, which a process of its own has; then it says hello again."""
+    """At the real bound, in a process of its own; then the peer sends hello again."""
     hellos = 0
 
     def once(one: socket.socket) -> None:
@@ -214,7 +216,8 @@ def subscriber(publisher: Publisher, topic: bytes = b"") -> socket.socket:
 
 
 def check_hears(publisher: Publisher, one: socket.socket) -> None:
-    """It is sent what is published from now on; a subscription is in force a moment after it was sent."""
+    """A subscriber gets the messages published from now on; a subscription is in force a moment after it was
+    sent."""
     one.settimeout(0.05)
     begun = time.monotonic()
     while time.monotonic() - begun < PATIENCE_S:
@@ -263,7 +266,7 @@ def test_a_topic_has_a_size(publisher: Publisher) -> None:
 
 @pytest.fixture
 def small() -> Iterator[Publisher]:
-    """With room for three subscribers, and for one that has not subscribed yet."""
+    """A controller with room for three subscribers, and for one connection that has not subscribed yet."""
     transport = Transport()
     try:
         yield transport.publisher("tcp://127.0.0.1:0", subscribers_max=4)
@@ -279,7 +282,7 @@ def check_ends(publisher: Publisher, one: socket.socket) -> None:
 
 
 def subscribers(stack: contextlib.ExitStack, publisher: Publisher) -> list[socket.socket]:
-    """Three that hear, one after the other: until it has subscribed, each has the only seat for that."""
+    """Three subscribers, one after the other: until each has subscribed, it has the only seat for that."""
     found = []
     for _ in range(3):
         found.append(stack.enter_context(subscriber(publisher)))

@@ -19,7 +19,7 @@ LENGTHS = [int(length) for length in np.random.default_rng(0).integers(1, 60, 20
 
 
 TRIES = 5
-"""Where this process is held up while it sends, requests come one by one, and few gather."""
+"""If this process is held up while it sends, requests come one by one, and few gather."""
 
 
 def sentence(length: int, rows: int = 1) -> dict[str, np.ndarray]:
@@ -46,7 +46,8 @@ def test_sentences_of_any_length_share_executions(tmp_path: Path) -> None:
 
         def executions(name: str) -> int:
             before = total_sent(client.status(), "infer")
-            blocker = client.submit(name, sentence(512, rows=24))  # behind which the others gather
+            # an execution behind which the others gather
+            blocker = client.submit(name, sentence(512, rows=24))
             answers = [client.submit(name, one, slo=PATIENCE_S) for one in sentences]
             for length, one, answer in zip(LENGTHS, sentences, answers, strict=True):
                 assert same(answer.result()["embedding"], expected(one)), length
@@ -56,7 +57,7 @@ def test_sentences_of_any_length_share_executions(tmp_path: Path) -> None:
         for name, batching in (("shared", "auto"), ("exact", "same-shape")):
             info = client.register(name, model, batching=batching, batch_max=8)
             assert info.lengths == (("S",) if name == "shared" else ())
-        # Each length takes one of its own where none is shared; they are 8 classes.
+        # Each length has a shape of its own where none is shared; they are 8 classes.
         assert executions("exact") >= len(set(LENGTHS))
         assert any(0 < executions("shared") < len(set(LENGTHS)) for _ in range(TRIES))
         _, shown = cluster.run("models", "show", "shared")

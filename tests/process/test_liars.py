@@ -1,5 +1,4 @@
-"""A worker whose answers cannot be hurts nobody: what it was asked is answered by another, and it is let
-go."""
+"""A worker with impossible answers harms no request: another worker answers it, and the liar is closed."""
 
 from __future__ import annotations
 
@@ -84,7 +83,7 @@ NO_MESSAGE = {
     "a status that is none",
     "less than no time",
 }
-"""What no form of a result has: who sends that is gone at once."""
+"""A result of no valid form: its sender is closed at once."""
 
 
 def ask(client: Client, count: int = 24) -> None:
@@ -127,7 +126,7 @@ def find_out(client: Client, lie: str) -> None:
     if not faults:
         assert lie in NO_MESSAGE
         assert names == ["fake2"]
-    else:  # what a device failed is tried on another: the liar need not be asked again
+    else:  # a request that a device failed is tried on another: the liar need not be asked again
         assert let_go == (["fake1"] if faults == WORKER_FAULTS_MAX else [])
         assert ("fake1" in names) == (faults < WORKER_FAULTS_MAX)
     counts = status["counts"]

@@ -1,4 +1,4 @@
-"""What workers say of themselves fits an answer, whatever they say and however many they are."""
+"""Workers' reports fit into an answer, whatever they report and however many they are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.process.peers import Served, serving
 def joined(
     stack: contextlib.ExitStack, served: Served, number: int, devices: int, text: str
 ) -> socket.socket:
-    """A worker with so many devices of which it tells much."""
+    """A worker with so many devices, each with long reports."""
     device = {
         "kind": text[:64], "name": text[:256], "fingerprint": text[:500], "page_bytes": 4096, "page_count": 4, "run_ahead": 2,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The query for metrics: what a controller counts, seen by a client while peers do what a test says."""
+"""The query for metrics: the controller's counters, read by a client while peers act as a test says."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_requests_are_counted_by_what_became_of_them(served: Any) -> None:
     client.infer("m", 2, [3, 2], ROW * 3, slo_ns=PATIENCE_NS)
     worker.serve_one()
     client.receive(messages.Answer)
-    client.infer("m", 3, [1, 2], ROW, slo_ns=100_000)  # below what the model takes
+    client.infer("m", 3, [1, 2], ROW, slo_ns=100_000)  # less time than the model takes
     assert client.receive(messages.Failure)[0].status == Status.REFUSED
     client.infer("m", 4, [1, 3], ROW)
     assert client.receive(messages.Failure)[0].status == Status.INVALID_INPUT
@@ -210,7 +210,7 @@ def test_the_command_prints_text_that_prometheus_reads(served: Any) -> None:
     assert samples["clockwork_requests_total", "m", "success"] == 1
     assert (
         'nv_inference_request_success{model="m",version="1"} 1\n' in result.output
-    )  # as it stands: the parser renames
+    )  # as written: the parser renames it
     assert samples["clockwork_up", None, None] == 1
     shown = CliRunner().invoke(cli, ["status", "--endpoint", controller.client_endpoint]).output
     assert re.search(r"^devices    1; the load needs (less than 0\.01|0\.0\d)$", shown, re.MULTILINE), shown

@@ -34,7 +34,7 @@ def scaled(factor: float, width: int = 4) -> bytes:
 
 
 def put(root: Path, name: str, version: int, content: bytes, config: str = "") -> None:
-    """As a careful person would: the file is whole when it has its name."""
+    """Write as a careful user would: the file gets its name when it is complete."""
     folder = root / name / str(version)
     folder.mkdir(parents=True, exist_ok=True)
     if config:
@@ -61,7 +61,7 @@ def index(http: Http) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def factor(http: Http, name: str, version: str = "") -> float | None:
-    """What a model multiplies with; None where it does not serve."""
+    """Return the factor of a model; None where it does not serve."""
     path = f"/v2/models/{name}" + (f"/versions/{version}" if version else "") + "/infer"
     reply = http.ask("POST", path, {"inputs": [tensor("FP32", X.shape, X.ravel().tolist())]})
     if reply.status != 200:
@@ -111,14 +111,15 @@ def test_models_come_change_and_go_as_their_files_do(cluster: Cluster, root: Pat
         eventually(
             lambda: factor(http, "single") is None and factor(http, "several") == 10, "what is gone is gone"
         )
-        put(root, "late", 7, scaled(7), "max_batch_size: 0\nname: 'lake'")  # breaks: it serves on
+        # broken: the version before serves on
+        put(root, "late", 7, scaled(7), "max_batch_size: 0\nname: 'lake'")
         eventually(lambda: ("late", "") in index(http), "what is wrong is said")
         assert "name 'lake' in the folder 'late'" in index(http)["late", ""]["reason"]
         assert factor(http, "late") == 7
 
     shutil.rmtree(root / "broken")
     (root / "late" / "config.pbtxt").unlink()
-    with running_gateway(cluster.endpoint, repositories=(root,), **POLL) as gateway:  # another, later
+    with running_gateway(cluster.endpoint, repositories=(root,), **POLL) as gateway:  # another gateway, later
         http = Http(gateway.ports["http"])
         eventually(lambda: factor(http, "broken") is None, "what went while nobody looked is unregistered")
         assert (factor(http, "late", "7"), factor(http, "several", "1")) == (7, 10)
@@ -153,7 +154,7 @@ def test_a_version_that_is_routed_to_stays_until_the_route_changes(cluster: Clus
         http = Http(gateway.ports["http"])
         eventually(lambda: factor(http, "routed") == 2, "the first version serves")
         client.promote("routed", 1)
-        put(root, "routed", 2, scaled(3))  # only the newest of a folder is served: the other one is to go
+        put(root, "routed", 2, scaled(3))  # only the newest of a folder is served: the other must be removed
         eventually(lambda: factor(http, "routed", "2") == 3, "the second one is there")
         assert factor(http, "routed") == 2
         client.route("routed", {2: 0.5})
@@ -221,8 +222,7 @@ def test_a_configuration_that_does_not_fit_its_model_is_refused(root: Path, conf
 
 
 def test_a_reshape_is_part_of_the_model_that_is_served(cluster: Cluster, root: Path) -> None:
-    """As Triton's quickstart has it, whose ONNX file takes batches of one, and its data in files beside
-    it."""
+    """As in Triton's quickstart, whose ONNX file takes batches of one, with its data in files beside it."""
     y, x = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 2]) for name in "yx")
     weight = numpy_helper.from_array(np.arange(512, dtype=np.float32), "w")
     nodes = [

@@ -40,13 +40,13 @@ class Seen:
             self._counts[outcome] += 1
 
     def take(self) -> set[float | str]:
-        """The distinct outcomes since the last call."""
+        """Return the distinct outcomes since the last call."""
         with self._lock:
             counts, self._counts = self._counts, Counter()
         return {*counts}
 
     def await_only(self, outcome: float, *, known: set[float | str]) -> None:
-        """Return once nothing but that outcome is seen; until then only ``known`` ones, too, may be."""
+        """Return once only that outcome is seen; until then only ``known`` outcomes may occur besides."""
 
         def is_only() -> bool:
             seen = self.take()
@@ -108,12 +108,12 @@ def asked(ports: dict[str, int], name: str, version: str = "") -> Iterator[Seen]
 
 
 def reason(http: Http, name: str, version: str) -> str:
-    """What is wrong with a version, as the repository index says it."""
+    """Return the error of a version in the repository index."""
     return str(index(http).get((name, version), {}).get("reason", ""))
 
 
 def take(root: Path, name: str, version: int) -> None:
-    """Remove a version at once, as a careful person would."""
+    """Remove a version at once, as a careful user would."""
     away = root / name / f".{version}"
     (root / name / str(version)).rename(away)
     shutil.rmtree(away)
@@ -128,21 +128,21 @@ def test_no_change_of_a_folder_that_serves_fails_a_request(cluster: Cluster, tmp
         with asked(gateway.ports, "m") as seen:
             seen.await_only(1, known=set())
 
-            put(root, "m", 2, scaled(2))  # a version comes
+            put(root, "m", 2, scaled(2))  # a version is added
             seen.await_only(2, known={1.0})
             eventually(lambda: factor(http, "m", "1") is None, "the one before goes")
-            take(root, "m", 2)  # and goes
+            take(root, "m", 2)  # and removed
             seen.await_only(1, known={2.0})
 
-            put(root, "m", 3, b"this is no model")  # a broken version comes
+            put(root, "m", 3, b"this is no model")  # a broken version is added
             eventually(lambda: "model.onnx" in reason(http, "m", "3"), "what is wrong is said")
             seen.await_only(1, known=set())
-            put(root, "m", 3, scaled(3))  # it is mended
+            put(root, "m", 3, scaled(3))  # it is repaired
             seen.await_only(3, known={1.0})
 
-            put(root, "m", 3, scaled(4))  # in place
+            put(root, "m", 3, scaled(4))  # changed in place
             seen.await_only(4, known={3.0})
-            put(root, "m", 3, b"this is no model")  # in place, and broken
+            put(root, "m", 3, b"this is no model")  # changed in place, and broken
             eventually(lambda: "model.onnx" in reason(http, "m", "3"), "what is wrong is said")
             seen.await_only(4, known=set())
             put(root, "m", 3, scaled(5))
@@ -165,7 +165,7 @@ def test_no_change_of_a_folder_that_serves_fails_a_request(cluster: Cluster, tmp
             config.unlink()
             seen.await_only(5, known=set())
 
-            # The whole folder is another at once, as a link that is set anew.
+            # The whole folder is replaced at once, like a link that is set anew.
             other = tmp_path / "other"
             put(other, "m", 1, scaled(6))
             (root / "m").rename(tmp_path / "before")
@@ -175,9 +175,9 @@ def test_no_change_of_a_folder_that_serves_fails_a_request(cluster: Cluster, tmp
             (root / ".m").replace(root / "m")
             seen.await_only(6, known={5.0})
 
-            (root / "m").unlink()  # gone for good
+            (root / "m").unlink()  # removed for good
             eventually(lambda: factor(http, "m") is None, "it goes")
-            (root / "m").symlink_to(other / "m")  # and back
+            (root / "m").symlink_to(other / "m")  # and restored
             eventually(lambda: factor(http, "m") == 6, "it comes back")
             assert seen.take() <= {6.0, "not there"}
             seen.await_only(6, known=set())
@@ -202,7 +202,7 @@ def test_a_policy_that_changes_fails_no_request_for_what_it_still_wants(
         eventually(lambda: served() == [3, 1, 2, 3], "all are served")
         with asked(gateway.ports, "p") as seen, asked(gateway.ports, "p", "2") as second:
             for policy, after in (
-                ("latest { num_versions: 3 }", [3, 1, 2, 3]),  # 4 is none, and 1 stands in for it
+                ("latest { num_versions: 3 }", [3, 1, 2, 3]),  # there is no 4, and 1 takes its place
                 ("specific { versions: [1, 2] }", [2, 1, 2, None]),
                 ("specific { versions: [2, 4] }", [2, 1, 2, None]),
                 ("all { }", [3, 1, 2, 3]),
@@ -224,8 +224,7 @@ def test_a_policy_that_changes_fails_no_request_for_what_it_still_wants(
 def test_a_configuration_that_changes_leaves_each_version_its_number_and_its_traffic(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    """The same weights with another bound on batches are another version of the cluster while both are
-    there."""
+    """The same weights with another bound on batches are another version of the cluster while both exist."""
     for version in (1, 2, 3):
         put(tmp_path, "c", version, scaled(version), "version_policy { all { } }")
     config = tmp_path / "c" / "config.pbtxt"
@@ -248,7 +247,7 @@ def test_a_configuration_that_changes_leaves_each_version_its_number_and_its_tra
                 eventually(lambda: is_settled(bound), "all are served so")  # noqa: B023
             seen.await_only(3, known=set())
             first.await_only(1, known={"not there"})
-            # A change that decides nothing of how a version is prepared disturbs nobody.
+            # A change that does not affect a version's preparation disturbs no request.
             config.write_text("version_policy { all { } } max_batch_size: 0 optimization { }")
             put(tmp_path, "marker", 1, scaled(1))
             eventually(lambda: factor(http, "marker") == 1, "it has looked again")

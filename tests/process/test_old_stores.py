@@ -1,5 +1,5 @@
-"""Data directories and workers' stores of earlier versions, kept as files in tests/data/stores: today's code
-opens them.
+"""Data directories and workers' stores of earlier versions, kept as files in tests/data/stores, are opened by
+the present code.
 
 Each was made by tests/data/make_stores.py at the version that it is named after, and is never made anew.
 """
@@ -27,8 +27,8 @@ from tests.process.cluster import ROOT, Cluster, running_cluster, same
 
 STORES = sorted((ROOT / "tests" / "data" / "stores").iterdir())
 REBUILT: Sequence[str] = ("0.1.0",)
-"""Versions whose prepared models today's workers prepare again, although processor and runtime are the same:
-until 0.1.0 no checksums were taken."""
+"""Versions whose prepared models the present workers prepare again, although processor and runtime are the
+same: until 0.1.0 no checksums were taken."""
 
 VERSIONS = {"away": [1], "packed": [1], "profile": [1], "split": [1, 2]}
 QUARTER = TrafficSplit(((1, 7500), (2, 2500)))
@@ -38,7 +38,7 @@ PAGE = ("--page-size", "4096")
 
 @pytest.fixture(params=STORES, ids=lambda path: path.name)
 def stores(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path, dict[str, Any]]:
-    """(version, a copy that may be written to, what make_stores.py says of it)."""
+    """(version, a copy that may be written to, make_stores.py's expectations)."""
     data = tmp_path / "data"
     shutil.copytree(request.param, data)
     return request.param.name, data, json.loads((data / "expected.json").read_text())
@@ -126,8 +126,8 @@ def test_a_cluster_serves_from_them(stores: tuple[str, Path, dict[str, Any]]) ->
         client.load("away")
         check_answers(client, about, away=True)
     for label, digest in about["digests"].items():
-        # Made for another processor or runtime it is of no use here, and was prepared again beside what was
-        # there.
+        # A model prepared for another processor or runtime is useless here, and was prepared again beside the
+        # old files.
         after = prepared(data, digest, here).stat()
         used = (after.st_ino, after.st_mtime_ns) == (before[label].st_ino, before[label].st_mtime_ns)
         assert used is (here == about["fingerprint"] and version not in REBUILT), (

@@ -44,7 +44,7 @@ def scaled() -> onnx.ModelProto:
 
 
 def repeated() -> onnx.ModelProto:
-    """x [N, 4] -> x doubled as many times as ``turns`` says, by default three times."""
+    """x [N, 4] -> x doubled ``turns`` times, by default three times."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["going"], ["goes"]),
@@ -60,7 +60,7 @@ def repeated() -> onnx.ModelProto:
 
 
 def folded() -> onnx.ModelProto:
-    """x [N, 4] -> x in the shape that ``shape`` says, by default [-1, 2]: rows do not stay apart."""
+    """x [N, 4] -> x in the shape given by ``shape``, by default [-1, 2]: rows do not stay apart."""
     node = helper.make_node("Reshape", ["x", "shape"], ["y"])
     inputs = [value("x", ["N", 4]), value("shape", [2], INT64)]
     return model_of([node], inputs, [value("y", ["M", "K"])], [initializer("shape", [-1, 2], np.int64)])
@@ -103,7 +103,7 @@ def client(cluster: Cluster) -> Iterator[Client]:
 
 
 def requests(name: str, rows: int = 2) -> list[dict[str, np.ndarray]]:
-    """Requests for a model, with each choice of the optional inputs that are given and of their values."""
+    """Requests for a model, with each choice of optional inputs and of their values."""
     values = MODELS[name][2]
     found = []
     for number, chosen in enumerate(itertools.product(*([None, *choices] for choices in values.values()))):
@@ -228,7 +228,7 @@ def test_a_shadow_has_its_own_default_for_what_a_request_leaves_out(client: Clie
     client.route("shadowed", {1: 1.0}, shadow={2: 1.0})
 
     def copied(inputs: dict[str, np.ndarray], compared: int) -> int:
-        """Pairs of answers that differ, after so many."""
+        """Return the pairs of answers that differ, after so many."""
         assert np.array_equal(client.infer("shadowed", inputs)["y"], -x if "negate" in inputs else x)
 
         def look() -> Any:

@@ -1,4 +1,4 @@
-"""The comparison with other servers, with a stub in their place: what is counted, and that nothing is left
+"""The comparison with other servers, with a stub in their place: the counts, and that nothing is left
 behind."""
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def measured(
 
 
 def processes_of(stub: str = STUB.name) -> list[int]:
-    """Every stub that runs here, and what it started in a session of its own."""
+    """Return every running stub, and the processes it started in sessions of their own."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -110,7 +110,7 @@ def test_a_refusal_is_no_failure_and_no_answer() -> None:
 
 @pytest.mark.long
 def test_work_for_clients_that_have_gone_is_seen() -> None:
-    """30 ms a request, asked for at the rate of plain ONNX Runtime: seconds of work are left."""
+    """30 ms a request, at the request rate of plain ONNX Runtime: seconds of work are left."""
     [row], _ = measured("hoarder", load=3.0, seconds=1.0, give_up_s=0.3)
     assert row["gave_up"] > 0
     assert row["gone_busy_s"] > 0.3
@@ -133,7 +133,7 @@ def test_a_server_that_fails_is_named_and_the_others_go_on(
 
 
 class Slow:
-    """A road on which nothing comes back."""
+    """A connection on which nothing comes back."""
 
     def __init__(self) -> None:
         self.open_calls = 0
@@ -160,7 +160,7 @@ def test_clients_send_on_time_whatever_became_of_others_and_all_leave_at_the_end
     assert set(found.verdicts) == {Verdict.GONE}
     assert road.open_calls == 0
     assert road.closed
-    # The first gave up by themselves; nobody waited for them.
+    # The first requests timed out; no client waited for them.
     assert found.elapsed_ns[0] >= 90_000_000  # a loop's timers are some milliseconds wide
     assert found.said["no answer within # s"] > 0
 
@@ -195,8 +195,8 @@ main.main()
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_the_benchmark(number: int) -> None:
-    """Ended while requests are under way: Ctrl-C, kill, and kill -9, which only the kernel tells the keeper
-    of."""
+    """Ended while requests are under way: by Ctrl-C, SIGTERM, and SIGKILL, of which only the kernel tells the
+    keeper."""
     driver = DRIVER.format(root=str(ROOT), tests=str(ROOT / "tests"))
     child = subprocess.Popen(
         [sys.executable, "-c", driver], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

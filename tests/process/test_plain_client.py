@@ -1,5 +1,5 @@
-"""The client's own tests once more, where nothing of it is compiled and Python has none of what only Linux
-has."""
+"""The client's own tests once more, without its compiled modules and on a Python without the features of
+Linux."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A policy in Python schedules a live cluster; what it raises ends the controller, with the reason."""
+"""A policy in Python schedules a live cluster; its exception ends the controller, with the reason."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_it_serves_and_its_decisions_are_had_again(tmp_path: Path) -> None:
     ("name", "hook"),
     [
         ("FailsInChoose", "choose"),  # where C++ serves on its own
-        ("FailsInAdmit", "admit"),  # while Python deals with a client's message
+        ("FailsInAdmit", "admit"),  # while Python handles a client's message
     ],
 )
 def test_a_hook_that_fails_ends_the_controller(tmp_path: Path, name: str, hook: str) -> None:

@@ -1,5 +1,5 @@
-"""Ready means that somebody serves it; what a worker measured is its own, and what a model is, is its
-package's."""
+"""Ready means that a worker serves the model; measurements belong to a worker, and the interface to the
+package."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def controller(tmp_path: Path) -> Iterator[Controller]:
 
 @contextmanager
 def started(tmp_path: Path) -> Iterator[tuple[Controller, Client]]:
-    """A controller on what is in the directory already, and a client of it."""
+    """A controller on an existing directory, and a client of it."""
     with running_controller(tmp_path / "data", policy="edf") as controller, connect(controller) as client:
         yield controller, client
 
@@ -67,7 +67,7 @@ def states(client: Client, name: str = "m") -> dict[str, str]:
 
 
 def check_answers(client: Client, x: np.ndarray = X, count: int = 40) -> None:
-    """So many requests at once, each answered with what it asked for."""
+    """Send so many requests at once; check that each gets its own answer."""
     futures = [client.submit("m", x + index, slo=PATIENCE_S) for index in range(count)]
     for index, future in enumerate(futures):
         assert np.array_equal(future.result(PATIENCE_S), x + index)
@@ -205,7 +205,7 @@ def test_a_worker_that_contradicts_two_packages_is_let_go(controller: Controller
 
 
 def test_what_a_package_leaves_open_is_no_workers_to_fix(controller: Controller) -> None:
-    """Else the answers of a worker that saw other shapes would look as if they could not be."""
+    """Otherwise the answers of a worker that saw other shapes would look impossible."""
     wide = {"inputs": [TensorSpec("x", 1, ("N", "M"))], "outputs_verified": True}
     narrow = wide | {"outputs": [TensorSpec("y", 1, ("N", 3))]}
     with threaded_worker(controller, 1, narrow) as first, connect(controller) as client:

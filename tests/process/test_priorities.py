@@ -26,7 +26,7 @@ SERVED = ModelProfile("served", {1: 10 * MS}, 1 << 20, MS, input_bytes=1, output
 
 
 def ask(url: str, client: Client, model: str, priority: int) -> int:
-    """The status of an answer to one request of this priority (1 is the highest)."""
+    """Return the status of an answer to a request of this priority (1 is the highest)."""
     (declared,) = client.model(model).inputs
     tensor = {"name": declared.name, "shape": [1, 1], "datatype": "UINT8", "data": [1]}
     body = json.dumps({"inputs": [tensor], "parameters": {"priority": priority}}).encode()
@@ -39,7 +39,7 @@ def ask(url: str, client: Client, model: str, priority: int) -> int:
 
 
 def answered(client: Client) -> Iterator[SeenRequest]:
-    """Requests in the order of their answers, as the controller recorded them."""
+    """Return requests in the order of their answers, as the controller recorded them."""
     history = History()
     look_back(
         client.recorder,

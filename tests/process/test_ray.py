@@ -37,7 +37,7 @@ while os.read(reading, 1)[0] == signal.SIGUSR1:
     print("one machine less", flush=True)
 cluster.shutdown()
 """
-"""A Ray cluster of three machines that are this one, until it is told to end; SIGUSR1 takes one of them."""
+"""A Ray cluster of three nodes on this machine, until it is told to end; SIGUSR1 removes a node."""
 
 WITHOUT_RAY = """
 import sys
@@ -51,7 +51,7 @@ needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not inst
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    # Ray's sockets lie below it, whose paths may not be long.
+    # Ray's sockets lie below this directory, and their paths may not be long.
     short = tempfile.mkdtemp(prefix="ray-")
     yield {
         "RAY_TMPDIR": short,
@@ -77,7 +77,7 @@ def head(environment: dict[str, str]) -> Iterator[Program]:
 
 
 def processes(what: str, data: Path) -> list[int]:
-    """Of a controller or a worker that works on this data."""
+    """Return the ids of controller or worker processes on this data."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -117,7 +117,7 @@ def test_a_cluster_on_ray_serves_replaces_what_is_lost_and_leaves_nothing(
             up.wait_for(r"worker-\d was killed by signal 9; it is started again")
             eventually(lambda: len(processes("worker", data)) == 2, "another takes its place")
             mark = len(up.lines)
-            for count in range(2):  # on one of them is a worker
+            for count in range(2):  # one of them has a worker
                 head.send(signal.SIGUSR1)
                 eventually(lambda: head.lines.count("one machine less") == count + 1, "a machine goes")  # noqa: B023
             up.wait_for(re.compile(r"worker-\d was lost with its machine; it is started again"), mark)
@@ -137,7 +137,7 @@ def test_a_cluster_on_ray_serves_replaces_what_is_lost_and_leaves_nothing(
 
 
 def test_what_a_ray_cluster_has_too_little_of_is_said_in_numbers() -> None:
-    """Ray itself waits without a word."""
+    """Ray itself waits without a message."""
     assert _lack({"CPU": 3.0}, 2, RaySettings(cpus=1)) == ""
     said = _lack({"CPU": 2.0, "memory": 1e9}, 2, RaySettings(cpus=1))
     assert said == "3 CPUs are needed (1 for the controller, 1 for each of 2 workers) and 2 are there"

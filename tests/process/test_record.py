@@ -1,4 +1,4 @@
-"""What a live controller decided is decided again, event by event, from its recording, and can be traced."""
+"""A live controller's decisions are reproduced, event by event, from its recording, and can be traced."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_live_controllers_decisions_are_had_again(tmp_path: Path, policy: str)
 
 
 def check_the_two_encoders_agree(recording: Path) -> None:
-    """The controller writes steps natively: the same as scheduler.recording does, byte for byte."""
+    """The controller writes steps natively: the same bytes as scheduler.recording writes."""
     with recording.open("rb") as file:
         header, steps = decode(file)
         again = encode_header(header) + b"".join(encode_step(*step) for step in steps)
@@ -117,7 +117,8 @@ def test_a_controller_that_cannot_start_spoils_no_recording_of_another(tmp_path:
             "--events",
             ANYWHERE,
         ]
-        for data in (cluster.data / "controller", tmp_path / "other"):  # it is in use, or the ports are
+        # the directory is in use, or the ports are
+        for data in (cluster.data / "controller", tmp_path / "other"):
             flags = ["--data", str(data), "--record", str(recording), "--policy", "edf"]
             second = cluster.program(["controller", *ports, *flags])
             assert second.wait() == 1, second.text

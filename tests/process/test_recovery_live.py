@@ -1,4 +1,4 @@
-"""A live cluster serves as before two seconds after a disturbance: what tests/sim/test_recovery.py holds of
+"""A live cluster serves as before two seconds after a disturbance, as tests/sim/test_recovery.py shows for
 simulated ones."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from bench import recovery
 from clockwork.sim.recovery import GOODPUT_KEPT
 
 TRIES = 3
-"""What else a machine does costs one try or another; what a scheduler does not forget costs them all."""
+"""Other load on the machine fails single tries; state that a scheduler does not forget fails all of them."""
 
 SHORT = [("stop", "edf"), ("stop", "adaptive")]
 

@@ -1,5 +1,5 @@
-"""Models that are registered on a GPU that serves: what would stall it happens when the controller has
-ordered it."""
+"""Models registered on a GPU that serves: calls that would stall it are made when the controller has ordered
+them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.process.cluster import running_cluster, same
 STALL_NS = 10 * MS
 RATE = 50.0
 CLOCKS_NS = 2 * MS
-"""How far the worker's clock may be off by what the controller has found."""
+"""Bound on the error of the worker's clock, from the controller's measurements."""
 
 X = np.ones((1, 4), np.float32)
 TWO = {**DRIVER, "CLOCKWORK_FAKE_DEVICES": "2"}
@@ -59,7 +59,7 @@ def reservations(recording: Path) -> list[Span]:
 
 
 def ask(client: Client, model: str, is_over: threading.Event, wrong: list[Any]) -> None:
-    """At a fixed rate, whatever comes of it."""
+    """Send requests at a fixed rate, whatever their outcomes."""
     asked = []
     while not is_over.wait(1 / RATE):
         asked.append(client.submit(model, X, slo=PATIENCE_S))
@@ -94,7 +94,7 @@ def test_what_stalls_a_gpu_happens_in_reservations_alone(tmp_path: Path, models:
             for index in range(models):
                 one = affine(
                     index, width=8 + index
-                )  # a program of its own, some of larger slots and workspace
+                )  # a program of its own, some with larger slots and workspace
                 x = np.ones((1, 8 + index), np.float32)
                 second.register(f"model-{index}", rig.package(one, [([x], [expected_affine(one, x)])]))
                 assert same(second.infer(f"model-{index}", x, slo=PATIENCE_S), expected_affine(one, x))
@@ -144,7 +144,7 @@ def test_what_a_model_had_is_given_back_at_once_and_a_gpu_that_breaks_meanwhile_
 
 @pytest.mark.slow
 def test_registrations_go_on_with_the_other_gpus_when_one_is_lost(tmp_path: Path) -> None:
-    """As the observer of clocks says, while the model is being tried there: its driver says nothing."""
+    """As the observer of clocks reports, while the model is being tried there: its driver reports nothing."""
     rig = CudaRig(tmp_path / "packages")
     clocks = tmp_path / "clocks.json"
     whole = {"sm_mhz": 1000}
@@ -177,7 +177,7 @@ def test_registrations_go_on_with_the_other_gpus_when_one_is_lost(tmp_path: Path
 
 
 def test_a_model_whose_execution_does_not_end_fails_its_registration_alone(tmp_path: Path) -> None:
-    """Its worker begins anew, once: no kernel can be stopped."""
+    """Its worker restarts, once: no kernel can be stopped."""
     rig = CudaRig(tmp_path / "packages")
     one = affine()
     with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:

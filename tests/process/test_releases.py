@@ -1,6 +1,6 @@
 """Versions as users release them: a share of the traffic, a shadow, all of it, and back.
 
-First with peers that say what a test wants them to say, then a real cluster under load.
+First with peers whose messages a test chooses, then a real cluster under load.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ TENTH = SHARE_WHOLE // 10
 
 
 class Stage:
-    """A controller, a worker that does what it is told, and a client; all on this thread but the
-    controller."""
+    """A controller, a worker that does its actions, and a client; all on this thread but the controller."""
 
     def __init__(self, stack: ExitStack, data: Path) -> None:
         self.controller: Controller = stack.enter_context(running_controller(data))
@@ -56,7 +55,7 @@ class Stage:
         self.ids: list[int] = []  # of models, by the order of preparation
 
     def register(self, content: bytes, name: str = "m", ready: bool = True, **changes: Any) -> int:
-        """The version that it became; ready: the worker has prepared it."""
+        """Register a version and return it; ready: the worker has prepared it."""
         changes = {"program": content.decode(), **changes}
 
         def prepare() -> None:
@@ -74,7 +73,7 @@ class Stage:
         return self.numbered
 
     def serve(self) -> None:
-        """Do what the controller has ordered so far."""
+        """Do the controller's orders so far."""
         while (frames := self.worker.dealer.receive()) is not None:
             message = codec.decode(frames[0], messages.TO_WORKER)
             if type(message) is messages.Ping:
@@ -87,7 +86,7 @@ class Stage:
                     self.worker.answer(message, sent)
 
     def call(self, message: Any, *frames: bytes) -> Any:
-        """The answer to it, while the worker does what it is told."""
+        """Return the answer to a message, while the worker does its orders."""
         self.client.send(message, *frames)
         return self.answer(message.request_id)[0]
 
@@ -105,7 +104,7 @@ class Stage:
             self.client.wait(SECOND // 1000)
 
     def infer(self, model: str = "m", slo_ns: int = 0) -> int:
-        """The version that answered."""
+        """Return the version that answered."""
         request = messages.InferRequest(self.number(), model, slo_ns, 0, [["x", 1, [1, 2], 0]])
         answer = self.call(request, ROW)
         assert type(answer) is messages.Answer, answer
@@ -128,7 +127,7 @@ class Stage:
         return reply.body
 
     def shadow(self, **expected: int) -> Any:
-        """What became of the copies, once it is this."""
+        """Return the outcome of the copies, once it equals this."""
 
         def look() -> Any:
             found = self.model("m")["route"]["shadow"]
@@ -142,7 +141,7 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
-    """Two versions of m, of which the first has the traffic, because that was said."""
+    """Two versions of m, the first of which has the traffic, because the route was set."""
     with ExitStack() as stack:
         stage = Stage(stack, tmp_path)
         assert stage.register(b"one") == 1
@@ -162,7 +161,7 @@ def test_a_share_is_exact_and_all_of_it_goes_over_and_back_at_once(stage: Stage)
     for turn in range(40):
         served.append(stage.infer())
         if turn % 7 == 0:
-            assert [stage.infer("m@1"), stage.infer("m@2")] == [1, 2]  # which take no turn
+            assert [stage.infer("m@1"), stage.infer("m@2")] == [1, 2]  # requests by version take no turn
     assert all(Counter(served[start : start + 10])[2] == 1 for start in range(30))
     assert [(stage.model(name)["share"], stage.model(name)["current"]) for name in ("m@1", "m@2")] == [
         (9 * TENTH, True),
@@ -176,7 +175,7 @@ def test_a_share_is_exact_and_all_of_it_goes_over_and_back_at_once(stage: Stage)
     assert stage.count(5) == {1: 5}
     failure = stage.rollback()
     assert (failure.status, "no earlier route of m" in failure.text) == (Status.INVALID_INPUT, True)
-    # What each has answered is counted by version.
+    # Answers are counted by version.
     answered = [stage.model(f"m@{version}")["counts"]["answered"] for version in (1, 2)]
     assert answered == [5 + 36 + 6 + 18 + 5, 4 + 6 + 5 + 2]
 
@@ -186,7 +185,7 @@ def test_without_a_route_the_newest_has_it_and_again_once_it_is_promoted_as_such
     assert stage.count(3) == {2: 3}
     assert stage.register(b"three") == 3
     assert stage.count(3) == {3: 3}
-    assert stage.rollback().body["shares"] == [[2, ALL]]  # which had the traffic before the third took it
+    assert stage.rollback().body["shares"] == [[2, ALL]]  # the version that had the traffic before the third
     assert stage.count(3) == {2: 3}
     assert stage.rollback().body["shares"] == [[1, ALL]]
     assert stage.register(b"four") == 4
@@ -223,7 +222,7 @@ def test_what_is_not_there_not_ready_or_not_alike_gets_nothing(stage: Stage) -> 
     ]:  # fmt: skip
         assert (asked.status, sentence in asked.text) == (status, True), asked
     assert stage.count(3) == {1: 3}
-    assert stage.promote(3).body["shares"] == [[3, ALL]]  # alone it may take what it likes
+    assert stage.promote(3).body["shares"] == [[3, ALL]]  # alone it may take any inputs
 
 
 def test_a_version_that_is_being_prepared_cannot_be_routed_to(tmp_path: Path) -> None:
@@ -259,7 +258,7 @@ def test_what_has_a_part_in_a_route_is_not_removed_before_that_changes(stage: St
     assert len(stage.model("m")["route"]["earlier"]) == 2
     assert type(stage.call(messages.Unregister(stage.number(), "m@1"))) is messages.Reply
     assert stage.count(3) == {2: 3}
-    assert stage.model("m")["route"]["earlier"] == []  # nobody goes back to what is no more
+    assert stage.model("m")["route"]["earlier"] == []  # a removed version is no target of a rollback
     assert stage.rollback().status == Status.INVALID_INPUT
     assert type(stage.call(messages.Unregister(stage.number(), "m"))) is messages.Reply
     assert not kept.exists()
@@ -320,7 +319,7 @@ def test_a_route_survives_a_restart_and_is_whole_when_its_versions_are_ready(tmp
             stage.worker.send(messages.Prepared(found[version].model_id, Status.OK, "", summary))
             eventually(lambda: stage.model(f"m@{version}")["state"] == "ready", f"version {version} is ready")
 
-        ready(3)  # which has no share
+        ready(3)  # a version without a share
         failure = stage.call(messages.InferRequest(7, "m", 0, 0, [["x", 1, [1, 2], 0]]), ROW)
         assert (failure.status, failure.text) == (Status.UNAVAILABLE, "m@1 is being prepared")
         ready(2)
@@ -341,7 +340,7 @@ def test_copies_ask_for_no_device(stage: Stage) -> None:
         return float(stage.call(messages.Query(stage.number(), "metrics", "")).body["devices_wanted"])
 
     for _ in range(3):
-        stage.infer("m@2")  # has it loaded
+        stage.infer("m@2")  # to load it
     stage.count(20)
     before = wanted()
     stage.route(shadow=[2, ALL, 0.1])
@@ -354,7 +353,7 @@ def test_the_shadow_answers_beside_the_one_that_serves_and_is_compared(stage: St
     body = stage.route(shadow=[2, ALL, 0.1]).body
     assert (body["shares"], body["shadow"]["copied"]) == ([[1, ALL]], 0)
     for _ in range(10):
-        stage.infer("m@2")  # has it loaded, and is nobody's copy
+        stage.infer("m@2")  # to load it, without a copy
     assert stage.count(10) == {1: 10}
     stage.shadow(copied=10, compared=10, beyond=0, differing=0, unanswered=0, dropped=0, moot=0)
 
@@ -369,7 +368,7 @@ def test_the_shadow_answers_beside_the_one_that_serves_and_is_compared(stage: St
     assert stage.count(2) == {1: 2}
     found = stage.shadow(compared=15)
     assert (found["beyond"], found["differing"], found["relative_max"]) == (2, 0, 0.2)
-    # Nobody but the shadow's own askers counts for it.
+    # Only requests to the shadowed version count.
     assert stage.model("m@2")["counts"] == {
         "answered": 10, "refused": 0, "missed": 0, "cancelled": 0, "failed": 0, "invalid_input": 0,
     }  # fmt: skip
@@ -385,7 +384,8 @@ def test_the_shadow_answers_beside_the_one_that_serves_and_is_compared(stage: St
     ]
     assert rows[1]["shadow"] is None
     assert (rows[2]["shadow"]["compared"], rows[2]["shadow"]["beyond"]) == (15, 2)
-    # It goes on while shares change, copies only what goes to others, and ends when one is promoted.
+    # The shadow continues while shares change, gets copies only of other versions' requests, and ends when a
+    # version is promoted.
     stage.route([2, ALL // 2])
     assert stage.count(10) == {1: 5, 2: 5}
     stage.shadow(copied=20)
@@ -412,7 +412,7 @@ def test_answers_of_other_shapes_and_types_differ(stage: Stage) -> None:
 
 
 def deaf_shadow(stack: ExitStack, data: Path) -> Stage:
-    """The first version is on a worker that serves, the second on one that has stopped listening."""
+    """The first version is on a worker that serves, the second on a worker that has stopped reading."""
     stage = Stage(stack, data)
     stage.register(b"one")
     stage.promote(1)
@@ -464,7 +464,7 @@ def test_a_copy_of_a_request_that_is_not_answered_is_moot(stage: Stage) -> None:
     failure = stage.call(messages.Cancel(request.request_id))
     assert failure.status == Status.CANCELLED
     stage.shadow(copied=1, moot=1, unanswered=0)
-    with RawClient(stage.controller) as other:  # who leaves without a word
+    with RawClient(stage.controller) as other:  # a client that leaves without a word
         other.infer("m", 1, [1, 2], ROW)
         stage.shadow(copied=2)
     stage.shadow(copied=2, moot=2, unanswered=0)
@@ -472,8 +472,8 @@ def test_a_copy_of_a_request_that_is_not_answered_is_moot(stage: Stage) -> None:
 
 
 def test_a_request_that_the_shadow_cannot_take_is_not_copied(tmp_path: Path) -> None:
-    """Versions are alike when they are routed; a worker that says otherwise later changes nothing for the
-    one."""
+    """Versions are compatible when the route is set; a worker's different report later changes nothing for
+    the version."""
     with ExitStack() as stack:
         stage = Stage(stack, tmp_path)
         inputs = [TensorSpec("w", 8, ("N",))]
@@ -518,7 +518,7 @@ def test_a_release_from_the_first_request_to_the_last_without_one_that_fails(clu
             while not stop.is_set():
                 going.wait()
                 with under_way:
-                    answer = own.infer("m", x)  # raises whatever goes wrong
+                    answer = own.infer("m", x)  # raises any failure
                 version = next(place for place, one in enumerate(expected, 1) if same(answer, one))
                 with lock:
                     served[version] += 1
@@ -529,7 +529,8 @@ def test_a_release_from_the_first_request_to_the_last_without_one_that_fails(clu
             return client.model(f"m@{version}").counts["answered"]
 
         def counted() -> dict[int, int]:
-            """What each version has answered; none is under way meanwhile, so that both are of one moment."""
+            """Return the number of answers of each version; none is under way meanwhile, so that both numbers
+            are of one moment."""
             going.clear()
             for _ in range(ASKERS):
                 under_way.acquire()
@@ -540,7 +541,7 @@ def test_a_release_from_the_first_request_to_the_last_without_one_that_fails(clu
                 going.set()
 
         def during(requests: int) -> dict[int, int]:
-            """What each version has answered while so many were."""
+            """Return the number of answers of each version while so many requests were answered."""
             before = counted()
             eventually(lambda: sum(answered(one) - before[one] for one in (1, 2)) >= requests, "requests")
             return {version: count - before[version] for version, count in counted().items()}
@@ -559,7 +560,7 @@ def test_a_release_from_the_first_request_to_the_last_without_one_that_fails(clu
                 lambda: (one := client.model("m").raw["route"]["shadow"])["compared"] >= 20 and one,
                 "answers of the shadow are compared",
             )
-            assert shadow["beyond"] == shadow["compared"]  # they are other weights
+            assert shadow["beyond"] == shadow["compared"]  # the weights differ
             assert shadow["relative_max"] > 0.01
             client.promote("m", 2)
             assert during(100)[1] == 0
@@ -581,7 +582,7 @@ def test_a_release_from_the_first_request_to_the_last_without_one_that_fails(clu
         assert {key: counts[key] for key in ("refused", "missed", "cancelled", "failed")} == dict.fromkeys(
             ("refused", "missed", "cancelled", "failed"), 0
         )
-        assert counts["answered"] == served.total()  # every one, once, and no copy among them
+        assert counts["answered"] == served.total()  # every answer, once, and no copy among them
         client.unregister("m")
 
 
@@ -612,7 +613,7 @@ def test_the_same_by_command(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def command(cluster: Cluster, *arguments: str | Path) -> tuple[int, str]:
-    """The exit status of `clockwork models`, and what it printed, in one line."""
+    """Return the exit status of `clockwork models`, and its output, in one line."""
     given = ["models", *map(str, arguments), "--endpoint", cluster.endpoint]
     found = CliRunner().invoke(cli.cli, given)
     return found.exit_code, " ".join(found.output.split())
@@ -632,7 +633,7 @@ def test_an_upgrade_keeps_what_is_not_said_and_takes_only_what_fits(cluster: Clu
     with cluster.client() as client:
 
         def served() -> int:
-            """The version that has all of the traffic, by its answer."""
+            """Return the version that has all of the traffic, by its answer."""
             answer = client.infer("up", x)
             (version,) = [place for place, one in enumerate(expected, 1) if same(answer, one)]
             return version

@@ -1,4 +1,5 @@
-"""Model repositories in an S3 and on an HTTP server of this machine, before a whole cluster; with faults."""
+"""Model repositories in an S3 store and on an HTTP server of this machine, before a whole cluster; with
+faults."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from tests.process.gateways import Http, running_gateway
 from tests.process.test_model_repository import factor, index, put, scaled
 from tests.process.test_sources import running_s3
 
-pytestmark = pytest.mark.slow  # and `make test` does without the libraries that they need
+pytestmark = pytest.mark.slow  # `make test` runs without the libraries that they need
 
 POLL_S = 0.1
 
@@ -53,7 +54,7 @@ def following(cluster: Cluster, cache: Path, *roots: Path | Location, **more: An
 
 
 def failing_sources(cluster: Cluster) -> dict[str, str]:
-    """The sources of models that the controller says cannot be read, and why."""
+    """Return the sources of models that the controller reports as unreadable, and why."""
     with cluster.client() as client:
         troubles = client.status()["troubles"]["open"]
     return {one["subject"]: one["text"] for one in troubles if one["kind"] == "model_source_failed"}
@@ -150,7 +151,8 @@ def test_a_source_that_is_away_disturbs_nothing_that_serves(
     lines = [record.getMessage() for record in caplog.records]
     assert sum("503" in line for line in lines) == 2, "said once for each run"
     assert sum("is listed again" in line for line in lines) == 1
-    # Not those that it was asked for: where HEAD fails, as while the source is away, the library tries GET.
+    # Not the methods that it was told to use: where HEAD fails, as while the source is away, the library
+    # tries GET.
     assert server.sent.count("/m/kept/1/model.onnx") == 1, "the second run had it in its cache"
     with cluster.client() as client:
         for name in {info.name for info in client.models()}:

@@ -1,7 +1,7 @@
-"""The table of clockwork.wire.roles, asked live: every message with every role, every call of a gateway with
+"""The table of clockwork.wire.roles, tested live: every message with every role, every call of a gateway with
 every token.
 
-And keys that are revoked, added, broken, or from before there were roles.
+Also keys that are revoked, added, broken, or from before there were roles.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ FROM_WORKERS: dict[type, Any] = {
     messages.TimeNeeded: messages.TimeNeeded(0, 1, 0, []),
     messages.Goodbye: messages.Goodbye(),
 }
-"""One of each kind: whether the controller can do anything with it does not matter here."""
+"""A message of each kind: whether the controller can do anything with it does not matter here."""
 
 
 lists_of_words = st.lists(
@@ -101,7 +101,7 @@ lists_of_words = st.lists(
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of keys of every role, and of one from before there were roles."""
+    """A directory of keys of every role, and of a key from before there were roles."""
     directory = tmp_path_factory.mktemp("keys")
     return make_keys(directory)
 
@@ -170,7 +170,7 @@ def test_every_message_of_a_client_with_every_role(controller: Controller, keys:
         for kind, message, may in asked:
             frames = [b""] if kind is messages.UploadChunk else []
             peer.send(message, *frames)
-            peer.send(messages.Query(99, "status", ""))  # behind whatever is said of it
+            peer.send(messages.Query(99, "status", ""))  # behind any answer to the message
             answers = []
             while True:
                 answer, _ = peer.receive()
@@ -241,7 +241,7 @@ def test_without_keys_everything_is_allowed(tmp_path: Path) -> None:
 
 @pytest.fixture
 def own_keys(tmp_path: Path) -> Path:
-    """Keys that a test may revoke; alice's is a second one of every role."""
+    """Keys that a test may revoke; alice's is a second key of every role."""
     directory = make_keys(tmp_path / "keys")
     for role in Role:
         add_key(directory, role, f"alice-{role}", new_key_pair())
@@ -523,7 +523,7 @@ def test_one_connection_of_a_router_can_be_ended(tmp_path: Path, kind: str, with
                 descriptors.append(got[1])
             Inflow(descriptors[0], 0).end()
             first.wait_for_end()
-            Inflow(1 << 20, 0).end()  # of nothing: it has ended by itself
+            Inflow(1 << 20, 0).end()  # without a connection: it has ended by itself
             assert other.dealer.send(b"still here")
             while (got := router.receive()) is None or bytes(got[2][0]) != b"still here":
                 poller.wait(SECOND)
@@ -533,12 +533,12 @@ def test_one_connection_of_a_router_can_be_ended(tmp_path: Path, kind: str, with
 
 
 def test_roles_are_named_in_one_place() -> None:
-    """A right of HTTP and gRPC that is spelled otherwise would be none."""
+    """A right of HTTP and gRPC with another spelling would be no right."""
     assert {*roles.HTTP.values(), *roles.GRPC.values()} == set(roles.Right)
 
 
 def test_a_list_that_is_being_written_is_not_read(tmp_path: Path) -> None:
-    """An editor may empty the file first: whoever is not in it yet would be cut off."""
+    """An editor may empty the file first: users not yet written would be cut off."""
     directory = make_keys(tmp_path)
     path = directory / ALLOWED_FILE
     good = path.read_text()
@@ -548,7 +548,7 @@ def test_a_list_that_is_being_written_is_not_read(tmp_path: Path) -> None:
         path.write_text(text)
         at_ns = (
             next(writes) * SECOND
-        )  # two writes within a tick of the file system's clock are not told apart
+        )  # two writes within a tick of the file system's clock cannot be distinguished
         os.utime(path, ns=(at_ns, at_ns))
 
     write(good)

@@ -1,8 +1,8 @@
-"""Bits that flip on a disk: every answer is right or a clear failure, and what is damaged is repaired from a
+"""Bits that flip on a disk: every answer is right or a clear failure, and damaged files are repaired from a
 good copy.
 
 Each case flips bits at seeded places in files of a data directory and of a worker's store, starts a cluster
-on them and compares every answer with what plain ONNX Runtime gave.
+on them and compares every answer with plain ONNX Runtime's.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WORKER = ("--page-size", "4096")
 
 
 def flip(path: Path, seed: int) -> str:
-    """Flip one bit of a file; where, for people."""
+    """Flip a bit of a file; return where, as a text."""
     data = bytearray(path.read_bytes())
     bit = random.Random(seed).randrange(8 * len(data))
     data[bit // 8] ^= 1 << bit % 8
@@ -51,7 +51,7 @@ def start(cluster: Cluster) -> None:
 
 
 def settled(client: Client) -> bool:
-    """Whether everything that is offered is ready or has failed."""
+    """Whether every registered model is ready or has failed."""
     return all(model.state in ("ready", "failed", "unloaded") for model in client.models())
 
 
@@ -63,7 +63,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(data / "emulated")
     (data / "controller" / "models" / "profile@1.json").unlink()
     shutil.rmtree(data / "controller" / "packages" / PROFILE)
-    for _ in range(2):  # the second time as the findings of the first say, once they have been changed
+    for _ in range(2):  # the second time with the changed findings of the first
         with running_cluster(data, workers=0) as cluster, cluster.client() as client:
             start(cluster)
             for name in ("packed", "split@1", "split@2"):
@@ -76,7 +76,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hold(store: Path) -> None:
-    """Have models be held in the way that the test wants, whatever measuring such small ones has found."""
+    """Set the holdings of models; measurements of such small models could choose either."""
     for path in store.glob("prepared/*/prepared.json"):
         body, _ = unseal(path.read_bytes())
         wanted = "packed" if body["digest"] == ABOUT["digests"]["packed@1"] else "bound"
@@ -99,7 +99,7 @@ def stored(data: Path, pattern: str) -> list[Path]:
 
 
 def ask(client: Client, model: str) -> str:
-    """What came of a request: "right", or what was said. Never a wrong answer."""
+    """Return the outcome of a request: "right", or the error. Never a wrong answer."""
     inputs, expected = REQUESTS[model]
     try:
         answer = client.infer(model, inputs)
@@ -166,7 +166,7 @@ def test_what_a_gpu_would_be_given_is_held_against_its_checksums(tmp_path: Path,
     x = np.random.default_rng(0).standard_normal((2, 100)).astype(np.float32)
 
     def served(client: Client) -> bool:
-        """Each answer is right, or none."""
+        """Check that each answer is right, or none."""
         count = 0
         for index, one in enumerate(models):
             try:
@@ -193,15 +193,15 @@ def test_what_a_gpu_would_be_given_is_held_against_its_checksums(tmp_path: Path,
     shutil.rmtree(data / "tmp")
     where = [
         flip(path, 113) for path in stored(data, f"worker/{pattern}")
-    ]  # a weight's exponent, where it is a weight
+    ]  # a weight's exponent, if the byte is in a weight
     print(where)
-    if "packages" in pattern:  # of which nothing is read unless what was made of it is gone
+    if "packages" in pattern:  # packages are read only if the prepared files are gone
         shutil.rmtree(data / "worker" / "prepared")
     with running_cluster(data, workers=0) as cluster, cluster.client() as client:
         start_gpu(cluster)
         served(client)
         eventually(lambda: served(client), "all answers are right")
-        if "packages" not in pattern:  # which preparation counts, not the worker's checks
+        if "packages" not in pattern:  # preparation counts these, not the worker's checks
             eventually(lambda: stats_of(client)["damaged"], "it is counted")
     place = pattern.split("/")[0]
     assert list((data / "worker" / place).glob(".damaged-*"))
@@ -251,8 +251,7 @@ def test_a_damaged_package_of_a_worker_is_fetched_again(data: Path, seed: int) -
 
 
 def test_a_repair_that_comes_out_differently_is_announced_anew(data: Path) -> None:
-    """What was measured of the program is held otherwise now: the controller must not plan with what was so
-    before."""
+    """The measurement of the program now has another holding: the controller must not plan by the old one."""
     for path in stored(data, "worker/prepared/*/weights.bin"):
         flip(path, 3)
     for path in stored(data, "worker/programs/*/finding-*.json"):
@@ -266,8 +265,7 @@ def test_a_repair_that_comes_out_differently_is_announced_anew(data: Path) -> No
 
 
 def everything(root: Path) -> list[Path]:
-    """Every file that has bytes, but for the mark of the format: without that nobody knows how to read the
-    rest."""
+    """Every file with bytes, except the format's mark: without the mark no reader can know the format."""
     found = sorted(path for path in root.rglob("*") if path.is_file() and path.stat().st_size)
     return [path for path in found if path.name != "format"]
 
@@ -288,7 +286,7 @@ def test_a_damaged_package_of_the_catalogue_is_fetched_from_a_worker(data: Path)
         kinds = [one["kind"] for one in client.status()["troubles"]["open"]]
         assert kinds == ["file_damaged"] * len(ABOUT["digests"])
         start(cluster)
-        # The package of what is unloaded is needed by nobody who could be asked, until it is loaded.
+        # No worker needs the package of an unloaded model until it is loaded.
         eventually(lambda: settled(client), "models are ready")
         client.load("away")
         eventually(lambda: packages_are_whole(data / "controller"), "the worker has brought them back")
@@ -319,7 +317,7 @@ def test_a_damaged_package_of_a_model_that_serves_is_taken_from_its_next_registr
     digest = ABOUT["digests"]["packed@1"]
     model = (whole / "controller" / "packages" / digest / "model.onnx").read_bytes()
     flip(data / "controller" / "packages" / digest / "model.onnx", 2)
-    shutil.rmtree(data / "worker" / "packages")  # so that nobody can bring it, and the model is prepared
+    shutil.rmtree(data / "worker" / "packages")  # so that no worker can send it, and the model is prepared
     with running_cluster(data, workers=0) as cluster, cluster.client() as client:
         start(cluster)
         eventually(lambda: client.model("packed").state == "ready", "it serves")
@@ -334,7 +332,7 @@ def test_a_damaged_package_of_a_model_that_serves_is_taken_from_its_next_registr
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 4))])
 @pytest.mark.parametrize("side", ["controller", "worker", "both"])
 def test_every_file_has_a_flipped_bit(data: Path, side: str, seed: int) -> None:
-    """What one side has lost the other has; where both have, there is no good copy, and a failure is
+    """If one side has lost a file the other has it; if both have, there is no good copy, and the failure is
     clear."""
     for root in ("controller", "worker") if side == "both" else (side,):
         for number, path in enumerate(everything(data / root)):

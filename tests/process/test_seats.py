@@ -1,4 +1,4 @@
-"""Who may stay connected to a controller, and who goes where there is no room for all."""
+"""Which peers may stay connected to a controller, and which are closed when there is no room for all."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NEVER = ConnectionBounds(greeted=4, idle_ns=3_600 * SECOND)
 
 
 def greeted(stack: contextlib.ExitStack, endpoint: str) -> socket.socket:
-    """A connection that has said hello, and been welcomed."""
+    """A connection that has sent hello, and been welcomed."""
     one = stack.enter_context(zmtp.open_connection(endpoint))
     one.sendall(zmtp.client_hello())
     zmtp.read_message(one)
@@ -87,7 +87,7 @@ def test_a_client_that_waits_for_a_registration_keeps_its_seat(tmp_path: Path) -
         summary = prepared_model(digest=prepare.digest).summary()
         worker.send(messages.Prepared(prepare.model_id, messages.Status.OK, "", summary))
         assert waiting.receive(messages.Reply)[0].request_id == 1
-        # Now it waits for nothing, and is silent.
+        # From now on it waits for nothing, and is silent.
         stack.enter_context(RawClient(place.controller))
         stack.enter_context(RawClient(place.controller))
         waiting.receive(messages.Goodbye)
@@ -177,7 +177,7 @@ runpy.run_module('clockwork', run_name='__main__', alter_sys=True)"
 
 
 def processor_s(pid: int) -> float:
-    """Processor time of a process and its threads so far."""
+    """Return the processor time of a process and its threads so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

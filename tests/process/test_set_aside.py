@@ -1,5 +1,4 @@
-"""A model whose executions end workers is set aside: what users see of it, and that it serves again when they
-say so."""
+"""A model whose executions end workers is set aside: users see it, and can make it serve again."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ def ask(client: RawClient, what: str, argument: str = "", request_id: int = 900)
 
 
 def execute(worker: FakeWorker) -> tuple[messages.Infer, list[bytes]]:
-    """Load what must be loaded; the INFER that comes then, unanswered."""
+    """Do the required LOADs; return the INFER that comes then, unanswered."""
     while True:
         action, frames = worker.next_action()
         if type(action) is messages.Infer:
@@ -77,7 +76,8 @@ def test_a_model_that_is_set_aside_says_so_everywhere_and_serves_again_when_told
         failure = client.receive(messages.Failure)[0]
         assert failure.status == Status.UNAVAILABLE
         assert "clockwork models load m@1" in failure.text
-        # To register it anew is not to say that it may serve again: whoever follows a repository would do so.
+        # A new registration does not make it serve again: a program that follows a repository would register
+        # it again and again.
         assert type(client.register("m", b"model", request_id=801)) is messages.Failure
     with running_controller(tmp_path) as controller, RawClient(controller) as client:
         assert ask(client, "model", "m")["state"] == "set_aside", "a restart has not forgotten"

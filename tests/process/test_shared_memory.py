@@ -39,7 +39,7 @@ if machine_id() == 0 or not hasattr(os, "memfd_create"):
     pytest.skip("this system has no memory to share", allow_module_level=True)
 
 WIDTH = 40_000
-"""Of a row: 160 KB, so that it is shared."""
+"""Values of a row: 160 KB, so that it is shared."""
 
 
 def doubling() -> onnx.ModelProto:
@@ -118,7 +118,7 @@ def test_many_threads_share_and_every_one_gets_its_own(sharing: Client) -> None:
 
 
 def test_the_scheduler_knows_how_many_bytes_are_sent_and_how_many_copied(sharing: Client) -> None:
-    """It predicts what either takes."""
+    """The prediction holds for both ways."""
     x, stream = rows(3, 1), Stream("#0")
     sharing.infer("double", x)
     steps: list[Step] = []
@@ -129,7 +129,7 @@ def test_the_scheduler_knows_how_many_bytes_are_sent_and_how_many_copied(sharing
 
 
 def test_who_names_memory_that_is_none_of_his_harms_only_himself(cluster: Cluster, sharing: Client) -> None:
-    """In batches with others, who get their answers."""
+    """In batches with other requests, which get their answers."""
     forged = Reference(machine_id(), os.getpid(), 3, secrets.token_bytes(16), 64, -1, bytes(16), 0).pack()
 
     def forge(_: int) -> str:
@@ -206,7 +206,7 @@ def test_what_is_wrong_with_a_request_is_said_as_ever(sharing: Client) -> None:
 
 
 def test_an_array_for_a_model_of_several_outputs_is_sent_once(cluster: Cluster, sharing: Client) -> None:
-    """The answer says that there are several outputs, and memory has no part in that."""
+    """The answer says that there are several outputs, regardless of shared memory."""
     model = doubling()
     model.graph.node.append(helper.make_node("Neg", ["x"], ["z"]))
     model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", WIDTH]))
@@ -231,7 +231,7 @@ def test_an_array_for_a_model_of_several_outputs_is_sent_once(cluster: Cluster, 
 
 
 def selecting(operator: str, dtype: int) -> onnx.ModelProto:
-    """`x` and what selects of it, both of ELEMENTS, to `y`."""
+    """`x` and a mask, both of ELEMENTS, to `y`, the selected elements."""
     value = helper.make_tensor_value_info
     inputs = [value("x", TensorProto.FLOAT, [ELEMENTS]), value("by", dtype, [ELEMENTS])]
     graph = helper.make_graph(
@@ -269,8 +269,8 @@ def test_a_tensor_that_its_owner_changes_meanwhile_is_computed_on_as_it_was(
 
 
 def test_a_mask_of_other_bytes_than_bools_have_is_an_error(cluster: Cluster) -> None:
-    """Compress takes the sum of its mask's bytes for the size of its output, of which it then fills less: the
-    rest is memory that others have used."""
+    """Compress takes the sum of its mask's bytes for the size of its output, and then fills less: the rest is
+    memory of former requests."""
     x, mask = ("x", FLOAT, [ELEMENTS], bytes(4 * ELEMENTS)), b"\x02" * ELEMENTS
     memory = Memory(FIRST_OFFSET + ELEMENTS)
     os.pwrite(memory.descriptor, mask, FIRST_OFFSET)
@@ -321,8 +321,8 @@ def test_huge_files_take_no_address_space_of_a_worker(cluster: Cluster) -> None:
 
 
 def test_memory_that_a_request_used_which_was_given_up_is_used_again_without_harm(cluster: Cluster) -> None:
-    """Its worker may read it at any time after that: then it computes on what another request has written
-    there, for nobody. Every answer that comes is the answer to what was asked."""
+    """The worker may read the memory at any time after that, and then computes on another request's data, for
+    no one. Every answer that comes is right for its request."""
     x, masks = np.ones(ELEMENTS, np.float32), (np.zeros(ELEMENTS, np.bool_), np.ones(ELEMENTS, np.bool_))
     given_up = answered = 0
     with cluster.client(shared_memory=True) as client:

@@ -1,4 +1,4 @@
-"""Sources of models, read by a process of their own: an HTTP server and an S3 of this machine, with
+"""Sources of models, read by a process of their own: an HTTP server and an S3 store of this machine, with
 faults."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.patience import PATIENCE_S
 from tests.process.fake_hub import running_hub
 from tests.process.file_server import FileServer, running_file_server
 
-pytestmark = pytest.mark.slow  # and `make test` does without the libraries that they need
+pytestmark = pytest.mark.slow  # `make test` runs without the libraries that they need
 pytest.importorskip("fsspec", reason="fsspec is not installed ([http])")
 pytest.importorskip("aiohttp", reason="aiohttp is not installed ([http])")
 
@@ -70,7 +70,7 @@ def process_of(reader: ReaderProcess) -> subprocess.Popen[bytes]:
 
 
 def stalled_file(server: FileServer, reader: ReaderProcess) -> RemoteFile:
-    """One that is sent to its middle, and no further before ``server.go_on``."""
+    """A download that is sent to its middle, and no further before ``server.go_on``."""
     path = "/models/a/1/model.onnx"
     server.files[path] = b"x" * 10_000
     (file,) = reader.files()
@@ -220,7 +220,7 @@ def test_a_file_that_changes_while_it_is_fetched_is_not_taken(
     server.changing[path] = b"a whole model, now"
     with pytest.raises(SourceChanged, match="changed while it was fetched"):
         fetch(reader, file, tmp_path / "m")
-    with pytest.raises(SourceChanged):  # it is not what was listed any more
+    with pytest.raises(SourceChanged):  # the file differs from the listed one
         fetch(reader, file, tmp_path / "m")
     (file,) = reader.files()
     assert fetch(reader, file, tmp_path / "m") == hashlib.sha256(b"a whole model, now").hexdigest()
@@ -319,7 +319,7 @@ def test_close_ends_the_call_that_is_under_way(
 def test_stop_waits_for_the_call_that_is_under_way(
     server: FileServer, reader: ReaderProcess, tmp_path: Path
 ) -> None:
-    """Else that call would go on with pipes which are closed, or are another file's by then."""
+    """Otherwise that call would go on with pipes that are closed, or are another file's by then."""
     file = stalled_file(server, reader)
     held, go_on = threading.Event(), threading.Event()
 
@@ -333,7 +333,7 @@ def test_stop_waits_for_the_call_that_is_under_way(
         assert held.wait(PATIENCE_S)
         reader.close()
         stopping = pool.submit(reader.stop)
-        concurrent.futures.wait([stopping], 0.2)  # what it closes too early is closed by then
+        concurrent.futures.wait([stopping], 0.2)  # a pipe closed too early is closed by then
         go_on.set()
         with pytest.raises(SourceFailed, match="the reader was closed"):
             fetching.result(PATIENCE_S)
@@ -365,7 +365,7 @@ def test_a_reader_that_dies_is_an_error_and_the_next_call_has_another(
 
 @dataclasses.dataclass
 class Copying:
-    """A cache, and what is needed to fill it."""
+    """A cache, and the means to fill it."""
 
     cache: Cache
     reader: ReaderProcess
@@ -461,7 +461,7 @@ def test_what_is_larger_than_the_cache_is_refused_and_what_fails_leaves_nothing(
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[Any]:
-    """A client of an S3 on this machine, to which the usual variables lead."""
+    """A client of an S3 store on this machine, set up by the usual variables."""
     if importlib.util.find_spec("s3fs") is None:
         pytest.skip("s3fs is not installed ([s3])")
     with running_s3() as client:
@@ -496,7 +496,7 @@ def test_objects_are_listed_and_fetched_and_their_md5_is_checked(s3: Any, tmp_pa
     s3.create_bucket(Bucket="models")
     data = os.urandom(9 << 20)  # of several pieces
     s3.put_object(Bucket="models", Key="deep/a/1/model.onnx", Body=data)
-    s3.put_object(Bucket="models", Key="deep/a/", Body=b"")  # what consoles make for a folder
+    s3.put_object(Bucket="models", Key="deep/a/", Body=b"")  # the object that consoles make for a folder
     s3.put_object(Bucket="models", Key="deep/../escape", Body=b"?")
     s3.put_object(Bucket="models", Key="deeper/b/1/model.onnx", Body=b"not below")
     with reading_at("s3://models/deep/") as reader:
@@ -520,7 +520,7 @@ def test_objects_that_are_uploaded_in_parts_or_encrypted_have_no_md5(s3: Any, tm
         parts.append({"PartNumber": number, "ETag": done["ETag"]})
     with reading_at("s3://parts/m") as reader:
         s3.put_object(Bucket="parts", Key="m/b/1/model.onnx", Body=b"b", ServerSideEncryption="aws:kms")
-        (other,) = reader.files()  # an upload that is not complete is no object
+        (other,) = reader.files()  # an incomplete upload is no object
         assert fetch(reader, other, tmp_path / "o") == hashlib.sha256(b"b").hexdigest()
         s3.complete_multipart_upload(
             Bucket="parts", Key="m/a/1/model.onnx", UploadId=upload, MultipartUpload={"Parts": parts}
@@ -590,7 +590,7 @@ MD5 = hashlib.md5(b"onnx")
             f"md5:{MD5.hexdigest()}",
         ),
         ({"ETag": f'"{MD5.hexdigest()}-2"', "StorageClass": "STANDARD"}, f"{MD5.hexdigest()}-2", ""),
-        ({"ETag": f'"{MD5.hexdigest()}"'}, MD5.hexdigest(), ""),  # of a web server it may be anything
+        ({"ETag": f'"{MD5.hexdigest()}"'}, MD5.hexdigest(), ""),  # from a web server it may be anything
         (
             {"generation": "17", "etag": "CJ=", "md5Hash": base64.b64encode(MD5.digest()).decode()},
             "17",
@@ -616,7 +616,7 @@ def test_every_library_says_its_own_way_what_a_file_is(
 
 
 class FakeStore:
-    """fsspec's view of a store that has, or says that it has, whatever a test wants."""
+    """fsspec's view of a store with the content, and the claims, that a test sets."""
 
     def __init__(self, infos: dict[str, dict[str, Any]], content: bytes = b"") -> None:
         self.infos = {f"bucket/m/{path}": {"type": "file", "size": 4} | info for path, info in infos.items()}
@@ -638,7 +638,7 @@ class FakeStore:
 def answers_to(
     command: dict[str, Any], store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> list[dict[str, Any]]:
-    """What the reader answers; in this process."""
+    """Return the reader's answer; in this process."""
     monkeypatch.setattr(child, "_open", lambda url: (store, url.removeprefix("s3://")))
     answer = io.StringIO()
     child.SourceReader(answer).carry_out(command)

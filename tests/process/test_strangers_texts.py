@@ -1,5 +1,4 @@
-"""Texts that others chose, in every field that a command or a process ever prints: shown, and without
-effect."""
+"""Untrusted texts, in every field that a command or a process prints, are shown without effect."""
 
 from __future__ import annotations
 
@@ -30,15 +29,15 @@ from tests.process.threaded_worker import threaded_worker
 
 FORGED = "forged"
 HOSTILE = f"\x1b[31m\x9b\x07\r\u2028\u202e[red]\n{FORGED}"
-"""A terminal's controls, of 7 and 8 bits, breaks of lines, a turn of the direction, rich's markup, and a line
-of its own."""
+"""A terminal's controls, of 7 and 8 bits, line breaks, a change of direction, rich's markup, and a line of
+its own."""
 
 QUERIES = [("status", ""), ("models", ""), ("model", "m"), ("metrics", ""), ("recorder", "")]
 
 
 @pytest.fixture(scope="module")
 def bodies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a controller answers that has met all that it tells of."""
+    """Answers of a controller in which every reported condition exists."""
     folder = tmp_path_factory.mktemp("controller")
     with (
         running_controller(folder / "data", policy="edf") as controller,
@@ -58,7 +57,7 @@ def bodies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def poisoned(value: Any, kept: frozenset[str] = frozenset(), name: str = "") -> Any:
-    """A body with HOSTILE behind every text in it but those of fields that are kept."""
+    """A body with HOSTILE behind every text in it except those of kept fields."""
     if isinstance(value, str):
         return value if name in kept else value + HOSTILE
     if isinstance(value, dict):
@@ -69,8 +68,8 @@ def poisoned(value: Any, kept: frozenset[str] = frozenset(), name: str = "") -> 
 
 
 class Hostile:
-    """A controller's answers, in which each text does what it can. kept: fields without which a command does
-    not go on."""
+    """A controller's answers, with every text hostile. kept: fields without which a command does not go
+    on."""
 
     def __init__(self, bodies: dict[str, Any], kept: frozenset[str]) -> None:
         self.kept = kept
@@ -126,7 +125,7 @@ SHOWN = [
     ["metrics"],
     ["top", "--once"],
 ]
-"""Commands that print texts of others."""
+"""Commands that print untrusted texts."""
 
 OTHERS = [
     ["status", "--json"],
@@ -146,7 +145,7 @@ OTHERS = [
     ["recorder", "status"],
     ["explain", "1"],
 ]
-"""Commands that do so of some cluster or other, or quote as JSON does."""
+"""Commands that print texts of any cluster, or quote as JSON does."""
 
 NEEDED = frozenset({"state", "dtype", "name", "next", "shape"})
 

@@ -1,4 +1,4 @@
-"""Models that are sent JPEG images and texts, by everybody's clients, against a whole cluster with its
+"""Models that are sent JPEG images and texts, by all supported clients, against a whole cluster with its
 gateway."""
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from tests.process.cluster import ROOT, Cluster, running_cluster
 from tests.process.gateways import running_gateway
 
 ANY_SLO_S = 300.0
-"""Of requests of which it does not matter when they are answered: on a busy machine a model is thought to be
-slow."""
+"""SLO of requests whose time does not matter: on a busy machine a model is thought to be slow."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIDE, SHORTEST = 32, 40
 TOLERANCE = 1e-5
-"""Of scores: pixels are Pillow's to the bit; normalising is in float32 here and in float64 there."""
+"""Tolerance of scores: pixels equal Pillow's to the bit; normalising is in float32 here and in float64
+there."""
 
 
 def classifier() -> onnx.ModelProto:
@@ -70,7 +70,7 @@ def strings(*texts: str | bytes) -> np.ndarray:
 
 
 def cli(cluster: Cluster, *arguments: str) -> str:
-    """What a command prints."""
+    """Return a command's output."""
     command = [sys.executable, "-m", "clockwork", *arguments, "--endpoint", cluster.endpoint]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
@@ -173,17 +173,17 @@ def test_times_are_known_by_the_size_of_an_image(cluster: Cluster) -> None:
         alone = {point.shape[0][0]: point.exec_ns for point in info.profile if point.batch == 1}
         assert sorted(alone) == [1 << power for power in (14, 16, 18, 20, 22)]
         assert alone[1 << 22] > 20 * alone[1 << 16]
-        # So a deadline that a small image meets is one that a large one cannot meet, which is known before it
-        # is tried.
+        # So a deadline that a small image meets is too short for a large one, which is known before it is
+        # tried.
         slo = 3 * alone[1 << 16] / 1e9 + 0.005
         with pytest.raises(Refused, match="idle device"):
             client.infer("photographs", strings(samples.jpeg(4 << 20, 1)), slo=min(slo, alone[1 << 22] / 2e9))
         assert client.infer("photographs", strings(samples.jpeg(4 << 20, 1)), slo=ANY_SLO_S).shape == (1, 5)
-        # What follows the end of an image is no work.
+        # Bytes behind the end of an image are no work.
         assert client.infer(
             "photographs", strings(PHOTOGRAPHS[0] + bytes(40 << 20)), slo=ANY_SLO_S
         ).shape == (1, 5)
-        # More work than anything that was measured, by far: many scans, each over all of 14 million pixels.
+        # Far more work than any measured image: many scans, each over all of 14 million pixels.
         noise = np.random.default_rng(1).integers(0, 256, (3500, 4000, 3), np.uint8)
         heavy = io.BytesIO()
         Image.fromarray(noise).save(heavy, "JPEG", quality=95, progressive=True)
@@ -200,7 +200,7 @@ SENTENCES = ["the quick brown fox", "Crème brûlée [MASK] 😀", "", "数据 h
 @pytest.fixture(scope="module")
 def tokenizer(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The tokenizer before the model `sentences`, as `tokenizers` has it."""
-    from tests.unit import texts  # which skips where that is not installed
+    from tests.unit import texts  # skips where it is not installed
 
     place = tmp_path_factory.mktemp("sentences")
     made = texts.word_pieces()

@@ -1,4 +1,4 @@
-"""A LOAD that does not end, of a real worker: the file that it opens is a pipe which nobody writes to."""
+"""A LOAD that does not end, on a real worker: the file that it opens is a pipe without a writer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMIT_S = 1.0
 
 
 def hold_packed(store: Path) -> None:
-    """Have every model be prepared anew, with a session of its own that its LOAD opens."""
+    """Have every model prepared anew, with a session of its own that its LOAD opens."""
     for path in store.glob("programs/*/finding-*.json"):
         body, _ = unseal(path.read_bytes())
         path.write_bytes(seal(body | {"holding": "packed"}))

@@ -30,7 +30,7 @@ SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 40 << 20, 3 * MS, input_by
 
 
 def serve(cluster: Cluster, seconds: float = 1.0) -> load_generator.LoadReport:
-    """Some load on an emulated device."""
+    """Put some load on an emulated device."""
     cluster.start_worker("--device", "emulated", "--page-size", "16MiB", arena="128MiB")
     with cluster.client() as client:
         names = [model.name for model in copies([SMALL], 6)]
@@ -49,7 +49,7 @@ def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def writer_of(cluster: Cluster) -> int:
-    """The process that a controller has started."""
+    """Return the process that a controller has started."""
     children = (
         Path(f"/proc/{cluster.controller.pid}/task/{cluster.controller.pid}/children").read_text().split()
     )

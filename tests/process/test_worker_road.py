@@ -59,8 +59,8 @@ UINT8, FLOAT = 2, 1
 class Stage:
     """A controller's socket, a road, and one device that it drives.
 
-    device: with its model; None: an emulated one. exec_ms, load_ms: of its actions. The model is ready and
-    its stored bytes are whole unless a test says otherwise.
+    device: with its model; None: an emulated one. exec_ms, load_ms: durations of its actions. The model is
+    ready and its stored bytes are intact unless a test says otherwise.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Stage:
         return self.dealer.note(event, fd) is not None
 
     def until(self, found: Callable[[], Any]) -> Any:
-        """Wait for something; notices of the road are collected meanwhile."""
+        """Wait for a condition; notices of the road are collected meanwhile."""
         deadline_ns = now_ns() + round(PATIENCE_S * SECOND)
         while True:
             self.notices += self.road.take()
@@ -118,7 +118,7 @@ class Stage:
             self._poller.wait(100 * MS)
 
     def notice(self, kind: int) -> tuple[int, int, int, int, Any]:
-        """The first notice of a kind, which is taken."""
+        """Take the first notice of a kind."""
         one = self.until(lambda: next((one for one in self.notices if one[0] == kind), None))
         self.notices.remove(one)
         return one
@@ -307,7 +307,7 @@ def test_a_device_refuses_what_it_cannot_do_and_goes_on(make: Callable[..., Stag
 
 
 def test_no_interpreted_function_is_entered_for_an_infer(make: Callable[..., Stage], tmp_path: Path) -> None:
-    """A profile function is set before any thread that serves begins: the road's, and the lanes' of a CPU
+    """A profile function is set before any serving thread begins: the road's, and the lanes' of a CPU
     device."""
     entered: list[str] = []
     me = threading.get_ident()

@@ -1,6 +1,6 @@
-"""What is said of a wrong request, and of a wrong result, to the byte.
+"""The texts about wrong requests and wrong results, to the byte.
 
-Users and their programs read these sentences, so they change on purpose or not at all. What is said is in
+Users and their programs read these sentences, so they change on purpose or not at all. The texts are in
 tests/data/answers.json; ``python -m tests.process.test_wrong_messages`` writes it anew.
 """
 
@@ -52,8 +52,8 @@ class Stage:
                 assert type(reply) is messages.Reply, reply
 
     def ask(self, header: bytes, frames: list[bytes], *, serves: bool = True) -> dict[str, Any]:
-        """What a client is told, without what is measured and differs from run to run. serves: what the
-        controller orders until then is done."""
+        """Return the client's message, without measured values that differ from run to run. serves: the
+        controller's orders until then are done."""
         assert self.client.dealer.send(header, frames)
         deadline = now_ns() + PATIENCE_NS
         while (answer := self.client.dealer.receive()) is None:
@@ -81,7 +81,7 @@ class Stage:
         }
 
     def serve(self) -> None:
-        """Do what the controller has ordered so far."""
+        """Do the controller's orders so far."""
         while (frames := self.worker.dealer.receive()) is not None:
             message = codec.decode(frames[0], messages.TO_WORKER)
             if type(message) is messages.Ping:
@@ -92,8 +92,7 @@ class Stage:
                 self.infer(message)
 
     def infer(self, order: Infer) -> None:
-        """Do it right, whatever the model gives: as many tensors as it has outputs, of which the first is y
-        [N, 2]."""
+        """Do it right, for any model: as many tensors as it has outputs, the first of which is y [N, 2]."""
         rows = order.parts[0][0][1][0] if order.parts[0][0][1] else 1
         parts = [[[FLOAT, [rows, 2], place]] for place in range(len(order.parts))]
         self.answer(order, parts, [bytes(8 * rows)] * len(parts))
@@ -106,7 +105,7 @@ class Stage:
     # ----- results -----------------------------------------------------------------------------
 
     def replace_worker(self) -> None:
-        """Have another life of the worker serve: what one has said wrong is not held against the next."""
+        """Have another life of the worker serve: wrong messages of a life are not held against the next."""
         self.worker.send(messages.Goodbye())
         self.worker.close()
         self.epoch += 1
@@ -127,7 +126,7 @@ class Stage:
         )
 
     def lie(self, name: str, change: Change, number: int, *kinds: str) -> str:
-        """What an operator is told of a result that is changed so; "" if nothing is. kinds: of complaints, if
+        """Return the complaint about a result with this change; "" if there is none. kinds: of complaints, if
         others."""
         self.client.infer(name, number, [1, 2], ROW)
         while type(order := self.worker.next_action()[0]) is not Infer:
@@ -150,7 +149,7 @@ class Stage:
         return re.sub(r"fake\d+", "fake", found[1])
 
     def complaints(self, *kinds: str) -> tuple[int, str]:
-        """How often a worker was complained of, and the last complaint."""
+        """Return how often a worker was complained of, and the last complaint."""
         kinds = kinds or ("worker fault", "worker malformed")
 
         def look() -> tuple[int, str]:

@@ -1,5 +1,4 @@
-"""A worker without a device that serves by itself, on a thread: honest, or not in a way that the test
-says."""
+"""A worker without a device that serves by itself, on a thread: honest, or with a lie that the test gives."""
 
 from __future__ import annotations
 
@@ -14,14 +13,14 @@ from clockwork.wire import codec, messages
 from tests.process.peers import FakeWorker, prepared_model
 
 Lie = Callable[[messages.Result, list[bytes]], tuple[Any, list[Any]]]
-"""What is sent in place of an honest result and its frames."""
+"""A function that replaces an honest result and its frames."""
 
 
 class ThreadedWorker(FakeWorker):
     """Echoes the inputs of ``m`` [N, 2], as FakeWorker does, until it is closed; answers pings and prepares
     models.
 
-    prepares: how; a text: it could not. lie: what becomes of results of INFERs.
+    prepares: how; a text: it fails with that text. lie: changes the results of INFERs.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class ThreadedWorker(FakeWorker):
         self._thread.start()
 
     def drain(self) -> None:
-        """Say Goodbye, and answer what is still to come."""
+        """Say Goodbye, and answer the remaining actions."""
         self._leave.set()
 
     def _serve(self) -> None:

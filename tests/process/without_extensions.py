@@ -1,5 +1,5 @@
-"""A plugin of pytest, and a module to import first: from then on nothing that is compiled can be imported,
-and Python has none of what only Linux has. As for a client that was installed alone, on another system."""
+"""A plugin of pytest, and a module to import first: from then on no compiled module can be imported, and
+Python lacks the features of Linux. As for a client that was installed alone, on another system."""
 
 from __future__ import annotations
 

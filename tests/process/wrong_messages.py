@@ -33,7 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "untyped": {"inputs": [TensorSpec("x", NO_DTYPE, ("N",))]},
     "none": {"inputs": [TensorSpec("x", FLOAT, ("N", 1 << 62))]},
 }
-"""Of each model what its worker says of it, where it is not peers.prepared_model()."""
+"""For each model its worker's summary, if it is not peers.prepared_model()."""
 
 MANY = [[f"x{place}", UINT8, [2, 1], place] for place in range(20)]
 Case = tuple[list[Any], list[bytes]]
@@ -252,12 +252,12 @@ Change = Callable[[list[Any], list[Any], list[bytes]], Any]
 
 
 def put(place: int, field: int, value: Any) -> Change:
-    """One field of an output: 0 its dtype, 1 its shape, 2 its frame."""
+    """Change a field of an output: 0 its dtype, 1 its shape, 2 its frame."""
     return lambda fields, part, frames: part[place].__setitem__(field, value)
 
 
 def field(place: int, value: Any) -> Change:
-    """One field of the result, as messages.Result has them."""
+    """Change a field of the result, as in messages.Result."""
     return lambda fields, part, frames: fields.__setitem__(place, value)
 
 
@@ -330,7 +330,7 @@ RESULTS: dict[str, tuple[str, Change]] = {
 
 
 def requests() -> dict[str, tuple[bytes, list[bytes]]]:
-    """Every request by its name, those of REQUESTS and, of some of them, what one byte makes of its
+    """Every request by its name: those of REQUESTS and, for some of them, variants with a changed byte in the
     header."""
     found = {name: (codec._pack([2, *fields]), frames) for name, (fields, frames) in REQUESTS.items()}
     rng = random.Random(SEED)

@@ -318,7 +318,7 @@ def test_the_command_line_plans_for_a_trace(tmp_path: Path) -> None:
 
 
 def test_of_the_busiest_part_of_a_trace_all_is_of_what_is_counted(tmp_path: Path) -> None:
-    """Of twenty minutes, one minute has forty calls, and the next has ten: 45 calls in a minute and a
+    """One of twenty minutes has forty calls, and the next has ten: 45 calls in a minute and a
     half."""
     file, trace = tmp_path / "models.json", tmp_path / "trace.csv"
     save_profiles(file, [CNN])

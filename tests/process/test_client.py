@@ -31,7 +31,7 @@ from clockwork import (
     Unavailable,
 )
 from clockwork.client.channel import Channel, Owner
-from clockwork.config.client import CLIENT_LONE_CALLS, CLIENT_THREAD_IDLE_NS
+from clockwork.config.client import CLIENT_LONE_CALLS
 from clockwork.wire import transport
 from clockwork.wire.keys import (
     ControllerKeys,
@@ -62,7 +62,7 @@ from clockwork.wire.messages import (
     UploadChunk,
     UploadNeed,
 )
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_NS, PATIENCE_S
 from tests.process.fake_controller import FakeController, echo, failing, silent
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -231,7 +231,10 @@ def test_the_thread_retires_and_callers_do_their_own_io_again(
     assert owner(client) is Owner.THREAD
 
 
-def test_the_thread_leaves_a_lone_caller_in_a_loop_to_itself(client: Client) -> None:
+def test_the_thread_leaves_a_lone_caller_in_a_loop_to_itself(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clockwork.config.client.CLIENT_THREAD_IDLE_NS", 2 * PATIENCE_NS)
     client.submit("m", X).result(PATIENCE_S)
     thread = client._channel._thread
     assert thread is not None
@@ -239,7 +242,7 @@ def test_the_thread_leaves_a_lone_caller_in_a_loop_to_itself(client: Client) -> 
         client.infer("m", X)
     assert owner(client) is Owner.THREAD
     client.infer("m", X)
-    thread.join(CLIENT_THREAD_IDLE_NS / 2e9)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive(), "it waits until it has been idle for long"
     client.infer("m", X)
     assert owner(client) is Owner.NOBODY

@@ -69,7 +69,7 @@ def controller(sized: Sized) -> Iterator[FakeController]:
 
 @pytest.fixture
 def gateway(controller: FakeController) -> Iterator[Gateway]:
-    with running_gateway(controller.endpoint, body_s=2.0) as gateway:
+    with running_gateway(controller.endpoint) as gateway:
         yield gateway
 
 
@@ -194,11 +194,14 @@ def grpc_bytes() -> bytes:
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_an_answer_that_is_not_read_ends_its_connection(
-    gateway: Gateway, controller: FakeController, sized: Sized, protocol: str
+    controller: FakeController, sized: Sized, protocol: str
 ) -> None:
     sized.outputs = {"y": bytes(8 * MIB)}
     request = http_request() if protocol == "http" else grpc_bytes()
-    with deaf(gateway.ports[protocol], request) as connection:
+    with (
+        running_gateway(controller.endpoint, body_s=2.0) as gateway,
+        deaf(gateway.ports[protocol], request) as connection,
+    ):
         controller.wait_for(InferRequest)
         poll = select.poll()
         poll.register(connection, select.POLLRDHUP | select.POLLHUP)

@@ -485,7 +485,7 @@ def test_the_end_waits_for_what_is_under_way_and_takes_nothing_new(controller: F
 
     controller.handle = hold
     with ExitStack() as client:
-        with running_gateway(controller.endpoint, http_port=-1) as gateway:
+        with running_gateway(controller.endpoint, http_port=-1, drain_s=PATIENCE_S) as gateway:
             channel = client.enter_context(grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}"))
             before = len(controller.of(InferRequest))
             future = method_of(channel, "ModelInfer").future(inference())

@@ -17,12 +17,7 @@ import msgpack
 
 from clockwork import config
 from clockwork.cli.common import FILE, PATH, Connect, client_options, describe_cluster, print_line, say_bytes
-from clockwork.config.observe import (
-    TELEMETRY_BYTES,
-    TELEMETRY_FOLLOW_S,
-    TELEMETRY_NICE,
-    TELEMETRY_PIECE_BYTES_MAX,
-)
+from clockwork.config import observe as bounds
 from clockwork.system.words import say_count
 
 if TYPE_CHECKING:
@@ -37,7 +32,7 @@ if TYPE_CHECKING:
     type=FILE,
     help="Read a recording, or a dump of the flight recorder, in place of a controller.",
 )
-@click.option("--bytes", "size", default=f"{TELEMETRY_BYTES >> 30}GiB", show_default=True, metavar="SIZE",
+@click.option("--bytes", "size", default=f"{bounds.TELEMETRY_BYTES >> 30}GiB", show_default=True, metavar="SIZE",
               help="Bound of the folder's files together; the oldest are removed first.")  # fmt: skip
 @click.option(
     "--piped", hidden=True, help="Metadata from a controller, which writes pieces to standard input."
@@ -88,10 +83,10 @@ def _write_piped(folder: Path, bytes_max: int, note: dict[str, Any]) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the controller ends first, and then its pipe
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.nice(TELEMETRY_NICE)
+    os.nice(bounds.TELEMETRY_NICE)
     writer = Telemetry(folder, bytes_max, note.pop("wall_ns"), note)
     print_line("ready")
-    pieces = msgpack.Unpacker(sys.stdin.buffer, max_buffer_size=TELEMETRY_PIECE_BYTES_MAX)
+    pieces = msgpack.Unpacker(sys.stdin.buffer, max_buffer_size=bounds.TELEMETRY_PIECE_BYTES_MAX)
     with writer:
         follow(writer, lambda argument: next(pieces, None))
 
@@ -110,7 +105,7 @@ def _follow(writer: Telemetry, client: Client) -> None:
         if not is_up_to_date:
             is_up_to_date = True
             print_line("up to date", err=True)
-        pause.wait(TELEMETRY_FOLLOW_S)
+        pause.wait(bounds.TELEMETRY_FOLLOW_S)
 
     with writer, contextlib.suppress(KeyboardInterrupt):
         follow(writer, client.recorder, at_end, describe_cluster(client))

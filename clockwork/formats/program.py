@@ -23,25 +23,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 
 from clockwork.config import BATCH_SIZE_MAX, FILES_MAX, IO_SLOT_BYTES_MAX, RANK_MAX, TENSORS_MAX
-from clockwork.config.formats import (
-    ARGUMENTS_MAX,
-    BLOCK_MAX,
-    BLOCK_THREADS_MAX,
-    CHECKS_BYTES_MAX,
-    CHECKS_MAX,
-    GRID_MAX,
-    JSON_BYTES_MAX,
-    LAUNCHES_MAX,
-    PADDED_MAX,
-    SHARED_BYTES_MAX,
-    TABLE_MAX,
-    TARGETS_MAX,
-    TOLERANCE_MAX,
-    VARIANTS_MAX,
-    WEIGHTS_BYTES_MAX,
-    WEIGHTS_MAX,
-    WORKSPACE_BYTES_MAX,
-)
+from clockwork.config import formats as bounds
 from clockwork.errors import InvalidModel
 from clockwork.formats.archive import open_arrays
 from clockwork.formats.durable import write_durably
@@ -255,8 +237,8 @@ class ProgramWeight:
 
     dtype: int = _field(_whole(0, max(DTYPES)))  # ONNX code
     shape: tuple[int, ...] = _field(_integers)
-    offset: int = _field(_whole(0, WEIGHTS_BYTES_MAX))  # bytes, a multiple of 64
-    bytes: int = _field(_whole(0, WEIGHTS_BYTES_MAX))
+    offset: int = _field(_whole(0, bounds.WEIGHTS_BYTES_MAX))  # bytes, a multiple of 64
+    bytes: int = _field(_whole(0, bounds.WEIGHTS_BYTES_MAX))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -300,12 +282,12 @@ class Launch:
 
     module: int = _field(_whole(0, FILES_MAX))  # index into the target's modules
     kernel: str = _field(_Node.text)  # its name in the module
-    grid: tuple[int, int, int] = _field(lambda node: node.triple(GRID_MAX))  # blocks
-    block: tuple[int, int, int] = _field(lambda node: node.triple(BLOCK_MAX))  # threads of a block
-    shared: int = _field(_whole(0, SHARED_BYTES_MAX))  # bytes of dynamic shared memory
-    args: tuple[Argument, ...] = _field(_several(_argument, ARGUMENTS_MAX))
+    grid: tuple[int, int, int] = _field(lambda node: node.triple(bounds.GRID_MAX))  # blocks
+    block: tuple[int, int, int] = _field(lambda node: node.triple(bounds.BLOCK_MAX))  # threads of a block
+    shared: int = _field(_whole(0, bounds.SHARED_BYTES_MAX))  # bytes of dynamic shared memory
+    args: tuple[Argument, ...] = _field(_several(_argument, bounds.ARGUMENTS_MAX))
     # bytes of the widest access through each pointer, in order; (): unknown
-    widths: tuple[int, ...] = _field(lambda node: node.integers(ARGUMENTS_MAX), ())
+    widths: tuple[int, ...] = _field(lambda node: node.integers(bounds.ARGUMENTS_MAX), ())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -318,10 +300,10 @@ class Variant:
     shapes: tuple[tuple[int, ...], ...] = _field(_several(_integers, TENSORS_MAX))
     output_shapes: tuple[tuple[int, ...], ...] = _field(_several(_integers, TENSORS_MAX))
     # bytes; the content needs not be kept between executions
-    workspace: int = _field(_whole(0, WORKSPACE_BYTES_MAX))
-    launches: tuple[Launch, ...] = _field(_several(_record(Launch), LAUNCHES_MAX))
+    workspace: int = _field(_whole(0, bounds.WORKSPACE_BYTES_MAX))
+    launches: tuple[Launch, ...] = _field(_several(_record(Launch), bounds.LAUNCHES_MAX))
     # weights and sizes, which kernels read from device memory: 8 bytes each
-    table: tuple[Argument, ...] = _field(_several(_argument, TABLE_MAX), ())
+    table: tuple[Argument, ...] = _field(_several(_argument, bounds.TABLE_MAX), ())
 
     def resolved(self, argument: Argument) -> Argument:
         """Return the entry of the table that an argument points to, or the argument itself."""
@@ -344,12 +326,12 @@ class Program:
     outputs: tuple[TensorSpec, ...] = _field(_several(_spec, TENSORS_MAX))
     batches: bool = _field(_Node.boolean)  # dimension 0 of every input and output is the batch
     # symbols of dimensions in which inputs may be shorter than the variant
-    padded: tuple[str, ...] = _field(_several(_Node.text, PADDED_MAX), ())
+    padded: tuple[str, ...] = _field(_several(_Node.text, bounds.PADDED_MAX), ())
     # see config.formats.TOLERANCE_MAX; None: derived from the types of the weights
-    tolerance: float | None = _field(lambda node: node.positive(TOLERANCE_MAX), None)
-    weights: tuple[ProgramWeight, ...] = _field(_several(_record(ProgramWeight), WEIGHTS_MAX))
-    targets: Mapping[str, TargetModules] = _field(_named(_target, TARGETS_MAX))
-    variants: tuple[Variant, ...] = _field(_several(_record(Variant), VARIANTS_MAX))
+    tolerance: float | None = _field(lambda node: node.positive(bounds.TOLERANCE_MAX), None)
+    weights: tuple[ProgramWeight, ...] = _field(_several(_record(ProgramWeight), bounds.WEIGHTS_MAX))
+    targets: Mapping[str, TargetModules] = _field(_named(_target, bounds.TARGETS_MAX))
+    variants: tuple[Variant, ...] = _field(_several(_record(Variant), bounds.VARIANTS_MAX))
     # sha256 of every file but program.json, by path
     files: Mapping[str, str] = _field(_named(_Node.text, FILES_MAX))
 
@@ -465,11 +447,11 @@ def read_program(directory: Path) -> Program:
     path = Path(directory) / PROGRAM_JSON
     try:
         with open(path, "rb") as file:
-            data = file.read(JSON_BYTES_MAX + 1)
+            data = file.read(bounds.JSON_BYTES_MAX + 1)
     except OSError as error:
         raise InvalidModel(f"{path} cannot be read: {error.strerror}") from None
-    if len(data) > JSON_BYTES_MAX:
-        raise InvalidModel(f"{PROGRAM_JSON} has more than {JSON_BYTES_MAX} bytes")
+    if len(data) > bounds.JSON_BYTES_MAX:
+        raise InvalidModel(f"{PROGRAM_JSON} has more than {bounds.JSON_BYTES_MAX} bytes")
     return parse_program(data)
 
 
@@ -548,7 +530,7 @@ def write_checks(directory: Path, program: Program, checks: Sequence[Check]) -> 
     """Write checks.npz. write_program() then lists the file, if the program names it. Equal checks give equal
     bytes."""
     arrays: dict[str, Any] = {}
-    for number, (inputs, outputs) in enumerate(checks[:CHECKS_MAX]):
+    for number, (inputs, outputs) in enumerate(checks[: bounds.CHECKS_MAX]):
         for role, specs, values in (("in", program.inputs, inputs), ("out", program.outputs, outputs)):
             for spec, value in zip(specs, values, strict=True):
                 arrays[f"{number}/{role}/{spec.name}"] = value
@@ -562,8 +544,8 @@ def read_checks(directory: Path, program: Program) -> list[Check]:
     path = Path(directory) / CHECKS_FILE
     if not path.is_file():
         return []
-    with open_arrays(path, CHECKS_BYTES_MAX) as arrays:
-        numbers = sorted({int(key.split("/", 1)[0]) for key in arrays.files})[:CHECKS_MAX]
+    with open_arrays(path, bounds.CHECKS_BYTES_MAX) as arrays:
+        numbers = sorted({int(key.split("/", 1)[0]) for key in arrays.files})[: bounds.CHECKS_MAX]
 
         def values(number: int, role: str, specs: Sequence[TensorSpec]) -> list[Array]:
             found = []
@@ -600,7 +582,7 @@ def parse_program(data: bytes | str) -> Program:
     elif form == FORMAT_PLAIN:
         top = top.without("padded")
     if form != FORMAT and top.has("variants"):
-        plain = [variant.without("table").value for variant in top.get("variants").items(VARIANTS_MAX)]
+        plain = [variant.without("table").value for variant in top.get("variants").items(bounds.VARIANTS_MAX)]
         top = _Node({**top.value, "variants": plain}, top.place)
     program = cast(Program, _record(Program)(top))
     check(program)
@@ -618,7 +600,7 @@ def check(program: Program) -> None:
     end = 0
     for index, weight in sorted(enumerate(program.weights), key=lambda pair: pair[1].offset):
         what = f"weight {index}"
-        size = _bytes_of(weight.dtype, weight.shape, what, WEIGHTS_BYTES_MAX)
+        size = _bytes_of(weight.dtype, weight.shape, what, bounds.WEIGHTS_BYTES_MAX)
         if weight.bytes != size:
             raise InvalidModel(f"{what} has {weight.bytes} bytes, its type and shape say {size}")
         if weight.offset % WEIGHT_ALIGNMENT_BYTES:
@@ -727,8 +709,8 @@ def _check_variant(program: Program, variant: Variant, place: str) -> None:
         if not _KERNEL.fullmatch(launch.kernel):
             raise InvalidModel(f"{where}: {launch.kernel[:60]!r} is no kernel's name")
         threads = math.prod(launch.block)
-        if threads > BLOCK_THREADS_MAX:
-            raise InvalidModel(f"{where}: a block of {threads} threads; at most {BLOCK_THREADS_MAX}")
+        if threads > bounds.BLOCK_THREADS_MAX:
+            raise InvalidModel(f"{where}: a block of {threads} threads; at most {bounds.BLOCK_THREADS_MAX}")
         for index, argument in enumerate(launch.args):
             _check_argument(program, variant, argument, sizes, f"{where}: argument {index}")
         _check_widths(variant, launch, where)

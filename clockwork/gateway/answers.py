@@ -12,15 +12,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Hashable
 
-from clockwork.config.gateway import (
-    ANSWER_BYTES_PER_S,
-    ANSWER_MODELS_MAX,
-    ANSWER_STALL_NS,
-    ANSWERS_BYTES_MAX,
-    CALLER_ANSWERS_BYTES_MAX,
-    JOINED_BYTES_MAX,
-    SMALL_ANSWERS_BYTES_MAX,
-)
+from clockwork.config import gateway as bounds
 from clockwork.errors import Refused
 from clockwork.system.clock import SECOND, to_ns
 from clockwork.wire.messages import Reason
@@ -75,9 +67,9 @@ class AnswerMemory:
         Raises Refused; the caller of this method then drops the bytes.
         """
         last, _ = self._sizes.pop(held.model, (0, 0))
-        if max(size, last) > JOINED_BYTES_MAX and held.model:
+        if max(size, last) > bounds.JOINED_BYTES_MAX and held.model:
             self._sizes[held.model] = size, last
-            if len(self._sizes) > ANSWER_MODELS_MAX:
+            if len(self._sizes) > bounds.ANSWER_MODELS_MAX:
                 self._sizes.popitem(last=False)
         if held.released:  # the caller has gone meanwhile
             return
@@ -102,21 +94,21 @@ class AnswerMemory:
     def sweep(self, now: int) -> None:
         """End the connections whose answers have not been read within their time limits."""
         for held in list(self._there):
-            if now - held.begun_ns > self._limit_ns + held.size * SECOND // ANSWER_BYTES_PER_S:
+            if now - held.begun_ns > self._limit_ns + held.size * SECOND // bounds.ANSWER_BYTES_PER_S:
                 held.end()
 
     def _take(self, held: HeldAnswer, size: int, now: int) -> None:
         mine = self._of_callers[held.caller] if self._of_callers else 0
-        if mine and mine + size > CALLER_ANSWERS_BYTES_MAX:
+        if mine and mine + size > bounds.CALLER_ANSWERS_BYTES_MAX:
             raise _full(
-                f"{mine} bytes of answers on this connection wait to be read", CALLER_ANSWERS_BYTES_MAX
+                f"{mine} bytes of answers on this connection wait to be read", bounds.CALLER_ANSWERS_BYTES_MAX
             )
-        limit = ANSWERS_BYTES_MAX
-        if size <= JOINED_BYTES_MAX:
-            limit += SMALL_ANSWERS_BYTES_MAX
+        limit = bounds.ANSWERS_BYTES_MAX
+        if size <= bounds.JOINED_BYTES_MAX:
+            limit += bounds.SMALL_ANSWERS_BYTES_MAX
         if self.bytes + size > limit:
             longest = next(iter(self._there), None)
-            if longest is not None and now - longest.moved_ns > ANSWER_STALL_NS:
+            if longest is not None and now - longest.moved_ns > bounds.ANSWER_STALL_NS:
                 longest.end()
             raise _full(f"{self.bytes} bytes of answers wait to be read, and this one has {size}", limit)
         held.size = size

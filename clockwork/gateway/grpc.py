@@ -19,20 +19,7 @@ import grpc
 import grpc.aio
 from google.protobuf import json_format
 
-from clockwork.config.gateway import (
-    ANSWER_PIECE_BYTES,
-    DETAILS_MAX,
-    GRPC_ANSWER_BYTES_MAX,
-    GRPC_IDLE_S,
-    GRPC_METADATA_BYTES_MAX,
-    GRPC_SETTINGS_S,
-    GRPC_SWEEP_S,
-    GRPC_WAITING_MAX,
-    KEEPALIVE_S,
-    REFLECTION_BYTES_MAX,
-    STREAM_WINDOW,
-    STREAMS_MAX,
-)
+from clockwork.config import gateway as bounds
 from clockwork.errors import (
     ClockworkError,
     ConfigError,
@@ -129,7 +116,7 @@ class GrpcServer:
         self._copying = asyncio.Lock()
         self._seats = ServerSeats(seats_max)
         self._connections: ServerConnections | None = None
-        self._calls = ServerSeats(settings.requests_max + GRPC_WAITING_MAX)
+        self._calls = ServerSeats(settings.requests_max + bounds.GRPC_WAITING_MAX)
         self._sweeper: asyncio.Task[None] | None = None
         self._health = Health(self._can_serve)
         self._server: Any = None
@@ -143,18 +130,18 @@ class GrpcServer:
             # gRPC's own decompression has no bound on all messages together
             ("grpc.per_message_decompression", 0),
             ("grpc.max_send_message_length", -1),
-            ("grpc.max_metadata_size", GRPC_METADATA_BYTES_MAX),
-            ("grpc.absolute_max_metadata_size", GRPC_METADATA_BYTES_MAX),
+            ("grpc.max_metadata_size", bounds.GRPC_METADATA_BYTES_MAX),
+            ("grpc.absolute_max_metadata_size", bounds.GRPC_METADATA_BYTES_MAX),
             # An entry of HPACK's table keeps the 64 KiB buffer in which it came, and a call keeps the entries
             # that it refers to.
             ("grpc.http2.hpack_table_size.decoder", 0),
-            ("grpc.http2.settings_timeout", round(GRPC_SETTINGS_S * 1000)),
-            ("grpc.max_concurrent_streams", STREAMS_MAX),
+            ("grpc.http2.settings_timeout", round(bounds.GRPC_SETTINGS_S * 1000)),
+            ("grpc.max_concurrent_streams", bounds.STREAMS_MAX),
             # Connections beyond the seats, until the next sweep
             ("grpc.max_allowed_incoming_connections", 2 * self._seats.seats_max),
-            ("grpc.max_connection_idle_ms", round(GRPC_IDLE_S * 1000)),
+            ("grpc.max_connection_idle_ms", round(bounds.GRPC_IDLE_S * 1000)),
             ("grpc.server_handshake_timeout_ms", round(settings.headers_s * 1000)),
-            ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
+            ("grpc.keepalive_time_ms", bounds.KEEPALIVE_S * 1000),
             ("grpc.http2.max_ping_strikes", 0),
             ("grpc.so_reuseport", 0),  # otherwise a second gateway would silently share the port
         ])  # fmt: skip
@@ -191,7 +178,7 @@ class GrpcServer:
     async def _sweep(self, connections: ServerConnections) -> None:
         stranger_ns = to_ns(self._settings.headers_s)
         while True:
-            await asyncio.sleep(GRPC_SWEEP_S)
+            await asyncio.sleep(bounds.GRPC_SWEEP_S)
             try:
                 connections.sweep(stranger_ns)
             except OSError as error:
@@ -298,7 +285,7 @@ class GrpcServer:
                 self._calls.leave(call)
                 call.end_for_good()
             return await context.abort(
-                getattr(grpc.StatusCode, told.grpc), told.body["error"][:DETAILS_MAX], told.metadata()
+                getattr(grpc.StatusCode, told.grpc), told.body["error"][: bounds.DETAILS_MAX], told.metadata()
             )
 
         return guarded
@@ -393,7 +380,7 @@ class GrpcServer:
         others for some time.
         """
         size = sum(map(len, pieces))
-        if size <= ANSWER_PIECE_BYTES:
+        if size <= bounds.ANSWER_PIECE_BYTES:
             return b"".join(pieces)
         await self._copying.acquire()
         took_ns = 0
@@ -434,9 +421,9 @@ class GrpcServer:
             service.answers.ask(held, inference.model, now_ns())
             answer, frames = await service.infer(inference, PROTOCOL, context.invocation_metadata() or ())
             size = sum(map(len, frames))
-            if size > GRPC_ANSWER_BYTES_MAX:
+            if size > bounds.GRPC_ANSWER_BYTES_MAX:
                 raise TooLarge(
-                    f"the answer has {size} bytes, at most {GRPC_ANSWER_BYTES_MAX} are sent over gRPC; ask over HTTP for "
+                    f"the answer has {size} bytes, at most {bounds.GRPC_ANSWER_BYTES_MAX} are sent over gRPC; ask over HTTP for "
                     "binary data, or for fewer outputs"
                 )
             service.answers.come(held, size, now_ns())
@@ -456,7 +443,9 @@ class GrpcServer:
     async def _stream(self, requests: AsyncIterator[Any], context: Context, call: _Call) -> None:
         """Answer the requests of a stream in their order, with at most STREAM_WINDOW of them under way."""
         answers = self._service.answers
-        window: asyncio.Queue[tuple[asyncio.Task[bytes], HeldAnswer] | None] = asyncio.Queue(STREAM_WINDOW)
+        window: asyncio.Queue[tuple[asyncio.Task[bytes], HeldAnswer] | None] = asyncio.Queue(
+            bounds.STREAM_WINDOW
+        )
         under_way: dict[HeldAnswer, None] = {}
 
         async def write() -> None:
@@ -546,9 +535,9 @@ class GrpcServer:
                 self._received(call, size)
                 with call.work(), self._counted("reflect", size), self._service.admitted(size):
                     async with self._read(message) as read:
-                        if (length := read.message.ByteSize()) > REFLECTION_BYTES_MAX:
+                        if (length := read.message.ByteSize()) > bounds.REFLECTION_BYTES_MAX:
                             raise TooLarge(
-                                f"the request has {length} bytes, at most {REFLECTION_BYTES_MAX} are taken"
+                                f"the request has {length} bytes, at most {bounds.REFLECTION_BYTES_MAX} are taken"
                             )
                         answer = reflection.answer(read.message).SerializeToString()
                 held = self._held(context)

@@ -18,16 +18,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from clockwork.config.gateway import (
-    ANSWER_PIECE_BYTES,
-    BODY_BYTES_PER_S_MIN,
-    BODY_GRACE_S,
-    HEADER_BYTES_MAX,
-    JOINED_BYTES_MAX,
-    JSON_AT_ONCE_BYTES,
-    LINGER_S,
-    SWEEP_S,
-)
+from clockwork.config import gateway as bounds
 from clockwork.errors import ClockworkError, Forbidden, InvalidInput, Unavailable
 from clockwork.gateway import openapi
 from clockwork.gateway.answers import HeldAnswer
@@ -159,7 +150,7 @@ class _Connections(web.Server):
     ) -> None:
         super().__init__(
             handler, request_factory=self._new_request, handler_cancellation=True, keepalive_timeout=settings.idle_s,
-            auto_decompress=False, access_log=None, max_line_size=HEADER_BYTES_MAX, max_field_size=HEADER_BYTES_MAX, lingering_time=LINGER_S,
+            auto_decompress=False, access_log=None, max_line_size=bounds.HEADER_BYTES_MAX, max_field_size=bounds.HEADER_BYTES_MAX, lingering_time=bounds.LINGER_S,
             logger=log,
         )  # fmt: skip
         self._settings = settings
@@ -242,7 +233,7 @@ class HttpServer:
     async def _sweep(self) -> None:
         assert self._connections is not None
         while True:
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(bounds.SWEEP_S)
             self._connections.sweep()
 
     # ----- from request to response ------------------------------------------------------------
@@ -267,7 +258,8 @@ class HttpServer:
             with self._service.admitted():
                 response = await found.handler(self, request, path)
                 is_large = (
-                    isinstance(response, web.Response) and (response.content_length or 0) > JOINED_BYTES_MAX
+                    isinstance(response, web.Response)
+                    and (response.content_length or 0) > bounds.JOINED_BYTES_MAX
                 )
                 if is_large and request.method != "HEAD":
                     response = await self._send_large(request, cast(web.Response, response))
@@ -365,22 +357,22 @@ class HttpServer:
     async def _piece(self, request: web.BaseRequest, begun: float, received: int) -> bytes:
         """Return the next bytes of a body; b"" at its end. received: bytes so far. Raises TooSlow."""
         settings, seat = self._settings, cast(_Connection, request.protocol).seat
-        due_s = min(settings.body_s, BODY_GRACE_S + received / BODY_BYTES_PER_S_MIN)
+        due_s = min(settings.body_s, bounds.BODY_GRACE_S + received / bounds.BODY_BYTES_PER_S_MIN)
         seat.end(now_ns())  # while it waits, the connection may lose its seat
         try:
             async with asyncio.timeout_at(begun + due_s):
                 return await request.content.readany()
         except TimeoutError:
             raise TooSlow(
-                f"{received} bytes of the request's body came within {due_s:.3g} s: after {BODY_GRACE_S:g} s it must "
-                f"come at {BODY_BYTES_PER_S_MIN} bytes/s at least, and be whole within {settings.body_s:g} s"
+                f"{received} bytes of the request's body came within {due_s:.3g} s: after {bounds.BODY_GRACE_S:g} s it must "
+                f"come at {bounds.BODY_BYTES_PER_S_MIN} bytes/s at least, and be whole within {settings.body_s:g} s"
             ) from None
         finally:
             seat.begin()
 
     async def _json_body(self, request: web.BaseRequest) -> dict[str, Any]:
         """The body as JSON; an empty body is an empty object."""
-        body = await self._body(request, JSON_AT_ONCE_BYTES)
+        body = await self._body(request, bounds.JSON_AT_ONCE_BYTES)
         self._service.hold(-len(body))
         return read_object(body, "the body") if body.strip() else {}
 
@@ -481,8 +473,8 @@ class HttpServer:
                     yield piece
             else:
                 view = memoryview(part)
-                for at in range(0, len(view), ANSWER_PIECE_BYTES):
-                    yield view[at : at + ANSWER_PIECE_BYTES]
+                for at in range(0, len(view), bounds.ANSWER_PIECE_BYTES):
+                    yield view[at : at + bounds.ANSWER_PIECE_BYTES]
 
     async def _read(
         self, request: web.BaseRequest, path: list[str], body: bytes | bytearray, shared: Shared
@@ -493,7 +485,7 @@ class HttpServer:
         """
         length = json_length(request.headers.get(HEADER_LENGTH), len(body))
         text = body if length == len(body) else body[:length]
-        if length <= JSON_AT_ONCE_BYTES:
+        if length <= bounds.JSON_AT_ONCE_BYTES:
             fields = read_object(text, "the request")
         else:
             fields = await self._service.reading.run(length, read_inference, text, "the request")
@@ -557,11 +549,11 @@ class HttpServer:
 
     async def _load(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
         service = self._service
-        limit = self._settings.request_bytes_max if service.takes_models else JSON_AT_ONCE_BYTES
+        limit = self._settings.request_bytes_max if service.takes_models else bounds.JSON_AT_ONCE_BYTES
         body = await self._body(request, limit)
         try:
             fields: dict[str, Any] = {}
-            if len(body) > JSON_AT_ONCE_BYTES:
+            if len(body) > bounds.JSON_AT_ONCE_BYTES:
                 fields = await service.reading.run(len(body), read_object, body, "the body")
             elif body.strip():
                 fields = read_object(body, "the body")
@@ -699,7 +691,7 @@ def _json(status: int, body: Any, headers: dict[str, str] | None = None) -> web.
 
 def _at_once(headers: dict[str, str], text: list[bytes | Listed], binary: list[Any]) -> web.Response | None:
     """Return an answer as a single response; None: it is too large for that."""
-    if len(text) > 1 or sum(piece.nbytes for piece in binary) > JOINED_BYTES_MAX:
+    if len(text) > 1 or sum(piece.nbytes for piece in binary) > bounds.JOINED_BYTES_MAX:
         return None
     header = cast(bytes, text[0])
     if not binary:

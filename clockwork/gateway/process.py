@@ -16,17 +16,7 @@ from typing import Any
 from clockwork.client.blocking import Client
 from clockwork.client.loop import LoopClient
 from clockwork.config import CLIENT_TIMEOUT_NS, VERSION, data_directory
-from clockwork.config.gateway import (
-    DESCRIPTORS_KEPT,
-    DESCRIPTORS_MIN,
-    GARBAGE,
-    GARBAGE_CALM_CALLS,
-    GARBAGE_DUE,
-    METRICS_CONNECTIONS_MAX,
-    METRICS_TIMEOUT_S,
-    REGIONS_SWEEP_S,
-    SWEEP_S,
-)
+from clockwork.config import gateway as bounds
 from clockwork.errors import ConfigError
 from clockwork.gateway import security
 from clockwork.gateway.answers import AnswerMemory
@@ -164,7 +154,9 @@ class Gateway:
                 self._closers.append(grpc.close)
                 calls.append(grpc.calls)
             if (bound := self._sockets.get("metrics")) is not None:
-                source = MetricsSource(lambda: client.metrics(timeout=METRICS_TIMEOUT_S), service.counters)
+                source = MetricsSource(
+                    lambda: client.metrics(timeout=bounds.METRICS_TIMEOUT_S), service.counters
+                )
                 metrics = MetricsServer(service, settings, self._tokens, self._seats["metrics"], source)
                 await metrics.start(bound, self._tls)
                 self._closers.append(metrics.close)
@@ -211,37 +203,37 @@ def seats_of(settings: GatewaySettings, descriptors: int) -> dict[str, int]:
 
     Raises ConfigError where the limit is too low.
     """
-    if descriptors < DESCRIPTORS_MIN:
+    if descriptors < bounds.DESCRIPTORS_MIN:
         raise ConfigError(
-            f"{descriptors} open files are too few, it takes {DESCRIPTORS_MIN}: raise ulimit -n"
+            f"{descriptors} open files are too few, it takes {bounds.DESCRIPTORS_MIN}: raise ulimit -n"
         )
     wanted = {
         "http": settings.connections_max,
         "grpc": settings.connections_max,
-        "metrics": min(settings.connections_max, METRICS_CONNECTIONS_MAX),
+        "metrics": min(settings.connections_max, bounds.METRICS_CONNECTIONS_MAX),
     }
     # gRPC may accept a connection before the connection that was evicted for it is closed.
-    room = descriptors - DESCRIPTORS_KEPT
+    room = descriptors - bounds.DESCRIPTORS_KEPT
     needed = wanted["http"] + 2 * wanted["grpc"] + wanted["metrics"]
     if needed <= room:
         return wanted
     found = {name: max(2, count * room // needed) for name, count in wanted.items()}
     log.warning(
         "this process may open %d files, so it takes %s connections at most; ulimit -n %d is enough for all",
-        descriptors, ", ".join(f"{count} {name}" for name, count in found.items()), needed + DESCRIPTORS_KEPT,
+        descriptors, ", ".join(f"{count} {name}" for name, count in found.items()), needed + bounds.DESCRIPTORS_KEPT,
     )  # fmt: skip
     return found
 
 
 async def _sweep(answers: AnswerMemory) -> None:
     while True:
-        await asyncio.sleep(SWEEP_S)
+        await asyncio.sleep(bounds.SWEEP_S)
         answers.sweep(now_ns())
 
 
 async def _sweep_regions(regions: Regions) -> None:
     while True:
-        await asyncio.sleep(REGIONS_SWEEP_S)
+        await asyncio.sleep(bounds.REGIONS_SWEEP_S)
         regions.sweep()
 
 
@@ -249,8 +241,8 @@ async def _collect_garbage(calls: Callable[[], int]) -> None:
     """Collect cycles of old objects when that is due and few calls are under way, so that few objects are
     visited."""
     while True:
-        await asyncio.sleep(SWEEP_S)
-        if gc.get_count()[2] >= GARBAGE_DUE and calls() <= GARBAGE_CALM_CALLS:
+        await asyncio.sleep(bounds.SWEEP_S)
+        if gc.get_count()[2] >= bounds.GARBAGE_DUE and calls() <= bounds.GARBAGE_CALM_CALLS:
             gc.collect()
 
 
@@ -291,7 +283,7 @@ def main(settings: GatewaySettings) -> int:
         def started() -> None:
             gc.collect()
             gc.freeze()
-            gc.set_threshold(*GARBAGE)
+            gc.set_threshold(*bounds.GARBAGE)
             log.info("gateway %s of %s listens: %s", VERSION, settings.endpoint, gateway.greeting())
 
         await gateway.serve(stop, started)

@@ -27,15 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clockwork.config import COPY_PIECE_BYTES
-from clockwork.config.gateway import (
-    OWNER_REGIONS_MAX,
-    REGION_BYTES_MAX,
-    REGION_COPY_S,
-    REGION_NAME_CHARS_MAX,
-    REGION_UNHELD_SWEEPS,
-    REGIONS_MAX,
-    SHARED_MEMORY_KEY_BYTES_MAX,
-)
+from clockwork.config import gateway as bounds
 from clockwork.errors import InvalidInput, Refused
 from clockwork.gateway.errors import NotFound, TooLarge, Unsupported
 from clockwork.gateway.listener import NO_ROOM
@@ -113,8 +105,8 @@ class Regions:
                 )  # fmt: skip
         if old is None:
             for count, most, whose in (
-                (len(mine), OWNER_REGIONS_MAX, f"user {owner} has"),
-                (self._count, REGIONS_MAX, "the gateway has"),
+                (len(mine), bounds.OWNER_REGIONS_MAX, f"user {owner} has"),
+                (self._count, bounds.REGIONS_MAX, "the gateway has"),
             ):
                 if count >= most:
                     raise Refused(
@@ -221,12 +213,12 @@ class Regions:
         done: asyncio.Future[None] = self._loop.create_future()
         copy = self._copies.submit(owner, work, done)
         try:
-            async with asyncio.timeout(REGION_COPY_S):
+            async with asyncio.timeout(bounds.REGION_COPY_S):
                 await done
         except TimeoutError:
             raise InvalidInput(
-                f"the shared memory of user {owner} was not copied within {REGION_COPY_S:g} s",
-                expected=f"at most {REGION_COPY_S:g} s",
+                f"the shared memory of user {owner} was not copied within {bounds.REGION_COPY_S:g} s",
+                expected=f"at most {bounds.REGION_COPY_S:g} s",
             ) from None
         finally:
             self._copies.drop(copy)
@@ -258,7 +250,7 @@ class Regions:
             for owner, mine in list(self._owners.items()):
                 for name, region in list(mine.items()):
                     region.unheld = 0 if self._is_held(owner, region) else region.unheld + 1
-                    if region.unheld >= REGION_UNHELD_SWEEPS or not self._is_there(owner, region):
+                    if region.unheld >= bounds.REGION_UNHELD_SWEEPS or not self._is_there(owner, region):
                         self.unregister(owner, name)
 
     # ----- files -------------------------------------------------------------------------------
@@ -444,9 +436,9 @@ NO_CUDA_MEMORY = "CUDA shared memory is not supported; system shared memory is"
 
 
 def _name(value: Any) -> str:
-    if type(value) is not str or len(value) > REGION_NAME_CHARS_MAX or not _is_text(value):
+    if type(value) is not str or len(value) > bounds.REGION_NAME_CHARS_MAX or not _is_text(value):
         raise InvalidInput(
-            f"the name of a shared memory region is a text of at most {REGION_NAME_CHARS_MAX} characters, "
+            f"the name of a shared memory region is a text of at most {bounds.REGION_NAME_CHARS_MAX} characters, "
             f"got {tell(value)}",
             got=tell(value),
         )  # fmt: skip
@@ -463,10 +455,10 @@ def _is_text(value: str) -> bool:
 
 
 def _count(value: Any, subject: str) -> int:
-    if type(value) is not int or not 0 <= value <= REGION_BYTES_MAX:
+    if type(value) is not int or not 0 <= value <= bounds.REGION_BYTES_MAX:
         raise InvalidInput(
-            f"{subject} is a count of bytes from 0 to {REGION_BYTES_MAX}, got {tell(value)}",
-            expected=f"0 to {REGION_BYTES_MAX}", got=tell(value),
+            f"{subject} is a count of bytes from 0 to {bounds.REGION_BYTES_MAX}, got {tell(value)}",
+            expected=f"0 to {bounds.REGION_BYTES_MAX}", got=tell(value),
         )  # fmt: skip
     return value
 
@@ -475,14 +467,14 @@ def _file_name(key: Any) -> str:
     """Return the name of a key's file in /dev/shm, by the rules of shm_open(3). Raises InvalidInput."""
     name = key.removeprefix("/") if type(key) is str and _is_text(key) else ""
     if (
-        not 0 < len(name.encode()) <= SHARED_MEMORY_KEY_BYTES_MAX
+        not 0 < len(name.encode()) <= bounds.SHARED_MEMORY_KEY_BYTES_MAX
         or "/" in name
         or "\0" in name
         or name in (".", "..")
     ):
         raise InvalidInput(
             f"the key of a shared memory region is the name that shm_open() was given: 1 to "
-            f"{SHARED_MEMORY_KEY_BYTES_MAX} bytes without a slash inside, got {tell(key)}",
+            f"{bounds.SHARED_MEMORY_KEY_BYTES_MAX} bytes without a slash inside, got {tell(key)}",
             expected="a name of shared memory", got=tell(key),
         )  # fmt: skip
     return name

@@ -7,17 +7,7 @@ import enum
 from pathlib import Path
 
 from clockwork import config
-from clockwork.config.gateway import (
-    BODY_S,
-    CONNECTIONS_MAX,
-    DRAIN_S,
-    HEADERS_S,
-    IDLE_S,
-    POLL_S,
-    REQUEST_BYTES_MAX,
-    REQUESTS_BYTES_MAX,
-    REQUESTS_MAX,
-)
+from clockwork.config import gateway as bounds
 from clockwork.config.sources import CACHE_BYTES
 from clockwork.sources.location import Location
 
@@ -73,13 +63,13 @@ class GatewaySettings:
     cache: Path | None = None  # folder for files of remote repositories; None: in the data directory
     cache_bytes: int = CACHE_BYTES
     control_mode: str = CONTROL_MODES[0]
-    poll_s: float = POLL_S
+    poll_s: float = bounds.POLL_S
     load_models: tuple[str, ...] = ()  # models to load at start, in explicit mode; "*": all
-    request_bytes_max: int = REQUEST_BYTES_MAX
-    requests_max: int = REQUESTS_MAX
-    requests_bytes_max: int = REQUESTS_BYTES_MAX
-    connections_max: int = CONNECTIONS_MAX
-    headers_s: float = HEADERS_S
-    body_s: float = BODY_S
-    idle_s: float = IDLE_S
-    drain_s: float = DRAIN_S
+    request_bytes_max: int = bounds.REQUEST_BYTES_MAX
+    requests_max: int = bounds.REQUESTS_MAX
+    requests_bytes_max: int = bounds.REQUESTS_BYTES_MAX
+    connections_max: int = bounds.CONNECTIONS_MAX
+    headers_s: float = bounds.HEADERS_S
+    body_s: float = bounds.BODY_S
+    idle_s: float = bounds.IDLE_S
+    drain_s: float = bounds.DRAIN_S

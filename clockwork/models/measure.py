@@ -16,20 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clockwork.config import PREPARATION_LIMIT_NS
-from clockwork.config.models import (
-    BATCH_GAIN,
-    BATCH_MAX,
-    COMPARE_NS,
-    COMPARE_SECONDS,
-    LOADS_MAX,
-    LOADS_MIN,
-    PAIRS_MIN,
-    POINT_SECONDS,
-    PROFILE_SECONDS,
-    RUNS_MAX,
-    RUNS_MIN,
-    THREADS_MAX,
-)
+from clockwork.config import models as bounds
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cpu import CpuDevice
 from clockwork.device.cpu import fingerprint as device_fingerprint
@@ -105,7 +92,7 @@ class Bench:
 
 def threads_of(fingerprint: str) -> int:
     """The number of threads of CPU devices with this fingerprint. Raises ConfigError."""
-    for threads in range(1, max(THREADS_MAX, os.cpu_count() or 1) + 1):
+    for threads in range(1, max(bounds.THREADS_MAX, os.cpu_count() or 1) + 1):
         if device_fingerprint(threads) == fingerprint:
             return threads
     raise ConfigError(f"no CPU device of this machine has the fingerprint {fingerprint!r}")
@@ -114,20 +101,22 @@ def threads_of(fingerprint: str) -> int:
 def load_time(bench: Bench, index: int) -> int:
     """Median duration of a load in ns; leaves the model loaded."""
     times: list[int] = []
-    give_up = time.monotonic() + POINT_SECONDS
-    while len(times) < LOADS_MIN or (len(times) < LOADS_MAX and time.monotonic() < give_up):
+    give_up = time.monotonic() + bounds.POINT_SECONDS
+    while len(times) < bounds.LOADS_MIN or (len(times) < bounds.LOADS_MAX and time.monotonic() < give_up):
         if times:
             bench.unload(index)
         times.append(bench.load(index))
     return round(statistics.median(times))
 
 
-def execution_time(bench: Bench, index: int, inputs: Sequence[Array], seconds: float = POINT_SECONDS) -> int:
+def execution_time(
+    bench: Bench, index: int, inputs: Sequence[Array], seconds: float = bounds.POINT_SECONDS
+) -> int:
     """Return the median time of an execution in ns, after a warm-up. seconds: to measure. Raises RunError."""
     bench.run(index, inputs)
     times: list[int] = []
     give_up = time.monotonic() + seconds
-    while len(times) < RUNS_MIN or (len(times) < RUNS_MAX and time.monotonic() < give_up):
+    while len(times) < bounds.RUNS_MIN or (len(times) < bounds.RUNS_MAX and time.monotonic() < give_up):
         times.append(max(1, bench.run(index, inputs)[1]))
     return round(statistics.median(times))
 
@@ -135,7 +124,7 @@ def execution_time(bench: Bench, index: int, inputs: Sequence[Array], seconds: f
 def refusal_time(bench: Bench, index: int, inputs: Sequence[Array]) -> int:
     """Return the least wall time in ns until a model fails on inputs. Failures report no times."""
     times = []
-    for _ in range(RUNS_MIN):
+    for _ in range(bounds.RUNS_MIN):
         begun_ns = time.perf_counter_ns()
         with contextlib.suppress(RunError):
             bench.run(index, inputs)
@@ -160,17 +149,17 @@ def compare(bench: Bench, inputs: Sequence[Array], sizes: Sequence[int]) -> list
     best = [0.0, 0.0]
     bench.load(0)
     bench.load(1)
-    give_up = time.monotonic() + COMPARE_SECONDS
+    give_up = time.monotonic() + bounds.COMPARE_SECONDS
     for size in sizes:
         batch = tile(inputs, size, bench.rowless)
-        pairs = _in_turn(bench, (0, batch), (1, batch), PAIRS_MIN)
+        pairs = _in_turn(bench, (0, batch), (1, batch), bounds.PAIRS_MIN)
         medians = [statistics.median(times) for times in zip(*pairs)]
-        gains = [size / taken_ns / BATCH_GAIN >= before for taken_ns, before in zip(medians, best)]
+        gains = [size / taken_ns / bounds.BATCH_GAIN >= before for taken_ns, before in zip(medians, best)]
         if found and not any(gains):
             break
         found.append(Compared(size, statistics.median(first / second for first, second in pairs)))
         best = [max(before, size / taken_ns) for taken_ns, before in zip(medians, best)]
-        if time.monotonic() > give_up or 2 * max(medians) > COMPARE_NS:
+        if time.monotonic() > give_up or 2 * max(medians) > bounds.COMPARE_NS:
             break
     bench.unload(0)
     bench.unload(1)
@@ -178,7 +167,7 @@ def compare(bench: Bench, inputs: Sequence[Array], sizes: Sequence[int]) -> list
 
 
 def _in_turn(
-    bench: Bench, first: Execution, second: Execution, pairs_min: int, seconds: float = POINT_SECONDS
+    bench: Bench, first: Execution, second: Execution, pairs_min: int, seconds: float = bounds.POINT_SECONDS
 ) -> list[tuple[int, int]]:
     """Measure two executions alternately, after a warm-up, and return pairs of times in ns.
 
@@ -189,7 +178,7 @@ def _in_turn(
     bench.run(*first)
     bench.run(*second)
     give_up = time.monotonic() + seconds
-    while len(pairs) < pairs_min or (len(pairs) < RUNS_MAX and time.monotonic() < give_up):
+    while len(pairs) < pairs_min or (len(pairs) < bounds.RUNS_MAX and time.monotonic() < give_up):
         pairs.append((max(1, bench.run(*first)[1]), max(1, bench.run(*second)[1])))
     return pairs
 
@@ -210,8 +199,8 @@ def profile(
     index: int,
     inputs: Sequence[Array],
     batches: bool,
-    batch_max: int = BATCH_MAX,
-    seconds: float = POINT_SECONDS,
+    batch_max: int = bounds.BATCH_MAX,
+    seconds: float = bounds.POINT_SECONDS,
 ) -> tuple[list[ProfilePoint], int]:
     """Measure rising batch sizes while throughput grows. Return their points, and the last size that raised
     throughput.
@@ -223,14 +212,17 @@ def profile(
     shape = timed_shape(inputs, batches, bench.rowless)
     points = [ProfilePoint(shape, 1, execution_time(bench, index, inputs, seconds))]
     helps = 1
-    give_up = time.monotonic() + PROFILE_SECONDS
+    give_up = time.monotonic() + bounds.PROFILE_SECONDS
     for size in batch_sizes(batch_max)[1:] if batches else ():
         if time.monotonic() > give_up:
             break
         smaller_batch, batch = (tile(inputs, rows, bench.rowless) for rows in (helps, size))
-        pairs = _in_turn(bench, (index, smaller_batch), (index, batch), RUNS_MIN, seconds)
+        pairs = _in_turn(bench, (index, smaller_batch), (index, batch), bounds.RUNS_MIN, seconds)
         points.append(ProfilePoint(shape, size, round(statistics.median(larger for _, larger in pairs))))
-        if statistics.median(size * smaller / (helps * larger) for smaller, larger in pairs) < BATCH_GAIN:
+        if (
+            statistics.median(size * smaller / (helps * larger) for smaller, larger in pairs)
+            < bounds.BATCH_GAIN
+        ):
             break
         helps = size
     return points, helps

@@ -22,19 +22,7 @@ from typing import Any
 
 import onnx
 
-from clockwork.config.models import (
-    BATCH_MAX,
-    EXTERNAL_BYTES,
-    KEPT_BYTES_MIN,
-    KEPT_SHARE_MAX,
-    LEFTOVER_SECONDS,
-    LENGTH_SECONDS,
-    LENGTHS_TIMED,
-    PROFILED_SHAPES,
-    REFERENCE_SETS,
-    SAMPLE_SECONDS,
-    SAMPLES_NS,
-)
+from clockwork.config import models as bounds
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import fields_of, find_damage, read_plain, seal, unseal
 from clockwork.formats.interface import difference as interface_difference
@@ -201,7 +189,7 @@ class _Preparation:
         self._optimised = self._work / "optimised.onnx"
         size = sum(path.stat().st_size for path in self._package_dir.rglob("*") if path.is_file())
         # Otherwise the optimised file would refer to external data of the original.
-        external = "optimised.data" if size > EXTERNAL_BYTES or external_files(model) else ""
+        external = "optimised.data" if size > bounds.EXTERNAL_BYTES or external_files(model) else ""
         session = optimise(model_path, self._optimised, external)
         masked = self._mask_texts(model)
         self._describe(session, model)
@@ -254,7 +242,9 @@ class _Preparation:
             prepared.weights_bytes = total
             prepared.resident_bytes = packed.resident_bytes
             choices["packed"] = (prepared, packed_dir)
-        if "packed" in choices and program.kept_bytes > max(KEPT_BYTES_MIN, KEPT_SHARE_MAX * total):
+        if "packed" in choices and program.kept_bytes > max(
+            bounds.KEPT_BYTES_MIN, bounds.KEPT_SHARE_MAX * total
+        ):
             choices = {"packed": choices["packed"]}
         if self._forced == "packed" and "packed" in choices:
             choices = {"packed": choices["packed"]}
@@ -329,7 +319,7 @@ class _Preparation:
     def _refer(self, session: ModelSession, splitter: Splitter) -> ReferenceRun:
         """Return the original model's answers to its examples, or to generated inputs."""
         if self._examples:
-            sets = self._examples[:REFERENCE_SETS]
+            sets = self._examples[: bounds.REFERENCE_SETS]
         else:
             guess, answer, error = trial.first_that_runs(
                 self._inputs, lambda inputs: session.run(self._with_defaults(inputs)), self._contents
@@ -436,7 +426,7 @@ class _Preparation:
             prepared.batches = proof.batches
             prepared.write(path)
         bench = measure.Bench(self._fingerprint, self._page_bytes, [path for _, path in choices.values()])
-        batch_max = self._batch_max or BATCH_MAX
+        batch_max = self._batch_max or bounds.BATCH_MAX
         try:
             chosen = 0
             if len(names) == 2:
@@ -481,7 +471,7 @@ class _Preparation:
         if len(limits) == 1:
             ((symbol, limit),) = limits.items()
             longest = max(sizes[symbol] for sizes in known)
-            wanted[1:] = [{symbol: size} for size in length_classes(longest, limit)[:LENGTHS_TIMED]]
+            wanted[1:] = [{symbol: size} for size in length_classes(longest, limit)[: bounds.LENGTHS_TIMED]]
         points: list[ProfilePoint] = []
         helps = 1
         for sizes in wanted:
@@ -489,8 +479,8 @@ class _Preparation:
             shape = trial.timed_shape(row, True)
             if any(point.shape == shape for point in points):
                 continue
-            timed, most = measure.profile(bench, chosen, row, True, batch_max, LENGTH_SECONDS)
-            if points and timed[0].exec_ns > SAMPLES_NS:
+            timed, most = measure.profile(bench, chosen, row, True, batch_max, bounds.LENGTH_SECONDS)
+            if points and timed[0].exec_ns > bounds.SAMPLES_NS:
                 break
             points += timed
             helps = max(helps, most)
@@ -524,7 +514,9 @@ class _Preparation:
             if any(point.shape == shape for point in (*known, *points)):
                 continue
             try:
-                timed, helps = measure.profile(bench, chosen, inputs, batches, batch_max, SAMPLE_SECONDS)
+                timed, helps = measure.profile(
+                    bench, chosen, inputs, batches, batch_max, bounds.SAMPLE_SECONDS
+                )
                 points += timed
                 if helps == 1:  # larger strings will not gain from batches, either
                     batch_max = 1
@@ -533,7 +525,7 @@ class _Preparation:
                 points.append(
                     ProfilePoint(shape, 1, max(*taken, measure.refusal_time(bench, chosen, inputs)))
                 )
-            if points[-1].exec_ns > SAMPLES_NS:
+            if points[-1].exec_ns > bounds.SAMPLES_NS:
                 break
         return points
 
@@ -559,7 +551,7 @@ class _Preparation:
         distinct = {
             trial.timed_shape(inputs, proof.batches, self._rowless): inputs for inputs in reversed(sets)
         }
-        return list(distinct.values())[::-1][:PROFILED_SHAPES], proof
+        return list(distinct.values())[::-1][: bounds.PROFILED_SHAPES], proof
 
     def _prove_by_rows(self, session: ModelSession, sets: Sequence[Sequence[Array]]) -> batching.Proof:
         """Prove batching for all values of optional inputs. Return the first failed proof, else the last."""
@@ -767,7 +759,7 @@ def _remove_leftovers(store: Path) -> None:
     for parent in (store / "prepared", store / "programs"):
         for path in parent.glob(".[pio]*-*"):
             try:
-                if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                if time.time() - path.stat().st_mtime > bounds.LEFTOVER_SECONDS:
                     shutil.rmtree(path, ignore_errors=True)
             except FileNotFoundError:
                 continue

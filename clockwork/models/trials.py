@@ -15,17 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clockwork.config import TRIAL_RESERVE_NS
-from clockwork.config.models import (
-    BATCH_GAIN,
-    CHECKS_RUN_MAX,
-    TRIAL_CLAIMS_MAX,
-    TRIAL_COPIES,
-    TRIAL_FIRST_NS,
-    TRIAL_LONG_RUNS,
-    TRIAL_RUNS,
-    TRIAL_WARM,
-    TRIAL_WARM_RUNS,
-)
+from clockwork.config import models as bounds
 from clockwork.device.base import TensorView, Trial
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import read_plain, seal, unseal
@@ -78,7 +68,7 @@ def try_model(trial: Trial, reserve: Reserving, directory: Path, options: Mappin
     assert chosen is not None, "the device that prepared it runs it"
     variants = program.of_target(chosen.name)
     named = dataclasses.replace(program, inputs=tuple(prepared.inputs), outputs=tuple(prepared.outputs))
-    checks = read_checks(directory, named)[:CHECKS_RUN_MAX]
+    checks = read_checks(directory, named)[: bounds.CHECKS_RUN_MAX]
     bench = _Bench(trial, reserve, prepared, directory)
     try:
         load_ns = bench.load()
@@ -119,7 +109,7 @@ class _Bench:
             return
         wanted_ns = max(expected_ns, TRIAL_RESERVE_NS)
         text = ""
-        for _ in range(TRIAL_CLAIMS_MAX):
+        for _ in range(bounds.TRIAL_CLAIMS_MAX):
             self.pause()
             starts = self._reservation.enter_context(self._reserve(wanted_ns, self._prepared.runs))
             self._until_ns = now_ns() + TRIAL_RESERVE_NS  # a longer reservation is for the first use alone
@@ -142,8 +132,8 @@ class _Bench:
                 self.pause()
                 self._trial.stage(self._weights, page, page_bytes)
             times: list[int] = []
-            while len(times) < (TRIAL_COPIES if pages < TRIAL_COPIES else 1):
-                self._enter(most_ns or TRIAL_FIRST_NS)
+            while len(times) < (bounds.TRIAL_COPIES if pages < bounds.TRIAL_COPIES else 1):
+                self._enter(most_ns or bounds.TRIAL_FIRST_NS)
                 times.append(self._trial.copy(page))
                 most_ns = max(most_ns, times[-1])
             taken_ns += round(statistics.median(times))
@@ -156,7 +146,7 @@ class _Bench:
         views = [TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, inputs)]
         rows = len(inputs[0]) if inputs and inputs[0].ndim else 1
         expected_ns = self._expected_ns(rows)
-        self._enter(expected_ns or TRIAL_FIRST_NS)
+        self._enter(expected_ns or bounds.TRIAL_FIRST_NS)
         done = self._trial.run(views, expected_ns)
         self.pause()
         self._taken_ns[rows] = self._checked_ns[tuple(view.shape for view in views)] = done.execute[2]
@@ -171,18 +161,18 @@ class _Bench:
         """
 
         def once(known_ns: int) -> int:
-            self._enter(known_ns or TRIAL_FIRST_NS)
+            self._enter(known_ns or bounds.TRIAL_FIRST_NS)
             return max(1, self._trial.time(variant.shapes, known_ns))
 
         checked_ns = self._checked_ns.get(variant.shapes)  # time in the check, if these shapes were checked
         times = [checked_ns or once(self._expected_ns(variant.batch))]
-        while len(times) < TRIAL_WARM_RUNS and (
+        while len(times) < bounds.TRIAL_WARM_RUNS and (
             len(times) < 2
-            or times[-1] < TRIAL_WARM * times[-2]
-            or (len(times) == 2 and checked_ns and checked_ns < TRIAL_WARM * times[1])
+            or times[-1] < bounds.TRIAL_WARM * times[-2]
+            or (len(times) == 2 and checked_ns and checked_ns < bounds.TRIAL_WARM * times[1])
         ):
             times.append(once(times[-1]))
-        count = TRIAL_RUNS if times[-1] <= TRIAL_RESERVE_NS else TRIAL_LONG_RUNS
+        count = bounds.TRIAL_RUNS if times[-1] <= TRIAL_RESERVE_NS else bounds.TRIAL_LONG_RUNS
         del times[:-1]
         while len(times) < count:
             times.append(once(times[0]))
@@ -241,7 +231,7 @@ def _measure(bench: _Bench, batches: bool, variants: Sequence[Variant], batch_ma
             # Smaller batches, beyond those of the previous variant, run on this variant too.
             points += [ProfilePoint(shape, size, exec_ns) for size in sorted({before + 1, variant.batch})]
             throughput = variant.batch / exec_ns
-            if before and throughput < best * BATCH_GAIN:
+            if before and throughput < best * bounds.BATCH_GAIN:
                 break
             best, before = throughput, variant.batch
         helps_most = max(helps_most, before)

@@ -16,12 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clockwork.config.observe import (
-    TELEMETRY_FILE_BYTES,
-    TELEMETRY_FILE_NS,
-    TELEMETRY_KEEP_NS,
-    TELEMETRY_ROWS,
-)
+from clockwork.config import observe as bounds
 from clockwork.errors import ConfigError, Unavailable
 from clockwork.observe.history import MODEL_UNKNOWN, History, SeenAction, SeenRequest
 from clockwork.observe.live import ClusterDescription, introduce
@@ -115,7 +110,7 @@ class Telemetry:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
             raise Unavailable("telemetry needs pyarrow: pip install 'clockwork-serving[telemetry]'") from None
-        if bytes_max < (least := 8 * TELEMETRY_FILE_BYTES):
+        if bytes_max < (least := 8 * bounds.TELEMETRY_FILE_BYTES):
             raise ConfigError(f"telemetry may take {bytes_max} bytes; it needs {least} at least, eight files")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +132,7 @@ class Telemetry:
         self.actions = 0
         self._note = dict(note or {}) | {"wall_ns": wall_ns}
         self._wall_ns = wall_ns
-        self.history = History(keep_ns=TELEMETRY_KEEP_NS)
+        self.history = History(keep_ns=bounds.TELEMETRY_KEEP_NS)
         # number of devices that hold a model, cached until a load or unload of that model ends
         self._copies: dict[int, int] = {}
         self._tables = {
@@ -357,13 +352,13 @@ class _Table:
         if not self._rows and self._path is None:
             self._begun_ns = now_ns
         self._rows.append(row)
-        if len(self._rows) >= TELEMETRY_ROWS:
+        if len(self._rows) >= bounds.TELEMETRY_ROWS:
             self._write()
-            if self._sink.tell() >= TELEMETRY_FILE_BYTES:
+            if self._sink.tell() >= bounds.TELEMETRY_FILE_BYTES:
                 self.close()
 
     def end_old(self, now_ns: int) -> None:
-        if (self._rows or self._path is not None) and now_ns - self._begun_ns >= TELEMETRY_FILE_NS:
+        if (self._rows or self._path is not None) and now_ns - self._begun_ns >= bounds.TELEMETRY_FILE_NS:
             self.close()
 
     def close(self) -> None:
@@ -383,7 +378,7 @@ class _Table:
         schema = self._schema()
         if self._path is None:
             # Two files are open, and each may exceed its bound by a batch of rows.
-            self._owner.make_room(3 * TELEMETRY_FILE_BYTES)
+            self._owner.make_room(3 * bounds.TELEMETRY_FILE_BYTES)
             # Names sort by time, and are unique across processes and files.
             name = f"{self._name}-{self._rows[0][0]:020d}-{os.getpid()}-{self._count}.parquet.part"
             self._path = self._owner.folder / name

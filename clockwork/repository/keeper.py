@@ -17,14 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from clockwork.client.blocking import Client
-from clockwork.config.repository import (
-    FAILED_SHOWN,
-    LOADING_MAX,
-    OVERRIDES_MAX,
-    REGISTERING_MAX,
-    REPOSITORY_ORIGIN,
-    RETRY_MAX_S,
-)
+from clockwork.config import repository as bounds
 from clockwork.errors import (
     ClockworkError,
     ConfigError,
@@ -83,7 +76,7 @@ class RepositoryKeeper:
         self._remotes = [repository for repository in self._repositories if isinstance(repository, Remote)]
         self._mode = mode
         self._poll_s = poll_s
-        self._origin = REPOSITORY_ORIGIN + ":".join(map(str, self._repositories))
+        self._origin = bounds.REPOSITORY_ORIGIN + ":".join(map(str, self._repositories))
         # The results of the last scans.
         self._folders = {
             repository: scan(repository)
@@ -113,14 +106,14 @@ class RepositoryKeeper:
         self._leaving: set[tuple[str, int]] = set()
         self._has_told = False  # whether the outcome of the start was logged
         self._stop = threading.Event()
-        self._pool = concurrent.futures.ThreadPoolExecutor(REGISTERING_MAX, "repository")
+        self._pool = concurrent.futures.ThreadPoolExecutor(bounds.REGISTERING_MAX, "repository")
         self.queueing: dict[str, Queueing] = {}
         """By model: its configuration's defaults for requests without a priority or a timeout."""
 
         self.labels: dict[tuple[str, int], Mapping[str, Sequence[str]]] = {}
         """By model and version in the cluster: the names of classes by output."""
 
-        self.loads = concurrent.futures.ThreadPoolExecutor(LOADING_MAX, "load")
+        self.loads = concurrent.futures.ThreadPoolExecutor(bounds.LOADING_MAX, "load")
         """Threads for calls of load(), which may take minutes."""
         self._thread = threading.Thread(target=self._run, name="repository", daemon=True)
 
@@ -265,9 +258,9 @@ class RepositoryKeeper:
             self._loaded.add(name)
             if override is None:
                 self._overrides.pop(name, None)
-            elif len(self._overrides) >= OVERRIDES_MAX and name not in self._overrides:
+            elif len(self._overrides) >= bounds.OVERRIDES_MAX and name not in self._overrides:
                 raise Unavailable(
-                    f"{OVERRIDES_MAX} models have a configuration from their last load, which is the most; load one without"
+                    f"{bounds.OVERRIDES_MAX} models have a configuration from their last load, which is the most; load one without"
                 )
             else:
                 self._overrides[name] = override
@@ -314,8 +307,8 @@ class RepositoryKeeper:
             failed += [f"{name} (its folder is wrong)" for name in sorted(self._broken)]
         text = f"{say_count(len(versions) - sum(bool(done.error) for done in versions.values()), 'model')} of the repository served"
         if failed:
-            more = len(failed) - FAILED_SHOWN
-            text += f", {len(failed)} failed: {', '.join(failed[:FAILED_SHOWN])}{f' and {more} more' if more > 0 else ''}"
+            more = len(failed) - bounds.FAILED_SHOWN
+            text += f", {len(failed)} failed: {', '.join(failed[: bounds.FAILED_SHOWN])}{f' and {more} more' if more > 0 else ''}"
         log.info("model repository: the start is over: %s", text)
 
     # ----- the thread -------------------------------------------------------------------------
@@ -656,7 +649,7 @@ class RepositoryKeeper:
 
     def _put_off(self, done: RegistrationState, count: int) -> None:
         """Set a version's next try, after a pause that doubles with each failure. count: failed tries."""
-        done.again_ns = now_ns() + to_ns(min(RETRY_MAX_S, self._poll_s * 2 ** min(count - 1, 20)))
+        done.again_ns = now_ns() + to_ns(min(bounds.RETRY_MAX_S, self._poll_s * 2 ** min(count - 1, 20)))
 
     def _unregister(self, key: tuple[str, int]) -> None:
         with self._lock:

@@ -15,15 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from clockwork.config.repository import (
-    CONFIG_BYTES_MAX,
-    FETCHES_AT_ONCE,
-    FILES_MAX,
-    FIRST_PAUSE_S,
-    FOLDERS_MAX,
-    READER_IDLE_S,
-    RETRY_MAX_S,
-)
+from clockwork.config import repository as bounds
 from clockwork.errors import ClockworkError, ConfigError, InvalidModel
 from clockwork.repository.folders import CONFIG, Contents, Fingerprint, Row, Version, scan
 from clockwork.sources.cache import Cache
@@ -65,8 +57,10 @@ class Listing:
                 self._beside[name, version] = file
 
     def folders(self) -> Sequence[str]:
-        if len(self.files) > FOLDERS_MAX:
-            raise ConfigError(f"{self._remote} has {len(self.files)} models; at most {FOLDERS_MAX} are read")
+        if len(self.files) > bounds.FOLDERS_MAX:
+            raise ConfigError(
+                f"{self._remote} has {len(self.files)} models; at most {bounds.FOLDERS_MAX} are read"
+            )
         return list(self.files)
 
     def configs(self) -> list[RemoteFile]:
@@ -89,7 +83,7 @@ class Listing:
             return None
         data = self.texts[file]
         if data is None:
-            raise InvalidModel(f"{name} is larger than {CONFIG_BYTES_MAX} bytes")
+            raise InvalidModel(f"{name} is larger than {bounds.CONFIG_BYTES_MAX} bytes")
         return (name, file.bytes, file.mark), data
 
     def versions(self, folder: str) -> Sequence[str]:
@@ -97,8 +91,8 @@ class Listing:
 
     def rows(self, folder: str, version: str) -> Fingerprint:
         files = self.files[folder][version]
-        if len(files) > FILES_MAX:
-            raise InvalidModel(f"{folder}/{version} has more than {FILES_MAX} files")
+        if len(files) > bounds.FILES_MAX:
+            raise InvalidModel(f"{folder}/{version} has more than {bounds.FILES_MAX} files")
         skip = len(f"{folder}/{version}/")
         return tuple(sorted((file.path[skip:], file.bytes, file.mark) for file in files))
 
@@ -116,7 +110,7 @@ class Remote:
 
     def __init__(self, location: Location, poll_s: float, follow: bool, cache: Cache) -> None:
         self.location = location
-        self.pool = concurrent.futures.ThreadPoolExecutor(FETCHES_AT_ONCE, "fetch")
+        self.pool = concurrent.futures.ThreadPoolExecutor(bounds.FETCHES_AT_ONCE, "fetch")
         self._poll_s = poll_s
         self._follow = follow
         self._cache = cache
@@ -264,7 +258,7 @@ class Remote:
                 self._readers = [reader for reader in self._readers if reader not in idle]
             for reader in idle:
                 reader.stop()
-            if pause_s > READER_IDLE_S:
+            if pause_s > bounds.READER_IDLE_S:
                 self._lister.stop()
             self._stop.wait(pause_s)
 
@@ -277,7 +271,7 @@ class Remote:
                 found = self._list()
             except Exception as error:  # neither an error of the source nor a defect may end the thread
                 self._fail(error)
-                return float(min(RETRY_MAX_S, self._poll_s * 2 ** min(self._failures, 20)))
+                return float(min(bounds.RETRY_MAX_S, self._poll_s * 2 ** min(self._failures, 20)))
             self._before = found
             self._failures = 0
             with self._lock:
@@ -291,7 +285,7 @@ class Remote:
                 self,
                 to_seconds(now_ns() - failing[1]),
             )
-        return self._poll_s if before is not None else min(self._poll_s, FIRST_PAUSE_S)
+        return self._poll_s if before is not None else min(self._poll_s, bounds.FIRST_PAUSE_S)
 
     def _fail(self, error: Exception) -> None:
         self._failures += 1
@@ -319,7 +313,7 @@ class Remote:
     def _read(self, files: Sequence[RemoteFile]) -> dict[RemoteFile, bytes | None]:
         """Return the contents of small files; files that were read before are not read again."""
         fresh = [file for file in files if file not in self._texts]
-        texts = self._lister.read(fresh, CONFIG_BYTES_MAX) if fresh else {}
+        texts = self._lister.read(fresh, bounds.CONFIG_BYTES_MAX) if fresh else {}
         self._texts |= {file: texts[file.path] for file in fresh}
         return {file: self._texts[file] for file in files}
 

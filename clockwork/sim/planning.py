@@ -20,14 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clockwork.config import POLICY
-from clockwork.config.workloads import (
-    BAD_MAX,
-    DEVICES_MAX,
-    OVERLOADS_MAX,
-    REQUESTS_MAX,
-    SLO_MAX_NS,
-    WARM_UP_MIN_NS,
-)
+from clockwork.config import workloads as bounds
 from clockwork.errors import ConfigError
 from clockwork.formats.profiles import ModelProfile
 from clockwork.scheduler import make_scheduler
@@ -79,7 +72,7 @@ class Scenario:
         1.0
     )
     slo_ns: int = 0  # of every request; 0: each model's own
-    bad_max: float = BAD_MAX
+    bad_max: float = bounds.BAD_MAX
     group_bad_max: float = 0.0  # of each group's requests; 0: GROUP_BAD_FACTOR times bad_max; 1: no limit
     policy: str = POLICY
     memory: str = ""
@@ -108,8 +101,8 @@ class Scenario:
             raise ConfigError(f"rate {self.rate:g} is not above 0")
         if not 0 < self.crowding < math.inf:
             raise ConfigError(f"what is counted has {self.crowding:g} times the rate: that is not above 0")
-        if not 1 <= self.cluster.devices <= DEVICES_MAX:
-            raise ConfigError(f"{self.cluster.devices} devices: there must be 1 to {DEVICES_MAX}")
+        if not 1 <= self.cluster.devices <= bounds.DEVICES_MAX:
+            raise ConfigError(f"{self.cluster.devices} devices: there must be 1 to {bounds.DEVICES_MAX}")
         if self.slo_ns == 0 and (missing := [model.name for model in self.models if not model.slo_ns]):
             raise ConfigError(f"model {missing[0]!r} has no SLO: give one for all")
         for model in self.models:
@@ -118,9 +111,9 @@ class Scenario:
                     f"model {model.name!r} takes {model.pages(self.cluster.page_bytes)} pages,"
                     f" a device has {self.cluster.page_count}"
                 )
-        if self.counted() > REQUESTS_MAX:
+        if self.counted() > bounds.REQUESTS_MAX:
             raise ConfigError(
-                f"{self.counted()} requests would have to be simulated for each trial, at most {REQUESTS_MAX}"
+                f"{self.counted()} requests would have to be simulated for each trial, at most {bounds.REQUESTS_MAX}"
                 " can be: allow more to be bad"
             )
 
@@ -154,7 +147,7 @@ class Scenario:
         """Return the length of the warm-up."""
         if self.warmup_ns >= 0:
             return self.warmup_ns
-        warm = max(WARM_UP_MIN_NS, WARM_UP_SLOS * self.slo_max_ns())
+        warm = max(bounds.WARM_UP_MIN_NS, WARM_UP_SLOS * self.slo_max_ns())
         pages = self.pages()
         if pages > self.cluster.page_count:
             page_ns = sum(model.load_ns for model in self.models) / pages
@@ -295,7 +288,7 @@ class Planner:
 
     # ----- the three questions -----------------------------------------------------------------
 
-    def devices(self, at_most: int = DEVICES_MAX) -> CapacityPlan:
+    def devices(self, at_most: int = bounds.DEVICES_MAX) -> CapacityPlan:
         """Return the fewest devices that hold the rate."""
         scenario = self.scenario
         first = self.fluid_devices()
@@ -362,7 +355,7 @@ class Planner:
         def at(slo_ns: int) -> Scenario:
             return dataclasses.replace(scenario, slo_ns=slo_ns)
 
-        low, high = 1, SLO_MAX_NS
+        low, high = 1, bounds.SLO_MAX_NS
         if self.fluid_rate(at(high)) < scenario.rate:
             return self._nothing("slo", math.inf)
         while high / low > 1.001:  # the fluid bound is cheap, and rises with the SLO
@@ -375,10 +368,10 @@ class Planner:
         while not passing:
             if self.trial(at(tried)).passes:
                 passing = tried
-            elif tried >= SLO_MAX_NS:
+            elif tried >= bounds.SLO_MAX_NS:
                 return self._nothing("slo", bound, at(tried))
             else:
-                failing, tried = tried, min(SLO_MAX_NS, tried * 3 // 2)
+                failing, tried = tried, min(bounds.SLO_MAX_NS, tried * 3 // 2)
         while failing and passing / failing > tolerance:
             middle = math.isqrt(passing * failing)
             if self.trial(at(middle)).passes:
@@ -475,7 +468,7 @@ class Planner:
         """Return the scenario with the load raised until it fails. None: limits are not sought."""
         if not self._limits:
             return None
-        for _ in range(OVERLOADS_MAX):
+        for _ in range(bounds.OVERLOADS_MAX):
             scenario = dataclasses.replace(scenario, rate=scenario.rate * BEYOND)
             if not self.trial(scenario).passes:
                 return scenario

@@ -33,17 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TextIO
 from urllib.parse import unquote, urlsplit
 
-from clockwork.config.sources import (
-    HTTP_REQUESTS_AT_ONCE,
-    LINK_DEPTH_MAX,
-    LINK_FOLDERS_MAX,
-    PIECE_BYTES,
-    READ_AT_ONCE,
-    READER_MEMORY_BYTES,
-    ROWS_PER_LINE,
-    SOURCE_FILES_MAX,
-    TELL_S,
-)
+from clockwork.config import sources as bounds
 from clockwork.sources.guard import Guard, guard_for
 
 Row = list[Any]  # [path, bytes, mark, checksum]
@@ -114,10 +104,10 @@ class SourceReader:
         rows = _http_rows(fs, url) if _is_http(url) else _rows(fs, root)
         line: list[Row] = []
         for count, row in enumerate(rows, 1):
-            if count > SOURCE_FILES_MAX:
-                raise BoundExceeded(f"it has more than {SOURCE_FILES_MAX} files")
+            if count > bounds.SOURCE_FILES_MAX:
+                raise BoundExceeded(f"it has more than {bounds.SOURCE_FILES_MAX} files")
             line.append(row)
-            if len(line) == ROWS_PER_LINE:
+            if len(line) == bounds.ROWS_PER_LINE:
                 self._say(files=line)
                 line = []
         self._say(files=line)
@@ -142,7 +132,7 @@ class SourceReader:
                 raise Changed(f"{path}: {len(data)} bytes came, and {size} were listed")
             return data if len(data) <= bytes_max else None
 
-        with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        with ThreadPoolExecutor(bounds.READ_AT_ONCE) as pool:
             for (_, row), data in zip(files, pool.map(content, files), strict=True):
                 self._say(read=[row[0], None if data is None else base64.b64encode(data).decode()])
         self._say(end=None)
@@ -152,10 +142,12 @@ class SourceReader:
         fs, path = _open(url)
         _, size, _, checksum = row
         # A server without range requests sends a file as a single stream.
-        with fs.open(path, "rb", block_size=0 if _is_http(url) else PIECE_BYTES, cache_type="none") as source:
+        with fs.open(
+            path, "rb", block_size=0 if _is_http(url) else bounds.PIECE_BYTES, cache_type="none"
+        ) as source:
             digest, check, done, told = hashlib.sha256(), _hash_of(checksum, size), 0, 0.0
             with open(to, "wb") as target:
-                while piece := source.read(PIECE_BYTES):
+                while piece := source.read(bounds.PIECE_BYTES):
                     done += len(piece)
                     if done > bytes_max:
                         raise BoundExceeded(f"it has more than the {bytes_max} bytes that are left for it")
@@ -165,7 +157,7 @@ class SourceReader:
                     digest.update(piece)
                     if check is not None:
                         check.update(piece)
-                    if time.monotonic() - told > TELL_S:
+                    if time.monotonic() - told > bounds.TELL_S:
                         self._say(done=done)
                         told = time.monotonic()
         if 0 <= size != done:
@@ -209,8 +201,8 @@ def _http_rows(fs: Any, url: str) -> Iterator[Row]:
     """Yield the files to which the pages of an HTTP server link, below the URL."""
     root = url.rstrip("/") + "/"
     folders, seen, files = [root], {root}, []
-    with ThreadPoolExecutor(HTTP_REQUESTS_AT_ONCE) as pool:
-        for _ in range(LINK_DEPTH_MAX):
+    with ThreadPoolExecutor(bounds.HTTP_REQUESTS_AT_ONCE) as pool:
+        for _ in range(bounds.LINK_DEPTH_MAX):
             links = [entry["name"] for entries in pool.map(fs.ls, folders) for entry in entries]
             # Links with a query sort the page. A page may link to its parents.
             links = [
@@ -219,9 +211,9 @@ def _http_rows(fs: Any, url: str) -> Iterator[Row]:
             folders = [link for link in links if link.endswith("/") and link not in seen]
             seen.update(folders)
             files += [link for link in links if not link.endswith("/")]
-            if len(seen) > LINK_FOLDERS_MAX or len(files) > SOURCE_FILES_MAX:
+            if len(seen) > bounds.LINK_FOLDERS_MAX or len(files) > bounds.SOURCE_FILES_MAX:
                 raise BoundExceeded(
-                    f"it has more than {SOURCE_FILES_MAX} files, or more than {LINK_FOLDERS_MAX} folders"
+                    f"it has more than {bounds.SOURCE_FILES_MAX} files, or more than {bounds.LINK_FOLDERS_MAX} folders"
                 )
             if not folders:
                 break
@@ -287,7 +279,7 @@ def _said(error: BaseException | None) -> str:
 
 def main() -> None:
     os.nice(10)
-    resource.setrlimit(resource.RLIMIT_DATA, (READER_MEMORY_BYTES, READER_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_DATA, (bounds.READER_MEMORY_BYTES, bounds.READER_MEMORY_BYTES))
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # output of libraries must not mix with answers
     logging.disable()

@@ -16,14 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from clockwork.config.sources import (
-    ANSWER_BYTES_MAX,
-    LIST_LIMIT_S,
-    PIECE_BYTES,
-    READ_FILES_MAX,
-    REASON_CHARS_MAX,
-    STALL_S,
-)
+from clockwork.config import sources as bounds
 from clockwork.errors import ClockworkError, InvalidModel, Unavailable
 from clockwork.sources.location import Location
 
@@ -67,12 +60,12 @@ class ReaderProcess:
         self._turn = threading.RLock()  # held by the thread that makes a call or ends the process
         self._rest = b""
 
-    def files(self, limit_s: float = LIST_LIMIT_S) -> list[RemoteFile]:
+    def files(self, limit_s: float = bounds.LIST_LIMIT_S) -> list[RemoteFile]:
         """Return all files below the location. Raises SourceFailed, SourceMissing, and InvalidModel if there
         are too many."""
         found = []
         with self._answers(
-            {"do": "list", "url": self.location.url}, "listed", limit_s + STALL_S, limit_s
+            {"do": "list", "url": self.location.url}, "listed", limit_s + bounds.STALL_S, limit_s
         ) as answers:
             for answer in answers:
                 found += [RemoteFile(*row) for row in answer.get("files", ())]
@@ -80,7 +73,7 @@ class ReaderProcess:
 
     def describe(self, url: str) -> RemoteFile | None:
         """Return a file as its source describes it. None: a folder. Raises SourceFailed and SourceMissing."""
-        with self._answers({"do": "describe", "url": url}, "read", STALL_S, STALL_S) as answers:
+        with self._answers({"do": "describe", "url": url}, "read", bounds.STALL_S, bounds.STALL_S) as answers:
             *_, answer = answers
         return None if answer["end"] is None else RemoteFile(*answer["end"])
 
@@ -88,11 +81,11 @@ class ReaderProcess:
         """Return the content of small files below the location, by path; None for larger files. Raises the
         errors of files()."""
         found: dict[str, bytes | None] = {}
-        for begin in range(0, len(files), READ_FILES_MAX):
-            some = files[begin : begin + READ_FILES_MAX]
+        for begin in range(0, len(files), bounds.READ_FILES_MAX):
+            some = files[begin : begin + bounds.READ_FILES_MAX]
             rows = [[self.location.file(file.path), dataclasses.astuple(file)] for file in some]
             command = {"do": "read", "url": self.location.url, "files": rows, "bytes_max": bytes_max}
-            with self._answers(command, "read", LIST_LIMIT_S, STALL_S) as answers:
+            with self._answers(command, "read", bounds.LIST_LIMIT_S, bounds.STALL_S) as answers:
                 for answer in answers:
                     if "read" in answer:
                         path, data = answer["read"]
@@ -119,8 +112,8 @@ class ReaderProcess:
         to.parent.mkdir(parents=True, exist_ok=True)
         row = list(dataclasses.astuple(file))
         command = {"do": "fetch", "url": url, "row": row, "to": os.fspath(to), "bytes_max": bytes_max}
-        pieces = 1 + (bytes_max if file.bytes < 0 else file.bytes) // PIECE_BYTES
-        with self._answers(command, "fetched", STALL_S * (pieces + 1), STALL_S) as answers:
+        pieces = 1 + (bytes_max if file.bytes < 0 else file.bytes) // bounds.PIECE_BYTES
+        with self._answers(command, "fetched", bounds.STALL_S * (pieces + 1), bounds.STALL_S) as answers:
             for answer in answers:
                 if "done" in answer:
                     progress(answer["done"])
@@ -193,7 +186,7 @@ class ReaderProcess:
                 return
 
     def _failure(self, answer: dict[str, Any], name: str, what: str) -> ClockworkError:
-        text = self.location.hide(answer["error"])[:REASON_CHARS_MAX]
+        text = self.location.hide(answer["error"])[: bounds.REASON_CHARS_MAX]
         match answer["kind"]:
             case "changed":
                 return SourceChanged(f"{name}: {text}")
@@ -228,7 +221,7 @@ class ReaderProcess:
             return SourceFailed("the reader was closed")
         errors.seek(0)
         lines = errors.read().decode(errors="replace").strip().splitlines()
-        last = self.location.hide(lines[-1] if lines else "without a word")[:REASON_CHARS_MAX]
+        last = self.location.hide(lines[-1] if lines else "without a word")[: bounds.REASON_CHARS_MAX]
         return SourceFailed(f"{name} cannot be {what}: its reader ended: {last}")
 
     def _line(self, child: subprocess.Popen[bytes], limit_s: float) -> bytes | None:
@@ -241,7 +234,7 @@ class ReaderProcess:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
                     return None
                 piece = os.read(child.stdout.fileno(), 1 << 16)
-                if not piece or len(self._rest) > ANSWER_BYTES_MAX:
+                if not piece or len(self._rest) > bounds.ANSWER_BYTES_MAX:
                     return b""
                 self._rest += piece
         line, _, self._rest = self._rest.partition(b"\n")

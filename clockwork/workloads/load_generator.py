@@ -30,13 +30,7 @@ import numpy.typing as npt
 from clockwork import workloads
 from clockwork.client.blocking import Client
 from clockwork.config import SECONDS_MAX
-from clockwork.config.workloads import (
-    CONCURRENCY_MAX,
-    DURATION_MAX_S,
-    LIVE_RATE_MAX,
-    REQUESTS_MAX,
-    SYNTHETIC_FUNCTIONS_MIN,
-)
+from clockwork.config import workloads as bounds
 from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, Refused, RequestTimeout
 from clockwork.models import samples
 from clockwork.system.clock import SECOND, now_ns, to_ns
@@ -83,15 +77,15 @@ class LoadSettings:
         if not self.models:
             raise ConfigError("load needs at least one model")
         for name, value, bound in (
-            ("rate", self.rate, LIVE_RATE_MAX),
-            ("concurrency", self.concurrency, CONCURRENCY_MAX),
-            ("duration", self.duration_s, DURATION_MAX_S),
-            ("busiest part", self.busiest_s, DURATION_MAX_S),
+            ("rate", self.rate, bounds.LIVE_RATE_MAX),
+            ("concurrency", self.concurrency, bounds.CONCURRENCY_MAX),
+            ("duration", self.duration_s, bounds.DURATION_MAX_S),
+            ("busiest part", self.busiest_s, bounds.DURATION_MAX_S),
         ):
             if not 0 <= value <= bound:
                 raise ConfigError(f"{name} {value:g} is not between 0 and {bound}")
         if not self.duration_s:
-            raise ConfigError(f"duration 0: it must be above 0 s and at most {DURATION_MAX_S} s")
+            raise ConfigError(f"duration 0: it must be above 0 s and at most {bounds.DURATION_MAX_S} s")
         if (self.rate > 0) == (self.concurrency > 0):
             raise ConfigError("load is open loop (a rate) or closed loop (a concurrency): give one of them")
         if self.slo_s is not None and not 0 < self.slo_s <= SECONDS_MAX:
@@ -112,12 +106,18 @@ class LoadSettings:
             raise ConfigError("only a trace has a busiest part")
         if self.bursts_s is not None and self.arrivals != "poisson":
             raise ConfigError(f"bursts are of Poisson arrivals, not of {self.arrivals} ones")
-        if self.bursts_s is not None and not all(0 < time_s <= DURATION_MAX_S for time_s in self.bursts_s):
+        if self.bursts_s is not None and not all(
+            0 < time_s <= bounds.DURATION_MAX_S for time_s in self.bursts_s
+        ):
             raise ConfigError(
-                f"bursts {self.bursts_s}: both times must be above 0 s, at most {DURATION_MAX_S} s"
+                f"bursts {self.bursts_s}: both times must be above 0 s, at most {bounds.DURATION_MAX_S} s"
             )
-        if self.ramp is not None and not (0 < self.ramp[0] <= 1e6 and 1e-3 <= self.ramp[1] <= DURATION_MAX_S):
-            raise ConfigError(f"ramp {self.ramp}: a factor above 0, and from 0.001 s to {DURATION_MAX_S} s")
+        if self.ramp is not None and not (
+            0 < self.ramp[0] <= 1e6 and 1e-3 <= self.ramp[1] <= bounds.DURATION_MAX_S
+        ):
+            raise ConfigError(
+                f"ramp {self.ramp}: a factor above 0, and from 0.001 s to {bounds.DURATION_MAX_S} s"
+            )
 
 
 def crowding_of(settings: LoadSettings) -> float:
@@ -131,7 +131,7 @@ def _replayed(settings: LoadSettings, of_all: dict[str, Any]) -> workloads.repla
     """The arrivals of a trace. of_all: keywords that every kind of arrivals takes."""
     count, duration_ns = len(settings.models), to_ns(settings.duration_s)
     if settings.trace == SYNTHETIC:
-        trace = workloads.synthetic_trace(max(SYNTHETIC_FUNCTIONS_MIN, count), seed=settings.seed)
+        trace = workloads.synthetic_trace(max(bounds.SYNTHETIC_FUNCTIONS_MIN, count), seed=settings.seed)
     else:
         trace = workloads.load_trace(Path(settings.trace))
     at: dict[str, Any]
@@ -421,7 +421,7 @@ def run_live(
     """
     if isinstance(workload, Arrivals):
         workload = workloads.Recorded(workload)
-    arrivals = workload.collect(REQUESTS_MAX)
+    arrivals = workload.collect(bounds.REQUESTS_MAX)
     if len(arrivals) and int(arrivals.model.max()) >= len(models):
         raise ConfigError(f"the workload asks model {int(arrivals.model.max())} of {len(models)} models")
     targets = _targets(client, models, rows, seed)

@@ -131,8 +131,8 @@ def test_a_controller_is_asked_only_while_a_page_is_seen(monkeypatch: pytest.Mon
         def add_callback(self, take: Callable[[Any], None], look: Any) -> None:
             take(look)
 
-    monkeypatch.setattr(server, "DASHBOARD_LOOK_S", 0.01)
-    monkeypatch.setattr(server, "DASHBOARD_REST_S", 0.1)
+    monkeypatch.setattr(server.bounds, "DASHBOARD_LOOK_S", 0.01)
+    monkeypatch.setattr(server.bounds, "DASHBOARD_REST_S", 0.1)
     with socket.socket() as bound:
         dashboard = server.Dashboard(server.DashboardSettings(bound, (), "it"), Counted())
     dashboard._loop = Loop()  # type: ignore[assignment]

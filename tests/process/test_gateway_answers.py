@@ -123,7 +123,7 @@ def test_an_index_of_many_models_is_counted_as_any_answer(
             call = method_of(channel, "RepositoryIndex")
             index = call(pb.RepositoryIndexRequest())
             assert [row.name for row in index.models] == [row["name"] for row in rows]
-            monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", index.ByteSize())
+            monkeypatch.setattr(answers.bounds, "ANSWERS_BYTES_MAX", index.ByteSize())
             assert call.future(pb.RepositoryIndexRequest()).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             return
         found = http.ask("POST", "/v2/repository/index")
@@ -134,7 +134,7 @@ def test_an_index_of_many_models_is_counted_as_any_answer(
         assert len(names.data) > JOINED_BYTES_MAX
         assert (head.status, head.data, head.headers["content-length"]) == (200, b"", str(len(names.data)))
         assert http.ask("GET", "/v2/health/live").json == {"live": True}, "on the same connection"
-        monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", len(found.data) - 1)
+        monkeypatch.setattr(answers.bounds, "ANSWERS_BYTES_MAX", len(found.data) - 1)
         refused = http.ask("POST", "/v2/repository/index")
         assert (refused.status, refused.json["reason"]) == (429, "overloaded")
 
@@ -302,8 +302,8 @@ def test_answers_that_are_not_read_shut_out_nobody(
     Large answers may be refused; then a connection that does not read is closed, so that they come after a
     few tries.
     """
-    monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", 32 * MIB)
-    monkeypatch.setattr(answers, "ANSWER_STALL_NS", 0)
+    monkeypatch.setattr(answers.bounds, "ANSWERS_BYTES_MAX", 32 * MIB)
+    monkeypatch.setattr(answers.bounds, "ANSWER_STALL_NS", 0)
     sized.outputs = {"y": bytes(8 * MIB)}
     request = http_request() if protocol == "http" else grpc_bytes()
     with (
@@ -359,7 +359,7 @@ def test_an_answer_that_is_too_large_for_grpc_is_not_sent(
     monkeypatch: pytest.MonkeyPatch, controller: FakeController, sized: Sized
 ) -> None:
     assert GRPC_ANSWER_BYTES_MAX > 64 * MIB
-    monkeypatch.setattr(served, "GRPC_ANSWER_BYTES_MAX", MIB)
+    monkeypatch.setattr(served.bounds, "GRPC_ANSWER_BYTES_MAX", MIB)
     sized.outputs = {"y": bytes(MIB + 4)}
     with (
         running_gateway(controller.endpoint) as gateway,
@@ -384,7 +384,7 @@ def test_readers_that_go_in_the_middle_of_an_answer_are_forgotten(
             with deaf(gateway.ports[protocol], request) as connection:
                 controller.wait_for(InferRequest, count)
                 assert connection.recv(1)
-        monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", 9 * MIB)
+        monkeypatch.setattr(answers.bounds, "ANSWERS_BYTES_MAX", 9 * MIB)
         body = {"inputs": [TINY], "parameters": {"binary_data_output": True}}
         while (reply := http.infer(body)).status == 429:
             assert "wait to be read" in reply.json["error"]

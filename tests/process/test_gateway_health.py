@@ -170,7 +170,7 @@ def test_many_watches_ask_the_controller_as_often_as_one(
 def test_watches_are_seats_that_make_room_for_others(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grpc_server, "GRPC_WAITING_MAX", 3)
+    monkeypatch.setattr(grpc_server.bounds, "GRPC_WAITING_MAX", 3)
     with (
         running_gateway(cluster.controller.endpoint, http_port=-1, requests_max=1) as gateway,
         dialled(gateway) as channel,

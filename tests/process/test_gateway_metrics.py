@@ -149,7 +149,7 @@ def test_the_port_for_metrics_serves_nothing_else(tmp_path: Path) -> None:
 def test_a_controller_that_is_gone_is_not_up_and_the_gateway_still_tells_of_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("clockwork.gateway.process.METRICS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("clockwork.gateway.process.bounds.METRICS_TIMEOUT_S", 0.2)
     with running_gateway("tcp://127.0.0.1:1", metrics_port=0) as gateway:
         http_ = Http(gateway.ports["metrics"])
         reply = http_.ask("GET", "/metrics")

@@ -128,7 +128,7 @@ def test_bodies_that_do_not_come_keep_nobody_out(
 
 
 def test_a_body_has_a_least_rate(controller: FakeController, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "BODY_GRACE_S", 0.2)
+    monkeypatch.setattr(http_server.bounds, "BODY_GRACE_S", 0.2)
     body = json.dumps(BODY).encode()
     head = "POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: "
     with running_gateway(controller.endpoint, grpc_port=-1) as gateway:
@@ -138,7 +138,7 @@ def test_a_body_has_a_least_rate(controller: FakeController, monkeypatch: pytest
                 answer += piece
         assert answer.startswith(b"HTTP/1.1 408")
         assert b"20 bytes of the request's body came within 0.201 s" in answer
-        monkeypatch.setattr(http_server, "BODY_BYTES_PER_S_MIN", 1)
+        monkeypatch.setattr(http_server.bounds, "BODY_BYTES_PER_S_MIN", 1)
         with dialled(gateway.ports["http"], f"{head}{len(body)}\r\n\r\n".encode() + body[:60], 1) as [steady]:
             assert select.select([steady], [], [], 1.0)[0] == [], "60 bytes are enough for a minute"
             steady.sendall(body[60:])
@@ -309,7 +309,7 @@ def test_a_message_that_does_not_come_ends_its_call(controller: FakeController) 
 def test_calls_without_messages_make_room_for_others(
     controller: FakeController, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grpc_server, "GRPC_WAITING_MAX", 3)
+    monkeypatch.setattr(grpc_server.bounds, "GRPC_WAITING_MAX", 3)
     with (
         running_gateway(controller.endpoint, http_port=-1, requests_max=1) as gateway,
         opened(gateway.ports["grpc"], "", 20) as [held],
@@ -321,7 +321,7 @@ def test_calls_without_messages_make_room_for_others(
 def test_hpack_has_no_table_and_settings_are_acknowledged(
     controller: FakeController, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grpc_server, "GRPC_SETTINGS_S", 1.0)
+    monkeypatch.setattr(grpc_server.bounds, "GRPC_SETTINGS_S", 1.0)
     with running_gateway(controller.endpoint, http_port=-1) as gateway:
         port = gateway.ports["grpc"]
         with dialled(port, http2.hello(), 1) as [polite]:

@@ -404,7 +404,7 @@ def test_what_a_dead_caller_left_is_swept_up(monkeypatch: pytest.MonkeyPatch, me
         sweep(regions)
         swept.set()
 
-    monkeypatch.setattr(process, "REGIONS_SWEEP_S", 0.02)
+    monkeypatch.setattr(process.bounds, "REGIONS_SWEEP_S", 0.02)
     monkeypatch.setattr(Regions, "sweep", sweeping)
     with FakeController() as controller, running_gateway(controller.endpoint, grpc_port=-1) as gateway:
         http = Http(gateway.ports["http"])

@@ -258,7 +258,7 @@ def test_a_source_that_stops_in_the_middle_is_given_up(
 ) -> None:
     file = stalled_file(server, reader)
     process = process_of(reader)
-    monkeypatch.setattr(reading, "STALL_S", 0.3)
+    monkeypatch.setattr(reading.bounds, "STALL_S", 0.3)
     with pytest.raises(SourceFailed, match="no answer in time"):
         fetch(reader, file, tmp_path / "m")
     assert process.poll() is not None, "its process is gone"
@@ -663,7 +663,7 @@ def test_a_file_that_comes_shorter_than_it_is_said_to_be_is_not_taken(
 
 
 def test_a_bound_of_files_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "SOURCE_FILES_MAX", 10)
+    monkeypatch.setattr(child.bounds, "SOURCE_FILES_MAX", 10)
     for count, kind in ((10, None), (11, "refused")):
         store = FakeStore({f"a/1/{number}": {} for number in range(count)})
         (*_, answer) = answers_to({"do": "list", "url": "s3://bucket/m"}, store, monkeypatch)
@@ -673,7 +673,7 @@ def test_a_bound_of_files_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bound_of_files_is_held_of_an_http_server(
     monkeypatch: pytest.MonkeyPatch, server: FileServer
 ) -> None:
-    monkeypatch.setattr(child, "SOURCE_FILES_MAX", 10)
+    monkeypatch.setattr(child.bounds, "SOURCE_FILES_MAX", 10)
     server.files = {f"/models/{number}": b"x" for number in range(11)}
     answers: list[dict[str, Any]] = []
     one = child.SourceReader(None)  # type: ignore[arg-type]

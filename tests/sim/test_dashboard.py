@@ -92,7 +92,7 @@ def test_all_executions_within_the_time_are_drawn(seed: int) -> None:
 def test_where_too_much_would_be_drawn_the_newest_is(monkeypatch: pytest.MonkeyPatch) -> None:
     history = followed(busy_world()).history
     everything = picture.lanes(history, colors_of(history), 60.0, [])
-    monkeypatch.setattr(picture, "DASHBOARD_BARS_MAX", 10)
+    monkeypatch.setattr(picture.bounds, "DASHBOARD_BARS_MAX", 10)
     shown = picture.lanes(history, colors_of(history), 60.0, [])
     assert len(shown.executions["row"]) == 10
     assert sorted(shown.executions["left"]) == sorted(everything.executions["left"])[-10:]
@@ -211,7 +211,7 @@ def test_predictions_and_tiles() -> None:
 
 def test_the_newest_requests_of_each_outcome_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     history = followed(busy_world()).history
-    monkeypatch.setattr(picture, "DASHBOARD_ROWS_MAX", 5)
+    monkeypatch.setattr(picture.bounds, "DASHBOARD_ROWS_MAX", 5)
     rows = picture.recent_requests(history)
     for outcome in ("answered", "refused"):
         newest = [one.id for one in history.requests.values() if one.outcome == outcome][-5:]
@@ -259,7 +259,7 @@ def test_states_of_a_follower() -> None:
 
 
 def test_what_was_before_is_read_before_anything_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "DASHBOARD_STEPS_MAX", 100)
+    monkeypatch.setattr(sources.bounds, "DASHBOARD_STEPS_MAX", 100)
     steps = steps_of(busy_world())
     source = sources.RecordingSource(io.BytesIO(recorded(steps)), lambda: 0, from_ns=60 * SECOND)
     follower = Follower()
@@ -396,9 +396,9 @@ def test_a_controller_that_does_more_than_is_read_is_read_of_now(monkeypatch: py
     steps = steps_of(busy_world())
     recorder = FakeRecorder(steps)
     recorder.piece_bytes = 300
-    monkeypatch.setattr(sources, "DASHBOARD_LOOK_BYTES", 400)
-    monkeypatch.setattr(sources, "DASHBOARD_BACKLOG_BYTES", 3_000)
-    monkeypatch.setattr(sources, "DASHBOARD_BEGIN_NS", 1)
+    monkeypatch.setattr(sources.bounds, "DASHBOARD_LOOK_BYTES", 400)
+    monkeypatch.setattr(sources.bounds, "DASHBOARD_BACKLOG_BYTES", 3_000)
+    monkeypatch.setattr(sources.bounds, "DASHBOARD_BEGIN_NS", 1)
     place = {"happened": 1}
     source = live(recorder, lambda: recorder.times[place["happened"] - 1])
     follower = Follower()
@@ -465,9 +465,9 @@ def test_no_more_pages_are_used_than_there_are_however_late_and_little_is_read(
     recorder = FakeRecorder(steps)
     total = sum(len(piece) for piece in recorder.pieces)
     recorder.piece_bytes = total // 80
-    monkeypatch.setattr(sources, "DASHBOARD_LOOK_BYTES", total // 40)
-    monkeypatch.setattr(sources, "DASHBOARD_BACKLOG_BYTES", total if is_whole else total // 20)
-    monkeypatch.setattr(sources, "DASHBOARD_BEGIN_NS", 100 * MS)
+    monkeypatch.setattr(sources.bounds, "DASHBOARD_LOOK_BYTES", total // 40)
+    monkeypatch.setattr(sources.bounds, "DASHBOARD_BACKLOG_BYTES", total if is_whole else total // 20)
+    monkeypatch.setattr(sources.bounds, "DASHBOARD_BEGIN_NS", 100 * MS)
     truth = History()
     ticks = itertools.count(1, SECOND // 2)
 
@@ -508,8 +508,8 @@ def test_after_a_long_time_the_newest_is_read_and_what_nobody_wanted_is_not_miss
     steps = steps_of(busy_world())
     recorder = FakeRecorder(steps)
     recorder.piece_bytes = 400
-    monkeypatch.setattr(sources, "DASHBOARD_LOOK_BYTES", 400)
-    monkeypatch.setattr(sources, "DASHBOARD_BACKLOG_BYTES", backlog_bytes)
+    monkeypatch.setattr(sources.bounds, "DASHBOARD_LOOK_BYTES", 400)
+    monkeypatch.setattr(sources.bounds, "DASHBOARD_BACKLOG_BYTES", backlog_bytes)
     source = live(recorder, lambda: recorder.times[recorder.happened - 1])
     for happened, rested, is_whole in ((20, False, True), (40, False, False), (300, has_rested, has_rested)):
         recorder.happened = happened
@@ -523,8 +523,8 @@ def test_after_a_long_time_the_newest_is_read_and_what_nobody_wanted_is_not_miss
 
 
 def test_a_backlog_of_a_controller_that_is_still_by_now_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "DASHBOARD_LOOK_BYTES", 400)
-    monkeypatch.setattr(sources, "DASHBOARD_BACKLOG_BYTES", 3_000)
+    monkeypatch.setattr(sources.bounds, "DASHBOARD_LOOK_BYTES", 400)
+    monkeypatch.setattr(sources.bounds, "DASHBOARD_BACKLOG_BYTES", 3_000)
     recorder = FakeRecorder(steps_of(busy_world()))
     recorder.piece_bytes = 300
     recorder.happened = len(recorder.pieces)

@@ -125,8 +125,8 @@ def test_files_have_the_declared_columns_and_say_of_what_they_are(tmp_path: Path
 def test_files_end_when_they_are_large_or_old_and_the_oldest_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(telemetry, "TELEMETRY_FILE_BYTES", 20_000)
-    monkeypatch.setattr(telemetry, "TELEMETRY_ROWS", 20)
+    monkeypatch.setattr(telemetry.bounds, "TELEMETRY_FILE_BYTES", 20_000)
+    monkeypatch.setattr(telemetry.bounds, "TELEMETRY_ROWS", 20)
     writer = Telemetry(tmp_path, 200_000)
     steps = steps_of(finished_world(2))
     for _ in range(25):
@@ -140,8 +140,8 @@ def test_files_end_when_they_are_large_or_old_and_the_oldest_go(
     assert all(name.endswith(".parquet") for name in names)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 200_000
 
-    monkeypatch.setattr(telemetry, "TELEMETRY_FILE_BYTES", 1 << 20)
-    monkeypatch.setattr(telemetry, "TELEMETRY_FILE_NS", 0)
+    monkeypatch.setattr(telemetry.bounds, "TELEMETRY_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(telemetry.bounds, "TELEMETRY_FILE_NS", 0)
     aged = tmp_path / "aged"
     writer = Telemetry(aged, ROOM)
     for step in steps[: len(steps) // 2]:

@@ -128,7 +128,7 @@ def test_memory_that_is_not_copied_in_time_is_an_error(
     place = table.place(ME, parameters(), "input")
     gate, real = threading.Event(), os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda *all: gate.wait(PATIENCE_S) and real(*all))
-    monkeypatch.setattr(regions, "REGION_COPY_S", 0.01)
+    monkeypatch.setattr(regions.bounds, "REGION_COPY_S", 0.01)
     with pytest.raises(InvalidInput, match=rf"memory of user {ME} was not copied within 0\.01 s"):
         write(table, ME, place, b"12345678")
     gate.set()
@@ -225,7 +225,7 @@ def test_there_are_so_many_regions_and_no_more(
     table.unregister(ME, "7")
     table.register(ME, "one more", "memory", 0, 1)
     assert REGIONS_MAX > OWNER_REGIONS_MAX, "one user does not take all"
-    monkeypatch.setattr(regions, "OWNER_REGIONS_MAX", REGIONS_MAX + 1)
+    monkeypatch.setattr(regions.bounds, "OWNER_REGIONS_MAX", REGIONS_MAX + 1)
     for number in range(REGIONS_MAX - OWNER_REGIONS_MAX):
         table.register(ME, f"more {number}", "memory", 0, 1)
     with pytest.raises(Refused, match=f"the gateway has {REGIONS_MAX}"):

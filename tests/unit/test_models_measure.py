@@ -44,7 +44,7 @@ class Bench(measure.Bench):
 
 @pytest.fixture(autouse=True)
 def few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "RUNS_MAX", 5)
+    monkeypatch.setattr(measure.bounds, "RUNS_MAX", 5)
 
 
 def test_every_batch_size_that_helps_counts_alike() -> None:
@@ -74,9 +74,9 @@ def test_batches_that_help_neither_are_not_compared() -> None:
 
 
 def test_a_slow_model_is_compared_at_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(lambda index, size, _: measure.COMPARE_NS // 10 * (size + 1) - index)
+    bench = Bench(lambda index, size, _: measure.bounds.COMPARE_NS // 10 * (size + 1) - index)
     assert compare(bench, ROW, batch_sizes(16))[-1].batch == 8
-    monkeypatch.setattr(measure, "COMPARE_SECONDS", 0.0)
+    monkeypatch.setattr(measure.bounds, "COMPARE_SECONDS", 0.0)
     assert [one.batch for one in compare(bench, ROW, batch_sizes(16))] == [1]
 
 

@@ -437,7 +437,7 @@ def test_models_beyond_protobufs_limit_take_external_data(
 ) -> None:
     from clockwork.models.onnx_import import package_files
 
-    monkeypatch.setattr(preparation, "EXTERNAL_BYTES", 1000)
+    monkeypatch.setattr(preparation.bounds, "EXTERNAL_BYTES", 1000)
     model = zoo.build("mlp")
     onnx.save(
         model, tmp_path / "big.onnx", save_as_external_data=True, location="big.data", size_threshold=64

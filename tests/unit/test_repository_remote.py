@@ -104,9 +104,9 @@ def source(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSource]:
     source = FakeSource()
     monkeypatch.setattr(FakeReader, "source", source)
     monkeypatch.setattr(remote_module, "Reader", FakeReader)
-    monkeypatch.setattr(remote_module, "FIRST_PAUSE_S", POLL_S)
-    monkeypatch.setattr(remote_module, "RETRY_MAX_S", POLL_S)
-    monkeypatch.setattr(keeper_module, "RETRY_MAX_S", POLL_S)
+    monkeypatch.setattr(remote_module.bounds, "FIRST_PAUSE_S", POLL_S)
+    monkeypatch.setattr(remote_module.bounds, "RETRY_MAX_S", POLL_S)
+    monkeypatch.setattr(keeper_module.bounds, "RETRY_MAX_S", POLL_S)
     monkeypatch.setattr(keeper_module, "require_library", lambda location: None)
     yield source
     source.go_on.set()

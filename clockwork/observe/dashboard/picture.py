@@ -12,12 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from clockwork.config.dashboard import (
-    DASHBOARD_BARS_MAX,
-    DASHBOARD_DEVICES_MAX,
-    DASHBOARD_POINTS_MAX,
-    DASHBOARD_ROWS_MAX,
-)
+from clockwork.config import dashboard as bounds
 from clockwork.observe.history import (
     ENDED,
     LOADING,
@@ -109,11 +104,11 @@ def lanes(
     for row, device in enumerate(shown):
         executions += _bars_of(row, device.executions, from_ns, now)
         loads += [bar for bar in _bars_of(row, device.loads, from_ns, now) if bar.action.kind == "load"]
-    if len(executions) > DASHBOARD_BARS_MAX:
+    if len(executions) > bounds.DASHBOARD_BARS_MAX:
         executions.sort(key=lambda bar: bar.begin_ns)
-        executions = executions[-DASHBOARD_BARS_MAX:]
+        executions = executions[-bounds.DASHBOARD_BARS_MAX :]
         from_ns = max(from_ns, executions[0].begin_ns)
-    loads = sorted(loads, key=lambda bar: bar.begin_ns)[-DASHBOARD_BARS_MAX:]
+    loads = sorted(loads, key=lambda bar: bar.begin_ns)[-bounds.DASHBOARD_BARS_MAX :]
     waiting = waiting_spans(history)
     # The actions in a gap are unknown, so a gap does not count as idle.
     unknown = [span for span in gaps if span[1] > from_ns and span[0] < now]
@@ -152,7 +147,7 @@ def bar_height(rows: int) -> float:
 
 
 def _shown(history: History) -> list[SeenDevice]:
-    return list(history.lanes())[:DASHBOARD_DEVICES_MAX]
+    return list(history.lanes())[: bounds.DASHBOARD_DEVICES_MAX]
 
 
 class _Bar(NamedTuple):
@@ -327,7 +322,7 @@ def predictions(history: History, colors: ModelColors) -> PredictionsPicture:
     for action in reversed(history.actions.values()):
         if action.status is not Status.OK or not action.expected_ns or not action.duration_ns:
             continue
-        if action.kind in ("infer", "load") and len(found[action.is_execution]) < DASHBOARD_POINTS_MAX:
+        if action.kind in ("infer", "load") and len(found[action.is_execution]) < bounds.DASHBOARD_POINTS_MAX:
             found[action.is_execution].append(action)
     columns = {
         kind: {
@@ -412,10 +407,10 @@ def recent_requests(history: History) -> list[list[Any]]:
     An SLO or latency of -1 is unknown.
     """
     found: dict[str, list[list[Any]]] = {outcome: [] for outcome in OUTCOMES}
-    wanted = len(OUTCOMES) * DASHBOARD_ROWS_MAX
+    wanted = len(OUTCOMES) * bounds.DASHBOARD_ROWS_MAX
     for request in reversed(history.requests.values()):
         rows = found.get(request.outcome)
-        if rows is None or len(rows) >= DASHBOARD_ROWS_MAX:
+        if rows is None or len(rows) >= bounds.DASHBOARD_ROWS_MAX:
             continue
         rows.append([
             request.id, history.label(request.model_id), request.outcome, str(request.reason),

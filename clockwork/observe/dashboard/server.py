@@ -37,21 +37,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 from tornado.web import HTTPError, OutputTransform, RequestHandler
 
-from clockwork.config.dashboard import (
-    DASHBOARD_CONNECTIONS_MAX,
-    DASHBOARD_DESCRIPTORS_KEPT,
-    DASHBOARD_END_S,
-    DASHBOARD_GARBAGE,
-    DASHBOARD_IDLE_S,
-    DASHBOARD_LOOK_S,
-    DASHBOARD_MESSAGE_BYTES,
-    DASHBOARD_PAGES_MAX,
-    DASHBOARD_REST_S,
-    DASHBOARD_STRANGER_S,
-    DASHBOARD_SWEEP_S,
-    DASHBOARD_TOKEN_FORM_BYTES,
-    DASHBOARD_UNUSED_S,
-)
+from clockwork.config import dashboard as bounds
 from clockwork.errors import ClockworkError, ConfigError
 from clockwork.observe.dashboard.follower import FollowedSteps, Follower, StepSource
 from clockwork.observe.dashboard.page import FILES, Board, Page
@@ -87,7 +73,7 @@ class DashboardSettings:
     endpoint: str  # the controller's address, shown in pages
     token: bytes | None = None
     tls: ssl.SSLContext | None = None
-    pages_max: int = DASHBOARD_PAGES_MAX
+    pages_max: int = bounds.DASHBOARD_PAGES_MAX
 
 
 class Dashboard:
@@ -111,7 +97,7 @@ class Dashboard:
     async def _serve(self, started: Callable[[], None]) -> None:
         settings = self._settings
         gc.freeze()
-        gc.set_threshold(*DASHBOARD_GARBAGE)
+        gc.set_threshold(*bounds.DASHBOARD_GARBAGE)
         logging.getLogger("bokeh").setLevel(logging.ERROR)  # Bokeh warns of every page that is closed
         self._loop = IOLoop.current()
         self._stop = asyncio.Event()
@@ -124,14 +110,14 @@ class Dashboard:
             # _Guarded has checked the origins of websockets.
             {"/": Application(FunctionHandler(self._open))}, use_index=False, extra_websocket_origins=["*"],
             sign_sessions=False, include_headers=[], include_cookies=[],
-            check_unused_sessions_milliseconds=2000, unused_session_lifetime_milliseconds=round(DASHBOARD_UNUSED_S * 1000),
-            websocket_max_message_size_bytes=DASHBOARD_MESSAGE_BYTES, ico_path="none",
+            check_unused_sessions_milliseconds=2000, unused_session_lifetime_milliseconds=round(bounds.DASHBOARD_UNUSED_S * 1000),
+            websocket_max_message_size_bytes=bounds.DASHBOARD_MESSAGE_BYTES, ico_path="none",
             auth_provider=_Tokens(settings.token, settings.bound.getsockname()[1], settings.tls is not None),
             transforms=[functools.partial(_Headers, seats=seats)],
         )  # fmt: skip
         http = _Server(
-            application, ssl_options=settings.tls, max_body_size=DASHBOARD_TOKEN_FORM_BYTES,
-            idle_connection_timeout=DASHBOARD_IDLE_S, body_timeout=DASHBOARD_STRANGER_S,
+            application, ssl_options=settings.tls, max_body_size=bounds.DASHBOARD_TOKEN_FORM_BYTES,
+            idle_connection_timeout=bounds.DASHBOARD_IDLE_S, body_timeout=bounds.DASHBOARD_STRANGER_S,
         )  # fmt: skip
         http.seats = seats
         settings.bound.listen()
@@ -161,7 +147,7 @@ class Dashboard:
         logging.getLogger("bokeh").setLevel(logging.CRITICAL)
         sending = asyncio.all_tasks() - {asyncio.current_task()}
         if sending:
-            await asyncio.wait(sending, timeout=DASHBOARD_END_S)
+            await asyncio.wait(sending, timeout=bounds.DASHBOARD_END_S)
 
     # ----- reading -------------------------------------------------------------------------------
 
@@ -175,7 +161,7 @@ class Dashboard:
             self._wanted.clear()
             began = time.monotonic()
             try:
-                look: FollowedSteps | str = self._source.look(began - due > DASHBOARD_REST_S)
+                look: FollowedSteps | str = self._source.look(began - due > bounds.DASHBOARD_REST_S)
             except ClockworkError as error:
                 look = str(error)
             self._taken.clear()
@@ -186,7 +172,7 @@ class Dashboard:
             is_behind = isinstance(look, FollowedSteps) and look.is_behind
             if is_behind:
                 self._wanted.set()
-            wait = 0.0 if is_behind else max(0.0, DASHBOARD_LOOK_S - (time.monotonic() - began))
+            wait = 0.0 if is_behind else max(0.0, bounds.DASHBOARD_LOOK_S - (time.monotonic() - began))
 
     def _take(self, look: FollowedSteps | str) -> None:
         try:
@@ -225,11 +211,11 @@ def _seats_max() -> int:
     """Return the number of connections that the limit of open files allows. Raises ConfigError if it is too
     low."""
     limit = raise_descriptor_limit()
-    if limit < 2 * DASHBOARD_DESCRIPTORS_KEPT:
+    if limit < 2 * bounds.DASHBOARD_DESCRIPTORS_KEPT:
         raise ConfigError(
-            f"{limit} open files are too few, it takes {2 * DASHBOARD_DESCRIPTORS_KEPT}: raise ulimit -n"
+            f"{limit} open files are too few, it takes {2 * bounds.DASHBOARD_DESCRIPTORS_KEPT}: raise ulimit -n"
         )
-    return min(DASHBOARD_CONNECTIONS_MAX, limit - DASHBOARD_DESCRIPTORS_KEPT)
+    return min(bounds.DASHBOARD_CONNECTIONS_MAX, limit - bounds.DASHBOARD_DESCRIPTORS_KEPT)
 
 
 class _BrowserSeats:
@@ -269,9 +255,9 @@ class _BrowserSeats:
     async def sweep(self) -> None:
         """Drop closed connections, and close those of strangers that are overdue."""
         while True:
-            await asyncio.sleep(DASHBOARD_SWEEP_S)
+            await asyncio.sleep(bounds.DASHBOARD_SWEEP_S)
             self._forget_ended()
-            for seat in self._seats.overdue(now_ns(), to_ns(DASHBOARD_STRANGER_S)):
+            for seat in self._seats.overdue(now_ns(), to_ns(bounds.DASHBOARD_STRANGER_S)):
                 seat.close()
 
 

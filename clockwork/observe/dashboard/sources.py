@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from clockwork.config import LISTED_MODELS_PAGE
-from clockwork.config.dashboard import (
-    DASHBOARD_BACKLOG_BYTES,
-    DASHBOARD_BEGIN_NS,
-    DASHBOARD_DESCRIBE_NS,
-    DASHBOARD_DESCRIBE_PART,
-    DASHBOARD_LOOK_BYTES,
-    DASHBOARD_STEPS_MAX,
-)
+from clockwork.config import dashboard as bounds
 from clockwork.config.observe import TOP_PAGE_S
 from clockwork.errors import ConfigError
 from clockwork.observe.dashboard.follower import FollowedSteps
@@ -45,7 +38,7 @@ class RecordingSource:
         until_ns = self._zero_ns + now_ns
         found: list[Step] = []
         while self._next is not None and self._next.events[0].now_ns <= until_ns:
-            if len(found) == DASHBOARD_STEPS_MAX:
+            if len(found) == bounds.DASHBOARD_STEPS_MAX:
                 break
             found.append(self._next)
             try:
@@ -55,7 +48,7 @@ class RecordingSource:
         if not found and self._damage is not None:
             raise self._damage
         held, self._held = self._held, ()
-        return FollowedSteps(0, found, held=held, is_behind=len(found) == DASHBOARD_STEPS_MAX)
+        return FollowedSteps(0, found, held=held, is_behind=len(found) == bounds.DASHBOARD_STEPS_MAX)
 
 
 class Live:
@@ -88,13 +81,13 @@ class Live:
             self._described_ns = 0  # the cluster may have changed meanwhile
         cluster = self._description(now_ns)
         if self._stream is None:
-            self._stream, self._end = Stream(f"-{DASHBOARD_BEGIN_NS}"), 0
+            self._stream, self._end = Stream(f"-{bounds.DASHBOARD_BEGIN_NS}"), 0
             self._per_ns, self._unread = 0.0, 0
         stream, is_gap, read = self._stream, self._is_gap, 0
         since_ns = max(now_ns - self._looked_ns, 1)
-        if self._unread + self._per_ns * since_ns > DASHBOARD_BACKLOG_BYTES and self._per_ns:
+        if self._unread + self._per_ns * since_ns > bounds.DASHBOARD_BACKLOG_BYTES and self._per_ns:
             # Skip to the newest steps that fit half of DASHBOARD_LOOK_BYTES, by the rate of the last looks.
-            stream.argument = f"-{round(DASHBOARD_LOOK_BYTES / 2 / self._per_ns)}"
+            stream.argument = f"-{round(bounds.DASHBOARD_LOOK_BYTES / 2 / self._per_ns)}"
         steps: list[Step] = []
         while True:
             self._is_gap = is_gap or bool(steps)  # if the next request fails, these steps are lost
@@ -109,7 +102,7 @@ class Live:
             is_gap = is_gap or bool(was and answer["place"] != was)
             steps += stream.take(answer)
             read += len(answer["bytes"])
-            if stream.is_at_end or read >= DASHBOARD_LOOK_BYTES:
+            if stream.is_at_end or read >= bounds.DASHBOARD_LOOK_BYTES:
                 break
         unread = answer["end"] - stream.place
         share, behind_ns = 1.0, 0
@@ -135,6 +128,8 @@ class Live:
         found = self._describe()
         self._described_ns = now_ns
         pages = -(-len(found.models) // LISTED_MODELS_PAGE)
-        largest_ns = max(DASHBOARD_DESCRIBE_NS, round(pages * TOP_PAGE_S / DASHBOARD_DESCRIBE_PART * 1e9))
-        self._interval_ns = min(largest_ns, max(DASHBOARD_DESCRIBE_NS // 32, 2 * self._interval_ns))
+        largest_ns = max(
+            bounds.DASHBOARD_DESCRIBE_NS, round(pages * TOP_PAGE_S / bounds.DASHBOARD_DESCRIBE_PART * 1e9)
+        )
+        self._interval_ns = min(largest_ns, max(bounds.DASHBOARD_DESCRIBE_NS // 32, 2 * self._interval_ns))
         return found

@@ -319,39 +319,23 @@ def list_models(as_json: bool, connect: Connect) -> None:
     if as_json:
         print_json([info.raw for info in infos])
         return
-    rows = [
-        [
-            info.reference,
-            info.state,
-            _traffic(info),
-            _where(info),
-            f"{info.slo * 1e3:g} ms" if info.slo is not None else "-",
-            _time(info.raw.get("exec_ns")),
-            _time(info.raw.get("live_exec_ns")),
-            _time(info.load_ns),
-            say_bytes(info.weights_bytes) if _is_measured(info) else "-",
-            _holding(info),
-            ("yes" if info.batches else "no") if _is_measured(info) else "-",
-            _remarks(info),
-        ]
-        for info in infos
-    ]
+    columns: dict[str, Callable[[Any], str]] = {
+        "model": lambda info: info.reference,
+        "state": lambda info: info.state,
+        "traffic": _traffic,
+        "where": _where,
+        "SLO": lambda info: f"{info.slo * 1e3:g} ms" if info.slo is not None else "-",
+        "profiled": lambda info: _time(info.raw.get("exec_ns")),
+        "live": lambda info: _time(info.raw.get("live_exec_ns")),
+        "load": lambda info: _time(info.load_ns),
+        "weights": lambda info: say_bytes(info.weights_bytes) if _is_measured(info) else "-",
+        "holding": _holding,
+        "batches": lambda info: ("yes" if info.batches else "no") if _is_measured(info) else "-",
+        "": _remarks,
+    }
     print_table(
-        [
-            "model",
-            "state",
-            "traffic",
-            "where",
-            "SLO",
-            "profiled",
-            "live",
-            "load",
-            "weights",
-            "holding",
-            "batches",
-            "",
-        ],
-        rows,
+        list(columns),
+        [[cell(info) for cell in columns.values()] for info in infos],
         {
             "profiled, live": "an execution of the smallest batch: in a row at registration, and as the scheduler expects it now",
             "load": "from host memory onto a device",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,19 +148,19 @@ def _compare(paths: tuple[Path, Path], span_ns: int, as_json: bool) -> None:
     )
     print_line("")
     print_table(["", "A", "B"], _total_rows(found))
-    titles = ["answered", "refused", "missed", "executions", "batch", "loads", "p50", "p99"]
     print_line("Of each pair, A is first.")
     differing = sorted(found.models, key=lambda name: -_difference(found.models[name]))
-    rows = [[name, *_cells(found.models[name])] for name in differing[:COMPARED_ROWS_MAX]]
-    print_table(["model", *titles], rows)
+    rows = [_pair_row(name, found.models[name], OF_MODELS) for name in differing[:COMPARED_ROWS_MAX]]
+    print_table(["model", *OF_MODELS], rows)
     if len(differing) > COMPARED_ROWS_MAX:
         print_line(
             f"not shown: {say_count(len(differing) - COMPARED_ROWS_MAX, 'model')} of smaller difference; --json has all"
         )
         print_line("")
-    rows = [[name, *_device_cells(pair)] for name, pair in list(found.devices.items())[:COMPARED_ROWS_MAX]]
-    titles = ["executions", "batch", "loads", "executing", "idle with work"]
-    print_table(["device", *titles], rows)
+    rows = [
+        _pair_row(name, pair, OF_DEVICES) for name, pair in list(found.devices.items())[:COMPARED_ROWS_MAX]
+    ]
+    print_table(["device", *OF_DEVICES], rows)
     if len(found.devices) > COMPARED_ROWS_MAX:
         print_line(
             f"not shown: {say_count(len(found.devices) - COMPARED_ROWS_MAX, 'device')}; --json has all"
@@ -191,59 +191,44 @@ def _difference(pair: tuple[ResultSummary, ResultSummary]) -> int:
     return abs(first.answered - second.answered) + abs(first.refused - second.refused)
 
 
+def _counted(name: str) -> Callable[[ResultSummary], str]:
+    return lambda summary: str(getattr(summary, name))
+
+
+_COLUMNS: dict[str, Callable[[ResultSummary], str]] = {
+    **{name: _counted(name) for name in ("answered", "refused", "missed", "executions")},
+    "batch": lambda summary: f"{summary.batch:.1f}",
+    "loads": _counted("loads"),
+    "p50": lambda summary: duration(summary.p50_ns),
+    "p99": lambda summary: duration(summary.p99_ns),
+    "executing": lambda summary: f"{summary.executing:.1%}",
+    "idle with work": lambda summary: f"{summary.idle_with_work:.1%}",
+}
+OF_MODELS = ("answered", "refused", "missed", "executions", "batch", "loads", "p50", "p99")
+OF_DEVICES = ("executions", "batch", "loads", "executing", "idle with work")  # Columns of the tables
+
+
+def _pair_row(name: str, pair: tuple[ResultSummary, ResultSummary], columns: Sequence[str]) -> list[str]:
+    return [name, *(" | ".join(map(_COLUMNS[column], pair)) for column in columns)]
+
+
 def _total_rows(found: Comparison) -> list[list[str]]:
-    first, second = found.total
-    reasons = sorted({*first.refusals, *second.refusals})
-    seconds = [max(ns, 1) / SECOND for ns in found.span_ns]
+    reasons = sorted({reason for summary in found.total for reason in summary.refusals})
+
+    def row(title: str, said: Callable[[ResultSummary], str]) -> list[str]:
+        return [title, *map(said, found.total)]
+
+    goodput = (f"{summary.answered * SECOND / max(ns, 1):.1f}"
+               for summary, ns in zip(found.total, found.span_ns, strict=True))  # fmt: skip
     return [
-        ["requests", *(str(summary.arrived) for summary in found.total)],
-        [
-            "goodput/s",
-            *(f"{summary.answered / s:.1f}" for summary, s in zip(found.total, seconds, strict=True)),
-        ],
-        *(
-            [name, *(str(getattr(summary, name)) for summary in found.total)]
-            for name in ("answered", "refused")
-        ),
-        *(
-            [f"  for {reason}", *(str(summary.refusals.get(reason, 0)) for summary in found.total)]
-            for reason in reasons
-        ),
-        *(
-            [name, *(str(getattr(summary, name)) for summary in found.total)]
-            for name in ("missed", "failed", "executions")
-        ),
-        ["requests an execution", *(f"{summary.batch:.2f}" for summary in found.total)],
-        ["loads", *(str(summary.loads) for summary in found.total)],
-        ["latency p50", *(duration(summary.p50_ns) for summary in found.total)],
-        ["latency p99", *(duration(summary.p99_ns) for summary in found.total)],
-        ["devices executing", *(f"{summary.executing:.1%}" for summary in found.total)],
-        ["devices idle with work", *(f"{summary.idle_with_work:.1%}" for summary in found.total)],
-    ]
-
-
-def _cells(pair: tuple[ResultSummary, ResultSummary]) -> list[str]:
-    return [
-        _both(pair, lambda summary: str(summary.answered)),
-        _both(pair, lambda summary: str(summary.refused)),
-        _both(pair, lambda summary: str(summary.missed)),
-        _both(pair, lambda summary: str(summary.executions)),
-        _both(pair, lambda summary: f"{summary.batch:.1f}"),
-        _both(pair, lambda summary: str(summary.loads)),
-        _both(pair, lambda summary: duration(summary.p50_ns)),
-        _both(pair, lambda summary: duration(summary.p99_ns)),
-    ]
-
-
-def _device_cells(pair: tuple[ResultSummary, ResultSummary]) -> list[str]:
-    return [
-        _both(pair, lambda summary: str(summary.executions)),
-        _both(pair, lambda summary: f"{summary.batch:.1f}"),
-        _both(pair, lambda summary: str(summary.loads)),
-        _both(pair, lambda summary: f"{summary.executing:.1%}"),
-        _both(pair, lambda summary: f"{summary.idle_with_work:.1%}"),
-    ]
-
-
-def _both(pair: tuple[ResultSummary, ResultSummary], said: Callable[[ResultSummary], str]) -> str:
-    return " | ".join(said(summary) for summary in pair)
+        row("requests", _counted("arrived")),
+        ["goodput/s", *goodput],
+        *(row(name, _COLUMNS[name]) for name in ("answered", "refused")),
+        *(row(f"  for {reason}", lambda summary, reason=reason: str(summary.refusals.get(reason, 0)))  # type: ignore[misc]
+          for reason in reasons),
+        *(row(name, _counted(name)) for name in ("missed", "failed", "executions")),
+        row("requests an execution", lambda summary: f"{summary.batch:.2f}"),
+        row("loads", _COLUMNS["loads"]),
+        *(row(f"latency {name}", _COLUMNS[name]) for name in ("p50", "p99")),
+        *(row(f"devices {name}", _COLUMNS[name]) for name in ("executing", "idle with work")),
+    ]  # fmt: skip

@@ -241,9 +241,8 @@ def _scenario(
         rate = _first_guess(models, devices)
     seeds = range(1, given["seeds"] + 1)
     counted = dataclasses.replace(settings, duration_s=duration_s)
-    traces = (
-        seeds if settings.trace == load_generator.SYNTHETIC else seeds[:1]
-    )  # each seed makes another synthetic trace
+    # each seed makes another synthetic trace
+    traces = seeds if settings.trace == load_generator.SYNTHETIC else seeds[:1]
     crowding = [load_generator.crowding_of(dataclasses.replace(counted, seed=seed)) for seed in traces]
     return planning.Scenario(
         models=models,

@@ -101,9 +101,8 @@ class PreparedModel:
     digest: str
     fingerprint: str
     program: str  # content hash of the program; models of equal architecture share it
-    holding: (
-        str  # "bound" or "packed" (see the CPU device), "none" without weights; "program" on a CUDA device
-    )
+    # "bound" or "packed" (see the CPU device), "none" without weights; "program" on a CUDA device
+    holding: str
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     batches: bool
@@ -120,26 +119,22 @@ class PreparedModel:
     constants_note: str  # weights that stay inside the program, and the reason ("" none)
     metadata: dict[str, str]  # metadata of the ONNX file: image layout, labels, ...
     example: list[list[int]]  # shapes of the inputs with which it was profiled
-    outputs_verified: bool = (
-        False  # what the model returned has the shapes of ``outputs``, as far as they are fixed
-    )
-    workspace_bytes: int = (
-        0  # the most that an execution took of the workspace when profiled; 0: not measured
-    )
+    # what the model returned has the shapes of ``outputs``, as far as they are fixed
+    outputs_verified: bool = False
+    # the most that an execution took of the workspace when profiled; 0: not measured
+    workspace_bytes: int = 0
     # checksums of the other files in its directory, by name
     checksums: dict[str, int] = dataclasses.field(default_factory=dict)
     # Symbols of inputs in which requests of a batch may differ in size, with the largest size that the model
     # has tables for (0: unknown). The program takes the rows' sizes, in this order, after the model's inputs.
     lengths: dict[str, int] = dataclasses.field(default_factory=dict)
     lengths_note: str = ""  # reason for `lengths`, for people; "" if no input has such a symbol
-    output_lengths: list[list[str]] = dataclasses.field(
-        default_factory=list
-    )  # of each output, the symbol of each axis ("" none), along which it is cut back
+    # of each output, the symbol of each axis ("" none), along which it is cut back
+    output_lengths: list[list[str]] = dataclasses.field(default_factory=list)
 
     untried: bool = False  # whether the device has still to check and time it; there is no profile yet
-    check_relative: float = (
-        0.0  # how far its answers may then be from those of the checks, relative to the largest
-    )
+    # how far its answers may then be from those of the checks, relative to the largest
+    check_relative: float = 0.0
     judged: int = 1  # rule that decided whether it batches: see JUDGED
 
     def defaults(self) -> dict[str, Default]:

@@ -87,9 +87,8 @@ def user_of(address: Endpoint, served: Endpoint) -> int | None:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG
         ) as asking:
             asking.sendto(header + body, (0, 0))
-            answer = asking.recv(
-                _ANSWER_BYTES, socket.MSG_DONTWAIT
-            )  # the kernel answers before send() returns
+            # the kernel answers before send() returns
+            answer = asking.recv(_ANSWER_BYTES, socket.MSG_DONTWAIT)
     except OSError:  # a kernel or a sandbox without sock_diag: no user is known
         return None
     if len(answer) < _HEADER.size + _FOUND.size or _HEADER.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:

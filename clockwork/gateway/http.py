@@ -320,9 +320,8 @@ class HttpServer:
             raise TooLarge(f"the request has {length} bytes, at most {limit} are taken")
         content = request.content
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
-            request.transport.write(
-                b"HTTP/1.1 100 Continue\r\n\r\n"
-            )  # otherwise the client waits before it sends the body
+            # otherwise the client waits before it sends the body
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         held = 0
         body: bytes | bytearray
         try:
@@ -331,9 +330,8 @@ class HttpServer:
                 self._service.hold(len(body))
                 held = len(body)
             else:
-                body = (
-                    bytearray()
-                )  # a bytearray grows without a copy of its bytes; joining pieces would copy them
+                # a bytearray grows without a copy of its bytes; joining pieces would copy them
+                body = bytearray()
                 begun = asyncio.get_running_loop().time()
                 while piece := await self._piece(request, begun, held):
                     self._service.hold(len(piece))

@@ -68,9 +68,8 @@ class Inference:
     outputs: list[str]  # the requested names; empty: all
     slo_ns: int  # 0: the model's default
     priority: int
-    classes: dict[str, int] = dataclasses.field(
-        default_factory=dict
-    )  # by output: the number of classes that are wanted instead of values
+    # by output: the number of classes that are wanted instead of values
+    classes: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def reference_of(name: str, version: str) -> str:

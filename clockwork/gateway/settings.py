@@ -47,16 +47,13 @@ class GatewaySettings:
     tls_key: Path | None = None
     operator_key: Path | None = None  # key file for changes of the served models; None: `key` is used
     token_file: Path | None = None  # file of the clients' token
-    operator_token_file: Path | None = (
-        None  # token file for changes of the served models; None: `token_file` is enough
-    )
+    # token file for changes of the served models; None: `token_file` is enough
+    operator_token_file: Path | None = None
     insecure: bool = False
-    allowed_hosts: tuple[
-        str, ...
-    ] = ()  # HOST[:PORT] under which clients reach the gateway, such as a proxy's
-    shared_memory: bool | None = (
-        None  # whether local callers may use shared memory; None: if `host` is loopback
-    )
+    # HOST[:PORT] under which clients reach the gateway, such as a proxy's
+    allowed_hosts: tuple[str, ...] = ()
+    # whether local callers may use shared memory; None: if `host` is loopback
+    shared_memory: bool | None = None
     status_codes: StatusCodes = StatusCodes.MESH
     otlp_endpoint: str = ""  # OTLP endpoint for spans; "": from OpenTelemetry's variables, if they are set
     repositories: tuple[Path | Location, ...] = ()  # Triton model repositories

@@ -99,9 +99,8 @@ class _Table(DataTable[Text | str]):
         self._keyed = {}
         for row in sorted_rows(found, self._columns[self._sort], self._is_reversed)[:TOP_ROWS_MAX]:
             self._keyed[_key(row)] = row
-            cells = (
-                column.cell(row) for column in self._columns
-            )  # DataTable reads a plain string as markup, so each cell is a Text
+            # DataTable reads a plain string as markup, so each cell is a Text
+            cells = (column.cell(row) for column in self._columns)
             self.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells), key=_key(row))
         left_out = len(found) - self.row_count
         self.border_title = f"{self.id}: {len(found)}" + (f", {left_out} not shown" if left_out else "")

@@ -296,9 +296,8 @@ class ScanPlan:
     register: tuple[Version, ...]  # lower versions first
     unregister: tuple[tuple[str, int], ...]
     settling: bool  # files changed since the previous scan, and are registered when they no longer change
-    held: tuple[
-        tuple[str, int], ...
-    ] = ()  # unwanted versions that serve in place of wanted versions that are not served
+    # unwanted versions that serve in place of wanted versions that are not served
+    held: tuple[tuple[str, int], ...] = ()
 
 
 def plan(

@@ -40,9 +40,8 @@ class Listing:
         self.texts: Mapping[RemoteFile, bytes | None] = {}
         """Contents of configurations and of files with labels; None: the file is too large."""
 
-        self._beside: dict[
-            tuple[str, str], RemoteFile
-        ] = {}  # files beside the version folders, by model folder and name
+        # files beside the version folders, by model folder and name
+        self._beside: dict[tuple[str, str], RemoteFile] = {}
         # Files of versions, by model folder and version folder
         self.files: dict[str, dict[str, list[RemoteFile]]] = {}
         for file in files:

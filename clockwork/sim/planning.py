@@ -66,11 +66,8 @@ class Scenario:
     make_workload: MakeWorkload
     cluster: Cluster  # its devices are ignored by `devices`
     rate: float  # requests per second, of all models; ignored by `rate`
-    crowding: float = (
-        # rate of the counted time in multiples of `rate`: not 1 if the counted time is a busier part of a
-        # whole
-        1.0
-    )
+    # rate of the counted time in multiples of `rate`: not 1 if the counted time is a busier part of a whole
+    crowding: float = 1.0
     slo_ns: int = 0  # of every request; 0: each model's own
     bad_max: float = bounds.BAD_MAX
     group_bad_max: float = 0.0  # of each group's requests; 0: GROUP_BAD_FACTOR times bad_max; 1: no limit
@@ -204,9 +201,8 @@ class ScenarioResult:
     bad_fraction: float
     groups_bad: dict[str, float]  # bad fractions of the groups: popularity, SLOs, classes; {}: a single group
     worst_group: str
-    badness: (
-        float  # bad_fraction, or the worst group's in proportion to its limit; a trial passes up to bad_max
-    )
+    # bad_fraction, or the worst group's in proportion to its limit; a trial passes up to bad_max
+    badness: float
     offered: int
     goodput: float  # good answers per second
     latency_ns: dict[str, float]  # percentiles

@@ -233,10 +233,11 @@ class _Fold:
         self._joined: list[tuple[int, int]] = []  # (time, worker) in order of time
         self._left: dict[int, int] = {}
         self._specs: dict[int, ModelSpec] = {}
+        # delays of batches to workers, and of results back
         self._links: dict[str, list[int]] = {
             "there": [],
             "back": [],
-        }  # delays of batches to workers, and of results back
+        }
         self._sent: dict[int, _Sent] = {}
         self._loaded: set[tuple[int, int, int]] = set()  # (worker, device, load) ordered within the recording
         # model of a load that was ordered before the recording

@@ -39,9 +39,8 @@ SETTLED_NS = 20 * SECOND  # Further time after which an undisturbed world is ste
 HELD = ("adaptive", "edf")  # Policies that must recover. All others are measured for comparison.
 SLICE_NS = 100 * MS
 PAGE_BYTES = 16 << 20
-REQUESTS_RATE_MAX = (
-    3000.0  # bound per second of open traffic and of the devices' capacity, which limits the cost of a seed
-)
+# bound per second of open traffic and of the devices' capacity, which limits the cost of a seed
+REQUESTS_RATE_MAX = 3000.0
 
 KINDS = ("execution", "load", "inputs", "link", "stop", "controller", "clock", "burst", "estimates")
 """Kinds of disturbances: those of Cluster.disturbances, a burst of requests beyond capacity, and wrong
@@ -205,9 +204,8 @@ def _traffic(
         ], f"{rate:.0f}/s ({load:.1f} of capacity)"
     in_flight = rng.choice([1, 4, 64, 512, 4096])
     asked = models[: min(in_flight, len(models))]
-    round_trip_ns = max(
-        MS, in_flight * 50_000
-    )  # refused clients retry, which must not dominate the simulation
+    # refused clients retry, which must not dominate the simulation
+    round_trip_ns = max(MS, in_flight * 50_000)
     clients: list[SimulatedWorkload] = [
         Closed(number, concurrency=in_flight // len(asked), round_trip_ns=round_trip_ns)
         for number in range(len(asked))

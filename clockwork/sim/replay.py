@@ -64,9 +64,8 @@ def replay(path: Path) -> Replayed:
                 scheduler.restore(header.state)
             except ConfigError as error:
                 raise ConfigError(f"{path}: {error}") from None
-        impossible = (
-            () if names_code(header) else _IMPOSSIBLE
-        )  # errors of a policy in Python are shown as they are, to its author
+        # errors of a policy in Python are shown as they are, to its author
+        impossible = () if names_code(header) else _IMPOSSIBLE
         step_count = event_count = order_count = 0
         for number, step in enumerate(steps):
             if number < header.cluster_steps:

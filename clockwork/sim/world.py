@@ -87,9 +87,8 @@ class Cluster:
     # time from when the controller notices a crash until the worker is back, empty
     down_ns: int = 1_000_000_000
     timeout_ns: int = 2_000_000_000  # silence after which the controller considers a worker lost
-    io_bandwidth: int = (
-        0  # bytes/s of the controller's I/O thread, for the inputs of all workers; 0: unlimited
-    )
+    # bytes/s of the controller's I/O thread, for the inputs of all workers; 0: unlimited
+    io_bandwidth: int = 0
     input_bandwidth: int = 0  # bytes/s of a worker's link for inputs; 0: unlimited
     copy_bandwidth: int = 0  # bytes/s from a worker's memory to a device, for inputs; 0: they take no time
     # size of each worker's host store, into which models are fetched before a LOAD; 0: none

@@ -38,9 +38,8 @@ class Guard:
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self._networks = tuple(networks)
-        self._named: dict[
-            tuple[str, int], frozenset[Address]
-        ] = {}  # addresses of each named server, as first resolved
+        # addresses of each named server, as first resolved
+        self._named: dict[tuple[str, int], frozenset[Address]] = {}
 
     def allow(self, url: str) -> None:
         """Allow connections to the server of this URL, at all its current addresses."""

@@ -21,13 +21,14 @@ from clockwork.errors import ConfigError
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
+# of the fields of Arrivals
 COLUMN_TYPES: tuple[type[np.integer[Any]], ...] = (
     np.int64,
     np.int32,
     np.int64,
     np.uint8,
     np.uint8,
-)  # of the fields of Arrivals
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

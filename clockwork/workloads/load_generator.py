@@ -62,9 +62,8 @@ class LoadSettings:
     ramp: tuple[float, float] | None = None  # (factor, seconds): the rate is multiplied by it every so often
     trace: str = ""  # a CSV file of a trace that is replayed at the rate, or SYNTHETIC; "": none
     mapping: workloads.Mapping = "original"  # which model gets the trace's hot functions
-    busiest_s: float = (
-        0.0  # begin where the trace is busiest for so long, at the rate of the whole trace; 0: do not
-    )
+    # begin where the trace is busiest for so long, at the rate of the whole trace; 0: do not
+    busiest_s: float = 0.0
     slo_s: float | None = None  # None: each model's own
     priority: int = 0
     rows: int = 1  # of each request, where the model's first dimension is open
@@ -188,9 +187,8 @@ class LoadReport:
     lag_ms: dict[str, float]  # how late the generator itself was: the limit of what it can measure
     input_bytes: int  # of all requests
     classes: list[dict[str, int]]  # class, offered and within_slo of each class of requests
-    models: list[
-        dict[str, Any]
-    ]  # of each model: its name, counts by outcome, and p50_ms and p99_ms of its answers
+    # of each model: its name, counts by outcome, and p50_ms and p99_ms of its answers
+    models: list[dict[str, Any]]
     interrupted: bool = False  # by Ctrl-C: what had been sent by then is all that was offered
 
     def to_json(self) -> dict[str, Any]:

@@ -79,9 +79,8 @@ class Trace:
             raise ConfigError(f"a part of {part:g} minutes of a trace: it must be longer than 0")
         calls = self.minutes()
         among = calls[(begin + np.arange(minutes or len(calls))) % len(calls)]
-        inside = np.clip(
-            min(part, len(among)) - np.arange(len(among)), 0.0, 1.0
-        )  # of each minute of the part
+        # of each minute of the part
+        inside = np.clip(min(part, len(among)) - np.arange(len(among)), 0.0, 1.0)
         sums = np.correlate(among.astype(np.float64), inside[inside > 0], "valid")
         return (begin + int(np.argmax(sums))) % len(calls)
 

@@ -331,7 +331,7 @@ def test_the_answers_of_a_stream_are_counted_and_released(
     monkeypatch: pytest.MonkeyPatch, controller: FakeController, sized: Sized
 ) -> None:
     """Twenty answers of which two fit at a time: answers that are read make room for the next."""
-    monkeypatch.setattr(answers, "ANSWERS_BYTES_MAX", 40 * MIB)
+    monkeypatch.setattr(answers.bounds, "ANSWERS_BYTES_MAX", 40 * MIB)
     sized.outputs = {"y": bytes(8 * MIB)}
     with (
         running_gateway(controller.endpoint) as gateway,

@@ -88,9 +88,8 @@ class CompileOptions:
     examples: Sequence[Sequence[Array]] = ()  # real inputs, each in the order of the model's
     verify: bool = True  # run the program on this machine and compare
     jobs: int = 0  # child processes at a time; 0: one for each processor
-    tune: bool = (
-        False  # time kernels on the local GPU to choose the fastest; results differ between compilations
-    )
+    # time kernels on the local GPU to choose the fastest; results differ between compilations
+    tune: bool = False
     pad: bool = True  # also accept inputs shorter than the compiled shapes, where a proof permits padding
     cache: Path | None = None  # directory of kernels, shared by models of equal architecture
     ptx: bool = True  # also store PTX of the newest target, for later GPUs

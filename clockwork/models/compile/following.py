@@ -49,9 +49,8 @@ class Padding:
 
     symbols: tuple[str, ...]  # in the order of the size inputs
     output_dims: list[tuple[Dim, ...]]  # of each output; the axis of a symbol is cut back to the true size
-    limits: dict[
-        str, int
-    ]  # by symbol: the largest size for which the model's tables suffice; absent: no limit is known
+    # by symbol: the largest size for which the model's tables suffice; absent: no limit is known
+    limits: dict[str, int]
 
 
 Rule: TypeAlias = Callable[[Any, Sequence[TensorFacts]], list[TensorFacts]]

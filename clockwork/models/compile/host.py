@@ -150,9 +150,8 @@ class HostExecutor:
     def _launch(
         self, variant: Variant, inputs: Sequence[Array], outputs: Sequence[Array], sizes: Sequence[int]
     ) -> None:
-        workspace = np.full(
-            max(1, variant.workspace), 0xFF, np.uint8
-        )  # NaN: a read of memory that no kernel wrote shows in the outputs
+        # NaN: a read of memory that no kernel wrote shows in the outputs
+        workspace = np.full(max(1, variant.workspace), 0xFF, np.uint8)
 
         table = (ctypes.c_uint64 * len(variant.table))()
 

@@ -90,9 +90,8 @@ class RowRules(ShapeRules):
         self.others_are_same(inputs)
         source = inputs[0]
         rank = len(self.dims(source))
-        opset = int(
-            self.attribute("opset", self._opset)
-        )  # only ONNX Runtime's quantised operator has the attribute
+        # only ONNX Runtime's quantised operator has the attribute
+        opset = int(self.attribute("opset", self._opset))
         axis = self.axis(rank, -1 if opset >= 13 else 1)
         mixed = [axis] if opset >= 13 else list(range(axis, rank))
         if source.place is not None and source.place.axis in mixed:

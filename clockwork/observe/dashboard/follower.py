@@ -29,12 +29,10 @@ class FollowedSteps(NamedTuple):
     is_behind: bool = False  # whether more steps could be read at once
     behind_ns: int = 0  # about how much older than the look its last step is
     unread: int = 0  # bytes of steps that are left for later looks
-    cluster: ClusterDescription | None = (
-        None  # the controller's description of the cluster, in some looks only
-    )
-    held: Sequence[
-        ResidentModel
-    ] = ()  # models on devices before the first step, or loads ordered within these steps
+    # the controller's description of the cluster, in some looks only
+    cluster: ClusterDescription | None = None
+    # models on devices before the first step, or loads ordered within these steps
+    held: Sequence[ResidentModel] = ()
 
 
 class StepSource(Protocol):

@@ -103,7 +103,7 @@ class FakeReader:
 def source(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSource]:
     source = FakeSource()
     monkeypatch.setattr(FakeReader, "source", source)
-    monkeypatch.setattr(remote_module, "Reader", FakeReader)
+    monkeypatch.setattr(remote_module, "ReaderProcess", FakeReader)
     monkeypatch.setattr(remote_module.bounds, "FIRST_PAUSE_S", POLL_S)
     monkeypatch.setattr(remote_module.bounds, "RETRY_MAX_S", POLL_S)
     monkeypatch.setattr(keeper_module.bounds, "RETRY_MAX_S", POLL_S)

@@ -69,11 +69,9 @@ Outputs: TypeAlias = Array | dict[str, Array]
 Batching: TypeAlias = Literal["auto", "on", "off", "same-shape"]
 ProductDtype: TypeAlias = Literal["fp32", "tf32", "fp16"]
 
-AnswerFrames: TypeAlias = tuple[Answer, list[Frame]]
-"""The Answer to an inference, and its frames."""
+AnswerFrames: TypeAlias = tuple[Answer, list[Frame]]  # The Answer to an inference, and its frames
 
-Encoded: TypeAlias = tuple[bytes, Sequence[Frame]]
-"""A message's header and frames."""
+Encoded: TypeAlias = tuple[bytes, Sequence[Frame]]  # A message's header and frames
 
 
 Value = TypeVar("Value")

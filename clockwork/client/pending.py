@@ -16,8 +16,7 @@ from clockwork.wire.transport import Frame
 if TYPE_CHECKING:
     import asyncio
 
-Received: TypeAlias = tuple[Any, list[Frame]]
-"""A message of the controller and its frames."""
+Received: TypeAlias = tuple[Any, list[Frame]]  # A message of the controller and its frames
 
 Value = TypeVar("Value")
 

@@ -47,8 +47,7 @@ ZIP_MAP, ML_DOMAIN = "ZipMap", "ai.onnx.ml"
 STANDARD_OPSET = 13
 """Version of the standard operators for a model that uses none yet; the same as in clockwork.models.maps."""
 
-LABELS_KEY = "clockwork.labels"
-"""Keys of a model's metadata; see clockwork.formats.interface."""
+LABELS_KEY = "clockwork.labels"  # Keys of a model's metadata; see clockwork.formats.interface
 
 
 class _Node(NamedTuple):

@@ -85,10 +85,7 @@ def _size_and_sha256(source: Path | bytes) -> tuple[int, str]:
 
 
 def _upload(
-    stream: CallStream,
-    sources: Sequence[Path | bytes],
-    rows: Sequence[Sequence[Any]],
-    tell: ProgressCallback,
+    stream: CallStream, sources: Sequence[Path | bytes], rows: Sequence[Sequence[Any]], tell: ProgressCallback
 ) -> ModelInfo:
     """Send the chunks that the controller asks for, until it replies."""
     total = sum(row[1] for row in rows)

@@ -46,8 +46,7 @@ from clockwork.wire.messages import DeviceInfo
 from clockwork.wire.optional import is_value
 from clockwork.wire.tensors import DTYPES, STRING
 
-_ALIGNMENT = 64
-"""The alignment of each input in a slot, in bytes."""
+_ALIGNMENT = 64  # The alignment of each input in a slot, in bytes
 
 
 class CpuDevice(NativeDevice[Core]):

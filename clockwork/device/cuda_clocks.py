@@ -33,8 +33,7 @@ THROTTLES = {
 """NVML's reasons for clocks below the requested ones, by bit. Harmless reasons are left out: an idle GPU
 (GPU_IDLE), and clocks that a user has set (0x2, 0x100)."""
 
-GPU_IDLE = 0x1
-"""NVML's bit for an idle GPU, whose low clocks do not predict the duration of work."""
+GPU_IDLE = 0x1  # NVML's bit for an idle GPU, whose low clocks do not predict the duration of work
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

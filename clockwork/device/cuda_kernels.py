@@ -22,8 +22,7 @@ from clockwork.formats.targets import choose, describe_mismatch
 UNASKED_SHARED_BYTES = 48 << 10
 """Bytes of shared memory, static and dynamic, that a block may use without opting in."""
 
-Kernels: TypeAlias = dict[tuple[int, str], Kernel]
-"""Kernels by module and name."""
+Kernels: TypeAlias = dict[tuple[int, str], Kernel]  # Kernels by module and name
 
 _ADDRESSES = (*POINTERS, "workspace", "table")
 _ARGUMENT_BYTES = {**dict.fromkeys((*_ADDRESSES, "i64"), 8), "i32": 4, "f32": 4, "size": 4}

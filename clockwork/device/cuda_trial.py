@@ -18,8 +18,7 @@ from clockwork.device.cuda_memory import DeviceMemory
 from clockwork.errors import InvalidModel
 from clockwork.wire.messages import NEVER_NS, Infer, Profile, Status
 
-LOAD_ID = 1
-"""The load id of a trial's residency, while no action names the model."""
+LOAD_ID = 1  # The load id of a trial's residency, while no action names the model
 
 
 class CudaTrial:

@@ -14,11 +14,9 @@ from clockwork.launch.local import AnyChild, Child, ChildSlot, ProcessCluster, U
 
 BURSTS_S = (3, 9)
 """Mean lengths in seconds of a model's bursts, and of the pauses between them, so that the total load
-varies.
-"""
+varies."""
 
-ZIPF = 1.1
-"""Exponent of the models' popularity."""
+ZIPF = 1.1  # Exponent of the models' popularity
 
 
 @dataclasses.dataclass(slots=True)
@@ -50,15 +48,13 @@ def demo(settings: DemoSettings, say: Callable[[str], None]) -> int:
 
 def _models() -> list[ModelProfile]:
     """Return the paper's models, slowest first. The most popular models are then slow, so that a burst
-    exceeds the capacity.
-    """
+    exceeds the capacity."""
     return sorted(paper_varieties(), key=lambda profile: -profile.exec_ns[1])
 
 
 class _Demo(ProcessCluster):
     """A cluster with two more children: the dashboard, and the load, which begins when the cluster is
-    ready.
-    """
+    ready."""
 
     def __init__(
         self,

@@ -1,6 +1,5 @@
 """Lines of child processes: their display as text or JSON, and lines by which a child reports that it
-serves.
-"""
+serves."""
 
 from __future__ import annotations
 

@@ -39,11 +39,9 @@ POLL_S = 0.05
 
 DEMO_MODEL = "digits"
 PR_SET_PDEATHSIG = 1
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that request the end."""
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Signals that request the end
 
-GATEWAY_PORTS = ("http", "grpc", "metrics")
-"""The gateway's servers, in the order of their flags."""
+GATEWAY_PORTS = ("http", "grpc", "metrics")  # The gateway's servers, in the order of their flags
 
 
 @dataclasses.dataclass(slots=True)
@@ -79,8 +77,7 @@ class ChildEnded(BaseException):
 
 class GivenUp(BaseException):
     """A child that the cluster needs has ended, and a restart would not help. The text names the child and
-    its end.
-    """
+    its end."""
 
 
 def how_it_ended(status: int) -> str:
@@ -90,15 +87,13 @@ def how_it_ended(status: int) -> str:
 
 def _subject(name: str) -> str:
     """Return a child's name as the begin of a sentence: "The controller", or the name itself for
-    "worker-0".
-    """
+    "worker-0"."""
     return name if name.startswith("worker-") else f"The {name}"
 
 
 def die_with(parent: int) -> None:
     """Make the kernel end this process (SIGTERM) when its parent ends. Exits if the parent has ended
-    already.
-    """
+    already."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
@@ -318,8 +313,7 @@ class ProcessCluster:
 
     def get_ready(self) -> None:
         """Wait until every process serves and every model is ready. Children that end meanwhile are
-        restarted.
-        """
+        restarted."""
         while not self._is_ready:
             try:
                 self._awaits = True
@@ -345,8 +339,7 @@ class ProcessCluster:
 
     def _wait_for_controller_end(self) -> bool:
         """Return whether the controller has ended. Waits up to a second, as its connections may end before
-        it.
-        """
+        it."""
         pause, limit_ns = threading.Event(), now_ns() + SECOND
         controller = self._seats[0]
         while now_ns() < limit_ns:
@@ -447,8 +440,7 @@ class ProcessCluster:
 
     def gateway_urls(self) -> list[tuple[str, str]]:
         """Return (server, address) of the gateway's servers, from its log. Empty before it serves, or without
-        a gateway.
-        """
+        a gateway."""
         found = self._gateway.child.serves.partition(" listens: ")[2] if self._gateway is not None else ""
         return [
             (name, where)

@@ -16,8 +16,7 @@ from clockwork.formats.profiles import copies as copies_of
 if TYPE_CHECKING:
     from clockwork.client.blocking import Client
 
-PAPER = "paper"
-"""A source of profiles in place of a file: the 61 varieties of the paper's table."""
+PAPER = "paper"  # A source of profiles in place of a file: the 61 varieties of the paper's table
 
 
 def read_profiles(source: str, copies: int = 1) -> list[ModelProfile]:

@@ -71,8 +71,7 @@ class Host:
 
     def poll(self) -> tuple[int | None, list[str]]:
         """Return the child's exit status (None while it runs) and the lines that it printed since the last
-        call.
-        """
+        call."""
         status = None
         assert self._child is not None, "nobody asks after the end"
         if self._child.ended():
@@ -207,8 +206,7 @@ class RayCluster(ProcessCluster):
 
     def _interrupt(self) -> None:
         """Raise Stop if a signal requested the end. _check() raises ChildEnded, as Ray cannot be called
-        inside a handler.
-        """
+        inside a handler."""
         if self._stopping:
             self._armed = False
             raise Stop
@@ -241,8 +239,7 @@ class RayCluster(ProcessCluster):
 
 def up(settings: UpSettings, wanted: RaySettings, say: Callable[[str], None]) -> int:
     """Run a cluster on Ray in the foreground until a signal or the controller's end. Returns the exit
-    status.
-    """
+    status."""
     try:
         import ray
     except ImportError:
@@ -286,8 +283,7 @@ def _lack(has: Mapping[str, float], workers: int, wanted: RaySettings) -> str:
 
 def _new_keys(stack: contextlib.ExitStack) -> Path:
     """Return a directory with new keys for this cluster, its clients' included. The directory is removed with
-    ``stack``.
-    """
+    ``stack``."""
     from clockwork.wire.transport import new_key_pair
 
     directory = Path(tempfile.mkdtemp(prefix="clockwork-keys-"))

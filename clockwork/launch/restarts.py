@@ -6,8 +6,7 @@ import os
 
 from clockwork.config.launch import RESTART_PAUSE_MAX_NS, RESTART_PAUSE_NS, RESTART_SETTLED_NS, RESTARTS_MAX
 
-AGAIN_STATUS = os.EX_TEMPFAIL
-"""The exit status of a process that ends in order to be restarted."""
+AGAIN_STATUS = os.EX_TEMPFAIL  # The exit status of a process that ends in order to be restarted
 
 
 class Restarts:

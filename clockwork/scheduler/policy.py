@@ -39,8 +39,7 @@ class Policy(abc.ABC):
 
     OPTIONS: ClassVar[Mapping[str, float]] = {}
     """Names and defaults of the options that ``--option NAME=NUMBER`` sets. Values are from 0 to a
-    million.
-    """
+    million."""
 
     MEMORY: ClassVar[str] = "adaptive"
     """The policy whose rules load and evict models, "adaptive" or "paper"; ``--memory`` overrides it."""
@@ -59,8 +58,7 @@ class Policy(abc.ABC):
     @abc.abstractmethod
     def choose(self, now_ns: int, device: Device) -> Batch | None:
         """Return the next batch of a device that can take work. None: nothing now; the hook is called again
-        once a queue is ready.
-        """
+        once a queue is ready."""
 
     @abc.abstractmethod
     def rank_ns(self, now_ns: int, queue: Queue) -> int:
@@ -89,8 +87,7 @@ class Policy(abc.ABC):
 
     def admit(self, now_ns: int, queue: Queue, request: Request) -> Refusal | None:
         """Return a Refusal to refuse an arriving request at once, else None. The request is not in the queue
-        yet.
-        """
+        yet."""
         return None
 
 

@@ -52,8 +52,7 @@ from clockwork.wire.messages import Reason, Status
 
 FORMAT = 3
 """Version of the format of recordings. Every change of the fields of events or commands needs a new
-version.
-"""
+version."""
 
 FORMAT_STATELESS = 2
 """The previous version, which is read as well: its header has no ``state`` and ``inexact``."""
@@ -72,8 +71,7 @@ _REQUEST_MOMENTS = tuple(
 )
 
 
-Body = tuple[Any, ...]
-"""An event or a command as it is written: its number, and its fields."""
+Body = tuple[Any, ...]  # An event or a command as it is written: its number, and its fields
 
 
 def _moments(kind: type[Any]) -> tuple[int, ...]:
@@ -227,8 +225,7 @@ def _steps(unpacker: Iterable[Any]) -> Iterator[Step]:
 
 class Stream:
     """Steps from a controller's flight recorder: take() gets each answer to
-    Client.recorder(stream.argument).
-    """
+    Client.recorder(stream.argument)."""
 
     def __init__(self, since: str = "#0") -> None:
         """since: "#OFFSET", or "-NS" for nanoseconds before now; "#0" begins with the oldest step."""
@@ -242,8 +239,7 @@ class Stream:
 
     def take(self, answer: Mapping[str, Any]) -> list[Step]:
         """Return the steps that are complete with this piece. None are returned after a restart of the
-        controller; the next piece is then its oldest. Raises ConfigError for a malformed piece.
-        """
+        controller; the next piece is then its oldest. Raises ConfigError for a malformed piece."""
         try:
             if self._has_begun and answer["epoch"] != self.epoch:
                 self.argument, self._has_begun, self.is_at_end = "#0", False, False
@@ -276,8 +272,7 @@ class Stream:
 
 def decode_step(body: bytes) -> Step:
     """Decode a step from a byte string of a recording. Raises ValueError with the fault for any other
-    bytes.
-    """
+    bytes."""
     try:
         time_ns, settled, told, ordered = msgpack.unpackb(body, use_list=False)
         _TIMES.pack(time_ns, settled, time_ns + settled)

@@ -142,8 +142,7 @@ class DeviceClock(NamedTuple):
 
 class TimeWanted(NamedTuple):
     """A worker wants a device's time and pages of these runs, to prepare a model. ``expected_ns`` 0: it no
-    longer does.
-    """
+    longer does."""
 
     now_ns: int
     worker: int
@@ -155,8 +154,7 @@ class TimeWanted(NamedTuple):
 
 class LinkMeasured(NamedTuple):
     """The link to a worker was measured. ``there_ns``/``back_ns``: high percentiles of the delay in each
-    direction, with jitter.
-    """
+    direction, with jitter."""
 
     now_ns: int
     worker: int
@@ -246,8 +244,7 @@ class SendProfile(NamedTuple):
 
 class SendFetch(NamedTuple):
     """Read a model from disk into the worker's host store. ``device`` is the store's first device,
-    ``load_id`` belongs to the order.
-    """
+    ``load_id`` belongs to the order."""
 
     worker: int
     device: int
@@ -274,8 +271,7 @@ class SendDrop(NamedTuple):
 
 class SendReserve(NamedTuple):
     """Give a device's time and pages to its worker. ``run_starts``: first page of each run.
-    ``load_id`` is 0.
-    """
+    ``load_id`` is 0."""
 
     worker: int
     device: int
@@ -333,8 +329,7 @@ class Fault(enum.IntEnum):
 
 class ModelFault(NamedTuple):
     """A fault of a model's execution or load. ``set_aside``: the model takes no more requests, and ModelGone
-    is commanded when it holds nothing.
-    """
+    is commanded when it holds nothing."""
 
     model_id: int
     worker: int
@@ -404,8 +399,7 @@ class Scheduler(Protocol):
 
     def snapshot(self) -> dict[str, Any]:
         """Return the whole state as plain data: devices() with their residencies, and every model. For tests
-        and dumps.
-        """
+        and dumps."""
         ...
 
     def devices(self) -> list[dict[str, Any]]:

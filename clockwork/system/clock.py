@@ -10,11 +10,9 @@ Clock: TypeAlias = Callable[[], int]
 
 now_ns: Clock = time.monotonic_ns
 
-MS = 1_000_000
-"""Nanoseconds in a millisecond."""
+MS = 1_000_000  # Nanoseconds in a millisecond
 
-SECOND = 1_000_000_000
-"""Nanoseconds in a second."""
+SECOND = 1_000_000_000  # Nanoseconds in a second
 
 
 def to_ns(seconds: float) -> int:

@@ -16,8 +16,7 @@ from typing import Any, TypeAlias
 from clockwork.config.system import COPIES_CLOSE_S, COPIES_MAX, COPY_THREADS, OWNER_COPIES_MAX
 from clockwork.errors import InvalidInput
 
-Work: TypeAlias = Generator[None, None, None]
-"""A copy, as a generator whose steps are its pieces."""
+Work: TypeAlias = Generator[None, None, None]  # A copy, as a generator whose steps are its pieces
 
 
 class Copy:
@@ -65,8 +64,7 @@ class Copies:
 
     def submit(self, owner: int, work: Work, subject: Any) -> Copy:
         """Start a copy for an owner. Raises InvalidInput beyond the bounds, or if no thread can be
-        started.
-        """
+        started."""
         if not self._threads:
             self._start()
         copy = Copy(owner, work, subject)

@@ -16,8 +16,7 @@ CGROUPS = (
     ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 """Files with a container's limits, for cgroup version 2 and version 1: the folder, the file with the limit of
-memory, the file with the memory in use, and the field in memory.stat of the cached files that it includes.
-"""
+memory, the file with the memory in use, and the field in memory.stat of the cached files that it includes."""
 
 
 def go_first(score: int = OOM_SCORE) -> None:
@@ -54,8 +53,7 @@ def memory_bytes() -> int:
 
 def free_bytes() -> int:
     """Return the memory that this process could get now: the machine's, or its container's if that is
-    less.
-    """
+    less."""
     free = [_field("/proc/meminfo", "MemAvailable:") * 1024]
     for folder, limit, used, cached in CGROUPS:
         with contextlib.suppress(OSError, ValueError):  # no such file, or its content is "max"

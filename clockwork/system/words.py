@@ -10,8 +10,7 @@ def say_count(count: int, noun: str, plural: str = "") -> str:
 
 def say_figure(value: float, digits: int = 2) -> str:
     """Return a positive figure rounded to some digits, without an exponent: 0.05, 3.2, 1,200. Below 0.01:
-    "less than 0.01".
-    """
+    "less than 0.01"."""
     if 0 < value < 0.01:
         return "less than 0.01"
     text = f"{float(f'{value:.{digits}g}'):,.2f}"

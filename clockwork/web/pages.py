@@ -37,8 +37,7 @@ class Names:
 
     def __init__(self, names: Iterable[str]) -> None:
         """names: HOST or HOST:PORT, in addition to localhost and every address. HOST includes all of its
-        ports.
-        """
+        ports."""
         self._allowed = {split(name) for name in names} | {("localhost", "")}
 
     def __contains__(self, host: str) -> bool:
@@ -50,8 +49,7 @@ class Names:
 
     def were_given(self, host: str) -> bool:
         """Return whether a host is among the names given at the start, rather than an address or
-        localhost.
-        """
+        localhost."""
         name, _ = split(host)
         return name != "localhost" and not is_address(name) and host in self
 
@@ -85,8 +83,7 @@ def refusal(asking: Asking, names: Names, check_host: bool, changes: bool) -> st
 
 def bears_what_pages_cannot(asking: Asking) -> bool:
     """Return whether a request has a header that a page of another site cannot send. All browsers call
-    themselves Mozilla.
-    """
+    themselves Mozilla."""
     # A browser adds Basic credentials to the requests of any page, so they prove nothing.
     has_token = asking.authorization.strip(" \t").lower().startswith("bearer ")
     is_json = asking.content_type.partition(";")[0].strip().lower() == "application/json"
@@ -109,8 +106,7 @@ def is_same(origin: str, host: str, scheme: str) -> bool:
 
 def split(host: str) -> tuple[str, str]:
     """Split HOST[:PORT] into the name, in lower case without brackets, and the port ("": none). ("", ""):
-    malformed.
-    """
+    malformed."""
     found = _HOST.fullmatch(host)
     if found is None:
         return "", ""

@@ -27,8 +27,7 @@ class Standing(enum.IntEnum):
 
 class Seat:
     """A connection. The server reports when it waits for the peer, and when it works on a request. Times must
-    not decrease.
-    """
+    not decrease."""
 
     __slots__ = ("_seats", "address", "close", "idle_since_ns", "standing", "working")
 

@@ -200,8 +200,7 @@ def _read(reader: _Reader, form: Any, where: _Where) -> Any:
     return found
 
 
-_NOT_THIS: Final = object()
-"""Returned by a form's reader for a value of another form."""
+_NOT_THIS: Final = object()  # Returned by a form's reader for a value of another form
 
 
 def _integer(reader: _Reader, form: Integer, where: _Where, kind: int, value: Any) -> Any:

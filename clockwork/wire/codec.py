@@ -31,8 +31,7 @@ except ModuleNotFoundError:  # clockwork-client alone has no compiled part
     import clockwork.wire._plain_codec as reader  # type: ignore[no-redef]
 
 
-LONG_BYTES = 16 << 10
-"""Bytes that are worth more than a copy of them: 0.5 us for each copy."""
+LONG_BYTES = 16 << 10  # Bytes that are worth more than a copy of them: 0.5 us for each copy
 
 
 class WireError(ClockworkError):

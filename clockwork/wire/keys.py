@@ -38,8 +38,7 @@ _ALLOWED_HEAD = """\
 # changes. `clockwork keys add` and `clockwork keys revoke` write it; a line that is removed is a key revoked.
 """
 
-Pair = tuple[str, str]
-"""(public, secret), Z85 of 40 characters each."""
+Pair = tuple[str, str]  # (public, secret), Z85 of 40 characters each
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

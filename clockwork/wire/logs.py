@@ -23,8 +23,7 @@ from clockwork.config.wire import COMPLAINT_CHARS_MAX, COMPLAINT_FRAMES, LOG_CHA
 from clockwork.errors import ConfigError
 from clockwork.wire.telling import visible
 
-CONTINUED = "  | "
-"""Begins the lines of a traceback."""
+CONTINUED = "  | "  # Begins the lines of a traceback
 
 ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 

@@ -68,8 +68,7 @@ from clockwork.wire.forms import (
 
 PROTOCOL_VERSION = 1
 
-NEVER_NS = 2**62
-"""A time after every other: the deadline of a request that has none, an open end of a window."""
+NEVER_NS = 2**62  # A time after every other: the deadline of a request that has none, an open end of a window
 
 
 class Status(enum.IntEnum):
@@ -138,15 +137,13 @@ class Lane(enum.IntEnum):
 
 Id: TypeAlias = Annotated[int, Integer(0, INT64_MAX)]
 Count: TypeAlias = Annotated[int, Integer(0, INT64_MAX)]
-Stamp: TypeAlias = Annotated[int, Integer(0, NEVER_NS - 1)]
-"""A time of the controller's clock, or a duration."""
+Stamp: TypeAlias = Annotated[int, Integer(0, NEVER_NS - 1)]  # A time of the controller's clock, or a duration
 
 _WORKER_TIME = Integer(1 - NEVER_NS, NEVER_NS - 1)
 WorkerTime: TypeAlias = Annotated[int, _WORKER_TIME]
 """A time of a worker's clock, whose origin is arbitrary: it may be negative."""
 
-Bound: TypeAlias = Annotated[int, Integer(-NEVER_NS, NEVER_NS)]
-"""A bound of a window, in a worker's clock."""
+Bound: TypeAlias = Annotated[int, Integer(-NEVER_NS, NEVER_NS)]  # A bound of a window, in a worker's clock
 
 Protocol: TypeAlias = Annotated[int, Integer(0, (1 << 31) - 1)]
 StatusNumber: TypeAlias = Annotated[int, Integer(0, 31)]
@@ -155,13 +152,11 @@ WorkerId: TypeAlias = Annotated[int, Integer(0, (1 << 31) - 1)]
 VersionNumber: TypeAlias = Annotated[int, Integer(0, VERSION_MAX)]
 FileIndex: TypeAlias = Annotated[int, Integer(0, FILES_MAX - 1)]
 FileOffset: TypeAlias = Annotated[int, Integer(0, PACKAGE_BYTES_MAX)]
-Release: TypeAlias = Annotated[str, Text(64, is_cut=True)]
-"""The version of the program that a peer runs."""
+Release: TypeAlias = Annotated[str, Text(64, is_cut=True)]  # The version of the program that a peer runs
 
 PeerName: TypeAlias = Annotated[str, Text(256, is_cut=True)]
 Sentence: TypeAlias = Annotated[str, Text(SENTENCE_BYTES_MAX, is_cut=True)]
-ModelReference: TypeAlias = Annotated[str, Text(MODEL_REFERENCE_BYTES_MAX)]
-"""``name`` or ``name@version``."""
+ModelReference: TypeAlias = Annotated[str, Text(MODEL_REFERENCE_BYTES_MAX)]  # ``name`` or ``name@version``
 
 Digest: TypeAlias = Annotated[str, Text(128)]
 _FILES = ListOf(
@@ -189,8 +184,7 @@ TensorRef: TypeAlias = list[Any]
 """``[dtype, shape, frame]``: ONNX's TensorProto.DataType code, list of dimensions, and the index of
 the frame of this message (0 is the first after the header) that holds the bytes."""
 
-NamedTensorRef: TypeAlias = list[Any]
-"""``[name, dtype, shape, frame]``."""
+NamedTensorRef: TypeAlias = list[Any]  # ``[name, dtype, shape, frame]``
 
 Parts: TypeAlias = Annotated[
     list[list[TensorRef]], ListOf(ListOf(_TENSOR, TENSORS_MAX, pool="tensors"), FRAMES_MAX)
@@ -257,8 +251,7 @@ _REGISTER_OPTIONS = Record(
 )
 
 
-TRAFFIC = ("all", "part", "none")
-"""The traffic of its name that a new version is to take."""
+TRAFFIC = ("all", "part", "none")  # The traffic of its name that a new version is to take
 
 
 class Register(NamedTuple):

@@ -20,14 +20,12 @@ from clockwork.wire.tensors import STRING, Array, as_array, numpy_dtype
 MODEL_FILE = "model.onnx"
 PROFILE_FILE = "profile.json"
 PROGRAM_JSON = "program.json"
-FIRST_FILES = (MODEL_FILE, PROFILE_FILE, PROGRAM_JSON)
-"""Names of a package's first file, which tell its kind."""
+FIRST_FILES = (MODEL_FILE, PROFILE_FILE, PROGRAM_JSON)  # Names of a package's first file, which tell its kind
 
 EXAMPLES_FILE = "examples.npz"
 LIST_FILE = "package.json"
 
-RESERVED_FILES = (MODEL_FILE, EXAMPLES_FILE, LIST_FILE)
-"""Names that external data may not have."""
+RESERVED_FILES = (MODEL_FILE, EXAMPLES_FILE, LIST_FILE)  # Names that external data may not have
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """The beginning of a file that Git LFS left in place of a large file."""

@@ -56,8 +56,7 @@ class ControllerSocket(enum.StrEnum):
     EVENTS = "clockwork.events"
 
 
-ANY_ROLE = frozenset(Role)
-"""The roles of a key from before there were roles."""
+ANY_ROLE = frozenset(Role)  # The roles of a key from before there were roles
 
 _ASKS = frozenset({Role.CLIENT, Role.OPERATOR, Role.GATEWAY})
 _OPERATES = frozenset({Role.OPERATOR})

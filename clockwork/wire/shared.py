@@ -25,24 +25,19 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
-SHARED = 1 << 28
-"""The bit that is added to the code of a shared tensor's dtype."""
+SHARED = 1 << 28  # The bit that is added to the code of a shared tensor's dtype
 
-MACHINE = "machine"
-"""The key of a worker's machine_id() in its heartbeat."""
+MACHINE = "machine"  # The key of a worker's machine_id() in its heartbeat
 
 MAGIC = b"clockwork-memory"
 KEY_BYTES = 16
-FIRST_OFFSET = 64
-"""The first offset of tensors in the memory, behind MAGIC and the key."""
+FIRST_OFFSET = 64  # The first offset of tensors in the memory, behind MAGIC and the key
 
-ALIGNMENT = 64
-"""The alignment of every tensor, also in a worker's copy, so that kernels can read it in place."""
+ALIGNMENT = 64  # The alignment of every tensor, also in a worker's copy, so that kernels can read it in place
 
 _REFERENCE = struct.Struct(f"<qqq{KEY_BYTES}sqq{KEY_BYTES}sq")
 REFERENCE_BYTES = _REFERENCE.size
-PLACE = struct.Struct("<qq")
-"""The offset and the bytes of an output."""
+PLACE = struct.Struct("<qq")  # The offset and the bytes of an output
 
 
 class Reference(NamedTuple):

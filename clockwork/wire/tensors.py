@@ -70,8 +70,7 @@ DTYPES: dict[int, DType] = {
 _CODE_OF_NAME = {kind.name: code for code, kind in DTYPES.items() if code != STRING}
 _CODE_OF_NATIVE = {np.dtype(kind.name): code for code, kind in DTYPES.items() if kind.native}
 _LENGTH = struct.Struct("<I")
-_DIMENSIONS_MAX = 1 << 62
-"""Largest product of a shape's dimensions, zeros left out, that numpy can express."""
+_DIMENSIONS_MAX = 1 << 62  # Largest product of a shape's dimensions, zeros left out, that numpy can express
 
 
 def dtype_name(dtype: int) -> str:

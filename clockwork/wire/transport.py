@@ -58,8 +58,7 @@ except ModuleNotFoundError:  # clockwork-client alone has no compiled part
 if TYPE_CHECKING:
     from zmq.auth.thread import ThreadAuthenticator
 
-Frame: TypeAlias = Any
-"""A zmq.Frame or bytes-like object; memoryview(frame) is its content."""
+Frame: TypeAlias = Any  # A zmq.Frame or bytes-like object; memoryview(frame) is its content
 
 
 Gate: TypeAlias = Callable[[ControllerSocket, str], bool]
@@ -513,8 +512,7 @@ class Router:
             self._socket.close()
 
 
-_SUBSCRIBES = b"\x01"
-"""The first byte of a subscription."""
+_SUBSCRIBES = b"\x01"  # The first byte of a subscription
 
 
 class _Subscriber:

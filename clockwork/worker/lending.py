@@ -28,8 +28,7 @@ from clockwork.worker.snapshots import Snapshots
 
 log = logging.getLogger("clockwork.worker")
 
-Answer: TypeAlias = tuple[bytes, Sequence[Frame]]
-"""The header and frames of a Result."""
+Answer: TypeAlias = tuple[bytes, Sequence[Frame]]  # The header and frames of a Result
 
 OutputRegions: TypeAlias = Sequence[OutputRegion | None]
 

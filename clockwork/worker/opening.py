@@ -23,13 +23,7 @@ from clockwork.device.base import DeviceBroken, ModelHolder
 from clockwork.device.lacking import lacked_memory
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import read_plain, set_aside, unseal
-from clockwork.formats.package import (
-    DamagedPackage,
-    PackageFile,
-    PackageStore,
-    digest_of,
-    parse_files,
-)
+from clockwork.formats.package import DamagedPackage, PackageFile, PackageStore, digest_of, parse_files
 from clockwork.formats.prepared import (
     FORMAT_VERSION,
     JUDGED,

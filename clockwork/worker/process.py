@@ -22,10 +22,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from clockwork.config import HEARTBEAT_NS, TROUBLE_CHARS_MAX, silence_onnxruntime
-from clockwork.config.worker import (
-    COLLECT_INTERVAL_NS,
-    SWITCH_INTERVAL_NS,
-)
+from clockwork.config.worker import COLLECT_INTERVAL_NS, SWITCH_INTERVAL_NS
 from clockwork.device import _crash
 from clockwork.device.base import Device, ModelHolder
 from clockwork.device.cuda_clocks import ClockSource, ClockWatch

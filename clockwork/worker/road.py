@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clockwork import config
-from clockwork.config import (
-    ACTIONS_QUEUED_MAX,
-    EXECUTION_GRACE_NS,
-    FRAMES_MAX,
-)
+from clockwork.config import ACTIONS_QUEUED_MAX, EXECUTION_GRACE_NS, FRAMES_MAX
 from clockwork.config.wire import COPY_BYTES
 from clockwork.config.worker import (
     CHECK_LIMIT_NS,

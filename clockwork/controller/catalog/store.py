@@ -28,12 +28,7 @@ from clockwork.errors import ConfigError, InvalidInput, InvalidModel
 from clockwork.formats.checksums import mend, read_plain, set_aside, unseal
 from clockwork.formats.durable import Journal, write_durably
 from clockwork.formats.interface import Interface, read_interface
-from clockwork.formats.package import (
-    DamagedPackage,
-    PackageFile,
-    PackageStore,
-    check_package,
-)
+from clockwork.formats.package import DamagedPackage, PackageFile, PackageStore, check_package
 from clockwork.wire.telling import printable, tell
 
 FORMAT = "1"

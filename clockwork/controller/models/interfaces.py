@@ -17,8 +17,7 @@ from clockwork.scheduler.types import ProfilePoint
 from clockwork.wire.optional import is_value
 from clockwork.wire.telling import tell
 
-SIZE_END = 1 << 62
-"""A bound above every size of a dimension."""
+SIZE_END = 1 << 62  # A bound above every size of a dimension
 
 
 def read_summary(summary: dict[str, Any]) -> PreparedModel:

@@ -1,6 +1,5 @@
 """Sentences about wrong requests and results. The exchange finds the flaws, and decides the outcomes:
-csrc/controller/checks.cpp and flaws.h.
-"""
+csrc/controller/checks.cpp and flaws.h."""
 
 from __future__ import annotations
 

@@ -64,12 +64,10 @@ from clockwork.wire.telling import tell
 
 log = logging.getLogger("clockwork.controller")
 
-DIRECTORY = "recordings"
-"""The folder of the dumps in the controller's data directory."""
+DIRECTORY = "recordings"  # The folder of the dumps in the controller's data directory
 
 SUFFIX = ".rec"
-PARTIAL = ".part"
-"""The suffix of a dump that is being written."""
+PARTIAL = ".part"  # The suffix of a dump that is being written
 
 
 # ----- a file of everything ----------------------------------------------------------------------
@@ -404,8 +402,7 @@ class Dumps:
 
 # ----- the recorder as the controller has it -------------------------------------------------------
 
-Answered = Callable[[Any, Exception | None], None]
-"""Takes the answer to a query, or the error in place of it."""
+Answered = Callable[[Any, Exception | None], None]  # Takes the answer to a query, or the error in place of it
 
 
 class FlightRecorder:

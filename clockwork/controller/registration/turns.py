@@ -18,8 +18,7 @@ from clockwork.formats.durable import NotUndone
 
 log = logging.getLogger("clockwork.controller")
 
-DATA_DIRECTORY = "data directory"
-"""The subject under which failed writes are noted until one succeeds."""
+DATA_DIRECTORY = "data directory"  # The subject under which failed writes are noted until one succeeds
 
 
 class TaskQueues:

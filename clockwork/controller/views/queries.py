@@ -29,8 +29,7 @@ from clockwork.wire.tensors import dtype_name
 OUTCOMES = ("answered", "refused", "missed", "cancelled", "failed", "invalid_input")
 """The outcomes of a request, in the order of the exchange's counts."""
 
-SET_ASIDE = "set_aside"
-"""The state of a version that is unloaded because its executions did harm."""
+SET_ASIDE = "set_aside"  # The state of a version that is unloaded because its executions did harm
 
 UNSERVED = "unserved"
 """The state of a ready version that no worker serves: the workers that had it left, or leave."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, Concatenate, ParamSpec, cast, overload
 
 from clockwork import config
 from clockwork.client import calls, upload
@@ -24,8 +25,22 @@ from clockwork.client.calls import (
     Value,
 )
 from clockwork.client.channel import CallStream
-from clockwork.wire.description import ClusterStatus, ModelInfo, RouteInfo
+from clockwork.wire.description import ModelInfo
 from clockwork.wire.tensors import Array
+
+Parameters = ParamSpec("Parameters")
+
+
+def _awaited(
+    method: Callable[Concatenate[Client, Parameters], Value],
+) -> Callable[Concatenate[AsyncClient, Parameters], Coroutine[Any, Any, Value]]:
+    """Return as a coroutine a method of Client that does no more than return what _ask() does."""
+
+    @functools.wraps(method)
+    async def call(self: Any, /, *arguments: Parameters.args, **options: Parameters.kwargs) -> Value:
+        return cast(Value, await cast(Any, method)(self, *arguments, **options))
+
+    return call
 
 
 class AsyncClient:
@@ -187,61 +202,21 @@ class AsyncClient:
         """See Client.models()."""
         return (await self._pages(calls.MODELS, "", timeout)).models()
 
-    async def model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
-        """See Client.model()."""
-        return await self._ask(calls.MODEL, timeout, name)
-
-    async def unregister(self, name: str, *, timeout: float | None = None) -> None:
-        """See Client.unregister()."""
-        await self._ask(calls.UNREGISTER, timeout, name)
-
-    async def load(self, name: str, *, timeout: float | None = None) -> None:
-        """See Client.load()."""
-        await self._ask(calls.LOAD, timeout, name)
-
-    async def unload(self, name: str, *, timeout: float | None = None) -> None:
-        """See Client.unload()."""
-        await self._ask(calls.UNLOAD, timeout, name)
-
-    async def report_source(self, source: str, text: str, *, timeout: float | None = None) -> None:
-        """See Client.report_source()."""
-        await self._ask(calls.REPORT_SOURCE, timeout, source, text)
-
-    async def route(
-        self,
-        name: str,
-        shares: Mapping[int, float] | None = None,
-        *,
-        shadow: Mapping[int, float] | None = None,
-        tolerance: float = config.SHADOW_TOLERANCE,
-        timeout: float | None = None,
-    ) -> RouteInfo:
-        """See Client.route()."""
-        return await self._ask(calls.ROUTE, timeout, name, shares, shadow, tolerance)
-
-    async def promote(self, name: str, version: int, *, timeout: float | None = None) -> RouteInfo:
-        """See Client.promote()."""
-        return await self._ask(calls.PROMOTE, timeout, name, version)
-
-    async def rollback(self, name: str, *, timeout: float | None = None) -> RouteInfo:
-        """See Client.rollback()."""
-        return await self._ask(calls.ROLLBACK, timeout, name)
-
-    async def status(self, *, timeout: float | None = None) -> ClusterStatus:
-        """See Client.status()."""
-        return await self._ask(calls.STATUS, timeout)
-
-    async def why_not_ready(self, *, timeout: float | None = None) -> str:
-        """See Client.why_not_ready()."""
-        return await self._ask(calls.READINESS, timeout)
+    model = _awaited(Client.model)
+    unregister = _awaited(Client.unregister)
+    load = _awaited(Client.load)
+    unload = _awaited(Client.unload)
+    report_source = _awaited(Client.report_source)
+    route = _awaited(Client.route)
+    promote = _awaited(Client.promote)
+    rollback = _awaited(Client.rollback)
+    status = _awaited(Client.status)
+    why_not_ready = _awaited(Client.why_not_ready)
+    recorder = _awaited(Client.recorder)
 
     async def metrics(self, model: str = "", *, timeout: float | None = None) -> dict[str, Any]:
         """See Client.metrics()."""
         return (await self._pages(calls.METRICS, model, timeout)).body
-
-    async def recorder(self, argument: str = "", *, timeout: float | None = None) -> Any:
-        """See Client.recorder()."""
-        return await self._ask(calls.RECORDER, timeout, argument)
 
     async def close(self) -> None:
         """Disconnect. Calls under way end with ConnectionLost. Idempotent."""

@@ -235,11 +235,11 @@ class Client:
 
     def unregister(self, name: str, *, timeout: float | None = None) -> None:
         """Remove a model, or a version of it. Requests that were admitted are still answered."""
-        self._ask(calls.UNREGISTER, timeout, name)
+        return self._ask(calls.UNREGISTER, timeout, name)
 
     def load(self, name: str, *, timeout: float | None = None) -> None:
         """Load a model that was unloaded, and return when it serves. A model that serves stays unchanged."""
-        self._ask(calls.LOAD, timeout, name)
+        return self._ask(calls.LOAD, timeout, name)
 
     def unload(self, name: str, *, timeout: float | None = None) -> None:
         """Unload a model, or a version of it: until load(), it takes no requests and no memory, but stays
@@ -247,7 +247,7 @@ class Client:
 
         Requests that were admitted are still answered. Raises ModelNotFound.
         """
-        self._ask(calls.UNLOAD, timeout, name)
+        return self._ask(calls.UNLOAD, timeout, name)
 
     def report_source(self, source: str, text: str, *, timeout: float | None = None) -> None:
         """Report to status and metrics that this program cannot read a source of models, and why.
@@ -256,7 +256,7 @@ class Client:
         gateway does from its repositories. A report holds until it is withdrawn or until this client is
         closed.
         """
-        self._ask(calls.REPORT_SOURCE, timeout, source, text)
+        return self._ask(calls.REPORT_SOURCE, timeout, source, text)
 
     def route(
         self,

@@ -46,6 +46,7 @@ def blocking(client: Client, either: Array | dict[str, Array]) -> None:
 async def awaited(client: AsyncClient) -> None:
     assert_type(await client.infer("m", x), Array)
     assert_type(await client.infer("m", {"x": x}), dict[str, Array])
+    assert_type(await client.why_not_ready(timeout=1.0), str)
     assert_type(client.submit("m", x), asyncio.Future[Array])
     assert_type(client.submit("m", {"x": x}), asyncio.Future[dict[str, Array]])
 """

@@ -1,12 +1,12 @@
 """The CPU device's native half: two lanes over a page arena."""
 
 from clockwork.device._orders cimport Order
-from clockwork.device._ort cimport OrtRunOptions, OrtValue, Session, Account
-from clockwork.device._pages cimport Arena, CpuModel
+from clockwork.device._ort cimport OrtRunOptions, OrtValue, CpuSession, MemoryAccount
+from clockwork.device._pages cimport PagedCore, CpuModel
 
-cdef class Core(Arena):
+cdef class CpuCore(PagedCore):
     cdef OrtRunOptions* run_options
-    cdef Account* account  # the running execution's account
+    cdef MemoryAccount* account  # the running execution's account
     cdef size_t output_bytes_most
     cdef bint stopping  # this and the next are guarded by the hub's lock
     cdef bint overrun  # whether the running execution is to end
@@ -22,7 +22,7 @@ cdef class Core(Arena):
     cdef bint feed_sizes(self, Order* order) noexcept nogil
     cdef bint feed_strings(self, Order* order, size_t index, OrtValue* value) noexcept nogil
     cdef bint feed_text(self, Order* order, size_t index, OrtValue* value) noexcept nogil
-    cdef bint take_outputs(self, Order* order, Session* session) noexcept nogil
+    cdef bint take_outputs(self, Order* order, CpuSession* session) noexcept nogil
     cdef bint describe_output(self, Order* order, OrtValue* value, const char* name, size_t index) noexcept nogil
     cdef bint measure_cut(self, Order* order, const char* name, size_t index, int bits) noexcept nogil
     cdef void cut_output(self, Order* order, size_t index, char* data) noexcept nogil

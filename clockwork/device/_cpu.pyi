@@ -1,8 +1,8 @@
 """Types of the native half, for checkers."""
 
-from clockwork.device._pages import Arena
+from clockwork.device._pages import PagedCore
 
-class Core(Arena):
+class CpuCore(PagedCore):
     def __init__(
         self,
         arena_bytes: int,

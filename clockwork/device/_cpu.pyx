@@ -17,12 +17,12 @@ from clockwork.device._orders cimport PENDING, Lane, thread_time_ns
 from clockwork.wire._messages cimport CActionKind
 from clockwork.device._operators cimport end_operators_by
 from clockwork.device._ort cimport (
-    ORT_STRING, TEXT_BYTES, Account, OrtStatus, OrtTensorInfo, onnx_dtype_of_ort, ort_create_run_options,
+    ORT_STRING, TEXT_BYTES, MemoryAccount, OrtStatus, OrtTensorInfo, onnx_dtype_of_ort, ort_create_run_options,
     ort_create_tensor, ort_dtype_of_onnx, ort_failed, ort_is_tensor, ort_release_run_options, ort_release_tensor_info,
     ort_release_value, ort_run, ort_string_buffer, ort_strings, ort_strings_bytes, ort_tensor_data, ort_tensor_dims,
     ort_tensor_dtype, ort_tensor_info, ort_tensor_rank, ort_terminate, ort_unterminate, ort_wrap_tensor, round_up)
 from clockwork.device._pages cimport CpuSlot
-from clockwork.device._parts cimport PART_ALIGNMENT, RANK_MOST, Input, Output, Parts, Piece, copy_beginning, dtype_bits, fill_seeded
+from clockwork.device._parts cimport PART_ALIGNMENT, RANK_MOST, Input, Output, BatchParts, Piece, copy_beginning, dtype_bits, fill_seeded
 
 from clockwork.wire.messages import Status
 
@@ -50,7 +50,7 @@ cdef inline size_t packed_size(int64_t count, int bits) noexcept nogil:
 
 
 @cython.no_gc_clear  # __dealloc__ still needs the runtime
-cdef class Core(Arena):
+cdef class CpuCore(PagedCore):
     """The lanes over an arena. The loop's thread calls the methods, unless a docstring says otherwise."""
 
     def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, size_t slot_bytes_most,
@@ -59,7 +59,7 @@ cdef class Core(Arena):
         self.no_host_tier = b"this device has no host tier: it loads from where its models were prepared"
         self.cpu_time = cpu_time
         self.output_bytes_most = output_bytes_most
-        self.account = new Account()  # never freed: see csrc/device/workspace.h
+        self.account = new MemoryAccount()  # never freed: see csrc/device/workspace.h
         self.runtime.check(ort_create_run_options(self.api, &self.run_options))
         self.account.api, self.account.options = self.api, self.run_options
 
@@ -171,8 +171,8 @@ cdef class Core(Arena):
                      self.slot_bytes_most)
             return INVALID_INPUT
         # There is a slot for each action that the lanes may hold, and a slot that open() may be enlarging.
-        if not self.take_room(order) or (
-                order.room.bytes < <size_t>size and not self.grow_slot(<CpuSlot*>order.room, size)):
+        if not self.take_slot(order) or (
+                order.held_slot.bytes < <size_t>size and not self.grow_slot(<CpuSlot*>order.held_slot, size)):
             snprintf(order.text, TEXT_BYTES, "no memory for inputs of %lld bytes", <long long>size)
             return INVALID_INPUT
         return OK
@@ -196,7 +196,7 @@ cdef class Core(Arena):
 
     cdef void run_infer(self, Order* order) noexcept nogil:
         cdef CpuModel* model = <CpuModel*>order.residency
-        cdef Session* session = model.session
+        cdef CpuSession* session = model.session
         cdef size_t index
         cdef bint resident, failed, done
         cdef int64_t cpu_ns
@@ -270,7 +270,7 @@ cdef class Core(Arena):
             if joined.place < 0:
                 base = <char*>order.parts.pieces[index].buf if not order.parts.pieces.empty() and joined.bytes else NOTHING
             else:
-                base = target = (<CpuSlot*>order.room).base + joined.place
+                base = target = (<CpuSlot*>order.held_slot).base + joined.place
                 if order.kind == CActionKind.PROFILE and joined.rowless:
                     memcpy(target, order.parts.values[index].data(), joined.bytes)
                 elif order.kind == CActionKind.PROFILE:
@@ -291,7 +291,7 @@ cdef class Core(Arena):
 
     cdef void join_padded(self, Order* order, size_t index, char* target) noexcept nogil:
         """Join the parts of an input. A part shorter than the longest is padded with zeros."""
-        cdef Parts* parts = &order.parts
+        cdef BatchParts* parts = &order.parts
         cdef Input* joined = &parts.inputs[index]
         cdef int64_t[RANK_MOST] dims
         cdef size_t part
@@ -377,7 +377,7 @@ cdef class Core(Arena):
                 text[place] = <char>(32 if place % 6 == 5 else 97 + (element + place * 7) % 26)
         return True
 
-    cdef bint take_outputs(self, Order* order, Session* session) noexcept nogil:
+    cdef bint take_outputs(self, Order* order, CpuSession* session) noexcept nogil:
         """Copy the outputs of the run into one block, and record where each part's share ends."""
         cdef size_t index
         if not order.parts.make_outputs(session.output_count):
@@ -456,7 +456,7 @@ cdef class Core(Arena):
 
     cdef bint measure_cut(self, Order* order, const char* name, size_t index, int bits) noexcept nogil:
         """Compute the bytes of an output whose parts are cut back to their sizes."""
-        cdef Parts* parts = &order.parts
+        cdef BatchParts* parts = &order.parts
         cdef Output* output = &parts.outputs[index]
         cdef int64_t[RANK_MOST] dims
         cdef int64_t count
@@ -495,7 +495,7 @@ cdef class Core(Arena):
 
     cdef void cut_output(self, Order* order, size_t index, char* data) noexcept nogil:
         """Copy each part without its padding."""
-        cdef Parts* parts = &order.parts
+        cdef BatchParts* parts = &order.parts
         cdef Output* output = &parts.outputs[index]
         cdef int64_t[RANK_MOST] dims
         cdef int64_t row_bytes = dtype_bits(output.dtype) // 8, count, end = output.begin

@@ -3,27 +3,27 @@
 from libc.stdint cimport int64_t
 from libcpp.vector cimport vector
 
-from clockwork.device._cuda_host cimport CLink, Link
-from clockwork.device._cuda_model cimport LOAD_AHEAD, CudaModel, CudaOrder, CudaSlot, LoadPace, Mark
+from clockwork.device._cuda_host cimport CHostLink, HostLink
+from clockwork.device._cuda_model cimport LOAD_AHEAD, CudaModel, CudaOrder, CudaSlot, LoadPace, StreamMark
 from clockwork.device._cudriver cimport (
-    Context, CudaApi, CUcontext, CUdeviceptr, CUevent, CUgraphExec, CUresult, CUstream, DeviceBytes, PinnedBytes,
-    Table)
-from clockwork.device._orders cimport TEXT_BYTES, Lane, Order, Orders, Residency, Span
+    CudaContext, CudaApi, CUcontext, CUdeviceptr, CUevent, CUgraphExec, CUresult, CUstream, DeviceBytes, PinnedBytes,
+    DriverTable)
+from clockwork.device._orders cimport TEXT_BYTES, Lane, Order, DeviceCore, DeviceModel, TimedPhase
 
-cdef class Core(Orders):
-    cdef Table table
+cdef class CudaCore(DeviceCore):
+    cdef DriverTable table
     cdef const CudaApi* api
     cdef CUcontext context
-    cdef Link link_owner  # keeps `link` alive
-    cdef CLink* link
+    cdef HostLink link_owner  # keeps `link` alive
+    cdef CHostLink* link
     cdef CUstream load_stream
     cdef CUstream input_stream
     cdef CUstream execute_stream
     cdef CUstream output_stream
     cdef CUstream setup_stream  # used by the preparation thread
     cdef CUevent load_begin
-    cdef Mark load_end
-    cdef Mark[LOAD_AHEAD] load_marks  # marks of the pieces that are being copied
+    cdef StreamMark load_end
+    cdef StreamMark[LOAD_AHEAD] load_marks  # marks of the pieces that are being copied
     cdef int64_t load_piece_bytes
     cdef PinnedBytes words  # memory of the marks; None if the driver cannot write words
     cdef CUdeviceptr arena
@@ -44,17 +44,17 @@ cdef class Core(Orders):
     cdef int make_all(self) except -1
     cdef int make_stream(self, CUstream* stream) except -1
     cdef int make_event(self, CUevent* event) except -1
-    cdef int make_mark(self, Mark* mark, int index) except -1
+    cdef int make_mark(self, StreamMark* mark, int index) except -1
     cdef int try_words(self) except -1
     cdef int free_all(self) except -1
     cdef void free_stream(self, CUstream stream) noexcept
     cdef void free_event(self, CUevent event) noexcept
     cdef bint failed(self, CUresult result, const char* call, char* text) noexcept nogil
     cdef bint look_at_context(self, const char* text) noexcept nogil
-    cdef bint set_mark(self, Mark* mark, CUstream stream, char* text) noexcept nogil
-    cdef bint wait(self, Mark* mark, int64_t begin_ns, int64_t expected_ns, int64_t spin_ns,
+    cdef bint set_mark(self, StreamMark* mark, CUstream stream, char* text) noexcept nogil
+    cdef bint wait(self, StreamMark* mark, int64_t begin_ns, int64_t expected_ns, int64_t spin_ns,
                    char* text) noexcept nogil
-    cdef bint measure(self, Span* span, CUevent begin, CUevent end, char* text) noexcept nogil
+    cdef bint measure(self, TimedPhase* span, CUevent begin, CUevent end, char* text) noexcept nogil
     cdef void note_waiting(self, bint waits) noexcept nogil
     cdef bint copy_weights(self, Order* order) noexcept nogil
     cdef bint end_piece(self, LoadPace* pace, char* text) noexcept nogil

@@ -1,29 +1,29 @@
 """Types of the native half, for checkers."""
 
-from clockwork.device._cuda_host import Link
-from clockwork.device._cuda_model import Program
-from clockwork.device._cudriver import Context, DeviceBytes, PinnedBytes, Table
-from clockwork.device._orders import Orders
+from clockwork.device._cuda_host import HostLink
+from clockwork.device._cuda_model import CompiledProgram
+from clockwork.device._cudriver import CudaContext, DeviceBytes, DriverTable, PinnedBytes
+from clockwork.device._orders import DeviceCore
 
-class Core(Orders):
+class CudaCore(DeviceCore):
     fault_text: str
     writes_words: bool
     graph_count: int
     launch_ns: int
-    def record_graph(self, program: Program, has_room: bool) -> tuple[bool, int]: ...
-    def drop_graphs(self, program: Program) -> None: ...
+    def record_graph(self, program: CompiledProgram, has_room: bool) -> tuple[bool, int]: ...
+    def drop_graphs(self, program: CompiledProgram) -> None: ...
     def look(self, text: str) -> bool: ...
     def refuse_host_tier(self) -> None: ...
     def __init__(
         self,
-        table: Table,
-        context: Context,
+        table: DriverTable,
+        context: CudaContext,
         arena: DeviceBytes,
         page_bytes: int,
         page_count: int,
         run_ahead: int,
         spin_ns: int,
-        link: Link,
+        link: HostLink,
         words: PinnedBytes | None,
         load_piece_bytes: int,
     ) -> None: ...

@@ -20,15 +20,15 @@ from libc.string cimport memcpy, memset
 
 from clockwork.device._crash cimport crash_at
 from clockwork.device._cuda_host cimport (
-    COPY_HELD, HOST_FULL, HOST_IN_USE, HOST_NOT_HELD, HOST_OK, HostResult, WeightsCopy)
+    COPY_HELD, HOST_FULL, HOST_IN_USE, HOST_NOT_HELD, HOST_OK, HostResult, CWeightsCopy)
 from clockwork.device._cuda_model cimport (
-    FROM_SIZE, FROM_WEIGHT, LOAD_AHEAD, Argument, CudaModel, Graph, Launch, LoadPace, Mark, Model, Program, Tensor,
+    FROM_SIZE, FROM_WEIGHT, LOAD_AHEAD, Argument, CudaModel, RecordedGraph, Launch, LoadPace, StreamMark, CompiledModel, CompiledProgram, Tensor,
     Variant, Watch, copy_starts, fixed_value, record_graph, say_unserved)
 from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY, CUDA_ERROR_NOT_SUPPORTED
 from clockwork.device._orders cimport (
-    NO_MEMORY, PENDING, Lane, Residency, breathe, make_order, nap, now_ns, thread_time_ns)
+    NO_MEMORY, PENDING, Lane, DeviceModel, breathe, make_order, nap, now_ns, thread_time_ns)
 from clockwork.device._parts cimport (
-    RANK_MOST, Input, Output, Parts, copy_beginning, dtype_bits, fill_seeded)
+    RANK_MOST, Input, Output, BatchParts, copy_beginning, dtype_bits, fill_seeded)
 from clockwork.wire._messages cimport CActionKind
 
 from clockwork.wire.messages import Status
@@ -47,7 +47,7 @@ cdef int INVALID_INPUT = Status.INVALID_INPUT
 
 
 @cython.no_gc_clear  # __dealloc__ still needs the table
-cdef class Core(Orders):
+cdef class CudaCore(DeviceCore):
     """Streams, slots and lanes. The loop's thread calls the methods, unless a docstring says otherwise.
 
     __init__ and release() need the context to be current. The caller owns the memory of arena, slots,
@@ -57,8 +57,8 @@ cdef class Core(Orders):
     LOAD_AHEAD are queued.
     """
 
-    def __cinit__(self, Table table not None, Context context not None, DeviceBytes arena not None, size_t page_bytes,
-                  int64_t page_count, int run_ahead, int64_t spin_ns, Link link not None,
+    def __cinit__(self, DriverTable table not None, CudaContext context not None, DeviceBytes arena not None, size_t page_bytes,
+                  int64_t page_count, int run_ahead, int64_t spin_ns, HostLink link not None,
                   PinnedBytes words, int64_t load_piece_bytes):
         cdef int index
         self.table = table
@@ -75,7 +75,7 @@ cdef class Core(Orders):
         self.slot_memory = [(None, None)] * self.slot_count
         for index in range(self.slot_count):
             self.slots[index].number = index
-            self.rooms.push_back(&self.slots[index])
+            self.all_slots.push_back(&self.slots[index])
         self.opened = True
 
     @property
@@ -125,7 +125,7 @@ cdef class Core(Orders):
     cdef int make_event(self, CUevent* event) except -1:
         return self.table.check(self.api.make_event(event, CU_EVENT_DEFAULT), b"cuEventCreate")
 
-    cdef int make_mark(self, Mark* mark, int index) except -1:
+    cdef int make_mark(self, StreamMark* mark, int index) except -1:
         """Create a mark. index: the index of its word."""
         self.make_event(&mark.event)
         if self.words is not None:
@@ -277,7 +277,7 @@ cdef class Core(Orders):
 
     # ----- graphs, from the preparation thread, with the context current -------------------------
 
-    def record_graph(self, Program program not None, bint has_room):
+    def record_graph(self, CompiledProgram program not None, bint has_room):
         """Record a missing or outdated graph. Each variant has a graph for each slot, with the memory of slot
         and workspace.
 
@@ -288,8 +288,8 @@ cdef class Core(Orders):
         cdef size_t index
         cdef int number, missing = 0
         cdef Variant* variant
-        cdef Graph* graph
-        cdef Graph made
+        cdef RecordedGraph* graph
+        cdef RecordedGraph made
         cdef CUgraphExec old
         cdef const char* call = NULL
         cdef CUresult result
@@ -322,10 +322,10 @@ cdef class Core(Orders):
                 return True, 0
         return False, missing
 
-    def drop_graphs(self, Program program not None):
+    def drop_graphs(self, CompiledProgram program not None):
         """Free the graphs of an unused program. Its modules may be unloaded afterwards."""
         cdef size_t index, number
-        cdef Graph* graph
+        cdef RecordedGraph* graph
         for index in range(program.variants.size()):
             for number in range(program.variants[index].graphs.size()):
                 graph = &program.variants[index].graphs[number]
@@ -372,7 +372,7 @@ cdef class Core(Orders):
     cdef bint take_runs(self, Order* order) noexcept nogil:
         """Keep the LOAD's model in the host store until the order is freed."""
         cdef CudaModel* model = <CudaModel*>order.residency
-        if not Orders.take_runs(self, order):
+        if not DeviceCore.take_runs(self, order):
             return False
         self.lanes.hub.lock()
         copy_starts(model.loading_starts, order.run_starts)
@@ -386,14 +386,14 @@ cdef class Core(Orders):
         cdef CudaModel* model = <CudaModel*>order.residency
         if (<CudaOrder*>order).pins:
             model.store.pin(model.copy[0], -1)
-        Orders.free_order(self, order)
+        DeviceCore.free_order(self, order)
 
     cdef int describe_run(self, Order* given) noexcept nogil:
         """Choose the variant, and allocate the outputs' block."""
         cdef CudaOrder* order = <CudaOrder*>given
         cdef CudaModel* model = <CudaModel*>order.residency
         cdef size_t index
-        cdef Parts* parts = &order.parts
+        cdef BatchParts* parts = &order.parts
         cdef Tensor* tensor
         cdef Output* output
         cdef int axis
@@ -432,7 +432,7 @@ cdef class Core(Orders):
     cdef int place_run(self, Order* order) noexcept nogil:
         """Take a slot for inputs and outputs. Each action that the lanes may hold has a slot, and open()
         has grown all."""
-        if not self.take_room(order) or <int64_t>order.room.bytes < (<CudaOrder*>order).variant.slot_bytes:
+        if not self.take_slot(order) or <int64_t>order.held_slot.bytes < (<CudaOrder*>order).variant.slot_bytes:
             snprintf(order.text, TEXT_BYTES, "no slot for inputs and outputs of %lld bytes",
                      <long long>(<CudaOrder*>order).variant.slot_bytes)
             return DEVICE_ERROR
@@ -459,12 +459,12 @@ cdef class Core(Orders):
         self.lanes.hub.unlock()
         return True
 
-    cdef bint set_mark(self, Mark* mark, CUstream stream, char* text) noexcept nogil:
+    cdef bint set_mark(self, StreamMark* mark, CUstream stream, char* text) noexcept nogil:
         """Queue a mark behind a stream's work. False, with a text, if that fails."""
         return not (self.failed(self.api.record_event(mark.event, stream), b"cuEventRecord", text)
                     or self.failed(mark.set(self.api[0], stream), b"cuStreamWriteValue32", text))
 
-    cdef bint wait(self, Mark* mark, int64_t begin_ns, int64_t expected_ns, int64_t spin_ns,
+    cdef bint wait(self, StreamMark* mark, int64_t begin_ns, int64_t expected_ns, int64_t spin_ns,
                    char* text) noexcept nogil:
         """Wait until a mark is reached. False, with a text, if that fails.
 
@@ -483,7 +483,7 @@ cdef class Core(Orders):
                 breathe()
             now = now_ns()
 
-    cdef bint measure(self, Span* span, CUevent begin, CUevent end, char* text) noexcept nogil:
+    cdef bint measure(self, TimedPhase* span, CUevent begin, CUevent end, char* text) noexcept nogil:
         """Record the end of a phase: now, by this machine's clock. Its duration comes from the device's
         events."""
         cdef float elapsed_ms = 0
@@ -513,7 +513,7 @@ cdef class Core(Orders):
             snprintf(order.text, TEXT_BYTES, "the model is not in the host store")
             order.status = NOT_RESIDENT
         else:
-            Orders.run_load(self, order)
+            DeviceCore.run_load(self, order)
         self.link.leave()
 
     cdef void note_waiting(self, bint waits) noexcept nogil:
@@ -534,7 +534,7 @@ cdef class Core(Orders):
         Inputs that are copied meanwhile wait for the queued pieces alone, even where one engine does all
         copies."""
         cdef CudaModel* model = <CudaModel*>order.residency
-        cdef WeightsCopy* source = model.copy
+        cdef CWeightsCopy* source = model.copy
         cdef LoadPace pace = LoadPace(now_ns(), order.expected_ns, source.bytes())
         cdef int64_t page, index = 0, at, size
         cdef CUdeviceptr target
@@ -623,9 +623,9 @@ cdef class Core(Orders):
         The table lies before the first input and is copied with it. The model may still be loading: the last
         started LOAD tells the places of its weights, which are checked again at the execution.
         """
-        cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef CudaSlot* slot = <CudaSlot*>order.held_slot
         cdef CudaModel* model = <CudaModel*>order.residency
-        cdef Parts* parts = &order.parts
+        cdef BatchParts* parts = &order.parts
         cdef Tensor* tensor
         cdef size_t index, part
         cdef char* base
@@ -679,7 +679,7 @@ cdef class Core(Orders):
 
     cdef int64_t enlarge(self, CudaOrder* order, size_t index, char* base) noexcept nogil:
         """Join the parts of an input smaller than the variant's, zero-padded. Returns the filled bytes."""
-        cdef Parts* parts = &order.parts
+        cdef BatchParts* parts = &order.parts
         cdef Tensor* tensor = &order.variant.inputs[index]
         cdef Input* joined = &parts.inputs[index]
         cdef int64_t size = tensor.used_bytes(joined.dims[0]), at = 0
@@ -726,7 +726,7 @@ cdef class Core(Orders):
 
     cdef bint measure_run(self, CudaOrder* order) noexcept nogil:
         """Record the duration of an ended execution; for a graph, without the host's time to launch it."""
-        cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef CudaSlot* slot = <CudaSlot*>order.held_slot
         return self.measure(&order.execute, slot.run_begin,
                             slot.run_end.event if order.graph == NULL else slot.graph_end, order.text)
 
@@ -752,7 +752,7 @@ cdef class Core(Orders):
     cdef bint wait_for_run(self, CudaOrder* order) noexcept nogil:
         """Wait for the end of an execution, and meanwhile queue the next behind it. False, with a text, on
         failure."""
-        cdef Mark* mark = &(<CudaSlot*>order.room).run_end
+        cdef StreamMark* mark = &(<CudaSlot*>order.held_slot).run_end
         cdef int64_t now = now_ns(), pause_ns
         cdef Watch watch = Watch(order.execute.begin_ns, order.expected_ns, self.spin_ns)
         cdef CUresult state
@@ -796,7 +796,7 @@ cdef class Core(Orders):
 
         The model is resident, and keeps its places during the execution: see is_here().
         """
-        cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef CudaSlot* slot = <CudaSlot*>order.held_slot
         cdef CudaModel* model = <CudaModel*>order.residency
         if not model.write_table(order.variant[0], model.claim.run_starts, self.arena, self.page_bytes, order.sizes,
                                  slot.host + order.variant.table_begin):
@@ -808,8 +808,8 @@ cdef class Core(Orders):
 
         A graph for another slot or workspace does not fit: open() has exchanged them, and records another.
         """
-        cdef CudaSlot* slot = <CudaSlot*>order.room
-        cdef Graph* graph
+        cdef CudaSlot* slot = <CudaSlot*>order.held_slot
+        cdef RecordedGraph* graph
         if slot.number >= order.variant.graphs.size():
             return NULL
         graph = &order.variant.graphs[slot.number]
@@ -817,7 +817,7 @@ cdef class Core(Orders):
 
     cdef bint launch(self, CudaOrder* order) noexcept nogil:
         """Queue an execution, and the copies of its outputs behind it."""
-        cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef CudaSlot* slot = <CudaSlot*>order.held_slot
         cdef int64_t begin_ns = thread_time_ns()
         cdef bint done
         if not self.mend_table(order):
@@ -836,7 +836,7 @@ cdef class Core(Orders):
     cdef bint launch_all(self, CudaOrder* order) noexcept nogil:
         """Queue the launches singly."""
         cdef Variant* variant = order.variant
-        cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef CudaSlot* slot = <CudaSlot*>order.held_slot
         cdef CudaModel* model = <CudaModel*>order.residency
         cdef Launch* launch
         cdef Argument* argument
@@ -866,8 +866,8 @@ cdef class Core(Orders):
 
     cdef bint copy_outputs(self, CudaOrder* order) noexcept nogil:
         """Queue the copies of the outputs behind the execution, on a stream of their own."""
-        cdef Parts* parts = &order.parts
-        cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef BatchParts* parts = &order.parts
+        cdef CudaSlot* slot = <CudaSlot*>order.held_slot
         cdef Tensor* tensor
         cdef size_t index
         cdef int64_t size
@@ -888,7 +888,7 @@ cdef class Core(Orders):
     # ----- the output lane -----------------------------------------------------------------------
 
     cdef bint take_outputs(self, CudaOrder* order) noexcept nogil:
-        cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef CudaSlot* slot = <CudaSlot*>order.held_slot
         cdef size_t index
         cdef Output* output
         cdef Tensor* tensor

@@ -15,7 +15,7 @@ cdef extern from "device/host_pages.h" namespace "clockwork::device" nogil:
         HOST_FULL "clockwork::device::HostResult::FULL"
         HOST_IN_USE "clockwork::device::HostResult::IN_USE"
         HOST_NOT_HELD "clockwork::device::HostResult::NOT_HELD"
-    cppclass WeightsCopy:
+    cppclass CWeightsCopy "clockwork::device::WeightsCopy":
         CopyState state
         string path
         vector[char*] pages
@@ -25,25 +25,25 @@ cdef extern from "device/host_pages.h" namespace "clockwork::device" nogil:
     cppclass CHostPages "clockwork::device::HostPages":
         void assign(char* base, int64_t page_bytes, int64_t page_count) except +
         int64_t used_bytes()
-        CopyState state(const WeightsCopy&)
-        void pin(WeightsCopy&, int loads)
-        HostResult fetch(WeightsCopy&, char* text, size_t text_bytes)
-        HostResult drop(WeightsCopy&)
-        void abandon(WeightsCopy&)
+        CopyState state(const CWeightsCopy&)
+        void pin(CWeightsCopy&, int loads)
+        HostResult fetch(CWeightsCopy&, char* text, size_t text_bytes)
+        HostResult drop(CWeightsCopy&)
+        void abandon(CWeightsCopy&)
 
 cdef extern from "device/link.h" namespace "clockwork::device" nogil:
-    cppclass CLink "clockwork::device::Link":
+    cppclass CHostLink "clockwork::device::HostLink":
         void take()
         void leave()
 
-cdef class Link:
-    cdef CLink link
+cdef class HostLink:
+    cdef CHostLink link
 
 cdef class HostPages:
     cdef CHostPages pages
     cdef PinnedBytes memory  # keeps the memory of the pages alive
 
-cdef class HostCopy:
-    cdef WeightsCopy copy
+cdef class WeightsCopy:
+    cdef CWeightsCopy copy
     cdef HostPages store  # the store of its pages
     cdef readonly bint is_fixed  # whether it stays as long as a device knows its model

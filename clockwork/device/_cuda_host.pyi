@@ -2,13 +2,13 @@
 
 from clockwork.device._cudriver import PinnedBytes
 
-class Link: ...
+class HostLink: ...
 
 class HostPages:
     used_bytes: int
     def __init__(self, memory: PinnedBytes, page_bytes: int, page_count: int) -> None: ...
 
-class HostCopy:
+class WeightsCopy:
     is_fetched: bool
     is_fixed: bool
     def __init__(

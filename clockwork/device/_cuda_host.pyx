@@ -4,7 +4,7 @@
 See csrc/device/host_pages.h."""
 
 
-cdef class Link:
+cdef class HostLink:
     """The link over which all devices of a process are loaded; see csrc/device/link.h."""
 
 
@@ -23,7 +23,7 @@ cdef class HostPages:
         return self.pages.used_bytes()
 
 
-cdef class HostCopy:
+cdef class WeightsCopy:
     """The copy of a model's weights in the host store, present or not.
 
     page_bytes: the bytes of weights in each page of the file. path: the file. store: the owner of the pages.

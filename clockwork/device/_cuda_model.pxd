@@ -4,22 +4,22 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
-from clockwork.device._cuda_host cimport CHostPages, HostCopy, WeightsCopy
+from clockwork.device._cuda_host cimport CHostPages, WeightsCopy, CWeightsCopy
 from clockwork.device._cudriver cimport (
-    CudaApi, CUdeviceptr, CUevent, CUfunction, CUgraphExec, CUresult, CUstream, Kernel)
-from clockwork.device._orders cimport Known, Order, Residency, Room
-from clockwork.device._parts cimport Parts
+    CudaApi, CUdeviceptr, CUevent, CUfunction, CUgraphExec, CUresult, CUstream, CudaKernel)
+from clockwork.device._orders cimport KnownModel, Order, DeviceModel, Slot
+from clockwork.device._parts cimport BatchParts
 
 cdef extern from "device/notice.h" namespace "clockwork::device" nogil:
-    cppclass Mark:
+    cppclass StreamMark:
         CUevent event
         uint32_t* word
         CUresult set(const CudaApi& api, CUstream stream)
     cppclass Watch:
         Watch()
         Watch(int64_t begin_ns, int64_t expected_ns, int64_t spin_ns)
-        CUresult look(const CudaApi& api, const Mark& mark, int64_t now_ns)
-        int64_t pause_ns(const Mark& mark, int64_t now_ns)
+        CUresult look(const CudaApi& api, const StreamMark& mark, int64_t now_ns)
+        int64_t pause_ns(const StreamMark& mark, int64_t now_ns)
         int64_t expected_end_ns()
 
 cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
@@ -36,16 +36,16 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
         void notice(int64_t now_ns)
         int64_t next_ns()
         int64_t left_ns()
-    enum Source "clockwork::device::Source":
-        FROM_WEIGHT "clockwork::device::Source::WEIGHT"
-        FROM_INPUT "clockwork::device::Source::INPUT"
-        FROM_OUTPUT "clockwork::device::Source::OUTPUT"
-        FROM_WORKSPACE "clockwork::device::Source::WORKSPACE"
-        FROM_SIZE "clockwork::device::Source::SIZE"
-        FROM_TABLE "clockwork::device::Source::TABLE"
-        FROM_VALUE "clockwork::device::Source::VALUE"
+    enum ArgumentSource "clockwork::device::ArgumentSource":
+        FROM_WEIGHT "clockwork::device::ArgumentSource::WEIGHT"
+        FROM_INPUT "clockwork::device::ArgumentSource::INPUT"
+        FROM_OUTPUT "clockwork::device::ArgumentSource::OUTPUT"
+        FROM_WORKSPACE "clockwork::device::ArgumentSource::WORKSPACE"
+        FROM_SIZE "clockwork::device::ArgumentSource::SIZE"
+        FROM_TABLE "clockwork::device::ArgumentSource::TABLE"
+        FROM_VALUE "clockwork::device::ArgumentSource::VALUE"
     cppclass Argument:
-        Source source
+        ArgumentSource source
         int index
         uint64_t value
     cppclass Launch:
@@ -57,7 +57,7 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
         vector[uint64_t] values
         vector[void*] pointers
         void make_room() except +
-    cppclass Graph:
+    cppclass RecordedGraph:
         CUgraphExec launches "exec"
         CUdeviceptr slot
         CUdeviceptr workspace
@@ -82,35 +82,35 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
         vector[Argument] table
         int64_t table_begin
         int64_t table_end
-        vector[Graph] graphs
+        vector[RecordedGraph] graphs
         cbool is_recordable()
-        cbool fits(const Parts& parts, cbool batches, int64_t* sizes)
+        cbool fits(const BatchParts& parts, cbool batches, int64_t* sizes)
     cppclass CudaWeight:
         size_t run
         int64_t offset
-    cppclass CudaModel(Residency):
+    cppclass CudaModel(DeviceModel):
         const vector[int]* model_dtypes
         vector[Variant]* variants
         cbool batches
         size_t output_count
-        WeightsCopy* copy
+        CWeightsCopy* copy
         CHostPages* store
         vector[CudaWeight] weights
         vector[int64_t] loading_starts
-        Variant* choose(const Parts& parts, int64_t* sizes)
+        Variant* choose(const BatchParts& parts, int64_t* sizes)
         CUdeviceptr address(int index, const vector[int64_t]& run_starts, CUdeviceptr arena, size_t page_bytes)
         cbool write_table(const Variant& variant, const vector[int64_t]& run_starts, CUdeviceptr arena,
                           size_t page_bytes, const int64_t* sizes, char* table)
-    cppclass CudaSlot(Room):
+    cppclass CudaSlot(Slot):
         size_t number
         char* host
         CUdeviceptr device
         CUevent input_begin
-        Mark input_end
+        StreamMark input_end
         CUevent run_begin
-        Mark run_end
+        StreamMark run_end
         CUevent graph_end
-        Mark output_end
+        StreamMark output_end
     cppclass CudaOrder(Order):
         CudaOrder() except +
         int64_t run_earliest_ns
@@ -119,14 +119,14 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
         int64_t[PADDED_MOST] sizes
         CUgraphExec graph
     void copy_starts(vector[int64_t]& target, const vector[int64_t]& source)
-    void say_unserved(const Parts& parts, char* text, size_t text_bytes)
+    void say_unserved(const BatchParts& parts, char* text, size_t text_bytes)
     uint64_t fixed_value(const Argument& argument, const Variant& variant, const CudaSlot& slot, CUdeviceptr workspace)
 
 cdef extern from "device/cuda_graphs.h" namespace "clockwork::device" nogil:
     CUresult record_graph(const CudaApi& api, const Variant& variant, const CudaSlot& slot, CUdeviceptr workspace,
                           CUstream stream, CUgraphExec* graph, const char** call)
 
-cdef class Program:
+cdef class CompiledProgram:
     cdef readonly size_t input_count
     cdef readonly size_t output_count
     cdef readonly size_t weight_count
@@ -138,7 +138,7 @@ cdef class Program:
     cdef int set_argument(self, Argument* argument, object described) except -1
     cdef int set_variant(self, Variant* variant, object described, list inputs, list outputs) except -1
 
-cdef class Model(Known):
+cdef class CompiledModel(KnownModel):
     cdef CudaModel state
-    cdef readonly Program program
-    cdef readonly HostCopy host
+    cdef readonly CompiledProgram program
+    cdef readonly WeightsCopy host

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from clockwork.device._cuda_host import HostCopy
-from clockwork.device._orders import Known
+from clockwork.device._cuda_host import WeightsCopy
+from clockwork.device._orders import KnownModel
 
 SOURCES: dict[str, int]
 
-class Program:
+class CompiledProgram:
     input_count: int
     output_count: int
     weight_count: int
@@ -23,14 +23,14 @@ class Program:
         variants: list[Any],
     ) -> None: ...
 
-class Model(Known):
-    program: Program
-    host: HostCopy
+class CompiledModel(KnownModel):
+    program: CompiledProgram
+    host: WeightsCopy
     def __init__(
         self,
         model_id: int,
-        program: Program,
-        host: HostCopy,
+        program: CompiledProgram,
+        host: WeightsCopy,
         runs: list[int],
         weights: list[tuple[int, int]],
     ) -> None: ...

@@ -41,7 +41,7 @@ cdef int set_tensor(Tensor* tensor, int dtype, object shape, object symbols, bin
     return 0
 
 
-cdef class Program:
+cdef class CompiledProgram:
     """The launch lists of one architecture, shared by all its models on a device.
 
     inputs, outputs: (dtype, for each axis the number of its padded symbol or -1) each. variants: (batch,
@@ -64,7 +64,7 @@ cdef class Program:
 
     cdef int set_argument(self, Argument* argument, object described) except -1:
         source, argument.index, argument.value = described
-        argument.source = FROM_VALUE if source < 0 else <Source><int>source
+        argument.source = FROM_VALUE if source < 0 else <ArgumentSource><int>source
         return 0
 
     cdef int set_variant(self, Variant* variant, object described, list inputs, list outputs) except -1:
@@ -93,7 +93,7 @@ cdef class Program:
         for number in range(variant.launches.size()):
             launch = &variant.launches[number]
             kernel, grid, block, launch.shared_bytes, arguments = launches[number]
-            launch.function = (<Kernel?>kernel).handle
+            launch.function = (<CudaKernel?>kernel).handle
             for axis in range(3):
                 launch.grid[axis] = grid[axis]
                 launch.block[axis] = block[axis]
@@ -119,14 +119,14 @@ cdef class Program:
         return most
 
 
-cdef class Model(Known):
+cdef class CompiledModel(KnownModel):
     """A prepared model: its program, its weights in the host store, and its residency.
 
     runs: the number of pages of each run, in total the pages of the host copy. weights: (run, offset) each,
     in the program's order.
     """
 
-    def __cinit__(self, int64_t model_id, Program program not None, HostCopy host not None, list runs, list weights):
+    def __cinit__(self, int64_t model_id, CompiledProgram program not None, WeightsCopy host not None, list runs, list weights):
         cdef size_t index
         self.model_id = model_id
         self.at = &self.state

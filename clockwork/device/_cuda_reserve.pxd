@@ -2,11 +2,11 @@
 
 from libc.stdint cimport int64_t
 
-from clockwork.device._cuda cimport Core
+from clockwork.device._cuda cimport CudaCore
 from clockwork.device._cuda_model cimport CudaModel, CudaOrder
-from clockwork.device._orders cimport Residency
+from clockwork.device._orders cimport DeviceModel
 
-cdef class ReservingCore(Core):
+cdef class ReservingCore(CudaCore):
     # The state of the running RESERVE; guarded by the hub's lock:
     cdef CudaOrder* reserved  # NULL: none
     cdef bint reserve_used  # a thread holds the device
@@ -14,7 +14,7 @@ cdef class ReservingCore(Core):
     cdef int64_t reserve_model_id  # the model for which it is wanted
     cdef bint reserve_ended  # waits are to end: the lanes stop, or start anew
 
-    cdef void release_pages(self, Residency* at) noexcept nogil
+    cdef void release_pages(self, DeviceModel* at) noexcept nogil
     cdef bint copy_page(self, CudaModel* model, size_t index, const char* source, int64_t* taken_ns, char* text) noexcept nogil
     cdef void run_alone(self, CudaOrder* order) noexcept nogil
     cdef void execute_order(self, CudaOrder* order) noexcept nogil

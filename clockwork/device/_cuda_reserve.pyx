@@ -10,9 +10,9 @@ from libc.stdint cimport int64_t
 from libc.stdio cimport snprintf
 from libcpp.vector cimport vector
 
-from clockwork.device._cuda_model cimport CudaSlot, Model
+from clockwork.device._cuda_model cimport CudaSlot, CompiledModel
 from clockwork.device._cudriver cimport CUdeviceptr, PinnedBytes
-from clockwork.device._orders cimport PENDING, TEXT_BYTES, Order, Residency, Span, now_ns
+from clockwork.device._orders cimport PENDING, TEXT_BYTES, Order, DeviceModel, TimedPhase, now_ns
 from clockwork.wire._messages cimport CActionKind
 
 from clockwork.device._cudriver import CudaError
@@ -26,7 +26,7 @@ cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
 
 
 @cython.no_gc_clear  # as its base class
-cdef class ReservingCore(Core):
+cdef class ReservingCore(CudaCore):
     """A device with RESERVEs. The loop's thread calls the methods, unless a docstring says otherwise."""
 
     cdef void begin_reserve(self, Order* given) noexcept nogil:
@@ -109,7 +109,7 @@ cdef class ReservingCore(Core):
     # Called by the thread that holds the device, with the context current. No action names the added model
     # yet.
 
-    def claim(self, Model model not None, list run_starts):
+    def claim(self, CompiledModel model not None, list run_starts):
         """Claim pages for the model. Returns a sentence if they are not free."""
         cdef char[TEXT_BYTES] text
         cdef vector[int64_t] starts = run_starts
@@ -124,7 +124,7 @@ cdef class ReservingCore(Core):
             self.lanes.hub.unlock()
         return None if taken else (<bytes>text).decode(errors="replace")
 
-    def copy(self, Model model not None, size_t page, PinnedBytes source=None):
+    def copy(self, CompiledModel model not None, size_t page, PinnedBytes source=None):
         """Copy a page of the model from ``source``, or from the host store, to its claimed page.
 
         Returns the time in ns. Raises CudaError."""
@@ -146,7 +146,7 @@ cdef class ReservingCore(Core):
                         char* text) noexcept nogil:
         cdef size_t run = 0, page = index
         cdef CUdeviceptr target
-        cdef Span span
+        cdef TimedPhase span
         while page >= <size_t>model.claim.run_pages[run]:
             page -= model.claim.run_pages[run]
             run += 1
@@ -164,21 +164,21 @@ cdef class ReservingCore(Core):
         taken_ns[0] = span.duration_ns
         return True
 
-    def settle(self, Model model not None, int64_t load_id):
+    def settle(self, CompiledModel model not None, int64_t load_id):
         """Mark the model as loaded: its pages are filled."""
         self.lanes.hub.lock()
         model.at.load_id = load_id
         model.at.resident = True
         self.lanes.hub.unlock()
 
-    def abandon(self, Model model not None):
+    def abandon(self, CompiledModel model not None):
         """Release the model's pages. Needs no reservation."""
         with nogil:
             self.lanes.hub.lock()
             self.release_pages(model.at)
             self.lanes.hub.unlock()
 
-    cdef void release_pages(self, Residency* at) noexcept nogil:
+    cdef void release_pages(self, DeviceModel* at) noexcept nogil:
         at.resident = False
         self.pages.release(at.claim)
 
@@ -196,7 +196,7 @@ cdef class ReservingCore(Core):
 
     cdef void execute_order(self, CudaOrder* order) noexcept nogil:
         """Execute an order, and set its status and text."""
-        cdef Residency* at
+        cdef DeviceModel* at
         cdef int status
         self.lanes.hub.lock()
         at = order.residency = self.roster.find(order.model_id)
@@ -217,7 +217,7 @@ cdef class ReservingCore(Core):
 
     cdef void run_alone(self, CudaOrder* order) noexcept nogil:
         """Execute an order whose inputs are copied, alone, and fetch its outputs."""
-        cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef CudaSlot* slot = <CudaSlot*>order.held_slot
         if not self.may_run(order):
             order.status = NOT_RESIDENT
             return

@@ -95,13 +95,13 @@ cdef enum:
     LOG_BYTES = 4096
     PARAMETERS_MAX = 512  # the most parameters of a kernel: ARGUMENTS_MAX of the config
 
-cdef class Context:
+cdef class CudaContext:
     cdef CUcontext handle
 
-cdef class Module:
+cdef class CudaModule:
     cdef CUmodule handle
 
-cdef class Kernel:
+cdef class CudaKernel:
     cdef CUfunction handle
 
 cdef class DeviceBytes:
@@ -111,7 +111,7 @@ cdef class PinnedBytes:
     cdef char* data
     cdef readonly size_t size
 
-cdef class Table:
+cdef class DriverTable:
     cdef CudaApi api
     cdef readonly str path
     cdef readonly int version  # 12040 means 12.4

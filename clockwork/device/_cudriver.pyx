@@ -29,7 +29,7 @@ cdef enum:
 
 # Handles made by a table, or by another library (CuPy) and given by address. No handle frees its resource.
 
-cdef class Context:
+cdef class CudaContext:
     def __cinit__(self, size_t address=0):
         self.handle = <CUcontext>address
 
@@ -38,11 +38,11 @@ cdef class Context:
         return <size_t>self.handle
 
 
-cdef class Module:
+cdef class CudaModule:
     pass
 
 
-cdef class Kernel:
+cdef class CudaKernel:
     """A kernel, which is valid as long as its module."""
 
     def __cinit__(self, size_t address=0):
@@ -75,7 +75,7 @@ cdef class PinnedBytes:
         PyBuffer_FillInfo(buffer, self, self.data, self.size, False, flags)
 
 
-cdef class Table:
+cdef class DriverTable:
     """The driver, opened from a library of this name or path. Raises CudaError, naming what is missing."""
 
     def __cinit__(self, str path):
@@ -145,7 +145,7 @@ cdef class Table:
     def retain_context(self, int ordinal):
         """Retain and return the device's primary context, until release_context()."""
         cdef CUdevice device = 0
-        cdef Context context = Context()
+        cdef CudaContext context = CudaContext()
         cdef CUresult result
         self.check(self.api.device(&device, ordinal), b"cuDeviceGet")
         with nogil:
@@ -161,7 +161,7 @@ cdef class Table:
             result = self.api.release_context(device)
         self.check(result, b"cuDevicePrimaryCtxRelease")
 
-    def make_current(self, Context context not None):
+    def make_current(self, CudaContext context not None):
         """Make a context current in the calling thread."""
         self.check(self.api.set_context(context.handle), b"cuCtxSetCurrent")
 
@@ -227,7 +227,7 @@ cdef class Table:
         return round(1e6 * elapsed_ms)
 
     def load_module(self, image):
-        cdef Module module = Module()
+        cdef CudaModule module = CudaModule()
         cdef CUresult result
         cdef Py_buffer data
         PyObject_GetBuffer(image, &data, PyBUF_SIMPLE)
@@ -239,7 +239,7 @@ cdef class Table:
         self.check(result, b"cuModuleLoadData")
         return module
 
-    def unload_module(self, Module module not None):
+    def unload_module(self, CudaModule module not None):
         cdef CUresult result
         with nogil:
             result = self.api.unload_module(module.handle)
@@ -277,13 +277,13 @@ cdef class Table:
             said = (<bytes>log).decode(errors="replace").strip()
             raise CudaError(f"{error}: {said}" if said else str(error), error.code) from None
 
-    def function(self, Module module not None, str name):
-        cdef Kernel found = Kernel()
+    def function(self, CudaModule module not None, str name):
+        cdef CudaKernel found = CudaKernel()
         cdef bytes text = name.encode()
         self.check(self.api.function(&found.handle, module.handle, text), b"cuModuleGetFunction")
         return found
 
-    def needs(self, Kernel kernel not None):
+    def needs(self, CudaKernel kernel not None):
         """Return a kernel's (most threads of a block, bytes of static shared memory, registers)."""
         cdef int threads = 0, shared = 0, registers = 0
         self.check(self.api.function_attribute(
@@ -294,7 +294,7 @@ cdef class Table:
             &registers, CU_FUNC_ATTRIBUTE_NUM_REGS, kernel.handle), b"cuFuncGetAttribute")
         return threads, shared, registers
 
-    def parameters(self, Kernel kernel not None):
+    def parameters(self, CudaKernel kernel not None):
         """Return the bytes of each parameter of a kernel; None if the driver cannot tell."""
         cdef size_t offset = 0, size = 0
         cdef CUresult result
@@ -310,12 +310,12 @@ cdef class Table:
             sizes.append(size)
         return sizes
 
-    def allow_shared(self, Kernel kernel not None, int size):
+    def allow_shared(self, CudaKernel kernel not None, int size):
         """Allow a kernel this much dynamic shared memory; more than 48 KiB must be requested."""
         self.check(self.api.set_function(
             kernel.handle, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, size), b"cuFuncSetAttribute")
 
-    def local_bytes(self, Kernel kernel not None):
+    def local_bytes(self, CudaKernel kernel not None):
         """Return the bytes of a kernel's local memory, which each thread has beside its registers."""
         cdef int size = 0
         self.check(self.api.function_attribute(

@@ -9,14 +9,14 @@ from libcpp.string cimport string
 from libcpp.utility cimport move, pair
 from libcpp.vector cimport vector
 
-from clockwork.device._orders cimport Action, Order as LaneOrder, Outlet, Port, Whereabouts
+from clockwork.device._orders cimport Action, Order as LaneOrder, DeviceOutlet, DevicePort, RunningActions
 from clockwork.device._orders cimport completion_of, note_order
 from clockwork.wire._messages cimport CActionKind, CLane, CStatus
 
 from clockwork.wire.messages import KIND_OF, Status
 
 cdef extern from "device/emulated.h" namespace "clockwork::emulated" nogil:
-    cdef cppclass Settings:
+    cdef cppclass EmulatedSettings:
         uint32_t page_count, run_ahead
         int64_t unload_ns
         double exec_noise, load_noise, exec_outlier, load_outlier, outlier_factor
@@ -31,7 +31,7 @@ cdef extern from "device/emulated.h" namespace "clockwork::emulated" nogil:
         PageRun(uint32_t first, uint32_t count)
         uint32_t first, count
 
-    cdef cppclass Order:
+    cdef cppclass EmulatedOrder:
         uint64_t id
         CActionKind kind
         uint32_t token
@@ -41,41 +41,41 @@ cdef extern from "device/emulated.h" namespace "clockwork::emulated" nogil:
         uint64_t bytes
         vector[PageRun] pages
 
-    cdef cppclass Done:
+    cdef cppclass EmulatedEnd:
         uint32_t token
         CStatus status
         int64_t begin_ns, end_ns, waited_ns
 
-    string sentence(const Done &done) except +
+    string sentence(const EmulatedEnd &done) except +
 
-    cdef cppclass Resident:
+    cdef cppclass EmulatedResidency:
         int64_t model_id
         uint64_t load_id
         vector[PageRun] pages
 
-    cdef cppclass Device:
-        const Order *running(CLane lane)
-        const Resident *resident(int64_t model_id)
+    cdef cppclass EmulatedDevice:
+        const EmulatedOrder *running(CLane lane)
+        const EmulatedResidency *resident(int64_t model_id)
         uint64_t held_pages()
 
 cdef extern from "device/emulated_machine.h" namespace "clockwork::emulated" nogil:
     cdef cppclass EndedAction "clockwork::emulated::Machine::Ended":
         uint32_t device
-        Done done
+        EmulatedEnd done
 
     cdef cppclass CMachine "clockwork::emulated::Machine":
-        CMachine(const Settings &settings, uint32_t device_count, uint64_t host_bytes, cbool shares_link, double speed,
+        CMachine(const EmulatedSettings &settings, uint32_t device_count, uint64_t host_bytes, cbool shares_link, double speed,
                  uint64_t seed, size_t stale_max) except +
         vector[EndedAction] ended
         void advance(int64_t now) except +
-        void start(uint32_t device, Order order, int64_t now) except +
+        void start(uint32_t device, EmulatedOrder order, int64_t now) except +
         void revoke(uint32_t device, uint64_t action_id, int64_t now) except +
         void end_run(uint32_t device, uint64_t action_id, int64_t now) except +
         void reset(uint32_t device, int64_t now) except +
         void clear_store() except +
         int64_t next_ns()
         size_t event_count()
-        const Device &device(uint32_t number)
+        const EmulatedDevice &device(uint32_t number)
         uint64_t host_bytes()
         cbool is_resident(int64_t model_id)
         cbool is_used(int64_t model_id)
@@ -115,7 +115,7 @@ cdef extern from "device/fleet.h" namespace "clockwork::emulated" nogil:
         IN_USE
 
     cdef cppclass CFleet "clockwork::emulated::Fleet":
-        CFleet(const Settings& settings, const FleetSettings& fleet) except +OSError
+        CFleet(const EmulatedSettings& settings, const FleetSettings& fleet) except +OSError
         int fd()
         void close_timer()
         void add_model(int64_t model_id, shared_ptr[const FleetModel] model) except +
@@ -123,7 +123,7 @@ cdef extern from "device/fleet.h" namespace "clockwork::emulated" nogil:
         void begin(uint32_t device, FleetOrder* order, int64_t now)
         void revoke(uint32_t device, int64_t action_id, int64_t now)
         void end_run(uint32_t device, int64_t action_id, int64_t now)
-        Whereabouts look(uint32_t device, int64_t now)
+        RunningActions look(uint32_t device, int64_t now)
         int64_t near_ns(int64_t now)
         vector[uint32_t] ended(int64_t now) except +
         Action* take(uint32_t device, int64_t now)
@@ -146,9 +146,9 @@ cdef extern from *:
         std::uint32_t number;
 
         static FleetPlace& of(void* self) { return *static_cast<FleetPlace*>(self); }
-        device::Port port() {
+        device::DevicePort port() {
             using device::now_ns;
-            device::Port made;
+            device::DevicePort made;
             made.self = this;
             made.make = [](void*) -> device::Order* { return new (std::nothrow) FleetOrder(); };
             made.begin = [](void* self, device::Order* order) {
@@ -161,14 +161,14 @@ cdef extern from *:
             made.end_run = [](void* self, std::int64_t id) {
                 of(self).fleet->end_run(of(self).number, id, now_ns());
             };
-            made.look = [](void* self, device::Whereabouts* found) {
+            made.look = [](void* self, device::RunningActions* found) {
                 *found = of(self).fleet->look(of(self).number, now_ns());
             };
             made.is_broken = [](void*) { return false; };
             return made;
         }
     };
-    inline device::Outlet outlet_of(Fleet& fleet) {
+    inline device::DeviceOutlet outlet_of(Fleet& fleet) {
         return {&fleet, fleet.fd(), [](void* self) { return static_cast<Fleet*>(self)->take_all(); }};
     }
     inline void free_order(device::Order* order) { delete static_cast<FleetOrder*>(order); }
@@ -177,8 +177,8 @@ cdef extern from *:
     cdef cppclass FleetPlace "clockwork::emulated::FleetPlace":
         CFleet* fleet
         uint32_t number
-        Port port()
-    Outlet outlet_of "clockwork::emulated::outlet_of"(CFleet& fleet)
+        DevicePort port()
+    DeviceOutlet outlet_of "clockwork::emulated::outlet_of"(CFleet& fleet)
     void free_fleet_order "clockwork::emulated::free_order"(LaneOrder* order)
 
 cdef uint32_t NO_PAGE = 0xFFFFFFFF  # a page number beyond every arena
@@ -191,7 +191,7 @@ cdef inline uint64_t id_of(object number):
     return <uint64_t>(number & 0xFFFFFFFFFFFFFFFF)
 
 
-cdef int set_settings(Settings* settings, dict given) except -1:
+cdef int set_settings(EmulatedSettings* settings, dict given) except -1:
     """Set the bounds that are given by name; see csrc/device/emulated.h."""
     settings.page_count, settings.run_ahead = given["page_count"], given["run_ahead"]
     settings.unload_ns = given.get("unload_ns", 0)
@@ -214,13 +214,13 @@ cdef class Fleet:
 
     cdef unique_ptr[CFleet] fleet
     cdef vector[FleetPlace] places
-    cdef vector[Port] ports
-    cdef Outlet all_ended
+    cdef vector[DevicePort] ports
+    cdef DeviceOutlet all_ended
     cdef object clock
 
     def __init__(self, clock, uint32_t count, *, host_bytes, shares_link, seed, stale_max, slot_bytes_max, page_bytes, spin_ns,
                  is_unending, **settings):
-        cdef Settings machine
+        cdef EmulatedSettings machine
         cdef FleetSettings given
         cdef uint32_t number
         set_settings(&machine, settings)
@@ -238,12 +238,12 @@ cdef class Fleet:
 
     def port(self, uint32_t device):
         """Return the capsule by which a road drives this device. It is valid as long as the fleet."""
-        return PyCapsule_New(&self.ports[device], b"clockwork.Port", NULL)
+        return PyCapsule_New(&self.ports[device], b"clockwork.DevicePort", NULL)
 
     def outlet(self):
         """Return the capsule by which a road takes all devices' ended orders. It is valid as long as the
         fleet."""
-        return PyCapsule_New(&self.all_ended, b"clockwork.Outlet", NULL)
+        return PyCapsule_New(&self.all_ended, b"clockwork.DeviceOutlet", NULL)
 
     def fileno(self):
         return self.fleet.get().fd()
@@ -288,7 +288,7 @@ cdef class Fleet:
 
     def look(self, uint32_t device):
         """Return the ids of the actions that the execute, load and fetch lanes run; 0 for none."""
-        cdef Whereabouts found = self.fleet.get().look(device, self.clock())
+        cdef RunningActions found = self.fleet.get().look(device, self.clock())
         return found.execution, found.load, found.fetch
 
     def ended(self):
@@ -344,7 +344,7 @@ cdef class Machine:
     The caller gives all times, which never decrease."""
 
     cdef unique_ptr[CMachine] _machine
-    cdef Settings _settings
+    cdef EmulatedSettings _settings
     cdef dict _owners  # by token: the device, and the caller's owner of the action
     cdef uint32_t _token
 
@@ -358,7 +358,7 @@ cdef class Machine:
     def start(self, uint32_t device, int64_t now, action, owner, int64_t profiled_ns=0, uint64_t size=0, runs=()):
         """Queue an action on its lane; take() returns `owner`. size: bytes of its inputs, or of the fetched
         model."""
-        cdef Order order
+        cdef EmulatedOrder order
         order.id = id_of(action.action_id)
         order.kind = <CActionKind><uint8_t><int>KIND_OF[type(action)]
         order.model_id = action.model_id
@@ -421,7 +421,7 @@ cdef class Machine:
         return self._machine.get().host_bytes()
 
     cdef object _running(self, uint32_t device, CLane lane):
-        cdef const Order *order = self._machine.get().device(device).running(lane)
+        cdef const EmulatedOrder *order = self._machine.get().device(device).running(lane)
         return None if order is NULL else self._owners[order.token][1]
 
     def running(self, uint32_t device):
@@ -433,7 +433,7 @@ cdef class Machine:
 
     def residency(self, uint32_t device, int64_t model_id):
         """Return (load id, first page of each run) of a loading or loaded model; None for any other."""
-        cdef const Resident *found = self._machine.get().device(device).resident(model_id)
+        cdef const EmulatedResidency *found = self._machine.get().device(device).resident(model_id)
         if found is NULL:
             return None
         return found.load_id, tuple([found.pages[run].first for run in range(found.pages.size())])

@@ -7,7 +7,7 @@ from libcpp.deque cimport deque
 from libcpp.memory cimport unique_ptr
 from libcpp.vector cimport vector
 
-from clockwork.device._parts cimport Lengths, Parts, Views
+from clockwork.device._parts cimport Lengths, BatchParts, RequestTensors
 from clockwork.wire._messages cimport CActionKind
 
 cdef extern from "device/lane.h" namespace "clockwork::device" nogil:
@@ -19,11 +19,11 @@ cdef extern from "device/lane.h" namespace "clockwork::device" nogil:
         int64_t latest_ns
         int32_t status
         Action* next
-    cppclass Listener:
+    cppclass EndListener:
         pass
     cppclass Hub:
         int event_fd
-        void listen(const Listener&)
+        void listen(const EndListener&)
         void close()
         void lock()
         void unlock()
@@ -64,46 +64,46 @@ cdef extern from "device/claims.h" namespace "clockwork::device" nogil:
 cdef extern from "device/order.h" namespace "clockwork::device" nogil:
     enum:
         TEXT_BYTES
-    cppclass Span:
+    cppclass TimedPhase:
         int64_t begin_ns
         int64_t end_ns
         int64_t duration_ns
         void begin()
         void end()
-    cppclass Residency:
+    cppclass DeviceModel:
         cbool resident
         int64_t load_id
         Claim claim
         int32_t pending
         const vector[int]* model_dtypes
         const Lengths* model_lengths
-    cppclass Keeper:
+    cppclass BufferOwner:
         pass
     cppclass Roster:
-        void add(int64_t model_id, Residency* residency) except +
+        void add(int64_t model_id, DeviceModel* residency) except +
         void remove(int64_t model_id)
-        Residency* find(int64_t model_id)
-    cppclass Room:
+        DeviceModel* find(int64_t model_id)
+    cppclass Slot:
         size_t bytes
         cbool busy
     cppclass Order(Action):
         Order() except +
         CActionKind kind
         int64_t model_id
-        Residency* residency
+        DeviceModel* residency
         int64_t load_id
         int64_t expected_ns
         vector[int64_t] run_starts
-        Views views
-        unique_ptr[Keeper] keeper
+        RequestTensors views
+        unique_ptr[BufferOwner] buffer_owner
         int64_t received_ns
         cbool revoked
         cbool begun
-        Parts parts
-        Room* room
-        Span copy_in
-        Span execute
-        Span copy_out
+        BatchParts parts
+        Slot* held_slot
+        TimedPhase copy_in
+        TimedPhase execute
+        TimedPhase copy_out
         char[TEXT_BYTES] text
         cbool has_wrong_bool()
     T* make_order[T]()
@@ -117,13 +117,13 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
         Lane* find(const char* name)
         int32_t run_count()
         int64_t running(const Lane&)
-        cbool needs(const Residency*, int64_t load_id)
+        cbool needs(const DeviceModel*, int64_t load_id)
         Order* revoke(int64_t action_id, int32_t status)
         vector[Order*] clear() except +
         void stop()
 
 cdef extern from "device/pinned.h" namespace "clockwork::device" nogil:
-    cppclass Pinned(Keeper):
+    cppclass Pinned(BufferOwner):
         Pinned() except +
         deque[Py_buffer] buffers
 
@@ -136,41 +136,41 @@ cdef extern from "device/join.h" namespace "clockwork::device" nogil:
     Joined join(Order&)
 
 cdef extern from "device/port.h" namespace "clockwork::device" nogil:
-    cppclass Whereabouts:
+    cppclass RunningActions:
         int64_t execution
         int64_t load
         int64_t fetch
-    cppclass Port:
+    cppclass DevicePort:
         void* self
         Order* (*make)(void*) noexcept nogil
         void (*begin)(void*, Order*) noexcept nogil
         void (*free)(void*, Order*) noexcept nogil
         void (*revoke)(void*, int64_t) noexcept nogil
         void (*end_run)(void*, int64_t) noexcept nogil
-        void (*look)(void*, Whereabouts*) noexcept nogil
+        void (*look)(void*, RunningActions*) noexcept nogil
         cbool (*is_broken)(void*) noexcept nogil
-    cppclass Outlet:
+    cppclass DeviceOutlet:
         void* self
         int fd
         Action* (*take)(void*) noexcept nogil
-        void (*listen)(void*, const Listener*) noexcept nogil
+        void (*listen)(void*, const EndListener*) noexcept nogil
 
 cdef int note_order(Order* order, object action, object parts) except -1
 cdef object completion_of(Order* order)
 
-cdef class Known:
-    cdef Residency* at  # a member of the subclass
+cdef class KnownModel:
+    cdef DeviceModel* at  # a member of the subclass
     cdef readonly int64_t model_id
 
     cdef int set_runs(self, object pages) except -1
 
-cdef class Orders:
+cdef class DeviceCore:
     cdef Lanes lanes
     cdef Lane* first  # the first lane of an execution
     cdef PageTable pages  # guarded by the hub's lock
     cdef Roster roster  # the models; guarded by the hub's lock
     cdef const char* no_host_tier  # the reason for which FETCH and DROP are refused; NULL: they are taken
-    cdef vector[Room*] rooms  # members of the subclass: one for each slot
+    cdef vector[Slot*] all_slots  # members of the subclass: one for each slot
     cdef readonly size_t page_bytes
     cdef readonly int64_t page_count
     cdef readonly int slot_count
@@ -179,8 +179,8 @@ cdef class Orders:
     cdef bint waits_for_link
     cdef int64_t spin_ns
     cdef dict models
-    cdef Port road_port
-    cdef Outlet road_outlet
+    cdef DevicePort road_port
+    cdef DeviceOutlet road_outlet
 
     cdef int set_bounds(self, int64_t page_count, size_t page_bytes, int run_ahead, int64_t spin_ns) except -1
 
@@ -188,12 +188,12 @@ cdef class Orders:
     cdef void enter(self, Lane* lane) noexcept nogil
     cdef Lane* run(self, Lane* lane, Order* order) noexcept nogil
     cdef bint bring_weights(self, Order* order) noexcept nogil
-    cdef void drop_weights(self, Residency* at) noexcept nogil
+    cdef void drop_weights(self, DeviceModel* at) noexcept nogil
     cdef void cut_short(self, bint wanted) noexcept nogil
     cdef Order* new_order(self) noexcept nogil
     cdef void end_execution(self, int64_t action_id) noexcept nogil
     cdef bint is_broken(self) noexcept nogil
-    cdef void look_at_lanes(self, Whereabouts* found) noexcept nogil
+    cdef void look_at_lanes(self, RunningActions* found) noexcept nogil
     cdef int describe_run(self, Order* order) noexcept nogil
     cdef int place_run(self, Order* order) noexcept nogil
     cdef void begin_reserve(self, Order* order) noexcept nogil
@@ -202,12 +202,12 @@ cdef class Orders:
 
     cdef void run_load(self, Order* order) noexcept nogil
     cdef void run_unload(self, Order* order) noexcept nogil
-    cdef void evict(self, Residency* at) noexcept nogil
+    cdef void evict(self, DeviceModel* at) noexcept nogil
     cdef bint is_here(self, Order* order) noexcept nogil
     cdef size_t slot_bytes(self) noexcept nogil
     cdef int64_t held_pages(self) noexcept nogil
-    cdef bint take_room(self, Order* order) noexcept nogil
-    cdef void drop_room(self, Order* order) noexcept nogil
+    cdef bint take_slot(self, Order* order) noexcept nogil
+    cdef void drop_slot(self, Order* order) noexcept nogil
     cdef void begin(self, Order* order) noexcept nogil
     cdef void begin_execution(self, Order* order) noexcept nogil
     cdef int join_inputs(self, Order* order) noexcept nogil

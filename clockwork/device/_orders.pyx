@@ -3,8 +3,8 @@
 
 An order is made from an action and begins on the caller's thread. A lane's thread runs it. The thread that
 takes the ended orders frees it. None of these steps needs the GIL. A worker's road (csrc/worker/road.h) uses
-a Port for them; start() and poll() are for callers in Python, whose orders have pinned buffers. The hub's
-lock guards lanes, models, owners of pages, residency and slots; see csrc/device/lane.h and order.h.
+a DevicePort for them; start() and poll() are for callers in Python, whose orders have pinned buffers. The
+hub's lock guards lanes, models, owners of pages, residency and slots; see csrc/device/lane.h and order.h.
 Subclasses implement copies of weights and executions.
 """
 
@@ -14,7 +14,7 @@ from libc.stdint cimport uint8_t
 from libc.stdio cimport snprintf
 
 from clockwork.device._crash cimport crash_at, crash_enter, crash_leave
-from clockwork.device._parts cimport View, Views, list_parts
+from clockwork.device._parts cimport RequestTensor, RequestTensors, list_parts
 
 from clockwork.device.base import Completion
 from clockwork.wire.messages import KIND_OF, Status
@@ -32,9 +32,9 @@ cdef int TOO_LATE = Status.TOO_LATE
 cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
 
 
-cdef int note_view(Views* views, object dtype, object shape) except -1:
+cdef int note_view(RequestTensors* views, object dtype, object shape) except -1:
     """Add a tensor without bytes."""
-    cdef View view
+    cdef RequestTensor view
     cdef int64_t extent
     view.dtype, view.rank, view.first = dtype, len(shape), views.dims.size()
     for extent in shape:
@@ -47,7 +47,7 @@ cdef int pin_views(Order* order, object parts) except -1:
     """Set an order's inputs to these parts of views, whose buffers are pinned until the order is freed."""
     cdef Pinned* pinned = new Pinned()
     cdef Py_buffer* buffer
-    order.keeper.reset(pinned)
+    order.buffer_owner.reset(pinned)
     for part in parts:
         for dtype, shape, data in part:
             note_view(&order.views, dtype, shape)
@@ -94,7 +94,7 @@ cdef object completion_of(Order* order):
     )
 
 
-cdef class Known:
+cdef class KnownModel:
     """A prepared model and its residency. A subclass holds the records of both."""
 
     cdef int set_runs(self, object pages) except -1:
@@ -104,50 +104,50 @@ cdef class Known:
         return 0
 
 
-# The functions of a Port; see csrc/device/port.h.
+# The functions of a DevicePort; see csrc/device/port.h.
 
-cdef Order* road_make(Orders self) noexcept nogil:
+cdef Order* road_make(DeviceCore self) noexcept nogil:
     return self.new_order()
 
 
-cdef void road_begin(Orders self, Order* order) noexcept nogil:
+cdef void road_begin(DeviceCore self, Order* order) noexcept nogil:
     self.begin(order)
 
 
-cdef void road_free(Orders self, Order* order) noexcept nogil:
+cdef void road_free(DeviceCore self, Order* order) noexcept nogil:
     self.free_order(order)
 
 
-cdef void road_revoke(Orders self, int64_t action_id) noexcept nogil:
+cdef void road_revoke(DeviceCore self, int64_t action_id) noexcept nogil:
     self.revoke_order(action_id)
 
 
-cdef void road_end_run(Orders self, int64_t action_id) noexcept nogil:
+cdef void road_end_run(DeviceCore self, int64_t action_id) noexcept nogil:
     self.end_execution(action_id)
 
 
-cdef void road_look(Orders self, Whereabouts* found) noexcept nogil:
+cdef void road_look(DeviceCore self, RunningActions* found) noexcept nogil:
     self.look_at_lanes(found)
 
 
-cdef cbool road_is_broken(Orders self) noexcept nogil:
+cdef cbool road_is_broken(DeviceCore self) noexcept nogil:
     return self.is_broken()
 
 
-cdef Action* road_take(Orders self) noexcept nogil:
+cdef Action* road_take(DeviceCore self) noexcept nogil:
     return self.lanes.hub.take_ended()
 
 
-cdef void road_listen(Orders self, const Listener* listener) noexcept nogil:
-    cdef Listener nobody
+cdef void road_listen(DeviceCore self, const EndListener* listener) noexcept nogil:
+    cdef EndListener nobody
     self.lanes.hub.listen(nobody if listener == NULL else listener[0])
 
 
-cdef class Orders:
+cdef class DeviceCore:
     """Models, pages, slots and actions. The loop's thread calls methods, unless one says otherwise."""
 
     def __cinit__(self, *arguments):
-        """arguments: for subclasses, which call set_bounds(), and set ``first`` and ``rooms``."""
+        """arguments: for subclasses, which call set_bounds(), and set ``first`` and ``all_slots``."""
         self.models = {}
         if self.lanes.hub.event_fd < 0:
             raise OSError("cannot make an eventfd")
@@ -157,11 +157,11 @@ cdef class Orders:
         self.road_port.free = <void (*)(void*, Order*) noexcept nogil>road_free
         self.road_port.revoke = <void (*)(void*, int64_t) noexcept nogil>road_revoke
         self.road_port.end_run = <void (*)(void*, int64_t) noexcept nogil>road_end_run
-        self.road_port.look = <void (*)(void*, Whereabouts*) noexcept nogil>road_look
+        self.road_port.look = <void (*)(void*, RunningActions*) noexcept nogil>road_look
         self.road_port.is_broken = <cbool (*)(void*) noexcept nogil>road_is_broken
         self.road_outlet.fd = self.lanes.hub.event_fd
         self.road_outlet.take = <Action* (*)(void*) noexcept nogil>road_take
-        self.road_outlet.listen = <void (*)(void*, const Listener*) noexcept nogil>road_listen
+        self.road_outlet.listen = <void (*)(void*, const EndListener*) noexcept nogil>road_listen
 
     cdef int set_bounds(self, int64_t page_count, size_t page_bytes, int run_ahead, int64_t spin_ns) except -1:
         self.page_count = page_count
@@ -189,7 +189,7 @@ cdef class Orders:
         Returns False, with a text, on failure, once no copy writes to the pages any more."""
         return False
 
-    cdef void drop_weights(self, Residency* at) noexcept nogil:
+    cdef void drop_weights(self, DeviceModel* at) noexcept nogil:
         """Release the resources of bring_weights(), complete or not. The pages are freed afterwards."""
 
     cdef void cut_short(self, bint wanted) noexcept nogil:
@@ -221,7 +221,7 @@ cdef class Orders:
 
     # ----- models ----------------------------------------------------------------------------
 
-    def add_model(self, Known model):
+    def add_model(self, KnownModel model):
         """Make a model known. Any thread."""
         self.models[model.model_id] = model
         self.lanes.hub.lock()
@@ -233,7 +233,7 @@ cdef class Orders:
 
     def remove_model(self, model_id):
         """Drop and return a model, if known. Any thread. Raises ValueError if it is resident or in use."""
-        cdef Known model = self.models.get(model_id)
+        cdef KnownModel model = self.models.get(model_id)
         cdef bint resident, pending
         if model is None:
             return None
@@ -286,7 +286,7 @@ cdef class Orders:
                 if onward != NULL:
                     lane.pass_on(order[0], onward[0])
                 else:
-                    self.drop_room(order)
+                    self.drop_slot(order)
                     lane.end(order[0])
             crash_leave()
 
@@ -298,7 +298,7 @@ cdef class Orders:
 
     cdef void run_load(self, Order* order) noexcept nogil:
         """Check the pages of a LOAD, claim them for its model, and fill them."""
-        cdef Residency* at = order.residency
+        cdef DeviceModel* at = order.residency
         cdef int status = OK
         order.execute.begin()
         self.lanes.hub.lock()
@@ -320,7 +320,7 @@ cdef class Orders:
 
     cdef void run_unload(self, Order* order) noexcept nogil:
         """Free the pages, unless an INFER that needs them waits or runs. No INFER can start afterwards."""
-        cdef Residency* at = order.residency
+        cdef DeviceModel* at = order.residency
         cdef int status = OK
         order.execute.begin()
         self.lanes.hub.lock()
@@ -336,7 +336,7 @@ cdef class Orders:
         order.execute.end()
         order.status = status
 
-    cdef void evict(self, Residency* at) noexcept nogil:
+    cdef void evict(self, DeviceModel* at) noexcept nogil:
         self.drop_weights(at)
         self.lanes.hub.lock()
         self.pages.release(at.claim)
@@ -359,38 +359,38 @@ cdef class Orders:
 
     cdef size_t slot_bytes(self) noexcept nogil:
         """The bytes of all slots."""
-        cdef Room* room
+        cdef Slot* slot
         cdef size_t found = 0
         self.lanes.hub.lock()
-        for room in self.rooms:
-            found += room.bytes
+        for slot in self.all_slots:
+            found += slot.bytes
         self.lanes.hub.unlock()
         return found
 
-    cdef bint take_room(self, Order* order) noexcept nogil:
+    cdef bint take_slot(self, Order* order) noexcept nogil:
         """Give an action the largest free slot. False if no slot is free."""
-        cdef Room* room
-        cdef Room* best = NULL
+        cdef Slot* slot
+        cdef Slot* best = NULL
         self.lanes.hub.lock()
-        for room in self.rooms:
-            if not room.busy and (best == NULL or room.bytes > best.bytes):
-                best = room
+        for slot in self.all_slots:
+            if not slot.busy and (best == NULL or slot.bytes > best.bytes):
+                best = slot
         if best != NULL:
             best.busy = True
         self.lanes.hub.unlock()
-        order.room = best
+        order.held_slot = best
         return best != NULL
 
-    cdef void drop_room(self, Order* order) noexcept nogil:
-        if order.room != NULL:
+    cdef void drop_slot(self, Order* order) noexcept nogil:
+        if order.held_slot != NULL:
             self.lanes.hub.lock()
-            order.room.busy = False
-            order.room = NULL
+            order.held_slot.busy = False
+            order.held_slot = NULL
             self.lanes.hub.unlock()
 
     # ----- what runs ---------------------------------------------------------------------------
 
-    cdef void look_at_lanes(self, Whereabouts* found) noexcept nogil:
+    cdef void look_at_lanes(self, RunningActions* found) noexcept nogil:
         cdef bint waits
         self.lanes.hub.lock()
         waits = self.waits_for_link
@@ -401,13 +401,13 @@ cdef class Orders:
 
     def running(self):
         """Return the id of the action that the execute lane runs; 0 for none. Any thread."""
-        cdef Whereabouts found
+        cdef RunningActions found
         self.look_at_lanes(&found)
         return found.execution
 
     def moving(self):
         """Return the actions' ids in the load and fetch lanes; 0: none, or one that waits for the link."""
-        cdef Whereabouts found
+        cdef RunningActions found
         self.look_at_lanes(&found)
         return found.load, found.fetch
 
@@ -419,17 +419,17 @@ cdef class Orders:
 
     def port(self):
         """Return the capsule by which a road drives this device. It is valid as long as the device."""
-        return PyCapsule_New(&self.road_port, b"clockwork.Port", NULL)
+        return PyCapsule_New(&self.road_port, b"clockwork.DevicePort", NULL)
 
     def outlet(self):
         """Return the capsule by which a road takes ended orders. It is valid as long as the device."""
-        return PyCapsule_New(&self.road_outlet, b"clockwork.Outlet", NULL)
+        return PyCapsule_New(&self.road_outlet, b"clockwork.DeviceOutlet", NULL)
 
     # ----- orders ------------------------------------------------------------------------------
 
     cdef void begin(self, Order* order) noexcept nogil:
         """Queue an order, or end it with a status and a text. One thread at a time."""
-        cdef Residency* at
+        cdef DeviceModel* at
         if order.kind == CActionKind.RESERVE:
             self.begin_reserve(order)
             return
@@ -497,7 +497,7 @@ cdef class Orders:
 
     cdef void refuse(self, Order* order, int status) noexcept nogil:
         """End an order that was never queued. Its text has been set."""
-        self.drop_room(order)
+        self.drop_slot(order)
         order.status = status
         self.lanes.hub.lock()
         self.lanes.hub.end(order[0])
@@ -505,7 +505,7 @@ cdef class Orders:
 
     cdef void free_order(self, Order* order) noexcept nogil:
         """Free an order. Any thread, which holds the GIL if the order came by start()."""
-        self.drop_room(order)
+        self.drop_slot(order)
         if order.residency != NULL:
             self.lanes.hub.lock()
             order.residency.pending -= 1
@@ -515,7 +515,7 @@ cdef class Orders:
     cdef void revoke_order(self, int64_t action_id) noexcept nogil:
         cdef Order* found = self.lanes.revoke(action_id, ACTION_CANCELLED)
         if found != NULL:
-            self.drop_room(found)
+            self.drop_slot(found)
 
     # ----- for callers in Python -----------------------------------------------------------------
 
@@ -561,7 +561,7 @@ cdef class Orders:
 
     def reset(self):
         """Wait for running orders; drop queued orders, unpolled completions, and every residency."""
-        cdef Known model
+        cdef KnownModel model
         with nogil:
             self.cut_short(True)  # the controller has given up the running orders: end them early
         self.drop_all()

@@ -94,7 +94,7 @@ cdef extern from "<atomic>" nogil:
         void store(cbool)
 
 cdef extern from "device/workspace.h" namespace "clockwork::device" nogil:
-    cppclass Account:
+    cppclass MemoryAccount:
         size_t limit_bytes
         size_t used_bytes
         size_t peak_bytes
@@ -109,7 +109,7 @@ cdef extern from "device/workspace.h" namespace "clockwork::device" nogil:
         Workspace(const OrtMemoryInfo*, size_t limit_bytes) except +
         size_t reserved_bytes()
         void trim()
-    void charge(Account*)
+    void charge(MemoryAccount*)
 
 cdef extern from "device/heap.h" namespace "clockwork::device" nogil:
     cbool c_count_heap "clockwork::device::count_heap"(const char* library)
@@ -126,7 +126,7 @@ cdef enum:
     TEXT_BYTES = 500  # the size of an error's message, with its final zero
 
 cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
-    ctypedef struct Session:
+    ctypedef struct CpuSession:
         OrtSession* handle
         size_t input_count
         size_t output_count
@@ -151,13 +151,13 @@ cdef class Runtime:
     cdef OrtSessionOptions* make_options(self, int threads, tuple libraries) except NULL
     cdef int add_operators(self, OrtSessionOptions* options, str path) except -1
     cdef bint open(self, const OrtSessionOptions* options, const char* path, const void* model, size_t bytes,
-                   Session* session, char* text) noexcept nogil
-    cdef bint _describe(self, Session* session, char* text) noexcept nogil
-    cdef bint _tensor_type(self, Session* session, size_t index, bint is_input, int* dtype,
+                   CpuSession* session, char* text) noexcept nogil
+    cdef bint _describe(self, CpuSession* session, char* text) noexcept nogil
+    cdef bint _tensor_type(self, CpuSession* session, size_t index, bint is_input, int* dtype,
                            char* text) noexcept nogil
-    cdef void close(self, Session* session) noexcept nogil
+    cdef void close(self, CpuSession* session) noexcept nogil
     cdef size_t workspace_bytes(self) noexcept nogil
-    cdef void charge(self, Account* account) noexcept nogil
+    cdef void charge(self, MemoryAccount* account) noexcept nogil
     cdef void trim(self) noexcept nogil
 
 cpdef Runtime runtime()

@@ -147,7 +147,7 @@ cdef class Runtime:
     def _verify(self):
         """Check the table's layout (csrc/device/ort_api.h) by running a known model. Raises ConfigError."""
         cdef char text[TEXT_BYTES]
-        cdef Session session
+        cdef CpuSession session
         cdef float x[4]
         cdef float w[2]
         cdef int64_t x_dims[2]
@@ -196,11 +196,11 @@ cdef class Runtime:
                 f"ONNX Runtime {self.version} ({self.path}) fails its check: got {found}, expected {expected}")
 
     cdef bint open(self, const OrtSessionOptions* options, const char* path, const void* model, size_t bytes,
-                   Session* session, char* text) noexcept nogil:
+                   CpuSession* session, char* text) noexcept nogil:
         """Create a session from a file, or from bytes if path is NULL. False, with a message, on failure."""
         cdef const OrtApi* api = self.api
         cdef OrtStatus* status
-        memset(session, 0, sizeof(Session))
+        memset(session, 0, sizeof(CpuSession))
         if path != NULL:
             status = ort_create_session(api, self.env, path, options, &session.handle)
         else:
@@ -212,7 +212,7 @@ cdef class Runtime:
         self.close(session)
         return False
 
-    cdef bint _describe(self, Session* session, char* text) noexcept nogil:
+    cdef bint _describe(self, CpuSession* session, char* text) noexcept nogil:
         cdef const OrtApi* api = self.api
         cdef size_t index
         cdef char* name = NULL
@@ -244,7 +244,7 @@ cdef class Runtime:
                 return False
         return True
 
-    cdef bint _tensor_type(self, Session* session, size_t index, bint is_input, int* dtype,
+    cdef bint _tensor_type(self, CpuSession* session, size_t index, bint is_input, int* dtype,
                            char* text) noexcept nogil:
         """Read whether an input or output is a tensor, and its type."""
         cdef const OrtApi* api = self.api
@@ -273,7 +273,7 @@ cdef class Runtime:
         ort_release_type_info(api, type_info)
         return not failed
 
-    cdef void close(self, Session* session) noexcept nogil:
+    cdef void close(self, CpuSession* session) noexcept nogil:
         """Release a session and its names. Harmless on a zeroed or closed one."""
         cdef size_t index
         ort_release_session(self.api, session.handle)
@@ -287,7 +287,7 @@ cdef class Runtime:
         free(session.output_names)
         free(session.input_dtypes)
         free(session.outputs)
-        memset(session, 0, sizeof(Session))
+        memset(session, 0, sizeof(CpuSession))
 
     cdef size_t workspace_bytes(self) noexcept nogil:
         return self.workspace.reserved_bytes()
@@ -296,6 +296,6 @@ cdef class Runtime:
         """Return the workspace's unused memory to the kernel."""
         self.workspace.trim()
 
-    cdef void charge(self, Account* account) noexcept nogil:
+    cdef void charge(self, MemoryAccount* account) noexcept nogil:
         """Charge this thread's allocations to the account from now on; NULL: to none."""
         charge(account)

@@ -5,8 +5,8 @@ from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-from clockwork.device._orders cimport Known, Orders, Residency, Room
-from clockwork.device._ort cimport OrtApi, OrtSessionOptions, OrtValue, Runtime, Session
+from clockwork.device._orders cimport KnownModel, DeviceCore, DeviceModel, Slot
+from clockwork.device._ort cimport OrtApi, OrtSessionOptions, OrtValue, Runtime, CpuSession
 from clockwork.device._parts cimport Lengths, Rowless
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -34,13 +34,13 @@ cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
         size_t run
         int64_t offset
         int64_t bytes
-    cppclass CpuModel(Residency):
+    cppclass CpuModel(DeviceModel):
         const vector[int]* model_dtypes
         const Lengths* model_lengths
         const vector[Rowless]* model_rowless
         cbool packed
-        Session* session
-        Session own
+        CpuSession* session
+        CpuSession own
         string path
         const OrtSessionOptions* options
         vector[int] input_dtypes
@@ -54,25 +54,25 @@ cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
         vector[Rowless] rowless
         vector[OrtValue*] values
         size_t fed_count()
-    cppclass CpuSlot(Room):
+    cppclass CpuSlot(Slot):
         char* base
 
-cdef class Options:
+cdef class SessionOptions:
     cdef OrtSessionOptions* handle
     cdef Runtime runtime
 
-cdef class Program:
-    cdef Session session
+cdef class SessionProgram:
+    cdef CpuSession session
     cdef Runtime runtime
     cdef object __weakref__
 
-cdef class Model(Known):
+cdef class PagedModel(KnownModel):
     cdef CpuModel state
-    cdef Program program
+    cdef SessionProgram program
     cdef Runtime runtime
     cdef readonly int64_t packed_bytes
 
-cdef class Arena(Orders):
+cdef class PagedCore(DeviceCore):
     cdef Runtime runtime
     cdef const OrtApi* api
     cdef dict options  # session options, by libraries of operators
@@ -83,11 +83,11 @@ cdef class Arena(Orders):
     cdef vector[CpuSlot] slots
     cdef size_t slot_bytes_most
 
-    cdef Options options_for(self, tuple libraries)
+    cdef SessionOptions options_for(self, tuple libraries)
     cdef int free_memory(self) except -1
     cdef int64_t count_pages(self, CpuModel* model, int64_t times) noexcept nogil
     cdef int64_t pages_ahead(self) noexcept nogil
-    cdef void evict(self, Residency* at) noexcept nogil
+    cdef void evict(self, DeviceModel* at) noexcept nogil
     cdef void give_up_memory(self, CpuModel* model) noexcept nogil
     cdef bint take_memory(self, CpuModel* model) noexcept nogil
     cdef bint fill(self, CpuModel* model, char* text) noexcept nogil

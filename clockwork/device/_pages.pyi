@@ -1,18 +1,18 @@
 """Types of the native memory, for checkers."""
 
-from clockwork.device._orders import Known, Orders
+from clockwork.device._orders import DeviceCore, KnownModel
 
-class Program:
+class SessionProgram:
     input_count: int
     output_count: int
-    def __init__(self, arena: Arena, path: str, libraries: tuple[str, ...]) -> None: ...
+    def __init__(self, arena: PagedCore, path: str, libraries: tuple[str, ...]) -> None: ...
 
-class Model(Known):
+class PagedModel(KnownModel):
     packed_bytes: int
     def __init__(
         self,
         model_id: int,
-        program: Program | None,
+        program: SessionProgram | None,
         dtypes: list[int],
         runs: list[int],
         weights: list[tuple[int, tuple[int, ...], int, int, int]],
@@ -25,7 +25,7 @@ class Model(Known):
     def map_weights(self, path: str, size: int, copy: bool) -> int: ...
     def lock_file(self, path: str, size: int) -> int: ...
 
-class Arena(Orders):
+class PagedCore(DeviceCore):
     def __init__(
         self,
         arena_bytes: int,
@@ -36,6 +36,6 @@ class Arena(Orders):
         spin_ns: int,
         *lanes: int,
     ) -> None: ...
-    def open_with(self, model: Model, libraries: tuple[str, ...]) -> None: ...
+    def open_with(self, model: PagedModel, libraries: tuple[str, ...]) -> None: ...
     def grow_slots(self, size: int) -> None: ...
     def keep_memory(self) -> None: ...

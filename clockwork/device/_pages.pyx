@@ -80,7 +80,7 @@ cdef void read_ahead(char* base, size_t size) noexcept nogil:
 
 
 @cython.no_gc_clear  # its end still needs the runtime
-cdef class Options:
+cdef class SessionOptions:
     """The options of sessions that know the operators of some libraries."""
 
     def __cinit__(self, Runtime runtime, int threads, tuple libraries):
@@ -93,16 +93,16 @@ cdef class Options:
 
 
 @cython.no_gc_clear  # its end still needs the runtime
-cdef class Program:
+cdef class SessionProgram:
     """A session without weights, shared by all models of an architecture. libraries: of its operators."""
 
-    def __cinit__(self, Arena arena, str path, tuple libraries):
+    def __cinit__(self, PagedCore arena, str path, tuple libraries):
         cdef char text[TEXT_BYTES]
         cdef bytes name = os.fsencode(path)
         cdef const char* c_name = name
         cdef bint opened
         self.runtime = arena.runtime
-        cdef Options options = arena.options_for(libraries)
+        cdef SessionOptions options = arena.options_for(libraries)
         with nogil:
             opened = self.runtime.open(options.handle, c_name, NULL, 0, &self.session, text)
         if not opened:
@@ -124,7 +124,7 @@ cdef class Program:
 
 
 @cython.no_gc_clear  # its end still needs the runtime
-cdef class Model(Known):
+cdef class PagedModel(KnownModel):
     """A prepared model: its program, its mapped weights, and its residency.
 
     runs: page counts. weights: (dtype, shape, run, offset, bytes) each, in the program's order. program is
@@ -135,7 +135,7 @@ cdef class Model(Known):
     input.
     """
 
-    def __cinit__(self, int64_t model_id, Program program, list dtypes, list runs, list weights,
+    def __cinit__(self, int64_t model_id, SessionProgram program, list dtypes, list runs, list weights,
                   str packed_path, int64_t packed_bytes, size_t workspace_bytes, tuple lengths=None, list rowless_shapes=None):
         cdef CpuWeight* weight
         cdef CpuModel* state = &self.state
@@ -235,7 +235,7 @@ cdef void close_values(const OrtApi* api, CpuModel* model) noexcept nogil:
 
 
 @cython.no_gc_clear  # its end still needs the runtime
-cdef class Arena(Orders):
+cdef class PagedCore(DeviceCore):
     """Pages, slots and known models, guarded by the lock of a hub."""
 
     def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, size_t slot_bytes_most,
@@ -251,7 +251,7 @@ cdef class Arena(Orders):
         self.slot_bytes_most = slot_bytes_most
         self.slots.resize(self.slot_count)
         for index in range(self.slot_count):
-            self.rooms.push_back(&self.slots[index])
+            self.all_slots.push_back(&self.slots[index])
         self.options, self.threads = {}, threads
         self.options_for(())
 
@@ -268,21 +268,21 @@ cdef class Arena(Orders):
         self.memory_of_pages.unmap()
         return 0
 
-    cdef Options options_for(self, tuple libraries):
+    cdef SessionOptions options_for(self, tuple libraries):
         """Return the options of sessions with these libraries' operators. The arena keeps them."""
         found = self.options.get(libraries)
         if found is None:
-            found = self.options[libraries] = Options(self.runtime, self.threads, libraries)
+            found = self.options[libraries] = SessionOptions(self.runtime, self.threads, libraries)
         return found
 
-    def open_with(self, Model model, tuple libraries):
+    def open_with(self, PagedModel model, tuple libraries):
         """Set the libraries of operators for the session of a packed model."""
         model.state.options = self.options_for(libraries).handle
 
     def memory(self):
         """Return bytes by purpose, and counts of pages."""
         cdef int64_t held
-        cdef Model model
+        cdef PagedModel model
         cdef size_t slots, mapped = 0, packed = 0
         with nogil:
             held = self.held_pages()
@@ -343,7 +343,7 @@ cdef class Arena(Orders):
 
     # ----- pages -------------------------------------------------------------------------------
 
-    def add_model(self, Known model):
+    def add_model(self, KnownModel model):
         """Make a model known, after reserving memory for its pages. Any thread. Raises MemoryError."""
         cdef int64_t end
         cdef bint done
@@ -353,11 +353,11 @@ cdef class Arena(Orders):
         if not done:
             self.count_pages(<CpuModel*>model.at, -1)
             raise MemoryError(f"no memory for the pages of model {model.model_id} in the arena")
-        Orders.add_model(self, model)
+        DeviceCore.add_model(self, model)
 
     def remove_model(self, model_id):
-        """See Orders."""
-        cdef Known model = Orders.remove_model(self, model_id)
+        """See DeviceCore."""
+        cdef KnownModel model = DeviceCore.remove_model(self, model_id)
         if model is not None:
             self.count_pages(<CpuModel*>model.at, -1)
         return model
@@ -387,9 +387,9 @@ cdef class Arena(Orders):
             return 0
         return self.pages.end_of_held() + self.known_pages - self.pages.held_count()
 
-    cdef void evict(self, Residency* at) noexcept nogil:
+    cdef void evict(self, DeviceModel* at) noexcept nogil:
         cdef int64_t end
-        Orders.evict(self, at)
+        DeviceCore.evict(self, at)
         self.lanes.hub.lock()
         end = self.pages_ahead()
         self.lanes.hub.unlock()
@@ -401,9 +401,9 @@ cdef class Arena(Orders):
             self.memory_of_pages.keep()
 
     def stop(self):
-        """See Orders."""
+        """See DeviceCore."""
         self.memory_of_pages.stop()
-        Orders.stop(self)
+        DeviceCore.stop(self)
 
     cdef void give_up_memory(self, CpuModel* model) noexcept nogil:
         """Release the memory of a model's pages until it is needed again."""
@@ -460,7 +460,7 @@ cdef class Arena(Orders):
                 return False
         return True
 
-    cdef void drop_weights(self, Residency* at) noexcept nogil:
+    cdef void drop_weights(self, DeviceModel* at) noexcept nogil:
         cdef CpuModel* model = <CpuModel*>at
         close_values(self.api, model)
         if model.packed:

@@ -10,14 +10,14 @@ cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
         RANK_MOST
         PART_ALIGNMENT
     int dtype_bits(int dtype)
-    cppclass View:
+    cppclass RequestTensor:
         int dtype
         int rank
         size_t first
         const char* data
         int64_t bytes
-    cppclass Views:
-        vector[View] tensors
+    cppclass RequestTensors:
+        vector[RequestTensor] tensors
         vector[int64_t] dims
         vector[uint32_t] counts
     cppclass Piece:
@@ -45,7 +45,7 @@ cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
         int64_t[RANK_MOST] dims
         int64_t begin
         int64_t bytes
-    cppclass Parts:
+    cppclass BatchParts:
         size_t part_count
         size_t input_count
         vector[Piece] pieces
@@ -81,7 +81,7 @@ cdef class Block:
     cdef Py_ssize_t bytes
     cdef bint is_shared  # it is never freed
 
-cdef list list_parts(Parts* parts)
+cdef list list_parts(BatchParts* parts)
 cdef void copy_beginning(char* small, const int64_t* small_dims, char* large, const int64_t* large_dims, int rank,
                          int64_t element_bytes, bint enlarge) noexcept nogil
 cdef void fill_seeded(char* target, int dtype, int64_t size) noexcept nogil

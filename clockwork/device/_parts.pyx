@@ -22,7 +22,7 @@ cdef class Block:
             free(self.data)
 
 
-cdef list list_parts(Parts* parts):
+cdef list list_parts(BatchParts* parts):
     """Return the outputs of each part, as views of a shared block of memory."""
     cdef Block block = Block.__new__(Block)
     cdef size_t part, index

@@ -195,8 +195,8 @@ class DeviceGroup(ModelHolder, Protocol):
         ...
 
     def outlet(self) -> object:
-        """Return a capsule with the Outlet (csrc/device/port.h) by which a road takes all devices' ended
-        orders."""
+        """Return a capsule with the DeviceOutlet (csrc/device/port.h) by which a road takes the ended
+        orders of all devices."""
         ...
 
     def stats(self) -> dict[str, int]:
@@ -219,8 +219,8 @@ class Device(ModelHolder, Protocol):
         ...
 
     def port(self) -> object:
-        """Return a capsule with the Port (csrc/device/port.h) by which a road drives the device; valid until
-        close().
+        """Return a capsule with the DevicePort (csrc/device/port.h) by which a road drives the device;
+        valid until close().
 
         A worker uses the port instead of start(), revoke(), poll() and end_run(), which are for callers in
         Python."""

@@ -25,9 +25,9 @@ from pathlib import Path
 
 from clockwork import config
 from clockwork.config import device as bounds
-from clockwork.device._cpu import Core
+from clockwork.device._cpu import CpuCore
 from clockwork.device._ort import runtime
-from clockwork.device._pages import Model, Program
+from clockwork.device._pages import PagedModel, SessionProgram
 from clockwork.device.base import Reserve
 from clockwork.device.lacking import is_lack
 from clockwork.device.native import NativeDevice, start_lanes
@@ -49,7 +49,7 @@ from clockwork.wire.tensors import DTYPES, STRING
 _ALIGNMENT = 64  # The alignment of each input in a slot, in bytes
 
 
-class CpuDevice(NativeDevice[Core]):
+class CpuDevice(NativeDevice[CpuCore]):
     """Implements device.base.Device. Several may live in one process; they share ONNX Runtime's workspace.
 
     arena_bytes is rounded down to whole pages. threads: number of threads of an execution. lock_store: keep
@@ -78,7 +78,7 @@ class CpuDevice(NativeDevice[Core]):
         if cpu_time and threads > 1:
             raise ConfigError(f"cpu_time counts one thread; threads is {threads}")
         super().__init__(
-            Core(
+            CpuCore(
                 arena_bytes,
                 page_bytes,
                 threads,
@@ -100,7 +100,7 @@ class CpuDevice(NativeDevice[Core]):
         self._lock_store = lock_store
         self._locked_bytes = 0
         self._prepare_lock = threading.Lock()
-        self._programs: weakref.WeakValueDictionary[str, Program] = weakref.WeakValueDictionary()
+        self._programs: weakref.WeakValueDictionary[str, SessionProgram] = weakref.WeakValueDictionary()
         keeper = threading.Thread(target=self._core.keep_memory, name="cw-memory", daemon=True)
         keeper.start()
         running = [*start_lanes(self._core, ("cw-load", "cw-execute")), keeper]
@@ -125,7 +125,7 @@ class CpuDevice(NativeDevice[Core]):
             raise InvalidModel(f"{place} has the unknown holding {prepared.holding!r}")
         check_layout(prepared, place)
 
-    def _make_model(self, model_id: int, prepared: PreparedModel, place: Path) -> Model:
+    def _make_model(self, model_id: int, prepared: PreparedModel, place: Path) -> PagedModel:
         dtypes = [spec.dtype for spec in prepared.inputs]
         lengths = _lengths_of(prepared)
         shapes = [
@@ -137,7 +137,7 @@ class CpuDevice(NativeDevice[Core]):
             path = place / PACKED_FILE
             if not path.is_file():
                 raise InvalidModel(f"{place} is packed and has no {PACKED_FILE}")
-            model = Model(
+            model = PagedModel(
                 model_id,
                 None,
                 dtypes,
@@ -165,7 +165,7 @@ class CpuDevice(NativeDevice[Core]):
             (weight.dtype, weight.shape, weight.run, weight.offset, weight.bytes)
             for weight in prepared.weights
         ]
-        model = Model(
+        model = PagedModel(
             model_id, program, dtypes, prepared.runs, weights, None, 0, budget, lengths, rowless_shapes
         )
         size = sum(prepared.runs) * prepared.page_bytes
@@ -182,13 +182,13 @@ class CpuDevice(NativeDevice[Core]):
                 raise InvalidModel(f"{path}: {error}") from None
         return model
 
-    def _program(self, digest: str, place: Path) -> Program:
+    def _program(self, digest: str, place: Path) -> SessionProgram:
         program = self._programs.get(digest)
         if program is None:
             path = place.parent.parent / "programs" / digest / PROGRAM_FILE
             if damage := program_damage(path, self.info.fingerprint):
                 raise InvalidModel(damage)
-            program = self._programs[digest] = Program(self._core, str(path), libraries_for(path))
+            program = self._programs[digest] = SessionProgram(self._core, str(path), libraries_for(path))
         return program
 
     def forget(self, model_id: int) -> None:
@@ -206,7 +206,7 @@ class CpuDevice(NativeDevice[Core]):
         return {**self._core.memory(), "programs": len(self._programs), "locked_bytes": self._locked_bytes}
 
 
-def _close(core: Core, lanes: list[threading.Thread]) -> None:
+def _close(core: CpuCore, lanes: list[threading.Thread]) -> None:
     core.stop()
     for lane in lanes:
         lane.join()

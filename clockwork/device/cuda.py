@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 
 from clockwork import config
 from clockwork.config import device as bounds
-from clockwork.device._cuda_host import HostCopy
-from clockwork.device._cuda_model import SOURCES, Model, Program
+from clockwork.device._cuda_host import WeightsCopy
+from clockwork.device._cuda_model import SOURCES, CompiledModel, CompiledProgram
 from clockwork.device._cuda_reserve import ReservingCore
-from clockwork.device._cudriver import CudaError, DeviceBytes, PinnedBytes, Table
+from clockwork.device._cudriver import CudaError, DeviceBytes, DriverTable, PinnedBytes
 from clockwork.device.base import DeviceBroken, Reserve
 from clockwork.device.cuda_host import HostStore, PinnedFiles
 from clockwork.device.cuda_kernels import find_kernels, find_modules, load_modules
@@ -47,8 +47,7 @@ from clockwork.device.lacking import is_lack
 from clockwork.device.native import NativeDevice, start_lanes
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.prepared import WEIGHTS_FILE, PreparedModel, TensorSpec, check_layout
-from clockwork.formats.program import Argument, Variant, read_program, stored_damage
-from clockwork.formats.program import Program as LaunchLists
+from clockwork.formats.program import Argument, Program, Variant, read_program, stored_damage
 from clockwork.system.clock import now_ns
 from clockwork.wire.messages import DeviceInfo
 
@@ -69,7 +68,7 @@ class _Types(NamedTuple):
 class _Loaded:
     """A program on this device, and the number of its known models."""
 
-    program: Program
+    program: CompiledProgram
     modules: list[Any]
     types: _Types
     models: int = 0
@@ -81,8 +80,8 @@ class _Known:
 
     program: str
     weights: Path  # the file in the host store, or to be read into it
-    host: HostCopy
-    model: Model
+    host: WeightsCopy
+    model: CompiledModel
 
 
 class CudaDevice(NativeDevice[ReservingCore]):
@@ -104,7 +103,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
         workspace_bytes: int = bounds.CUDA_WORKSPACE_BYTES,
         io_slot_bytes: int = bounds.CUDA_IO_SLOT_BYTES,
         store: HostStore | None = None,
-        table: Table | None = None,
+        table: DriverTable | None = None,
         pinned_bytes: int = 0,
         graphs: bool | None = None,
         load_piece_bytes: int = bounds.CUDA_LOAD_PIECE_BYTES,
@@ -245,7 +244,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
             self._grow(loaded.program.slot_bytes, loaded.program.workspace_bytes, reserve)
             self._record_due_graphs(reserve)
             places = [(weight.run, weight.offset) for weight in prepared.weights]
-            model = Model(model_id, loaded.program, host, list(prepared.runs), places)
+            model = CompiledModel(model_id, loaded.program, host, list(prepared.runs), places)
             self._core.add_model(model)
         except BaseException:
             if host is not None:
@@ -340,7 +339,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
             )
         return loaded
 
-    def _link(self, lists: LaunchLists, target: str, modules: Sequence[Any]) -> Program:
+    def _link(self, lists: Program, target: str, modules: Sequence[Any]) -> CompiledProgram:
         variants = lists.of_target(target)
         kernels = find_kernels(
             self._table,
@@ -363,7 +362,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
             ]
 
         try:
-            return Program(
+            return CompiledProgram(
                 [_described(spec, lists) for spec in lists.inputs],
                 [_described(spec, lists) for spec in lists.outputs],
                 len(lists.weights),
@@ -595,7 +594,7 @@ class _Holds:
             self._store.leave()
 
 
-def _types(source: PreparedModel | LaunchLists) -> _Types:
+def _types(source: PreparedModel | Program) -> _Types:
     return _Types(
         [spec.dtype for spec in source.inputs],
         [spec.dtype for spec in source.outputs],
@@ -616,7 +615,7 @@ def _used_bytes(prepared: PreparedModel) -> list[int]:
     ]
 
 
-def _described(spec: TensorSpec, lists: LaunchLists) -> tuple[int, list[int]]:
+def _described(spec: TensorSpec, lists: Program) -> tuple[int, list[int]]:
     """Return the type of an input or output, and the padded symbol of each axis, -1 for none."""
     return spec.dtype, [
         lists.padded.index(dim) if isinstance(dim, str) and dim in lists.padded else -1 for dim in spec.shape

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clockwork.config import machine_bytes
-from clockwork.device._cuda_host import HostCopy, HostPages, Link
+from clockwork.device._cuda_host import HostLink, HostPages, WeightsCopy
 from clockwork.device._cudriver import CudaError, PinnedBytes
 from clockwork.device.cuda_memory import DeviceMemory
 from clockwork.errors import ConfigError
@@ -35,7 +35,7 @@ class HostStore(abc.ABC):
 
     def __init__(self, memories: Sequence[DeviceMemory], page_bytes: int, wanted_bytes: int) -> None:
         self._memories = memories
-        self.link = Link()
+        self.link = HostLink()
         self.page_bytes = page_bytes
         self._devices = 0
         self._lock = threading.Lock()
@@ -82,7 +82,7 @@ class HostStore(abc.ABC):
             memory.close()
 
     @abc.abstractmethod
-    def take(self, model_id: int, path: Path, page_bytes: list[int]) -> HostCopy:
+    def take(self, model_id: int, path: Path, page_bytes: list[int]) -> WeightsCopy:
         """Return the host copy of a model's weights, filled or to be filled; drop() gives it back.
 
         page_bytes: the bytes of weights in each page of its file. Raises OSError, InvalidModel.
@@ -109,11 +109,11 @@ class PinnedFiles(HostStore):
         super().__init__(memories, page_bytes, wanted_bytes)
         self._files: dict[Path, _Placed] = {}
 
-    def take(self, model_id: int, path: Path, page_bytes: list[int]) -> HostCopy:
+    def take(self, model_id: int, path: Path, page_bytes: list[int]) -> WeightsCopy:
         with self._lock:  # held while a file is read; only preparing and forgetting wait for it
             found = self._files.get(path)
             if found is None:
-                found = _Placed(HostCopy(page_bytes, os.fsencode(path), self._pages, is_fixed=True))
+                found = _Placed(WeightsCopy(page_bytes, os.fsencode(path), self._pages, is_fixed=True))
                 try:
                     found.copy.read()
                 except MemoryError:
@@ -152,12 +152,12 @@ class BudgetedHost(HostStore):
             self.close()
             raise ConfigError(f"cannot pin a page of {page_bytes} bytes: {error}") from None
 
-    def take(self, model_id: int, path: Path, page_bytes: list[int]) -> HostCopy:
+    def take(self, model_id: int, path: Path, page_bytes: list[int]) -> WeightsCopy:
         with self._lock:
             placed = self._copies.get(model_id)
             if placed is None:
                 placed = self._copies[model_id] = _Placed(
-                    HostCopy(page_bytes, os.fsencode(path), self._pages)
+                    WeightsCopy(page_bytes, os.fsencode(path), self._pages)
                 )
             placed.users += 1
             return placed.copy
@@ -178,5 +178,5 @@ class BudgetedHost(HostStore):
 
 @dataclasses.dataclass(slots=True)
 class _Placed:
-    copy: HostCopy
+    copy: WeightsCopy
     users: int = 0

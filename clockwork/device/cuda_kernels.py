@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from clockwork.device._cudriver import CudaError, Kernel, Table
+from clockwork.device._cudriver import CudaError, CudaKernel, DriverTable
 from clockwork.device.cuda_memory import CardInfo, DeviceMemory, target_of, version_text
 from clockwork.errors import InvalidModel
 from clockwork.formats.durable import write_durably
@@ -22,13 +22,15 @@ from clockwork.formats.targets import choose, describe_mismatch
 UNASKED_SHARED_BYTES = 48 << 10
 """Bytes of shared memory, static and dynamic, that a block may use without opting in."""
 
-Kernels: TypeAlias = dict[tuple[int, str], Kernel]  # Kernels by module and name
+Kernels: TypeAlias = dict[tuple[int, str], CudaKernel]  # Kernels by module and name
 
 _ADDRESSES = (*POINTERS, "workspace", "table")
 _ARGUMENT_BYTES = {**dict.fromkeys((*_ADDRESSES, "i64"), 8), "i32": 4, "f32": 4, "size": 4}
 
 
-def find_modules(table: Table, card: CardInfo, program: Program, directory: Path) -> tuple[str, list[Path]]:
+def find_modules(
+    table: DriverTable, card: CardInfo, program: Program, directory: Path
+) -> tuple[str, list[Path]]:
     """Return the target of a stored program that the device runs, and the files of its modules.
 
     The call stalls no execution, but compiling PTX takes seconds. Raises OSError; CudaError naming the
@@ -64,7 +66,7 @@ def load_modules(memory: DeviceMemory, paths: Iterable[Path]) -> list[Any]:
     return modules
 
 
-def _linked(table: Table, device: str, ptx: Path) -> Path:
+def _linked(table: DriverTable, device: str, ptx: Path) -> Path:
     """Return the cubin that the driver compiles from PTX, which takes seconds.
 
     The cubin is kept beside the PTX, with its checksum in its name, for later loads with the same driver. The
@@ -95,7 +97,11 @@ def _name_of(stem: str, cubin: bytes) -> str:
 
 
 def find_kernels(
-    table: Table, memory: DeviceMemory, card: CardInfo, modules: Sequence[Any], launches: Iterable[Launch]
+    table: DriverTable,
+    memory: DeviceMemory,
+    card: CardInfo,
+    modules: Sequence[Any],
+    launches: Iterable[Launch],
 ) -> Kernels:
     """Return the kernels of these launches, set up so that not even a first launch stalls.
 
@@ -115,7 +121,7 @@ def find_kernels(
     return found
 
 
-def _check(table: Table, card: CardInfo, kernel: Kernel, launches: Sequence[Launch]) -> None:
+def _check(table: DriverTable, card: CardInfo, kernel: CudaKernel, launches: Sequence[Launch]) -> None:
     """Check that the device can run every launch of a kernel. Raises InvalidModel."""
     name = launches[0].kernel
     most_threads, static, registers = table.needs(kernel)

@@ -20,13 +20,13 @@ from typing import Any, Protocol, TypeVar
 from clockwork.config import device as bounds
 from clockwork.device._cudriver import (
     OUT_OF_MEMORY,
-    Context,
+    CudaContext,
     CudaError,
+    CudaKernel,
+    CudaModule,
     DeviceBytes,
-    Kernel,
-    Module,
+    DriverTable,
     PinnedBytes,
-    Table,
 )
 from clockwork.device.cuda_advice import advice, visibility
 from clockwork.device.numa import near, node_of
@@ -39,7 +39,7 @@ Memory = TypeVar("Memory")
 class DeviceMemory(Protocol):
     """Allocates on a device. A failure is a CudaError, or a MemoryError if no memory is left."""
 
-    context: Context
+    context: CudaContext
 
     def make_current(self) -> None:
         """Make this device the target of this thread's calls, also of calls by the driver's table."""
@@ -57,7 +57,7 @@ class DeviceMemory(Protocol):
         """Load a module: a cubin, or a shared object for a device that is no GPU. May raise OSError."""
         ...
 
-    def function(self, module: Any, name: str) -> Kernel: ...
+    def function(self, module: Any, name: str) -> CudaKernel: ...
 
     def unload_module(self, module: Any) -> None: ...
     def close(self) -> None: ...
@@ -66,7 +66,7 @@ class DeviceMemory(Protocol):
 class TableMemory:
     """DeviceMemory by the driver's own functions."""
 
-    def __init__(self, table: Table, card: CardInfo) -> None:
+    def __init__(self, table: DriverTable, card: CardInfo) -> None:
         self._table = table
         self._card = card
         self.context = table.retain_context(card.ordinal)
@@ -90,13 +90,13 @@ class TableMemory:
     def release_host(self, memory: PinnedBytes) -> None:
         self._table.release_host(memory)
 
-    def load_module(self, path: Path) -> Module:
+    def load_module(self, path: Path) -> CudaModule:
         return self._table.load_module(path.read_bytes())
 
-    def function(self, module: Module, name: str) -> Kernel:
+    def function(self, module: CudaModule, name: str) -> CudaKernel:
         return self._table.function(module, name)
 
-    def unload_module(self, module: Module) -> None:
+    def unload_module(self, module: CudaModule) -> None:
         self._table.unload_module(module)
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class TableMemory:
 class CupyMemory:
     """DeviceMemory by CuPy's objects. Each object is kept as long as its handle is used."""
 
-    def __init__(self, table: Table, card: CardInfo) -> None:
+    def __init__(self, table: DriverTable, card: CardInfo) -> None:
         try:
             import cupy
         except ImportError as error:
@@ -123,7 +123,7 @@ class CupyMemory:
         with self._translated("cudaSetDevice"):
             self._device.use()
             cupy.cuda.runtime.free(0)  # creates the primary context
-            self.context = Context(int(cupy.cuda.driver.ctxGetCurrent()))
+            self.context = CudaContext(int(cupy.cuda.driver.ctxGetCurrent()))
 
     def _translated(self, call: str) -> _Translated:
         return _Translated(self._cupy, call)
@@ -162,14 +162,14 @@ class CupyMemory:
     def load_module(self, path: Path) -> Any:
         path.stat()  # a missing file: clearer than CuPy's error
         # Not RawModule: CuPy caches its modules by path until the process ends.
-        module = self._cupy.cuda.function.Module()
+        module = self._cupy.cuda.function.CudaModule()
         with self._translated("cuModuleLoad"):
             module.load_file(str(path))
         return module
 
-    def function(self, module: Any, name: str) -> Kernel:
+    def function(self, module: Any, name: str) -> CudaKernel:
         with self._translated("cuModuleGetFunction"):
-            return Kernel(int(module.get_function(name).ptr))
+            return CudaKernel(int(module.get_function(name).ptr))
 
     def unload_module(self, module: Any) -> None:
         """Unload a module at once. CuPy would unload at the last reference, which a traceback may hold too
@@ -240,12 +240,12 @@ class CardInfo:
         return self.capability > 0
 
 
-def open_driver() -> Table:
+def open_driver() -> DriverTable:
     """Open the driver that this process uses. Raises ConfigError, naming the library that was not found."""
     path = bounds.cuda_driver()
     bounds.load_kernels_eagerly()
     try:
-        table = Table(path)
+        table = DriverTable(path)
     except CudaError as error:
         raise ConfigError(f"cannot use a CUDA device: {error}{advice(error.code)}") from None
     if table.version < bounds.CUDA_DRIVER_OLDEST:
@@ -256,7 +256,7 @@ def open_driver() -> Table:
     return table
 
 
-def cards(table: Table) -> list[CardInfo]:
+def cards(table: DriverTable) -> list[CardInfo]:
     """Return all devices that the driver shows to this process. Raises CudaError."""
     found = []
     for ordinal in range(table.device_count()):
@@ -267,7 +267,7 @@ def cards(table: Table) -> list[CardInfo]:
     return found
 
 
-def find_card(table: Table, which: str) -> CardInfo:
+def find_card(table: DriverTable, which: str) -> CardInfo:
     """Return the device of a name. Raises ConfigError.
 
     which: the device's number among those that this process sees, which is CuPy's number as well; or its UUID
@@ -300,7 +300,7 @@ def _hidden() -> str:
     return f"; {said}" if (said := visibility()) else ""
 
 
-def open_memory(table: Table, card: CardInfo) -> DeviceMemory:
+def open_memory(table: DriverTable, card: CardInfo) -> DeviceMemory:
     """Open the owner of a device's allocations. Raises ConfigError."""
     try:
         return CupyMemory(table, card) if bounds.is_nvidias(table.path) else TableMemory(table, card)
@@ -334,12 +334,12 @@ CUPY_BUILDS = {"cupy-cuda11x": 11, "cupy-cuda12x": 12, "cupy-cuda13x": 13}
 """Packages that bring CuPy, and the major version of CUDA that each is for."""
 
 
-def _extra(table: Table) -> str:
+def _extra(table: DriverTable) -> str:
     """Return the extra of Clockwork's package that installs CuPy for a driver."""
     return f"clockwork-serving[cuda{min(max(table.version // 1000, 12), 13)}]"
 
 
-def _mismatch(table: Table) -> str:
+def _mismatch(table: DriverTable) -> str:
     """Return a sentence that says why the installed CuPy does not fit the driver; "" if it fits or is
     unknown."""
     found = [CUPY_BUILDS[name] for name in CUPY_BUILDS if is_installed(name)]
@@ -365,7 +365,7 @@ def target_of(card: CardInfo) -> str:
     return f"sm_{card.capability}" if card.is_gpu else "host"
 
 
-def fingerprint_of(table: Table, card: CardInfo) -> str:
+def fingerprint_of(table: DriverTable, card: CardInfo) -> str:
     """Return the fingerprint of a device and its driver, on which prepared programs depend."""
     fingerprint = FINGERPRINT_PREFIX + target_of(card)
     return f"{fingerprint}-{table.version // 1000}" if card.is_gpu else fingerprint

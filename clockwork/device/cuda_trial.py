@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from clockwork.device._cuda_model import Model
+from clockwork.device._cuda_model import CompiledModel
 from clockwork.device._cuda_reserve import ReservingCore
 from clockwork.device._cudriver import CudaError, PinnedBytes
 from clockwork.device.base import Completion, DeviceBroken, TensorView
@@ -26,7 +26,7 @@ class CudaTrial:
     none."""
 
     def __init__(
-        self, core: ReservingCore, memory: DeviceMemory, model: Model, staging: PinnedBytes | None
+        self, core: ReservingCore, memory: DeviceMemory, model: CompiledModel, staging: PinnedBytes | None
     ) -> None:
         """staging: a page through which weights outside the host store are copied; None: they are in the
         store."""

@@ -7,15 +7,15 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
-from clockwork.device._orders import Orders
+from clockwork.device._orders import DeviceCore
 from clockwork.device.base import Completion, TensorView, Undisturbed
 from clockwork.system.clock import now_ns
 from clockwork.wire.messages import ActionMessage
 
-CoreT = TypeVar("CoreT", bound=Orders)
+CoreT = TypeVar("CoreT", bound=DeviceCore)
 
 
-def start_lanes(core: Orders, names: Iterable[str]) -> list[threading.Thread]:
+def start_lanes(core: DeviceCore, names: Iterable[str]) -> list[threading.Thread]:
     """Start a thread for each lane. They are daemons, so that an exiting interpreter does not wait for a
     lane."""
     lanes = [threading.Thread(target=core.run_lane, args=(name,), name=name, daemon=True) for name in names]

@@ -13,7 +13,7 @@ from libcpp.string_view cimport string_view
 from libcpp.utility cimport move
 from libcpp.vector cimport vector
 
-from clockwork.device._orders cimport Keeper, Order, Outlet, Port, completion_of
+from clockwork.device._orders cimport BufferOwner, Order, DeviceOutlet, DevicePort, completion_of
 from clockwork.wire._messages cimport CStatus
 from clockwork.wire._zmq cimport Functions, clockwork_zmq_api
 
@@ -87,8 +87,8 @@ cdef extern from "worker/road.h" namespace "clockwork::worker" nogil:
 
     cppclass CRoad "clockwork::worker::Road":
         CRoad(const DealerSocket& socket, const array2& socket_fds, const Clock& clock, const RoadBounds& bounds) except +OSError
-        void add_device(const Port& port, uint32_t run_ahead) except +
-        void add_outlet(const Outlet& outlet) except +
+        void add_device(const DevicePort& port, uint32_t run_ahead) except +
+        void add_outlet(const DeviceOutlet& outlet) except +
         void start() except +
         void stop() except +
         void serve(cbool serves) except +
@@ -101,7 +101,7 @@ cdef extern from "worker/road.h" namespace "clockwork::worker" nogil:
         void model_gone(int64_t model_id, string_view absence) except +
         void model_whole(int64_t model_id) except +
         cbool deliver(const vector[string_view]& frames, int64_t now) except +
-        void receive_copied(string_view header, const vector[string_view]& views, unique_ptr[Keeper] keeper,
+        void receive_copied(string_view header, const vector[string_view]& views, unique_ptr[BufferOwner] buffer_owner,
                             int64_t now) except +
         void release(Order* order) except +
         cbool holds(int64_t action_id) except +
@@ -125,7 +125,7 @@ cdef extern from *:
     inline std::mutex spent_mutex;
     inline std::vector<std::unique_ptr<std::deque<Py_buffer>>> spent;
 
-    struct Lent : device::Keeper {
+    struct Lent : device::BufferOwner {
         std::unique_ptr<std::deque<Py_buffer>> buffers = std::make_unique<std::deque<Py_buffer>>();
 
         ~Lent() override {
@@ -148,7 +148,7 @@ cdef extern from *:
     }
     }
     """
-    cppclass Lent "clockwork::worker::Lent"(Keeper):
+    cppclass Lent "clockwork::worker::Lent"(BufferOwner):
         Lent() except +
         unique_ptr[deque[Py_buffer]] buffers
     void set_zmq "clockwork::worker::set_zmq"(const void* table)
@@ -235,12 +235,12 @@ cdef class Road:
     def add_device(self, port, uint32_t run_ahead):
         """Add a device by the capsule of its port. Called before start()."""
         self.drivers.append(port)
-        self.road.get().add_device((<Port*>PyCapsule_GetPointer(port, b"clockwork.Port"))[0], run_ahead)
+        self.road.get().add_device((<DevicePort*>PyCapsule_GetPointer(port, b"clockwork.DevicePort"))[0], run_ahead)
 
     def add_outlet(self, outlet):
         """Add an outlet, given as a capsule. Called before start()."""
         self.drivers.append(outlet)
-        self.road.get().add_outlet((<Outlet*>PyCapsule_GetPointer(outlet, b"clockwork.Outlet"))[0])
+        self.road.get().add_outlet((<DeviceOutlet*>PyCapsule_GetPointer(outlet, b"clockwork.DeviceOutlet"))[0])
 
     def start(self):
         self.road.get().start()
@@ -379,11 +379,11 @@ cdef class Road:
     def receive_copied(self, bytes header, tensors, int64_t now):
         """Queue an INFER whose inputs were copied, or refuse it. tensors: the inputs' bytes, in order."""
         cdef Lent* lent = new Lent()
-        cdef unique_ptr[Keeper] keeper
+        cdef unique_ptr[BufferOwner] buffer_owner
         cdef vector[string_view] views
         cdef Py_buffer* buffer
         cdef string_view head = view_of(header)
-        keeper.reset(lent)
+        buffer_owner.reset(lent)
         for data in tensors:
             lent.buffers.get().emplace_back()
             buffer = &lent.buffers.get().back()
@@ -394,7 +394,7 @@ cdef class Road:
                 raise
             views.push_back(string_view(<const char*>buffer.buf, buffer.len))
         with nogil:
-            self.road.get().receive_copied(head, views, move(keeper), now)
+            self.road.get().receive_copied(head, views, move(buffer_owner), now)
 
     def holds(self, int64_t action_id):
         """Whether an action has been received and not answered."""

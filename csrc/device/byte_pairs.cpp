@@ -22,12 +22,12 @@ BytePairs::BytePairs(const Common& common, const Parts& parts)
       spaces_("spaces", parts.spaces),
       begins_with_space_(parts.begins_with_space) {
     std::size_t place = 0;
-    Table bytes("bytes", parts.bytes, ',', bytes_.size());
+    AttributeTable bytes("bytes", parts.bytes, ',', bytes_.size());
     bytes.each([&](std::string_view id) { bytes_[place++] = static_cast<std::uint32_t>(bytes.number(id)); });
     if (place != bytes_.size())
         throw std::invalid_argument("attribute bytes has " + std::to_string(place) + " ids; one for each of the " +
                                     std::to_string(bytes_.size()) + " bytes is needed");
-    Table merges("merges", parts.merges, '\n');
+    AttributeTable merges("merges", parts.merges, '\n');
     merges.each([&](std::string_view line) {
         std::uint32_t ids[3] = {0, 0, 0};
         std::size_t count = 0;

@@ -13,7 +13,7 @@
 namespace clockwork::device {
 
 // An open ONNX Runtime session, with the names and types that each run passes. All fields zero: not open.
-struct Session {
+struct CpuSession {
     OrtSession* handle;
     std::size_t input_count;
     std::size_t output_count;
@@ -32,10 +32,10 @@ struct CpuWeight {
     std::int64_t bytes = 0;
 };
 
-struct CpuModel : Residency {
+struct CpuModel : DeviceModel {
     bool packed = false;
-    Session* session = nullptr;                  // the shared program's session, or &own
-    Session own = {};                            // the session of a packed model while it is resident
+    CpuSession* session = nullptr;               // the shared program's session, or &own
+    CpuSession own = {};                         // the session of a packed model while it is resident
     std::string path;                            // packed model: the file that LOAD opens
     const OrtSessionOptions* options = nullptr;  // packed model: the options with which LOAD opens the file
     std::vector<int> input_dtypes;
@@ -54,7 +54,7 @@ struct CpuModel : Residency {
     std::size_t fed_count() const { return input_dtypes.size() + lengths.count; }
 };
 
-struct CpuSlot : Room {
+struct CpuSlot : Slot {
     char* base = nullptr;
 };
 

@@ -22,10 +22,10 @@ inline constexpr int LOAD_AHEAD = 3;    // pieces of a LOAD that are under way a
 inline constexpr int PADDED_MOST = 16;  // equals config.PADDED_MAX
 
 // The origin of a kernel's argument.
-enum class Source { WEIGHT, INPUT, OUTPUT, WORKSPACE, SIZE, TABLE, VALUE };
+enum class ArgumentSource { WEIGHT, INPUT, OUTPUT, WORKSPACE, SIZE, TABLE, VALUE };
 
 struct Argument {
-    Source source = Source::VALUE;
+    ArgumentSource source = ArgumentSource::VALUE;
     int index = 0;
     std::uint64_t value = 0;  // an offset in bytes, or the value itself in the lowest bytes
 };
@@ -69,7 +69,7 @@ struct Tensor {
 };
 
 // The recorded launches of a variant in a slot; invalid once the slot or the workspace is replaced.
-struct Graph {
+struct RecordedGraph {
     CUgraphExec exec = nullptr;  // null: no graph was recorded
     CUdeviceptr slot = 0;
     CUdeviceptr workspace = 0;
@@ -84,15 +84,15 @@ struct Variant {
     std::vector<Launch> launches;
     // addresses of weights and sizes that kernels read in the slot, 8 bytes each
     std::vector<Argument> table;
-    std::int64_t table_begin = 0;  // offset of the table in the slot
-    std::int64_t table_end = 0;    // offset in the slot of the first input
-    std::vector<Graph> graphs;     // one for each slot; guarded by the hub's lock
+    std::int64_t table_begin = 0;       // offset of the table in the slot
+    std::int64_t table_end = 0;         // offset in the slot of the first input
+    std::vector<RecordedGraph> graphs;  // one for each slot; guarded by the hub's lock
 
     // Whether the launches are the same for every model and request.
     bool is_recordable() const {
         for (const Launch& launch : launches) {
             for (const Argument& argument : launch.arguments) {
-                if (argument.source == Source::WEIGHT || argument.source == Source::SIZE)
+                if (argument.source == ArgumentSource::WEIGHT || argument.source == ArgumentSource::SIZE)
                     return false;
             }
         }
@@ -101,7 +101,7 @@ struct Variant {
 
     // Whether these inputs can be run by this variant. sizes: PADDED_MOST values, set to the sizes of the
     // padded symbols.
-    bool fits(const Parts& parts, bool batches, std::int64_t* sizes) const {
+    bool fits(const BatchParts& parts, bool batches, std::int64_t* sizes) const {
         for (int symbol = 0; symbol < PADDED_MOST; symbol++)
             sizes[symbol] = 0;
         for (std::size_t index = 0; index < inputs.size(); index++) {
@@ -134,7 +134,7 @@ struct CudaWeight {
     std::int64_t offset = 0;
 };
 
-struct CudaModel : Residency {
+struct CudaModel : DeviceModel {
     // variants of the program, in the order in which they are tried
     std::vector<Variant>* variants = nullptr;
     bool batches = false;
@@ -147,7 +147,7 @@ struct CudaModel : Residency {
     std::vector<std::int64_t> loading_starts;
 
     // The first variant that runs these inputs; null if none does. sizes: PADDED_MOST values, filled in.
-    Variant* choose(const Parts& parts, std::int64_t* sizes) const {
+    Variant* choose(const BatchParts& parts, std::int64_t* sizes) const {
         for (Variant& variant : *variants) {
             if (variant.fits(parts, batches, sizes))
                 return &variant;
@@ -167,7 +167,7 @@ struct CudaModel : Residency {
                      std::size_t page_bytes, const std::int64_t* sizes, char* table) const {
         bool changed = false;
         for (const Argument& entry : variant.table) {
-            const std::uint64_t value = entry.source == Source::SIZE
+            const std::uint64_t value = entry.source == ArgumentSource::SIZE
                                             ? std::uint64_t(sizes[entry.index])
                                             : address(entry.index, run_starts, arena, page_bytes) + entry.value;
             changed |= std::memcmp(table, &value, sizeof value) != 0;
@@ -220,16 +220,16 @@ private:
 };
 
 // Memory for a batch's table, inputs and outputs: pinned, and as much on the device.
-struct CudaSlot : Room {
+struct CudaSlot : Slot {
     std::size_t number = 0;
     char* host = nullptr;
     CUdeviceptr device = 0;
     CUevent input_begin = nullptr;
-    Mark input_end;
+    StreamMark input_end;
     CUevent run_begin = nullptr;
-    Mark run_end;
+    StreamMark run_end;
     CUevent graph_end = nullptr;  // recorded in the graph behind the launches, as run_begin is before them
-    Mark output_end;
+    StreamMark output_end;
 };
 
 // The value of an argument that depends on neither model nor request.
@@ -237,10 +237,10 @@ inline std::uint64_t fixed_value(const Argument& argument, const Variant& varian
                                  CUdeviceptr workspace) {
     const std::size_t index = std::size_t(argument.index);
     switch (argument.source) {
-        case Source::INPUT: return slot.device + CUdeviceptr(variant.inputs[index].offset) + argument.value;
-        case Source::OUTPUT: return slot.device + CUdeviceptr(variant.outputs[index].offset) + argument.value;
-        case Source::WORKSPACE: return workspace + argument.value;
-        case Source::TABLE:
+        case ArgumentSource::INPUT: return slot.device + CUdeviceptr(variant.inputs[index].offset) + argument.value;
+        case ArgumentSource::OUTPUT: return slot.device + CUdeviceptr(variant.outputs[index].offset) + argument.value;
+        case ArgumentSource::WORKSPACE: return workspace + argument.value;
+        case ArgumentSource::TABLE:
             return slot.device + CUdeviceptr(variant.table_begin) + argument.value * sizeof(std::uint64_t);
         default: return argument.value;
     }
@@ -252,7 +252,7 @@ inline void copy_starts(std::vector<std::int64_t>& target, const std::vector<std
 }
 
 // Writes the sentence that no variant runs these inputs.
-inline void say_unserved(const Parts& parts, char* text, std::size_t text_bytes) noexcept {
+inline void say_unserved(const BatchParts& parts, char* text, std::size_t text_bytes) noexcept {
     std::string shapes;
     for (const Input& input : parts.inputs)
         shapes += (shapes.empty() ? "" : ", ") + shape_text(input.dims, input.rank);

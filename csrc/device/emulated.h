@@ -27,7 +27,7 @@ namespace clockwork::emulated {
 inline constexpr double LONGEST_NS = 1e18;  // bound on an action's duration, whatever factor is drawn
 
 // Settings of emulated devices. Probabilities are per action; sigmas belong to log-normal factors.
-struct Settings {
+struct EmulatedSettings {
     std::uint32_t page_count = 0, run_ahead = 1;
     Ns unload_ns = 0;  // duration of an UNLOAD or a DROP; 0: it ends as it begins
     double exec_noise = 0, load_noise = 0;
@@ -55,10 +55,10 @@ struct PageRun {
 
 // An order to an emulated device. The caller owns it, and keeps it at its address until its action has ended
 // or reset() has forgotten it.
-struct Order {
+struct EmulatedOrder {
     ActionId id = 0;
     ActionKind kind = ActionKind::INFER;
-    std::uint32_t token = 0;  // the caller's name for the order; handed back in Done
+    std::uint32_t token = 0;  // the caller's name for the order; handed back in EmulatedEnd
     ModelId model_id = 0;
     LoadId load_id = 0;
     Ns earliest_ns = 0, latest_ns = NEVER_NS;
@@ -68,8 +68,8 @@ struct Order {
     Ns ready_ns = 0;             // set by the device: when the inputs have been copied
 };
 
-// Why an action was not done. The names in brackets are those of Done::a, b and c.
-enum class Why : std::uint8_t {
+// The reason for which an action was not done. The names in brackets are those of EmulatedEnd::a, b and c.
+enum class FailureCause : std::uint8_t {
     NONE,
     LATE,          // the action's window closed (a) ns before it could begin
     REVOKED,       // the caller withdrew the action before it began
@@ -87,48 +87,49 @@ enum class Why : std::uint8_t {
     ENDED,         // the caller ended the action before its time
 };
 
-inline constexpr Status status_of(Why why) {
-    switch (why) {
-        case Why::NONE: return Status::OK;
-        case Why::LATE: return Status::TOO_LATE;
-        case Why::REVOKED: return Status::ACTION_CANCELLED;
-        case Why::NOT_FETCHED:
-        case Why::NOT_LOADED: return Status::NOT_RESIDENT;
-        case Why::OUTSIDE:
-        case Why::PAGE_HELD:
-        case Why::STORE_FULL: return Status::BAD_PAGES;
-        case Why::IN_USE:
-        case Why::BEING_LOADED: return Status::IN_USE;
+inline constexpr Status status_of(FailureCause cause) {
+    switch (cause) {
+        case FailureCause::NONE: return Status::OK;
+        case FailureCause::LATE: return Status::TOO_LATE;
+        case FailureCause::REVOKED: return Status::ACTION_CANCELLED;
+        case FailureCause::NOT_FETCHED:
+        case FailureCause::NOT_LOADED: return Status::NOT_RESIDENT;
+        case FailureCause::OUTSIDE:
+        case FailureCause::PAGE_HELD:
+        case FailureCause::STORE_FULL: return Status::BAD_PAGES;
+        case FailureCause::IN_USE:
+        case FailureCause::BEING_LOADED: return Status::IN_USE;
         default: return Status::DEVICE_ERROR;
     }
 }
 
 // The end of an action.
-struct Done {
+struct EmulatedEnd {
     ActionId id = 0;
     std::uint32_t token = 0;
     ActionKind kind = ActionKind::INFER;
     Status status = Status::OK;
-    Why why = Why::NONE;
+    FailureCause cause = FailureCause::NONE;
     Ns begin_ns = 0, end_ns = 0;  // begin_ns is 0 where the action did not begin
     Ns waited_ns = 0;             // time that the action waited for its inputs alone, before it began
     std::int64_t a = 0, b = 0, c = 0;
 
-    void of(const Order& order, Why reason) {  // fills in the end of an action that did not begin
+    // Fills in the end of an action that did not begin.
+    void of(const EmulatedOrder& order, FailureCause reason) {
         id = order.id;
         token = order.token;
         kind = order.kind;
         status = status_of(reason);
-        why = reason;
+        cause = reason;
         begin_ns = end_ns = waited_ns = 0;
     }
 };
 
 // The reason as a sentence; empty for a success.
-std::string sentence(const Done& done);
+std::string sentence(const EmulatedEnd& done);
 
 // The link from a machine's memory to its devices: one LOAD has it at a time, in the order of their requests.
-class Link {
+class EmulatedLink {
 public:
     static constexpr std::uint32_t NONE = UINT32_MAX;
 
@@ -146,9 +147,9 @@ private:
 };
 
 // The models that a machine holds in its memory, within a budget.
-class HostStore {
+class EmulatedHostStore {
 public:
-    explicit HostStore(std::uint64_t budget_bytes) : budget_bytes_(budget_bytes) {}
+    explicit EmulatedHostStore(std::uint64_t budget_bytes) : budget_bytes_(budget_bytes) {}
 
     bool holds(ModelId model_id) const;  // whether the model is fetched and not dropped
     std::size_t held_count() const;
@@ -156,11 +157,11 @@ public:
     bool uses(ModelId model_id) const { return models_.contains(model_id); }
     void reset();  // forgets all models and fetches; LOADs are forgotten by their devices
 
-    Why claim(const Order& fetch, Done& done);
+    FailureCause claim(const EmulatedOrder& fetch, EmulatedEnd& done);
     // A FETCH that reset() has forgotten meanwhile changes nothing.
     void fetched(ModelId model_id);
     void give_back(ModelId model_id);
-    Why drop(ModelId model_id);
+    FailureCause drop(ModelId model_id);
     // adds `change` to the LOADs of the model that are queued or under way
     void count_load(ModelId model_id, int change);
 
@@ -176,30 +177,31 @@ private:
     std::unordered_map<ModelId, Entry> models_;
 };
 
-struct Resident {
+struct EmulatedResidency {
     ModelId model_id = 0;
     LoadId load_id = 0;
     bool loading = true;
     std::vector<PageRun> pages;
 };
 
-enum class Next : std::uint8_t {
+enum class LaneNext : std::uint8_t {
     NOTHING,  // nothing happens until an action comes or ends, or the link is free
     OPENS,    // the lane's next action can begin at that time: call opened() and step() then
     RUNS,     // an action has begun: call finish() when its time is over
     ENDED,    // an action ended at once, or was not done; call step() again
 };
 
-struct Step {
-    Next next = Next::NOTHING;
+struct LaneStep {
+    LaneNext next = LaneNext::NOTHING;
     Ns at_ns = 0;
 };
 
-class Device {
+class EmulatedDevice {
 public:
     // link, store: null where the device has a link of its own and all models can be loaded. speed: divisor
     // of executions' durations. Settings, link and store are the caller's and outlive the device.
-    Device(const Settings& settings, Link* link, HostStore* store, std::uint32_t number, double speed, Random random)
+    EmulatedDevice(const EmulatedSettings& settings, EmulatedLink* link, EmulatedHostStore* store, std::uint32_t number,
+                   double speed, Random random)
         : settings_(settings), link_(link), store_(store), number_(number), speed_(speed), random_(random) {}
 
     bool is_full(Lane lane) const {
@@ -207,23 +209,23 @@ public:
         return state.waiting.size() + (state.running != nullptr) >= settings_.run_ahead;
     }
     // The end of an order to a lane that is full.
-    Done turned_away(const Order& order) const;
+    EmulatedEnd turned_away(const EmulatedOrder& order) const;
     // Appends an order to its lane, which must not be full. The caller calls step() next.
-    void push(Order& order, Ns now);
+    void push(EmulatedOrder& order, Ns now);
 
     // Advances a lane. outside(order, ns): converts a duration on the device to a duration from now on.
     template <class Outside>
-    Step step(Lane which, Ns now, Done& done, Outside outside) {
+    LaneStep step(Lane which, Ns now, EmulatedEnd& done, Outside outside) {
         LaneState& lane = at(which);
         if (lane.running || lane.wants_link || lane.waiting.empty())
             return {};
-        const Order& head = *lane.waiting.front();
+        const EmulatedOrder& head = *lane.waiting.front();
         const Ns opens_ns = std::max(head.earliest_ns, head.ready_ns);
         if (opens_ns > now) {
             if (opens_ns >= lane.opens_ns)
                 return {};  // the caller looks at the lane again before that time anyway
             lane.opens_ns = opens_ns;
-            return {Next::OPENS, opens_ns};
+            return {LaneNext::OPENS, opens_ns};
         }
         if (link_ && head.kind == ActionKind::LOAD && !link_->is_free()) {
             lane.wants_link = true;
@@ -231,8 +233,8 @@ public:
             return {};
         }
         if (!begin(lane, now, done))
-            return {Next::ENDED, now};
-        const Order& order = *lane.running;
+            return {LaneNext::ENDED, now};
+        const EmulatedOrder& order = *lane.running;
         Ns took_ns = settings_.unload_ns;
         if (order.kind == ActionKind::FETCH && settings_.disk_bandwidth == 0) {
             took_ns = 1;
@@ -240,35 +242,36 @@ public:
             took_ns = std::max<Ns>(outside(order, draw_ns(order, now)), 1);
         } else if (took_ns == 0) {
             done = finish(which, now);
-            return {Next::ENDED, now};
+            return {LaneNext::ENDED, now};
         }
         lane.end_ns = now + took_ns;
-        return {Next::RUNS, lane.end_ns};
+        return {LaneNext::RUNS, lane.end_ns};
     }
     void opened(Lane lane) { at(lane).opens_ns = NEVER_NS; }
-    void granted() { at(Lane::LOAD).wants_link = false; }  // called when Link::next() has named this device
+    // Called when EmulatedLink::next() has named this device.
+    void granted() { at(Lane::LOAD).wants_link = false; }
 
     // Ends the action that a lane runs. status: other than OK where the caller ends it.
-    Done finish(Lane lane, Ns now, Status status = Status::OK);
+    EmulatedEnd finish(Lane lane, Ns now, Status status = Status::OK);
     // Marks the lane's running action as one that never ends: its order is not read any more.
     void hang(Lane lane);
     // Removes an action that has not begun from its lane; false if no action of that id waits.
-    bool revoke(ActionId id, Done& done);
+    bool revoke(ActionId id, EmulatedEnd& done);
     // Forgets all actions and residencies.
     void reset();
 
-    const Order* running(Lane lane) const { return at(lane).running; }
+    const EmulatedOrder* running(Lane lane) const { return at(lane).running; }
     Ns ends_ns(Lane lane) const { return at(lane).end_ns; }
     Ns opens_ns(Lane lane) const { return at(lane).opens_ns; }
-    const Resident* resident(ModelId model_id) const;  // null: the model has no pages on this device
+    const EmulatedResidency* resident(ModelId model_id) const;  // null: the model has no pages on this device
     std::size_t resident_count() const { return places_.size(); }
     std::uint64_t held_pages() const { return held_pages_; }
     bool has_orders_for(ModelId model_id) const;
 
 private:
     struct LaneState {
-        std::vector<const Order*> waiting;
-        const Order* running = nullptr;
+        std::vector<const EmulatedOrder*> waiting;
+        const EmulatedOrder* running = nullptr;
         bool wants_link = false;
         Ns begin_ns = 0, end_ns = 0;  // times of the action that runs, or ran last
         Ns waited_ns = 0;
@@ -277,20 +280,20 @@ private:
 
     LaneState& at(Lane lane) { return lanes_[static_cast<std::size_t>(lane)]; }
     const LaneState& at(Lane lane) const { return lanes_[static_cast<std::size_t>(lane)]; }
-    bool begin(LaneState& lane, Ns now, Done& done);
-    Why check(const Order& order, Ns now, Done& done);
-    Why check_store(const Order& order, Done& done);
-    void finish_move(const Order& order, bool fails);
-    Why load(const Order& order, Done& done);
-    Why take(std::uint32_t first, std::uint32_t count, Done& done);
+    bool begin(LaneState& lane, Ns now, EmulatedEnd& done);
+    FailureCause check(const EmulatedOrder& order, Ns now, EmulatedEnd& done);
+    FailureCause check_store(const EmulatedOrder& order, EmulatedEnd& done);
+    void finish_move(const EmulatedOrder& order, bool fails);
+    FailureCause load(const EmulatedOrder& order, EmulatedEnd& done);
+    FailureCause take(std::uint32_t first, std::uint32_t count, EmulatedEnd& done);
     void let_go(PageRun run);
     void release(ModelId model_id);
     bool executes_load(ModelId model_id, LoadId load_id) const;
-    Ns draw_ns(const Order& order, Ns now);
+    Ns draw_ns(const EmulatedOrder& order, Ns now);
 
-    const Settings& settings_;
-    Link* link_;
-    HostStore* store_;
+    const EmulatedSettings& settings_;
+    EmulatedLink* link_;
+    EmulatedHostStore* store_;
     std::uint32_t number_;
     double speed_;
     Random random_;
@@ -299,13 +302,13 @@ private:
     std::vector<std::uint8_t> is_held_;  // whether each page is held; made with the first load
     std::uint64_t held_pages_ = 0;
     IdTable places_;  // place in residents_ of each resident model
-    std::vector<Resident> residents_;
+    std::vector<EmulatedResidency> residents_;
     std::vector<std::uint32_t> free_residents_;
 };
 
 // ----- what happens for each execution ----------------------------------------------------------
 
-inline void Device::push(Order& order, Ns now) {
+inline void EmulatedDevice::push(EmulatedOrder& order, Ns now) {
     order.ready_ns = 0;
     if (order.kind == ActionKind::INFER && settings_.copy_bandwidth) {
         copied_ns_ = std::max(copied_ns_, now) + settings_.copy_ns(order.bytes);
@@ -317,11 +320,11 @@ inline void Device::push(Order& order, Ns now) {
 }
 
 // Begins or refuses the action at the head of a lane. Returns whether it runs now.
-inline bool Device::begin(LaneState& lane, Ns now, Done& done) {
-    const Order& order = *lane.waiting.front();
+inline bool EmulatedDevice::begin(LaneState& lane, Ns now, EmulatedEnd& done) {
+    const EmulatedOrder& order = *lane.waiting.front();
     lane.waiting.erase(lane.waiting.begin());
-    if (const Why why = check(order, now, done); why != Why::NONE) {
-        done.of(order, why);
+    if (const FailureCause cause = check(order, now, done); cause != FailureCause::NONE) {
+        done.of(order, cause);
         if (store_ && order.kind == ActionKind::LOAD)
             store_->count_load(order.model_id, -1);
         return false;
@@ -338,25 +341,25 @@ inline bool Device::begin(LaneState& lane, Ns now, Done& done) {
     return true;
 }
 
-inline Why Device::check(const Order& order, Ns now, Done& done) {
+inline FailureCause EmulatedDevice::check(const EmulatedOrder& order, Ns now, EmulatedEnd& done) {
     if (order.latest_ns < now) {
         done.a = now - order.latest_ns;
-        return Why::LATE;
+        return FailureCause::LATE;
     }
     if (order.kind == ActionKind::LOAD)
         return load(order, done);
     if (lane_of(order.kind) == Lane::FETCH)
         return check_store(order, done);
-    const Resident* held = resident(order.model_id);
+    const EmulatedResidency* held = resident(order.model_id);
     if (!held || held->load_id != order.load_id || held->loading) {
         done.a = static_cast<std::int64_t>(order.load_id);
-        return Why::NOT_LOADED;
+        return FailureCause::NOT_LOADED;
     }
     const bool in_use = order.kind == ActionKind::UNLOAD && executes_load(order.model_id, order.load_id);
-    return in_use ? Why::IN_USE : Why::NONE;
+    return in_use ? FailureCause::IN_USE : FailureCause::NONE;
 }
 
-inline Ns Device::draw_ns(const Order& order, Ns now) {
+inline Ns EmulatedDevice::draw_ns(const EmulatedOrder& order, Ns now) {
     double exact, factor = 1;
     if (executes(order.kind)) {
         exact = static_cast<double>(order.profiled_ns) / speed_ * settings_.slowness(now);
@@ -376,11 +379,11 @@ inline Ns Device::draw_ns(const Order& order, Ns now) {
     return static_cast<Ns>(std::min(exact * factor, LONGEST_NS));
 }
 
-inline Done Device::finish(Lane which, Ns now, Status status) {
+inline EmulatedEnd EmulatedDevice::finish(Lane which, Ns now, Status status) {
     LaneState& lane = at(which);
-    const Order& order = *lane.running;
-    Done done;
-    done.of(order, status == Status::OK ? Why::NONE : Why::ENDED);
+    const EmulatedOrder& order = *lane.running;
+    EmulatedEnd done;
+    done.of(order, status == Status::OK ? FailureCause::NONE : FailureCause::ENDED);
     done.status = status;
     done.begin_ns = lane.begin_ns;
     done.end_ns = lane.end_ns = now;
@@ -391,14 +394,14 @@ inline Done Device::finish(Lane which, Ns now, Status status) {
                        random_.chance(is_execution ? settings_.exec_failures : settings_.load_failures);
     if (fails && status == Status::OK) {
         done.status = is_execution ? settings_.exec_failure : Status::DEVICE_ERROR;
-        done.why = Why::CHANCE;
+        done.cause = FailureCause::CHANCE;
     }
     if (!is_execution)
         finish_move(order, fails);
     return done;
 }
 
-inline const Resident* Device::resident(ModelId model_id) const {
+inline const EmulatedResidency* EmulatedDevice::resident(ModelId model_id) const {
     const std::uint32_t place = places_.find(static_cast<std::uint64_t>(model_id));
     return place == IdTable::NONE ? nullptr : &residents_[place];
 }

@@ -2,8 +2,8 @@
 
 namespace clockwork::emulated {
 
-Machine::Machine(const Settings& settings, std::uint32_t device_count, std::uint64_t host_bytes, bool shares_link,
-                 double speed, std::uint64_t seed, std::size_t stale_max)
+Machine::Machine(const EmulatedSettings& settings, std::uint32_t device_count, std::uint64_t host_bytes,
+                 bool shares_link, double speed, std::uint64_t seed, std::size_t stale_max)
     : settings_(settings), stale_max_(stale_max) {
     if (host_bytes > 0)
         store_.emplace(host_bytes);
@@ -20,7 +20,7 @@ void Machine::advance(Ns now) {
         drop_first();
         if (!is_due)
             continue;
-        if (event.next == Next::RUNS) {
+        if (event.next == LaneNext::RUNS) {
             finish(event.device, event.lane, event.at_ns, Status::OK);
         } else {
             devices_[event.device].opened(event.lane);
@@ -29,10 +29,10 @@ void Machine::advance(Ns now) {
     }
 }
 
-void Machine::start(std::uint32_t number, Order order, Ns now) {
+void Machine::start(std::uint32_t number, EmulatedOrder order, Ns now) {
     advance(now);
     const Lane lane = lane_of(order.kind);
-    Device& device = devices_[number];
+    EmulatedDevice& device = devices_[number];
     if (device.is_full(lane)) {
         report(number, device.turned_away(order));
         return;
@@ -43,7 +43,7 @@ void Machine::start(std::uint32_t number, Order order, Ns now) {
 
 void Machine::revoke(std::uint32_t number, ActionId id, Ns now) {
     advance(now);
-    Done done;
+    EmulatedEnd done;
     if (!devices_[number].revoke(id, done))
         return;
     report(number, done);
@@ -52,7 +52,7 @@ void Machine::revoke(std::uint32_t number, ActionId id, Ns now) {
 
 void Machine::end_run(std::uint32_t number, ActionId id, Ns now) {
     advance(now);
-    const Order* running = devices_[number].running(Lane::EXECUTE);
+    const EmulatedOrder* running = devices_[number].running(Lane::EXECUTE);
     if (running && running->id == id)
         finish(number, Lane::EXECUTE, now, Status::OVERRUN);
 }
@@ -76,18 +76,19 @@ Ns Machine::next_ns() {
 }
 
 bool Machine::is_resident(ModelId model_id) const {
-    return std::ranges::any_of(devices_, [&](const Device& device) { return device.resident(model_id) != nullptr; });
+    return std::ranges::any_of(devices_,
+                               [&](const EmulatedDevice& device) { return device.resident(model_id) != nullptr; });
 }
 
 bool Machine::is_used(ModelId model_id) const {
     return (store_ && store_->uses(model_id)) || is_resident(model_id) ||
-           std::ranges::any_of(devices_, [&](const Device& device) { return device.has_orders_for(model_id); });
+           std::ranges::any_of(devices_, [&](const EmulatedDevice& device) { return device.has_orders_for(model_id); });
 }
 
 // Whether an event still announces something that is to come.
 bool Machine::counts(const Event& event) const {
-    const Device& device = devices_[event.device];
-    if (event.next == Next::OPENS)
+    const EmulatedDevice& device = devices_[event.device];
+    if (event.next == LaneNext::OPENS)
         return device.opens_ns(event.lane) == event.at_ns;
     return device.running(event.lane) && device.ends_ns(event.lane) == event.at_ns;
 }
@@ -97,20 +98,20 @@ void Machine::drop_first() {
     events_.pop_back();
 }
 
-void Machine::report(std::uint32_t number, const Done& done) {
+void Machine::report(std::uint32_t number, const EmulatedEnd& done) {
     ended.push_back({number, done});
     orders_.erase(done.token);
 }
 
 // Begins the next action of an idle lane.
 void Machine::go_on(std::uint32_t number, Lane lane, Ns now) {
-    Done done;
-    const auto undisturbed = [](const Order&, Ns took_ns) { return took_ns; };
+    EmulatedEnd done;
+    const auto undisturbed = [](const EmulatedOrder&, Ns took_ns) { return took_ns; };
     for (;;) {
         const auto [next, at_ns] = devices_[number].step(lane, now, done, undisturbed);
-        if (next == Next::NOTHING)
+        if (next == LaneNext::NOTHING)
             return;
-        if (next == Next::ENDED) {
+        if (next == LaneNext::ENDED) {
             report(number, done);
             continue;
         }
@@ -132,7 +133,7 @@ void Machine::finish(std::uint32_t number, Lane lane, Ns now, Status status) {
 }
 
 void Machine::grant_link(Ns now) {
-    for (std::uint32_t number; (number = link_.next()) != Link::NONE;) {
+    for (std::uint32_t number; (number = link_.next()) != EmulatedLink::NONE;) {
         devices_[number].granted();
         go_on(number, Lane::LOAD, now);
     }

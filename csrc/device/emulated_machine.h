@@ -18,14 +18,14 @@ class Machine {
 public:
     struct Ended {
         std::uint32_t device;
-        Done done;
+        EmulatedEnd done;
     };
 
     // host_bytes: budget of the host store; 0: no store, and all models can be loaded. shares_link: the LOADs
     // of all devices share a link, which one of them has at a time. Each device draws from a random stream of
     // its own, derived from `seed`. stale_max: bound on obsolete events in the heap, beyond two for each
     // lane, before they are dropped.
-    Machine(const Settings& settings, std::uint32_t device_count, std::uint64_t host_bytes, bool shares_link,
+    Machine(const EmulatedSettings& settings, std::uint32_t device_count, std::uint64_t host_bytes, bool shares_link,
             double speed, std::uint64_t seed, std::size_t stale_max);
     Machine(const Machine&) = delete;
 
@@ -33,7 +33,7 @@ public:
     // then has the actions that have ended, in order; the caller takes them from there.
     void advance(Ns now);
     // the order's token must differ from those of all orders under way
-    void start(std::uint32_t device, Order order, Ns now);
+    void start(std::uint32_t device, EmulatedOrder order, Ns now);
     void revoke(std::uint32_t device, ActionId id, Ns now);
     // ends an execution that is under way; otherwise does nothing
     void end_run(std::uint32_t device, ActionId id, Ns now);
@@ -44,7 +44,7 @@ public:
 
     Ns next_ns();  // time of the next call to advance(); NEVER_NS: none is needed
     std::size_t event_count() const { return events_.size(); }
-    const Device& device(std::uint32_t number) const { return devices_[number]; }
+    const EmulatedDevice& device(std::uint32_t number) const { return devices_[number]; }
     std::uint64_t host_bytes() const { return store_ ? store_->used_bytes() : 0; }
     bool is_resident(ModelId model_id) const;
     // whether the model is resident, in the host store, or named by an action that has not ended
@@ -56,11 +56,11 @@ private:
         std::uint64_t sequence;
         std::uint32_t device;
         Lane lane;
-        Next next;  // OPENS or RUNS; an action that RUNS ends at this event
+        LaneNext next;  // OPENS or RUNS; an action that RUNS ends at this event
     };
     struct Held {
         std::uint32_t device;
-        Order order;
+        EmulatedOrder order;
     };
     static bool is_later(const Event& event, const Event& other) {
         return event.at_ns != other.at_ns ? event.at_ns > other.at_ns : event.sequence > other.sequence;
@@ -68,16 +68,16 @@ private:
 
     bool counts(const Event& event) const;
     void drop_first();
-    void report(std::uint32_t device, const Done& done);
+    void report(std::uint32_t device, const EmulatedEnd& done);
     void go_on(std::uint32_t device, Lane lane, Ns now);
     void finish(std::uint32_t device, Lane lane, Ns now, Status status);
     void grant_link(Ns now);
 
-    Settings settings_;
+    EmulatedSettings settings_;
     std::size_t stale_max_;
-    Link link_;
-    std::optional<HostStore> store_;
-    std::deque<Device> devices_;
+    EmulatedLink link_;
+    std::optional<EmulatedHostStore> store_;
+    std::deque<EmulatedDevice> devices_;
     std::unordered_map<std::uint32_t, Held> orders_;  // the orders that have not ended, by token
     std::vector<Event> events_;                       // a heap, the earliest event at the top
     std::uint64_t sequence_ = 0;

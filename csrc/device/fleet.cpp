@@ -48,7 +48,7 @@ std::int64_t FleetModel::page_count() const {
     return count;
 }
 
-Fleet::Fleet(const Settings& settings, const FleetSettings& fleet)
+Fleet::Fleet(const EmulatedSettings& settings, const FleetSettings& fleet)
     : settings_(settings),
       fleet_(fleet),
       machine_(settings_, fleet.device_count, fleet.host_bytes, fleet.shares_link, 1.0, fleet.seed, fleet.stale_max),
@@ -96,17 +96,16 @@ Fleet::Forgotten Fleet::forget(std::int64_t model_id, Ns now) {
 // ----- orders -----------------------------------------------------------------------------------
 
 void Fleet::begin(std::uint32_t number, FleetOrder* order, Ns now) noexcept {
-    using device::Kind;
     using device::say;
     std::lock_guard<std::mutex> held(mutex_);
     char* text = order->text;
     order->device = number;
-    const Kind kind = order->kind;
-    if (kind == Kind::RESERVE) {
+    const ActionKind kind = order->kind;
+    if (kind == ActionKind::RESERVE) {
         say(text, device::TEXT_BYTES, "this device makes models ready beside what it executes");
         return refuse(order, Status::DEVICE_ERROR);
     }
-    if ((kind == Kind::FETCH || kind == Kind::DROP) && fleet_.host_bytes == 0) {
+    if ((kind == ActionKind::FETCH || kind == ActionKind::DROP) && fleet_.host_bytes == 0) {
         say(text, device::TEXT_BYTES, "these devices have no host tier");
         return refuse(order, Status::DEVICE_ERROR);
     }
@@ -118,13 +117,13 @@ void Fleet::begin(std::uint32_t number, FleetOrder* order, Ns now) noexcept {
     order->model = known->second;
     const FleetModel& model = *order->model;
     std::uint64_t bytes = 0;
-    if (kind == Kind::LOAD && order->run_starts.size() != model.runs.size()) {
+    if (kind == ActionKind::LOAD && order->run_starts.size() != model.runs.size()) {
         say(text, device::TEXT_BYTES, "%zu runs of pages for %zu", order->run_starts.size(), model.runs.size());
         return refuse(order, Status::BAD_PAGES);
     }
-    if (kind == Kind::FETCH || kind == Kind::DROP) {
+    if (kind == ActionKind::FETCH || kind == ActionKind::DROP) {
         bytes = static_cast<std::uint64_t>(model.page_count()) * fleet_.page_bytes;
-    } else if (kind == Kind::INFER || kind == Kind::PROFILE) {
+    } else if (kind == ActionKind::INFER || kind == ActionKind::PROFILE) {
         // join() reads the types of the model's inputs there
         order->residency = const_cast<FleetModel*>(&model);
         const device::Joined joined = device::join(*order);
@@ -142,7 +141,7 @@ void Fleet::begin(std::uint32_t number, FleetOrder* order, Ns now) noexcept {
                 (unsigned long long)slot_bytes, fleet_.slot_bytes_max);
             return refuse(order, Status::INVALID_INPUT);
         }
-        if (kind == Kind::INFER)
+        if (kind == ActionKind::INFER)
             input_bytes_[number] += static_cast<std::int64_t>(bytes);
     }
     std::uint32_t token = 0;
@@ -158,9 +157,9 @@ void Fleet::begin(std::uint32_t number, FleetOrder* order, Ns now) noexcept {
     collect(now);
 }
 
-Order Fleet::order_of(const FleetOrder& order, std::uint32_t token, std::uint64_t bytes) const {
+EmulatedOrder Fleet::order_of(const FleetOrder& order, std::uint32_t token, std::uint64_t bytes) const {
     const FleetModel& model = *order.model;
-    Order found;
+    EmulatedOrder found;
     found.id = id_of(order.action_id);
     found.kind = order.kind;
     found.token = token;
@@ -196,11 +195,11 @@ void Fleet::end_run(std::uint32_t number, std::int64_t action_id, Ns now) {
     collect(now);
 }
 
-device::Whereabouts Fleet::look(std::uint32_t number, Ns now) {
+device::RunningActions Fleet::look(std::uint32_t number, Ns now) {
     std::lock_guard<std::mutex> held(mutex_);
     advance(now);
     const auto at = [&](Lane lane) {
-        const Order* order = machine_.device(number).running(lane);
+        const EmulatedOrder* order = machine_.device(number).running(lane);
         return order != nullptr ? static_cast<std::int64_t>(order->id) : 0;
     };
     return {at(Lane::EXECUTE), at(Lane::LOAD), at(Lane::FETCH)};
@@ -316,7 +315,7 @@ void Fleet::advance(Ns now) {
 // Moves the orders that the machine has ended to the lists from which callers take them.
 void Fleet::collect(Ns now) {
     for (const Machine::Ended& ended : machine_.ended) {
-        const Done& done = ended.done;
+        const EmulatedEnd& done = ended.done;
         FleetOrder* order = std::exchange(orders_[done.token], nullptr);
         tokens_.push_back(done.token);
         if (order == nullptr)
@@ -371,7 +370,7 @@ void Fleet::end(FleetOrder* order) {
 
 void Fleet::fill_outputs(FleetOrder& order) {
     const FleetModel& model = *order.model;
-    device::Parts& parts = order.parts;
+    device::BatchParts& parts = order.parts;
     std::int64_t size = 0;
     if (parts.make_outputs(model.outputs.size())) {
         for (std::size_t index = 0; index < model.outputs.size(); ++index) {

@@ -27,7 +27,7 @@ struct FleetOutput {
 };
 
 // The record of a model that is the same on every device of the fleet.
-struct FleetModel : device::Residency {
+struct FleetModel : device::DeviceModel {
     std::vector<int> dtypes;
     bool batches = false;
     std::vector<std::int64_t> runs;                   // number of pages of each run
@@ -62,7 +62,7 @@ public:
     static constexpr std::size_t LATENESS_WINDOW = 1024;  // number of recent ends that lateness() summarises
 
     // Throws std::system_error if no timer can be made.
-    Fleet(const Settings& settings, const FleetSettings& fleet);
+    Fleet(const EmulatedSettings& settings, const FleetSettings& fleet);
     ~Fleet();
     Fleet(const Fleet&) = delete;
     Fleet& operator=(const Fleet&) = delete;
@@ -79,7 +79,7 @@ public:
     void begin(std::uint32_t device, FleetOrder* order, Ns now) noexcept;
     void revoke(std::uint32_t device, std::int64_t action_id, Ns now);
     void end_run(std::uint32_t device, std::int64_t action_id, Ns now);
-    device::Whereabouts look(std::uint32_t device, Ns now);
+    device::RunningActions look(std::uint32_t device, Ns now);
     // The time until which to wait before ended(), if an event is within spin_ns; 0: no wait.
     Ns near_ns(Ns now);
     // The devices on which an order has ended since the last call, each named once.
@@ -112,10 +112,10 @@ private:
     void end(FleetOrder* order);
     void fill_outputs(FleetOrder& order);
     const char* zeros(std::size_t bytes);
-    Order order_of(const FleetOrder& order, std::uint32_t token, std::uint64_t bytes) const;
+    EmulatedOrder order_of(const FleetOrder& order, std::uint32_t token, std::uint64_t bytes) const;
 
     std::mutex mutex_;
-    Settings settings_;
+    EmulatedSettings settings_;
     FleetSettings fleet_;
     Machine machine_;
     int timer_ = -1;

@@ -20,7 +20,7 @@ namespace clockwork::device {
 namespace {
 
 void* counted_malloc(std::size_t bytes) {
-    Account* account = counting_account();
+    MemoryAccount* account = counting_account();
     if (account == nullptr)
         return std::malloc(bytes);
     void* found = account->may_take_heap(bytes) ? std::malloc(bytes) : nullptr;
@@ -30,7 +30,7 @@ void* counted_malloc(std::size_t bytes) {
 }
 
 int counted_memalign(void** found, std::size_t alignment, std::size_t bytes) {
-    Account* account = counting_account();
+    MemoryAccount* account = counting_account();
     if (account == nullptr)
         return posix_memalign(found, alignment, bytes);
     const int error = account->may_take_heap(bytes) ? posix_memalign(found, alignment, bytes) : ENOMEM;
@@ -40,7 +40,7 @@ int counted_memalign(void** found, std::size_t alignment, std::size_t bytes) {
 }
 
 void counted_free(void* pointer) {
-    if (Account* account = counting_account(); account != nullptr && pointer != nullptr)
+    if (MemoryAccount* account = counting_account(); account != nullptr && pointer != nullptr)
         account->take_heap(-static_cast<std::int64_t>(malloc_usable_size(pointer)));
     std::free(pointer);
 }
@@ -171,7 +171,7 @@ bool count_heap(const char* library) {
 
 bool counts_operator_new() {
     constexpr std::size_t BYTES = 4096;
-    Account account;
+    MemoryAccount account;
     account.limit_bytes = 2 * BYTES;
     account.counts_heap = true;
     charge(&account);

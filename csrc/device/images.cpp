@@ -24,30 +24,30 @@ constexpr const char* ENDED = "was not read to its end: the execution was ended"
 constexpr const char* ENDS_EARLY = "Corrupt JPEG data: premature end of data segment";
 
 std::mutex loading;
-jpeg::Library library;
+jpeg::JpegLibrary library;
 
 // The state of a decoding. The library's errors end in jump_out(), so no object with a destructor lives
 // between that function and decode().
 struct Decoding {
-    jpeg::Decompress state;
-    jpeg::Errors errors;
-    jpeg::Source source;
-    jpeg::Progress progress;
+    jpeg::JpegDecompress state;
+    jpeg::JpegErrors errors;
+    jpeg::JpegSource source;
+    jpeg::JpegProgress progress;
     std::size_t blocks, blocks_max;  // blocks of the scans that have begun
     int scans;
     std::jmp_buf out;
     char text[jpeg::MESSAGE_BYTES];
 };
 
-Decoding& of(jpeg::Decompress* state) { return *static_cast<Decoding*>(state->client_data); }
+Decoding& of(jpeg::JpegDecompress* state) { return *static_cast<Decoding*>(state->client_data); }
 
-[[noreturn]] void jump_out(jpeg::Decompress* state, const char* text) {
+[[noreturn]] void jump_out(jpeg::JpegDecompress* state, const char* text) {
     Decoding& decoding = of(state);
     std::snprintf(decoding.text, sizeof decoding.text, "%s", text);
     std::longjmp(decoding.out, 1);
 }
 
-[[noreturn]] void on_error(jpeg::Decompress* state) {
+[[noreturn]] void on_error(jpeg::JpegDecompress* state) {
     char text[jpeg::MESSAGE_BYTES];
     state->errors->format_message(state, text);
     char whole[jpeg::MESSAGE_BYTES + 20];
@@ -55,12 +55,12 @@ Decoding& of(jpeg::Decompress* state) { return *static_cast<Decoding*>(state->cl
     jump_out(state, whole);
 }
 
-void on_output(jpeg::Decompress*) {}
-void on_init(jpeg::Decompress*) {}
+void on_output(jpeg::JpegDecompress*) {}
+void on_init(jpeg::JpegDecompress*) {}
 
-int on_fill(jpeg::Decompress* state) { jump_out(state, "is damaged: it ends too early"); }
+int on_fill(jpeg::JpegDecompress* state) { jump_out(state, "is damaged: it ends too early"); }
 
-void on_skip(jpeg::Decompress* state, long bytes) {
+void on_skip(jpeg::JpegDecompress* state, long bytes) {
     if (bytes <= 0)
         return;
     std::size_t count = static_cast<std::size_t>(bytes);
@@ -72,15 +72,15 @@ void on_skip(jpeg::Decompress* state, long bytes) {
 
 // level: -1 for a warning. Warnings are errors here: otherwise a header of 154 bytes would pass as a damaged
 // image with as many pixels as it claims.
-void on_message(jpeg::Decompress* state, int level) {
-    const jpeg::Errors& errors = *state->errors;
+void on_message(jpeg::JpegDecompress* state, int level) {
+    const jpeg::JpegErrors& errors = *state->errors;
     if (level < 0 && errors.code > 0 && errors.code <= errors.last_message &&
         std::strcmp(errors.messages[errors.code], ENDS_EARLY) == 0)
         jump_out(state, "is damaged: it ends too early");
 }
 
 // Called before each row of blocks of a scan is read, and before each row of pixels is made.
-void on_progress(jpeg::Decompress* state) {
+void on_progress(jpeg::JpegDecompress* state) {
     Decoding& decoding = of(state);
     if (is_ending())
         jump_out(state, ENDED);
@@ -94,7 +94,7 @@ void on_progress(jpeg::Decompress* state) {
 
 // Whether so many bytes can hold the image: each block of each component takes at least a bit, in its first
 // scan.
-bool can_hold(const jpeg::Decompress& state, std::size_t bytes) {
+bool can_hold(const jpeg::JpegDecompress& state, std::size_t bytes) {
     std::size_t blocks = 0;
     for (int index = 0; index < state.component_count; ++index)
         blocks += static_cast<std::size_t>(state.components[index].width_in_blocks) *
@@ -102,8 +102,8 @@ bool can_hold(const jpeg::Decompress& state, std::size_t bytes) {
     return blocks / 8 <= bytes;
 }
 
-jpeg::Decompress* begin(Decoding& decoding, const jpeg::Library& with) {
-    jpeg::Decompress* state = &decoding.state;
+jpeg::JpegDecompress* begin(Decoding& decoding, const jpeg::JpegLibrary& with) {
+    jpeg::JpegDecompress* state = &decoding.state;
     std::memset(&decoding, 0, sizeof decoding);
     state->errors = with.std_error(&decoding.errors);
     state->client_data = &decoding;
@@ -114,8 +114,8 @@ jpeg::Decompress* begin(Decoding& decoding, const jpeg::Library& with) {
 }
 
 // Whether the library has the version and the structures that jpeg_api.h declares.
-bool is_usable(const jpeg::Library& with, Decoding& decoding) {
-    jpeg::Decompress* state = begin(decoding, with);
+bool is_usable(const jpeg::JpegLibrary& with, Decoding& decoding) {
+    jpeg::JpegDecompress* state = begin(decoding, with);
     if (setjmp(decoding.out))
         return false;
     with.create(state, jpeg::VERSION, sizeof *state);
@@ -128,7 +128,7 @@ bool is_usable(const jpeg::Library& with, Decoding& decoding) {
 // that either function makes is freed here.
 template <typename Start, typename Row>
 bool decode(Decoding& decoding, std::string_view data, std::size_t blocks_max, Start&& start, Row&& row) {
-    jpeg::Decompress* state = begin(decoding, library);
+    jpeg::JpegDecompress* state = begin(decoding, library);
     if (setjmp(decoding.out)) {
         library.destroy(state);
         return false;
@@ -376,7 +376,7 @@ std::string load_jpeg(const std::string& path) {
     void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (handle == nullptr)
         return std::string("cannot load ") + path + ": " + dlerror();
-    jpeg::Library found;
+    jpeg::JpegLibrary found;
     if (!find(handle, "jpeg_std_error", found.std_error) || !find(handle, "jpeg_CreateDecompress", found.create) ||
         !find(handle, "jpeg_read_header", found.read_header) || !find(handle, "jpeg_start_decompress", found.start) ||
         !find(handle, "jpeg_read_scanlines", found.read_scanlines) ||

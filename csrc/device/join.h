@@ -37,7 +37,7 @@ inline std::string shape_text(const std::int64_t* dims, int rank) {
 }
 
 // Computes the bytes of inputs whose parts are padded. Returns false, with a sentence, if there are too many.
-inline bool measure_padded(Parts& parts, char* text, std::size_t text_bytes) {
+inline bool measure_padded(BatchParts& parts, char* text, std::size_t text_bytes) {
     for (std::size_t index = 0; index < parts.input_count; index++) {
         Input& joined = parts.inputs[index];
         std::int64_t count = 1;
@@ -57,7 +57,7 @@ inline bool measure_padded(Parts& parts, char* text, std::size_t text_bytes) {
 // inputs have these types. lengths: the symbols in which parts may differ; null: none. rowless: for each
 // input, whether it is optional; null: none is. without_data: the views come from a PROFILE and have types
 // and shapes only. Throws std::bad_alloc.
-inline bool join(Parts& parts, const Views& views, const std::vector<int>& dtypes, const Lengths* lengths,
+inline bool join(BatchParts& parts, const RequestTensors& views, const std::vector<int>& dtypes, const Lengths* lengths,
                  const std::vector<Rowless>* rowless, bool without_data, char* text, std::size_t text_bytes) {
     const std::size_t input_count = dtypes.size();
     std::size_t counted = 0;  // index of the input whose first axis counts the rows
@@ -76,7 +76,7 @@ inline bool join(Parts& parts, const Views& views, const std::vector<int>& dtype
     parts.uneven = false;
     parts.sizes.assign(parts.part_count * symbol_count, -1);
     parts.longest.assign(symbol_count, 0);
-    const View* view = views.tensors.data();
+    const RequestTensor* view = views.tensors.data();
     for (std::size_t part = 0; part < parts.part_count; part++) {
         if (views.counts[part] != input_count)
             return say(text, text_bytes, "%u inputs for a model of %zu", views.counts[part], input_count);
@@ -169,7 +169,8 @@ inline bool join(Parts& parts, const Views& views, const std::vector<int>& dtype
 
 // Reads the shape in a PROFILE that stands for the value of an optional input: its bytes, and the input's
 // dimensions in its view. Returns false if it is no such shape. Throws std::bad_alloc.
-inline bool read_value(Views& views, View& view, const std::vector<std::int64_t>& dims, std::string& value) {
+inline bool read_value(RequestTensors& views, RequestTensor& view, const std::vector<std::int64_t>& dims,
+                       std::string& value) {
     std::int64_t count = 1;
     for (std::int64_t extent : dims)
         count *= extent;
@@ -191,12 +192,12 @@ inline bool read_value(Views& views, View& view, const std::vector<std::int64_t>
 // Gives the shapes of a PROFILE the types of the model's inputs. The last dimension of a string input is the
 // bytes of each string. Optional inputs get their values. Returns false, with a sentence, if a shape is not
 // that of its input. Throws std::bad_alloc.
-inline bool type_shapes(Parts& parts, Views& views, const std::vector<int>& dtypes, const std::vector<Rowless>* rowless,
-                        char* text, std::size_t text_bytes) {
+inline bool type_shapes(BatchParts& parts, RequestTensors& views, const std::vector<int>& dtypes,
+                        const std::vector<Rowless>* rowless, char* text, std::size_t text_bytes) {
     parts.values.assign(rowless != nullptr ? dtypes.size() : 0, std::string());
     views.tensors.resize(std::min(views.tensors.size(), dtypes.size()));
     for (std::size_t index = 0; index < views.tensors.size(); index++) {
-        View& view = views.tensors[index];
+        RequestTensor& view = views.tensors[index];
         view.dtype = dtypes[index];
         if (rowless != nullptr && (*rowless)[index].is_optional) {
             if (!read_value(views, view, (*rowless)[index].dims, parts.values[index]))
@@ -218,9 +219,9 @@ enum class Joined { DONE, WRONG, NO_MEMORY };
 // Joins the inputs of an INFER or PROFILE whose model is known. Returns false on failure; the order's text
 // then says why.
 inline Joined join(Order& order) noexcept {
-    const Residency& model = *order.residency;
+    const DeviceModel& model = *order.residency;
     try {
-        const bool profiles = order.kind == Kind::PROFILE;
+        const bool profiles = order.kind == ActionKind::PROFILE;
         const bool done = (!profiles || type_shapes(order.parts, order.views, *model.model_dtypes, model.model_rowless,
                                                     order.text, TEXT_BYTES)) &&
                           join(order.parts, order.views, *model.model_dtypes, model.model_lengths, model.model_rowless,

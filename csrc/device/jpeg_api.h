@@ -1,7 +1,7 @@
 // libjpeg's decompressor as Clockwork calls it: the ABI of version 6.2, which libjpeg-turbo keeps.
 //
 // The wheels of Pillow bring the library without headers, so its structures are declared here. The library
-// compares its version and the size of Decompress with its own before it touches a structure; see
+// compares its version and the size of JpegDecompress with its own before it touches a structure; see
 // load_jpeg().
 #pragma once
 
@@ -14,14 +14,14 @@ inline constexpr int GREY = 1, RGB = 2, YCC = 3;  // values of libjpeg's J_COLOR
 inline constexpr int HEADER_OK = 1;
 inline constexpr std::size_t MESSAGE_BYTES = 200;  // libjpeg's JMSG_LENGTH_MAX
 
-struct Decompress;
+struct JpegDecompress;
 
-struct Errors {
-    void (*error_exit)(Decompress*);  // must not return
-    void (*emit_message)(Decompress*, int level);
-    void (*output_message)(Decompress*);
-    void (*format_message)(Decompress*, char* text);
-    void (*reset)(Decompress*);
+struct JpegErrors {
+    void (*error_exit)(JpegDecompress*);  // must not return
+    void (*emit_message)(JpegDecompress*, int level);
+    void (*output_message)(JpegDecompress*);
+    void (*format_message)(JpegDecompress*, char* text);
+    void (*reset)(JpegDecompress*);
     int code;
     union {
         int numbers[8];
@@ -35,23 +35,23 @@ struct Errors {
     int first_more, last_more;
 };
 
-struct Progress {
-    void (*monitor)(Decompress*);
+struct JpegProgress {
+    void (*monitor)(JpegDecompress*);
     long pass_counter, pass_limit;
     int completed_passes, total_passes;
 };
 
-struct Source {
+struct JpegSource {
     const unsigned char* next;
     std::size_t left;
-    void (*init)(Decompress*);
-    int (*fill)(Decompress*);
-    void (*skip)(Decompress*, long bytes);
-    int (*resync)(Decompress*, int);
-    void (*term)(Decompress*);
+    void (*init)(JpegDecompress*);
+    int (*fill)(JpegDecompress*);
+    void (*skip)(JpegDecompress*, long bytes);
+    int (*resync)(JpegDecompress*, int);
+    void (*term)(JpegDecompress*);
 };
 
-struct Component {
+struct JpegComponent {
     int id, index, h_samples, v_samples, quantisation_table, dc_table, ac_table;
     unsigned width_in_blocks, height_in_blocks;
     int scaled_size;
@@ -61,13 +61,13 @@ struct Component {
     void* dct;
 };
 
-struct Decompress {
-    Errors* errors;
+struct JpegDecompress {
+    JpegErrors* errors;
     void* memory;
-    Progress* progress;
+    JpegProgress* progress;
     void* client_data;
     int is_decompressor, global_state;
-    Source* source;
+    JpegSource* source;
     unsigned width, height;
     int component_count, color_space, out_color_space;
     unsigned scale_num, scale_denom;
@@ -87,7 +87,7 @@ struct Decompress {
     void* dc_tables[4];
     void* ac_tables[4];
     int data_precision;
-    Component* components;
+    JpegComponent* components;
     int progressive, arithmetic;
     unsigned char arith_dc_l[16], arith_dc_u[16], arith_ac_k[16];
     unsigned restart_interval;
@@ -112,14 +112,14 @@ struct Decompress {
 };
 
 // The functions of the library.
-struct Library {
-    Errors* (*std_error)(Errors*) = nullptr;
-    void (*create)(Decompress*, int version, std::size_t bytes) = nullptr;
-    int (*read_header)(Decompress*, int require_image) = nullptr;
-    int (*start)(Decompress*) = nullptr;
-    unsigned (*read_scanlines)(Decompress*, unsigned char** rows, unsigned count) = nullptr;
-    int (*resync)(Decompress*, int) = nullptr;
-    void (*destroy)(Decompress*) = nullptr;
+struct JpegLibrary {
+    JpegErrors* (*std_error)(JpegErrors*) = nullptr;
+    void (*create)(JpegDecompress*, int version, std::size_t bytes) = nullptr;
+    int (*read_header)(JpegDecompress*, int require_image) = nullptr;
+    int (*start)(JpegDecompress*) = nullptr;
+    unsigned (*read_scanlines)(JpegDecompress*, unsigned char** rows, unsigned count) = nullptr;
+    int (*resync)(JpegDecompress*, int) = nullptr;
+    void (*destroy)(JpegDecompress*) = nullptr;
 };
 
 }  // namespace clockwork::device::jpeg

@@ -59,7 +59,7 @@ struct Action {
 
 // The receiver of ended actions. It runs on the thread of the lane that has ended them, which saves the hop
 // to another thread.
-struct Listener {
+struct EndListener {
     void* self = nullptr;
     // Whether all ended actions have been taken. Called without the hub's lock.
     bool (*take)(void* self) = nullptr;
@@ -114,7 +114,7 @@ public:
 
     // Sets the listener that takes what lanes end from now on. On return no thread is within the former
     // listener.
-    void listen(const Listener& listener) {
+    void listen(const EndListener& listener) {
         std::unique_lock<std::mutex> held(mutex_);
         listener_ = listener;
         idle_.wait(held, [this] { return listener_.take != nullptr || telling_ == 0; });
@@ -143,7 +143,7 @@ private:
     // Has the listener take the action that a lane has ended; without a listener the action is announced. The
     // lock is held on entry and on return, but not while the listener runs.
     void tell(std::unique_lock<std::mutex>& held) {
-        const Listener listener = listener_;
+        const EndListener listener = listener_;
         if (listener.take == nullptr || is_announced_) {
             announce();
             return;
@@ -161,7 +161,7 @@ private:
     std::mutex mutex_;
     // signalled when a lane has ended an action, or no thread is within a listener
     std::condition_variable idle_;
-    Listener listener_;
+    EndListener listener_;
     int telling_ = 0;  // number of lanes within the listener
     Action* ended_ = nullptr;
     Action* last_ended_ = nullptr;

@@ -10,7 +10,7 @@
 
 namespace clockwork::device {
 
-class Link {
+class HostLink {
 public:
     // Waits until the link is the caller's.
     void take() {

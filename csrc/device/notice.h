@@ -31,7 +31,7 @@ inline constexpr std::int64_t LATE_MOST_NS = 1'000'000;
 inline constexpr std::int64_t LOOK_NS = 5'000'000;
 
 // A place in a stream that is reached again and again. A single lane at a time uses it.
-struct Mark {
+struct StreamMark {
     CUevent event = nullptr;  // event at the same place, which carries the device's time
     // word in pinned memory that the stream writes behind the event; null: the driver cannot write words
     std::uint32_t* word = nullptr;
@@ -68,7 +68,7 @@ public:
 
     // CUDA_SUCCESS: the mark was reached. CUDA_ERROR_NOT_READY: pause_ns() says when to look again. Any other
     // value: the mark will never be reached.
-    CUresult look(const CudaApi& api, const Mark& mark, std::int64_t now_ns) {
+    CUresult look(const CudaApi& api, const StreamMark& mark, std::int64_t now_ns) {
         if (mark.word == nullptr)
             return api.query_event(mark.event);
         if (mark.is_written())
@@ -81,7 +81,7 @@ public:
 
     // How long to sleep before the next look; 0: no sleep. A lane that polls by calls of the driver always
     // pauses for a while.
-    std::int64_t pause_ns(const Mark& mark, std::int64_t now_ns) const {
+    std::int64_t pause_ns(const StreamMark& mark, std::int64_t now_ns) const {
         const std::int64_t waited_ns = now_ns - begin_ns_, watch_ns = expected_ns_ - lead_ns_;
         if (waited_ns < watch_ns) {
             const std::int64_t left_ns = watch_ns - waited_ns;

@@ -21,11 +21,9 @@ namespace clockwork::device {
 // bound on the bytes of an error's message, its terminating zero included
 inline constexpr std::size_t TEXT_BYTES = 512;
 
-using Kind = ActionKind;
-
 // A phase of an action: begin and end by this machine's clock, and the duration by the device's clock where
 // it has one.
-struct Span {
+struct TimedPhase {
     std::int64_t begin_ns = 0;
     std::int64_t end_ns = 0;
     std::int64_t duration_ns = 0;
@@ -38,7 +36,7 @@ struct Span {
 };
 
 // A model on a device. Each kind of device derives its own record from this.
-struct Residency {
+struct DeviceModel {
     // Guarded by the hub's lock:
     bool resident = false;
     std::int64_t load_id = 0;
@@ -52,12 +50,12 @@ struct Residency {
 };
 
 // Keeps the bytes of an order's views in place until the order is freed.
-struct Keeper {
-    virtual ~Keeper() = default;
+struct BufferOwner {
+    virtual ~BufferOwner() = default;
 };
 
 // A slot's state, wherever its memory lies.
-struct Room {
+struct Slot {
     std::size_t bytes = 0;
     bool busy = false;  // guarded by the hub's lock
 };
@@ -66,29 +64,30 @@ struct Order : Action {
     Order() { text[0] = '\0'; }
     virtual ~Order() = default;
 
-    Kind kind = Kind::LOAD;
+    ActionKind kind = ActionKind::LOAD;
     std::int64_t model_id = 0;  // RESERVE without a model: 0
     // record of the model; null: the model is not known, or the order is a RESERVE
-    Residency* residency = nullptr;
+    DeviceModel* residency = nullptr;
     std::int64_t load_id = 0;
     std::int64_t expected_ns = 0;  // predicted duration; 0: not known
     // LOAD: a run for each of the model's; RESERVE: the runs that go with it
     std::vector<std::int64_t> run_starts;
-    Views views;                     // INFER: the inputs of each part; PROFILE: the shapes of a part
-    std::unique_ptr<Keeper> keeper;  // owner of the bytes of `views`
-    bool revoked = false;            // revoked while the input lane had the order; guarded by the hub's lock
-    bool begun = false;              // begun on the device, perhaps while another order still runs there
+    // INFER: the inputs of each part; PROFILE: the shapes of a part
+    RequestTensors views;
+    std::unique_ptr<BufferOwner> buffer_owner;  // owner of the bytes of `views`
+    bool revoked = false;                       // in the input lane; guarded by the hub's lock
+    bool begun = false;                         // on the device, perhaps while another order still runs there
     // Fields of the caller, which the device does not read:
     std::uint32_t place = 0;        // index of the device
     std::uint32_t slot = 0;         // slot of the unanswered order in the caller's table
     std::int64_t received_ns = 0;   // time of receipt, in worker time
     std::int64_t predicted_ns = 0;  // value of expected_ns in the message
     bool is_lent = false;           // the inputs came from a client's memory, and the outputs may go there
-    Parts parts;
-    Room* room = nullptr;  // the slot that the order holds
-    Span copy_in;
-    Span execute;
-    Span copy_out;
+    BatchParts parts;
+    Slot* held_slot = nullptr;  // the slot that the order holds
+    TimedPhase copy_in;
+    TimedPhase execute;
+    TimedPhase copy_out;
     char text[TEXT_BYTES];  // "" for a success
 
     // Whether a bool input has a byte other than 0 and 1; `text` then says so. Operators would add such bytes
@@ -96,7 +95,7 @@ struct Order : Action {
     bool has_wrong_bool() noexcept {
         std::size_t input = 0;
         int byte = 0;
-        if (kind != Kind::INFER || !parts.find_wrong_bool(input, byte))
+        if (kind != ActionKind::INFER || !parts.find_wrong_bool(input, byte))
             return false;
         std::snprintf(text, TEXT_BYTES, "input %zu is of bools and has a byte %d; a bool is 0 or 1", input, byte);
         return true;
@@ -109,19 +108,19 @@ T* make_order() noexcept {
     return new (std::nothrow) T();
 }
 
-// The models that orders may name, by id. Guarded by the hub's lock; each Residency stays its owner's.
+// The models that orders may name, by id. Guarded by the hub's lock; each DeviceModel stays its owner's.
 class Roster {
 public:
-    void add(std::int64_t model_id, Residency* residency) { all_[model_id] = residency; }
+    void add(std::int64_t model_id, DeviceModel* residency) { all_[model_id] = residency; }
     void remove(std::int64_t model_id) { all_.erase(model_id); }
     // Null: the model is not known.
-    Residency* find(std::int64_t model_id) const {
+    DeviceModel* find(std::int64_t model_id) const {
         const auto found = all_.find(model_id);
         return found != all_.end() ? found->second : nullptr;
     }
 
 private:
-    std::unordered_map<std::int64_t, Residency*> all_;
+    std::unordered_map<std::int64_t, DeviceModel*> all_;
 };
 
 // The lanes of a device, in the order in which an action may pass from one to the next. A CPU uses two of
@@ -158,7 +157,7 @@ public:
     }
 
     // Whether an execution that needs this residency waits or runs. The lock must be held.
-    bool needs(const Residency* residency, std::int64_t load_id) const {
+    bool needs(const DeviceModel* residency, std::int64_t load_id) const {
         return needs(input, residency, load_id) || needs(execute, residency, load_id);
     }
 
@@ -204,7 +203,7 @@ public:
 private:
     std::array<Lane*, 5> all() { return {&input, &execute, &output, &load, &fetch}; }
 
-    static bool needs(const Lane& lane, const Residency* residency, std::int64_t load_id) {
+    static bool needs(const Lane& lane, const DeviceModel* residency, std::int64_t load_id) {
         auto is_for = [&](const Action* action) {
             const Order* order = static_cast<const Order*>(action);
             return order->residency == residency && order->load_id == load_id;

@@ -49,8 +49,9 @@ constexpr int dtype_bits(int dtype) {
     }
 }
 
-// A tensor of a request as received. Its dimensions are `rank` numbers of Views::dims, from `first` on.
-struct View {
+// A tensor of a request as received. Its dimensions are `rank` numbers of RequestTensors::dims, from `first`
+// on.
+struct RequestTensor {
     int dtype = 0;
     int rank = 0;
     std::size_t first = 0;
@@ -59,8 +60,8 @@ struct View {
 };
 
 // The tensors of all parts of a batch, one part after the other.
-struct Views {
-    std::vector<View> tensors;
+struct RequestTensors {
+    std::vector<RequestTensor> tensors;
     std::vector<std::int64_t> dims;
     std::vector<std::uint32_t> counts;  // number of tensors in each part
 
@@ -122,7 +123,7 @@ struct Output {
     std::int64_t bytes = 0;
 };
 
-struct Parts {
+struct BatchParts {
     std::size_t part_count = 0;
     std::size_t input_count = 0;
     std::vector<Piece> pieces;  // part_count rows of input_count pieces; empty in a PROFILE
@@ -144,10 +145,10 @@ struct Parts {
     const char* zeros = nullptr;
     std::int64_t block_bytes = 0;
 
-    Parts() = default;
-    Parts(const Parts&) = delete;
-    Parts& operator=(const Parts&) = delete;
-    ~Parts() { std::free(block); }
+    BatchParts() = default;
+    BatchParts(const BatchParts&) = delete;
+    BatchParts& operator=(const BatchParts&) = delete;
+    ~BatchParts() { std::free(block); }
 
     const Piece& piece(std::size_t part, std::size_t input) const { return pieces[part * input_count + input]; }
 

@@ -9,7 +9,7 @@
 
 namespace clockwork::device {
 
-struct Pinned : Keeper {
+struct Pinned : BufferOwner {
     std::deque<Py_buffer> buffers;  // a deque, because a Py_buffer must not move
 
     ~Pinned() override {

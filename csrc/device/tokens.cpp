@@ -13,7 +13,7 @@ constexpr std::int64_t CODE_POINT_MAX = 0x10ffff;
 
 std::vector<std::int64_t> ids_of(const char* name, std::string_view text) {
     std::vector<std::int64_t> found;
-    Table table(name, text, ',', TOKENS_MAX);
+    AttributeTable table(name, text, ',', TOKENS_MAX);
     table.each([&](std::string_view entry) { found.push_back(table.number(entry)); });
     return found;
 }
@@ -33,7 +33,7 @@ std::size_t white_space(Matches&& matches) {
 
 }  // namespace
 
-std::int64_t Table::number(std::string_view text, std::int64_t most, int base) const {
+std::int64_t AttributeTable::number(std::string_view text, std::int64_t most, int base) const {
     std::int64_t value = -1;  // not strtol(), which would bind the library to the newest glibc
     auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, base);
     if (error != std::errc() || end != text.data() + text.size() || value < 0 || value > most)
@@ -41,13 +41,13 @@ std::int64_t Table::number(std::string_view text, std::int64_t most, int base) c
     return value;
 }
 
-void Table::refuse(const std::string& problem) const {
+void AttributeTable::refuse(const std::string& problem) const {
     throw std::invalid_argument(std::string("attribute ") + name_ + ": entry " + std::to_string(count_) + " " +
                                 problem);
 }
 
 CodePoints::CodePoints(const char* name, std::string_view text) {
-    Table table(name, text, ',');
+    AttributeTable table(name, text, ',');
     table.each([&](std::string_view range) {
         std::size_t dash = std::min(range.find('-'), range.size());
         auto point = [&](std::string_view digits) {
@@ -97,7 +97,7 @@ Tokenizer::Tokenizer(const Common& common)
         throw std::invalid_argument("attributes before and after: " + std::to_string(before_.size() + after_.size()) +
                                     " tokens around each text; at most tokens_max = " + std::to_string(tokens_max_) +
                                     " are served");
-    Table table("specials", common.specials, '\n', SPECIALS_MAX);
+    AttributeTable table("specials", common.specials, '\n', SPECIALS_MAX);
     table.each([&](std::string_view line) {
         std::vector<std::string_view> fields;
         split(line, '\t', [&](std::string_view field) { fields.push_back(field); });

@@ -29,9 +29,9 @@ void split(std::string_view text, char separator, Function&& function) {
 
 // An operator's attribute that is text: at most `most` entries between separators. A wrong entry throws
 // std::invalid_argument with the attribute and the entry's number.
-class Table {
+class AttributeTable {
 public:
-    Table(const char* name, std::string_view text, char separator, std::size_t most = ENTRIES_MAX)
+    AttributeTable(const char* name, std::string_view text, char separator, std::size_t most = ENTRIES_MAX)
         : name_(name), text_(text), separator_(separator), most_(most) {}
 
     template <typename Function>

@@ -16,14 +16,14 @@ WordPiece::WordPiece(const Common& common, const Parts& parts)
     if (prefix_.size() > TOKEN_BYTES_MAX)
         throw std::invalid_argument("attribute prefix has " + std::to_string(prefix_.size()) + " bytes; at most " +
                                     std::to_string(TOKEN_BYTES_MAX) + " are served");
-    Table tokens("vocabulary", parts.vocabulary, '\n');
+    AttributeTable tokens("vocabulary", parts.vocabulary, '\n');
     tokens.each([&](std::string_view token) {
         std::int64_t id = static_cast<std::int64_t>(vocabulary_.size());
         if (!vocabulary_.emplace(token, id).second)
             tokens.refuse("is a token that was there before");
         token_bytes_max_ = std::max(token_bytes_max_, token.size());
     });
-    Table forms("normalised", parts.normalised, '\n');
+    AttributeTable forms("normalised", parts.normalised, '\n');
     forms.each([&](std::string_view line) {
         std::size_t tab = line.find('\t');
         if (tab == std::string_view::npos || line.size() - tab - 1 > TOKEN_BYTES_MAX)

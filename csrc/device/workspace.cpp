@@ -15,7 +15,7 @@ constexpr std::size_t UNIT = 64;
 constexpr std::size_t REGION_BYTES_LEAST = std::size_t(4) << 20;
 constexpr std::size_t BYTES_MOST = std::size_t(1) << 46;  // size of the address space, above every request
 
-thread_local Account* charged = nullptr;
+thread_local MemoryAccount* charged = nullptr;
 
 // std::bad_alloc with a sentence, made without memory.
 class OutOfBudget : public std::bad_alloc {
@@ -59,7 +59,7 @@ struct alignas(UNIT) Workspace::Block {
     bool is_free;
     Block* next;  // the next block of its free list
     Block* previous;
-    Account* account;  // account to which the block is charged, or null
+    MemoryAccount* account;  // account to which the block is charged, or null
 };
 
 struct alignas(UNIT) Workspace::Region {  // followed by its first block
@@ -67,9 +67,9 @@ struct alignas(UNIT) Workspace::Region {  // followed by its first block
     std::size_t bytes;
 };
 
-void charge(Account* account) { charged = account; }
+void charge(MemoryAccount* account) { charged = account; }
 
-Account* counting_account() { return charged != nullptr && charged->counts_heap ? charged : nullptr; }
+MemoryAccount* counting_account() { return charged != nullptr && charged->counts_heap ? charged : nullptr; }
 
 Workspace::Workspace(const OrtMemoryInfo* info, std::size_t limit_bytes)
     // Version 15 of the structure: it ends with Info.
@@ -149,7 +149,7 @@ Workspace::Block* Workspace::grow(std::size_t bytes) {
     return block;
 }
 
-void* Workspace::allocate(Account* account, std::size_t asked) {
+void* Workspace::allocate(MemoryAccount* account, std::size_t asked) {
     const std::size_t bytes = round_up(std::min(asked, BYTES_MOST), UNIT);
     std::lock_guard<std::mutex> held(mutex_);
     Block* block = nullptr;

@@ -20,7 +20,7 @@
 namespace clockwork::device {
 
 // The account of executions. It lives as long as the process, because a session may keep a block for good.
-struct Account {
+struct MemoryAccount {
     std::size_t limit_bytes = 0;
     std::size_t used_bytes = 0;  // bytes of the workspace
     // bytes of the heap, see device/heap.h; negative where it freed blocks of older runs
@@ -76,10 +76,10 @@ private:
 };
 
 // Charges the allocations of this thread to the account from now on; null: to none.
-void charge(Account* account);
+void charge(MemoryAccount* account);
 
 // The account of the execution on this thread; null: none executes.
-Account* counting_account();
+MemoryAccount* counting_account();
 
 class Workspace : public OrtAllocator {
 public:
@@ -91,7 +91,7 @@ public:
 
     // Memory charged to an account (null: to none). Returns null if there is none left, or a limit is
     // reached.
-    void* allocate(Account* account, std::size_t bytes);
+    void* allocate(MemoryAccount* account, std::size_t bytes);
     void release(void* pointer);
 
     // Returns to the kernel every region in which nothing is given out.

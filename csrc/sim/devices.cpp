@@ -332,7 +332,7 @@ void World::obey_queue(std::uint32_t number, std::vector<QueueCommand>& commands
                 break;
             }
             case QueueOrder::REVOKE_STARTED: {
-                emulated::Done done;
+                emulated::EmulatedEnd done;
                 if (device.lanes.revoke(command.action_id, done))
                     conclude(number, command.token, done.status);
                 break;
@@ -384,23 +384,25 @@ void World::advance(std::uint32_t number, Lane lane) {
     Device& device = devices_[number];
     const WorkerState& worker = workers_[device.worker];
     const std::uint32_t epoch = worker.epoch;
-    const auto allowed = [this](const emulated::Order& order, Ns took_ns) { return allowed_ns(order, took_ns); };
-    emulated::Done done;
+    const auto allowed = [this](const emulated::EmulatedOrder& order, Ns took_ns) {
+        return allowed_ns(order, took_ns);
+    };
+    emulated::EmulatedEnd done;
     for (;;) {
         const auto [next, at_ns] = device.lanes.step(lane, now_, done, allowed);
         switch (next) {
-            case emulated::Next::NOTHING: return;
-            case emulated::Next::OPENS:
+            case emulated::LaneNext::NOTHING: return;
+            case emulated::LaneNext::OPENS:
                 heap_.push(at_ns, EventKind::LANE_OPEN, number, epoch, static_cast<std::uint64_t>(lane));
                 return;
-            case emulated::Next::RUNS: {
+            case emulated::LaneNext::RUNS: {
                 Action& action = *actions_[device.lanes.running(lane)->token];
                 action.begin_ns = now_;
                 note(201, static_cast<std::int64_t>(action.id), number);
                 heap_.push(at_ns, EventKind::LANE_END, number, epoch, static_cast<std::uint64_t>(lane));
                 return;
             }
-            case emulated::Next::ENDED:
+            case emulated::LaneNext::ENDED:
                 demand_possible(done);
                 conclude(number, done.token, done.status);
                 if (worker.epoch != epoch)
@@ -411,7 +413,7 @@ void World::advance(std::uint32_t number, Lane lane) {
 
 // Returns the time of an action with disturbances, cut at the worker's time limit. took_ns: time without
 // both.
-Ns World::allowed_ns(const emulated::Order& order, Ns took_ns) {
+Ns World::allowed_ns(const emulated::EmulatedOrder& order, Ns took_ns) {
     Action& action = *actions_[order.token];
     const bool is_execution = executes(order.kind);
     const auto kind = is_execution ? DisturbanceInfo::Kind::EXECUTION : DisturbanceInfo::Kind::LOAD;
@@ -425,15 +427,15 @@ Ns World::allowed_ns(const emulated::Order& order, Ns took_ns) {
 }
 
 // Fails for an order that the device could not follow, which is a fault of the scheduler.
-void World::demand_possible(const emulated::Done& done) const {
-    switch (done.why) {
-        case emulated::Why::LATE:
-        case emulated::Why::CHANCE: return;
-        case emulated::Why::NOT_LOADED:
+void World::demand_possible(const emulated::EmulatedEnd& done) const {
+    switch (done.cause) {
+        case emulated::FailureCause::LATE:
+        case emulated::FailureCause::CHANCE: return;
+        case emulated::FailureCause::NOT_LOADED:
             if (!run_.check || cluster_.load_failures > 0)
                 return;
             break;
-        case emulated::Why::IN_USE:
+        case emulated::FailureCause::IN_USE:
             if (!run_.check)
                 return;
             break;
@@ -459,7 +461,7 @@ void World::lane_end(std::uint32_t number, Lane lane) {
         heap_.push(workers_[index].back_free_ns + 1, EventKind::GIVE_UP, index, epoch, 0);
         return;
     }
-    const emulated::Done done = device.lanes.finish(lane, now_, action.overran ? Status::OVERRUN : Status::OK);
+    const emulated::EmulatedEnd done = device.lanes.finish(lane, now_, action.overran ? Status::OVERRUN : Status::OK);
     Slice* slice = this->slice();
     if (kind == ActionKind::LOAD) {
         accounts_.link_busy_ns[index] += overlap(action.begin_ns, now_);
@@ -506,7 +508,7 @@ void World::grant_link(std::uint32_t index) {
     const std::uint32_t epoch = worker.epoch;
     while (worker.epoch == epoch) {
         const std::uint32_t number = worker.link.next();
-        if (number == emulated::Link::NONE)
+        if (number == emulated::EmulatedLink::NONE)
             return;
         devices_[number].lanes.granted();
         advance(number, Lane::LOAD);

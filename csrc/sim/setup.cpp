@@ -84,10 +84,10 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models
         worker.drift = (2 * worker.random.uniform() - 1) * cluster_.clock_drift_ppm * 1e-6;
         for (std::uint32_t number = 0; number < worker.device_count; ++number) {
             const std::uint32_t device = worker.first_device + number;
-            emulated::HostStore* store = worker.store ? &*worker.store : nullptr;
+            emulated::EmulatedHostStore* store = worker.store ? &*worker.store : nullptr;
             devices_.push_back({index, number, ActionQueue(cluster_.run_ahead, cluster_.actions_queued_max),
-                                emulated::Device(settings_, &worker.link, store, device, worker.speed,
-                                                 Random(run_.seed, 1'000'000 + device))});
+                                emulated::EmulatedDevice(settings_, &worker.link, store, device, worker.speed,
+                                                         Random(run_.seed, 1'000'000 + device))});
         }
     }
     accounts_.models.resize(models_.size());

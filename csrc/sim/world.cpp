@@ -559,7 +559,7 @@ void World::at_rest() {
         demand(device.lanes.resident_count() == held.size(),
                "the scheduler's picture of a device has another number of models");
         for (const Held& expected : held) {
-            const emulated::Resident* there = device.lanes.resident(expected.model_id);
+            const emulated::EmulatedResidency* there = device.lanes.resident(expected.model_id);
             demand(there != nullptr && there->load_id == expected.load_id && !there->loading && !expected.loading &&
                        std::ranges::equal(there->pages, expected.starts, {}, &emulated::PageRun::first),
                    "the scheduler's picture of a device is wrong");

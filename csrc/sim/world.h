@@ -213,7 +213,7 @@ private:
 
     // An order with its state. Its token is its slot. Its window is in true time, converted by the worker's
     // clock.
-    struct Action : emulated::Order {
+    struct Action : emulated::EmulatedOrder {
         Status status = Status::OK;
         bool at_worker = false;  // false: still on its way
         // exceeds its time limit: an execution is ended then; after a load, the worker restarts
@@ -241,7 +241,7 @@ private:
     struct Device {
         std::uint32_t worker = 0, index = 0;
         ActionQueue queue;
-        emulated::Device lanes;
+        emulated::EmulatedDevice lanes;
         Ns queue_due_ns = NEVER_NS;  // time of the pending QUEUE_DUE
     };
 
@@ -264,8 +264,8 @@ private:
         double drift = 0;               // per nanosecond
         Ns synced_ns = NEVER_NS;        // true time of the newest estimate of the clock
         Ns upper_ns = 0, lower_ns = 0;  // bounds of the offset at that time
-        emulated::Link link;
-        std::optional<emulated::HostStore> store;
+        emulated::EmulatedLink link;
+        std::optional<emulated::EmulatedHostStore> store;
         Random random;
     };
 
@@ -310,8 +310,8 @@ private:
     void revoke(std::uint32_t worker, ActionId action_id);
     void queue_due(std::uint32_t device);
     void advance(std::uint32_t device, Lane lane);
-    Ns allowed_ns(const emulated::Order& order, Ns took_ns);
-    void demand_possible(const emulated::Done& done) const;
+    Ns allowed_ns(const emulated::EmulatedOrder& order, Ns took_ns);
+    void demand_possible(const emulated::EmulatedEnd& done) const;
     const std::vector<std::uint32_t>& runs_of(const WorkerState& worker, std::uint32_t model);
     std::uint32_t batch_max_of(const WorkerState& worker, std::uint32_t model) const;
     void lane_end(std::uint32_t device, Lane lane);
@@ -374,7 +374,7 @@ private:
     std::unique_ptr<Scheduler> scheduler_;
     std::vector<ModelInfo> models_;
     ClusterInfo cluster_;
-    emulated::Settings settings_;  // settings of all devices
+    emulated::EmulatedSettings settings_;  // settings of all devices
     std::vector<ClosedInfo> closed_;
     RunInfo run_;
 

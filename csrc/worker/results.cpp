@@ -8,7 +8,7 @@ namespace clockwork::worker {
 namespace {
 
 // A phase that did not happen stays zero.
-wire::Phase phase_of(const device::Span& span, const Clock& clock) {
+wire::Phase phase_of(const device::TimedPhase& span, const Clock& clock) {
     if (!clock.is_shifted() || span.begin_ns == 0)
         return {span.begin_ns, span.end_ns, span.duration_ns};
     return {clock.to_worker(span.begin_ns), clock.to_worker(span.end_ns), span.duration_ns};
@@ -58,7 +58,7 @@ std::string_view ResultWriter::result(const device::Order& order, const Clock& c
     result_.copy_in = phase_of(order.copy_in, clock);
     result_.execute = phase_of(order.execute, clock);
     result_.copy_out = phase_of(order.copy_out, clock);
-    const device::Parts& parts = order.parts;
+    const device::BatchParts& parts = order.parts;
     const std::uint32_t count = static_cast<std::uint32_t>(parts.outputs.size());
     for (std::size_t part = 0; with_outputs && part < parts.part_count; ++part) {
         result_.parts.push_back({static_cast<std::uint32_t>(result_.tensors.size()), count});

@@ -22,7 +22,6 @@ namespace clockwork::worker {
 
 namespace {
 
-using device::Kind;
 using device::now_ns;
 using device::Order;
 
@@ -30,7 +29,7 @@ constexpr std::string_view REVOKED_TEXT = "the action was revoked";
 constexpr std::string_view CANCELLED_TEXT = "the worker ends because of another action";
 
 // The frames of a message. An order's inputs are views of them.
-struct Frames : device::Keeper {
+struct Frames : device::BufferOwner {
     std::vector<Frame> frames;
 };
 
@@ -51,11 +50,12 @@ struct SharedBlock {
 
 void nothing_to_free(void*, void*) {}
 
-bool is_ordered_by_model(Kind kind) {
-    return kind == Kind::LOAD || kind == Kind::UNLOAD || kind == Kind::FETCH || kind == Kind::DROP;
+bool is_ordered_by_model(ActionKind kind) {
+    return kind == ActionKind::LOAD || kind == ActionKind::UNLOAD || kind == ActionKind::FETCH ||
+           kind == ActionKind::DROP;
 }
 
-bool reads_store(Kind kind) { return kind == Kind::LOAD || kind == Kind::FETCH; }
+bool reads_store(ActionKind kind) { return kind == ActionKind::LOAD || kind == ActionKind::FETCH; }
 
 void signal_fd(int fd) {
     const std::uint64_t count = 1;
@@ -114,21 +114,21 @@ Road::~Road() {
     close(notice_fd_);
 }
 
-void Road::add_device(const device::Port& port, std::uint32_t run_ahead) {
+void Road::add_device(const device::DevicePort& port, std::uint32_t run_ahead) {
     Device& added = all_.emplace_back();
     added.port = port;
     added.queue = std::make_unique<ActionQueue>(run_ahead, bounds_.queued_actions);
     numbers_.push_back(static_cast<std::uint32_t>(all_.size() - 1));
 }
 
-void Road::add_outlet(const device::Outlet& outlet) {
+void Road::add_outlet(const device::DeviceOutlet& outlet) {
     outlets_.push_back(outlet);
     descriptors_.push_back({outlet.fd, POLLIN, 0});
 }
 
 void Road::start() {
-    const device::Listener listener{this, [](void* self) { return static_cast<Road*>(self)->take_at_end(); }};
-    for (const device::Outlet& outlet : outlets_) {
+    const device::EndListener listener{this, [](void* self) { return static_cast<Road*>(self)->take_at_end(); }};
+    for (const device::DeviceOutlet& outlet : outlets_) {
         if (outlet.listen != nullptr)
             outlet.listen(outlet.self, &listener);
     }
@@ -144,12 +144,12 @@ void Road::stop() {
         wake();
     }
     thread_.join();
-    for (const device::Outlet& outlet : outlets_) {
+    for (const device::DeviceOutlet& outlet : outlets_) {
         if (outlet.listen != nullptr)
             outlet.listen(outlet.self, nullptr);
     }
     forget_all();
-    for (const device::Outlet& outlet : outlets_) {
+    for (const device::DeviceOutlet& outlet : outlets_) {
         for (device::Action* ended = outlet.take(outlet.self); ended != nullptr;) {
             device::Action* next = ended->next;
             free_order(static_cast<Order*>(ended));
@@ -379,13 +379,13 @@ bool Road::take_action(std::int64_t tag, Ns now) {
         views_.tensors[place].data = static_cast<const char*>(frame.data());
         views_.tensors[place].bytes = static_cast<std::int64_t>(frame.size());
     }
-    std::unique_ptr<Frames> keeper;
+    std::unique_ptr<Frames> buffer_owner;
     if (!action_.tensors.empty()) {
-        keeper = std::make_unique<Frames>();
+        buffer_owner = std::make_unique<Frames>();
         // The move of the vector does not move small frames' bytes
-        keeper->frames = std::exchange(message_, {});
+        buffer_owner->frames = std::exchange(message_, {});
     }
-    queue_action(std::move(keeper), false, now);
+    queue_action(std::move(buffer_owner), false, now);
     return true;
 }
 
@@ -414,7 +414,7 @@ bool Road::deliver(const std::vector<std::string_view>& frames, Ns now) {
 }
 
 void Road::receive_copied(std::string_view header, const std::vector<std::string_view>& bytes,
-                          std::unique_ptr<device::Keeper> keeper, Ns now) {
+                          std::unique_ptr<device::BufferOwner> buffer_owner, Ns now) {
     Held held(*this);
     if (!action_.read(header, flaw_) || bytes.size() != action_.tensors.size())
         throw std::logic_error("an INFER whose inputs were copied is none any more");
@@ -423,12 +423,12 @@ void Road::receive_copied(std::string_view header, const std::vector<std::string
         views_.tensors[place].data = bytes[place].data();
         views_.tensors[place].bytes = static_cast<std::int64_t>(bytes[place].size());
     }
-    queue_action(std::move(keeper), true, now);
+    queue_action(std::move(buffer_owner), true, now);
     wake();
 }
 
 // Makes an order of the decoded action and queues it, or refuses it.
-void Road::queue_action(std::unique_ptr<device::Keeper> keeper, bool is_lent, Ns now) {
+void Road::queue_action(std::unique_ptr<device::BufferOwner> buffer_owner, bool is_lent, Ns now) {
     const std::int64_t action_id = action_.action_id;
     const Ns received_ns = clock_.to_worker(now);
     if (action_.device >= static_cast<std::int64_t>(numbers_.size())) {
@@ -436,7 +436,7 @@ void Road::queue_action(std::unique_ptr<device::Keeper> keeper, bool is_lent, Ns
                format("device %lld of %zu", static_cast<long long>(action_.device), numbers_.size()), received_ns);
         return;
     }
-    if (action_.kind != Kind::RESERVE && !models_.contains(action_.model_id)) {
+    if (action_.kind != ActionKind::RESERVE && !models_.contains(action_.model_id)) {
         refuse(action_id, Status::UNKNOWN_MODEL, absence_of(action_.model_id), received_ns);
         return;
     }
@@ -467,7 +467,7 @@ void Road::queue_action(std::unique_ptr<device::Keeper> keeper, bool is_lent, Ns
     order->is_lent = is_lent;
     std::swap(order->run_starts, action_.run_starts);
     std::swap(order->views, views_);
-    order->keeper = std::move(keeper);
+    order->buffer_owner = std::move(buffer_owner);
     if (free_slots_.empty()) {
         order->slot = static_cast<std::uint32_t>(orders_.size());
         orders_.push_back(order);
@@ -547,7 +547,7 @@ void Road::obey(std::uint32_t place, Ns now) {
 }
 
 void Road::start_order(Order* order) {
-    const device::Port& port = all_[order->place].port;
+    const device::DevicePort& port = all_[order->place].port;
     port.begin(port.self, order);
 }
 
@@ -648,7 +648,7 @@ void Road::model_whole(std::int64_t model_id) {
 // ----- results ----------------------------------------------------------------------------------
 
 void Road::take_ended(Ns now) {
-    for (const device::Outlet& outlet : outlets_) {
+    for (const device::DeviceOutlet& outlet : outlets_) {
         device::Action* ended = outlet.take(outlet.self);
         while (ended != nullptr) {
             device::Action* next = ended->next;
@@ -704,8 +704,8 @@ void Road::answer(Order* order, Ns now) {
 
 // Whether the outputs are as the model declares. Python makes the sentence about a difference.
 bool Road::is_as_declared(const Order& order) const {
-    const device::Parts& parts = order.parts;
-    if (order.kind != Kind::INFER || order.status != static_cast<std::int32_t>(Status::OK))
+    const device::BatchParts& parts = order.parts;
+    if (order.kind != ActionKind::INFER || order.status != static_cast<std::int32_t>(Status::OK))
         return true;
     const auto model = models_.find(order.model_id);
     if (model == models_.end() || model->second.declared == nullptr)
@@ -744,9 +744,9 @@ bool Road::is_as_declared(const Order& order) const {
 }
 
 void Road::send_result(Order& order) {
-    device::Parts& parts = order.parts;
-    const bool with_outputs = order.status == static_cast<std::int32_t>(Status::OK) && order.kind == Kind::INFER &&
-                              parts.output_bytes() != nullptr;
+    device::BatchParts& parts = order.parts;
+    const bool with_outputs = order.status == static_cast<std::int32_t>(Status::OK) &&
+                              order.kind == ActionKind::INFER && parts.output_bytes() != nullptr;
     std::size_t left = with_outputs ? parts.part_count * parts.outputs.size() : 0;
     if (!send_header(results_.result(order, clock_, with_outputs), left > 0))
         return;
@@ -887,7 +887,7 @@ void Road::forget(Order* order) {
 }
 
 void Road::free_order(Order* order) {
-    const device::Port& port = all_[order->place].port;
+    const device::DevicePort& port = all_[order->place].port;
     port.free(port.self, order);
 }
 
@@ -940,10 +940,10 @@ void Road::watch(Ns now) {
         if (device.queue->started_count() == 0 && !device.is_watched())
             continue;
         is_busy = true;
-        device::Whereabouts at;
+        device::RunningActions at;
         device.port.look(device.port.self, &at);
         const Order* running = at.execution != 0 ? find(at.execution) : nullptr;
-        const bool is_reservation = running != nullptr && running->kind == Kind::RESERVE;
+        const bool is_reservation = running != nullptr && running->kind == ActionKind::RESERVE;
         const auto waiting = std::find_if(unchecked_.begin(), unchecked_.end(),
                                           [&](const Order* order) { return order->place == place; });
         judge(place, device.executes, at.execution, is_reservation ? "reservation" : "execution",
@@ -959,7 +959,7 @@ void Road::watch(Ns now) {
 void Road::judge(std::uint32_t place, RunWatch& watch, std::int64_t action_id, const char* operation, Ns limit_ns,
                  bool can_end, Ns now) {
     const Limits& limits = bounds_.limits;
-    const device::Port& port = all_[place].port;
+    const device::DevicePort& port = all_[place].port;
     switch (watch.look(now, action_id, limit_ns, can_end ? limits.grace_ns : 0, limits.gap_ns)) {
         case Verdict::FINE: break;
         case Verdict::END: port.end_run(port.self, action_id); break;

@@ -1,7 +1,7 @@
 // The native road of an action through a worker: from the controller's message to the device's lanes, and
 // from there to the result.
 //
-//     DEALER -> ActionMessage -> Order -> ActionQueue -> Port -> lanes -> Outlet -> result -> DEALER
+//   DEALER -> ActionMessage -> Order -> ActionQueue -> DevicePort -> lanes -> DeviceOutlet -> DEALER
 //
 // A single record, the Order, lives from a message to its result; its frames stay where libzmq received them.
 // A thread runs the road. It owns the socket and receives every message. Rare events go to Python as Notices:
@@ -105,8 +105,8 @@ public:
     Road& operator=(const Road&) = delete;
 
     // Called before start().
-    void add_device(const device::Port& port, std::uint32_t run_ahead);
-    void add_outlet(const device::Outlet& outlet);
+    void add_device(const device::DevicePort& port, std::uint32_t run_ahead);
+    void add_outlet(const device::DeviceOutlet& outlet);
     void start();
     // Ends the thread, receptions and answers, and frees the orders that no device holds.
     void stop();
@@ -145,9 +145,9 @@ public:
     bool deliver(const std::vector<std::string_view>& frames, Ns now);
     // Queues an INFER whose inputs have been copied from a client's memory, or refuses it. header, frames:
     // its message, in which views[i] replaces the bytes of tensor i. The notice ENDED replaces its result.
-    // keeper: owns the bytes.
+    // buffer_owner: owns the bytes.
     void receive_copied(std::string_view header, const std::vector<std::string_view>& bytes,
-                        std::unique_ptr<device::Keeper> keeper, Ns now);
+                        std::unique_ptr<device::BufferOwner> buffer_owner, Ns now);
     void release(device::Order* order);
     bool holds(std::int64_t action_id);
     // Answers a broken device's orders again, after its fault was sent.
@@ -174,7 +174,7 @@ public:
 
 private:
     struct Device {
-        device::Port port;
+        device::DevicePort port;
         std::unique_ptr<ActionQueue> queue;
         RunWatch executes, loads, fetches, checks;
         std::vector<device::Order*> stalled;  // ended on the broken device before its fault was sent
@@ -211,7 +211,7 @@ private:
     void note_forgotten(std::string_view header);
     void give_message(Notice::Kind kind, Ns now);
     void note_views();
-    void queue_action(std::unique_ptr<device::Keeper> keeper, bool is_lent, Ns now);
+    void queue_action(std::unique_ptr<device::BufferOwner> buffer_owner, bool is_lent, Ns now);
     void revoke(std::int64_t action_id, Ns now);
     void run_due(Ns now);
     void obey(std::uint32_t number, Ns now);
@@ -247,7 +247,7 @@ private:
     RoadBounds bounds_;
     std::vector<Device> all_;             // every device, in the order of add_device()
     std::vector<std::uint32_t> numbers_;  // indices in `all_`, by the controller's number
-    std::vector<device::Outlet> outlets_;
+    std::vector<device::DeviceOutlet> outlets_;
     std::vector<pollfd> descriptors_;
     std::size_t wake_place_ = 0;  // the index of the wake-up descriptor
     int wake_fd_ = -1;
@@ -275,7 +275,7 @@ private:
 
     std::vector<Frame> message_;  // its header first
     wire::ActionMessage action_;
-    device::Views views_;  // views of the action's inputs
+    device::RequestTensors views_;  // views of the action's inputs
     HeaderFlaw flaw_;
     ResultWriter results_;
     std::deque<Notice> notices_;

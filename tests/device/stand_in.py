@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clockwork.config.device import cuda_driver, is_nvidias
-from clockwork.device._cudriver import Context, CudaError, Table
+from clockwork.device._cudriver import CudaContext, CudaError, DriverTable
 from clockwork.device.cuda_memory import open_driver
 from clockwork.formats.program import HOST
 from clockwork.models.compile import nvrtc
@@ -27,9 +27,9 @@ class RuntimeFailure(RuntimeError):
         self.status = error.code
 
 
-def stub(table: Table) -> types.ModuleType:
+def stub(table: DriverTable) -> types.ModuleType:
     """The module cupy, as CupyMemory uses it."""
-    contexts: dict[int, Context] = {}
+    contexts: dict[int, CudaContext] = {}
     modules: dict[int, Any] = {}
 
     def translated(call: Any, *arguments: Any) -> Any:
@@ -64,7 +64,7 @@ def stub(table: Table) -> types.ModuleType:
             self.ptr = memory.address
             weakref.finalize(self, table.release_host, memory)
 
-    class Module:
+    class CudaModule:
         ptr = 0
 
         def load_file(self, path: str) -> None:
@@ -88,7 +88,7 @@ def stub(table: Table) -> types.ModuleType:
         Device=Device,
         Memory=Memory,
         PinnedMemory=PinnedMemory,
-        function=names(Module=Module),
+        function=names(CudaModule=CudaModule),
         memory=names(OutOfMemoryError=MemoryError),
         runtime=names(free=lambda _: None, hostAllocPortable=1, CUDARuntimeError=RuntimeFailure),
         driver=names(

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from clockwork import config
-from clockwork.device._cudriver import Table
+from clockwork.device._cudriver import DriverTable
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.system.clock import MS
 from clockwork.wire.messages import Status
@@ -221,7 +221,7 @@ def test_a_driver_without_graphs_launches_one_by_one_and_says_so(
     old = tmp_path / "libold.so"
     old.write_bytes(LIBRARY.read_bytes().replace(b"cuGraphUpload\0", b"cuGraphUplaod\0"))
     with caplog.at_level(logging.WARNING):
-        driver = make(table=Table(str(old)))
+        driver = make(table=DriverTable(str(old)))
     assert "has no graphs: kernels are launched one by one" in caplog.text
     check(driver, affine(), loaded(driver))
     assert driver.device.memory()["graphs"] == 0

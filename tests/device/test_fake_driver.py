@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clockwork.device._cudriver import CudaError, Kernel, Table
+from clockwork.device._cudriver import CudaError, CudaKernel, DriverTable
 from clockwork.device.cuda_memory import TableMemory, find_card, open_driver
 from clockwork.formats.program import TargetModules
 from clockwork.formats.targets import choose
@@ -149,7 +149,7 @@ def test_the_first_launch_of_a_kernel_that_is_loaded_lazily_stalls(
     loaded with its module."""
     driver = make(graphs=False)
     with environment(CUDA_MODULE_LOADING=loading):
-        Table(DRIVER["CLOCKWORK_CUDA_DRIVER"])  # the driver reads the setting when it is initialised
+        DriverTable(DRIVER["CLOCKWORK_CUDA_DRIVER"])  # the driver reads the setting when it is initialised
     model = driver.prepare(affine())
     assert driver.end(driver.load(model, 1, [0])).status == Status.OK
     fake.stall(STALL_NS)
@@ -214,7 +214,7 @@ OUT_OF_RESOURCES = 701
 
 
 @pytest.fixture
-def needy(memory: TableMemory, tmp_path: Path) -> Iterator[Callable[[str], Kernel]]:
+def needy(memory: TableMemory, tmp_path: Path) -> Iterator[Callable[[str], CudaKernel]]:
     """The kernels of NEEDY, by name."""
     path = tmp_path / "needy.so"
     path.write_bytes(compiled_kernels(NEEDY))
@@ -225,7 +225,7 @@ def needy(memory: TableMemory, tmp_path: Path) -> Iterator[Callable[[str], Kerne
 
 
 def launch(
-    kernel: Kernel,
+    kernel: CudaKernel,
     *values: int,
     grid: tuple[int, ...] = (1, 1, 1),
     block: tuple[int, ...] = (1, 1, 1),
@@ -246,7 +246,7 @@ def launch(
 
 
 def test_a_launch_whose_threads_take_more_memory_than_any_before_stalls(
-    memory: TableMemory, needy: Callable[[str], Kernel], tmp_path: Path
+    memory: TableMemory, needy: Callable[[str], CudaKernel], tmp_path: Path
 ) -> None:
     """Every thread has 1 KiB at first. Memory once taken for more stays."""
     kernel, target = needy("deep"), memory.allocate(64)
@@ -257,7 +257,7 @@ def test_a_launch_whose_threads_take_more_memory_than_any_before_stalls(
 
 
 def test_a_launch_is_refused_where_a_card_would_refuse_it(
-    memory: TableMemory, needy: Callable[[str], Kernel]
+    memory: TableMemory, needy: Callable[[str], CudaKernel]
 ) -> None:
     y = memory.allocate(512)
     plain = needy("plain")
@@ -272,12 +272,12 @@ def test_a_launch_is_refused_where_a_card_would_refuse_it(
     assert launch(needy("many"), y.address, 1, block=(896, 1, 1)) == 0
     assert launch(needy("many"), y.address, 1, block=(897, 1, 1)) == OUT_OF_RESOURCES
     assert launch(needy("bounded"), y.address, 1, block=(129, 1, 1)) == OUT_OF_RESOURCES
-    assert launch(Kernel(y.address), y.address, 1) == INVALID_HANDLE
+    assert launch(CudaKernel(y.address), y.address, 1) == INVALID_HANDLE
     memory.release(y)
 
 
 def test_dynamic_shared_memory_beyond_48_kib_has_to_be_asked_for_with_the_static_counted(
-    fake: FakeDriver, memory: TableMemory, needy: Callable[[str], Kernel]
+    fake: FakeDriver, memory: TableMemory, needy: Callable[[str], CudaKernel]
 ) -> None:
     fake.card(86)
     table, sharing, y = open_driver(), needy("sharing"), memory.allocate(512)
@@ -292,7 +292,7 @@ def test_dynamic_shared_memory_beyond_48_kib_has_to_be_asked_for_with_the_static
 
 
 def test_a_vector_read_at_an_address_that_is_not_a_multiple_of_it_breaks_the_context(
-    fake: FakeDriver, memory: TableMemory, needy: Callable[[str], Kernel]
+    fake: FakeDriver, memory: TableMemory, needy: Callable[[str], CudaKernel]
 ) -> None:
     x, y = memory.allocate(512), memory.allocate(512)
     assert launch(needy("wide"), x.address + 16, y.address) == 0

@@ -205,8 +205,8 @@ struct LaneDevice {
         delete order;
     }
 
-    device::Port port() {
-        device::Port made;
+    device::DevicePort port() {
+        device::DevicePort made;
         made.self = this;
         made.make = [](void* self) -> Order* {
             ++of(self).living;
@@ -225,15 +225,15 @@ struct LaneDevice {
             of(self).lane.revoke(id, static_cast<std::int32_t>(Status::ACTION_CANCELLED));
         };
         made.end_run = [](void*, std::int64_t) {};
-        made.look = [](void*, device::Whereabouts* found) { *found = {}; };
+        made.look = [](void*, device::RunningActions* found) { *found = {}; };
         made.is_broken = [](void*) { return false; };
         return made;
     }
 
-    device::Outlet outlet() {
+    device::DeviceOutlet outlet() {
         return {this, hub.event_fd, [](void* self) { return of(self).hub.take_ended(); },
-                [](void* self, const device::Listener* listener) {
-                    of(self).hub.listen(listener != nullptr ? *listener : device::Listener{});
+                [](void* self, const device::EndListener* listener) {
+                    of(self).hub.listen(listener != nullptr ? *listener : device::EndListener{});
                 }};
     }
 };

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from clockwork.controller._exchange import Exchange
 from clockwork.controller.peers.links import Links
 from clockwork.controller.recording.recorder import FlightRecorder
@@ -14,27 +16,14 @@ COMPLAINTS = ("client malformed", "client failed", "worker malformed", "worker f
 answer; refused keys; connections that were ended."""
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class Context:
-    """A controller's shared state, for its own thread alone. Decisions go by controller.effects.
+    """A controller's shared state, for its own thread alone. Decisions go by controller.effects."""
 
-    epoch: a number of this run of the controller, by which its peers tell it from an earlier run.
-    now_ns: the time of this turn of the loop.
-    """
-
-    def __init__(
-        self,
-        exchange: Exchange,
-        links: Links,
-        flight: FlightRecorder,
-        troubles: Troubles,
-        complaints: Complaints,
-        epoch: int,
-        now_ns: int,
-    ) -> None:
-        self.exchange = exchange
-        self.links = links
-        self.flight = flight
-        self.troubles = troubles
-        self.complaints = complaints
-        self.epoch = epoch
-        self.now_ns = now_ns
+    exchange: Exchange
+    links: Links
+    flight: FlightRecorder
+    troubles: Troubles
+    complaints: Complaints
+    epoch: int  # a number of this run of the controller, by which its peers tell it from an earlier run
+    now_ns: int  # the time of this turn of the loop

@@ -308,47 +308,13 @@ class ReadChunk(NamedTuple):
 
 
 Job: TypeAlias = (
-    WriteChange
-    | OpenUpload
-    | WriteChunk
-    | CommitUpload
-    | AbortUpload
-    | ReadUpload
-    | ReadRecord
-    | RemovePackage
-    | ReadChunk
-)
+    WriteChange | OpenUpload | WriteChunk | CommitUpload | AbortUpload | ReadUpload | ReadRecord
+    | RemovePackage | ReadChunk
+)  # fmt: skip
 
 Effect: TypeAlias = (
-    SendClient
-    | Refuse
-    | ReplyModel
-    | ReplyRoute
-    | SendWorker
-    | Publish
-    | Post
-    | PingWorker
-    | NoteTrouble
-    | ClearTrouble
-    | Complain
-    | Alert
-    | Blame
-    | LetGo
-    | Tell
-    | ScheduleReady
-    | ScheduleRemoval
-    | Serve
-    | Forward
-    | Withdraw
-    | ForgetReferences
-    | CountDevices
-    | ShareMachine
-    | SetClock
-    | FailAction
-    | FailActions
-    | Disconnect
-    | Inspect
-    | PackageArrived
-    | PackagePrepared
-    | Job
-)
+    SendClient | Refuse | ReplyModel | ReplyRoute | SendWorker | Publish | Post | PingWorker | NoteTrouble
+    | ClearTrouble | Complain | Alert | Blame | LetGo | Tell | ScheduleReady | ScheduleRemoval | Serve | Forward
+    | Withdraw | ForgetReferences | CountDevices | ShareMachine | SetClock | FailAction | FailActions
+    | Disconnect | Inspect | PackageArrived | PackagePrepared | Job
+)  # fmt: skip

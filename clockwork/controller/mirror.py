@@ -22,24 +22,13 @@ class ExchangeMirror:
     def serve(self, model: ModelVersion) -> None:
         prepared = model.prepared
         assert prepared is not None
-        key = (
-            tuple(prepared.inputs),
-            tuple(prepared.outputs),
-            prepared.batches,
-            model.verified,
-            tuple(prepared.lengths.items()),
-            tuple(prepared.defaults().items()),
-        )
+        inputs, outputs = prepared.inputs, prepared.outputs
+        lengths, defaults = prepared.lengths, prepared.defaults()
+        flags, more = (prepared.batches, model.verified), (tuple(lengths.items()), tuple(defaults.items()))
+        key = (tuple(inputs), tuple(outputs), flags, more)
         interface = self._interfaces.get(key)
         if interface is None:
-            interface = Interface(
-                prepared.inputs,
-                prepared.outputs,
-                prepared.batches,
-                model.verified,
-                prepared.lengths,
-                prepared.defaults(),
-            )
+            interface = Interface(inputs, outputs, prepared.batches, model.verified, lengths, defaults)
             self._interfaces[key] = interface
         self._interface_of[model.model_id] = interface
         self._exchange.serve(model.model_id, model.record.version, model.label, model.slo_ns, interface)

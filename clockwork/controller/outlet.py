@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from typing import Any, assert_never
+from typing import Any
 
 import msgpack
 
 from clockwork.controller._exchange import CLIENTS, WORKERS
 from clockwork.controller.context import Context
 from clockwork.controller.effects import (
-    AbortUpload,
     Alert,
     Blame,
     ClearTrouble,
-    CommitUpload,
     Complain,
     CountDevices,
     Disconnect,
@@ -28,17 +26,13 @@ from clockwork.controller.effects import (
     Job,
     LetGo,
     NoteTrouble,
-    OpenUpload,
     PackageArrived,
     PackagePrepared,
     PingWorker,
     Post,
     Publish,
     ReadChunk,
-    ReadRecord,
-    ReadUpload,
     Refuse,
-    RemovePackage,
     ReplyModel,
     ReplyRoute,
     ScheduleReady,
@@ -50,8 +44,6 @@ from clockwork.controller.effects import (
     ShareMachine,
     Tell,
     Withdraw,
-    WriteChange,
-    WriteChunk,
 )
 from clockwork.controller.mirror import ExchangeMirror
 from clockwork.controller.ports.clients import ClientPort, failure
@@ -210,23 +202,12 @@ class Outlet:
                 self._repairs.arrived(digest)
             case PackagePrepared(worker_id, digest):
                 self._repairs.worker_ready(worker_id, digest)
-            case (
-                WriteChange()
-                | OpenUpload()
-                | WriteChunk()
-                | CommitUpload()
-                | AbortUpload()
-                | ReadUpload()
-                | ReadRecord()
-                | RemovePackage()
-                | ReadChunk()
-            ):
-                ended = functools.partial(self._job_ended, effect)
-                self._storage.submit(functools.partial(self._jobs.run, effect), ended)
             case Tell() | ScheduleReady() | ScheduleRemoval():
                 raise AssertionError(f"{effect} is carry_out()'s")
-            case _:
-                assert_never(effect)
+            case job:
+                self._storage.submit(
+                    functools.partial(self._jobs.run, job), functools.partial(self._job_ended, job)
+                )
 
     def _job_ended(self, job: Job, value: Any, error: BaseException | None) -> None:
         """Take in a job of the storage thread that has ended or failed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -27,63 +28,44 @@ CLIENT_AT_WORKERS = Mismatch(
 """Answers to peers that dialled the wrong of two neighbouring ports."""
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class ClientLink:
     """A connected client. The exchange holds its requests, by its slot."""
 
-    __slots__ = ("fd", "identity", "key", "name", "owner", "slot", "waits")
+    identity: bytes
+    fd: int
+    name: str
+    slot: int
+    key: str = ""  # the public key of its connection; "": none
+    waits: set[int] = dataclasses.field(default_factory=set)  # its unanswered requests, without inferences
+    owner: int = dataclasses.field(init=False)  # as in messages.Prepare
 
-    def __init__(self, identity: bytes, fd: int, name: str, slot: int, key: str = "") -> None:
-        self.identity = identity
-        self.fd = fd
-        self.name = name
-        self.slot = slot
-        self.key = key  # the public key of its connection; "": none
-        self.owner = _number(key.encode() or identity)  # as in messages.Prepare
-        self.waits: set[int] = set()  # its unanswered requests, without inferences
-
-
-def _number(owner: bytes) -> int:
-    """A positive number for a key, or for a connection without a key; a peer cannot choose another's."""
-    return 1 + int.from_bytes(hashlib.sha256(owner).digest()[:6])
+    def __post_init__(self) -> None:
+        # A positive number for the key, or for a connection without a key; a peer cannot choose another's
+        self.owner = 1 + int.from_bytes(hashlib.sha256(self.key.encode() or self.identity).digest()[:6])
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class WorkerLink:
     """A connected worker: its clock and devices. The exchange holds its actions, by its slot."""
 
-    __slots__ = (
-        "clock", "clock_is_lost", "devices", "faults", "fd", "fetches", "identity", "is_draining", "jitter_ns", "joined_ns", "key", "name",
-        "offline", "slot", "stats", "worker_epoch", "worker_id",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        identity: bytes,
-        fd: int,
-        slot: int,
-        worker_id: int,
-        name: str,
-        worker_epoch: int,
-        devices: list[DeviceInfo],
-        joined_ns: int,
-        key: str = "",
-    ) -> None:
-        self.identity = identity
-        self.fd = fd
-        self.slot = slot
-        self.worker_id = worker_id
-        self.name = name
-        self.worker_epoch = worker_epoch
-        self.devices = devices
-        self.joined_ns = joined_ns
-        self.key = key  # the public key of its connection; "": none
-        self.clock = ClockSync()
-        self.clock_is_lost = False  # the clock cannot be followed, which has been noted
-        self.jitter_ns = 0
-        self.offline: dict[int, str] = {}  # lost devices, and the reason of each
-        self.is_draining = False  # it has said Goodbye
-        self.faults = 0  # its impossible answers
-        self.fetches = 0  # chunks that are being read for it
-        self.stats: dict[str, Any] = {}
+    identity: bytes
+    fd: int
+    slot: int
+    worker_id: int
+    name: str
+    worker_epoch: int
+    devices: list[DeviceInfo]
+    joined_ns: int
+    key: str = ""  # the public key of its connection; "": none
+    clock: ClockSync = dataclasses.field(default_factory=ClockSync)
+    clock_is_lost: bool = False  # the clock cannot be followed, which has been noted
+    jitter_ns: int = 0
+    offline: dict[int, str] = dataclasses.field(default_factory=dict)  # lost devices, and the reason of each
+    is_draining: bool = False  # it has said Goodbye
+    faults: int = 0  # its impossible answers
+    fetches: int = 0  # chunks that are being read for it
+    stats: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Links:

@@ -95,7 +95,7 @@ def tables(project: dict[str, Any]) -> str:
 
 def version() -> str:
     found = re.search(
-        r'^VERSION = "([^"]+)"$', (ROOT / "clockwork" / "config" / "__init__.py").read_text(), re.M
+        r'^VERSION = "([^"]+)"', (ROOT / "clockwork" / "config" / "__init__.py").read_text(), re.M
     )
     assert found, "config.VERSION is a text"
     return found[1]

@@ -85,7 +85,7 @@ cdef extern from "sim/accounts.h" namespace "clockwork::sim" nogil:
         uint64_t cold
         uint64_t outcome[7]
 
-    cdef cppclass Slice:
+    cdef struct Slice:  # the columns of SLICE_NAMES
         uint64_t offered, good, bad, loads, infers, batched
         int64_t busy_ns, link_busy_ns, p50_ns, p99_ns, p999_ns, largest_ns
 
@@ -106,7 +106,8 @@ cdef extern from "sim/accounts.h" namespace "clockwork::sim" nogil:
         uint64_t high()
 
 cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
-    cdef cppclass ModelInfo:
+    # Structs, and not classes: a mapping of all fields becomes a struct by itself.
+    cdef struct ModelInfo:
         vector[pair[uint32_t, int64_t]] exec_ns
         vector[int64_t] table
         vector[uint32_t] runs
@@ -119,18 +120,18 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
     cdef enum class DisturbanceKind "clockwork::sim::DisturbanceInfo::Kind"(uint8_t):
         pass
 
-    cdef cppclass DisturbanceInfo:
+    cdef struct DisturbanceInfo:
         DisturbanceKind kind
         int64_t from_ns, until_ns
         double factor
         int32_t worker
         int32_t model
 
-    cdef cppclass Named:
+    cdef struct Named:
         string name, program
         int64_t version
 
-    cdef cppclass ClusterInfo:
+    cdef struct ClusterInfo:
         uint32_t devices, devices_per_worker
         uint64_t page_bytes
         uint32_t page_count, run_ahead
@@ -150,13 +151,13 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         vector[DisturbanceInfo] disturbances
         double load_failures, infer_failures, cancels
 
-    cdef cppclass ClosedInfo:
+    cdef struct ClosedInfo:
         uint32_t model, concurrency
         int64_t think_ns, round_trip_ns, slo_ns
         uint8_t priority, class_index
         int64_t start_ns, until_ns
 
-    cdef cppclass RunInfo:
+    cdef struct RunInfo:
         uint64_t seed
         int64_t warmup_ns, until_ns, drain_ns, slice_ns
         cbool resident, check, timed, fates
@@ -269,97 +270,17 @@ cdef class World:
 
     def __init__(self, policy, memory, options, models, cluster, opens, closed, run, Script script=None):
         cdef SchedulerOptions scheduler_options
-        cdef vector[ModelInfo] model_infos
-        cdef vector[ClosedInfo] closed_infos
-        cdef ModelInfo info
-        cdef ClosedInfo group
-        cdef ClusterInfo place
-        cdef DisturbanceInfo disturbance
-        cdef RunInfo how
+        cdef vector[ModelInfo] model_infos = models
+        cdef vector[ClosedInfo] closed_infos = closed
+        cdef ClusterInfo place = cluster
+        cdef RunInfo how = run
         cdef size_t open_count = opens
         scheduler_options.policy = policy.encode()
         scheduler_options.memory = memory.encode()
-        for name, value in options.items():
-            scheduler_options.values.push_back(pair[string, double](name.encode(), value))
+        scheduler_options.values = [(name.encode(), value) for name, value in options.items()]
         if script is not None:
             scheduler_options.hooks = &script.hooks
         self._script = script
-        for model in models:
-            info.exec_ns = model["exec_ns"]
-            info.table = model["table"]
-            info.runs = model["runs"]
-            info.load_ns = model["load_ns"]
-            info.input_bytes = model["input_bytes"]
-            info.program = model["program"]
-            info.batch_max = model["batch_max"]
-            info.slo_ns = model["slo_ns"]
-            model_infos.push_back(info)
-        for clients in closed:
-            group.model = clients["model"]
-            group.concurrency = clients["concurrency"]
-            group.think_ns = clients["think_ns"]
-            group.round_trip_ns = clients["round_trip_ns"]
-            group.slo_ns = clients["slo_ns"]
-            group.priority = clients["priority"]
-            group.class_index = clients["class_index"]
-            group.start_ns = clients["start_ns"]
-            group.until_ns = clients["until_ns"]
-            closed_infos.push_back(group)
-        place.devices = cluster["devices"]
-        place.devices_per_worker = cluster["devices_per_worker"]
-        place.page_bytes = cluster["page_bytes"]
-        place.page_count = cluster["page_count"]
-        place.run_ahead = cluster["run_ahead"]
-        place.actions_queued_max = cluster["actions_queued_max"]
-        place.speeds = cluster["speeds"]
-        place.batch_maxes = cluster["batch_maxes"]
-        place.extra_pages = cluster["extra_pages"]
-        place.spells = cluster["spells"]
-        place.exec_noise = cluster["exec_noise"]
-        place.load_noise = cluster["load_noise"]
-        place.outlier = cluster["outlier"]
-        place.outlier_factor = cluster["outlier_factor"]
-        place.link_there_ns = cluster["link_there_ns"]
-        place.link_back_ns = cluster["link_back_ns"]
-        place.link_jitter_ns = cluster["link_jitter_ns"]
-        place.link_loss = cluster["link_loss"]
-        place.clock_offset_ns = cluster["clock_offset_ns"]
-        place.clock_drift_ppm = cluster["clock_drift_ppm"]
-        place.crashes_per_hour = cluster["crashes_per_hour"]
-        place.down_ns = cluster["down_ns"]
-        place.timeout_ns = cluster["timeout_ns"]
-        for kind, from_ns, until_ns, slower, worker, model_index in cluster["disturbances"]:
-            disturbance.kind = <DisturbanceKind><uint8_t>kind
-            disturbance.from_ns = from_ns
-            disturbance.until_ns = until_ns
-            disturbance.factor = slower
-            disturbance.worker = worker
-            disturbance.model = model_index
-            place.disturbances.push_back(disturbance)
-        place.ping_ns = cluster["ping_ns"]
-        place.profiled = cluster["profiled"]
-        place.load_profiled = cluster["load_profiled"]
-        place.io_bandwidth = cluster["io_bandwidth"]
-        place.input_bandwidth = cluster["input_bandwidth"]
-        place.copy_bandwidth = cluster["copy_bandwidth"]
-        place.host_bytes = cluster["host_bytes"]
-        place.disk_bandwidth = cluster["disk_bandwidth"]
-        place.load_failures = cluster["load_failures"]
-        place.infer_failures = cluster["infer_failures"]
-        place.cancels = cluster["cancels"]
-        how.seed = run["seed"]
-        how.warmup_ns = run["warmup_ns"]
-        how.until_ns = run["until_ns"]
-        how.drain_ns = run["drain_ns"]
-        how.slice_ns = run["slice_ns"]
-        how.resident = run["resident"]
-        how.check = run["check"]
-        how.timed = run["timed"]
-        how.trace_max = run["trace_max"]
-        how.fates = run["fates"]
-        for device, number in run["placed"]:
-            how.placed.push_back(pair[uint32_t, uint32_t](<uint32_t>device, <uint32_t>number))
-        how.priority_default = run["priority_default"]
         self._chunks = [None] * opens
         cdef unique_ptr[Scheduler] scheduler = make_scheduler(scheduler_options)
         self._world.reset(
@@ -371,11 +292,9 @@ cdef class World:
 
         names: (name, version, program) of each model. The others: see csrc/recording/sentences.h.
         """
-        cdef vector[Named] all_names
-        cdef Named named
-        for name, version, program in names:
-            named.name, named.version, named.program = name.encode(), version, program.encode()
-            all_names.push_back(named)
+        cdef vector[Named] all_names = [
+            {"name": name.encode(), "version": version, "program": program.encode()} for name, version, program in names
+        ]
         cdef vector[string] told = [text.encode() for text in templates]
         cdef vector[string] statuses = [text.encode() for text in status_names]
         cdef vector[string] words = [text.encode() for text in reasons]
@@ -449,19 +368,8 @@ cdef class World:
         cdef const Accounts *accounts = &self._world.get().accounts()
         cdef const Predictions *predictions = self._world.get().predictions()
         assert predictions is not NULL, "every policy judges its predictions"
-        cdef const Slice *slice
         cdef size_t place
-        cdef Py_ssize_t columns = len(SLICE_NAMES)
-        slices = np.zeros((accounts.slices.size(), columns), np.int64)
-        cdef int64_t *row = <int64_t *>memory_of(slices, "int64", 2)
-        for place in range(accounts.slices.size()):
-            slice = &accounts.slices[place]
-            row[0], row[1], row[2] = slice.offered, slice.good, slice.bad
-            row[3], row[4], row[5] = slice.loads, slice.infers, slice.batched
-            row[6], row[7] = slice.busy_ns, slice.link_busy_ns
-            row[8], row[9], row[10] = slice.p50_ns, slice.p99_ns, slice.p999_ns
-            row[11] = slice.largest_ns
-            row += columns
+        slices = [list(row.values()) for row in <list>accounts.slices]
         low, high = self._world.get().digest().low(), self._world.get().digest().high()
         return {
             "models": table_of(accounts.models),
@@ -492,7 +400,7 @@ cdef class World:
                 "fetch_duration": errors_of(predictions.fetch_duration),
                 "fetch_completion": errors_of(predictions.fetch_completion),
             },
-            "slices": slices,
+            "slices": np.array(slices, np.int64).reshape(-1, len(SLICE_NAMES)),
             "devices_wanted": self._world.get().devices_wanted(),
             "digest": f"{high:016x}{low:016x}",
             "requests": self._world.get().requests(),

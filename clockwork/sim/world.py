@@ -505,13 +505,13 @@ def _cluster_info(cluster: Cluster) -> dict[str, Any]:
     return info | {"actions_queued_max": ACTIONS_QUEUED_MAX}
 
 
-def _disturbance_info(disturbance: Disturbance) -> tuple[Any, ...]:
+def _disturbance_info(disturbance: Disturbance) -> dict[str, Any]:
     if not 0 <= disturbance.from_ns < disturbance.until_ns:
         raise ValueError(f"a disturbance from {disturbance.from_ns} ns until {disturbance.until_ns} ns")
     if not disturbance.factor > 0:
         raise ValueError(f"a disturbance by {disturbance.factor}")
-    _, *numbers = dataclasses.astuple(disturbance)
-    return (DISTURBANCES.index(disturbance.what), *numbers)
+    info = {field.name: getattr(disturbance, field.name) for field in dataclasses.fields(disturbance)}
+    return {"kind": DISTURBANCES.index(info.pop("what")), **info}
 
 
 def _closed_info(closed: Closed) -> dict[str, Any]:

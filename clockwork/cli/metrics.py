@@ -14,7 +14,7 @@ from clockwork.cli.common import Connect, client_options, print_json, print_text
 def metrics(model: str, as_json: bool, connect: Connect) -> None:
     """Print every number that the controller has, as Prometheus text; of MODEL alone with --json.
 
-    The same text as a gateway's /metrics, without the gateway's own. What each metric means: docs/metrics.md.
+    The text of a gateway's /metrics, without the gateway's own metrics. docs/metrics.md explains them.
 
     \b
     Examples:

@@ -46,8 +46,8 @@ CUDA_WORKSPACE_BYTES = 256 << 20
 """Workspace of a CUDA device at start; it grows when a model that needs more is prepared."""
 
 CUDA_GRAPHS_MAX = 4096
-"""Most CUDA graphs of a device: one for each variant of a program and slot. The driver takes memory of the
-device for each, it does not say how much. What is beyond is launched kernel by kernel."""
+"""Most CUDA graphs of a device: one for each variant of a program and slot. The driver takes device
+memory for each, and does not report how much. Further variants are launched kernel by kernel."""
 
 CUDA_IO_SLOT_BYTES = 16 << 20
 """Initial size of each slot for inputs and outputs of a CUDA device; it grows with the models' needs."""

@@ -6,7 +6,7 @@
         profile.json     in their place: a model for emulated devices, see formats.profile_package
         program.json     or compiled kernels and weights, see formats.program
 
-The digest is over the list of (path, bytes, sha256), so equal content is the same package, whoever sent it.
+The digest is over the list of (path, bytes, sha256), so equal content is the same package, from any sender.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ _DECLARED = (
     Metric("clockwork_device_up", "gauge", _DEVICE, "", "1; 0 once the device is broken, and its worker serves with others."),
     Metric("clockwork_device_info", "gauge", (*_DEVICE, "name"), "", "1; the label says what the device is: its card or processor."),
     Metric("clockwork_device_clock_hertz", "gauge", _DEVICE, "hertz",
-           "What the device executes at, where it says so: less than usual if it is too hot."),
+           "Clock at which the device executes, where it is known: lower than usual if the device is too hot."),
     Metric("clockwork_device_busy_seconds_total", "counter", _DEVICE, "seconds",
            "Time in which the device executed: its rate is the utilisation."),
     Metric("clockwork_device_idle_with_work_seconds_total", "counter", _DEVICE, "seconds",
@@ -168,7 +168,7 @@ _DECLARED = (
            "When the controller started, since the epoch."),
     Metric("clockwork_scheduler_info", "gauge", ("policy",), "", "1; the label says by which policy is scheduled."),
     Metric("clockwork_scheduler_pace_ratio", "gauge", (), "ratio",
-           "What executions take of what they are counted with, as policy adaptive has learnt; absent under others."),
+           "Ratio of executed to planned time of executions, as policy adaptive has learnt; absent under others."),
     Metric("clockwork_scheduler_need_ratio", "gauge", (), "ratio",
            "The part of its time that each device would need for what arrives, in batches as large as SLOs allow: more"
            " than 1 in overload. Policy adaptive's."),

@@ -1,8 +1,8 @@
 # distutils: language = c++
 """Calls from the C++ scheduler into a policy in Python (policy.py), and the views that its hooks get.
 
-A hook runs with the interpreter's lock, whoever calls the scheduler. Its exception stays set while C++
-unwinds, and is raised again by the call of the scheduler that led to the hook.
+A hook runs with the interpreter's lock, whichever thread calls the scheduler. Its exception stays set while
+C++ unwinds, and is raised again by the call of the scheduler that led to the hook.
 """
 
 from cpython.number cimport PyNumber_Index

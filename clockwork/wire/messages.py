@@ -638,8 +638,8 @@ class Ping(NamedTuple):
 class Prepare(NamedTuple):
     """Make the model ready to be loaded: fetch, split, optimise, profile; or find the result in the cache.
 
-    ``files`` as in Register. ``owner``: the number of whoever had it registered or loaded, 0 of nobody;
-    owners take turns. Done away from the execution thread; answered by Prepared.
+    ``files`` as in Register. ``owner``: the number of the client that registered or loaded it, 0: none;
+    owners take turns. Preparation runs beside the execution thread; answered by Prepared.
     """
 
     model_id: Id
@@ -849,5 +849,5 @@ def bytes_max_of(kind: type) -> int:
 NATIVE: tuple[type, ...] = (
     InferRequest, Cancel, Answer, Failure, *(action.message for action in ACTIONS.values()), Revoke, Result, Ping, Pong,
 )  # fmt: skip
-"""Messages that C++ touches. Those that a controller or a worker receives have a reader in
-csrc/wire/messages.h, and those that it sends a writer."""
+"""Messages that C++ handles. Messages to a controller or a worker have a reader in csrc/wire/messages.h, and
+messages from them a writer."""

@@ -1,8 +1,8 @@
 // Accuracy of predictions: durations and ends of actions.
 //
 // A lane executes one action after the other, so an action is predicted to end its expected duration after
-// the action before it, or after its own arrival. That prediction is fixed when the action is sent. What is
-// learnt later of the actions before it corrects only the predictions of actions sent afterwards.
+// the action before it, or after its own arrival. That prediction is fixed when the action is sent. Later
+// knowledge of the actions before it corrects only the predictions of actions sent afterwards.
 #pragma once
 
 #include <algorithm>

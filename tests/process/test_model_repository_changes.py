@@ -1,4 +1,4 @@
-"""Whatever changes in a model repository, no request fails that need not, over HTTP and over gRPC."""
+"""After any change of a model repository, no request fails that need not, over HTTP and over gRPC."""
 
 from __future__ import annotations
 

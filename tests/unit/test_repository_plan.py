@@ -247,7 +247,7 @@ def test_a_name_that_serves_goes_on_serving_whatever_becomes_of_its_folder(
             assert model.served
         if step == ("look",):
             was_there = is_there
-    # Whatever has come before, in the end exactly the wanted versions are served.
+    # After any sequence of changes, exactly the wanted versions are served.
     served = model.looks(12)
     if model.files is None:
         assert not served

@@ -86,7 +86,7 @@ def test_bytes_that_wait_behind_others_are_not_charged_for_it() -> None:
 
 
 def test_a_worker_that_stood_still_is_thought_slow_for_a_second_at_most() -> None:
-    """Whatever a worker reports of arrival times: both the believed time and its duration are bounded."""
+    """For any arrival times that a worker reports, both the believed time and its duration are bounded."""
     story = adaptive(spec(1))
     for at_ms in range(0, 5000, 500):
         send_large(story, at_ms, 400)

@@ -23,11 +23,15 @@ FOUND = {
     "block.h": f"int f();\n/* What is\n * wide: {WIDE} */\n",
     "opening.pyx": '"""Who waits."""\ncdef int waits  # Of a device\n',
     "name.pxd": "cdef extern from *:\n    int one\n",
+    "sentence.py": '"""A lane.\n\nIt runs actions. What waits is queued.\n"""\n# An action.\n# Whoever sent it waits.\n',
+    "sentence.h": "int lane;  // a lane. Who holds it?\n// A device. Those that wait\n// are queued.\n",
+    "document.md": "# A lane\n\nIt runs.\nWhat waits is queued.\n\n| What | waits |\n\n- Who waits.\n",
 }
 LINES = {
     "opening.py": [1, 3, 5], "name.py": [1, 2], "wide.py": [3, 4], "opening.h": [1, 2], "name.cpp": [1, 1], "wide.h": [1],
     "block.h": [2, 3],
     "opening.pyx": [1, 2], "name.pxd": [2],
+    "sentence.py": [3, 5], "sentence.h": [2], "document.md": [3, 6, 8],
 }  # fmt: skip
 
 
@@ -44,6 +48,12 @@ def test_it_finds_nothing_in_strings_attributes_and_urls(tmp_path: Path) -> None
     address = "https://example.org/" + "a" * 120
     path.write_text(
         f'"""A device.\n\n{address}\n"""\n# {address}\nNAME = "one"\nTEXT = """What it is."""\nstring = "{WIDE}"\n',
+        encoding="utf-8",
+    )
+    assert list(words.check(path)) == []
+    path = tmp_path / "fine.md"
+    path.write_text(
+        "What is a lane? A queue: those that wait, and what runs.\n\n```\nWhat it is.\n```\n\n    What it is.\n",
         encoding="utf-8",
     )
     assert list(words.check(path)) == []

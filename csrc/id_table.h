@@ -89,7 +89,7 @@ private:
         }
     }
 
-    std::vector<Cell> cells_;  // a power of two cells, at most half of them taken
+    std::vector<Cell> cells_;  // cells, a power of two of them, at most half of them taken
     std::size_t mask_ = 0;
     std::size_t count_ = 0;
 };

@@ -54,14 +54,14 @@ struct JpegWork {
     std::uint32_t components = 0;
     bool is_progressive = false;
     std::uint32_t scans = 0;  // scans found, at most JPEG_SCANS_MAX
-    std::int64_t work = 0;    // 0: there is no image to decode
+    std::int64_t work = 0;    // work of decoding; 0: there is no image to decode
 };
 
 inline bool begins_as_jpeg(std::string_view data) { return data.substr(0, 3) == "\xff\xd8\xff"; }
 
 class JpegScanner {
 public:
-    // budget: bytes to search.
+    // budget: bound on the bytes searched.
     JpegScanner(std::string_view data, std::size_t budget)
         : data_(reinterpret_cast<const std::uint8_t*>(data.data())), size_(data.size()), budget_(budget) {}
 

@@ -22,7 +22,7 @@ struct Head {
     Kind kind = NIL;
     // TEXT, BYTES: bytes; ARRAY: elements; MAP: pairs. The input holds at least this much.
     std::uint32_t size = 0;
-    std::int64_t integer = 0;   // also the value of a FLAG
+    std::int64_t integer = 0;   // value of an INTEGER; also of a FLAG
     std::uint64_t natural = 0;  // value of a number beyond int64
     double real = 0;
 };
@@ -242,12 +242,12 @@ struct Packer {
         }
     }
 
-    // At most 15 keys.
+    // Begins a map of at most 15 keys.
     void map(std::size_t count) { *at++ = static_cast<char>(0x80 | count); }
 
     void flag(bool value) { *at++ = static_cast<char>(0xc2 | static_cast<unsigned>(value)); }
 
-    // The head of this many bytes, or of a text of this many.
+    // Writes the head of this many bytes, or of a text of this many bytes.
     void bytes(std::size_t count) { sized(0xc4, count); }
     void text(std::size_t count) {
         if (count < 32) {
@@ -305,7 +305,7 @@ public:
         end(packer);
     }
 
-    // At most 15 keys.
+    // Begins a map of at most 15 keys.
     void map(std::size_t count) {
         Packer packer = begin(1);
         packer.map(count);

@@ -10,7 +10,7 @@
 
 namespace clockwork {
 
-inline double log_of(double x) {  // of a normal number above 0
+inline double log_of(double x) {  // natural logarithm of a normal number above 0
     const std::uint64_t bits = std::bit_cast<std::uint64_t>(x);
     int exponent = static_cast<int>(bits >> 52) - 1023;
     double mantissa = std::bit_cast<double>((bits & 0x000FFFFFFFFFFFFFull) | 0x3FF0000000000000ull);
@@ -25,7 +25,7 @@ inline double log_of(double x) {  // of a normal number above 0
     return 2 * s * sum + exponent * 0.6931471805599453;
 }
 
-inline double exp_of(double x) {  // between e^-700 and e^700
+inline double exp_of(double x) {  // exponential, between e^-700 and e^700
     if (x > 700)
         x = 700;
     if (x < -700)
@@ -64,9 +64,10 @@ public:
         return result;
     }
 
-    double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }  // in [0, 1)
+    double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }  // uniform in [0, 1)
 
-    std::uint64_t below(std::uint64_t bound) {  // in [0, bound); the bias is below 2^-32 for 32-bit bounds
+    // uniform in [0, bound); the bias is below 2^-32 for 32-bit bounds
+    std::uint64_t below(std::uint64_t bound) {
         return static_cast<std::uint64_t>((static_cast<unsigned __int128>(next()) * bound) >> 64);
     }
 
@@ -74,7 +75,7 @@ public:
 
     double exponential(double mean) { return -mean * log_of(1 - uniform()); }
 
-    double normal() {  // Marsaglia's polar method
+    double normal() {  // standard normal, by Marsaglia's polar method
         if (spare_) {
             spare_ = false;
             return kept_;
@@ -91,7 +92,8 @@ public:
         return u * factor;
     }
 
-    double lognormal(double sigma) { return sigma > 0 ? exp_of(sigma * normal()) : 1; }  // median 1
+    // lognormal with median 1
+    double lognormal(double sigma) { return sigma > 0 ? exp_of(sigma * normal()) : 1; }
 
 private:
     std::uint64_t state_[4];

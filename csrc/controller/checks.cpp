@@ -52,7 +52,7 @@ bool check_strings(std::int64_t count, std::string_view data, Flaw& flaw) {
 // clockwork.wire.tensors.tensor_bytes. A string counts with the bytes of its length.
 bool count_bytes(std::int64_t bits, const TensorRef& ref, const std::int64_t* dims, std::int64_t& elements,
                  std::int64_t& bytes, Flaw& flaw) {
-    __int128 product = 1;  // the product without zeros
+    __int128 product = 1;  // the product of the dimensions other than 0
     bool is_empty = false;
     for (std::uint32_t axis = 0; axis < ref.shape.count; ++axis) {
         if (dims[axis] < 0)
@@ -184,7 +184,7 @@ std::int64_t count_elements(const TensorRef& ref, const std::int64_t* dims) {
     return static_cast<std::int64_t>(count);
 }
 
-// Returns the size class of a dimension. limit: that of InputSpec.
+// Returns the size class of a dimension. limit: InputSpec's limit.
 std::int64_t length_class(std::int64_t size, std::int64_t limit) {
     if (limit == EXACT || size == 0)
         return size;
@@ -297,7 +297,7 @@ bool check_place(std::int64_t bits, const TensorRef& ref, const std::int64_t* di
         return false;
     if (data.size() != PLACE_BYTES)
         return fail(flaw, Flaw::NO_PLACE);
-    std::memcpy(numbers, data.data(), PLACE_BYTES);  // offset, bytes
+    std::memcpy(numbers, data.data(), PLACE_BYTES);  // offset and bytes
     return (is_range(numbers[0], bytes) && numbers[1] == bytes) || fail(flaw, Flaw::NO_PLACE);
 }
 

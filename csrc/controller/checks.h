@@ -35,13 +35,13 @@ struct Accepted {
     std::uint64_t copied_bytes = 0;         // the bytes of tensors in the client's memory
     bool is_shared = false;                 // whether a tensor is in the client's memory
     bool has_room = false;                  // whether that memory has room for outputs as well
-    std::vector<const TensorRef*> tensors;  // in the model's order
+    std::vector<const TensorRef*> tensors;  // tensors in the order of the model's inputs
     // The rank and dimensions of each input without the axis of rows. Dimensions are size classes where
     // requests of different size share batches. The size of a string follows. An optional input has
     // VALUE_MARK and its value.
     std::vector<std::int64_t> shape;
 
-    // Used during the check:
+    // Scratch of the check:
     std::vector<bool> taken;
     std::vector<std::uint32_t> holders;  // by symbol: the first input that has it, counted from 1
     std::vector<std::int64_t> sizes;     // by symbol: its size in that input

@@ -18,8 +18,8 @@ struct HeldRequest;
 struct ClientLink {
     std::string identity;
     ConnectionPtr connection;
-    bool gone = false;          // no message is sent to it any more
-    bool has_departed = false;  // gone, and its requests have been cancelled
+    bool gone = false;          // no message is sent to the client any more
+    bool has_departed = false;  // gone, and all of its requests have been cancelled
     IdTable requests;           // slots of requests, by the client's request id
     HeldRequest* first = nullptr;
     HeldRequest* last = nullptr;

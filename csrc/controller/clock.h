@@ -8,7 +8,7 @@
 
 namespace clockwork {
 
-inline constexpr std::int64_t DRIFT_PPM = 200;  // clocksync.DRIFT_PPM; a test compares both
+inline constexpr std::int64_t DRIFT_PPM = 200;  // equals clocksync.DRIFT_PPM; a test compares both
 
 class ClockBounds {
 public:

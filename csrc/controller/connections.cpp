@@ -62,7 +62,8 @@ std::uint64_t resident_bytes() {
     close(fd);
     if (size <= 0)
         return 0;
-    // Pages: all that is mapped, then those in memory. (sscanf() would bind this to the newest glibc.)
+    // The file has the number of all mapped pages, then of pages in memory. (Not sscanf(), which would bind
+    // the library to the newest glibc.)
     std::uint64_t total = 0, resident = 0;
     const char* end = text + size;
     auto [space, error] = std::from_chars(text, end, total);

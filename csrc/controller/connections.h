@@ -64,7 +64,7 @@ inline constexpr Ns READ_NS = SECOND;
 // Answers up to this size need no credit: they find room beside larger ones of the same connection.
 inline constexpr std::uint64_t ANSWER_SMALL_BYTES = 64 << 10;
 
-// The number of connections of one look.
+// Bound on the connections that one call of look() checks.
 inline constexpr std::size_t LOOK_COUNT = 1'024;
 
 // Results of seat_for() beside descriptors.
@@ -72,18 +72,18 @@ inline constexpr int SEAT_FREE = -1;
 inline constexpr int SEAT_NONE = -2;
 
 struct ConnectionBounds {
-    std::size_t ungreeted = 4'096;             // config.UNGREETED_MAX
-    std::size_t greeted = 16'384;              // config.CLIENTS_MAX
-    Ns hello_ns = 10 * SECOND;                 // config.HELLO_NS
-    Ns idle_ns = 5 * SECOND;                   // config.SEAT_IDLE_NS
-    std::uint64_t hello_bytes = 1 << 20;       // config.HELLO_BYTES_MAX
+    std::size_t ungreeted = 4'096;             // equals config.UNGREETED_MAX
+    std::size_t greeted = 16'384;              // equals config.CLIENTS_MAX
+    Ns hello_ns = 10 * SECOND;                 // equals config.HELLO_NS
+    Ns idle_ns = 5 * SECOND;                   // equals config.SEAT_IDLE_NS
+    std::uint64_t hello_bytes = 1 << 20;       // equals config.HELLO_BYTES_MAX
     std::uint64_t hello_bytes_all = 64 << 20;  // config.HELLO_BYTES_ALL_MAX
-    // Config.RECEIVED_BYTES_MAX, of a peer that has said hello
+    // Equals config.RECEIVED_BYTES_MAX, for a peer that has said hello
     std::uint64_t received_bytes = 1'280ull << 20;
     std::uint64_t received_bytes_all = 4ull << 30;   // config.RECEIVED_BYTES_ALL_MAX
     std::uint64_t unread_bytes = 256ull << 20;       // config.CLIENT_UNREAD_BYTES_MAX
     std::uint64_t unread_bytes_all = 2ull << 30;     // config.UNREAD_BYTES_ALL_MAX
-    Ns unread_ns = 10 * SECOND;                      // config.UNREAD_NS
+    Ns unread_ns = 10 * SECOND;                      // equals config.UNREAD_NS
     std::uint64_t memory_bytes = ~std::uint64_t{0};  // limits.memory_bytes(): of the whole process
 };
 
@@ -117,18 +117,20 @@ private:
 // An accepted connection. Shared with its queued frames, which may outlast it.
 struct Connection {
     int fd = -1;
-    ino_t inode = 0;  // the socket's; unlike a descriptor's number it is not reused
+    ino_t inode = 0;  // inode of the socket; unlike a descriptor's number it is not reused
     std::uint64_t number = 0;
     bool is_greeted = false;
     bool is_cut = false;
     bool has_ended = false;
 
-    std::string address;                      // the peer's IPv4 address or IPv6 network; "" of a unix socket
-    std::string holder;                       // the holder of its seat: its key, else its address
-    Ns heard_ns = 0;                          // when it was accepted, lost its hello, or was last heard of
-    std::uint32_t asked = 0;                  // the number of its held requests
-    Seats* seats = nullptr;                   // the seats among which it has one
-    std::list<Connection*>* peers = nullptr;  // its holder's connections, and its place among them
+    std::string address;  // the peer's IPv4 address or IPv6 network; "" of a unix socket
+    std::string holder;   // holder of the seat: the key, else the address
+    // time at which it was accepted, lost its hello, or last sent a message
+    Ns heard_ns = 0;
+    std::uint32_t asked = 0;  // number of its held requests
+    Seats* seats = nullptr;   // the table of seats with its own seat
+    // the holder's connections, and the place of this one among them
+    std::list<Connection*>* peers = nullptr;
     std::list<Connection*>::iterator place;
 
     std::uint64_t taken = 0;   // bytes of taken messages, and of possible heartbeats
@@ -136,10 +138,10 @@ struct Connection {
     Ns looked_ns = 0;
 
     std::uint64_t read = 0;         // bytes that the peer had read at the last look
-    std::uint64_t read_before = 0;  // the same at judged_ns
-    Ns judged_ns = 0;               // when it was last found to move or to stand still
-    Ns moved_ns = 0;                // when it was last found to move
-    std::uint64_t queued = 0;       // bytes up to the last mark, since it was accepted
+    std::uint64_t read_before = 0;  // bytes that the peer had read at judged_ns
+    Ns judged_ns = 0;               // time at which it was last found to move or to stand still
+    Ns moved_ns = 0;                // time at which it was last found to move
+    std::uint64_t queued = 0;       // bytes queued up to the last mark, since it was accepted
 
     std::uint64_t unmarked = 0;  // bytes queued since the last mark
     // Bytes queued up to the last mark that libzmq still holds
@@ -219,19 +221,20 @@ private:
 
     ConnectionBounds bounds_;
     std::map<int, ConnectionPtr> by_fd_;
-    std::map<std::uint64_t, ConnectionPtr> ungreeted_;  // by number: the oldest first
-    Seats waiting_;                                     // the uncut connections of ungreeted_, by address
-    Seats greeted_;                                     // connections with a hello, by key or address
+    // connections without a hello, by number, the oldest first
+    std::map<std::uint64_t, ConnectionPtr> ungreeted_;
+    Seats waiting_;  // the uncut connections of ungreeted_, by address
+    Seats greeted_;  // connections with a hello, by key or address
     std::shared_ptr<std::atomic<std::uint64_t>> all_;
     std::uint64_t behind_ = 0;  // the sum over all uncut connections
     std::uint64_t next_number_ = 1;
     std::uint64_t cut_counts_[CUT_REASONS] = {};
     int cursor_ = 0;     // the descriptor at which the next look begins
-    Ns look_ns_ = 0;     // the time of the next look
-    Ns crowded_ns_ = 0;  // when all unread bytes were last added up
+    Ns look_ns_ = 0;     // time of the next look()
+    Ns crowded_ns_ = 0;  // time at which all unread bytes were last added up
     // Always open: a copy of a connection's descriptor during its shutdown, else of /dev/null
     int held_fd_ = -1;
-    int nothing_fd_ = -1;  // /dev/null
+    int nothing_fd_ = -1;  // an open descriptor of /dev/null
 };
 
 }  // namespace clockwork

@@ -59,7 +59,7 @@ struct BatchCounts {
         sums_ns[at] += exec_ns;
     }
 
-    std::array<std::uint64_t, PLACES> counts{};  // place 0 is not used
+    std::array<std::uint64_t, PLACES> counts{};  // counts by place; place 0 is not used
     std::array<Ns, PLACES> sums_ns{};
 };
 
@@ -73,10 +73,11 @@ struct ModelCounts {
     enum Time { TOTAL, QUEUE, LOAD, EXECUTE, COPY_IN, COPY_OUT };
     static constexpr std::size_t TIMES = COPY_OUT + 1;
 
-    std::array<Durations, TIMES> times;  // durations of successes; LOAD: of those that waited for a load
-    BatchCounts batches;                 // batches that ended well
+    // durations of successes; LOAD: only of successes that waited for a load
+    std::array<Durations, TIMES> times;
+    BatchCounts batches;  // successful batches
     std::array<std::uint64_t, REASONS> refused{};
-    std::uint64_t rows = 0;  // rows of successes
+    std::uint64_t rows = 0;  // rows in successful answers
     std::uint64_t executions = 0;
     Ns last_ns = 0;  // the time of the last answer
 
@@ -102,8 +103,8 @@ struct ModelCounts {
 // The counts of a device's successful actions.
 struct DeviceCounts {
     std::uint64_t executions = 0, loads = 0, unloads = 0;
-    Ns busy_ns = 0;       // executing
-    Ns load_busy_ns = 0;  // loading
+    Ns busy_ns = 0;       // time spent executing
+    Ns load_busy_ns = 0;  // time spent loading
 };
 
 }  // namespace clockwork

@@ -6,7 +6,7 @@ namespace clockwork {
 
 namespace {
 
-// See HaulBounds.
+// Bounds of a haul, see HaulBounds.
 constexpr std::size_t HAUL_FRAMES_MAX = 65'536;
 
 }  // namespace
@@ -68,7 +68,8 @@ Exchange::Need Exchange::step(Ns until) {
         case EXECUTE: return execute();
         case DONE:
             cancel_departed();
-            // Repeated if a peer could not be reached or a model has gone, but not for the time alone.
+            // The decision is repeated if a peer could not be reached or a model has gone, but not because
+            // time has passed.
             stage_ = parts_.scheduler.has_news() ? SETTLE : END;
             return NOTHING;
         case END:

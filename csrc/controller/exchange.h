@@ -39,13 +39,13 @@ public:
 
     // The reason for which run() returns to Python.
     enum Need {
-        NOTHING,       // never returned
+        NOTHING,       // no need; run() never returns it
         OTHER,         // check signals, other descriptors and timers
         WORKERS_LEFT,  // connections of peers have ended: see Port::ended()
         CLIENTS_LEFT,
         WORKER_MESSAGE,  // Python handles current()
         CLIENT_MESSAGE,
-        WRONG_RESULT,  // current() is wrong: wrong() describes its flaw
+        WRONG_RESULT,  // current() is wrong: wrong() describes the flaw
         WRONG_REQUEST,
         ORDER,        // Python carries out the order at OrderRouter::place()
         ORDERS_DONE,  // a decision with orders for Python has ended: Python clears the scheduler's `out`
@@ -91,14 +91,14 @@ private:
 
     ExchangeParts parts_;
     HaulBounds haul_bounds_;
-    Ns turn_python_ns_;  // the bound of each port
+    Ns turn_python_ns_;  // bound on Python's time in a turn, for each port
     DescriptorWait waiting_;
     LoopTimes<STAGES> times_;
     Stage stage_ = WAIT;
     Side side_ = WORKERS;
     Ns now_ = 0;
     Ns look_ns_ = 0;             // the time of the next look at connections
-    Ns pause_by_ns_ = NEVER_NS;  // see pause()
+    Ns pause_by_ns_ = NEVER_NS;  // time of pause()
 };
 
 }  // namespace clockwork

@@ -28,13 +28,13 @@
 namespace clockwork {
 
 struct ExchangeBounds {
-    std::size_t drain_messages = 256;      // config.DRAIN_BATCH_EVENTS
-    std::size_t message_frames = 65'536;   // config.FRAMES_MAX
-    std::size_t turn_bytes = 256 << 10;    // config.TURN_HEADER_BYTES
-    Ns turn_python_ns = SECOND / 200;      // config.TURN_PYTHON_NS
-    std::int64_t priority_default = 4;     // config.PRIORITY_DEFAULT
+    std::size_t drain_messages = 256;      // equals config.DRAIN_BATCH_EVENTS
+    std::size_t message_frames = 65'536;   // equals config.FRAMES_MAX
+    std::size_t turn_bytes = 256 << 10;    // equals config.TURN_HEADER_BYTES
+    Ns turn_python_ns = SECOND / 200;      // equals config.TURN_PYTHON_NS
+    std::int64_t priority_default = 4;     // equals config.PRIORITY_DEFAULT
     std::size_t queued_requests = 65'536;  // config.QUEUED_REQUESTS_MAX
-    ConnectionBounds connections[2];       // of the workers' socket and of the clients' socket
+    ConnectionBounds connections[2];       // bounds of the workers' socket and of the clients' socket
 };
 
 struct ExchangeParts {

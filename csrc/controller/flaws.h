@@ -17,7 +17,7 @@ struct Flaw {
         NONE,
         // Flaws of a request:
         UNSERVED,      // no such model is served: the look-up has the reason
-        IN_USE,        // the client waits for a request of this number
+        IN_USE,        // the client already waits for a request of this number
         FRAMES,        // `expected` described tensors, but `got` frames
         REFERENCE,     // `ref` names a missing frame
         NO_INPUT,      // `ref` names no input
@@ -25,30 +25,30 @@ struct Flaw {
         FRAME_TAKEN,   // the input names another input's frame
         MISSING,       // the input is not described
         SYMBOL,        // `symbol` is `expected` in the input `other`, and `got` in this one
-        NO_ROWS_AXIS,  // a scalar, of a model that batches
-        ROWS,          // `got` rows instead of `expected`; 0 expected: of at least one
-        UNSEEN,        // in memory that not every worker sees
-        NO_MEMORY,     // its reference to memory cannot be one
-        // Flaws of a tensor of either:
+        NO_ROWS_AXIS,  // a scalar for a model that batches
+        ROWS,          // `got` rows instead of `expected`; `expected` 0: at least one row is required
+        UNSEEN,        // in memory that some worker cannot map
+        NO_MEMORY,     // an impossible reference to memory
+        // Flaws of a tensor of a request or a result:
         DTYPE,           // `got` instead of `expected`
         SHAPE,           // other dimensions than declared
-        NO_DTYPE,        // `got` is none of ONNX's
-        NEGATIVE,        // `got` is a dimension
+        NO_DTYPE,        // `got` is no dtype of ONNX
+        NEGATIVE,        // `got` is a negative dimension
         OVERFLOW,        // the dimensions' product is beyond all bounds
         TOO_LARGE,       // `got` elements are more than a message may hold
         BYTES,           // `got` bytes instead of `expected`
-        STRINGS,         // more than STRINGS_MAX of them
+        STRINGS,         // more than STRINGS_MAX strings
         STRING_OUTSIDE,  // string `got` of `expected` lies outside its frame, of `bytes` bytes
         STRINGS_END,     // `got` bytes follow the last of `expected` strings
         // Flaws of a result:
         STATUS,        // `got` is no status
-        PHASES,        // its phases take longer than there is time
-        FRAMES_MORE,   // `got` frames, of which it names `expected`
+        PHASES,        // the phases take longer than the action's time
+        FRAMES_MORE,   // `got` frames, of which the message names `expected`
         PARTS,         // `got` parts of a batch of `expected`
         PART_TENSORS,  // `got` tensors in a part, of a model with `expected` outputs
         OUTPUT_FRAME,  // an output in frame `got`, of `expected`
         OUTPUT_ROWS,   // an output without the batch's `expected` rows
-        NO_PLACE,      // an output that is not in memory where it says to be
+        NO_PLACE,      // the output is not at its declared place in memory
         CODES,
     };
 

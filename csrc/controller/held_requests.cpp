@@ -36,7 +36,7 @@ void HeldRequests::arrive(HeldRequest& held, const ArrivalTerms& terms, Ns now) 
     held.rows = terms.rows;
     held.arrived_ns = now;
     request.deadline_ns = terms.deadline_ns;
-    request.is_spare = held.client == nullptr;  // a copy
+    request.is_spare = held.client == nullptr;  // only copies have no client
     request.priority = static_cast<std::uint8_t>(terms.priority != 0 ? terms.priority : priority_default_);
     scheduler_.arrived(now, request);
 }

@@ -26,14 +26,14 @@ struct HeldTensor {
 
 // A request between its arrival and its answer: its client and its tensors.
 struct HeldRequest {
-    RequestId id = 0;              // 0: a free record
-    std::int64_t request_id = 0;   // the client's id
+    RequestId id = 0;              // 0: the record is free
+    std::int64_t request_id = 0;   // the client's number of the request
     ClientLink* client = nullptr;  // null: a shadow's copy, whose answer is sent to no client
     ServedModel* model = nullptr;
     std::uint32_t rows = 1;
-    bool has_room = false;  // whether its outputs may be in the client's memory
+    bool has_room = false;  // whether the outputs may be in the client's memory
     Ns arrived_ns = 0;
-    ShadowPair* pair = nullptr;      // null unless its answer is to be compared
+    ShadowPair* pair = nullptr;      // null unless the answer is to be compared
     std::uint64_t copied_bytes = 0;  // the bytes that a copy counts for
     bool has_arrived = false;        // whether the scheduler knows a copy
     std::vector<HeldTensor> tensors;
@@ -66,7 +66,7 @@ struct ArrivalTerms {
     std::uint64_t bytes = 0;
     std::uint64_t copied_bytes = 0;
     Ns deadline_ns = NEVER_NS;
-    std::int64_t priority = 0;  // 0: the default
+    std::int64_t priority = 0;  // 0: the default priority
 };
 
 class HeldRequests {
@@ -76,9 +76,9 @@ public:
 
     // Makes a request without content. client: null for a shadow's copy.
     HeldRequest& hold(ClientLink* client, std::int64_t request_id, ServedModel& model);
-    // Tells the scheduler of its arrival.
+    // Tells the scheduler of the request's arrival.
     void arrive(HeldRequest& held, const ArrivalTerms& terms, Ns now);
-    // Cancels it: the scheduler answers it soon.
+    // Cancels the request: the scheduler answers it soon.
     void cancel(const HeldRequest& held, Ns now) { scheduler_.cancelled(now, held.id); }
     // Cancels the requests of gone clients. Only between the orders of two decisions, which a recording
     // separates.
@@ -114,7 +114,7 @@ private:
     Clients& clients_;
     std::int64_t priority_default_;
     Pool<HeldRequest> pool_;
-    IdTable by_id_;  // slots, by id
+    IdTable by_id_;  // slots by request id
     RequestId next_ = 1;
 };
 

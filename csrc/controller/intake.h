@@ -14,18 +14,18 @@ namespace clockwork {
 
 enum class Taken : std::uint8_t {
     DONE,
-    PYTHON,  // Python handles it
-    WRONG,   // it is wrong: Wrong describes its flaw
+    PYTHON,  // Python handles the message
+    WRONG,   // the message is wrong: Wrong describes its flaw
 };
 
 // The flaw of the current message, and the interface with which it was compared.
 struct Wrong {
     bool is_request = false;
-    std::int64_t id = 0;  // of the request or action; 0 if unreadable
-    HeaderFlaw header;    // not NONE: a malformed header. Otherwise:
+    std::int64_t id = 0;  // id of the request or action; 0 if unreadable
+    HeaderFlaw header;    // other than NONE: the header is malformed. Otherwise the fields below hold:
     Flaw flaw;
-    ModelId model_id = 0;                             // 0: none was found
-    std::shared_ptr<const ModelInterface> interface;  // null: it was compared with none
+    ModelId model_id = 0;                             // 0: no model was found
+    std::shared_ptr<const ModelInterface> interface;  // null: the message was compared with no interface
     const std::vector<TensorRef>* tensors = nullptr;  // the tensors that the message describes
     const std::vector<std::int64_t>* dims = nullptr;
 

@@ -26,9 +26,9 @@ struct InputSpec {
     std::string name;
     std::string declared;  // its shape as readable text
     std::int64_t dtype = 0;
-    std::int64_t bits = 0;  // of an element, or a value from above
+    std::int64_t bits = 0;  // bits of an element, or one of the values above
     bool any_rank = false;
-    std::vector<std::int64_t> dims;     // or DIMENSION_ANY, DIMENSION_NONE
+    std::vector<std::int64_t> dims;     // sizes, or DIMENSION_ANY, DIMENSION_NONE
     std::vector<std::int32_t> symbols;  // by dimension: the index of its symbol in ModelInterface; -1: none
     // By dimension: the largest size where requests of different size share batches, 0 if unknown; else
     // EXACT.
@@ -51,7 +51,7 @@ struct OutputSpec {
 struct ModelInterface {
     std::vector<InputSpec> inputs;
     std::vector<std::string> outputs;
-    std::vector<OutputSpec> given;     // by output; empty: answers are not compared
+    std::vector<OutputSpec> given;     // form of each output; empty: answers are not compared
     std::vector<std::string> symbols;  // dimensions of a symbol have the same size in all inputs of a request
     bool batches = false;
 
@@ -95,7 +95,7 @@ struct ServedModel {
     Outcomes outcomes;
     std::uint64_t held = 0;               // held requests
     std::uint64_t copies = 0;             // held requests that are a shadow's copies
-    std::unique_ptr<ModelCounts> counts;  // null: no request has come yet
+    std::unique_ptr<ModelCounts> counts;  // null until the first request
 
     ModelCounts& need_counts() {
         if (counts == nullptr)

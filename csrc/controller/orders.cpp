@@ -10,7 +10,7 @@ void Orders::send(const Command& command, const Commands& all, Ns now) {
         case CommandKind::SEND_INFER: infer(command, all, *worker, now); break;
         case CommandKind::SEND_PROFILE: profile(command, *worker, now); break;
         case CommandKind::SEND_REVOKE: revoke(command, *worker, now); break;
-        default:  // other actions, and orders that are not for workers
+        default:  // no other order goes to workers
             if (std::optional<ActionKind> kind = action_of(command.kind))
                 action(command, all, *worker, *kind, now);
     }

@@ -25,8 +25,9 @@ inline constexpr std::uint32_t NO_SLOT = ~std::uint32_t{0};
 struct HaulBounds {
     std::size_t messages;
     std::size_t frames;          // a haul with this many takes no further message; each costs 64 bytes
-    std::size_t message_frames;  // of a message
-    std::size_t header_bytes;    // of all headers; a message for Python counts for PYTHON_BYTES more
+    std::size_t message_frames;  // bound on the frames of a message
+    // bound on the bytes of all headers; a message for Python counts PYTHON_BYTES more
+    std::size_t header_bytes;
 };
 
 class Port {
@@ -95,7 +96,7 @@ public:
     bool disconnect(int fd);
     // See Connections::seat_for(); SEAT_FREE if no connection has this descriptor.
     int seat_for(int fd, std::string_view key, Ns now) const;
-    // See Connections::heard().
+    // Records that the connection was heard of; see Connections::heard().
     void heard(int fd, Ns now);
     Connections& connections() { return connections_; }
     const Connections& connections() const { return connections_; }

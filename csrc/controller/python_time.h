@@ -22,7 +22,7 @@ public:
 
 private:
     Ns spent_ns_ = 0;
-    Ns since_ns_ = 0;  // when Python got the current message; 0: it has none
+    Ns since_ns_ = 0;  // time at which Python got the current message; 0: Python has none
 };
 
 }  // namespace clockwork

@@ -51,10 +51,10 @@ private:
 };
 
 struct Route {
-    std::vector<ServedModel*> models;  // at least one
+    std::vector<ServedModel*> models;  // versions that share the traffic, at least one
     Turns turns;                       // turns of the models
     ServedModel* shadow = nullptr;     // gets copies of some requests for the models
-    Turns copies;                      // turns of requests; those with turn 0 are copied
+    Turns copies;                      // turns of copies: requests with turn 0 are copied
     std::shared_ptr<ShadowTally> tally;
 
     ServedModel* next() { return models.size() == 1 ? models.front() : models[turns.next()]; }
@@ -65,7 +65,7 @@ struct Route {
 
 // The target of a request.
 struct Target {
-    ServedModel* model = nullptr;  // null: no model
+    ServedModel* model = nullptr;  // null: no model has the name
     Route* copied_by = nullptr;    // the route whose shadow gets a copy; null: no copy
 };
 

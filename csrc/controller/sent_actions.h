@@ -14,7 +14,7 @@ namespace clockwork {
 
 // A sent action, and the expected form of its result.
 struct Expected {
-    ActionId action_id = 0;  // 0: a free record
+    ActionId action_id = 0;  // 0: the record is free
     ActionKind kind = ActionKind::PROFILE;
     std::int32_t device = 0;
     std::uint32_t rows = 0;  // rows of the batch

@@ -21,7 +21,7 @@ public:
 
     // Null if there is no such model.
     ServedModel* find(ModelId model_id);
-    // Throws std::out_of_range.
+    // Throws std::out_of_range for an unknown model.
     ServedModel& at(ModelId model_id) { return *models_.at(model_id); }
     // The number of changes of models. A pointer from a look-up before a change may be invalid.
     std::uint64_t changes() const { return changes_; }

@@ -83,7 +83,7 @@ void ShadowCopies::feed(Ns now) {
         waiting_.pop_front();
         HeldRequest* copy = requests_.find(next.id);
         if (copy == nullptr)
-            continue;  // the copy was given up
+            continue;  // the copy was given up before
         copy->has_arrived = true;
         ++sent_;
         requests_.arrive(*copy, next.terms, now);

@@ -23,10 +23,10 @@ namespace clockwork {
 
 // A request and its copy, until both have ended.
 struct ShadowPair {
-    HeldRequest* first = nullptr;  // the request; null: it has ended
+    HeldRequest* first = nullptr;  // null: the request has ended
     HeldRequest* copy = nullptr;
     std::shared_ptr<ShadowTally> tally;
-    AnswerKept answer;      // the first of both answers
+    AnswerKept answer;      // the answer that came first
     std::size_t bytes = 0;  // the bytes of `answer`
 
     std::uint32_t slot = 0;
@@ -98,13 +98,14 @@ private:
     ShapeNumbers& shapes_;
     std::size_t queued_max_;
     Pool<ShadowPair> pairs_;
-    Accepted accepted_;           // the last checked request, as accepted for the shadow
-    wire::InferRequest request_;  // for optional inputs: that request with the shadow's defaults
+    Accepted accepted_;  // the last checked request, as accepted for the shadow
+    // for shadows with other optional inputs: the request with the shadow's defaults
+    wire::InferRequest request_;
     FrameBytes frames_;
-    std::size_t came_ = 0;  // the number of its received frames
+    std::size_t came_ = 0;  // number of frames received with the request
     std::size_t count_ = 0;
     std::size_t bytes_ = 0;        // bytes of copies and of kept answers
-    std::deque<Waiting> waiting_;  // in the order of arrival, some of them given up
+    std::deque<Waiting> waiting_;  // copies in the order of arrival, some of them given up
     std::size_t sent_ = 0;         // the number of copies that the scheduler has
     std::vector<Due> due_;         // a heap of the times at which copies are given up
     std::vector<RequestId> moot_;  // copies whose request was not answered

@@ -34,9 +34,9 @@ inline constexpr int COMPARISON_NICE = 10;
 
 // Counts of a route's copies since it has its shadow.
 struct ShadowResults {
-    std::uint64_t copied = 0;      // sent to the shadow
-    std::uint64_t dropped = 0;     // not copied, or not compared, because of a bound
-    std::uint64_t unanswered = 0;  // the shadow had no idle time for it, or failed
+    std::uint64_t copied = 0;      // copies sent to the shadow
+    std::uint64_t dropped = 0;     // copies not made, or not compared, because of a bound
+    std::uint64_t unanswered = 0;  // copies that the shadow had no idle time for, or that failed
     std::uint64_t moot = 0;        // the request itself was not answered
     std::uint64_t compared = 0;
     std::uint64_t differing = 0;  // compared pairs that differ in names, dtypes or shapes of outputs
@@ -46,7 +46,7 @@ struct ShadowResults {
     double relative_max = 0;
 };
 
-// Shared by both threads.
+// The counts of a shadow, shared by the exchange's and the comparing thread.
 class ShadowTally {
 public:
     explicit ShadowTally(double tolerance) : tolerance(tolerance) {}
@@ -89,7 +89,7 @@ struct AnswerKept {
 };
 
 struct Difference {
-    bool differs = false;  // in names, dtypes, shapes or sizes; both numbers are 0 then
+    bool differs = false;  // names, dtypes, shapes or sizes differ; both numbers are 0 then
     double absolute = 0;
     double relative = 0;
 };

@@ -17,7 +17,7 @@ namespace clockwork {
 struct Arrival {
     std::uint32_t first = 0;
     std::uint32_t count = 0;
-    std::uint64_t bytes = 0;  // of all received frames, as Connection::taken counts them
+    std::uint64_t bytes = 0;  // bytes of all received frames, as Connection::taken counts them
 };
 
 class RouterSocket : public MonitoredSocket {
@@ -85,7 +85,7 @@ private:
         to_->all->fetch_add(mark->bytes, std::memory_order_relaxed);
         to_->queued += mark->bytes;
         to_->unmarked = 0;
-        mark.release();  // let_go() frees it, also if sending fails
+        mark.release();  // let_go() frees the mark, also if sending fails
         while (zmq->msg_send(marked.message(), socket_, flags(false)) < 0)
             retry();
     }
@@ -115,7 +115,7 @@ public:
             while (more) {
                 Frame& frame = next();
                 if (!socket.receive(frame))
-                    break;  // never: a message arrives whole
+                    break;  // cannot happen: a message arrives whole
                 more = frame.more();
                 bytes += frame.size() + FRAME_EXTRA_BYTES;
                 if (used_ - first < message_frames_max + 1) {

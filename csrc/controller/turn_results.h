@@ -14,7 +14,7 @@
 namespace clockwork {
 
 struct KeptResult {
-    wire::Result header;  // points into the haul
+    wire::Result header;  // header with pointers into the haul
     std::uint32_t first_frame = 0;
     bool is_distinct = false;  // no frame is named twice, so frames can be moved
 };
@@ -61,7 +61,7 @@ public:
 
 private:
     Haul& haul_;
-    std::vector<KeptResult> results_;  // the first count_ belong to this turn
+    std::vector<KeptResult> results_;  // only the first count_ belong to this turn
     std::size_t count_ = 0;
     IdTable by_action_;
 };

@@ -27,7 +27,7 @@ struct WorkerLink {
     std::array<std::uint64_t, ACTION_KINDS> sent{};
     std::array<std::uint64_t, STATUS_COUNT> results{};
     std::vector<DeviceCounts> devices;
-    std::uint64_t fetches = 0, drops = 0;  // successful ones of its host store
+    std::uint64_t fetches = 0, drops = 0;  // successful FETCHes and DROPs of its host store
 
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;

@@ -84,7 +84,8 @@ PolicyStatus Adaptive::status(Ns now) const {
     return {true, pace_.at(now), need, std::min(need, need_of(lull.rate(LULL_SIGMAS), now)), share_};
 }
 
-// The preparation by which a model is counted: that of a device that has it, otherwise of one that could.
+// The preparation by which a model is counted: the preparation of a device that has the model, otherwise of a
+// device that could load it.
 KindSpec* Adaptive::spec_of(const Model& model) {
     if (!model.residencies.empty()) {
         return model.residencies.front()->spec;
@@ -166,7 +167,8 @@ void Adaptive::delivered(const Flight& flight, Ns ready_ns, bool is_ok) {
     Worker& worker = *flight.executor->worker;
     if (flight.copied_bytes == 0 && flight.inputs > 0) {
         worker.inputs.arrived(parts_.state.now, flight.inputs, ready_ns, worker.there_ns);
-    } else if (is_ok && flight.copied_bytes > 0 && flight.inputs == 0) {  // inputs of both ways are ambiguous
+        // a batch whose inputs came both by message and from memory is no clear sample
+    } else if (is_ok && flight.copied_bytes > 0 && flight.inputs == 0) {
         worker.copies.arrived(parts_.state.now, flight.copied_bytes, flight.sent_ns + worker.there_ns, ready_ns);
     }
 }
@@ -394,7 +396,7 @@ Ns Adaptive::ready_ns(Queue& queue) {
         return 0;
     }
     const KindSpec& spec = *model.residencies.front()->spec;
-    std::uint32_t rows = parts_.queues.rows(model, queue.shape);  // levels share batches
+    std::uint32_t rows = parts_.queues.rows(model, queue.shape);  // all levels of a model share batches
     if (rows >= spec.batch_max) {
         return 0;
     }
@@ -582,7 +584,7 @@ Choice Adaptive::choose(Executor& executor, Ns free_ns) {
     while (pick(executor, free_ns, chosen)) {
         if (chosen.given_up > 0) {
             give_up_first(chosen);
-            // Other hopeless requests may have been dropped with them.
+            // Other hopeless requests may have been dropped with the chosen ones.
             if (chosen.queue->empty() || !consider(*chosen.queue, *chosen.residency, free_ns, chosen) ||
                 chosen.given_up > 0) {
                 continue;
@@ -613,7 +615,8 @@ Choice Adaptive::attempt(Executor& executor, Ns free_ns) {
             Ns hoped = hoped_ns(*residency.spec, queue.shape, waiting.size);
             return free_ns + std::max<Ns>(inputs - covered, 0) + hoped + worker.back_ns;
         };
-        std::uint32_t first = 0, last = queue.size();  // binary search for the first whose deadline allows it
+        // binary search for the first request whose deadline allows the batch
+        std::uint32_t first = 0, last = queue.size();
         while (first < last) {
             std::uint32_t middle = first + (last - first) / 2;
             if (queue[middle].deadline_ns < end_ns(queue[middle])) {
@@ -675,7 +678,7 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     parts_.queues.for_each_ready(*executor.arena, is_wanted, [&](Queue& queue, Residency& residency) {
         if (best.queue != nullptr && queue.level >= lowest) {
             const KindSpec& spec = *residency.spec;
-            Ns earliest = queue.front().deadline_ns;  // lower bound of its last start
+            Ns earliest = queue.front().deadline_ns;  // lower bound of the batch's last start
             earliest -= nearer - (is_behind(residency) ? behind : 0);
             if (is_everywhere(*queue.model)) {
                 earliest -= takes_ns(spec, queue.shape, std::min(queue.rows(), spec.batch_max));

@@ -118,7 +118,7 @@ inline constexpr std::uint32_t SACRIFICE_MAX = 128;
 // Bound on the queues of lower levels that fill one batch up.
 inline constexpr std::size_t FILLING_MAX = 8;
 
-// Rows that were expected to arrive while others waited, and rows that did.
+// Rows expected to arrive while others waited, and rows that did arrive.
 class Company {
 public:
     void add(Ns now, double expected, double came) {
@@ -182,11 +182,12 @@ private:
     struct Traffic {
         double cost = 0;  // ideal device time, ns
         double rows = 0;
-        double ideal_ns = 0;                     // ideal device time of one row
-        double slack_ns = 0;                     // mean SLO of its requests
-        bool saves = false;                      // batches save more than SAVING_MIN
-        bool is_told = true;                     // requests are refused at arrival, by the work before them
-        std::array<Company, COMPANIES> company;  // by the number of rows that wait: see company()
+        double ideal_ns = 0;  // ideal device time of one row
+        double slack_ns = 0;  // mean SLO of its requests
+        bool saves = false;   // batches save more than SAVING_MIN
+        // whether requests are refused at arrival because of the work before them
+        bool is_told = true;
+        std::array<Company, COMPANIES> company;  // by the number of waiting rows: see company()
         std::uint32_t arrivals = 0;
 
         void archive(Archive& archive) { archive(cost, rows, ideal_ns, slack_ns, saves, is_told, company, arrivals); }
@@ -200,9 +201,9 @@ private:
         std::uint32_t count;     // requests of the batch, behind those given up
         std::uint32_t filled;    // requests of lower levels that fill the batch up
         Ns start_ns;             // last start at which all of the batch is in time
-        Ns own_start_ns;         // the same without the requests that fill the batch up
+        Ns own_start_ns;         // latest own start, without the requests that fill the batch up
         Ns duration_ns;
-        Ns rank_ns;          // the lowest goes first
+        Ns rank_ns;          // rank of the batch: the lowest goes first
         std::uint8_t level;  // the level that rank_ns belongs to
     };
 
@@ -279,7 +280,7 @@ private:
     // A batch with the requests of lower levels that fill it up.
     struct Filled {
         std::uint32_t rows;
-        Ns room_ns;  // time that its tightest deadline leaves
+        Ns room_ns;  // time that the batch's tightest deadline leaves
     };
     template <typename Takes>
     Filled fill_up(const Queue& queue, Filled batch, const Takes& takes, Ns until_ns, std::uint32_t rows_max);
@@ -295,17 +296,17 @@ private:
     bool believes_surges_;
     double sacrifice_need_;
 
-    Beside<Traffic> traffic_;  // by model
-    double cost_sum_ = 0;      // of all models
-    double square_sum_ = 0;    // of the squares of each model's cost
+    Beside<Traffic> traffic_;  // traffic by model
+    double cost_sum_ = 0;      // sum of the costs of all models
+    double square_sum_ = 0;    // sum of the squares of the models' costs
     Weights weights_{NEED_HALF_LIFE_NS, MEMORY_MIN_NS};
-    Inflow surge_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};  // over all models
+    Inflow surge_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};  // arrivals over all models
     Inflow lull_{LULL_HALF_LIFE_NS, MEMORY_MIN_NS};
-    std::vector<Margin> margins_;         // by the device's kind
+    std::vector<Margin> margins_;         // margins by the device's kind
     std::uint64_t batch_bytes_max_ = 0;   // bound on the input bytes of any batch
     std::uint64_t batch_copied_max_ = 0;  // bound on the copied bytes of any batch
-    double share_ = 0;                    // devices that a model may have; 0: no limit
-    Ns share_at_ns_ = 0;                  // when share_ is computed next
+    double share_ = 0;                    // bound on the devices of a model; 0: no limit
+    Ns share_at_ns_ = 0;                  // time at which share_ is computed next
     std::vector<double> wanted_;          // devices that each model asks for; scratch of share_out()
     Fading pace_{1};                      // ratio of executed to planned time
     std::vector<Candidate> candidates_;

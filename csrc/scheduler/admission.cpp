@@ -485,7 +485,7 @@ void Admission::note_asked(Pending& pending) {
     Residency* turn = model.next_asked();
     Ns alone = turn != nullptr ? turn->spec->alone_ns(shape, rows) : 0;
     if (alone == 0 || alone > slack) {
-        return;  // no device could serve it, so it asks for no time
+        return;  // no device could serve the request, so it counts as no demand
     }
     ask_for(*turn, state_.now, shape, rows, slack);
     contest_devices(model, state_.now);
@@ -701,7 +701,8 @@ void Admission::find_displaced(const Executor& executor, Residency& residency, c
         return;
     }
     bool is_beyond = is_beyond_share(residency, state_.now);
-    std::vector<std::pair<std::size_t, Pending*>> candidates;  // with the index of their batch in the plan
+    // lower requests, each with the index of its batch in the plan
+    std::vector<std::pair<std::size_t, Pending*>> candidates;
     for (std::size_t place = 0; place < plan.size(); ++place) {
         if (is_beyond && !plan[place]->residency->share.is_beyond) {
             continue;  // a higher priority gives no claim beyond the share

@@ -86,14 +86,14 @@ public:
 private:
     // A place in a plan for a request.
     struct Slot {
-        Ns finish_ns;       // predicted
-        std::size_t index;  // in the plan
+        Ns finish_ns;       // predicted end
+        std::size_t index;  // index of the batch in the plan
         Batch* batch;       // batch to join; null: a new one
         Ns key_ns;          // key of a new batch
     };
 
     struct Cold {
-        Ns time;  // in units of LOAD_ALIKE_NS
+        Ns time;  // time in units of LOAD_ALIKE_NS
         std::uint32_t free_pages;
         Arena* arena;
         KindSpec* spec;
@@ -147,8 +147,9 @@ private:
     std::vector<Place> loadable_;
     std::vector<Cold> cold_;
     std::vector<Pending*> displaced_;
-    std::vector<Ns> cleared_;                     // clear_ns of an arena's pending loads, in their order
-    std::vector<std::pair<Batch*, Ns>> earlier_;  // batches of a model, and the times of their answers
+    std::vector<Ns> cleared_;  // clear_ns of an arena's pending loads, in their order
+    // planned batches of a model, with the times of their answers
+    std::vector<std::pair<Batch*, Ns>> earlier_;
 };
 
 }  // namespace clockwork

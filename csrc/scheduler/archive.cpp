@@ -394,7 +394,7 @@ void Queues::archive(Archive& archive) {
     for (std::uint32_t slot = 0; slot < slots; ++slot) {
         ModelQueues& all = states_[slot];
         archive(all.generation);
-        std::uint32_t best = 0;  // its place, plus 1
+        std::uint32_t best = 0;  // slot of the best queue, plus 1
         for (std::size_t count = archive.count(all.queues.size()), place = 0; place < count; ++place) {
             if (archive.is_reading()) {
                 all.queues.push_back(std::make_unique<Queue>(&state_.at<Model>(slot), 0, std::uint8_t{0}));

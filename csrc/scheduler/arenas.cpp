@@ -268,7 +268,7 @@ void Arenas::start_loads(Arena& arena) {
         }
         Residency& residency = *arena.pending.front();
         if (!deciders_.memory->is_load_wanted(residency)) {
-            drop_load(residency);  // no request waits for it any more
+            drop_load(residency);  // no request waits for the load any more
             continue;
         }
         if (!make_room(arena, residency, NEVER_NS)) {
@@ -298,7 +298,8 @@ void Arenas::send_load(Residency& residency, bool hurries) {
     }
     worker.link_free_ns = begins + planned;
     worker.loads_ns += planned;
-    arena.wake_at(worker.loads_due_ns() + STUCK_NS);  // see Recovery::watch_loads()
+    // when to check whether the load is stuck: see Recovery::watch_loads()
+    arena.wake_at(worker.loads_due_ns() + STUCK_NS);
     residency.state = ResidencyState::LOADING;
     residency.load_id = state_.next_load();
     residency.ready_ns = worker.link_free_ns + worker.back_ns + worker.there_ns;
@@ -431,7 +432,7 @@ void Arenas::doom_for(Arena& arena, Reservation& reservation) {
     for (Residency* residency = arena.resident.front(); residency != nullptr;
          residency = arena.resident.next(residency)) {
         if (!residency->doomed && residency->is_idle() && !deciders_.memory->may_evict(*residency)) {
-            endings_.push_back({NEVER_NS, residency});  // its work waits for that of the others
+            endings_.push_back({NEVER_NS, residency});  // its work waits for the work of other models
         }
     }
     bool fits = false;
@@ -510,7 +511,7 @@ void Arenas::for_each_evictable(Arena& arena, const std::vector<Residency*>& cho
 void Arenas::doom_more(Arena& arena, Residency& residency) {
     if (std::any_of(residency.victims.begin(), residency.victims.end(),
                     [](const Residency* victim) { return !victim->is_idle(); })) {
-        return;  // its victims will be idle after a while
+        return;  // the load's victims will be idle after a while
     }
     if (residency.batches.empty() && state_.now < residency.key_ns) {
         arena.wake_at(residency.key_ns);

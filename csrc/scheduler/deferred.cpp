@@ -37,7 +37,7 @@ void Deferred::find_link(const Model& model, Ns& there_ns, Ns& back_ns) const {
     if (!model.residencies.empty()) {
         worker = model.residencies.front()->arena->worker;
     } else if (!model.workers.empty()) {
-        worker = parts_.state.find_worker(model.workers.front());  // null while it leaves
+        worker = parts_.state.find_worker(model.workers.front());  // null while the worker leaves
     }
     there_ns = worker != nullptr ? worker->there_ns : LINK_DEFAULT_NS;
     back_ns = worker != nullptr ? worker->back_ns : LINK_DEFAULT_NS;

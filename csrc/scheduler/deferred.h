@@ -64,13 +64,13 @@ public:
 private:
     struct Candidate {
         std::uint32_t first = 0;
-        std::uint32_t count = 0;  // 0: none of the queue can be in time
+        std::uint32_t count = 0;  // 0: no request of the queue can be in time
         Ns exec_at_ns = NEVER_NS;
         Ns invalid_ns = NEVER_NS;
     };
-    struct Meter {  // of a queue
+    struct Meter {  // arrivals of a queue
         DecayedCount count;
-        Ns since_ns = 0;  // the first arrival
+        Ns since_ns = 0;  // time of the first arrival
         Ns target_at_ns = -NEVER_NS;
         std::uint32_t target = 1;
 
@@ -84,7 +84,7 @@ private:
 
     const RuleParts parts_;
     Ns jitter_ns_;
-    Beside<std::vector<std::pair<std::uint32_t, Meter>>> meters_;  // each model's, by shape
+    Beside<std::vector<std::pair<std::uint32_t, Meter>>> meters_;  // meters of each model, by shape
 };
 
 }  // namespace clockwork

@@ -17,8 +17,8 @@ double left_after(Ns past_ns) { return std::exp(-static_cast<double>(past_ns) / 
 
 // Memory demand of a model: its pages on its devices, or its part of the links' time.
 struct Stay {
-    double pages;    // as parts of a device
-    double loading;  // as parts of a link; infinite: the model has to stay
+    double pages;    // pages, as parts of a device
+    double loading;  // loading time, as parts of a link; infinite: the model has to stay
 };
 
 // Requests of a model that does not batch, and the time that they can wait.
@@ -27,7 +27,8 @@ struct Wait {
     double room_ns;
 };
 
-// The preparation by which a model is counted: that of a device that has it, otherwise of one that could.
+// The preparation by which a model is counted: the preparation of a device that has the model, otherwise of a
+// device that could load it.
 const KindSpec* spec_of(const Model& model) {
     if (!model.residencies.empty()) {
         return model.residencies.front()->spec;

@@ -45,8 +45,7 @@ inline constexpr double DEMAND_BUSY = 0.85;
 // The part of the requests that may be late by chance.
 inline constexpr double DEMAND_LATE = 0.01;
 
-// A model counts as one that does not batch where a row alone costs at most this many times its cost in a
-// batch.
+// A model counts as unbatched if a row alone costs at most this many times its cost in a batch.
 inline constexpr double DEMAND_ALONE = 1.05;
 
 // The part of its link's time that should go to loads.

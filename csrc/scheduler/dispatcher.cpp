@@ -130,7 +130,7 @@ void Dispatcher::action_done(Ns now, const ActionResult& result) {
         // Otherwise an answer to an action that was given up.
         bool was_reserved = parts_.reservations.ended(result);
         if (was_reserved && result.status == Status::OVERRUN) {
-            worker_draining(now, result.worker);  // as below
+            worker_draining(now, result.worker);  // handled as a worker that drains, like below
         }
         return;
     }
@@ -138,7 +138,7 @@ void Dispatcher::action_done(Ns now, const ActionResult& result) {
     bool is_stuck =
         result.status == Status::OVERRUN && (flight.kind == ActionKind::LOAD || flight.kind == ActionKind::FETCH);
     if (result.status == Status::CRASHED || is_stuck) {
-        worker_draining(now, result.worker);  // it is about to end: nothing more is sent there
+        worker_draining(now, result.worker);  // the worker is about to end: nothing more is sent to it
     }
     parts_.flights.end(flight);
     parts_.flights.judge(flight, result);
@@ -159,7 +159,7 @@ void Dispatcher::action_done(Ns now, const ActionResult& result) {
             break;
         case ActionKind::INFER:
         case ActionKind::PROFILE: execution_done(flight, result); break;
-        case ActionKind::RESERVE: break;  // Reservations keeps its own
+        case ActionKind::RESERVE: break;  // Reservations keeps its own records
     }
 }
 
@@ -236,7 +236,7 @@ void Dispatcher::execution_done(Flight& flight, const ActionResult& result) {
     if (result.ready_ns > 0) {
         policy_->delivered(flight, result.ready_ns, result.status == Status::OK);
     }
-    flight.revoked = true;  // it has ended
+    flight.revoked = true;  // the action has ended
     executions_.count(flight, result);
     executions_.leave_lane(flight, result);
     Model& model = *flight.residency->model;

@@ -62,7 +62,7 @@ public:
 private:
     void archive(Archive& archive);
 
-    // Results.
+    // Handlers of results.
     void load_done(Flight& flight, const ActionResult& result);
     void fetch_done(Flight& flight, const ActionResult& result);
     void execution_done(Flight& flight, const ActionResult& result);
@@ -71,7 +71,7 @@ private:
     void infer_failed(Flight& flight, const ActionResult& result);
     void give_up_load(Residency& residency, const ActionResult& result);
 
-    // Workers that come and go (workers.cpp).
+    // Workers that join and leave (workers.cpp).
     void add_device(Worker& worker, const DeviceSpec& spec);
     void take_unsent(Arena& arena, std::vector<Pending*>& waiting);
     void lose_flight(Flight& flight, std::vector<Pending*>& waiting);
@@ -88,8 +88,8 @@ private:
     Recovery& recovery_ = parts_.recovery;
     std::unique_ptr<Policy> policy_;
 
-    Ns wake_ns_ = NEVER_NS;           // the wake-up that it has asked for
-    std::vector<Executor*> looking_;  // executors that settle() is looking at
+    Ns wake_ns_ = NEVER_NS;           // the wake-up that was returned to the caller
+    std::vector<Executor*> looking_;  // executors that settle() is handling
     std::uint64_t device_count_ = 0;
     std::vector<Pending*> waiting_;
     std::vector<Pending*> planned_;

@@ -184,7 +184,8 @@ bool Edf::trim(Executor& executor, Batch& batch, Ns free) {
             requests_.fail(tightest, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
         } else if (batch.pendings.size() == 1) {
             break;
-        } else if (free + alone > slack) {  // in time at best only: it must not make the others late
+            // in time only by the best estimate: it must not make other requests late
+        } else if (free + alone > slack) {
             requests_.fail(tightest, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
         } else {
             Pending* latest = *std::max_element(batch.pendings.begin(), batch.pendings.end(), by_deadline);

@@ -75,7 +75,7 @@ bool Window::fall() {
 
 Ns Window::least() const { return *std::min_element(samples_.begin(), samples_.begin() + count_); }
 
-// The second is 0 where there is only one sample.
+// Returns the two largest samples; the second is 0 where there is only one sample.
 std::pair<Ns, Ns> Window::two_largest() const {
     Ns first = samples_[0], second = 0;
     for (std::uint32_t index = 1; index < count_; ++index) {
@@ -139,8 +139,8 @@ bool Surprises::look_at(Ns took_ns, Ns expected_ns, Ns now) {
         return count_ > 0 && ++behaved_ >= ERRATIC_BEHAVED && forget();
     }
     if (count_ > 0 && now - took_ns < newest_ns_) {
-        // It went on at the same time as the last overdue one: several devices that stall together are not
-        // the model's doing.
+        // Executions that ran at the same time as the last overdue one do not count: several devices that
+        // stall together are not the model's doing.
         return false;
     }
     bool changed = now - newest_ns_ > ERRATIC_NS && forget();
@@ -154,7 +154,7 @@ bool Surprises::look_at(Ns took_ns, Ns expected_ns, Ns now) {
 }
 
 bool Surprises::forget_stale(Ns now) {
-    // Another execution as long may be under way.
+    // Another execution that takes as long may be under way on another device.
     return worst_ns() > 0 && now - newest_ns_ > STALE_NS + worst_ns_ && forget();
 }
 
@@ -268,7 +268,7 @@ Ns Curve::hoped_ns(std::uint32_t batch) {
         return static_cast<double>(expected) > STALE_BESIDE * static_cast<double>(scaled(ns));
     };
     if (!seeds_.empty() && !is_above(seeded_ns(batch))) {
-        return expected;  // not above the greater of both either: the window need not be looked through
+        return expected;  // the result cannot exceed the greater of both: the window need not be searched
     }
     Ns told = seeds_.empty() ? place->second.least() : seeded_ns(batch);
     Ns hoped = is_measured ? place->second.least() : told;

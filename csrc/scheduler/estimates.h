@@ -97,7 +97,7 @@ inline Ns with_margin(Ns ns) {
 
 // The estimate that is made of a window.
 enum class EstimateRule : std::uint8_t {
-    // The second largest that is no outlier; the profile counts as two samples; small changes are not
+    // The second largest sample that is no outlier; the profile counts as two samples; small changes are not
     // published.
     ROBUST,
     PERCENTILE,  // the original's: the 99th percentile, interpolated; the first sample replaces the profile
@@ -129,7 +129,7 @@ private:
     std::array<Ns, WINDOW> sorted() const;  // the first count_ elements
     bool is_outlier(Ns sample) const;
 
-    std::array<Ns, WINDOW> samples_{};  // never below 0
+    std::array<Ns, WINDOW> samples_{};  // samples are never below 0
     std::uint32_t count_ = 0;
     Ns newest_ns_ = 0;           // time of the last sample
     Ns outlier_ns_ = -NEVER_NS;  // time of the last outlier
@@ -147,7 +147,8 @@ public:
     }
     // Forgets overdue executions that are no longer confirmed. True if worst_ns() changed.
     bool forget_stale(Ns now);
-    // The longest of them, which any execution may take; 0 while there are fewer than ERRATIC_COUNT.
+    // The longest recent overdue execution, which any execution may take; 0 while there are fewer than
+    // ERRATIC_COUNT.
     Ns worst_ns() const { return count_ >= ERRATIC_COUNT ? worst_ns_ : 0; }
 
     void archive(Archive& archive);
@@ -156,7 +157,7 @@ private:
     bool look_at(Ns took_ns, Ns expected_ns, Ns now);
     bool forget();
 
-    std::uint32_t count_ = 0;    // at most ERRATIC_COUNT; a run counts once
+    std::uint32_t count_ = 0;    // overdue executions, at most ERRATIC_COUNT; a run of them counts once
     std::uint32_t behaved_ = 0;  // other executions since the last overdue one
     Ns worst_ns_ = 0;
     Ns newest_ns_ = 0;
@@ -219,7 +220,7 @@ public:
 private:
     Ns beyond(std::uint32_t batch);
     void build(std::uint32_t batch_max);
-    Ns seed_of(std::uint32_t batch) const;  // 0: none
+    Ns seed_of(std::uint32_t batch) const;  // the profile's value; 0: none
     Ns seeded_ns(std::uint32_t batch) const;
     Ns told_ns(std::uint32_t batch, const Window& window) const;
     bool is_stale(const Window& window, Ns now) const { return window.is_stale(now, scaled(value_of(window))); }
@@ -230,8 +231,8 @@ private:
         return rule_ == EstimateRule::ROBUST ? window.robust(usual_ns_) : window.percentile();
     }
 
-    std::vector<std::pair<std::uint32_t, Ns>> seeds_;        // by batch
-    std::vector<std::pair<std::uint32_t, Window>> windows_;  // by batch
+    std::vector<std::pair<std::uint32_t, Ns>> seeds_;        // samples, by batch size
+    std::vector<std::pair<std::uint32_t, Window>> windows_;  // samples, by batch size
     Surprises surprises_;
     Ns usual_ns_ = -NEVER_NS;   // end of the last execution that was no outlier
     bool was_outlier_ = false;  // whether the last execution was an outlier
@@ -324,8 +325,10 @@ private:
     Curve& add(std::uint32_t shape);
 
     double scale_ = 1;
-    std::vector<std::pair<std::uint32_t, std::unique_ptr<Curve>>> curves_;  // in the order of their creation
-    std::unordered_map<std::uint32_t, Curve*> index_;                       // used once there are many curves
+    // curves in the order of their creation
+    std::vector<std::pair<std::uint32_t, std::unique_ptr<Curve>>> curves_;
+    // index of the curves by shape, used once there are many
+    std::unordered_map<std::uint32_t, Curve*> index_;
 };
 
 // Load times on one device kind: each model has its own window once it was loaded, and its profile before.
@@ -365,7 +368,8 @@ private:
         return const_cast<LoadEstimates*>(this)->own(model_id, page_count);
     }
 
-    std::unordered_map<ModelId, std::vector<std::pair<std::uint32_t, Window>>> windows_;  // by page count
+    // windows of each model, by page count
+    std::unordered_map<ModelId, std::vector<std::pair<std::uint32_t, Window>>> windows_;
     Window ratios_;
     Ns ratio_ = 1000;  // estimate of the ratio, in thousandths
     Window page_ns_;
@@ -402,7 +406,8 @@ public:
 private:
     std::unordered_map<std::uint64_t, ProgramEstimates> programs_;
     std::unordered_map<std::uint32_t, LoadEstimates> loads_;
-    std::unordered_map<std::uint32_t, LoadEstimates> fetches_;  // of workers with such devices
+    // by kind of device: fetches of workers with such devices
+    std::unordered_map<std::uint32_t, LoadEstimates> fetches_;
     EstimateRule rule_ = EstimateRule::ROBUST;
 };
 

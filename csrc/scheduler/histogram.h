@@ -16,7 +16,7 @@ namespace clockwork {
 template <int BITS>
 class HistogramOf {
 public:
-    static constexpr int EXPONENT_MAX = 44;  // 2^44 ns, almost five hours; longer ones count as that
+    static constexpr int EXPONENT_MAX = 44;  // 2^44 ns, almost five hours; longer durations count as this
     static constexpr std::size_t BUCKETS = (EXPONENT_MAX - BITS + 1) << BITS;
 
     static std::size_t bucket(Ns value) {
@@ -30,7 +30,7 @@ public:
         return (static_cast<std::size_t>(exponent - BITS + 1) << BITS) + static_cast<std::size_t>(mantissa);
     }
 
-    static Ns upper(std::size_t bucket) {  // the largest value in it
+    static Ns upper(std::size_t bucket) {  // the largest value in the bucket
         if (bucket < (1u << BITS))
             return static_cast<Ns>(bucket);
         const int exponent = static_cast<int>(bucket >> BITS) + BITS - 1;
@@ -64,7 +64,7 @@ public:
         sum_ /= 2;
     }
 
-    Ns percentile(double fraction) const {  // 0 if there is nothing
+    Ns percentile(double fraction) const {  // 0 if the histogram is empty
         const auto wanted = static_cast<std::uint64_t>(fraction * static_cast<double>(total_));
         std::uint64_t seen = 0;
         for (std::size_t index = 0; index < counts_.size(); ++index) {
@@ -91,7 +91,8 @@ public:
 
     template <typename Archive>
     void archive(Archive& archive) {
-        std::vector<std::pair<std::uint32_t, std::uint64_t>> there;  // most are zero
+        // the buckets with a count, because most are zero
+        std::vector<std::pair<std::uint32_t, std::uint64_t>> there;
         for (std::size_t place = 0; place < counts_.size(); ++place) {
             if (counts_[place] != 0)
                 there.emplace_back(static_cast<std::uint32_t>(place), counts_[place]);

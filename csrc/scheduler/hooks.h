@@ -33,7 +33,7 @@ public:
     virtual Ns planned_ns(const KindSpec& spec, const Queue& queue, std::uint32_t rows) const = 0;
     // The same on the fastest kind of device that has the model prepared; NEVER_NS: unknown.
     virtual Ns least_ns(const Queue& queue, std::uint32_t rows) const = 0;
-    // See RuleParts and Queue.
+    // The latest start of a batch from this request on; see RuleParts and Queue.
     virtual Ns last_start_ns(const Queue& queue, const Waiting& waiting) const = 0;
     virtual std::uint32_t count_up_to(const Queue& queue, std::uint32_t first, std::uint32_t rows_max) const = 0;
     // Drops a request; allowed only while a batch is chosen. False: it does not wait in this queue.

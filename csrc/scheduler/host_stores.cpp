@@ -32,7 +32,7 @@ void Arenas::for_each_store(const Model& model, Function&& function) const {
     for (WorkerId id : model.workers) {
         const Worker* worker = state_.find_worker(id);
         if (worker == nullptr || worker->draining) {
-            continue;  // null while it leaves
+            continue;  // null while the worker leaves
         }
         const KindSpec* spec = model.spec(*worker->arenas.front());
         if (spec != nullptr && worker->could_host(*spec) && !function(*worker, *spec)) {

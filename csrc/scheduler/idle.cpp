@@ -43,12 +43,12 @@ void Idle::load_background(Arena& arena, Model& model) {
             bool is_idle = other.is_idle() && !has_plan(other) && other.pending.empty() && other.loading == 0;
             if (is_idle && std::make_pair(other.has_room(*place.spec), other.pages.free_count()) >
                                std::make_pair(arena.has_room(*spec), arena.pages.free_count())) {
-                return;  // the device looks at this model, too
+                return;  // the device will consider this model, too
             }
         }
     }
     if (!arenas_.bring(*arena.worker, model)) {
-        return;  // the device looks again when that is done
+        return;  // the device tries again when that action is done
     }
     if (Residency* residency = arenas_.propose_load(arena, model, *spec, state_.now + BACKGROUND_AGE_NS, aged);
         residency != nullptr) {

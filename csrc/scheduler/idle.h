@@ -65,7 +65,7 @@ private:
         ModelId model_id;
         std::uint32_t rows;
         int attempts;
-        bool is_doubted;  // it has an estimate, which may be wrong
+        bool is_doubted;  // the shape has an estimate, which may be wrong
 
         void archive(Archive& archive) { archive(program, kind, shape, model_id, rows, attempts, is_doubted); }
     };

@@ -61,7 +61,7 @@ std::uint64_t InputsWay::depart(Ns now, std::uint64_t bytes) {
 
 void InputsWay::arrived(Ns now, std::uint64_t number, Ns ready_ns, Ns there_ns) {
     if (number <= seen_) {
-        return;  // the arrival of a later batch has implied it
+        return;  // a later batch has arrived, so this one has, too
     }
     // A batch that arrived with the one before, as far as its receiver noticed, belongs to the same sample.
     if (ready_ns > seen_ready_ns_ && sample_bytes_ >= INPUTS_SAMPLE_BYTES) {

@@ -125,18 +125,18 @@ public:
 private:
     struct Sent {
         Ns sent_ns = 0;
-        std::uint64_t end_bytes = 0;  // of all batches sent until this one, inclusive
+        std::uint64_t end_bytes = 0;  // sum of the bytes of all batches sent up to and including this one
     };
     const Sent& at(std::uint64_t number) const { return sent_[number % INPUTS_UNDER_WAY]; }
     void learn(Ns now);
 
     std::vector<Sent> sent_;          // ring by number; allocated with the first batch
     std::uint64_t last_ = 0;          // number of the last batch sent
-    std::uint64_t sent_bytes_ = 0;    // of all batches until then
+    std::uint64_t sent_bytes_ = 0;    // sum of the bytes of all batches that have arrived
     std::uint64_t seen_ = 0;          // number of the last batch known to have arrived
-    std::uint64_t seen_bytes_ = 0;    // of all batches until then
-    Ns seen_ready_ns_ = 0;            // its arrival
-    std::uint64_t sample_bytes_ = 0;  // of the sample that is being taken
+    std::uint64_t seen_bytes_ = 0;    // sum of the bytes of all batches that have arrived
+    Ns seen_ready_ns_ = 0;            // arrival time of the last of them
+    std::uint64_t sample_bytes_ = 0;  // bytes of the sample that is being taken
     Ns sample_ns_ = 0;
     ByteTime time_;
     BatchBytes batches_;

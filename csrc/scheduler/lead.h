@@ -47,7 +47,7 @@ public:
     void archive(Archive& archive) { archive(more_ns_, seen_ns_); }
 
 private:
-    double more_ns_ = 0;  // above LEAD_MIN_NS
+    double more_ns_ = 0;  // learnt part of the lead, above LEAD_MIN_NS
     Ns seen_ns_ = 0;
 };
 

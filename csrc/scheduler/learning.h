@@ -65,7 +65,7 @@ private:
 
     State& state_;
     const Deciders& deciders_;
-    std::vector<KindClock> clocks_;  // by kind
+    std::vector<KindClock> clocks_;  // clocks by kind of device
     Ns stale_at_ns_ = NEVER_NS;      // time of the next search for stale estimates
     std::vector<std::uint32_t> changed_shapes_;
 };

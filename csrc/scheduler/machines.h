@@ -35,7 +35,7 @@ inline constexpr Ns RECENT_NS = 10 * SECOND;
 // or answered without being sent, only the stretch that then ended counts, on a few of the devices that have
 // its model.
 struct ExecutorTime {
-    // Totals at some time.
+    // Totals of an executor's times at some moment.
     struct Mark {
         Ns at_ns = 0, executing_ns = 0, idle_with_work_ns = 0;
 
@@ -47,7 +47,7 @@ struct ExecutorTime {
     Ns executed_until_ns = 0;  // end of the last execution
     Ns counted_until_ns = 0;   // idle time before this is counted already
 
-    Mark last, before_last;  // at least RECENT_NS apart
+    Mark last, before_last;  // marks of totals, at least RECENT_NS apart
 
     // The totals since a moment at least RECENT_NS ago, and not much longer ago if the device executes.
     Mark recent(Ns now) const {
@@ -114,16 +114,16 @@ private:
 // Time of an executor that its worker wants for itself, and was given; see reservations.h.
 struct Reservation {
     ModelId model_id = 0;
-    Ns expected_ns = 0;  // 0: nothing is wanted
-    Ns wanted_ns = 0;    // when the worker said so
-    Ns since_ns = 0;     // start of the wait, wants that follow each other at once counted as one
-    Ns next_ns = 0;      // no earlier, where the device has work
-    Ns again_ns = 0;     // no earlier, because the last attempt failed
+    Ns expected_ns = 0;  // 0: no reservation is wanted
+    Ns wanted_ns = 0;    // time of the worker's request
+    Ns since_ns = 0;     // start of the wait; requests that follow each other at once count as one
+    Ns next_ns = 0;      // no earlier start while the device has work
+    Ns again_ns = 0;     // no earlier start, because the last attempt failed
     std::vector<std::uint32_t> runs;
     ActionId action_id = 0;  // the RESERVE under way; 0: none
     Ns sent_ns = 0;
-    Ns until_ns = 0;                       // its predicted end
-    Ns ended_ns = 0;                       // end of the last one
+    Ns until_ns = 0;                       // predicted end of the reservation
+    Ns ended_ns = 0;                       // end of the last reservation
     Ns over_ns = 0;                        // recent lateness of results against their predicted end
     std::vector<std::uint32_t> lent_runs;  // pages that the worker has
     std::vector<std::uint32_t> starts;
@@ -139,28 +139,32 @@ struct Reservation {
 struct Executor {
     Arena* arena = nullptr;
     Worker* worker = nullptr;
-    Executor* before = nullptr;  // in the arena's list
+    Executor* before = nullptr;  // neighbour in the arena's list
     Executor* after = nullptr;
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;
-    std::uint32_t index = 0;  // the worker's number for it
+    std::uint32_t index = 0;  // the worker's number for the arena
     std::uint32_t run_ahead = 1;
-    Chain<Flight, &Flight::lane_before, &Flight::lane_after> lane;  // actions sent to it, oldest first
-    Ns lane_end_ns = 0;                                             // predicted end of its last action
-    Ns head_end_ns = 0;                                             // predicted end of its oldest
-    PredictedLane predicted;                                        // the lane without margins
-    Ns wake_ns = NEVER_NS;                                          // when it wants to be looked at again
-    Ns timer_ns = NEVER_NS;                                         // the timer that is set for that
-    Ns aged_ns = 0;                                                 // next promotion of a background batch
+    // actions sent to the executor, oldest first
+    Chain<Flight, &Flight::lane_before, &Flight::lane_after> lane;
+    // predicted end of its last action under way
+    Ns lane_end_ns = 0;
+    // predicted end of its oldest action under way
+    Ns head_end_ns = 0;
+    PredictedLane predicted;  // the lane without margins
+    // time at which the executor must be handled again
+    Ns wake_ns = NEVER_NS;
+    Ns timer_ns = NEVER_NS;  // time of the timer set for wake_ns
+    Ns aged_ns = 0;          // next promotion of a background batch
     Ns idle_since_ns = 0;
     Gaps gaps;
     Reservation reservation;
     std::uint64_t served = 0;
-    std::uint32_t clock_mhz = 0;  // 0: not reported
+    std::uint32_t clock_mhz = 0;  // clock of the device; 0: not reported
     double pace = 1;  // duration as a multiple of its kind's estimate: below 1 where other devices are slower
     ExecutorTime time;
     Lead lead;
-    bool dirty = false;  // it or its arena changed since the last look
+    bool dirty = false;  // the executor or its arena changed since it was handled last
 
     void reset() {
         std::uint32_t place = slot, age = generation;
@@ -171,7 +175,7 @@ struct Executor {
     void archive(Archive& archive);
 
     bool usable() const;
-    // Whether nothing may be sent to it, because a suspect request is under way there by itself.
+    // Whether nothing may be sent to the executor, because a suspect request runs there alone.
     bool is_closed() const { return !lane.empty() && lane.front()->is_apart; }
     // Whether a request has to wait until nothing else is under way on this executor.
     bool must_wait(const Pending& pending) const { return pending.evidence > 0 && !lane.empty(); }
@@ -180,7 +184,7 @@ struct Executor {
     bool is_overdue(Ns now) const { return !lane.empty() && now >= overdue_at_ns(); }
     Ns paced(Ns ns) const { return pace == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * pace); }
     void wake_at(Ns at_ns) { wake_ns = std::min(wake_ns, at_ns); }
-    // The predicted start of an action that is sent now.
+    // The predicted start of an action that is sent to the executor now.
     Ns free_ns(Ns now) const;
     // Predicts the lane anew: its oldest action begins at `time`, or when it has arrived.
     void retime_lane(Ns time);
@@ -192,7 +196,7 @@ struct Arena {
     Worker* worker = nullptr;
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;
-    std::uint32_t index = 0;   // the worker's number for it
+    std::uint32_t index = 0;   // the worker's number for the arena
     std::uint64_t number = 0;  // order of joining, breaks ties
     // Kind of device and page size together: layouts, and so loads, differ with the page.
     std::uint32_t kind = 0;
@@ -200,16 +204,17 @@ struct Arena {
     Chain<Executor, &Executor::before, &Executor::after> executors;
     std::uint64_t page_bytes = 0;
     PageAllocator pages;
-    std::uint32_t run_ahead = 1;                                       // bound on the LOADs under way
-    Bits models;                                                       // slots of the resident models
-    Chain<Residency, &Residency::before, &Residency::after> resident;  // least recently used first
-    std::uint32_t doomed = 0;                                          // number of doomed ones
-    IdMap<Residency> by_model;                                         // index of the same
-    std::vector<Residency*> pending;                                   // loads not sent, by key
-    std::uint32_t loading = 0;                                         // LOADs under way
+    std::uint32_t run_ahead = 1;  // bound on the LOADs under way
+    Bits models;                  // slots of the resident models
+    // resident models, least recently used first
+    Chain<Residency, &Residency::before, &Residency::after> resident;
+    std::uint32_t doomed = 0;         // number of doomed residencies
+    IdMap<Residency> by_model;        // resident models by id
+    std::vector<Residency*> pending;  // loads that were not sent, by key
+    std::uint32_t loading = 0;        // LOADs under way
     DeviceShares shares;
-    std::uint64_t evicted_early = 0;  // see EVICTED_EARLY_NS
-    std::uint32_t mark = 0;           // of the last search that has seen it
+    std::uint64_t evicted_early = 0;  // models evicted soon after a load, see EVICTED_EARLY_NS
+    std::uint32_t mark = 0;           // number of the last search that visited the arena
 
     void reset() {
         std::uint32_t place = slot, age = generation;
@@ -233,7 +238,7 @@ struct Arena {
         return *best;
     }
     Ns free_ns(Ns now) const { return soonest(now).free_ns(now); }
-    // When all of its executors are free.
+    // The time at which all executors of the arena are free.
     Ns drained_ns(Ns now) const {
         Ns last = 0;
         for (const Executor* executor = executors.front(); executor != nullptr; executor = executor->after) {
@@ -259,9 +264,9 @@ enum class HostState : std::uint8_t { NONE, FETCHING, HELD };
 
 struct HostCopy {
     HostState state = HostState::NONE;
-    std::uint8_t attempts = 0;  // failures in a row
+    std::uint8_t attempts = 0;  // failed fetches in a row
     std::uint64_t bytes = 0;
-    Ns used_ns = 0;   // last load from it, or its arrival
+    Ns used_ns = 0;   // time of the last load from the copy, or of its arrival
     Ns ready_ns = 0;  // FETCHING: predicted time at which its arrival is known
 
     void archive(Archive& archive) {
@@ -272,26 +277,27 @@ struct HostCopy {
 
 struct Worker {
     WorkerId worker_id = 0;
-    std::vector<Arena*> arenas;  // without those that were lost
+    std::vector<Arena*> arenas;  // arenas of devices that were not lost
     LinkDelays link;
     Ns there_ns = LINK_DEFAULT_NS;  // estimates from the measured delays
     Ns back_ns = LINK_DEFAULT_NS;
     Ns link_free_ns = 0;            // predicted end of the loads under way; devices share the link
     Ns reserved_ns = 0;             // predicted end of the last RESERVE, which may need the link; 0: none
     Ns loads_ns = 0;                // planned durations of the LOADs under way
-    Ns loads_from_ns = 0;           // predicted start of the oldest of them
-    PredictedLane predicted_loads;  // the same lane without margins
+    Ns loads_from_ns = 0;           // predicted start of the oldest LOAD under way
+    PredictedLane predicted_loads;  // the same lane, predicted without margins
     InputsWay inputs;
     CopyTime copies;
-    Chain<Flight, &Flight::before, &Flight::after> flights;  // in the order of their sending
-    std::vector<std::uint32_t> variants;                     // by the model's slot; see variant_of()
+    Chain<Flight, &Flight::before, &Flight::after> flights;  // actions in the order of their sending
+    // number of the worker's preparation, by the model's slot; see variant_of()
+    std::vector<std::uint32_t> variants;
     // Budget of its host store; 0: it has none, and every prepared model can be loaded.
     std::uint64_t host_bytes = 0;
     std::uint64_t host_used = 0;
-    std::vector<HostCopy> host;  // by the model's slot
+    std::vector<HostCopy> host;  // copies in the host store, by the model's slot
     std::uint32_t fetching = 0;  // FETCHes under way
     Ns disk_free_ns = 0;         // predicted end of the FETCHes under way
-    Ns fetches_ns = 0;           // their planned durations
+    Ns fetches_ns = 0;           // sum of the planned durations of the FETCHes
     PredictedLane predicted_fetches;
     bool draining = false;
 
@@ -375,7 +381,8 @@ inline Ns Executor::free_ns(Ns now) const {
         return soonest;
     }
     Ns end = lane_end_ns;
-    Ns overdue = now - worker->back_ns - head_end_ns;  // had the head ended before, its result would be here
+    // an earlier end of the head would have been reported by now
+    Ns overdue = now - worker->back_ns - head_end_ns;
     if (overdue > 0) {
         end += overdue;
     }

@@ -91,7 +91,7 @@ AdaptiveMemory::Demand& AdaptiveMemory::demand(const Model& model) {
     return demands_[model.slot];
 }
 
-// Arrivals per nanosecond.
+// Arrivals of a model per nanosecond.
 double AdaptiveMemory::rate(const Model& model) const {
     const Demand* demand = known(model);
     return demand != nullptr ? demand->count.rate(now(), RATE_HALF_LIFE_NS) : 0;
@@ -231,7 +231,7 @@ void AdaptiveMemory::put_in_order(const Arena& arena) {
             planned_.pop_back();
             begin -= least.load_ns;
             least.is_put_back = true;
-            is_planned = &least != &wish;  // otherwise all planned loads were in time before this one
+            is_planned = &least != &wish;  // otherwise all loads planned before this one were in time
         }
     }
     for (const Wish& wish : wishes_) {

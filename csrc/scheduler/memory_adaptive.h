@@ -57,7 +57,7 @@ inline constexpr std::uint32_t OFFERED_NOTHING = UINT32_MAX;
 // Urgency of a load: loads that are put back come behind all others.
 struct Urgency {
     bool is_put_back;
-    double value;  // the higher, the sooner
+    double value;  // the higher the value, the sooner the load
 
     void archive(Archive& archive) { archive(is_put_back, value); }
 
@@ -100,7 +100,7 @@ private:
     void sink(std::size_t place);
 
     std::vector<std::uint32_t> heap_;
-    std::vector<std::uint32_t> places_;  // by slot
+    std::vector<std::uint32_t> places_;  // position in the heap, by slot
     std::vector<Urgency> urgencies_;
 };
 
@@ -130,12 +130,12 @@ public:
     void check_invariants() const override { asking_.check_invariants(); }
 
 private:
-    struct Demand {  // of one model
+    struct Demand {  // demand for a model
         DecayedCount count;
         Ns slo_ns = NEVER_NS;        // SLO of its last request
         Ns pressed_ns = -NEVER_NS;   // last time that it was pressed
         Ns denied_ns = 0;            // start of the time without room; 0: it has found room
-        bool is_everywhere = false;  // every usable device that could load it has it
+        bool is_everywhere = false;  // every usable device that could load the model has it
 
         void archive(Archive& archive) { archive(count, slo_ns, pressed_ns, denied_ns, is_everywhere); }
     };
@@ -208,8 +208,8 @@ private:
     const Queues& queues_;
     Placement placement_;
     SlotHeap asking_;              // models that ask; the benefit may have shrunk since
-    std::vector<Demand> demands_;  // by the model's slot
-    std::vector<Ns> again_ns_;     // by the arena's slot: no look before this time
+    std::vector<Demand> demands_;  // demand by the model's slot
+    std::vector<Ns> again_ns_;     // by the arena's slot: no load is considered before this time
     // By the arena's slot: a model that it may copy into free pages, in this step.
     std::vector<std::uint32_t> offered_;
     Ns ordered_ns_ = 0;  // last time of put_in_order()

@@ -70,25 +70,25 @@ public:
     void check_invariants() const override;
 
 private:
-    struct Demand {         // of one model
-        Ns exec_ns = 0;     // E_m
-        Ns weights_ns = 0;  // L_m
-        double need = 0;    // p_m, as entered in needs_
+    struct Demand {         // demand for a model
+        Ns exec_ns = 0;     // the paper's E_m
+        Ns weights_ns = 0;  // the paper's L_m
+        double need = 0;    // the paper's p_m, as entered in needs_
         bool is_dirty = false;
         bool is_listed = false;
 
         void archive(Archive& archive) { archive(exec_ns, weights_ns, need, is_dirty, is_listed); }
     };
-    struct Share {  // of one request
+    struct Share {  // demand of a request
         Ns exec_ns = 0;
-        Ns weights_ns = 0;  // 0: removed from L_m
+        Ns weights_ns = 0;  // the request's part of L_m; 0: removed from it
         std::uint64_t number = 0;
 
         void archive(Archive& archive) { archive(exec_ns, weights_ns, number); }
     };
     struct Expiry {
         Ns at_ns;
-        std::uint32_t pending;  // slot, as is `model`
+        std::uint32_t pending;  // slots of a request and of its model
         std::uint32_t model;
         std::uint64_t number;
         bool operator>(const Expiry& other) const {
@@ -115,13 +115,14 @@ private:
     const Queues& queues_;
     Placement placement_;
     Ns ahead_ns_;
-    std::vector<Demand> demands_;                       // by the model's slot
-    std::vector<Share> shares_;                         // by the request's slot
-    std::vector<Ns> batches_;                           // by the batch's slot: e of its requests
-    std::vector<Ns> allocated_;                         // by the residency's slot: a_mg
-    std::vector<Ns> loads_;                             // by the arena's slot: O_g
-    std::vector<double> weights_;                       // w_g of one model's devices
-    std::vector<std::uint32_t> dirty_;                  // slots of models
+    std::vector<Demand> demands_;  // demand by the model's slot
+    std::vector<Share> shares_;    // parts by the request's slot
+    // by the batch's slot: execution demand of its requests (the paper's e)
+    std::vector<Ns> batches_;
+    std::vector<Ns> allocated_;                         // by the residency's slot: the paper's a_mg
+    std::vector<Ns> loads_;                             // by the arena's slot: the paper's O_g
+    std::vector<double> weights_;                       // the paper's w_g of a model's devices
+    std::vector<std::uint32_t> dirty_;                  // slots of models whose needs have changed
     std::set<std::pair<double, std::uint32_t>> needs_;  // (-p_m, slot) of models with a need
     std::priority_queue<Expiry, std::vector<Expiry>, std::greater<>> expiries_;
     std::uint64_t number_ = 0;

@@ -52,7 +52,8 @@ bool PageAllocator::allocate(const Pages& runs, Pages& starts) {
         if (size == 0) {
             throw std::invalid_argument("a run of 0 pages");
         }
-        if (size != last) {  // intervals too short for a run are too short for the next of its length
+        // an interval too short for one run is too short for the next run of the same length
+        if (size != last) {
             place = 0;
             last = size;
         }

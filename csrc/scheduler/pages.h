@@ -24,7 +24,7 @@ public:
 
     std::uint32_t page_count() const { return page_count_; }
     std::uint32_t free_count() const { return free_count_; }
-    const std::vector<Interval>& intervals() const { return free_; }  // lowest first
+    const std::vector<Interval>& intervals() const { return free_; }  // free intervals, lowest first
 
     // Whether these runs would fit an empty arena.
     bool fits(const Pages& runs) const;

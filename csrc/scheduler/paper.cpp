@@ -144,7 +144,7 @@ void Paper::sent(Batch& batch, Flight& flight, Command& command) {
     for (const Pending* pending : batch.pendings) {
         widenings = std::max(widenings, pending->widenings);
     }
-    Ns last = command.latest_ns;  // in time for the deadlines
+    Ns last = command.latest_ns;  // the last start by which the batch meets its deadlines
     Ns wide = widenings < WIDENINGS_MAX ? start + (habits.ahead_ns << widenings) : last;
     command.latest_ns = std::max(start + habits.ahead_ns, std::min(wide, last));
     flight.is_narrow = command.latest_ns < last;

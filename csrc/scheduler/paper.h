@@ -44,7 +44,7 @@
 namespace clockwork {
 
 inline constexpr std::uint32_t PAPER_BATCH_CAP = 16;
-inline constexpr Ns PAPER_FUTURE_NS = MS;  // an action begins no sooner than this from now
+inline constexpr Ns PAPER_FUTURE_NS = MS;  // least time from now until an action begins
 // Doublings of a request's windows; the last is 128 schedule_ahead_ms wide.
 inline constexpr std::uint8_t WIDENINGS_MAX = 8;
 

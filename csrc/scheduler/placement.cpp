@@ -21,7 +21,7 @@ KindSpec* Placement::loadable(const Arena& arena, const Model& model) {
 
 bool Placement::is_loadable_somewhere(const Model& model) const {
     return std::any_of(model.workers.begin(), model.workers.end(), [&](WorkerId worker_id) {
-        const Worker* worker = state_.find_worker(worker_id);  // null: it is leaving
+        const Worker* worker = state_.find_worker(worker_id);  // null: the worker is leaving
         return worker != nullptr && std::any_of(worker->arenas.begin(), worker->arenas.end(),
                                                 [&](const Arena* arena) { return loadable(*arena, model) != nullptr; });
     });
@@ -81,7 +81,7 @@ Arena* Placement::find_spare(const Model& model) {
     Arena* found = nullptr;
     std::size_t seen = 0;
     std::uint32_t from = spare_from_;
-    bool is_behind = true;  // the devices from that slot on come first, then the others
+    bool is_behind = true;  // devices from that slot on come first, then the others
     auto look = [&](std::uint32_t slot) {
         if ((slot >= from) != is_behind) {
             return true;

@@ -12,8 +12,8 @@ inline constexpr std::size_t TARGET_SCAN_MAX = 16;
 
 // Suitability of a device for a load: the lower, the better.
 struct Score {
-    Ns time_ns;                // below zero: unsuitable
-    std::uint32_t models = 0;  // breaks ties of the time
+    Ns time_ns;                // time of the place; below zero: unsuitable
+    std::uint32_t models = 0;  // number of models, which breaks ties of the time
 
     bool operator<(const Score& other) const {
         return time_ns != other.time_ns ? time_ns < other.time_ns : models < other.models;
@@ -34,7 +34,7 @@ public:
     bool is_loadable_somewhere(const Model& model) const;
     // LOADs under way or decided on the link that the device shares with its worker's others.
     static std::uint32_t loading(const Arena& arena);
-    // See Arenas::takes_load().
+    // Whether the arena may begin a load now; see Arenas::takes_load().
     bool takes_load(Arena& arena) const { return arenas_.takes_load(arena, loading(arena)); }
 
     // The requests that count as a backlog: those due by due_ns, except of the model `but`. begin_backlogs()
@@ -63,7 +63,7 @@ public:
         for (std::size_t step = 0; step < count && seen < TARGET_SCAN_MAX; ++step) {
             const Worker* worker = state_.find_worker(model.workers[(round_ + step) % count]);
             if (worker == nullptr) {
-                continue;  // it is leaving
+                continue;  // the worker is leaving
             }
             for (Arena* arena : worker->arenas) {
                 ++seen;
@@ -103,7 +103,7 @@ private:
     std::size_t round_ = 0;
     std::uint32_t spare_from_ = 0;  // slot of the device at which find_spare() begins
     mutable std::uint64_t round_of_shares_ = 1;
-    mutable std::vector<Share> shares_;  // by the model's slot
+    mutable std::vector<Share> shares_;  // shares by the model's slot
 };
 
 }  // namespace clockwork

@@ -191,7 +191,7 @@ void Plans::retime(ProgramEstimates& program, std::uint32_t shape) {
 void Plans::forget_curve(ProgramEstimates& program, std::uint32_t shape) {
     for (Batch* batch = program.planned; batch != nullptr; batch = batch->after) {
         if (batch->shape == shape) {
-            batch->curve = nullptr;  // its duration stays as the best guess
+            batch->curve = nullptr;  // the batch's last duration stays as the best guess
         }
     }
 }

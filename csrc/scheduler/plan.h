@@ -12,7 +12,7 @@ namespace clockwork {
 // The batches promised on an executor, by key.
 struct Plan {
     std::vector<Batch*> batches;
-    std::vector<Ns> keys;     // of the batches, ascending
+    std::vector<Ns> keys;     // keys of the batches, ascending
     Ns planned_ns = 0;        // durations of all batches
     std::size_t unready = 0;  // batches whose model is not resident yet
 
@@ -97,7 +97,7 @@ private:
     void dissolve(Batch& batch, std::vector<Pending*>& waiting);
 
     State& state_;
-    std::vector<Plan> plans_;  // by the executor's slot
+    std::vector<Plan> plans_;  // plans by the executor's slot
 };
 
 }  // namespace clockwork

@@ -37,7 +37,7 @@ public:
         free_.push_back(entry);
     }
 
-    // Gives an object back at the next recycle(): until then, pointers to it are valid.
+    // Gives an object back at the next recycle(): until then, pointers to the object are valid.
     void retire(T* entry) { retired_.push_back(entry); }
     void recycle() {
         recycle([](const T&) {});
@@ -60,7 +60,8 @@ public:
 
     // Archives the slots, and which of them are in use; is_used() answers from then on.
     void archive_slots(Archive& archive) {
-        std::size_t slabs = archive.count(slabs_.size(), SLAB);  // a slot has its generation
+        // a slab has at least the bytes of its generations
+        std::size_t slabs = archive.count(slabs_.size(), SLAB);
         while (slabs_.size() < slabs) {
             grow();
         }
@@ -111,7 +112,7 @@ private:
     std::vector<std::unique_ptr<T[]>> slabs_;
     std::vector<T*> free_;
     std::vector<T*> retired_;
-    std::vector<bool> is_used_;  // by slot
+    std::vector<bool> is_used_;  // whether each slot is in use
 };
 
 // Values kept beside the objects of a Pool, by their slots. A value is reset when its slot is given to
@@ -140,7 +141,7 @@ public:
         return is_its ? &entries_[owner.slot].value : nullptr;
     }
 
-    // In the order of slots, including those of objects that are gone.
+    // Visits the objects in the order of slots, including those that are gone.
     template <typename Function>
     void for_each(Function&& function) {
         for (Entry& entry : entries_) {
@@ -185,7 +186,7 @@ public:
         }
     }
 
-    // Inserts or replaces.
+    // Inserts or replaces the entry of an id.
     void set(std::uint64_t id, T* value) {
         if ((count_ + 1) * 2 > entries_.size()) {
             grow();

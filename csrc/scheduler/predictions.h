@@ -32,9 +32,9 @@ struct Predictions {
     struct Noise {
         std::uint64_t executions = 0;  // number of executions; the other fields are 0 without any
         double pace = 0;               // median of the taken time, as a multiple of the expected
-        double sigma = 0;              // of a lognormal factor
+        double sigma = 0;              // standard deviation of a lognormal factor
         double outliers = 0;           // part of the executions that took over NOISE_OUTLIER times the median
-        double outlier_factor = 0;     // median of those, as a multiple of the median
+        double outlier_factor = 0;     // median of the outliers, as a multiple of the median
     };
     Noise noise() const;
 

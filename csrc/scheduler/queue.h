@@ -37,7 +37,7 @@ public:
     const Waiting& front() const { return items_[head_]; }
     const Waiting& back() const { return items_.back(); }
     const Waiting& operator[](std::size_t place) const { return items_[head_ + place]; }
-    // Every request has one row and may share a batch: the first n requests are a batch of n.
+    // Whether every request has one row and may share a batch: the first n requests are a batch of n.
     bool is_plain() const { return rows_ == size() && alone_ == 0; }
 
     void insert(const Waiting& waiting) {
@@ -128,10 +128,10 @@ public:
     std::uint32_t shape;
     std::uint8_t level;
     bool is_profiled = false;       // some kind of device keeps a curve for its shape
-    bool ready = false;             // it wants a device now, and is published to free devices
-    std::uint64_t rank = 0;         // rank while it is ready: the lower, the sooner
-    Ns timer_ns = NEVER_NS;         // the timer that is set for it
-    std::int64_t timer_order = -1;  // order of the request that the timer is set for
+    bool ready = false;             // the queue wants a device now, and is published to free devices
+    std::uint64_t rank = 0;         // rank of the ready queue: the lower, the sooner
+    Ns timer_ns = NEVER_NS;         // time of the queue's timer
+    std::int64_t timer_order = -1;  // order number of the request for which the timer is set
 
     // Archives all but the model, shape and level.
     void archive(Archive& archive);

@@ -24,7 +24,7 @@ public:
     // The policy finds that the requests waiting for a model cannot all be in time on the devices that have
     // it.
     virtual void press(Queue& /*queue*/) {}
-    // A model that is on devices wants one now, and none of them could take work.
+    // A model that is on devices wants another device now, and none of its devices could take work.
     virtual void found_all_busy(Model& /*model*/) {}
 
     virtual void arrived_on(Residency& residency) = 0;

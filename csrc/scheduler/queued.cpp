@@ -113,7 +113,7 @@ void Queued::unplan(Pending& pending) {
     }
     Queue& queue = queues_.of(pending);
     if (!queues_.leave(pending, queue)) {
-        return;  // it is being planned again
+        return;  // the request is being planned again
     }
     memory_->leaves(pending);
     if (!reviewing_) {
@@ -196,7 +196,7 @@ void Queued::review(Queue& queue) {
     bool was_reviewing = reviewing_, was_ready = queue.ready;
     Model& model = *queue.model;
     reviewing_ = true;
-    Ns hopeless = NEVER_NS;  // of the front
+    Ns hopeless = NEVER_NS;  // bound of the front request
     while (!queue.empty() && (hopeless = rules_->hopeless_ns(queue, queue.front())) <= state_.now) {
         drop(queue, queue.front());
     }
@@ -229,7 +229,7 @@ void Queued::review(Queue& queue) {
 // Handles a request's timer: the queue's front is hopeless, or the queue is ready.
 void Queued::expire(Pending& pending) {
     if (pending.flight != nullptr || pending.queue != nullptr || pending.deadline_ns >= NEVER_NS) {
-        return;  // see answer_overdue()
+        return;  // handled by answer_overdue()
     }
     Queue& queue = queues_.of(pending);
     queue.timer_order = -1;
@@ -286,7 +286,7 @@ void Queued::dispatch(Executor& executor) {
     if (feed(executor)) {
         queues_.mark_hungry(executor);
     } else {
-        // Other devices may take the models that this one was called for, or left over.
+        // Other devices may take the models for which this device was called, or whose requests it left over.
         for (Model* model : called) {
             if (queues_.has_ready(*model)) {
                 call(*model);

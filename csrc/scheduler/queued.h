@@ -92,7 +92,7 @@ private:
     std::vector<std::vector<Model*>>
         called_;              // by the executor's slot: models for which it was called, or took a batch
     Bits summoned_;           // models for which a device was called in this step that has not looked yet
-    std::int64_t order_ = 0;  // order of the last arrival
+    std::int64_t order_ = 0;  // number of the last arrival
     bool reviewing_ = false;
 };
 

@@ -76,7 +76,7 @@ bool Queues::leave(Pending& pending, Queue& queue) {
 
 void Queues::take(Queue& queue, std::uint32_t first, std::uint32_t count, std::vector<Pending*>& taken) {
     queue.take(first, count, taken);
-    queue.timer_order = -1;  // a request may come back to another place: this timer is void
+    queue.timer_order = -1;  // a request may return to another place, which makes this timer void
     set_waiting(*queue.model, waiting(*queue.model) - count);
 }
 
@@ -95,7 +95,8 @@ void Queues::publish(const Model& model) {
     state.best = nullptr;
     Ns first_due = NEVER_NS;
     for (const auto& queue : state.queues) {
-        if (!queue->ready || queue->empty()) {  // a batch has just taken all of it, and it is reviewed next
+        // a batch has just taken the whole queue, and it is reviewed next
+        if (!queue->ready || queue->empty()) {
             continue;
         }
         first_due = std::min(first_due, queue->front().deadline_ns);
@@ -129,7 +130,8 @@ void Queues::add_model(const Model& model) {
         set_waiting(model, 0);
     }
     for (const auto& queue : state.queues) {
-        queue->is_profiled = false;  // a worker of another kind may know other shapes: it is looked up again
+        // a worker of another kind may know other shapes: the shape is looked up again
+        queue->is_profiled = false;
     }
 }
 

@@ -153,9 +153,9 @@ private:
     // State of a model beside its record.
     struct ModelQueues {
         Queue* last = nullptr;         // the queue of the last look-up
-        std::uint32_t last_shape = 0;  // its shape
+        std::uint32_t last_shape = 0;  // the shape of `last`
         std::uint8_t last_level = 0;
-        std::uint32_t generation = 0;  // of the model
+        std::uint32_t generation = 0;  // generation of the model's slot
         Queue* best = nullptr;         // first of its ready queues by (level, rank, order)
         List queues;
     };
@@ -163,14 +163,16 @@ private:
     void set_waiting(const Model& model, std::uint32_t count);
 
     State& state_;
-    std::vector<ModelQueues> states_;  // by the model's slot; grows in add_model() only
-    // Likewise; a dense array, because it is read for every model on a device.
+    std::vector<ModelQueues> states_;  // queues by the model's slot; grows in add_model() only
+    // Number of waiting requests by the model's slot. A dense array, because it is read for every model on a
+    // device.
     std::vector<std::uint32_t> waiting_;
     std::vector<std::uint64_t> ranks_;  // by the model's slot: rank of the best ready queue
-    std::vector<Ns> first_due_ns_;      // likewise
-    Bits work_;                         // models with a ready queue
-    Bits asked_;                        // models with waiting requests, in ready queues or not
-    Bits hungry_;                       // executors that could take work
+    // by the model's slot: earliest deadline at the front of a ready queue
+    std::vector<Ns> first_due_ns_;
+    Bits work_;    // models with a ready queue
+    Bits asked_;   // models with waiting requests, in ready queues or not
+    Bits hungry_;  // executors that could take work
 };
 
 }  // namespace clockwork

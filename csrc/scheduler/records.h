@@ -76,22 +76,22 @@ struct Pending {
     Model* model = nullptr;
     Ns deadline_ns = NEVER_NS;
     std::uint32_t size = 1;        // rows that it adds to a batch
-    std::uint32_t part = 0;        // its index in the flight
+    std::uint32_t part = 0;        // index of the request in its flight
     Batch* batch = nullptr;        // the planned batch
     Flight* flight = nullptr;      // the action that it was sent in
     PendingList* queue = nullptr;  // the list in which it waits
-    Pending* before = nullptr;     // in that list
+    Pending* before = nullptr;     // neighbour in that list
     Pending* after = nullptr;
     Ns load_ns = 0;  // duration of the load that it waited for
-    Ns key_ns = 0;   // used by the policy
+    Ns key_ns = 0;   // sort key for the policy's use
     std::uint8_t attempts = 0;
-    // Evidence that it ends workers; with any, it runs by itself: see Recovery::blame().
+    // Evidence that the request ends workers; with any, it runs alone: see Recovery::blame().
     std::uint8_t evidence = 0;
     std::uint8_t widenings = 0;  // its actions that came too late for a window narrower than its deadline
     // Number, plus 1, of the device that last failed it by the device's own fault; 0: none.
     std::uint64_t failed_on = 0;
     bool answered = false;
-    bool alone = false;  // it shares no batch, since a batch that it was in failed
+    bool alone = false;  // shares no batch, since a batch with the request failed
 
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;
@@ -173,7 +173,7 @@ public:
 private:
     struct End {
         std::uint8_t level;
-        Pending* last;  // the last of that level
+        Pending* last;  // the last request of that level
     };
 
     // Returns the first end whose level is not above this one.
@@ -182,7 +182,7 @@ private:
                                 [](const End& end, std::uint8_t wanted) { return end.level < wanted; });
     }
 
-    std::vector<End> ends_;  // by level
+    std::vector<End> ends_;  // ends of the levels
 };
 
 // Requests of one model and shape that run together on one executor, planned or sent.
@@ -190,13 +190,13 @@ struct Batch {
     Residency* residency = nullptr;
     Executor* executor = nullptr;  // executor of the batch
     std::uint32_t shape = 0;
-    std::uint32_t size = 0;  // rows
+    std::uint32_t size = 0;  // number of rows
     Curve* curve = nullptr;  // null: the shape was never measured, duration_ns is a bound
-    Ns key_ns = 0;           // its place in the plan
+    Ns key_ns = 0;           // place of the batch in the plan
     Ns limit_ns = NEVER_NS;  // latest end on the device
     Ns duration_ns = 0;      // planned duration, with margin
     std::vector<Pending*> pendings;
-    Batch* before = nullptr;  // among its program's planned batches
+    Batch* before = nullptr;  // neighbour among its program's planned batches
     Batch* after = nullptr;
     bool planned = false;
 
@@ -235,14 +235,14 @@ enum class ResidencyState : std::uint8_t {
 // estimates belong to the kind as a whole; layout and largest batch belong to the preparation.
 struct alignas(CACHE_LINE) KindSpec {
     std::uint32_t kind = 0;
-    std::uint32_t variant = 0;  // see Worker::variant_of()
+    std::uint32_t variant = 0;  // number of the preparation, see Worker::variant_of()
     std::uint32_t page_count = 0;
     LoadEstimates* loads = nullptr;
-    Ns load_ns = 0;      // measured at preparation
+    Ns load_ns = 0;      // duration measured at preparation
     Ns load_own_ns = 0;  // estimate of its own loads; 0: there were none
     LoadEstimates* fetches = nullptr;
     Ns fetch_own_ns = 0;           // estimate of its own fetches, from disk to a host store; 0: none
-    std::uint64_t host_bytes = 0;  // its size there
+    std::uint64_t host_bytes = 0;  // size of the model in the host store
     ProgramEstimates* program = nullptr;
     const Shapes* shapes = nullptr;
     std::uint32_t batch_max = 1;
@@ -275,7 +275,7 @@ struct alignas(CACHE_LINE) KindSpec {
         return curve != nullptr ? curve->planned_ns(size) : program->bound_ns(*shapes, shape, size);
     }
 
-    // The same at best (Curve::hoped_ns()).
+    // The duration at best, see Curve::hoped_ns().
     Ns hoped_ns(std::uint32_t shape, std::uint32_t size) const {
         Curve* curve = program->curve(shape);
         return curve != nullptr ? with_margin(curve->hoped_ns(size)) : program->bound_ns(*shapes, shape, size);
@@ -284,27 +284,27 @@ struct alignas(CACHE_LINE) KindSpec {
 
 // One model in one arena, from the decision to load it until its UNLOAD is done.
 struct alignas(CACHE_LINE) Residency {
-    Residency* after = nullptr;  // in the arena's list, least recently used first
+    Residency* after = nullptr;  // neighbour in the arena's list, least recently used first
     Model* model = nullptr;
     KindSpec* spec = nullptr;
     Arena* arena = nullptr;
     ResidencyState state = ResidencyState::PENDING;
     // A pending load waits for its pages: only work that leaves the load in time is planned on it.
     bool doomed = false;
-    bool on_device = false;  // in arena->resident
-    bool is_stuck = false;   // its LOAD is so late that it may never end
+    bool on_device = false;  // entered in arena->resident
+    bool is_stuck = false;   // the LOAD is so late that it may never end
     std::uint8_t attempts = 0;
-    std::uint32_t flying = 0;     // actions of the execute lane that use it
+    std::uint32_t flying = 0;     // actions of the execute lane that use the residency
     std::vector<Batch*> batches;  // planned batches, in the order of planning
-    Ns key_ns = 0;                // order of pending loads
+    Ns key_ns = 0;                // sort key of pending loads
     Ns ready_ns = 0;              // predicted time from which an INFER may start; 0 once it is resident
     Ns clear_ns = 0;              // predicted time from which the victims are idle
-    Ns used_ns = 0;               // when it was last sent work, or became resident
-    Ns loaded_ns = 0;             // when it became resident
+    Ns used_ns = 0;               // time at which work was last sent to it, or it became resident
+    Ns loaded_ns = 0;             // time at which it became resident
     LoadId load_id = 0;
-    ActionId action_id = 0;  // of the LOAD under way
+    ActionId action_id = 0;  // id of the LOAD under way
     std::vector<std::uint32_t> starts;
-    std::vector<Residency*> victims;  // models doomed for its pages
+    std::vector<Residency*> victims;  // models doomed so that the load gets their pages
     Residency* before = nullptr;
     ModelShare share;
 
@@ -326,7 +326,7 @@ struct alignas(CACHE_LINE) Residency {
     }
     void archive(Archive& archive);
 
-    // Whether it is resident, with no planned or sent work.
+    // Whether the model is resident, with no planned or sent work.
     bool is_idle() const { return batches.empty() && flying == 0 && state == ResidencyState::RESIDENT; }
 };
 
@@ -334,25 +334,28 @@ struct alignas(CACHE_LINE) Residency {
 struct Flight {
     ActionId action_id = 0;
     ActionKind kind = ActionKind::INFER;
-    bool revoked = false;        // its worker was told not to begin it, or it has ended
-    bool is_recalled = false;    // revoked, to be planned anew, because the action before it is overdue
-    bool is_apart = false;       // nothing else is sent to its device meanwhile
-    bool was_executing = false;  // it was executing when its worker was lost
-    bool is_narrow = false;      // its window ends before its requests' deadlines demand it
+    bool revoked = false;  // the worker was told not to begin the action, or the action has ended
+    // revoked because the action before it is overdue; its requests are planned anew
+    bool is_recalled = false;
+    bool is_apart = false;       // nothing else is sent to the device meanwhile
+    bool was_executing = false;  // the action was executing when its worker was lost
+    bool is_narrow = false;      // the window ends before the requests' deadlines require it
     Arena* arena = nullptr;
-    Executor* executor = nullptr;  // INFER and PROFILE
+    Executor* executor = nullptr;  // only for INFER and PROFILE
     Residency* residency = nullptr;
     Batch* batch = nullptr;
     Ns expected_ns = 0;
-    Ns duration_ns = 0;  // with margin
+    Ns duration_ns = 0;  // planned duration with margin
     Ns sent_ns = 0;
-    Ns there_ns = 0;                 // predicted arrival, including its inputs
-    Ns predicted_end_ns = 0;         // without margins; see predictions.h
-    Ns waits_since_ns = 0;           // time from which a request of it could have been sent to this executor
-    bool leaves_work = false;        // requests that its device could serve still waited when it was sent
+    Ns there_ns = 0;          // predicted arrival, including its inputs
+    Ns predicted_end_ns = 0;  // predicted end without margins; see predictions.h
+    // time from which one of its requests could have been sent to this executor
+    Ns waits_since_ns = 0;
+    // whether requests that the device could serve still waited when the action was sent
+    bool leaves_work = false;
     std::uint64_t inputs = 0;        // number of its inputs on the way to the worker; see inputs.h
     std::uint64_t copied_bytes = 0;  // bytes of inputs that the worker copies from clients' memory
-    Flight* before = nullptr;        // in the worker's list
+    Flight* before = nullptr;        // neighbour in the worker's list
     Flight* after = nullptr;
     Flight* lane_before = nullptr;
     Flight* lane_after = nullptr;
@@ -375,14 +378,14 @@ struct alignas(CACHE_LINE) Model {
     bool batches = false;
     bool draining = false;
     bool gone = false;
-    bool is_varied = false;          // workers of one kind have prepared it differently
-    bool aside = false;              // draining, because of faults of its executions
+    bool is_varied = false;          // workers of one kind have prepared the model differently
+    bool aside = false;              // being removed because of faults of its executions
     std::uint8_t load_evidence = 0;  // evidence that loading it ends workers, since its last successful load
     std::vector<Residency*> residencies;
-    std::vector<KindSpec*> specs;   // one for each kind of device and each way of preparation there
+    std::vector<KindSpec*> specs;   // a preparation for each kind of device and each way to prepare there
     std::vector<WorkerId> workers;  // workers that have prepared it, in the order of their messages
     PendingList background;         // requests without a deadline, not planned yet
-    Model* before = nullptr;        // in the list of models with such requests
+    Model* before = nullptr;        // neighbour in the list of models with background requests
     Model* after = nullptr;
     std::uint64_t live = 0;  // unanswered requests
     std::uint64_t served = 0;
@@ -390,7 +393,7 @@ struct alignas(CACHE_LINE) Model {
     std::uint32_t fetches = 0;       // FETCHes under way
     std::uint32_t drops = 0;         // DROPs under way
     std::uint32_t place_cursor = 0;  // residency at which a search among many begins
-    std::uint32_t asked_cursor = 0;  // see next_asked()
+    std::uint32_t asked_cursor = 0;  // position of next_asked()
     std::uint32_t load_cursor = 0;   // worker at which a search for a device to load it onto begins
     std::uint32_t touched = 0;       // round of Dispatcher::note_model() that has seen it
     std::uint32_t generation = 0;
@@ -406,7 +409,7 @@ struct alignas(CACHE_LINE) Model {
 
     // Whether the model is on a device, or will be, whose worker is not leaving.
     bool is_somewhere() const;
-    // The same, without residencies whose LOADs may never end.
+    // Whether a device can serve the model, without residencies whose LOADs may never end.
     bool is_within_reach() const;
 
     void reset() {
@@ -475,7 +478,7 @@ struct alignas(CACHE_LINE) Model {
     // others of the kind have prepared the model otherwise: decisions must not count with a preparation that
     // no device has.
     bool leave_spec(KindSpec& spec);
-    // Updates is_varied.
+    // Updates is_varied after a change of `specs`.
     void note_variants();
 };
 

@@ -133,7 +133,7 @@ void Recovery::accuse(const Flight& flight, Fault fault) {
     }
     bool sets_aside = is_enough && !model.draining;
     if (fault == Fault::WORKER_LOST && !sets_aside) {
-        return;  // the cause is uncertain
+        return;  // the cause of the loss is uncertain
     }
     Command& command = state_.order(CommandKind::MODEL_FAULT);
     command.model_id = model.model_id;
@@ -156,7 +156,7 @@ void Recovery::set_aside(Model& model) {
     });
     std::sort(all.begin(), all.end());
     for (RequestId id : all) {
-        // Otherwise it was answered with an earlier one.
+        // A request not found was answered with an earlier one.
         if (Pending* pending = state_.pendings.find(id); pending != nullptr) {
             requests_.fail(*pending, Status::UNAVAILABLE, Text::SET_ASIDE);
         }

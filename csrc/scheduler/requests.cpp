@@ -185,7 +185,7 @@ void Requests::wake_devices(Model& model) {
         for (Residency* residency : model.residencies) {
             state_.touch(*residency->arena);
         }
-    } else {  // a busy device looks when it is done
+    } else {  // a busy device is handled when its action is done
         std::size_t count = model.residencies.size(), at = model.place_cursor % count;
         for (std::size_t looked = 0; looked < WAKE_MAX; ++looked) {
             Arena& arena = *model.residencies[at]->arena;

@@ -69,7 +69,8 @@ void Reservations::look(Executor& executor) {
         return;
     }
     if (!reservation.victims.empty()) {
-        take_pages(executor);  // doomed models serve nobody: the sooner they go, the sooner they can return
+        // doomed models get no work: the sooner they are evicted, the sooner they can return
+        take_pages(executor);
     }
     if (!is_time(executor)) {
         return;
@@ -102,7 +103,7 @@ void Reservations::look(Executor& executor) {
 }
 
 bool Reservations::ended(const ActionResult& result) {
-    for (Executor* executor : state_.executors) {  // a rare search
+    for (Executor* executor : state_.executors) {  // rare, so a search suffices
         Reservation& reservation = executor->reservation;
         if (reservation.action_id == 0 || reservation.action_id != result.action_id ||
             executor->worker->worker_id != result.worker) {
@@ -110,7 +111,7 @@ bool Reservations::ended(const ActionResult& result) {
         }
         bool is_done = result.status == Status::OK;
         bool is_sane = is_done && 0 < result.end_ns && result.end_ns <= state_.now;
-        if (is_sane) {  // it may have taken far longer than expected
+        if (is_sane) {  // the reservation may have taken far longer than expected
             Ns took = std::clamp<Ns>(result.end_ns - result.begin_ns, 0, state_.now - reservation.sent_ns);
             reservation.next_ns = std::max(reservation.next_ns, reservation.sent_ns + took * RESERVE_PARTS);
         }
@@ -130,7 +131,7 @@ bool Reservations::ended(const ActionResult& result) {
         if (!is_done) {
             reservation.again_ns = state_.now + RESERVE_RETRY_NS;
         } else if (reservation.sent_ns >= reservation.wanted_ns) {
-            reservation.expected_ns = 0;  // the want is fulfilled
+            reservation.expected_ns = 0;  // the reservation is no longer wanted
         }
         if (reservation.expected_ns == 0 && reservation.runs != reservation.lent_runs) {
             give_back(*executor);

@@ -54,7 +54,7 @@ public:
     void want(Executor& executor, ModelId model_id, Ns expected_ns, const std::vector<std::uint32_t>& runs);
     // Give the worker its time, if now is a suitable moment. Called when the executor has its next batches.
     void look(Executor& executor);
-    // Note a result. False if it is not that of a reservation.
+    // Note a result. False if the result is not a reservation's.
     bool ended(const ActionResult& result);
     // Let loads wait no longer for a reservation that has ended, or whose executor is lost.
     static void leave_link(const Executor& executor);

@@ -41,7 +41,7 @@ struct Choice {
     Residency* residency = nullptr;
     std::uint32_t first = 0;
     std::uint32_t count = 0;
-    Ns hoped_ns = 0;  // not 0: it is a trial, with this duration at best (Curve::hoped_ns())
+    Ns hoped_ns = 0;  // not 0: the batch is a trial, with this duration at best (Curve::hoped_ns())
     // Requests of lower levels, of the same model and shape; valid until the next choice.
     std::span<const Span> filling = {};
 };

@@ -30,7 +30,7 @@ struct SchedulerOptions {
 struct Held {
     ModelId model_id = 0;
     LoadId load_id = 0;
-    bool loading = false;  // the LOAD is under way
+    bool loading = false;  // whether the LOAD is under way
     std::vector<std::uint32_t> starts;
 };
 
@@ -50,14 +50,14 @@ struct PolicyStatus {
     bool is_learning = false;  // false: the other fields are meaningless
     double pace = 1;           // ratio of executed to planned time
     double need = 0;           // the share of their ideal throughput at which the devices have to run
-    double hold = 0;           // the need that queues are held for: the upper bound of recent arrivals
+    double hold = 0;           // upper bound of recent arrivals, by which queues are held
     double share = 0;          // devices that a model may have, as of the last arrival; 0: no limit
 };
 
 // Status of a device.
 struct DeviceStatus {
     WorkerId worker = 0;
-    std::uint32_t device = 0;  // index within the worker
+    std::uint32_t device = 0;  // number of the device within its worker
     std::uint32_t kind = 0;
     std::uint64_t planned_requests = 0;
     std::uint64_t planned_batches = 0;
@@ -70,9 +70,9 @@ struct DeviceStatus {
     std::uint64_t resident = 0;
     std::uint64_t served = 0;
     std::uint64_t evicted_early = 0;  // models evicted soon after their load
-    Ns idle_with_work_ns = 0;         // since it joined; see ExecutorTime
+    Ns idle_with_work_ns = 0;         // since the device joined; see ExecutorTime
     Ns lead_ns = 0;                   // see lead.h; 0: nothing was executed yet
-    Ns recent_ns = 0;                 // length of the recent interval, and, within it:
+    Ns recent_ns = 0;                 // length of the recent interval to which the next fields refer
     Ns recent_executing_ns = 0;
     Ns recent_idle_with_work_ns = 0;
     bool draining = false;
@@ -81,14 +81,14 @@ struct DeviceStatus {
     std::uint64_t host_used = 0;
     std::uint64_t hosted = 0;        // models in the host store
     std::uint64_t fetching = 0;      // models on their way into the host store
-    std::uint32_t clock_mhz = 0;     // 0: not reported
+    std::uint32_t clock_mhz = 0;     // clock of the device; 0: not reported
     Ns there_ns = 0, back_ns = 0;    // estimated delays of its worker's link
-    std::uint64_t inputs_bytes = 0;  // on their way to its worker
+    std::uint64_t inputs_bytes = 0;  // bytes of inputs on their way to the worker
     Ns inputs_mb_ns = 0;             // estimated delay of a million bytes of inputs; 0: unknown
-    Ns copies_mb_ns = 0;             // likewise, of copies from clients' memory
+    Ns copies_mb_ns = 0;             // learnt time per megabyte of copies from clients' memory
     double margin = 0;               // share of its estimate that is added to an execution; see margin.h
     Ns contested_ns = 0;             // time for which decisions heed shares, from now on
-    double level = 0;                // level of shares.h; 0: its time is not divided
+    double level = 0;                // level of shares.h; 0: the device's time is not divided
     std::vector<ShareStatus> shares;
     std::uint64_t beyond = 0;  // models beyond their shares
 };
@@ -140,7 +140,7 @@ struct Snapshot {
     std::vector<std::vector<Whereabouts>> resident;  // models by device, least recently used first
     std::vector<std::vector<PlannedBatch>> plans;
     std::vector<ModelStatus> models;
-    std::vector<FlightStatus> flights;  // by worker, in the order of sending
+    std::vector<FlightStatus> flights;  // actions under way by worker, in the order of sending
 };
 
 // Events in, orders out. Deterministic: the same calls give the same orders. Not thread safe.
@@ -163,7 +163,7 @@ public:
     virtual void worker_left(Ns now, WorkerId worker) = 0;
     virtual void worker_draining(Ns now, WorkerId worker) = 0;
     // Notes that a device of a worker is gone, with its models and actions; the worker and its other devices
-    // go on.
+    // continue.
     virtual void device_lost(Ns now, WorkerId worker, std::int32_t device) = 0;
     // Notes the clock at which a device executes from now on, where it is reported: the estimates scale with
     // it.

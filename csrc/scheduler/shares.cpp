@@ -128,7 +128,7 @@ void charge_overdue(Residency& residency, Ns now, Ns excess_ns) {
         now + (share.overdue < OVERDUE_COUNT ? std::min(excess_ns, OVERDUE_AGE_NS) : OVERDUE_AGE_NS);
     share.is_excused = false;
     residency.arena->shares.contested_until_ns = now + OVERDUE_AGE_NS;
-    residency.arena->shares.divided_ns = -NEVER_NS;  // the next decision must know of it
+    residency.arena->shares.divided_ns = -NEVER_NS;  // so that the next decision includes it
 }
 
 void excuse_overdue(Residency& residency) {

@@ -85,7 +85,7 @@ public:
         turn(now);
         current_ += what;
     }
-    // The sum per nanosecond.
+    // The sum per nanosecond of the window.
     double rate(Ns now) {
         turn(now);
         if (current_ == 0 && before_ == 0) {
@@ -115,11 +115,11 @@ private:
 // Device time that a model asked for, and had.
 struct ModelShare {
     Windowed asked;   // ns of device time, in batches
-    Windowed had;     // ns of device time, as its batches were sent
-    Windowed excess;  // ns of device time that its overdue executions took beyond their predictions
+    Windowed had;     // device time of its sent batches, ns
+    Windowed excess;  // device time of its overdue executions beyond their predictions, ns
     Windowed requests;
     Ns overdue_ns = -NEVER_NS;         // end of the last overdue execution
-    Ns mistaken_until_ns = -NEVER_NS;  // end of the time for which it is charged for them
+    Ns mistaken_until_ns = -NEVER_NS;  // end of the time in which the model is charged for overdue executions
     std::uint32_t overdue = 0;         // number of overdue executions in a row within OVERDUE_AGE_NS
     bool is_excused = false;           // the overdue execution was a single one, and others ended in time
     Ns asked_ns = 0;                   // time of its last request
@@ -127,7 +127,7 @@ struct ModelShare {
     Ns slack_ns = 0;                   // SLO of its requests
     double batched_ns = 0;             // duration of one request in a batch
     std::uint32_t arrivals = 0;
-    double sigmas = 0;       // standard deviations of the others' arrivals that it leaves room for
+    double sigmas = 0;       // standard deviations of the others' arrivals for which it leaves room
     bool is_modest = false;  // asks for at most SHARE_MODEST of the level
     bool is_greedy = false;  // asks for more than the level
     bool is_beyond = false;  // greedy, and had at least the mean of the greedy models
@@ -147,11 +147,11 @@ struct DeviceShares {
     Ns divided_ns = -NEVER_NS;   // time of the division below
     bool is_divided = false;     // some model is beyond its share, some are within
     double busy = 0;             // part of the time that models within their shares take
-    double spread_ns = 0;        // variance of the time that they take, per time
-    Ns alone_max_ns = 0;         // the longest execution of one of their requests
-    Ns slack_min_ns = NEVER_NS;  // least SLO of their requests
+    double spread_ns = 0;        // variance of that time, per time
+    Ns alone_max_ns = 0;         // the longest execution of a request of models within their shares
+    Ns slack_min_ns = NEVER_NS;  // least SLO of models within their shares
     Ns batch_max_ns = NEVER_NS;  // longest batch of models beyond their shares, unless it is a single request
-    double level = 0;            // 0: all that is asked for fits
+    double level = 0;            // level of the shares; 0: all that is asked for fits
 
     void archive(Archive& archive) {
         archive(contested_until_ns, divided_ns, is_divided, busy, spread_ns, alone_max_ns, slack_min_ns, batch_max_ns,

@@ -44,7 +44,7 @@ Batch* Spare::steal(Executor& executor, Ns free) {
         Plan& plan = plans_.of(other);
         bool is_ready = plan[0]->residency->state == ResidencyState::RESIDENT;
         if (other.lane.empty() && is_ready && plan.size() == 1) {
-            continue;  // it is about to be sent
+            continue;  // the batch is about to be sent
         }
         for (std::size_t place = 0; place < std::min(plan.size(), STEAL_SCAN_MAX); ++place) {
             Batch* batch = plan[place];

@@ -1,6 +1,6 @@
 // State of a scheduler: unanswered requests, actions under way, workers and devices, and timers.
 //
-// Nothing is decided here.
+// This class decides nothing.
 #pragma once
 
 #include <algorithm>
@@ -118,7 +118,7 @@ public:
 
     Commands& out;
     Ns now = 0;
-    std::vector<Model*> models;  // in the order of registration
+    std::vector<Model*> models;  // models in the order of registration
     std::vector<Arena*> arenas;
     std::vector<Executor*> executors;
     IdMap<Model> by_model;
@@ -143,7 +143,7 @@ private:
 
         void archive(Archive& archive) { archive(at_ns, sequence, slot, generation); }
     };
-    struct IsLater {  // as a type, so that the heap's functions inline it
+    struct IsLater {  // a type, so that the heap's functions inline the comparison
         bool operator()(const Timer& a, const Timer& b) const {
             return a.at_ns != b.at_ns ? a.at_ns > b.at_ns : a.sequence > b.sequence;
         }

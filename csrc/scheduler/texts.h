@@ -13,26 +13,26 @@ enum class Text : std::uint8_t {
     QUEUE_FULL,         // a requests of b bytes are queued
     TOO_LARGE,          // the model is larger than any device's memory
     WORKERS_LEAVING,    // every worker that has the model is leaving
-    NEVER_MEASURED,     // never measured with this input shape
+    NEVER_MEASURED,     // the model was never measured with this input shape
     NO_PLACE,           // cannot be placed on any device now
-    BOUND_ABOVE_SLO,    // never measured; its bound of a ns is above the SLO of b ns
+    BOUND_ABOVE_SLO,    // the shape was never measured, and its bound of a ns is above the SLO of b ns
     SLO_BELOW_IDLE,     // takes a ns on an idle device, of which c ns execution; the SLO is b ns
     COULD_BE_ANSWERED,  // could be answered in a ns, the SLO is b ns
-    TOOK_ITS_PLACE,     // a request of higher priority took its place
+    TOOK_ITS_PLACE,     // a request of higher priority displaced the request
     DEADLINE_PASSED,
-    CANNOT_BE_IN_TIME,  // it could no longer be answered by its deadline
+    CANNOT_BE_IN_TIME,  // the request could no longer be answered by its deadline
     RESULT_LATE,        // the result came after the deadline
     WAS_CANCELLED,
     WORKER_LOST,
     WORKER_LEAVES,
     DEVICE_LOST,
     NO_WORKER_LEFT,
-    BATCH_FAILED,     // the batch that it was in failed
+    BATCH_FAILED,     // the batch with the request failed
     FAILED_ON_INPUT,  // the model failed on this input
     SET_ASIDE,        // the model is set aside
-    ENDED_WORKERS,    // workers ended while they executed it
+    ENDED_WORKERS,    // workers ended while they executed the request
     LOAD_FAILED,      // the model could not be loaded: text, or the name of status a
-    VERBATIM,         // text, as the worker said it, or the name of status a
+    VERBATIM,         // the worker's text, or the name of status a
     NOT_MEASURABLE,   // measuring this input shape failed
 };
 

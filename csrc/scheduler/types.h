@@ -42,8 +42,8 @@ struct Request {
     std::uint64_t copied_bytes = 0;
     Ns arrived_ns = 0;
     Ns deadline_ns = NEVER_NS;
-    std::uint8_t priority = 1;  // 1 is the highest
-    bool is_spare = false;      // it uses idle time only, and is not counted as demand for devices
+    std::uint8_t priority = 1;  // level of the request; 1 is the highest
+    bool is_spare = false;      // the request uses idle time only, and does not count as demand for devices
 };
 
 struct ProfilePoint {
@@ -74,9 +74,9 @@ struct ActionResult {
     WorkerId worker = 0;
     ActionId action_id = 0;
     Status status = Status::OK;
-    Ns begin_ns = 0;  // controller time
+    Ns begin_ns = 0;  // times by the controller's clock
     Ns end_ns = 0;
-    Ns duration_ns = 0;  // measured on the device
+    Ns duration_ns = 0;  // duration measured on the device
     // Arrival of the order and its inputs at the worker, in controller time; 0: unknown. In a live system,
     // their copy to the device is still to come then; a simulated worker includes the copy.
     Ns ready_ns = 0;

@@ -32,13 +32,13 @@ private:
 
     Ns half_life_ns_;
     Ns memory_min_ns_;
-    Ns origin_ns_ = 0;         // when the weight was 1
+    Ns origin_ns_ = 0;         // time at which the weight was 1
     Ns kept_ns_ = -1;          // time of the fields below
     double weight_ = 1;        // weight of present events
     double memory_ns_ = 1;     // time that the sums stand for
     double before_ = 0;        // what the sums would hold from before the beginning, of a steady stream
-    Ns began_ns_ = -NEVER_NS;  // start of the half-life that kept_ns_ is in; unknown at first
-    double scale_ = 1;         // weight at that start
+    Ns began_ns_ = -NEVER_NS;  // start of the half-life that contains kept_ns_; unknown at first
+    double scale_ = 1;         // weight at began_ns_
 };
 
 // Recent arrivals: their mean over a half-life, and its uncertainty.

@@ -64,7 +64,7 @@ void Dispatcher::worker_left(Ns now, WorkerId worker_id) {
         return;
     }
     state_.by_worker.erase(static_cast<std::uint32_t>(worker_id));
-    worker->draining = true;  // nothing is planned again on this worker
+    worker->draining = true;  // no request is planned on this worker again
     std::vector<Pending*> waiting;
     for (Arena* arena : worker->arenas) {
         take_unsent(*arena, waiting);
@@ -98,7 +98,7 @@ void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
         return;
     }
     if (worker->arenas.size() == 1) {
-        worker_left(now, worker_id);  // it has no device left
+        worker_left(now, worker_id);  // the worker has no device left
         return;
     }
     worker->arenas.erase(std::find(worker->arenas.begin(), worker->arenas.end(), arena));
@@ -137,7 +137,7 @@ void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
         parts_.models.leave_kind(*worker, arena->kind);
     }
     for (Arena* mate : worker->arenas) {
-        arenas_.retime_loads(*mate);  // they share the link
+        arenas_.retime_loads(*mate);  // devices of a worker share the link
         state_.touch(*mate);
     }
     parts_.learning.follow_clocks(arena->kind);
@@ -179,7 +179,7 @@ void Dispatcher::lose_device(Arena& arena, std::vector<Model*>& touched) {
         arenas_.forget(*residency);
     }
     for (Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
-        executor->timer_ns = NEVER_NS;  // any timer that it has set is stale
+        executor->timer_ns = NEVER_NS;  // any timer of the executor is stale
         policy_->left(*executor);
         state_.untouch(*executor);
         state_.executors.erase(std::find(state_.executors.begin(), state_.executors.end(), executor));
@@ -203,7 +203,7 @@ void Dispatcher::find_others(const std::vector<Pending*>& waiting, const Said& s
     for (Model* model : state_.models) {
         note_model(*model, touched);
     }
-    for (bool suspects : {false, true}) {  // suspects after all others
+    for (bool suspects : {false, true}) {  // suspects are planned after all others
         for (Pending* pending : waiting) {
             if ((pending->evidence > 0) == suspects) {
                 requests_.again(*pending, Status::UNAVAILABLE, said);

@@ -98,7 +98,7 @@ void World::crash(std::uint32_t index, bool hangs) {
 
 void World::noticed(std::uint32_t index) {
     WorkerState& worker = workers_[index];
-    obey();  // orders of this moment were sent in vain
+    obey();  // orders sent at this moment get no answer
     note(1, worker.id);
     if (run_.check) {
         for (Request& request : requests_) {

@@ -19,10 +19,10 @@ enum class EventKind : std::uint8_t {
     RESULT,    // subject: worker; value: an action's slot. The result reaches the controller
     CLIENT,    // subject: a group of closed-loop clients. A client of the group sends
     CANCEL,    // value: a request's id. Its client cancels it
-    CRASH,     // subject: worker
+    CRASH,     // subject: the worker that rejoins
     GIVE_UP,   // subject: worker. The worker ends itself after an overrun, and restarts
     NOTICED,   // subject: worker. The controller considers the worker lost
-    REJOIN,    // subject: worker
+    REJOIN,    // subject: the worker that rejoins
     PING,      // subject: worker. The controller measures its link
     PINGED,    // subject: worker; value: time at which the ping was sent. The ping reaches the worker
     PONG,      // subject: worker. The answer to the oldest pending ping reaches the controller
@@ -31,7 +31,7 @@ enum class EventKind : std::uint8_t {
 
 struct Event {
     Ns at_ns;
-    std::uint64_t order;  // sequence << 8 | kind
+    std::uint64_t order;  // the event's sequence << 8 | kind
     std::uint32_t subject;
     std::uint32_t epoch;  // the worker's epoch; an event of an earlier epoch is void
     std::uint64_t value;

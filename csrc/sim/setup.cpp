@@ -62,7 +62,7 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models
     settings_.copy_bandwidth = cluster_.copy_bandwidth;
     settings_.disk_bandwidth = cluster_.disk_bandwidth;
     scheduler_->shape_known(0, 1);
-    worker_of_.push_back(NONE);  // WorkerIds begin at 1
+    worker_of_.push_back(NONE);  // place 0 is unused, because WorkerIds begin at 1
     const std::uint32_t count = (cluster_.devices + cluster_.devices_per_worker - 1) / cluster_.devices_per_worker;
     devices_.reserve(cluster_.devices);
     workers_.resize(count);
@@ -166,7 +166,7 @@ void World::preload() {
     };
     const std::uint32_t most_extra = cluster_.extra_pages.empty() ? 0 : std::ranges::max(cluster_.extra_pages);
     std::vector<Room> rooms(devices_.size(), Room{cluster_.page_count, std::vector<bool>(models_.size())});
-    std::vector<std::pair<std::uint32_t, std::uint32_t>> wanted;  // device, model
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> wanted;  // pairs of device and model
     for (bool placed = run_.resident; placed;) {
         placed = false;
         for (std::uint32_t model = 0; model < models_.size(); ++model) {

@@ -27,12 +27,12 @@ namespace clockwork::sim {
 struct ModelInfo {
     std::vector<std::pair<std::uint32_t, Ns>> exec_ns;  // (batch size, time of the whole batch), ascending
     std::vector<Ns> table;                              // time by batch size up to batch_max; [0] is unused
-    std::vector<std::uint32_t> runs;                    // page counts
+    std::vector<std::uint32_t> runs;                    // page counts of the runs
     Ns load_ns = 0;
     std::uint64_t input_bytes = 0;
     std::uint32_t program = 0;
     std::uint32_t batch_max = 1;
-    Ns slo_ns = 0;  // 0: none
+    Ns slo_ns = 0;  // SLO of the model; 0: none
 };
 
 // A temporary disturbance. Times count from the beginning of the workloads.
@@ -49,7 +49,7 @@ struct DisturbanceInfo {
     Kind kind = Kind::EXECUTION;
     Ns from_ns = 0, until_ns = 0;
     double factor = 1;
-    std::int32_t worker = -1;  // -1: all
+    std::int32_t worker = -1;  // index of the worker; -1: all workers
     std::int32_t model = -1;   // EXECUTION: the model whose executions are slower; -1: all
 };
 
@@ -108,7 +108,7 @@ struct ClosedInfo {
     std::uint32_t model = 0, concurrency = 1;
     Ns think_ns = 0;       // time from an answer to the next request
     Ns round_trip_ns = 0;  // added to think_ns: the way of an answer, and of the next request
-    Ns slo_ns = 0;         // 0: the model's
+    Ns slo_ns = 0;         // SLO of the requests; 0: the model's
     std::uint8_t priority = 0, class_index = 0;
     Ns start_ns = 0, until_ns = NEVER_NS;
 };
@@ -118,9 +118,10 @@ struct RunInfo {
     Ns warmup_ns = 0;           // arrivals before this time are not counted
     Ns until_ns = NEVER_NS;     // end of the arrivals; NEVER_NS: the end of the workloads
     Ns drain_ns = 10 * SECOND;  // time for which answers are awaited after until_ns
-    Ns slice_ns = 0;            // 0: no series
+    Ns slice_ns = 0;            // length of a slice; 0: no series
     bool resident = false;
-    std::vector<std::pair<std::uint32_t, std::uint32_t>> placed;  // (device, model) that are resident instead
+    // pairs (device, model) that are resident instead
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> placed;
     bool check = false;
     bool timed = false;         // measure the time spent in the scheduler
     std::size_t trace_max = 0;  // rows of the trace to keep
@@ -203,10 +204,10 @@ public:
     }
     double devices_wanted() const {
         return scheduler_->devices_wanted(base_ns_ + last_arrival_ns_);
-    }  // at the end of the counted time
+    }  // value at the end of the counted time
     const Digest& digest() const { return digest_; }
     const std::vector<TraceRow>& trace() const { return trace_; }
-    const std::vector<Fate>& fates() const { return fates_; }  // in the order of arrival, if kept
+    const std::vector<Fate>& fates() const { return fates_; }  // requests in the order of arrival, if kept
 
 private:
     static constexpr std::uint32_t NONE = UINT32_MAX;
@@ -215,7 +216,7 @@ private:
     // clock.
     struct Action : emulated::EmulatedOrder {
         Status status = Status::OK;
-        bool at_worker = false;  // false: still on its way
+        bool at_worker = false;  // false: the action is still on its way
         // exceeds its time limit: an execution is ended then; after a load, the worker restarts
         bool overran = false;
         std::uint32_t device = 0;  // index over all workers
@@ -226,7 +227,7 @@ private:
     };
 
     struct Request {
-        std::uint64_t sequence = 0;  // 0: free
+        std::uint64_t sequence = 0;  // 0: the record is free
         Ns arrived_ns = 0, deadline_ns = 0;
         std::uint32_t model = 0;
         std::uint32_t group = NONE;  // group of closed-loop clients
@@ -246,7 +247,7 @@ private:
     };
 
     struct WorkerState {
-        WorkerId id = 0;  // 0: unknown to the controller
+        WorkerId id = 0;  // 0: the controller does not know the worker
         std::uint32_t epoch = 0;
         bool alive = false;
         bool broken = false;  // whether the connection broke rather than the worker
@@ -261,9 +262,9 @@ private:
         // pongs on their way back: times at which the ping was sent and received
         std::deque<std::pair<Ns, Ns>> pongs;
         Ns offset_ns = 0;
-        double drift = 0;               // per nanosecond
+        double drift = 0;               // drift per nanosecond
         Ns synced_ns = NEVER_NS;        // true time of the newest estimate of the clock
-        Ns upper_ns = 0, lower_ns = 0;  // bounds of the offset at that time
+        Ns upper_ns = 0, lower_ns = 0;  // bounds of the clock's offset at synced_ns
         emulated::EmulatedLink link;
         std::optional<emulated::EmulatedHostStore> store;
         Random random;
@@ -276,7 +277,7 @@ private:
         bool fed = false, over = false;
     };
 
-    // setup.cpp
+    // Functions of setup.cpp
     void preload();
     void drain_set_up();
     void next_crash(std::uint32_t worker);
@@ -328,7 +329,7 @@ private:
     std::vector<QueueCommand> buffer();
     void give_back(std::vector<QueueCommand>&& commands);
 
-    // recording.cpp: these do nothing without a recorder
+    // Functions of recording.cpp, which do nothing without a recorder
     void record_arrived(const clockwork::Request& request);
     void record_cancelled(RequestId id);
     void record_done(const ActionResult& result);
@@ -340,7 +341,7 @@ private:
     template <typename Event>
     void record_event(const Event& event);
 
-    // disturbances.cpp
+    // Functions of disturbances.cpp
     void start_disturbances();
     void disturb(std::uint32_t number, bool begins);
     bool holds(const DisturbanceInfo& disturbance, DisturbanceInfo::Kind kind, std::uint32_t worker, Ns at_ns) const;
@@ -350,7 +351,7 @@ private:
     Ns next_turn_ns(Ns at_ns) const;
     Ns noticed_ns(const Event& event) const;
 
-    // world.cpp, for both sides
+    // Functions of world.cpp, for both sides
     std::uint32_t take_action();
     void drop_action(std::uint32_t slot);
     Request* find(RequestId id);
@@ -393,7 +394,7 @@ private:
     std::size_t nearest_ = 0, wanting_ = 0;
     std::vector<Device> devices_;
     std::vector<WorkerState> workers_;
-    std::vector<std::uint32_t> worker_of_;  // by WorkerId
+    std::vector<std::uint32_t> worker_of_;  // worker by WorkerId
     std::vector<DeviceSpec> specs_;
     std::vector<std::uint32_t> runs_;  // scratch of runs_of()
     // devices refer to the actions, so their addresses are stable
@@ -413,10 +414,10 @@ private:
     Digest digest_;
     std::vector<TraceRow> trace_;
     std::vector<Fate> fates_;
-    std::unique_ptr<Recorder> recorder_;  // null: no recording
+    std::unique_ptr<Recorder> recorder_;  // null: the world is not recorded
     Sentences sentences_;
     std::vector<Named> names_;
-    Writer event_;  // scratch
+    Writer event_;  // scratch of record_*()
 };
 
 }  // namespace clockwork::sim

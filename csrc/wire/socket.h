@@ -57,7 +57,7 @@ public:
         std::memcpy(&news.event, body, sizeof(news.event));
         std::memcpy(&value, body + sizeof(news.event), sizeof(value));
         news.fd = static_cast<int>(value);
-        while (frame.more()) {  // skips the endpoint
+        while (frame.more()) {  // the second frame is the endpoint, which is skipped
             if (zmq->msg_recv(frame.message(), monitor_, CLOCKWORK_ZMQ_DONTWAIT) < 0)
                 break;
         }

@@ -202,7 +202,7 @@ void ActionQueue::check_invariants() const {
     for (std::uint32_t slot = 0; slot < records_.size(); ++slot) {
         const Record& record = records_[slot];
         if (slots_.find(record.action_id) != slot)
-            continue;  // free
+            continue;  // the slot is free
         ++held;
         if (record.started) {
             ++started[record.lane];

@@ -26,17 +26,17 @@ struct QueuedAction {
     Ns earliest_ns = 0;
     Ns latest_ns = NEVER_NS;
     Lane lane = Lane::EXECUTE;
-    bool is_unload = false;   // or DROP: it overtakes no action, and is not overtaken
+    bool is_unload = false;   // UNLOAD or DROP: overtakes no action, and is not overtaken
     std::uint32_t token = 0;  // chosen by the caller; returned in QueueCommand
 };
 
 enum class QueueOrder : std::uint8_t {
-    START,           // hand it to the device
-    REJECT_LATE,     // answer it: its window closed late_ns ago
-    REJECT_REVOKED,  // answer it: it was revoked before it started
-    REJECT_TWICE,    // answer it: its id is that of another action
-    REJECT_FULL,     // answer it: the queue is full
-    REVOKE_STARTED,  // the device has it: ask the device to drop it
+    START,           // hand the action to the device
+    REJECT_LATE,     // answer the action: its window closed late_ns ago
+    REJECT_REVOKED,  // answer the action: it was revoked before it started
+    REJECT_TWICE,    // answer the action: its id is another action's
+    REJECT_FULL,     // answer the action: the queue is full
+    REVOKE_STARTED,  // ask the device to drop the action, which it has
 };
 
 struct QueueCommand {
@@ -62,11 +62,11 @@ public:
     // order.
     std::vector<ActionId> reset();
 
-    bool is_started(ActionId action_id) const {  // whether the device has it
+    bool is_started(ActionId action_id) const {  // whether the device has the action
         const std::uint32_t slot = slots_.find(action_id);
         return slot != IdTable::NONE && records_[slot].started;
     }
-    Ns next_wake_ns() const { return next_wake_ns_; }  // NEVER_NS: none
+    Ns next_wake_ns() const { return next_wake_ns_; }  // time of the next wake-up; NEVER_NS: none
     std::size_t queued_count() const {
         return lanes_[0].order.size() + lanes_[1].order.size() + lanes_[2].order.size();
     }
@@ -81,12 +81,12 @@ private:
     struct Record {
         ActionId action_id = 0;
         std::uint64_t sequence = 0;
-        Ns place_ns = 0;  // its place in the lane: the start of its window, or later
+        Ns place_ns = 0;  // place in the lane: the start of the action's window, or later
         Ns latest_ns = 0;
         std::uint32_t token = 0;
         std::uint8_t lane = 0;
         bool started = false;
-        std::array<std::uint32_t, 2> at{};  // its indices in the heaps
+        std::array<std::uint32_t, 2> at{};  // indices of the action in the heaps
     };
 
     struct LaneState {
@@ -94,7 +94,7 @@ private:
         std::vector<std::uint32_t> latest;  // heap by (latest_ns, sequence)
         std::uint32_t started = 0;          // actions that the device has
         Ns newest_ns = 0;                   // the largest place_ns given in this lane
-        Ns floor_ns = 0;                    // the least place_ns of later actions: an UNLOAD stands there
+        Ns floor_ns = 0;                    // least place_ns of later actions, set by an UNLOAD
     };
 
     void advance(Ns now, std::vector<QueueCommand>& out);
@@ -113,7 +113,7 @@ private:
     std::array<LaneState, LANES> lanes_;
     std::vector<Record> records_;
     std::vector<std::uint32_t> free_;
-    IdTable slots_;  // by action id
+    IdTable slots_;  // slots by action id
     std::uint64_t sequence_ = 0;
     Ns next_wake_ns_ = NEVER_NS;
 };

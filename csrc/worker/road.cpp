@@ -298,7 +298,7 @@ bool Road::receive_message(Ns now) {
     for (bool more = message_[0].more(); more;) {
         Frame next;
         if (!socket_.receive(next))
-            break;  // never: a message arrives whole
+            break;  // cannot happen: a message arrives whole
         bytes += next.size();
         ++frames;
         more = next.more();
@@ -382,7 +382,7 @@ bool Road::take_action(std::int64_t tag, Ns now) {
     std::unique_ptr<Frames> buffer_owner;
     if (!action_.tensors.empty()) {
         buffer_owner = std::make_unique<Frames>();
-        // The move of the vector does not move small frames' bytes
+        // Moving the vector does not move the bytes of small frames
         buffer_owner->frames = std::exchange(message_, {});
     }
     queue_action(std::move(buffer_owner), false, now);

@@ -53,8 +53,8 @@ struct Notice {
         REVOKE,   // a Revoke of action `number`, which the road does not hold
         TWICE,    // action `number` came twice; the second is dropped
         UNSENT,   // the controller takes no more messages: the session has ended
-        DRAINED,  // no action is held any more
-        FAILED,   // the road has ended by a defect of its own: `text` says which
+        DRAINED,  // the road holds no action any more
+        FAILED,   // the road has ended by a defect of its own, described in `text`
     };
 
     Kind kind = MESSAGE;
@@ -84,7 +84,7 @@ struct RoadBounds {
     Limits limits;
     std::size_t messages_per_turn = 64;
     std::size_t frames_per_message = 0;
-    std::size_t queued_actions = 0;  // of each device
+    std::size_t queued_actions = 0;  // bound on the queued actions of each device
     // Bytes of messages that Python has not taken; above it the road receives none
     std::size_t notice_bytes = 0;
     std::size_t copied_frame_bytes = 0;  // smaller outputs are copied into libzmq's memory
@@ -123,7 +123,7 @@ public:
     void reset();
     // Answers the action of `outcome` with it and all others as ACTION_CANCELLED; refuses later actions.
     struct Outcome {
-        std::int64_t action_id = 0;  // 0: none
+        std::int64_t action_id = 0;  // 0: no action
         Status status = Status::OK;
         std::string text;
     };
@@ -177,9 +177,10 @@ private:
         device::DevicePort port;
         std::unique_ptr<ActionQueue> queue;
         RunWatch executes, loads, fetches, checks;
-        std::vector<device::Order*> stalled;  // ended on the broken device before its fault was sent
-        bool is_lost = false;                 // the device is broken, and the fault was sent
-        bool is_faulty = false;               // the device is broken, and the fault was not sent yet
+        // orders that ended on the broken device before its fault was sent
+        std::vector<device::Order*> stalled;
+        bool is_lost = false;    // the device is broken, and the fault was sent
+        bool is_faulty = false;  // the device is broken, and the fault was not sent yet
 
         bool is_watched() const {
             return executes.is_busy() || loads.is_busy() || fetches.is_busy() || checks.is_busy();
@@ -267,13 +268,14 @@ private:
     std::unordered_map<std::int64_t, Model> models_;
     std::unordered_map<std::int64_t, std::string> absences_;
     IdTable slots_;                       // slots of held actions, by id
-    std::vector<device::Order*> orders_;  // by slot; null: a free slot
+    std::vector<device::Order*> orders_;  // orders by slot; null: a free slot
     std::vector<std::uint32_t> free_slots_;
-    std::vector<device::Order*> unchecked_;  // started for their queues, but held back from their devices
+    // orders started for their queues, but held back from their devices
+    std::vector<device::Order*> unchecked_;
     std::vector<QueueCommand> commands_;
     Ns watch_ns_ = NEVER_NS;
 
-    std::vector<Frame> message_;  // its header first
+    std::vector<Frame> message_;  // frames of the message, its header first
     wire::ActionMessage action_;
     device::RequestTensors views_;  // views of the action's inputs
     HeaderFlaw flaw_;

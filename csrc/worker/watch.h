@@ -26,8 +26,8 @@ struct Limits {
     Ns load_ns = 0;
     std::int64_t load_factor = 0;
     Ns reservation_ns = 0;
-    Ns check_ns = 0;  // for the check of a model's files before a load
-    Ns gap_ns = 0;    // the most time between two judgements that counts
+    Ns check_ns = 0;  // time allowed for the check of a model's files before a load
+    Ns gap_ns = 0;    // longest time between two judgements that counts
     Ns interval_ns = 0;
 
     // The limits of an action with this expected duration.

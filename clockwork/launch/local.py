@@ -120,17 +120,32 @@ class AnyChild(Protocol):
     def end(self) -> None: ...
 
 
-class Child:
-    """A process of the cluster, with the last lines of its output."""
+class ChildOutput:
+    """The last lines of a child's output, and its reports among them."""
 
-    def __init__(self, name: str, arguments: list[str], say: Callable[[str], None], verbose: bool) -> None:
+    def __init__(self, name: str, say: Callable[[str], None], verbose: bool) -> None:
         self.name = name
         self.lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
         self.serves = ""  # first line by which the child reports that it serves; see lines.py
         self.settled = ""  # first line that reports the repositories' start; see lines.py
-        self.lost = False  # lost with its machine, which cannot happen to a local child
+        self.lost = False  # whether the child was lost with its machine; a local child never is
         self._say = say
         self._verbose = verbose
+
+    def _take(self, line: str) -> None:
+        self.lines.append(line)
+        found = read_line(self.name, line)
+        self.serves = self.serves or found.serves
+        self.settled = self.settled or found.settled
+        if self._verbose or not found.is_routine:
+            self._say(found.shown)
+
+
+class Child(ChildOutput):
+    """A process of the cluster."""
+
+    def __init__(self, name: str, arguments: list[str], say: Callable[[str], None], verbose: bool) -> None:
+        super().__init__(name, say, verbose)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "clockwork", *arguments, "--parent", str(os.getpid())],
             stdin=subprocess.DEVNULL,
@@ -171,13 +186,7 @@ class Child:
         assert self.process.stdout is not None
         with self.process.stdout as stream:
             for raw in stream:
-                line = raw.decode(errors="replace").rstrip()
-                self.lines.append(line)
-                found = read_line(self.name, line)
-                self.serves = self.serves or found.serves
-                self.settled = self.settled or found.settled
-                if self._verbose or not found.is_routine:
-                    self._say(found.shown)
+                self._take(raw.decode(errors="replace").rstrip())
 
 
 @dataclasses.dataclass(slots=True)
@@ -410,9 +419,8 @@ class ProcessCluster:
                 name,
                 "--store",
                 str(settings.data),
-                "--drain",
-                f"{to_seconds(self.drain_ns):g}",
             ]
+            arguments += ["--drain", f"{to_seconds(self.drain_ns):g}"]
             if settings.keys is not None:
                 arguments += ["--key", str(key_file_of(settings.keys, Role.WORKER))]
             self._spawn(name, [*arguments, *settings.worker_arguments])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import select
 import shutil
@@ -22,18 +23,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from clockwork.config.launch import END_S, LAST_LINES, POLL_NS
+from clockwork.config.launch import END_S, POLL_NS
 from clockwork.errors import ConfigError
 from clockwork.launch import local
-from clockwork.launch.lines import read_line
-from clockwork.launch.local import AnyChild, Child, ChildEnded, ProcessCluster, Stop, UpSettings
+from clockwork.launch.local import AnyChild, Child, ChildEnded, ChildOutput, ProcessCluster, Stop, UpSettings
 from clockwork.system.clock import SECOND, now_ns, to_seconds
 from clockwork.wire.keys import key_file_of, write_keys
 from clockwork.wire.roles import Role
 
 KEYS = "<keys>"
 """Placeholder in a child's arguments for the directory of keys on the machine where the child runs."""
-
 
 LOOPBACK = "127.0.0.1"
 
@@ -42,9 +41,8 @@ LOOPBACK = "127.0.0.1"
 class RaySettings:
     """The address of the Ray cluster, and the resources of a worker."""
 
-    address: str = (
-        ""  # host:port of its head; "": RAY_ADDRESS, a cluster on this machine, or else a new cluster
-    )
+    # host:port of its head; "": RAY_ADDRESS, a cluster on this machine, or else a new cluster
+    address: str = ""
     cpus: int = 1  # processors of each worker
     gpus: int = 0
 
@@ -90,23 +88,17 @@ class Host:
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
-class Placed:
+class Placed(ChildOutput):
     """A child on a machine of the Ray cluster, with the methods of local.Child."""
 
     def __init__(
         self, ray: Any, actor: Any, name: str, arguments: list[str], keys: dict[str, bytes], say: Callable[[str], None],
         verbose: bool,
     ) -> None:  # fmt: skip
-        self.name = name
-        self.lines: deque[str] = deque(maxlen=LAST_LINES)
-        self.serves = ""  # first line by which the child reports that it serves; see lines.py
-        self.settled = ""  # first line that reports the repositories' start; see lines.py
-        self.lost = False  # whether the child was lost with its machine
+        super().__init__(name, say, verbose)
         self.status = 0  # exit status, once the process has ended
         self._ray = ray
         self._actor = actor
-        self._say = say
-        self._verbose = verbose
         self._has_ended = False
         self._asked = actor.start.remote(name, arguments, keys)
         self._is_started = False
@@ -131,12 +123,7 @@ class Placed:
         if self._is_started:
             status, lines = answer
             for line in lines:
-                self.lines.append(line)
-                found = read_line(self.name, line)
-                self.serves = self.serves or found.serves
-                self.settled = self.settled or found.settled
-                if self._verbose or not found.is_routine:
-                    self._say(found.shown)
+                self._take(line)
             if status is not None:
                 self._has_ended, self.status = True, status
                 return
@@ -167,13 +154,13 @@ class RayCluster(ProcessCluster):
     drain_ns = 2 * SECOND
     ready_ns = 900 * SECOND  # a Ray cluster may have to start machines first
 
-    ray: Any
-    ray_settings: RaySettings
-
     def __init__(
-        self, settings: UpSettings, endpoints: tuple[str, str, str], say: Callable[[str], None]
-    ) -> None:
+        self, ray: Any, wanted: RaySettings, settings: UpSettings, endpoints: tuple[str, str, str],
+        say: Callable[[str], None],
+    ) -> None:  # fmt: skip
         super().__init__(settings, endpoints, say)
+        self._ray = ray
+        self._wanted = wanted
         path = key_file_of(settings.keys, Role.WORKER) if settings.keys is not None else None
         self._worker_key = {path.name: path.read_bytes()} if path is not None else {}
 
@@ -183,7 +170,7 @@ class RayCluster(ProcessCluster):
             return super()._place(name, arguments)
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        ray, wanted = self.ray, self.ray_settings
+        ray, wanted = self._ray, self._wanted
         options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0, "max_restarts": 0}
         if name == "controller":
             here = ray.get_runtime_context().get_node_id()
@@ -225,7 +212,7 @@ class RayCluster(ProcessCluster):
             os.read(self._wakeup, 4096)
 
     def _wait(self, ready: Callable[[], bool], limit_ns: int | None, awaited: str) -> None:
-        wanted = self.ray_settings
+        wanted = self._wanted
         gpus = f" and {wanted.gpus} GPUs" if wanted.gpus else ""
         if awaited == "the workers":
             awaited = f"the workers, each of which needs {wanted.cpus} CPUs{gpus} of the Ray cluster"
@@ -260,13 +247,9 @@ def up(settings: UpSettings, wanted: RaySettings, say: Callable[[str], None]) ->
         if settings.keys is None and not settings.insecure:
             settings = dataclasses.replace(settings, keys=_new_keys(stack))
 
-        class OnRay(RayCluster):
-            ray_settings = wanted
-
-        OnRay.ray = ray
         if lack := _lack(ray.cluster_resources(), settings.workers, wanted):
             say(f"The Ray cluster has too little for this, and it waits until there is more: {lack}.")
-        return local.up(settings, say, OnRay)
+        return local.up(settings, say, functools.partial(RayCluster, ray, wanted))
 
 
 def _lack(has: Mapping[str, float], workers: int, wanted: RaySettings) -> str:

@@ -180,18 +180,9 @@ class AsyncClient:
 
         try:
             return await asyncio.to_thread(
-                upload.register,
-                self._channel,
-                name,
-                model,
-                options,
-                examples,
-                limit_ns,
-                tell,
-                share,
-                opened,
+                upload.register, self._channel, name, model, options, examples, limit_ns, tell, share, opened,
                 optional_inputs,
-            )
+            )  # fmt: skip
         except asyncio.CancelledError:
             cancelled = True
             for stream in streams:

@@ -63,7 +63,7 @@ def change_interface(
 ) -> bytes | None:
     """Return the file with optional inputs and without lists of maps; None: the file needs no change.
 
-    Raises InvalidModel, Damaged.
+    Raises InvalidModel, DamagedMessage.
 
     given, optional: see clockwork.models.onnx_import.import_model().
     """
@@ -127,7 +127,7 @@ def _make_optional(
 
 
 def optional_defaults(content: memoryview, inputs: Sequence[DeclaredInput]) -> dict[str, Array]:
-    """Return the defaults of a package's optional inputs. Raises Damaged."""
+    """Return the defaults of a package's optional inputs. Raises DamagedMessage."""
     dtypes = {declared.name: declared.dtype for declared in inputs}
     found = {}
     for entry in Message(content).all(MODEL_METADATA):
@@ -172,7 +172,7 @@ def _why_not_optional(declared: memoryview, default: memoryview) -> str:
 
 
 def default_of(tensor: memoryview) -> Default:
-    """Return a small tensor that is stored in the file. Raises Damaged."""
+    """Return a small tensor that is stored in the file. Raises DamagedMessage."""
     dtype = number_of(tensor, TENSOR_DTYPE)
     shape = tuple(integers(tensor, TENSOR_DIMS))
     raw = Message(tensor).last(TENSOR_RAW)

@@ -21,7 +21,7 @@ class DamagedMessage(ValueError):
 
 
 class Message:
-    """Read the fields of a message. Raises Damaged where the bytes are no message."""
+    """Read the fields of a message. Raises DamagedMessage where the bytes are no message."""
 
     def __init__(self, content: memoryview) -> None:
         self._fields: list[tuple[int, int | memoryview, memoryview]] = []
@@ -65,18 +65,17 @@ def field(number: int, value: int | bytes) -> bytes:
 
 
 def fields(message: memoryview) -> Iterator[Field]:
-    """Return the fields of a message, in order. Raises Damaged."""
+    """Return the fields of a message, in order. Raises DamagedMessage."""
     return ((number, value) for number, value, _ in _fields(message))
 
 
-def number_of(message: memoryview, number: int, default: int = 0) -> int:
-    """Return the last integer of a field. Raises Damaged."""
-    found = integers(message, number)
-    return found[-1] if found else default
+def number_of(message: memoryview, number: int) -> int:
+    """Return the last integer of a field; 0: there is none. Raises DamagedMessage."""
+    return (integers(message, number) or [0])[-1]
 
 
 def integers(message: memoryview, number: int) -> list[int]:
-    """Return the integers of a field, packed or not, as signed numbers of 64 bits. Raises Damaged."""
+    """Return the integers of a field, packed or not, as signed numbers of 64 bits. Raises DamagedMessage."""
     found: list[int] = []
     for key, value in fields(message):
         if key != number:
@@ -92,12 +91,12 @@ def integers(message: memoryview, number: int) -> list[int]:
 
 
 def texts(message: memoryview, number: int) -> list[str]:
-    """Return the texts of a field, in order. Raises Damaged."""
+    """Return the texts of a field, in order. Raises DamagedMessage."""
     return [_text(value) for key, value in fields(message) if key == number and isinstance(value, memoryview)]
 
 
 def text_of(message: memoryview, number: int) -> str:
-    """Return the last text of a field; "": there is none. Raises Damaged."""
+    """Return the last text of a field; "": there is none. Raises DamagedMessage."""
     found = None
     for key, value in fields(message):
         if key == number and isinstance(value, memoryview):

@@ -95,15 +95,9 @@ class Controller:
         self._registrar = Registrar(self._effects, self._table, self._repairs.lacks)
         versions = self._registrar.versions
         views = Views(
-            self._context,
-            self._effects,
-            self._scheduler,
-            self._table,
-            versions,
-            self._repairs,
-            settings.policy,
+            self._context, self._effects, self._scheduler, self._table, versions, self._repairs, settings.policy,
             self.seats,
-        )
+        )  # fmt: skip
         self.queries = views.queries
         self._clients = ClientPort(
             self._context, self._effects, access, served, self._table, self._registrar, views

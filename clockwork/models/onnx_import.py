@@ -88,14 +88,11 @@ def parse_model(data: bytes, name: str) -> onnx.ModelProto:
     return model
 
 
-def check_model(path: Path, data: bytes | None = None) -> onnx.ModelProto:
-    """Read an ONNX file and check all that can be checked without running it. Raises InvalidModel.
-
-    data: the file's content, where it is in memory and has no external data.
-    """
+def check_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file and check all that can be checked without running it. Raises InvalidModel."""
     path = Path(path)
-    model = read_model(path) if data is None else parse_model(data, path.name)
-    _check(model, path, data is not None)
+    model = read_model(path)
+    _check(model, path, in_memory=False)
     return model
 
 
@@ -448,7 +445,8 @@ def package_files(
     """Check a model, and return the files of its package, model first. Raises InvalidModel.
 
     examples: see Examples; keys are names of the model's inputs, of which inputs with a default may be
-    omitted. optional: see import_model(). data: see check_model().
+    omitted. optional: see import_model(). data: the file's content, where it is in memory and has no external
+    data.
     """
     model_path = Path(model_path)
     model, content = import_model(model_path, data, _names_of(examples), optional)

@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,7 @@ from clockwork.scheduler.types import ProfilePoint
 from clockwork.wire.packages import LIST_FILE, MODEL_FILE, PROGRAM_JSON
 from clockwork.wire.tensors import STRING, Array, length_class, length_classes
 
-ReportProgress = Callable[[str, int, int], None]
-
 TIE = 1.10  # Largest ratio of execution times, bound to packed, at which bound is chosen, as it loads faster
-
-
-_STEPS = ("optimise", "split", "verify", "measure", "write")
 
 
 @dataclasses.dataclass(slots=True)
@@ -95,7 +90,6 @@ def prepare(
     fingerprint: str,
     page_bytes: int,
     options: Mapping[str, Any],
-    progress: ReportProgress | None = None,
 ) -> PreparedModel:
     """Prepare the package for devices of this fingerprint, unless an intact preparation exists.
 
@@ -103,7 +97,7 @@ def prepare(
 
     options: ``batching`` (auto, on, off, same-shape), ``batch_max`` (0: as measured), ``holding`` (auto; or
     bound or packed for benches and tests, in which case the measurement is not kept for other models),
-    ``pages_min`` (least pages of a packed model). progress: called with (step, done, total).
+    ``pages_min`` (least pages of a packed model).
     """
     package_dir, store = Path(package_dir), Path(store)
     digest = _digest(package_dir)
@@ -122,12 +116,10 @@ def prepare(
         if prepare_program.is_for(fingerprint):
             directory = work
             prepared = prepare_program.prepare_program(
-                package_dir, store, digest, fingerprint, page_bytes, options, directory, progress
+                package_dir, store, digest, fingerprint, page_bytes, options, directory
             )
         else:
-            job = _Preparation(
-                package_dir, store, digest, fingerprint, page_bytes, options, work, made, progress
-            )
+            job = _Preparation(package_dir, store, digest, fingerprint, page_bytes, options, work, made)
             prepared, directory = job.run()
             if declared is not None:
                 prepared.outputs = undisputed(prepared.outputs, declared.outputs)
@@ -155,7 +147,6 @@ class _Preparation:
         options: Mapping[str, Any],
         work: Path,
         made: list[Path],
-        progress: ReportProgress | None,
     ) -> None:
         self._package_dir = package_dir
         self._store = store
@@ -164,7 +155,6 @@ class _Preparation:
         self._page_bytes = page_bytes
         self._work = work
         self._made = made
-        self._progress = progress
         self._batching = str(options.get("batching", "auto"))
         self._batch_max = int(options.get("batch_max", 0))
         self._forced = str(options.get("holding", "auto"))
@@ -176,7 +166,6 @@ class _Preparation:
 
     def run(self) -> tuple[PreparedModel, Path]:
         """Return the result, and the directory with its files, which has a temporary name."""
-        self._step(0)
         if (self._package_dir / PROGRAM_JSON).is_file():
             raise InvalidModel("a compiled program runs on CUDA devices; a CPU device needs the ONNX model")
         model_path = self._package_dir / MODEL_FILE
@@ -196,13 +185,11 @@ class _Preparation:
         if self._batching != "off":
             self._meet = batching.why_rows_meet(model, masked)
 
-        self._step(1)
         splitter = Splitter(self._optimised)
         self._reference = self._expected = self._refer(session, splitter)
         if self._share_lengths(session, model):
             splitter = Splitter(self._optimised)
         del model
-        self._step(2)
         program = whole = splitter.program()
         kept = self._recall_kept(whole)
         if kept:
@@ -220,7 +207,6 @@ class _Preparation:
         del splitter
         write_program(self._store, self._program, program.model, self._fingerprint)
 
-        self._step(3)
         total = program.weights_bytes + program.kept_bytes
         wants_packed = self._forced != "bound" and (finding is None or finding.holding == "packed")
         if packed is None and total > 0 and wants_packed:
@@ -269,7 +255,6 @@ class _Preparation:
                 list(shape) if rowless else [1, *shape[1:]]
                 for shape, rowless in zip(prepared.example, self._rowless)
             ]
-        self._step(4)
         return prepared, directory
 
     # ----- the steps -------------------------------------------------------------------------
@@ -650,10 +635,6 @@ class _Preparation:
         path = Path(tempfile.mkdtemp(prefix=".preparing-", dir=self._store / "prepared"))
         self._made.append(path)
         return path
-
-    def _step(self, index: int) -> None:
-        if self._progress is not None:
-            self._progress(_STEPS[index], index, len(_STEPS))
 
 
 def _shapes(answer: Sequence[Array]) -> list[list[int]]:

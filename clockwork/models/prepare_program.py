@@ -12,7 +12,7 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,6 @@ HOLDING = "program"
 KERNELS_DIRECTORY = "kernels"
 """Directory of the store for compiled kernels, which later models of equal architecture reuse."""
 
-ReportProgress = Callable[[str, int, int], None]
-STEPS = ("compile", "lay out", "write")
-
 
 def is_for(fingerprint: str) -> bool:
     """Whether devices of this fingerprint run compiled programs."""
@@ -67,7 +64,6 @@ def prepare_program(
     page_bytes: int,
     options: Mapping[str, Any],
     directory: Path,
-    progress: ReportProgress | None = None,
 ) -> PreparedModel:
     """Prepare a package in ``directory``, which lies beside prepared directories and is renamed by the
     caller.
@@ -75,13 +71,8 @@ def prepare_program(
     Raises InvalidModel. options: as in messages.Prepare.
     """
 
-    def step(index: int) -> None:
-        if progress is not None:
-            progress(STEPS[index], index, len(STEPS))
-
     target = architecture_of(fingerprint)
     batching = str(options.get("batching", "auto"))
-    step(0)
     with _compiled(package_dir, store, directory.parent, target, options) as source:
         program = read_program(source)
         check_files(program, source)
@@ -91,7 +82,6 @@ def prepare_program(
         variants = program.of_target(chosen.name)
         if batching == "on" and not program.batches:
             raise InvalidModel("the program does not batch; it has to be compiled so that it does")
-        step(1)
         layout = lay_out([weight.bytes for weight in program.weights], page_bytes)
         _write_weights(program, source, layout, directory / WEIGHTS_FILE, page_bytes)
         name = program_hash(program)

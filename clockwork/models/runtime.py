@@ -117,7 +117,6 @@ class ModelSession:
         save_to: Path | None = None,
         packed_data: str = "",
         external_data: str = "",
-        threads: int = 1,
         portable: bool = False,
     ) -> None:
         """Raises RunError if ONNX Runtime rejects the model.
@@ -128,7 +127,7 @@ class ModelSession:
         Constants are folded and operators merged, but no processor-specific layout is chosen.
         """
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = SILENT
         levels = ort.GraphOptimizationLevel

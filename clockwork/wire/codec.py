@@ -57,13 +57,11 @@ _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
 
 def encode(message: tuple[Any, ...]) -> bytes:
-    """The header frame of a message. Raises TooLarge. A sentence for people that is too long is cut."""
+    """The header frame of a message. Raises MessageTooLarge. Too long a sentence for people is cut."""
     kind = type(message)
-    cut = _CUT.get(kind)
-    if cut is not None:
-        for place, bytes_max in cut:
-            if len(message[place]) > bytes_max // 4:
-                message = _with_cut(message, place, bytes_max)
+    for place, bytes_max in _CUT.get(kind, ()):
+        if len(message[place]) > bytes_max // 4:
+            message = _with_cut(message, place, bytes_max)
     header = typing.cast(bytes, _pack((TAG_OF[kind], *message)))
     if len(header) > bytes_max_of(kind):
         raise MessageTooLarge(
@@ -76,7 +74,7 @@ def encode_reply(message: Reply) -> tuple[bytes, bytes]:
     """The header frame of a reply in two pieces.
 
     If the body is long bytes, or its last value is, these bytes are the second piece, without a copy; else
-    the second piece is empty. Raises TooLarge.
+    the second piece is empty. Raises MessageTooLarge.
     """
     body = message.body
     last = (
@@ -156,13 +154,8 @@ _LAYOUTS = {
     for table in (FROM_CLIENT, TO_CLIENT, FROM_WORKER, TO_WORKER)
 }
 _CUT = {
-    kind: places
+    kind: [
+        (at, text.bytes_max) for at, text in enumerate(forms.values()) if type(text) is Text and text.is_cut
+    ]
     for kind, forms in _FORMS.items()
-    if (
-        places := [
-            (at, form.bytes_max)
-            for at, form in enumerate(forms.values())
-            if type(form) is Text and form.is_cut
-        ]
-    )
 }

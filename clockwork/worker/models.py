@@ -72,8 +72,8 @@ class WorkerModels:
         road: ModelRoad,
         send: Callable[..., object],
         wake: Callable[[], None],
-        start_over: Callable[[], None] = lambda: None,
-        need_time: Callable[[ModelHolder, int, int, list[int]], None] = lambda *_: None,
+        start_over: Callable[[], None],
+        need_time: Callable[[ModelHolder, int, int, list[int]], None],
     ) -> None:
         """start_over: has the worker say hello again, because its Prepared of a model no longer holds.
 

@@ -152,15 +152,9 @@ class PreparationProcess:
             ended = self._work(job_id, job) or self._work(job_id, job)
             text = "the preparation process left before it began, twice"
             answer = ended or {"status": Status.INTERNAL, "text": text}
-            self._done.append(
-                JobDone(
-                    job_id,
-                    Status(int(answer["status"])),
-                    str(answer["text"]),
-                    bool(answer.get("refetch")),
-                    dict(answer.get("damage") or {}),
-                )
-            )
+            status, said = Status(int(answer["status"])), str(answer["text"])
+            damage = dict(answer.get("damage") or {})
+            self._done.append(JobDone(job_id, status, said, bool(answer.get("refetch")), damage))
             self._wake()
         self._stop_child()
 
@@ -414,14 +408,7 @@ def _prepare(job: Job, connection: socket.socket) -> dict[str, Any]:
     try:
         with bounded_memory(budget.bytes):
             for fingerprint in job["fingerprints"]:
-                prepare(
-                    package,
-                    Path(job["store"]),
-                    fingerprint,
-                    job["page_bytes"],
-                    job["options"],
-                    lambda *_: None,
-                )
+                prepare(package, Path(job["store"]), fingerprint, job["page_bytes"], job["options"])
     except DamagedPackage as error:
         return set_package_aside(package, error)
     except InvalidModel as error:

@@ -121,13 +121,7 @@ class Worker:
         self._road = open_road(self._dealer, devices, self._clock.settings)
         self._session.send_by(self._road.send)
         self._models = WorkerModels(
-            holders,
-            store,
-            self._road,
-            self._send,
-            self.wake,
-            start_over=self._start_over,
-            need_time=self._need_time,
+            holders, store, self._road, self._send, self.wake, self._start_over, self._need_time
         )
         self._complaints = Complaints(log, ("malformed", "failed"))
         self._copies = Copies(self.wake, "process")
@@ -145,14 +139,7 @@ class Worker:
         self._next_heartbeat_ns = now_ns() + HEARTBEAT_NS
         self._next_collect_ns = now_ns() + COLLECT_INTERVAL_NS
         self._handlers: dict[type, Callable[[Any, list[Frame], int], None]] = {
-            Infer: self._on_action,
-            Load: self._on_action,
-            Unload: self._on_action,
-            Profile: self._on_action,
-            Reserve: self._on_action,
-            HostFetch: self._on_action,
-            HostDrop: self._on_action,
-            Revoke: self._on_action,
+            **dict.fromkeys((*ACTIONS, Revoke), self._on_action),
             Ping: self._on_ping,
             Prepare: self._on_prepare,
             Chunk: self._on_chunk,
@@ -281,16 +268,9 @@ class Worker:
                 raise RuntimeError(f"the road has ended: {rest}")
 
     def _need_time(self, holder: ModelHolder, model_id: int, expected_ns: int, runs: list[int]) -> None:
-        queue = next(
-            (
-                worker_device
-                for worker_device in self._online
-                if worker_device.device is holder and not worker_device.offline
-            ),
-            None,
-        )
-        if queue is not None and self._session.welcomed:
-            self._send(codec.encode(TimeNeeded(queue.index, model_id, expected_ns, runs)))
+        for found in self._online:
+            if found.device is holder and not found.offline and self._session.welcomed:
+                self._send(codec.encode(TimeNeeded(found.index, model_id, expected_ns, runs)))
 
     def _on_news(self, event: int, value: int) -> None:
         change = self._session.note(event, value)
@@ -455,9 +435,7 @@ class Worker:
         if self._session.welcomed or kind is WorkerWelcome or kind is HelloNeeded or kind is Mismatch:
             try:
                 self._handlers[kind](message, frames, now)
-            except (
-                Exception
-            ) as error:  # a defect of ours costs this message; the next may be another device's
+            except Exception as error:  # a defect of ours costs this message alone
                 self._complaints.note("failed", now, f"failed at a {kind.__name__}", error)
                 text = f"the worker failed at this {kind.__name__} ({type(error).__name__})"
                 self._answer_failed(kind, message[0] if message else 0, Status.DEVICE_ERROR, text, now)

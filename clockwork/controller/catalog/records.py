@@ -51,9 +51,8 @@ class ModelRecord:
     @staticmethod
     def from_body(body: dict[str, Any]) -> ModelRecord:
         """Read a record. Raises ValueError, KeyError, TypeError, InvalidModel or InvalidInput."""
-        name, version, offered, aside = (
-            body["name"], body["version"], body.get("offered", True), body.get("aside", ""),
-        )  # fmt: skip
+        name, version = body["name"], body["version"]
+        offered, aside = body.get("offered", True), body.get("aside", "")
         check_name(name)
         if type(version) is not int or not 1 <= version <= VERSION_MAX:
             raise ValueError(f"version {tell(version)} is not from 1 to {VERSION_MAX}")
@@ -62,18 +61,9 @@ class ModelRecord:
         files = parse_files(body["files"])
         if body["digest"] != digest_of(files):
             raise ValueError(f"its files are those of package {digest_of(files)}")
-        declares = body.get("declares")
-        return ModelRecord(
-            name,
-            version,
-            body["digest"],
-            files,
-            check_options(body["options"]),
-            offered,
-            aside,
-            "declares" in body,
-            None if declares is None else Interface.from_dict(declares),
-        )
+        options, is_read, declares = check_options(body["options"]), "declares" in body, body.get("declares")
+        interface = None if declares is None else Interface.from_dict(declares)
+        return ModelRecord(name, version, body["digest"], files, options, offered, aside, is_read, interface)
 
     @property
     def file_name(self) -> str:

@@ -260,18 +260,10 @@ def percent(parts: int) -> str:
 
 
 def _form(specs: Sequence[TensorSpec]) -> tuple[Any, ...]:
-    return tuple(
-        sorted(
-            (
-                spec.name,
-                spec.dtype,
-                "any"
-                if spec.shape == UNKNOWN_RANK
-                else [dimension if type(dimension) is int else -1 for dimension in spec.shape],
-            )
-            for spec in specs
-        )
-    )
+    def sizes(shape: Sequence[int | str]) -> str | list[int]:
+        return "any" if shape == UNKNOWN_RANK else [size if type(size) is int else -1 for size in shape]
+
+    return tuple(sorted((spec.name, spec.dtype, sizes(spec.shape)) for spec in specs))
 
 
 def _say(form: tuple[Any, ...]) -> str:

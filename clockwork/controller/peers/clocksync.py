@@ -28,17 +28,8 @@ class ClockSync:
     """
 
     __slots__ = (
-        "_back",
-        "_lower",
-        "_lower_at",
-        "_reset_at",
-        "_returns",
-        "_sends",
-        "_there",
-        "_upper",
-        "_upper_at",
-        "resets",
-    )
+        "_back", "_lower", "_lower_at", "_reset_at", "_returns", "_sends", "_there", "_upper", "_upper_at", "resets",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         # (controller time, bound) of each sample.

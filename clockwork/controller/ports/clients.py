@@ -279,14 +279,10 @@ class ClientPort:
         if client is not None:
             fd = client.fd  # which a message with too many frames does not tell
         if isinstance(error, codec.WireError):
-            self._effects.append(
-                to_client(
-                    identity, fd, Failure(request_id, Status.INVALID_INPUT, f"malformed message: {error}", {})
-                )
-            )
-            self._effects.append(
-                Complain("client malformed", f"malformed message from {named(client)}: {error}")
-            )
+            refusal = Failure(request_id, Status.INVALID_INPUT, f"malformed message: {error}", {})
+            self._effects.append(to_client(identity, fd, refusal))
+            text = f"malformed message from {named(client)}: {error}"
+            self._effects.append(Complain("client malformed", text))
         elif isinstance(error, ClockworkError):
             self._send(identity, failure(request_id, error))
         else:  # a defect of ours; the next message is another client's
@@ -353,9 +349,8 @@ class ClientPort:
         elif isinstance(error, ClockworkError):
             self._send(client, failure(request_id, error))
         else:  # a defect of ours
-            self._effects.append(
-                Complain("storage failed", "failed at a query for the flight recorder", error)
-            )
+            text = "failed at a query for the flight recorder"
+            self._effects.append(Complain("storage failed", text, error))
             told = Unavailable("the flight recorder failed: the controller's log says why")
             self._send(client, failure(request_id, told))
 

@@ -184,22 +184,21 @@ class WorkerPort:
             return
         devices = parse_devices(message.devices)
         if message.worker_epoch in self._let_go:
-            text = _let_go_text(self._let_go[message.worker_epoch])
-            self._effects.append(to_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text)))
+            self._reject(identity, fd, _let_go_text(self._let_go[message.worker_epoch]))
             return
         if devices[0].host_bytes and not self._plans_fetches:
             text = (
                 f"policy {self._policy} cannot plan for a host store with a budget (--host-bytes): "
                 f"start the controller with --policy adaptive, or the worker without a budget"
             )
-            self._effects.append(to_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text)))
+            self._reject(identity, fd, text)
             return
         for other in list(self._links.workers.values()):
             if other.worker_epoch == message.worker_epoch or other is known:
                 self._gone(other, "reconnected")
         other_at = self._links.worker_of_fd.get(fd)
         if not is_ours(identity):
-            self._effects.append(to_worker(identity, fd, Mismatch(PROTOCOL_VERSION, OWN_NAME_TEXT)))
+            self._reject(identity, fd, OWN_NAME_TEXT)
             return
         if other_at is not None and is_older(identity, other_at.identity):
             return
@@ -208,29 +207,19 @@ class WorkerPort:
         seat = self._exchange.seat_for(WORKERS, fd, key)
         if seat == SEAT_NONE:
             text = f"{len(self._links.workers)} workers are connected, which is the most"
-            self._effects.append(to_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text)))
+            self._reject(identity, fd, text)
             return
         if seat != SEAT_FREE:
             self._gone(self._links.worker_of_fd[seat], "gave way to another")
         slot = self._exchange.worker_joined(identity, fd, key, self._next_id, len(devices))
         if slot is None:
             return  # its connection has ended: a hello may be read after that
-        worker = WorkerLink(
-            identity,
-            fd,
-            slot,
-            self._next_id,
-            printable(message.name),
-            message.worker_epoch,
-            devices,
-            self._context.now_ns,
-            key,
-        )
+        now, name, worker_id = self._context.now_ns, printable(message.name), self._next_id
         self._next_id += 1
-        self._links.workers[identity] = self._links.worker_of_fd[fd] = self._links.worker_by_id[
-            worker.worker_id
-        ] = worker
-        welcome = WorkerWelcome(PROTOCOL_VERSION, VERSION, self._context.epoch, worker.worker_id)
+        worker = WorkerLink(identity, fd, slot, worker_id, name, message.worker_epoch, devices, now, key)
+        self._links.workers[identity] = self._links.worker_of_fd[fd] = worker
+        self._links.worker_by_id[worker_id] = worker
+        welcome = WorkerWelcome(PROTOCOL_VERSION, VERSION, self._context.epoch, worker_id)
         self._effects.append(to_worker(identity, fd, welcome))
         self._ping(worker)
         self._count_devices()
@@ -238,17 +227,14 @@ class WorkerPort:
             (f"{device.kind}/{device.fingerprint}", device.page_bytes, device.page_count, device.run_ahead)
             for device in devices
         )
-        self._effects.append(
-            Tell(WorkerJoined(self._context.now_ns, worker.worker_id, shapes, devices[0].host_bytes))
-        )
-        self._registrar.worker_joined(worker.worker_id, worker.name)
-        log.info(
-            "worker %s joined as %d with %s",
-            worker.name,
-            worker.worker_id,
-            ", ".join(d.kind for d in devices),
-        )
-        self._effects.append(Publish("worker", {"worker": worker.name, "state": "joined"}))
+        self._effects.append(Tell(WorkerJoined(now, worker_id, shapes, devices[0].host_bytes)))
+        self._registrar.worker_joined(worker_id, name)
+        kinds = ", ".join(device.kind for device in devices)
+        log.info("worker %s joined as %d with %s", name, worker_id, kinds)
+        self._effects.append(Publish("worker", {"worker": name, "state": "joined"}))
+
+    def _reject(self, identity: bytes, fd: int, text: str) -> None:
+        self._effects.append(to_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text)))
 
     def _gone(self, worker: WorkerLink, why: str) -> None:
         if self._links.workers.pop(worker.identity, None) is None:
@@ -280,20 +266,15 @@ class WorkerPort:
         self._effects.append(Complain("worker fault", text))
         if worker.faults < WORKER_FAULTS_MAX:
             return True
-        self._effects.append(
-            NoteTrouble(
-                TroubleKind.WORKER_LET_GO, worker.name, f"{worker.faults} of its answers were none: {why}"
-            )
-        )
+        text = f"{worker.faults} of its answers were none: {why}"
+        self._effects.append(NoteTrouble(TroubleKind.WORKER_LET_GO, worker.name, text))
         if len(self._let_go) >= WORKERS_MAX:
             del self._let_go[next(iter(self._let_go))]
         self._let_go[worker.worker_epoch] = why
         # It goes like a worker that leaves in order: no model is at fault for its unfinished actions.
         self._effects.append(Tell(WorkerDraining(self._context.now_ns, worker.worker_id)))
         self._effects.append(FailActions(worker.worker_id, "the worker that had it was let go"))
-        self._effects.append(
-            to_worker(worker.identity, worker.fd, Mismatch(PROTOCOL_VERSION, _let_go_text(why)))
-        )
+        self._reject(worker.identity, worker.fd, _let_go_text(why))
         self._effects.append(LetGo(worker.worker_id, "was let go"))
         return False
 
@@ -344,7 +325,7 @@ class WorkerPort:
             else:
                 self._handlers[type(message)](self, worker, message, frames)
         except Forbidden as error:
-            self._effects.append(to_worker(identity, fd, Mismatch(PROTOCOL_VERSION, str(error))))
+            self._reject(identity, fd, str(error))
         except PolicyFailed:
             raise  # the scheduler's state may be inconsistent
         except Exception as error:
@@ -359,9 +340,8 @@ class WorkerPort:
     ) -> None:
         """Let a worker go whose message could not be handled: its state and ours may differ from then on."""
         if isinstance(error, codec.WireError | InvalidInput):
-            self._effects.append(
-                Complain("worker malformed", f"malformed message from {named(worker)}: {error}")
-            )
+            text = f"malformed message from {named(worker)}: {error}"
+            self._effects.append(Complain("worker malformed", text))
             why = str(error)
         else:  # a defect of ours; the next message is another worker's
             self._effects.append(Complain("worker failed", f"failed at a {kind} of {named(worker)}", error))
@@ -370,7 +350,7 @@ class WorkerPort:
         if link is not None:
             self._gone(link, "speaks nonsense")
         if worker is None:
-            self._effects.append(to_worker(identity, fd, Mismatch(PROTOCOL_VERSION, why[:FAILURE_CHARS_MAX])))
+            self._reject(identity, fd, why[:FAILURE_CHARS_MAX])
 
     def wrong_result(self) -> None:
         """Hold an impossible result, which the exchange has found, against its worker."""
@@ -403,9 +383,8 @@ class WorkerPort:
         check_stats(message.stats, len(worker.devices))
         worker.jitter_ns = message.jitter_ns
         if text := new_damage(worker.stats, message.stats):
-            self._effects.append(
-                NoteTrouble(TroubleKind.FILE_REPAIRED, f"store of worker {worker.name}", text)
-            )
+            subject = f"store of worker {worker.name}"
+            self._effects.append(NoteTrouble(TroubleKind.FILE_REPAIRED, subject, text))
         has_moved = worker.stats.get(MACHINE) != message.stats.get(MACHINE)
         worker.stats = message.stats
         if has_moved:
@@ -414,10 +393,9 @@ class WorkerPort:
     def _pong(self, worker: WorkerLink, message: Pong, frames: list[Any]) -> None:
         worker.clock.pong(message.sent_ns, message.received_ns, message.returned_ns, self._context.now_ns)
         self._effects.append(SetClock(worker.worker_id, worker.clock.bounds()))
-        there = worker.clock.there_ns() + min(worker.jitter_ns, JITTER_COUNTED_MAX_NS)
-        self._effects.append(
-            Tell(LinkMeasured(self._context.now_ns, worker.worker_id, there, worker.clock.back_ns()))
-        )
+        there, back = worker.clock.there_ns(), worker.clock.back_ns()
+        there += min(worker.jitter_ns, JITTER_COUNTED_MAX_NS)
+        self._effects.append(Tell(LinkMeasured(self._context.now_ns, worker.worker_id, there, back)))
 
     def _fetch(self, worker: WorkerLink, message: Fetch, frames: list[Any]) -> None:
         files = self._table.files_of(message.digest)
@@ -450,24 +428,14 @@ class WorkerPort:
         name = worker.devices[index].name
         log.error("device %d (%s) of worker %s is offline: %s", index, name, worker.name, message.text[:300])
         self._effects.append(NoteTrouble(TroubleKind.DEVICE_LOST, f"{worker.name}/{index}", message.text))
-        self._effects.append(
-            Publish(
-                "worker",
-                {
-                    "worker": worker.name,
-                    "state": "device lost",
-                    "device": index,
-                    "why": worker.offline[index],
-                },
-            )
-        )
+        lost = {"worker": worker.name, "state": "device lost", "device": index, "why": worker.offline[index]}
+        self._effects.append(Publish("worker", lost))
 
     def _clock_changed(self, worker: WorkerLink, message: ClockChanged, frames: list[Any]) -> None:
         if message.device >= len(worker.devices):
             raise InvalidInput(f"device {message.device} of {len(worker.devices)}")
-        self._effects.append(
-            Tell(DeviceClock(self._context.now_ns, worker.worker_id, message.device, message.mhz))
-        )
+        event = DeviceClock(self._context.now_ns, worker.worker_id, message.device, message.mhz)
+        self._effects.append(Tell(event))
 
     def _time_needed(self, worker: WorkerLink, message: TimeNeeded, frames: list[Any]) -> None:
         if message.device >= len(worker.devices):
@@ -475,19 +443,9 @@ class WorkerPort:
         pages = worker.devices[message.device].page_count
         if sum(message.runs) > pages:
             raise InvalidInput(f"{sum(message.runs)} pages of {pages}")
-        runs = tuple(message.runs)
-        self._effects.append(
-            Tell(
-                TimeWanted(
-                    self._context.now_ns,
-                    worker.worker_id,
-                    message.device,
-                    message.model_id,
-                    message.expected_ns,
-                    runs,
-                )
-            )
-        )
+        now, device, runs = self._context.now_ns, message.device, tuple(message.runs)
+        wanted = TimeWanted(now, worker.worker_id, device, message.model_id, message.expected_ns, runs)
+        self._effects.append(Tell(wanted))
 
     def _leaves(self, worker: WorkerLink, message: Goodbye, frames: list[Any]) -> None:
         self._effects.append(Tell(WorkerDraining(self._context.now_ns, worker.worker_id)))

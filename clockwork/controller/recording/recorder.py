@@ -203,14 +203,8 @@ class ClusterEvents:
         """An independent copy. Only the references of each worker's models are copied."""
         other = ClusterEvents()
         for number, worker in self._workers.items():
-            other._workers[number] = _Worker(
-                worker.joined,
-                worker.draining,
-                worker.link,
-                worker.clocks.copy(),
-                worker.lost.copy(),
-                worker.models.copy(),
-            )
+            clocks, lost, models = worker.clocks.copy(), worker.lost.copy(), worker.models.copy()
+            other._workers[number] = dataclasses.replace(worker, clocks=clocks, lost=lost, models=models)
         return other
 
     def steps(self, now_ns: int) -> Iterable[bytes]:

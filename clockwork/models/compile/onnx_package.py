@@ -8,7 +8,7 @@ from typing import Any
 
 from clockwork.errors import InvalidModel
 from clockwork.models.compile import nvrtc
-from clockwork.models.compile.compiler import BATCHES, CompileOptions, ReportProgress, compile_model, require
+from clockwork.models.compile.compiler import BATCHES, CompileOptions, compile_model, require
 from clockwork.models.onnx_import import check_model, optional_inputs, read_examples, real_inputs
 from clockwork.wire.packages import MODEL_FILE
 from clockwork.wire.tensors import Array
@@ -22,7 +22,6 @@ def compile_package(
     target: str,
     options: Mapping[str, Any],
     cache: Path,
-    progress: ReportProgress | None = None,
 ) -> None:
     """Compile an ONNX package to a program package in ``directory`` for the architecture ``target``.
 
@@ -57,7 +56,6 @@ def compile_package(
             dtype=str(options.get("dtype", "fp32")),
             cache=cache,
         ),
-        progress,
     )
 
 

@@ -102,7 +102,7 @@ class _Failure(click.ClickException):
     def show(self, file: Any = None) -> None:
         try:
             as_json = config.logs_json()
-        except ConfigError:  # perhaps the error that is being shown
+        except ConfigError:  # perhaps the error that the caller is already reporting
             as_json = False
         if as_json:
             click.echo(json_line("clockwork", self.message, "error"), err=True)
@@ -178,7 +178,7 @@ class Connect:
 
     endpoint: str | None
     key: Path | None
-    timeout: float | None = None  # seconds
+    timeout: float | None = None  # timeout in seconds
 
     def __call__(self, timeout_s: float = 30.0) -> Client:
         """timeout_s: the timeout of answers, unless an option gives another. Raises UsageError."""

@@ -122,7 +122,7 @@ def compile_command(
             print_table(*rows_of(variant, statistics, log))
 
 
-compile = compile_command  # the name that clockwork.cli.root looks up
+compile = compile_command  # under this name clockwork.cli.root looks the command up
 
 
 def parse_shapes(texts: tuple[str, ...]) -> dict[str, list[list[int]]]:

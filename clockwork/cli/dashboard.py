@@ -75,7 +75,8 @@ def dashboard(
 ) -> None:  # fmt: skip
     """Show a cluster in a browser: devices, answers, memory, predictions, and each request.
 
-    It listens only on this machine by default. Beyond it, TLS and a token are required. Ctrl-C ends it.
+    The dashboard listens only on this machine by default. Beyond it, TLS and a token are required. Ctrl-C
+    ends it.
 
     \b
     Examples:

@@ -49,9 +49,9 @@ def explain(
 ) -> None:  # fmt: skip
     """Explain why a request was refused, waited or missed its deadline, in sentences and a picture.
 
-    It tells what each device that could have served the request was doing at the time, what the request
-    waited for, which batch it could have joined, and what SLO would have been feasible. REQUEST is the number
-    in an error, or in the gateway's header X-Clockwork-Request.
+    The explanation tells what each device that could have served the request was doing at the time, what the
+    request waited for, which batch it could have joined, and what SLO would have been feasible. REQUEST is
+    the number in an error, or in the gateway's header X-Clockwork-Request.
 
     \b
     Examples:

@@ -103,7 +103,7 @@ class RepositoryFlags:
     model_control_mode: str
     repository_poll_secs: float
     repository_cache: Path | None
-    repository_cache_size: int  # bytes
+    repository_cache_size: int  # bound in bytes
     load_model: tuple[str, ...]
 
     def arguments(self, data: Path) -> tuple[str, ...]:

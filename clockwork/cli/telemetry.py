@@ -81,7 +81,8 @@ def _write_piped(folder: Path, bytes_max: int, note: dict[str, Any]) -> None:
     """Write the pieces of a controller until its pipe ends."""
     from clockwork.observe.telemetry import Telemetry, follow
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the controller ends first, and then its pipe
+    # SIGINT is ignored, because the controller ends first and closes the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(bounds.TELEMETRY_NICE)
     writer = Telemetry(folder, bytes_max, note.pop("wall_ns"), note)

@@ -53,10 +53,10 @@ def trace(
 ) -> None:  # fmt: skip
     """Write what a cluster did as a trace, which https://ui.perfetto.dev opens.
 
-    It shows what each device executed and loaded, when it was idle with work, every request with an arrow to
-    its batch, and waiting requests, goodput and refusals over time. Without a RECORDING it follows a running
-    cluster from now on. A RECORDING is a file of `clockwork controller --record` or `clockwork recorder
-    dump`.
+    The trace shows what each device executed and loaded, when it was idle with work, every request with an
+    arrow to its batch, and waiting requests, goodput and refusals over time. Without a RECORDING it follows a
+    running cluster from now on. A RECORDING is a file of `clockwork controller --record` or `clockwork
+    recorder dump`.
 
     --compare finds the first decision that differs between two recordings of the same workload, and compares
     models and devices: answers, refusals, loads, batches and latency. Requests are matched by the order of

@@ -70,7 +70,7 @@ class LoopChannel(Channel):
             assert self._owner is Owner.NOBODY
             self._owner = Owner.LOOP
             self._thread = threading.current_thread()
-        self._sleeping = True  # for other threads, which write to the descriptor that the loop watches
+        self._sleeping = True  # true for other threads, which write to the descriptor that the loop watches
         self._loop.add_reader(self._wakeup.fileno(), self._woken_up)
         self._turn()
 

@@ -50,7 +50,7 @@ log = logging.getLogger("clockwork.client")
 
 def _create(size: int) -> tuple[int, bytes]:
     """Create memory of a fixed size that begins with a new key; return its descriptor and the key."""
-    import fcntl  # imported here, because not every system of a client has it
+    import fcntl  # imported here, because fcntl is missing on some clients' systems
 
     descriptor = -1
     try:
@@ -203,7 +203,7 @@ class _AskedTwice(Future[Any]):
 
 
 class ClientMemory:
-    """All memory that one client shares. Thread-safe.
+    """All memory that a client shares. Thread-safe.
 
     A worker that cannot use the memory fails the request, which is then sent again with its tensors. After
     that, sharing pauses (for CLIENT_MEMORY_PAUSE_NS, and longer each time in a row), and a warning is logged.
@@ -217,7 +217,7 @@ class ClientMemory:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._parts: list[_Part] = []
-        self._rooms: dict[str, int] = {}  # by model: bytes of its largest outputs so far
+        self._rooms: dict[str, int] = {}  # bytes of the largest outputs of each model so far
         self._paused_until_ns = 0
         self._pause_ns = CLIENT_MEMORY_PAUSE_NS
         self._is_closed = False

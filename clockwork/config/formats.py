@@ -48,7 +48,7 @@ FORMAT_BYTES_MAX = 20
 
 # ----- controller/catalog/options.py -------------------------------------------------------------------
 
-ORIGIN_MAX = 4096  # longest, in characters
+ORIGIN_MAX = 4096  # longest origin, in characters
 
 # ----- scheduler/recording.py ------------------------------------------------------------------
 

@@ -136,8 +136,8 @@ cdef class Exchange:
     """
 
     cdef unique_ptr[CExchange] _exchange
-    cdef CExchangeParts *_parts  # of _exchange
-    cdef object _core  # owns the scheduler that _exchange calls
+    cdef CExchangeParts *_parts  # parts of _exchange
+    cdef object _core  # the binding that owns the scheduler of _exchange
     cdef object _find_model
 
     def __init__(self, Driven core not None, find_model, Functions functions not None, workers, clients, templates, reasons, *,
@@ -267,7 +267,8 @@ cdef class Exchange:
         cdef CPort *port = &self._exchange.get().port(<CSide>side)
         cdef Py_ssize_t left = len(frames)
         cdef Py_buffer part
-        views = [memoryview(frame).cast("B") for frame in frames]  # before anything is sent: it may raise
+        # made before anything is sent, because it may raise
+        views = [memoryview(frame).cast("B") for frame in frames]
         if not port.begin(view_of(identity), fd, self._exchange.get().now()):
             return False
         if rest:
@@ -508,7 +509,7 @@ cdef class Exchange:
         return durations_of(self._exchange.get().times().lag())
 
     def spent_ns(self):
-        """This thread's processor time by stage of the loop, since is_timed was set."""
+        """Return this thread's processor time by stage of the loop, since is_timed was set."""
         cdef int64_t *spent = self._exchange.get().times().spent_data()
         return {name: spent[place] for place, name in enumerate(STAGES)}
 

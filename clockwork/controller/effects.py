@@ -65,7 +65,7 @@ class Post(NamedTuple):
     identity: bytes
     fd: int
     header: bytes
-    rest: bytes = b""  # more of the header's frame
+    rest: bytes = b""  # bytes of the header's frame that follow
     frames: Sequence[Any] = ()
 
 
@@ -157,8 +157,8 @@ class Forward(NamedTuple):
     """Have the exchange route a name's traffic to these models, in parts of SHARE_WHOLE, or to none."""
 
     name: str
-    shares: Sequence[tuple[int, int]]  # (model id, parts)
-    shadow: tuple[int, Shadow] | None  # (model id, its shadow's settings)
+    shares: Sequence[tuple[int, int]]  # pairs of model id and parts
+    shadow: tuple[int, Shadow] | None  # model id and settings of its shadow
 
 
 class Withdraw(NamedTuple):
@@ -240,7 +240,7 @@ class PackagePrepared(NamedTuple):
 class WriteChange(NamedTuple):
     """Change the catalog durably. The result: "", or a sentence about packages that could not be removed."""
 
-    name: str  # the model's
+    name: str  # name of the model
     change: Change
 
 

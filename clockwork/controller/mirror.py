@@ -17,7 +17,7 @@ class ExchangeMirror:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._interfaces: weakref.WeakValueDictionary[Any, Interface] = weakref.WeakValueDictionary()
-        self._interface_of: dict[int, Interface] = {}  # by model id; keeps them alive
+        self._interface_of: dict[int, Interface] = {}  # interfaces by model id; keeps them alive
 
     def serve(self, model: ModelVersion) -> None:
         prepared = model.prepared

@@ -90,7 +90,7 @@ class Outlet:
         self._jobs = jobs
         self._mirror = ExchangeMirror(context.exchange)
         self._is_deciding = False
-        self._late: list[Event] = []  # for the scheduler, once the current decision is over
+        self._late: list[Event] = []  # events for the scheduler, once the current decision is over
 
     def carry_out(self, is_deciding: bool = False) -> None:
         """Carry out every effect in the queue, and those that follow from them.
@@ -150,7 +150,7 @@ class Outlet:
                 self._publish("route", {"model": name, **body})
             case SendWorker(worker_id, message):
                 worker = self._context.links.worker_by_id.get(worker_id)
-                if worker is not None:  # else there is nobody to tell
+                if worker is not None:  # otherwise no worker is left to tell
                     self._post(to_worker(worker.identity, worker.fd, message))
             case PingWorker(worker_id):
                 worker = self._context.links.worker_by_id.get(worker_id)

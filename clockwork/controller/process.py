@@ -195,7 +195,7 @@ class Controller:
         """Answer the open requests, say goodbye to all peers, and release every resource."""
         text = "the controller is shutting down"
         self._exchange.fail_all(Status.UNAVAILABLE, text)
-        self._effects.clear()  # left over from a controller that failed
+        self._effects.clear()  # effects left over from a controller that failed
         self._clients.dismiss()
         self._workers.dismiss()
         self._outlet.carry_out(is_deciding=True)  # the scheduler is told nothing more

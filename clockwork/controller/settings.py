@@ -22,14 +22,14 @@ class ControllerSettings:
     data: Path = dataclasses.field(default_factory=config.data_directory)
     policy: str = config.POLICY
     memory: str = ""  # the memory policy, whose rules load and evict; "": the policy's own
-    options: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the policy, by name
+    options: Mapping[str, float] = dataclasses.field(default_factory=dict)  # options of the policy, by name
     key: Path | None = None  # a controller.key file; none: no encryption, loopback only
     allowed: Path | None = None  # the list of keys that are let in; none: allowed.keys beside `key`
     insecure: bool = False  # listen beyond loopback without keys
     await_models: Sequence[str] = ()  # names of models that must be registered before the cluster is ready
     record: Path | None = None  # file for the recording of the scheduler's events
     record_bytes_max: int = bounds.RECORD_BYTES_MAX
-    recorder_bytes: int = RECORDER_BYTES  # of the flight recorder's ring; 0: it is off
+    recorder_bytes: int = RECORDER_BYTES  # size of the flight recorder's ring; 0: the recorder is off
     telemetry: Path | None = None  # folder for rows of every request and action
     telemetry_bytes_max: int = TELEMETRY_BYTES
     client_bounds: bounds.ConnectionBounds = bounds.CLIENT_CONNECTIONS

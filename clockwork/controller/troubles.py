@@ -18,7 +18,8 @@ from clockwork.config.controller import TROUBLE_KEPT_NS, TROUBLES_PER_KIND_MAX
 class TroubleKind(enum.StrEnum):
     """Kinds of troubles. A kind is a label of metrics, so there are few; the subject is the affected part."""
 
-    MODEL_SET_ASIDE = "model_set_aside"  # Its executions ended workers or overran; subject: name@version.
+    # The model's executions ended workers or overran; subject: name@version.
+    MODEL_SET_ASIDE = "model_set_aside"
     MODEL_OVERRUN = "model_overrun"  # An execution was ended because it took too long; subject: name@version.
     WORKER_KILLED = "worker_killed"  # A worker died with an execution under way; subject: name@version.
     # A load, or a trial, did not end, and its worker began anew; subject: the worker's name.

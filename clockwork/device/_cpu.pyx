@@ -31,7 +31,7 @@ cdef extern from "device/operators.h" nogil:
 
 cdef enum:
     IN_PLACE_ALIGNMENT = 16  # the alignment of a caller's buffer that a kernel reads directly
-    INT64 = 7  # ONNX's code
+    INT64 = 7  # ONNX's code of int64
     EMPTY_ROWS_MOST = 65_536
 
 cdef int OK = Status.OK

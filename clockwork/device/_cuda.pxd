@@ -29,7 +29,7 @@ cdef class CudaCore(DeviceCore):
     cdef CUdeviceptr arena
     cdef vector[CudaSlot] slots
     cdef int64_t run_end_ns  # the end of the last execution; used by the execute lane
-    cdef CUdeviceptr workspace  # used by one execution at a time
+    cdef CUdeviceptr workspace  # pool used by one execution at a time
     # Replaces `workspace` at the next execution; 0: none. Guarded by the hub's lock
     cdef CUdeviceptr workspace_next
     # The sizes of slots and workspace, as given:

@@ -45,5 +45,5 @@ cdef class HostPages:
 
 cdef class WeightsCopy:
     cdef CWeightsCopy copy
-    cdef HostPages store  # the store of its pages
-    cdef readonly bint is_fixed  # whether it stays as long as a device knows its model
+    cdef HostPages store  # the store that owns its pages
+    cdef readonly bint is_fixed  # whether the copy stays as long as a device knows its model

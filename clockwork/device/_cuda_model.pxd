@@ -133,7 +133,7 @@ cdef class CompiledProgram:
     cdef readonly bint batches
     cdef vector[int] input_dtypes
     cdef vector[int] output_dtypes
-    cdef vector[Variant] variants  # in the order in which they are tried
+    cdef vector[Variant] variants  # variants in the order in which they are tried
 
     cdef int set_argument(self, Argument* argument, object described) except -1
     cdef int set_variant(self, Variant* variant, object described, list inputs, list outputs) except -1

@@ -8,10 +8,10 @@ from clockwork.device._orders cimport DeviceModel
 
 cdef class ReservingCore(CudaCore):
     # The state of the running RESERVE; guarded by the hub's lock:
-    cdef CudaOrder* reserved  # NULL: none
+    cdef CudaOrder* reserved  # the order that holds the device; NULL: none
     cdef bint reserve_used  # a thread holds the device
     cdef bint reserve_wanted  # a thread waits for the device, or holds it
-    cdef int64_t reserve_model_id  # the model for which it is wanted
+    cdef int64_t reserve_model_id  # the model for which the device is wanted
     cdef bint reserve_ended  # waits are to end: the lanes stop, or start anew
 
     cdef void release_pages(self, DeviceModel* at) noexcept nogil

@@ -25,7 +25,7 @@ cdef int UNKNOWN_MODEL = Status.UNKNOWN_MODEL
 cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
 
 
-@cython.no_gc_clear  # as its base class
+@cython.no_gc_clear  # the base class has the same decorator
 cdef class ReservingCore(CudaCore):
     """A device with RESERVEs. The loop's thread calls the methods, unless a docstring says otherwise."""
 

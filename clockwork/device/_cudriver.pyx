@@ -304,7 +304,7 @@ cdef class DriverTable:
         while len(sizes) < PARAMETERS_MAX:
             result = self.api.parameter(kernel.handle, len(sizes), &offset, &size)
             if result == CUDA_ERROR_INVALID_VALUE:
-                break  # no further parameter
+                break  # the kernel has no further parameter
             if result != CUDA_SUCCESS:
                 return None
             sizes.append(size)

@@ -79,7 +79,7 @@ cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
 cdef class Block:
     cdef char* data
     cdef Py_ssize_t bytes
-    cdef bint is_shared  # it is never freed
+    cdef bint is_shared  # the block is shared and never freed
 
 cdef list list_parts(BatchParts* parts)
 cdef void copy_beginning(char* small, const int64_t* small_dims, char* large, const int64_t* large_dims, int rank,

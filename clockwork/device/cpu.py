@@ -231,7 +231,7 @@ def slot_bytes(prepared: PreparedModel) -> int:
         total = 0
         for spec, shape in zip(prepared.inputs, shapes):
             if spec.dtype == STRING:
-                continue  # read in place
+                continue  # the input is read in place
             if is_value(shape):
                 total += -(-4 * (len(shape) - 1) // _ALIGNMENT) * _ALIGNMENT
                 continue

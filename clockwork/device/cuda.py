@@ -536,7 +536,7 @@ class _Holds:
         self.core: ReservingCore | None = None
         self.lanes: list[threading.Thread] = []
         self.programs: dict[str, _Loaded] = {}
-        self.unused: dict[str, _Loaded] = {}  # programs without models
+        self.unused: dict[str, _Loaded] = {}  # loaded programs without models
         self.outgrown: list[tuple[PinnedBytes | None, DeviceBytes | None]] = []
         self.models: dict[int, _Known] = {}
 

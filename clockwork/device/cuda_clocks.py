@@ -44,7 +44,7 @@ class GpuState:
     memory_mhz: int = 0
     temperature_c: int = 0
     power_w: int = 0
-    reasons: int = 0  # NVML's bits, see above
+    reasons: int = 0  # NVML's bits, see the constants above
     lost: str = ""  # the driver's message if the card is gone; "" otherwise
 
     @property
@@ -120,7 +120,7 @@ class Nvml:
                     nvml.NVML_ERROR_RESET_REQUIRED,
                 ):
                     lost = f"NVML: {error}"
-                return 0  # not every card reports every value
+                return 0  # some cards do not report every value
 
         return GpuState(
             sm_mhz=ask(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),

@@ -30,7 +30,7 @@ class HostStore(abc.ABC):
     less than a page, or more than can be pinned.
     """
 
-    budget_bytes = 0  # 0: a store without a budget
+    budget_bytes = 0  # 0 means a store without a budget
     staging: PinnedBytes | None = None  # a page for the trial of a model outside the store
 
     def __init__(self, memories: Sequence[DeviceMemory], page_bytes: int, wanted_bytes: int) -> None:

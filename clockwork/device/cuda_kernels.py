@@ -84,7 +84,7 @@ def _linked(table: DriverTable, device: str, ptx: Path) -> Path:
     write_durably(made, cubin)
     for kept in _kept(ptx, f"{ptx.name}-{device}-"):
         if kept != made:
-            kept.unlink(missing_ok=True)  # from another driver, or damaged
+            kept.unlink(missing_ok=True)  # the cubin is damaged, or from another driver
     return made
 
 

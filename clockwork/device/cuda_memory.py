@@ -222,9 +222,9 @@ class CardInfo:
 
     ordinal: int
     name: str
-    uuid: str  # as nvidia-smi prints it, without "GPU-" or "MIG-"
-    bus: str  # "0000:3b:00.0"; a MIG instance has its card's
-    numa_node: int  # the node to which it is attached; -1: not known
+    uuid: str  # UUID as nvidia-smi prints it, without "GPU-" or "MIG-"
+    bus: str  # PCI bus id, "0000:3b:00.0"; a MIG instance has its card's
+    numa_node: int  # NUMA node to which the card is attached; -1: not known
     capability: int  # 90 means sm_90; 0: no GPU
     memory_bytes: int
     shared_bytes: int  # the most shared memory of a block

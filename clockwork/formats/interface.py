@@ -295,12 +295,12 @@ _DAMAGED = "an ONNX model that is truncated or damaged"
 Value: TypeAlias = int | range
 """The value of a protobuf field: a varint, or the place of its length-delimited bytes in the file."""
 
-_GRAPH, _METADATA = 7, 14  # fields of ModelProto
-_INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 5, 11, 12, 15  # fields of GraphProto
+_GRAPH, _METADATA = 7, 14  # field numbers of ModelProto
+_INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 5, 11, 12, 15  # field numbers of GraphProto
 _VALUES = 1  # field of SparseTensorProto
-_TENSOR_NAME = 8  # field of TensorProto
+_TENSOR_NAME = 8  # field number of TensorProto
 _NAME, _TYPE = 1, 2  # fields of ValueInfoProto
-_TENSOR_TYPE, _OTHER_TYPES = 1, (4, 5, 7, 8, 9)  # fields of TypeProto
+_TENSOR_TYPE, _OTHER_TYPES = 1, (4, 5, 7, 8, 9)  # field numbers of TypeProto
 _ELEMENT, _SHAPE = 1, 2  # fields of TypeProto.Tensor
 _DIM = 1  # field of TensorShapeProto
 _DIM_VALUE, _DIM_PARAM = 1, 2  # fields of TensorShapeProto.Dimension

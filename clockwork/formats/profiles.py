@@ -45,12 +45,12 @@ class ModelProfile:
     name: str
     exec_ns: Mapping[int, int]  # batch size -> execution time of the whole batch; at least {1: ...}
     weights_bytes: int
-    load_ns: int  # host memory to device
+    load_ns: int  # time of a copy from host memory to the device
     input_bytes: int = 0  # bytes of a request's input
     output_bytes: int = 0
     program: str = ""  # models of the same program share estimates; "": the name
     batch_max: int = 0  # largest batch; 0: the largest of exec_ns
-    slo_ns: int = 0  # 0: none
+    slo_ns: int = 0  # default SLO; 0: none
     page_bytes: int = 0  # size of the pages that page_count counts; 0: unknown
     page_count: int = 0  # measured number of pages of the weights; 0: computed from weights_bytes
     runs: Sequence[int] = ()  # contiguous pages of each run; (): each page may lie anywhere

@@ -235,9 +235,9 @@ def _plain(value: Any) -> Any:
 class ProgramWeight:
     """A weight, with its place in weights.bin."""
 
-    dtype: int = _field(_whole(0, max(DTYPES)))  # ONNX code
+    dtype: int = _field(_whole(0, max(DTYPES)))  # ONNX code of the data type
     shape: tuple[int, ...] = _field(_integers)
-    offset: int = _field(_whole(0, bounds.WEIGHTS_BYTES_MAX))  # bytes, a multiple of 64
+    offset: int = _field(_whole(0, bounds.WEIGHTS_BYTES_MAX))  # offset in bytes, a multiple of 64
     bytes: int = _field(_whole(0, bounds.WEIGHTS_BYTES_MAX))
 
 
@@ -247,7 +247,7 @@ class TargetModules:
 
     # oldest sufficient CUDA driver, as from cuDriverGetVersion; 0 for host
     driver: int = _field(_whole(0, 2**31 - 1))
-    modules: tuple[str, ...] = _field(_several(_Node.text, FILES_MAX))  # paths in the package
+    modules: tuple[str, ...] = _field(_several(_Node.text, FILES_MAX))  # paths of the modules in the package
     # of each module its PTX, which drivers compile for newer devices; (): there is none
     ptx: tuple[str, ...] = _field(_several(_Node.text, FILES_MAX), ())
     ptx_driver: int = _field(_whole(0, 2**31 - 1), 0)  # oldest CUDA driver that reads the PTX
@@ -271,7 +271,7 @@ class Argument:
     """A kernel parameter. ``value``: byte offset of a pointer, value of a scalar, or index of a size or table
     entry."""
 
-    kind: str  # from POINTERS or SCALARS, or "workspace", "size", "table"
+    kind: str  # an element of POINTERS or SCALARS, or "workspace", "size", "table"
     index: int  # index of the weight, input or output; else 0
     value: int | float
 
@@ -281,9 +281,10 @@ class Launch:
     """A kernel launch. Launches run in turn, each after the end of the previous launch."""
 
     module: int = _field(_whole(0, FILES_MAX))  # index into the target's modules
-    kernel: str = _field(_Node.text)  # its name in the module
-    grid: tuple[int, int, int] = _field(lambda node: node.triple(bounds.GRID_MAX))  # blocks
-    block: tuple[int, int, int] = _field(lambda node: node.triple(bounds.BLOCK_MAX))  # threads of a block
+    kernel: str = _field(_Node.text)  # name of the kernel in the module
+    grid: tuple[int, int, int] = _field(lambda node: node.triple(bounds.GRID_MAX))  # number of blocks
+    # number of threads of a block
+    block: tuple[int, int, int] = _field(lambda node: node.triple(bounds.BLOCK_MAX))
     shared: int = _field(_whole(0, bounds.SHARED_BYTES_MAX))  # bytes of dynamic shared memory
     args: tuple[Argument, ...] = _field(_several(_argument, bounds.ARGUMENTS_MAX))
     # bytes of the widest access through each pointer, in order; (): unknown
@@ -321,7 +322,7 @@ class Variant:
 class Program:
     """A package without the bytes of its files."""
 
-    name: str = _field(_Node.text)  # for people
+    name: str = _field(_Node.text)  # name for readers
     inputs: tuple[TensorSpec, ...] = _field(_several(_spec, TENSORS_MAX))  # a dimension is an int or a symbol
     outputs: tuple[TensorSpec, ...] = _field(_several(_spec, TENSORS_MAX))
     batches: bool = _field(_Node.boolean)  # dimension 0 of every input and output is the batch

@@ -33,7 +33,7 @@ class HeldAnswer:
         self.copies = copies
         self.end = end
         self.model = ""
-        self.size = 0  # bytes: first the expected, then the true size
+        self.size = 0  # size in bytes: first the expected, then the true one
         # Times of the answer's arrival, and of its caller's last read; 0: the answer has not arrived.
         self.begun_ns = self.moved_ns = 0
         self.released = False
@@ -47,7 +47,8 @@ class AnswerMemory:
         self._limit_ns = to_ns(answer_s)
         self.bytes = 0
         self._of_callers: collections.Counter[Hashable] = collections.Counter()
-        self._there: dict[HeldAnswer, None] = {}  # answers that have come, by their last progress
+        # answers that have come, in the order of their last progress
+        self._there: dict[HeldAnswer, None] = {}
         # By model: the sizes of its last two answers, the latest first, if either was large.
         self._sizes: collections.OrderedDict[str, tuple[int, int]] = collections.OrderedDict()
 

@@ -22,8 +22,8 @@ _SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST = 1
 _TCP_ESTABLISHED = 1
 _ANY_COOKIE = (0xFFFFFFFF, 0xFFFFFFFF)
-_HEADER = struct.Struct("=IHHII")  # nlmsghdr
-_REQUEST = struct.Struct("=BBBxI")  # inet_diag_req_v2, up to its addresses
+_HEADER = struct.Struct("=IHHII")  # the kernel's struct nlmsghdr
+_REQUEST = struct.Struct("=BBBxI")  # the kernel's struct inet_diag_req_v2, up to its addresses
 _PORTS = struct.Struct(">HH")
 _FOUND = struct.Struct("=BBBB48x4xIIII")  # inet_diag_msg: family, state, ..., then two queues, user, inode
 _ANSWER_BYTES = 4_096
@@ -45,7 +45,7 @@ class Caller(NamedTuple):
 
     address: Endpoint
     served: Endpoint  # the gateway's end of the connection
-    headers: Iterable[str]  # their names
+    headers: Iterable[str]  # names of the headers
 
     def user(self) -> int:
         """Return the user id of the process that made the request.

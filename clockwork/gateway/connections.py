@@ -62,11 +62,11 @@ class ServerConnections:
     def __init__(self, port: int, seats: ServerSeats) -> None:
         self._port = port
         self._seats = seats
-        self._by_peer: dict[str, Seat] = {}  # by gRPC's name of the peer
-        self._descriptors: dict[str, _Descriptor] = {}  # this process's, by number
+        self._by_peer: dict[str, Seat] = {}  # seats by gRPC's name of the peer
+        self._descriptors: dict[str, _Descriptor] = {}  # descriptors of this process, by number
         self._looks = 0
         self._ending: dict[str, None] = {}  # peers whose seats were vacated
-        self._receiving: dict[str, _Receiving] = {}  # by peer
+        self._receiving: dict[str, _Receiving] = {}  # incomplete messages by peer
 
     def seat_of(self, peer: str) -> Seat:
         """Return the seat of a call's connection.
@@ -187,7 +187,8 @@ class ServerConnections:
 
 class _Descriptor(NamedTuple):
     inode: int
-    peer: str  # of a connection to the port; "": the descriptor is another, or its connection was shut down
+    # peer of a connection to the port; "": the descriptor is another's, or its connection was shut down
+    peer: str
 
 
 NONE = _Descriptor(0, "")

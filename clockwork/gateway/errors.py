@@ -60,8 +60,8 @@ class ErrorAnswer(NamedTuple):
 
     status: int
     grpc: str
-    body: dict[str, Any]  # of HTTP; its facts but for "error" travel as gRPC's trailing metadata
-    headers: dict[str, str]  # of HTTP
+    body: dict[str, Any]  # body for HTTP; its facts but for "error" travel as gRPC's trailing metadata
+    headers: dict[str, str]  # headers for HTTP
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The facts of the error, as gRPC's trailing metadata."""

@@ -246,7 +246,7 @@ class GrpcServer:
             assert self._connections is not None
             peer = context.peer()
             call = _Call(peer, self._connections.seat_of(peer), begun_bytes)
-            has_begun = False  # a stream
+            has_begun = False  # for a stream
             try:
                 try:
                     try:
@@ -569,7 +569,7 @@ class GrpcServer:
     async def _model_metadata(self, request: Any, context: Context) -> Any:
         body = await self._service.metadata(request.name, request.version)
         for tensor in body["inputs"]:
-            tensor.pop("optional", None)  # the protocol's message has no field for it; ModelConfig has
+            tensor.pop("optional", None)  # the protocol's message has no such field; ModelConfig has
         return pb.ModelMetadataResponse(**body)
 
     async def _model_config(self, request: Any, context: Context) -> Any:

@@ -41,9 +41,9 @@ class Wants:
     __slots__ = ("classes", "named", "otherwise")
 
     def __init__(self, named: dict[str, bool], otherwise: bool, classes: dict[str, int]) -> None:
-        self.named = named  # by name: whether the output is to be binary
+        self.named = named  # for each named output, whether it is to be binary
         self.otherwise = otherwise  # whether outputs that are not named are to be binary
-        self.classes = classes  # by name: the number of classes that are wanted instead of values
+        self.classes = classes  # for each output, the number of classes that are wanted instead of values
 
     def binary(self, name: str) -> bool:
         return self.named.get(name, self.otherwise)

@@ -11,7 +11,7 @@ from clockwork.config.gateway import INFLATE_RATIO_MAX, INFLATED_BYTES_FREE, PIE
 from clockwork.errors import InvalidInput
 from clockwork.gateway.errors import TooLarge, Unsupported
 
-_GZIP, _ZLIB, _RAW = 31, 15, -15  # zlib's parameter wbits
+_GZIP, _ZLIB, _RAW = 31, 15, -15  # values of zlib's parameter wbits
 
 
 class Inflater:

@@ -49,7 +49,7 @@ class Region:
     """A part of a shared-memory file, under a name that its owner chose."""
 
     name: str
-    key: str  # as registered, with or without a leading slash
+    key: str  # name as registered, with or without a leading slash
     offset: int
     byte_size: int
     file: tuple[int, int]  # device and inode, because another file may get the same key
@@ -64,7 +64,7 @@ class RegionPlace(NamedTuple):
     """The place of a tensor in a region."""
 
     region: Region
-    offset: int  # in bytes from the region's beginning
+    offset: int  # bytes from the region's beginning
     size: int
 
 
@@ -358,7 +358,7 @@ class Shared:
         self._hold = hold
         self._held = 0
         self._limit = limit
-        self._inputs: dict[int, RegionPlace] = {}  # by the number of the frame
+        self._inputs: dict[int, RegionPlace] = {}  # places by the number of the frame
         self._outputs: dict[str, RegionPlace] = {}
 
     def input(

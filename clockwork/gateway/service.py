@@ -66,9 +66,9 @@ class Inference:
     references: list[NamedTensorRef]
     frames: list[Frame]
     outputs: list[str]  # the requested names; empty: all
-    slo_ns: int  # 0: the model's default
+    slo_ns: int  # SLO of the request; 0: the model's default
     priority: int
-    # by output: the number of classes that are wanted instead of values
+    # for each output, the number of classes that are wanted instead of values
     classes: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -143,7 +143,7 @@ class InferenceService:
         self._requests_max = requests_max
         self._bytes_max = bytes_max
         self.requests = 0  # requests under way, of all kinds
-        self.request_bytes = 0  # bytes that came of these requests
+        self.request_bytes = 0  # bytes received of these requests
         self.counters = GatewayCounters()
         self._tracing = tracing
         # Both work in pieces that hold the interpreter's lock for some milliseconds at most. Reading may take

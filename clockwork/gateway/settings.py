@@ -40,7 +40,7 @@ class GatewaySettings:
     endpoint: str = config.CLIENT_ENDPOINT  # the controller's endpoint for clients
     key: Path | None = None  # file of the gateway's CURVE keys
     host: str = "127.0.0.1"
-    http_port: int = HTTP_PORT  # 0: any free port; OFF: no server
+    http_port: int = HTTP_PORT  # port; 0: any free port; OFF: no server
     grpc_port: int = GRPC_PORT
     metrics_port: int = METRICS_PORT
     tls_cert: Path | None = None

@@ -176,7 +176,7 @@ class Child(ChildOutput):
     def end(self) -> None:
         """Kill the process group, with helpers, and reap the process."""
         if self.process.returncode is not None:
-            return  # its number may belong to another process by now
+            return  # the process id may belong to another process by now
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -246,7 +246,7 @@ class ProcessCluster:
         self._settings = settings
         self._endpoints = endpoints
         self._say = say
-        self._seats: list[ChildSlot] = []  # the controller's first
+        self._seats: list[ChildSlot] = []  # slots of the children, the controller's first
         # the last of the controller's arguments until the cluster is ready
         self._awaits_models: list[str] = []
         self._gateway: ChildSlot | None = None
@@ -372,7 +372,7 @@ class ProcessCluster:
     def _decide(self, seat: ChildSlot) -> None:
         """Set the time of a child's restart after its end, or give its seat up. Raises GivenUp."""
         child = seat.child
-        child.end()  # ends its helpers, and its output
+        child.end()  # ends the child's helpers, and its output
         now = now_ns()
         how = "was lost with its machine" if child.lost else how_it_ended(child.status)
         due_ns = seat.restarts.next_ns(now, seat.begun_ns, bool(child.serves) or child.lost, child.status)

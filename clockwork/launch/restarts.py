@@ -13,7 +13,7 @@ class Restarts:
     """Decides on restarts of a process, by the number of its recent ends."""
 
     def __init__(self) -> None:
-        self._has_served = False  # at any time since the first start
+        self._has_served = False  # whether it has served at any time since the first start
         self._ends = 0  # number of ends in a row, each soon after its start
 
     def next_ns(self, now_ns: int, begun_ns: int, has_served: bool, status: int) -> int | None:

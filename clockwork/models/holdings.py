@@ -84,7 +84,7 @@ class Bound:
     program: SplitModel
     layout: WeightLayout
     weights: list[WeightSpec]
-    error: str  # why it does not work; "": it works
+    error: str  # reason why the holding does not work; "": it works
 
 
 def build_bound(program: SplitModel, directory: Path, page_bytes: int, reference: ReferenceRun) -> Bound:
@@ -173,8 +173,8 @@ def write_program(store: Path, name: str, model: bytes, fingerprint: str) -> Non
 
 @dataclasses.dataclass(slots=True)
 class Packed:
-    resident_bytes: int  # of the mapped file and the session's other memory
-    error: str  # why it does not work; "": it works
+    resident_bytes: int  # bytes of the mapped file and the session's other memory
+    error: str  # reason why the holding does not work; "": it works
 
 
 def build_packed(optimised: Path, directory: Path, reference: ReferenceRun) -> Packed:

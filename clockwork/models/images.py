@@ -33,7 +33,7 @@ INPUT_KEY = "clockwork.input"
 class ImageSpec:
     """The format of a model's image input. A height or width of 0 means the size of the image."""
 
-    layout: str  # "NCHW" or "NHWC"
+    layout: str  # layout of the tensor, "NCHW" or "NHWC"
     height: int
     width: int
     channels: int  # 1 (grey), 3 (RGB) or 4 (RGBA)

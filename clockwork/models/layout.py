@@ -19,8 +19,8 @@ ALIGNMENT_BYTES = 64  # Alignment of ONNX Runtime's allocator: a cache line, and
 
 
 class WeightLayout(NamedTuple):
-    runs: list[int]  # page count of each
-    places: list[tuple[int, int]]  # per tensor: (run, offset in bytes into it)
+    runs: list[int]  # page count of each run
+    places: list[tuple[int, int]]  # place of each tensor: (run, offset in bytes into it)
 
 
 def lay_out(sizes: Sequence[int], page_bytes: int) -> WeightLayout:

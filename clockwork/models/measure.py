@@ -136,7 +136,8 @@ class Compared(NamedTuple):
     """A comparison of two holdings of a model at a batch size."""
 
     batch: int
-    ratio: float  # of the first holding's execution time to the second's: median over pairs of executions
+    # ratio of the first holding's execution time to the second's: median over pairs of executions
+    ratio: float
 
 
 def compare(bench: Bench, inputs: Sequence[Array], sizes: Sequence[int]) -> list[Compared]:

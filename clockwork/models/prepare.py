@@ -198,7 +198,7 @@ class _Preparation:
         bound: Bound | None = None
         packed: Packed | None = None
         bound_dir, packed_dir = self._directory(), self._directory()
-        if finding is not None and finding.holding == "packed":  # bound would not be used
+        if finding is not None and finding.holding == "packed":  # a bound holding would not be used
             packed = build_packed(self._optimised, packed_dir, self._expected)
         if packed is None or packed.error:
             bound, note = self._split(splitter, whole, kept, bound_dir)

@@ -23,8 +23,8 @@ class Reshape:
 
     name: str
     is_input: bool
-    outer: tuple[int, ...]  # as clients see it, without the batch where ``batched``
-    inner: tuple[int, ...]  # as the model has it, without the batch as well
+    outer: tuple[int, ...]  # shape as clients see it, without the batch where ``batched``
+    inner: tuple[int, ...]  # shape as the model has it, without the batch as well
     batched: bool  # the first dimension of both is the batch
 
 

@@ -96,7 +96,7 @@ class Limit:
     def __enter__(self) -> None:
         try:
             self._thread.start()
-        except RuntimeError as error:  # the system has no memory for its stack
+        except RuntimeError as error:  # the system has no memory for the thread's stack
             raise MemoryError(str(error)) from None
 
     def __exit__(self, *_: object) -> None:

@@ -75,7 +75,7 @@ _QUANTISED = (
 class ModelConstant:
     """A constant of the model: an initializer or a Constant node, in the main graph or a body."""
 
-    tensor: TensorProto  # its data may be external
+    tensor: TensorProto  # the tensor's data may be external
     directory: Path
     uses: list[tuple[NodeProto, int]]  # operator and input position
     is_sparse: bool = False
@@ -120,9 +120,9 @@ class ModelConstant:
 class SplitModel:
     """The result of a split."""
 
-    model: bytes  # canonical ONNX file
-    weights: list[ModelConstant]  # in the order of the inputs that follow the model's own
-    kept: list[ModelConstant]  # weights that had to stay inside
+    model: bytes  # the program as a canonical ONNX file
+    weights: list[ModelConstant]  # weights in the order of the inputs that follow the model's own
+    kept: list[ModelConstant]  # weights that had to stay inside the program
 
     @property
     def weights_bytes(self) -> int:
@@ -141,7 +141,7 @@ class Splitter:
         self._directory = path.parent
         self._model = read_model(path)
         self._shape_symbols: dict[str, str] = {}
-        self._constants: dict[str, ModelConstant] = {}  # by unique name
+        self._constants: dict[str, ModelConstant] = {}  # weights by unique name
         self._count = 0
         graph = self._model.graph
         self._graph = self._canonical(graph, {}, "x")

@@ -34,11 +34,11 @@ class Asked(NamedTuple):
 class Decision:
     """A decision of a scheduler: an order to a device, or an answer without outputs."""
 
-    at_ns: int  # since the first arrival
+    at_ns: int  # time since the first arrival
     what: str  # load, unload, infer, profile, fetch or drop; or refused, missed, cancelled or failed
     model: str
-    device: str  # empty for an answer
-    requests: tuple[int, ...]  # numbered from 1 on in the order of their arrival
+    device: str  # name of the device; empty for an answer
+    requests: tuple[int, ...]  # numbers of the requests, from 1 on in the order of their arrival
     reason: str  # reason of a refusal
 
     def is_same(self, other: Decision) -> bool:
@@ -60,7 +60,7 @@ class Decision:
 class Divergence:
     """The first decision in which two runs differ. None: that run had no further decision."""
 
-    number: int  # equal decisions before the first that differs
+    number: int  # number of equal decisions before the first that differs
     first: Decision | None
     second: Decision | None
     late_ns: int  # largest difference between the times of equal decisions
@@ -77,8 +77,8 @@ class ResultSummary:
     missed: int = 0
     failed: int = 0
     cancelled: int = 0
-    executions: int = 0  # executions that ended well
-    executed: int = 0  # requests in those executions
+    executions: int = 0  # number of executions that ended well
+    executed: int = 0  # number of requests in those executions
     loads: int = 0
     p50_ns: int = 0
     p99_ns: int = 0
@@ -99,11 +99,11 @@ class Comparison:
 
     span_ns: tuple[int, int]
     workload_parts_at: int  # number, from 1 on, of the first request that differs between the runs; 0: none
-    part: Divergence | None  # None: all decisions are the same
+    part: Divergence | None  # the first difference; None: all decisions are the same
     total: tuple[ResultSummary, ResultSummary]
     models: dict[str, tuple[ResultSummary, ResultSummary]]
     devices: dict[str, tuple[ResultSummary, ResultSummary]]
-    only_first: int  # requests that only the first run answered
+    only_first: int  # number of requests that only the first run answered
     only_second: int
 
 

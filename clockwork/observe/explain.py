@@ -54,8 +54,8 @@ class LaneSpan:
     begin_ns: int
     end_ns: int
     what: str
-    label: str  # the model's label
-    text: str  # a description in one line
+    label: str  # label of the model
+    text: str  # description of the action in one line
     is_own: bool = False  # whether it belongs to the request that is explained, or loads its model
     is_predicted: bool = False  # whether it had not ended: it is drawn with its predicted duration
 
@@ -65,7 +65,7 @@ class LaneTimeline:
     """An execute or load lane of a device within a timeline."""
 
     name: str
-    what: str  # execute or load
+    what: str  # name of the lane: execute or load
     spans: Sequence[LaneSpan]
 
 
@@ -73,7 +73,7 @@ class Moment(NamedTuple):
     """A mark on a timeline."""
 
     at_ns: int
-    sign: str  # one letter
+    sign: str  # letter that marks the action in a timeline
     word: str
 
 
@@ -95,9 +95,9 @@ class Explanation:
 
     request_id: int
     model: str
-    outcome: str  # from OUTCOMES; "" before the answer
+    outcome: str  # an element of OUTCOMES; "" before the answer
     sentences: Sequence[str]
-    devices: Sequence[str]  # a sentence for each device that could have served it
+    devices: Sequence[str]  # a sentence for each device that could have served the request
     timeline: Timeline
 
 

@@ -87,11 +87,11 @@ class HistoryCounts:
     missed: int = 0
     cancelled: int = 0
     failed: int = 0
-    waiting: int = 0  # requests that wait in the controller now
-    executions: int = 0  # INFERs that ended well
-    executed: int = 0  # requests in those executions
-    loads: int = 0  # LOADs that ended well
-    refusals: dict[str, int] = dataclasses.field(default_factory=dict)  # by reason
+    waiting: int = 0  # number of requests that wait in the controller now
+    executions: int = 0  # number of INFERs that ended well
+    executed: int = 0  # number of requests in those executions
+    loads: int = 0  # number of LOADs that ended well
+    refusals: dict[str, int] = dataclasses.field(default_factory=dict)  # numbers of refusals by reason
 
     @property
     def ended(self) -> int:
@@ -115,7 +115,7 @@ class SeenRequest:
     rows: int = 1
     shape: ShapeKey = ()
     priority: int = 0
-    arrived_ns: int = 0  # 0: before the history
+    arrived_ns: int = 0  # 0: the worker joined before the history
     deadline_ns: int = NEVER_NS
     sent_ns: int = 0  # time at which the newest batch with this request was ordered
     sent_count: int = 0
@@ -127,7 +127,7 @@ class SeenRequest:
     text: str = ""
     feasible_slo_ns: int = 0  # SLO that would have been feasible, if the request was refused; 0: unknown
     retry_after_ns: int = 0
-    queue_ns: int = 0  # as the answer states it
+    queue_ns: int = 0  # time in the queue, as the answer states it
     load_ns: int = 0
     exec_ns: int = 0
 
@@ -162,13 +162,13 @@ class SeenAction:
     ordered_ns: int = 0
     earliest_ns: int = 0  # begin of the window in which the action may begin
     latest_ns: int = 0
-    expected_ns: int = 0  # predicted duration
+    expected_ns: int = 0  # predicted duration of the action
     begin_ns: int = 0  # 0: the action did not begin, or has not ended
     end_ns: int = 0
-    duration_ns: int = 0  # measured duration
+    duration_ns: int = 0  # measured duration of the action
     ready_ns: int = 0  # time at which the order and its inputs had reached the worker
     done_ns: int = 0  # time at which the result was noticed, or the action was lost
-    status: Status | None = None  # None: not ended
+    status: Status | None = None  # None: the action has not ended
     text: str = ""
     revoked_ns: int = 0  # time at which the action was revoked
 
@@ -186,7 +186,7 @@ class ResidencySpan:
     """A model on a device, from the order to load it until its pages are free again."""
 
     model_id: int
-    load_id: int  # negative: unknown
+    load_id: int  # id of the load; negative: unknown
     state: str  # LOADING, RESIDENT or UNLOADING
     run_starts: tuple[int, ...] = ()  # first page of each run; () if the load was not seen
     runs: tuple[int, ...] = ()  # pages of each run; () if the model was not seen
@@ -204,16 +204,16 @@ class SeenDevice:
     """A device. ``executions`` and ``loads`` are its lanes: actions in the order of their orders."""
 
     worker: int
-    index: int  # within the worker
+    index: int  # index of the device within the worker
     kind: str = ""
     page_bytes: int = 0
     page_count: int = 0
     run_ahead: int = 1
-    clock_mhz: int = 0  # 0: unknown
+    clock_mhz: int = 0  # clock of the device; 0: unknown
     lost_ns: int = 0  # time at which the device, or its worker, was lost
     # pages of loaded and loading models; an order to unload frees its pages for later orders
     pages_used: int = 0
-    resident: dict[int, ResidencySpan] = dataclasses.field(default_factory=dict)  # by load_id
+    resident: dict[int, ResidencySpan] = dataclasses.field(default_factory=dict)  # residencies by load_id
     gone: deque[ResidencySpan] = dataclasses.field(default_factory=deque)  # former residencies
     executions: deque[SeenAction] = dataclasses.field(default_factory=deque)
     loads: deque[SeenAction] = dataclasses.field(default_factory=deque)
@@ -245,7 +245,7 @@ class SeenWorker:
     id: int
     name: str = ""
     device_count: int = 0
-    joined_ns: int = 0  # 0: before the history
+    joined_ns: int = 0  # 0: the worker joined before the history
     left_ns: int = 0
     draining_ns: int = 0  # time since which the worker is leaving
     there_ns: int = 0  # high percentile of the delay of messages to the worker
@@ -261,14 +261,15 @@ class SeenModel:
     forgotten."""
 
     id: int
-    name: str = ""  # "": no worker was seen to have prepared it
+    name: str = ""  # name@version; "": no worker was seen to have prepared it
     version: int = 0
     specs: dict[int, ModelSpec] = dataclasses.field(default_factory=dict)
     # time at which each worker had prepared it
     ready_ns: dict[int, int] = dataclasses.field(default_factory=dict)
-    removed_ns: int = 0  # time since which it takes no more requests
+    removed_ns: int = 0  # time from which the model takes no more requests; 0: none
     gone_ns: int = 0
-    faults: list[tuple[int, int, Fault]] = dataclasses.field(default_factory=list)  # (time, worker, fault)
+    # tuples (time, worker, fault)
+    faults: list[tuple[int, int, Fault]] = dataclasses.field(default_factory=list)
     counts: HistoryCounts = dataclasses.field(default_factory=HistoryCounts)
 
     @property
@@ -295,15 +296,15 @@ class History:
         self.steps = 0
         self.events = 0
         self.workers: dict[int, SeenWorker] = {}
-        self.devices: dict[tuple[int, int], SeenDevice] = {}  # by worker and index
+        self.devices: dict[tuple[int, int], SeenDevice] = {}  # devices by worker and index
         self.models: dict[int, SeenModel] = {}
-        self.requests: dict[int, SeenRequest] = {}  # in the order of arrival
-        self.live: dict[int, SeenRequest] = {}  # those requests that wait or were sent
-        self.actions: dict[int, SeenAction] = {}  # in the order of the orders
-        self.under_way: dict[int, SeenAction] = {}  # those actions that have not ended
+        self.requests: dict[int, SeenRequest] = {}  # requests in the order of arrival
+        self.live: dict[int, SeenRequest] = {}  # requests that wait or were sent
+        self.actions: dict[int, SeenAction] = {}  # actions in the order of the orders
+        self.under_way: dict[int, SeenAction] = {}  # actions that have not ended
         self.counts = HistoryCounts()
         self.marks: deque[CountSample] = deque()  # HISTORY_MARK_NS or more apart
-        self.forgotten = 0  # count of requests that are no longer kept
+        self.forgotten = 0  # number of requests that are no longer kept
         self._skipping = False
         self._mark_ns = 0  # time at which the next mark is due
         # by the time at which they ended, or were given up
@@ -320,7 +321,7 @@ class History:
             DeviceLost: self._device_lost,
             DeviceClock: self._device_clock,
             LinkMeasured: self._link_measured,
-            TimeWanted: lambda event: None,  # it changes nothing here
+            TimeWanted: lambda event: None,  # changes nothing in a history
             ModelReady: self._model_ready,
             ModelRemoved: self._model_removed,
             SendInfer: self._send_infer,
@@ -790,7 +791,8 @@ class History:
         ended, done = self._ended, self._done
         while ended and (ended[0][0] < horizon or len(self.requests) > self.requests_max):
             at_ns, request = ended.popleft()
-            if request.state == UNKNOWN or request.answered_ns == at_ns:  # otherwise it was seen again later
+            # otherwise the request was seen again later
+            if request.state == UNKNOWN or request.answered_ns == at_ns:
                 self._forget_request(request)
         while len(self.requests) > self.requests_max:  # more requests are live than may be kept
             self._forget_request(next(iter(self.requests.values())))

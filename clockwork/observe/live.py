@@ -23,7 +23,7 @@ Ask = Callable[[str], Mapping[str, Any]]  # The type of Client.recorder()
 class ClusterDescription(NamedTuple):
     """A controller's description of its cluster."""
 
-    status: Mapping[str, Any]  # from Client.status()
+    status: Mapping[str, Any]  # answer of Client.status()
     models: Sequence[Mapping[str, Any]]  # ``raw`` of Client.models()
 
 

@@ -43,14 +43,14 @@ class DeviceRow(NamedTuple):
     executing: float
     idle_with_work: float
     loading: float
-    executions: float  # per second
-    loads: float  # per second
-    models: int  # resident models
+    executions: float  # loads per second
+    loads: float  # loads per second
+    models: int  # number of resident models
     pages: int
     free_pages: int
     page_bytes: int
     early: int  # models that were evicted although they were used again soon, since the start
-    text: str  # reason of the loss
+    text: str  # reason of the device's loss
 
     @property
     def idle(self) -> float:
@@ -61,17 +61,17 @@ class ModelRow(NamedTuple):
     """A version of a model in the time between two readings. A percentile is None if no request was answered
     in time."""
 
-    model: str  # name@version
+    model: str  # label name@version of the model
     state: str
     rates: Rates
-    reasons: Mapping[str, float]  # refusals per second
+    reasons: Mapping[str, float]  # refusals per second, by reason
     waiting: int
     batch: float  # mean rows per execution; 0: no execution
     p50_ns: int | None
     p99_ns: int | None
     queue_p99_ns: int | None
     execute_p50_ns: int | None
-    resident: Sequence[tuple[str, int]]  # (worker, device)
+    resident: Sequence[tuple[str, int]]  # devices with the model, as (worker, device)
     pages: int
     weights_bytes: int
     share: float  # part of the requests to its name, from 0 to 1
@@ -85,12 +85,12 @@ class Overview(NamedTuple):
     uptime_s: float
     ready: bool
     rates: Rates
-    reasons: Mapping[str, float]  # refusals per second
+    reasons: Mapping[str, float]  # refusals per second, by reason
     waiting: int
     clients: int
-    wanted: float  # devices that the load needs
+    wanted: float  # number of devices that the load needs
     late_p99_ns: int | None  # lateness of the controller's loop
-    troubles: int  # kinds of trouble that are open
+    troubles: int  # number of kinds of open troubles
     devices: tuple[DeviceRow, ...]
     models: tuple[ModelRow, ...]
 

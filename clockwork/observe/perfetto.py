@@ -53,7 +53,7 @@ class Drawn(NamedTuple):
     left_out: int  # requests for which no row was free
     executions: int
     loads: int  # LOADs, UNLOADs and actions of host stores
-    under_way: int  # actions that had not ended, which are not drawn
+    under_way: int  # number of actions that had not ended, which are not drawn
     span_ns: int
 
 

@@ -128,7 +128,7 @@ class Telemetry:
         self.bytes_max = bytes_max
         self.lost_bytes = 0  # bytes of steps that the controller's ring had dropped before they were read
         self.removed = 0  # files removed because the folder was full
-        self.requests = 0  # rows
+        self.requests = 0  # number of rows of requests so far
         self.actions = 0
         self._note = dict(note or {}) | {"wall_ns": wall_ns}
         self._wall_ns = wall_ns
@@ -342,7 +342,7 @@ class _Table:
         self._name = name
         self._columns = columns
         self._rows: list[tuple[Any, ...]] = []
-        self._count = 0  # count of files that were begun
+        self._count = 0  # number of files that were begun
         self._begun_ns = 0  # time of the first row of the file
         self._path: Path | None = None  # path of the open file
         self._writer: Any = None

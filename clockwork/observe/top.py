@@ -55,7 +55,7 @@ class _Table(DataTable[Text | str]):
 
     def on_mount(self) -> None:
         for number, column in enumerate(self._columns):
-            self.add_column(f"{column.title}  ", key=str(number))  # with room for the mark
+            self.add_column(f"{column.title}  ", key=str(number))  # two spaces, with room for the mark
         self._mark()
 
     def show_rows(self, rows: Any) -> None:

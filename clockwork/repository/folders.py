@@ -277,7 +277,7 @@ def _row(path: Path, name: str) -> Row:
 class RegistrationState:
     """The state of a version's registration by this process."""
 
-    fingerprint: Fingerprint  # of the registered files; empty: an earlier run registered them
+    fingerprint: Fingerprint  # fingerprint of the registered files; empty: an earlier run registered them
     error: str = ""  # the reason why the files are not served; "": they are registered
     again: bool = False  # registering the same files may succeed later
     served: int = 0  # the version's number in the cluster; 0: none
@@ -293,7 +293,7 @@ class RegistrationState:
 class ScanPlan:
     """The actions after a scan."""
 
-    register: tuple[Version, ...]  # lower versions first
+    register: tuple[Version, ...]  # versions to register, lower versions first
     unregister: tuple[tuple[str, int], ...]
     settling: bool  # files changed since the previous scan, and are registered when they no longer change
     # unwanted versions that serve in place of wanted versions that are not served

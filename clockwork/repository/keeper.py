@@ -87,7 +87,7 @@ class RepositoryKeeper:
         # Repositories that were reported to the controller as unreadable
         self._reported: set[Folder | Remote] = set()
         self._lock = threading.Lock()  # guards the fields below; not held during calls to the cluster
-        self._overrides: dict[str, Override] = {}  # by model: the override of its last load
+        self._overrides: dict[str, Override] = {}  # the override of each model's last load
         self._loaded: set[str] = set()  # models that were loaded since the last scan of all repositories
         self._before = self._scan()
         self._client = connect()
@@ -316,7 +316,7 @@ class RepositoryKeeper:
     def _run(self) -> None:
         before: Contents | None = None
         found = self._before
-        is_complete = not self._remotes  # all repositories have been listed
+        is_complete = not self._remotes  # whether all repositories have been listed
         has_taken_over, is_tidy = False, False
         listed: list[Remote] = []  # awaited repositories whose listing is part of ``found``
         while True:
@@ -397,7 +397,7 @@ class RepositoryKeeper:
                     left.append(name)
                 elif not any(name == known for known, _ in found.versions):
                     log.warning("model repository: there is no %s to be loaded", name)
-            except Unavailable:  # _register() has noted it
+            except Unavailable:  # _register() has recorded the failure
                 left.append(name)
             except (ClockworkError, OSError) as error:
                 log.warning("model repository: %s: %s", name, error)
@@ -510,7 +510,7 @@ class RepositoryKeeper:
         with self._lock:
             for name, override in list(self._overrides.items()):
                 if not override.brings_files and name not in there:
-                    del self._overrides[name]  # the folder that it overrides is gone
+                    del self._overrides[name]  # the folder that the override covers is gone
             overrides = list(self._overrides.values())
         for found in (*map(scan, overrides), *all_found):
             taken = {name for name, _ in versions} | set(broken)
@@ -663,9 +663,9 @@ class RepositoryKeeper:
         next scan."""
         self.labels.pop((name, served), None)
         try:
-            with contextlib.suppress(ModelNotFound):  # already unregistered
+            with contextlib.suppress(ModelNotFound):  # the version is already unregistered
                 self._client.unregister(model_reference(name, served))
-        except ClockworkError as error:  # for example because a route names the version
+        except ClockworkError as error:  # refused, for example because a route names the version
             with self._lock:
                 is_new = (name, served) not in self._leaving
                 self._leaving.add((name, served))

@@ -1,7 +1,7 @@
 """Configurations and files that a load of the repository API brings, in place of a repository's.
 
-They hold until the model is loaded without them, or until the gateway ends. Until then a temporary folder
-keeps the files.
+Overrides hold until the model is loaded without them, or until the gateway ends. Until then a temporary
+folder keeps the files.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Override:
                     file = Path(self._files.name, name, path)
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(data)
-            except OSError as error:  # for example a file and a folder of the same name
+            except OSError as error:  # for example if a file and a folder have the same name
                 self.close()
                 raise InvalidInput(
                     f"load of {name!r}: the files cannot be written: {error.strerror}"

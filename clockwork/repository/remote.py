@@ -32,7 +32,7 @@ _LABELS = re.compile(rb"""label_filename\s*:\s*["']([^"'\n]+)["']""")
 class Listing:
     """A single listing of a source's files as a repository of models; see folders.Repository."""
 
-    is_settled = True  # because Remote compares two listings
+    is_settled = True  # always settled, because Remote compares two listings
 
     def __init__(self, remote: Remote, files: Sequence[RemoteFile]) -> None:
         self._remote = remote
@@ -117,9 +117,9 @@ class Remote:
         self._listing = threading.Lock()  # held while the source is listed; guards the next three fields
         self._texts: dict[RemoteFile, bytes | None] = {}
         self._before: Contents | None = None  # contents of the previous listing
-        self._failures = 0  # consecutive failures
+        self._failures = 0  # number of consecutive failures
         self._lock = threading.Lock()  # guards the fields below
-        self._contents = Contents({}, {})  # the contents in effect
+        self._contents = Contents({}, {})  # contents that are in effect
         self._is_known = False  # the source was listed twice since the start
         # The reason why listing fails, and the time since which it fails
         self._failing: tuple[str, int] | None = None

@@ -92,7 +92,7 @@ class FolderConfig:
     """The settings with which a folder's model is served."""
 
     filename: str = MODEL_FILE
-    batch_max: int | None = None  # None: not given; 0: no batching
+    batch_max: int | None = None  # max_batch_size; None: not given; 0: no batching
     newest: int = 1  # number of versions to serve, from the highest number down; 0: all
     versions: tuple[int, ...] = ()  # the only versions to serve; empty: see ``newest``
     slo_s: float | None = None

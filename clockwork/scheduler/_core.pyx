@@ -282,9 +282,9 @@ cdef class Core(Driven):
     cdef ShapeNumbers _shapes
     cdef Numbers _kinds
     cdef Numbers _programs
-    cdef dict _program_users  # models of each program, by its number
+    cdef dict _program_users  # models of each program, by the program's number
     cdef dict _model_programs  # program numbers by model; a model may have several, by device kind
-    cdef dict _names  # name@version by model
+    cdef dict _names  # label name@version of each model
     cdef Script _script  # hooks of a policy in Python
     cdef str _policy
     cdef str _memory

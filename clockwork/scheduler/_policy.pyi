@@ -14,8 +14,8 @@ class Request:
     id: int
     arrived_ns: int
     deadline_ns: int
-    rows: int  # rows that it adds to a batch
-    priority: int  # 1 is the highest
+    rows: int  # number of rows that the request adds to a batch
+    priority: int  # level of the request; 1 is the highest
     alone: bool  # whether it must have a batch of its own, because a batch with it failed
 
 @final

@@ -120,7 +120,7 @@ class Step(NamedTuple):
     """A call of step_many()."""
 
     events: Sequence[Event]  # a Tick if only time has passed
-    commands: Sequence[Command]  # without Wakes
+    commands: Sequence[Command]  # commands of the decision, without Wakes
 
 
 class Readable(Protocol):

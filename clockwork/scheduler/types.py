@@ -42,9 +42,9 @@ class ModelSpec:
     program: str  # models of the same program share estimates
     batches: bool
     batch_max: int
-    slo_ns: int  # 0: none
+    slo_ns: int  # default SLO; 0: none
     runs: tuple[int, ...]  # page counts of the layout's runs
-    load_ns: int  # measured at preparation
+    load_ns: int  # duration of a load, measured at preparation
     profile: list[ProfilePoint]
 
 
@@ -58,7 +58,7 @@ class Request:
     shape: ShapeKey
     bytes: int  # bytes of all inputs, for the bound on queued bytes
     arrived_ns: int
-    deadline_ns: int  # NEVER_NS: none
+    deadline_ns: int  # absolute deadline; NEVER_NS: none
     priority: int  # 1 is the highest; the default has been filled in
     copied_bytes: int = 0  # bytes of inputs in the client's memory, from which the worker copies them
 

@@ -64,20 +64,21 @@ class Scenario:
 
     models: Sequence[ModelProfile]
     make_workload: MakeWorkload
-    cluster: Cluster  # its devices are ignored by `devices`
+    cluster: Cluster  # a cluster whose devices `devices` ignores
     rate: float  # requests per second, of all models; ignored by `rate`
     # rate of the counted time in multiples of `rate`: not 1 if the counted time is a busier part of a whole
     crowding: float = 1.0
-    slo_ns: int = 0  # of every request; 0: each model's own
+    slo_ns: int = 0  # SLO of every request; 0: each model's own
     bad_max: float = bounds.BAD_MAX
-    group_bad_max: float = 0.0  # of each group's requests; 0: GROUP_BAD_FACTOR times bad_max; 1: no limit
+    # largest bad part of a group's requests; 0: GROUP_BAD_FACTOR times bad_max; 1: no limit
+    group_bad_max: float = 0.0
     policy: str = POLICY
     memory: str = ""
     options: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seeds: Sequence[int] = (1, 2, 3)
     requests: int = 0  # counted requests over all seeds; 0: enough for bad_max
     duration_ns: int = 0  # counted time of each seed; 0: derived from the number of requests
-    warmup_ns: int = -1  # -1: derived from the time that loading takes
+    warmup_ns: int = -1  # uncounted time at the beginning; -1: derived from the time that loading takes
     rehearsed: bool = False  # whether the warm-up repeats the beginning of the counted time
 
     def check(self) -> None:
@@ -205,12 +206,12 @@ class ScenarioResult:
     badness: float
     offered: int
     goodput: float  # good answers per second
-    latency_ns: dict[str, float]  # percentiles
+    latency_ns: dict[str, float]  # latencies by percentile
     execution: float  # part of the time in which a device executes, mean over the devices
     loading: float  # part of the time in which a worker loads, mean over the workers
     memory: float  # pages of all models as a part of the pages of all devices, at most 1
     link: float  # busy part of the workers' input links; 0 where they take no time
-    loads_rate: float  # per second
+    loads_rate: float  # loads per second
     unloads_rate: float
     cold: float  # part of the answered requests that waited for a load
     seeds_bad: tuple[float, ...]  # bad fraction of each seed
@@ -238,7 +239,7 @@ class ScenarioResult:
 class CapacityPlan:
     """An answer with the trials that support it."""
 
-    sought: str  # devices, rate or slo
+    sought: str  # the sought field: devices, rate or slo
     answer: float | None  # devices, requests per second, or ns; None: no trial passed
     fluid: float  # fluid bound, which the answer cannot beat on average
     limited_by: str  # bottleneck from RESOURCES; "" if no relief helps or none was tried

@@ -244,7 +244,7 @@ class _Fold:
         self._early: dict[tuple[int, int, int], int] = {}
         self._runs: list[tuple[int, int, int, int]] = []  # (model, requests, worker, duration) of executions
         self._loads: dict[int, list[int]] = {}
-        self._fetches: list[tuple[int, int]] = []  # (model, duration)
+        self._fetches: list[tuple[int, int]] = []  # tuples (model, duration)
         # Requests in the order of arrival: arrived, model, slo, priority, rows, bytes.
         self._rows: list[tuple[int, int, int, int, int, int]] = []
         self._place: dict[int, int] = {}  # index in _rows of each unanswered request, by id
@@ -460,7 +460,7 @@ class _Fold:
         by_program: dict[str, dict[int, float]] = {}
         for (program, count), duration_ns in usual.items():
             by_program.setdefault(program, {})[count] = duration_ns
-        sums: dict[int, list[int]] = {}  # by model: requests, their rows, their bytes
+        sums: dict[int, list[int]] = {}  # for each model: requests, their rows, their bytes
         for row in rows:
             total = sums.setdefault(row[1], [0, 0, 0])
             total[0] += 1

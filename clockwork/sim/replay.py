@@ -69,7 +69,7 @@ def replay(path: Path) -> Replayed:
         step_count = event_count = order_count = 0
         for number, step in enumerate(steps):
             if number < header.cluster_steps:
-                continue  # the state includes these steps
+                continue  # the restored state includes these steps
             try:
                 orders = scheduler.step_many(step.events)
             except impossible as error:

@@ -27,7 +27,7 @@ class Shrunk:
 
     policy: str
     world: RandomWorld
-    sentence: str  # message of its failure
+    sentence: str  # message of the world's failure
     runs: int  # number of simulations that shrinking took
     requests_before: int
 
@@ -96,7 +96,7 @@ class _Shrinking:
         world = dataclasses.replace(self.world, **changes)
         try:
             sentence = failure_of(world, self.policy)
-        except ValueError:  # an inconsistent world
+        except ValueError:  # the changed world is inconsistent
             return False
         if rule_of(sentence) != self._rule:
             return False

@@ -41,11 +41,11 @@ DISTURBANCES = ("execution", "load", "inputs", "link", "stop", "controller", "cl
 class Disturbance:
     """A temporary change of the cluster; times count from the beginning of the workloads."""
 
-    what: str  # from DISTURBANCES
+    what: str  # kind, an element of DISTURBANCES
     from_ns: int
     until_ns: int
     factor: float = 1.0  # slowdown; "clock": nanoseconds that it jumps ahead; "stop": unused
-    worker: int = -1  # index; -1: all
+    worker: int = -1  # index of the worker; -1: all workers
     model: int = -1  # "execution": index of the model whose executions are slower; -1: all
 
 
@@ -114,11 +114,11 @@ class Open:
 class Closed:
     """Clients of a model that each send a request, wait for its answer, and think before the next."""
 
-    model: int  # index into the models
+    model: int  # index of the model
     concurrency: int = 1
     think_ns: int = 0
-    slo_ns: int = 0  # 0: the model's
-    priority: int = 0  # 0: the default
+    slo_ns: int = 0  # SLO of the requests; 0: the model's
+    priority: int = 0  # level of the requests; 0: the default
     cls: int = 0  # class in which they are counted
     round_trip_ns: int = 100_000  # time from an answer until the next request can arrive, without thinking
     start_ns: int = 0
@@ -195,7 +195,7 @@ class Tally:
     refused: CountArray
     missed: CountArray
     failed: CountArray
-    cancelled: CountArray  # cancelled by their own clients: neither good nor bad
+    cancelled: CountArray  # requests cancelled by their clients: neither good nor bad
     unanswered: CountArray
     cold: CountArray  # good or late requests that waited for a LOAD
 
@@ -221,11 +221,11 @@ class Report:
     """
 
     models: Tally
-    classes: Tally  # by the arrivals' cls, up to the largest class used
+    classes: Tally  # tallies by the arrivals' cls, up to the largest class used
     # Latencies are of good and late answers.
-    span_ns: int  # the counted time
+    span_ns: int  # length of the counted time
     latency: Histogram
-    class_latency: Sequence[Histogram]  # by class
+    class_latency: Sequence[Histogram]  # histograms by class
     refusal: Histogram  # time from arrival to refusal
     batches: CountArray  # count of executions by batch size
     device_busy: npt.NDArray[np.float64]  # share of the time in which each device executed
@@ -244,10 +244,10 @@ class Report:
     crashes: int
     errors: Mapping[str, Errors]  # infer_duration, infer_completion; likewise for load and fetch
     devices_wanted: float  # the scheduler's estimate at the last arrival; see csrc/scheduler/demand.h
-    series: Mapping[str, CountArray]  # by SLICE_NAMES; empty without series_ns
+    series: Mapping[str, CountArray]  # arrays by SLICE_NAMES; empty without series_ns
     series_ns: int
     digest: str  # digest of every event and order
-    requests: int  # warm-up included
+    requests: int  # number of requests, warm-up included
     events: int
     cpu_s: float  # processor time of this process in the simulation
     scheduler_s: float  # part of cpu_s in the scheduler itself after set-up; 0 unless timed

@@ -79,11 +79,11 @@ class Guard:
         def check(event: str, arguments: tuple[Any, ...]) -> None:
             if event == "socket.connect" and isinstance(
                 arguments[1], tuple
-            ):  # otherwise a socket of this machine's file system
+            ):  # otherwise the socket is in this machine's file system
                 host, port = arguments[1][:2]
                 if not isinstance(host, str) or not _is_address(
                     host
-                ):  # the socket would resolve the name, past this check
+                ):  # the socket would resolve the name itself, past this check
                     raise PermissionError(
                         errno.EACCES, f"a connection is made to an address, not to {host!r:.80}"
                     )

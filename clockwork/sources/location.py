@@ -36,7 +36,7 @@ class Location:
     """A place of files: a bucket's prefix, a repository of the Hub, a folder of an HTTP server; or a single
     file."""
 
-    url: str  # with credentials, if the user gave any in the URL
+    url: str  # URL with credentials, if the user gave any
     scheme: str
 
     def __str__(self) -> str:

@@ -240,7 +240,7 @@ def _checksum(info: Mapping[str, Any]) -> str:
     if blob := info.get("blob_id"):
         return f"git:{blob}"
     coded = info.get("md5Hash") or info.get("Content-MD5")
-    raw = getattr(info.get("content_settings"), "content_md5", None)  # a record of Azure
+    raw = getattr(info.get("content_settings"), "content_md5", None)  # Azure's record has the checksum here
     with contextlib.suppress(binascii.Error):
         raw = base64.b64decode(coded, validate=True) if coded else raw
         if raw and len(raw) == 16:

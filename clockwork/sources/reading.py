@@ -40,8 +40,8 @@ class RemoteFile:
     """A file of a source at the time of its listing."""
 
     path: str  # path below the listed location; "" for a location that is a file
-    bytes: int  # -1: unknown
-    mark: str  # changes whenever the file does
+    bytes: int  # size of the file; -1: unknown
+    mark: str  # a text that changes whenever the file does
     checksum: str  # checksum from the source's record, with its kind; "": none
 
 

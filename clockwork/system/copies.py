@@ -27,7 +27,7 @@ class Copy:
     def __init__(self, owner: int, work: Work, subject: Any) -> None:
         self.owner = owner
         self.work = work
-        self.subject = subject  # a value of the caller
+        self.subject = subject  # any value of the caller
         self.error: Exception | None = None
         self.is_dropped = False  # set by Copies.drop()
 
@@ -54,7 +54,7 @@ class Copies:
         self._wake = wake
         self._whose = whose
         self._lock = threading.Lock()
-        self._waiting: dict[int, collections.deque[Copy]] = {}  # by owner, the pending copy first
+        self._waiting: dict[int, collections.deque[Copy]] = {}  # copies by owner, the pending copy first
         self._count = 0
         # owners with work, each at most once
         self._turns: queue.SimpleQueue[int | None] = queue.SimpleQueue()
@@ -92,7 +92,7 @@ class Copies:
                 return
             mine.remove(copy)
             self._count -= 1
-        copy.work.close()  # it has not begun
+        copy.work.close()  # the copy has not begun
 
     def ended(self) -> Iterator[Copy]:
         """Yield the copies that ended since the last call, cancelled copies included."""
@@ -113,7 +113,7 @@ class Copies:
             thread = threading.Thread(target=self._work, name=f"copies-{number}", daemon=True)
             try:
                 thread.start()
-            except RuntimeError as error:  # no memory, or a limit of the user's processes
+            except RuntimeError as error:  # no memory for a thread, or a limit of the user's processes
                 if not self._threads:
                     raise InvalidInput(f"there is no thread for copies of clients' memory: {error}") from None
                 break

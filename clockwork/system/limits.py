@@ -46,7 +46,7 @@ def memory_bytes() -> int:
     """Return the memory that this process may have: the machine's, or its container's if that is less."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for folder, limit, _, _ in CGROUPS:
-        with contextlib.suppress(OSError, ValueError):  # no such file, or its content is "max"
+        with contextlib.suppress(OSError, ValueError):  # the file does not exist, or its content is "max"
             limits.append(int(Path(folder, limit).read_text(encoding="ascii")))
     return min(limits)
 
@@ -56,7 +56,7 @@ def free_bytes() -> int:
     less."""
     free = [_field("/proc/meminfo", "MemAvailable:") * 1024]
     for folder, limit, used, cached in CGROUPS:
-        with contextlib.suppress(OSError, ValueError):  # no such file, or its content is "max"
+        with contextlib.suppress(OSError, ValueError):  # the file does not exist, or its content is "max"
             most = int(Path(folder, limit).read_text(encoding="ascii"))
             taken = int(Path(folder, used).read_text(encoding="ascii"))
             free.append(most - taken + _field(f"{folder}/memory.stat", cached))
@@ -107,11 +107,11 @@ def resident_bytes() -> int:
 
 def descriptor_limit() -> int:
     """Return the number of descriptors that this process may have open."""
-    import resource  # see raise_descriptor_limit()
+    import resource  # the module is missing on some systems, see raise_descriptor_limit()
 
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def open_descriptors() -> int:
     """Return the number of open descriptors of this process."""
-    return len(os.listdir("/proc/self/fd")) - 1  # without the descriptor of this listing
+    return len(os.listdir("/proc/self/fd")) - 1  # not counting the descriptor of this listing

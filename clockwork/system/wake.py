@@ -9,7 +9,7 @@ import socket
 class WakeDescriptor:
     """A descriptor that is readable from set() until clear(). Any thread may call set().
 
-    It is an eventfd, or else a pair of sockets, on which Windows can wait, too.
+    The descriptor is an eventfd, or else one of a pair of sockets, on which Windows can wait, too.
     """
 
     def __init__(self) -> None:

@@ -95,8 +95,8 @@ def bears_what_pages_cannot(asking: Asking) -> bool:
 def is_same(origin: str, host: str, scheme: str) -> bool:
     """Return whether an Origin without its scheme equals a Host.
 
-    Both leave out the scheme's default port. Behind a proxy that ends TLS, Origin has another scheme than the
-    server.
+    Origin and Host leave out the scheme's default port. Behind a proxy that ends TLS, Origin has another
+    scheme than the server.
     """
     name, port = split(origin)
     served, served_port = split(host)

@@ -38,7 +38,7 @@ class Seat:
         self.standing = Standing.STRANGER
         self.idle_since_ns = now_ns  # time of the peer's last progress
         self.working = 0  # requests on which the server works
-        self._seats: ServerSeats | None = None  # None: not seated
+        self._seats: ServerSeats | None = None  # the table of seats; None: not seated
 
     def begin(self) -> None:
         """Note that the server works on a request of the peer."""
@@ -70,7 +70,7 @@ class ServerSeats:
         self.seats_max = seats_max
         self.strangers_min = seats_max // 8
         self._count = 0
-        self._strangers = 0  # strangers that wait
+        self._strangers = 0  # number of strangers that wait
         # Waiting seats by address. The seats of an address are in the order in which their wait began,
         # because a scan of 5,000 seats took 1.5 ms.
         self._waiting: dict[Standing, dict[str, dict[Seat, None]]] = {standing: {} for standing in Standing}
@@ -85,7 +85,7 @@ class ServerSeats:
         """Seat a newcomer. Returns the vacated seat, whose connection must be closed; it may be the
         newcomer's own.
 
-        None: there was room.
+        Returns None if there was room.
         """
         vacated = None
         if self._count >= self.seats_max:

@@ -30,7 +30,7 @@ cdef extern from "msgpack.h" namespace "clockwork" nogil:
         cbool done()
 
 
-cdef struct Place:  # of a value within the header; innermost first
+cdef struct Place:  # place of a value within the header; innermost first
     const Place *outer
     void *name  # a str, owned by the maker of the place; NULL: by number
     Py_ssize_t number

@@ -36,11 +36,12 @@ cdef class _Form:
     cdef int number
     cdef int64_t least, most
     cdef double real_least, real_most
-    cdef uint32_t size_max   # of a text in bytes, of a list in elements, of a free value in values
+    cdef uint32_t size_max   # bound: of a text in bytes, of a list in elements, of a free value in values
     cdef uint32_t depth_max
-    cdef tuple parts         # of _Form: the element; the fields; an Either's integer and text
-    cdef tuple names         # of fields
-    cdef dict places         # of a record: name to place
+    # forms of the parts: of a list's element; of a record's fields; of an Either's integer and text
+    cdef tuple parts
+    cdef tuple names         # names of a record's fields
+    cdef dict places         # for a record: place of each name
     cdef tuple required
     cdef str text            # the form in an error's sentence
 

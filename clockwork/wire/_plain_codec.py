@@ -265,7 +265,7 @@ class _Free:
         self.reader = reader
         self.form = form
         self.where = where
-        self.left = form.count_max  # values
+        self.left = form.count_max  # number of values still allowed
 
     def read(self, kind: int, value: Any, depth: int) -> Any:
         """Read the value behind a head. depth: further levels of containers."""

@@ -42,11 +42,11 @@ class HeaderFlaw(NamedTuple):
     """The first place at which a header differs from its message's declaration, found by a reader other than
     decode(): csrc/wire/messages.cpp reads the headers of messages that C++ receives."""
 
-    tag: int  # of the message
+    tag: int  # tag of the message
     kind: str  # a word of HEADER_FLAW_NAMES in csrc/controller/flaws.h
     fields: int  # the number of fields that it has
     path: tuple[int, ...]  # the number of the field, of the element or field in it, and so on
-    offset: int  # in the header, of the value that differs from its declaration
+    offset: int  # offset in the header of the value that differs from its declaration
 
 
 class MessageTooLarge(ClockworkError):

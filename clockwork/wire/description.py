@@ -44,24 +44,24 @@ class ModelInfo:
     name: str
     version: int
     state: str  # preparing, ready, unserved (ready, but no worker has it), draining, unloaded or failed
-    text: str  # why it failed
+    text: str  # reason of a failure
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
-    slo: float | None  # the default, in seconds
+    slo: float | None  # default SLO in seconds
     batches: bool
     batch_max: int
-    batching_note: str  # why it batches or does not
+    batching_note: str  # reason why the model batches or does not
     lengths: tuple[str, ...]  # dimensions in which requests of different size share batches
     lengths_note: str  # why, or why not; "" where all requests have one shape, or none shares a batch
-    holding: str  # how the device keeps its weights: bound, packed or none
+    holding: str  # holding of the weights on the device: bound, packed or none
     weights_bytes: int
     load_ns: int
     profile: tuple[ProfileInfo, ...]
     metadata: dict[str, str]  # metadata of the ONNX file
-    devices: tuple[dict[str, Any], ...]  # its copies: worker, device, state
+    devices: tuple[dict[str, Any], ...]  # copies on devices: worker, device, state
     counts: dict[str, int]
-    digest: str  # of the package: equal content, equal digest
-    share: float  # of the requests to its name, from 0 to 1
+    digest: str  # digest of the package: equal content, equal digest
+    share: float  # part of the requests to its name, from 0 to 1
     hosted: tuple[str, ...]  # workers that have it in a host store with a budget
     raw: dict[str, Any] = dataclasses.field(repr=False)
 
@@ -121,7 +121,7 @@ class ShadowInfo:
     """
 
     version: int
-    share: float  # of the requests that go to other versions, from 0 to 1
+    share: float  # part of the requests to other versions that is copied, from 0 to 1
     tolerance: float
     copied: int
     dropped: int
@@ -172,9 +172,9 @@ class ClusterStatus(TypedDict, total=False):
     clients: Any
     workers: list[dict[str, Any]]  # id, name, state, rtt_ns, jitter_ns, devices, memory, ...
     counts: dict[str, int]
-    requests_held: int  # that have no answer yet, waiting or on a device; at most requests_held_max
+    requests_held: int  # requests without an answer, waiting or on a device; at most requests_held_max
     requests_held_max: int
-    noise: dict[str, float]  # of execution times: executions, pace, sigma, outliers, outlier_factor
+    noise: dict[str, float]  # noise of execution times: executions, pace, sigma, outliers, outlier_factor
     complaints: dict[str, int]  # malformed messages, and messages at which the controller failed, by sender
     troubles: dict[str, Any]  # open: (kind, subject, text, count, since_ns, last_ns) each; left_out, noted
 

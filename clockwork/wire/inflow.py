@@ -22,7 +22,7 @@ from clockwork.system.clock import SECOND
 from clockwork.system.limits import resident_bytes
 
 _BYTES_RECEIVED = struct.Struct("=Q")
-_BYTES_RECEIVED_AT = 128  # in struct tcp_info of linux/tcp.h, since Linux 4.1
+_BYTES_RECEIVED_AT = 128  # offset in struct tcp_info of linux/tcp.h, since Linux 4.1
 _INFO_BYTES = _BYTES_RECEIVED_AT + _BYTES_RECEIVED.size
 
 

@@ -43,7 +43,7 @@ Pair = tuple[str, str]  # (public, secret), Z85 of 40 characters each
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ControllerKeys:
-    public: str  # Z85, 40 characters
+    public: str  # public key in Z85, 40 characters
     secret: str
     allowed: tuple[str, ...] = ()  # public keys from before there were roles; they have every right
 
@@ -201,7 +201,7 @@ def _locked(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"directory of keys {directory} cannot be opened: {error.strerror}") from None
     try:
-        import fcntl  # here, because a client on Windows imports this module
+        import fcntl  # imported here, because a client on Windows imports this module
 
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

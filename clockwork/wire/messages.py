@@ -96,15 +96,15 @@ class Status(enum.IntEnum):
     DEVICE_ERROR = 25
     ACTION_CANCELLED = 26
     WORKER_LOST = 27
-    OVERRUN = 28  # The action took longer than its bound, and was ended.
+    OVERRUN = 28  # The action exceeded its time limit, and was ended.
     CRASHED = 29  # The action crashed its worker, whose last message this is.
 
 
 class Reason(enum.StrEnum):
     """Why a request was refused."""
 
-    DEADLINE = "deadline"  # It cannot be done in time given what was already promised.
-    INFEASIBLE = "infeasible"  # Its SLO is below what the execution alone takes.
+    DEADLINE = "deadline"  # The request cannot be done in time given earlier promises and waiting requests.
+    INFEASIBLE = "infeasible"  # The SLO is below the time of the execution alone.
     OVERLOADED = "overloaded"  # A bound on queued requests or bytes was reached.
     MEMORY = "memory"  # The model does not fit any device's arena.
     DISPLACED = "displaced"  # A request of higher priority took its place.
@@ -130,7 +130,7 @@ class Lane(enum.IntEnum):
 
     LOAD = 0
     EXECUTE = 1
-    FETCH = 2  # of the machine's host store
+    FETCH = 2  # a fetch from disk into the machine's host store
 
 
 # ----- fields --------------------------------------------------------------------------------
@@ -463,7 +463,7 @@ class DeviceInfo:
     """A device's properties, by which the controller plans for it."""
 
     kind: str  # "cpu", "cuda" or "emulated"
-    name: str  # for people: the processor or card
+    name: str  # readable name of the processor or card
     fingerprint: str  # programs prepared under another fingerprint must be prepared again
     page_bytes: int
     page_count: int

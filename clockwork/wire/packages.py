@@ -41,8 +41,8 @@ class DeclaredInput(NamedTuple):
     """An input as a model's file declares it."""
 
     name: str
-    dtype: int  # ONNX's code
-    rank: int | None  # None: not declared
+    dtype: int  # ONNX's code of the data type
+    rank: int | None  # number of dimensions; None: not declared
 
 
 def source_of(model: Any) -> tuple[Path, bytes | None]:

@@ -99,8 +99,8 @@ MESSAGES: Mapping[type, frozenset[Role]] = {
 see is an operator's."""
 
 QUERIES: Mapping[str, frozenset[Role]] = {
-    "readiness": _ASKS,  # for probes
-    "status": _ASKS,  # for probes and load tests
+    "readiness": _ASKS,  # allowed for probes
+    "status": _ASKS,  # allowed for probes and load tests
     "models": _ASKS,
     "model": _ASKS,
     # Gathering them blocks the loop, which not every client may cause.
@@ -127,9 +127,9 @@ DEEDS: Mapping[type | str, str] = {
 class Right(enum.StrEnum):
     """The right that a gateway's call needs of its caller's token."""
 
-    OPEN = "open"  # no token: health checks of load balancers
-    INFER = "infer"  # changes nothing
-    OPERATE = "operate"  # changes the models that are served
+    OPEN = "open"  # needs no token: health checks of load balancers
+    INFER = "infer"  # requests that change nothing
+    OPERATE = "operate"  # requests that change the served models
 
 
 HTTP: Mapping[str, Right] = {

@@ -48,9 +48,9 @@ class Reference(NamedTuple):
     descriptor: int
     key: bytes
     offset: int
-    room: int  # its descriptor
+    room: int  # descriptor of the room's memory
     room_key: bytes
-    room_bytes: int  # for outputs, which begin at FIRST_OFFSET; 0: there is no room
+    room_bytes: int  # room for outputs, which begin at FIRST_OFFSET; 0: there is no room
 
     def pack(self) -> bytes:
         """The frame of the reference."""

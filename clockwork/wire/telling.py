@@ -14,7 +14,7 @@ from clockwork.config import FAILURE_CHARS_MAX
 from clockwork.config.wire import TOLD_CHARS
 from clockwork.errors import InvalidInput
 
-_LEVELS = 4  # of containers within containers that are shown
+_LEVELS = 4  # depth of nested containers that is shown
 _CUT = "..."
 
 

@@ -33,8 +33,8 @@ class DType(NamedTuple):
     """One of ONNX's element types."""
 
     name: str  # numpy's (or ml_dtypes') name; "string" for strings
-    bits: int  # of one element on the wire; strings: of the length before each
-    native: bool  # numpy knows it without ml_dtypes
+    bits: int  # bits of an element on the wire; strings: of the length before each
+    native: bool  # whether numpy has the type without ml_dtypes
 
 
 DTYPES: dict[int, DType] = {
@@ -215,7 +215,7 @@ def check_strings(count: int, frame: Any) -> None:
     view = memoryview(frame).cast("B")
     total = view.nbytes
     length_at = _LENGTH.unpack_from
-    last = total - 4  # where a length may begin at the latest
+    last = total - 4  # the last place at which a length may begin
     offset = 0
     for index in range(count):
         if offset > last:

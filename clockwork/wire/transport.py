@@ -117,7 +117,8 @@ class ConnectionEvent(enum.Enum):
     UP = "up"
     DOWN = "down"
     REFUSED = "refused"  # the keys were not accepted; final, libzmq does not try again
-    FAILED = "failed"  # it ended during the handshake, and libzmq tries again: the controller went away,
+    # the connection ended during the handshake, and libzmq tries again: the controller went away,
+    FAILED = "failed"
     # or its public key is not the one in our key file
 
 
@@ -191,7 +192,7 @@ class Transport:
         if keys is None:
             return
         if self._authenticator is None:
-            from zmq.auth.thread import ThreadAuthenticator  # and with it asyncio
+            from zmq.auth.thread import ThreadAuthenticator  # this import also imports asyncio
 
             self._authenticator = ThreadAuthenticator(self._context)
             self._authenticator.start()
@@ -494,7 +495,7 @@ class Router:
     def addresses(self) -> tuple[int, int]:
         """The addresses of a monitored socket and of its monitor, for native code that calls libzmq itself.
 
-        They are valid until close(), on the thread that uses this object.
+        The descriptors are valid until close(), on the thread that uses this object.
         """
         assert self._monitor is not None, "the socket was opened without a monitor"
         return int(self._socket.underlying), int(self._monitor.underlying)
@@ -555,7 +556,7 @@ class _Subscribers:
 class Publisher:
     """A socket for events. A subscriber that does not keep up loses some.
 
-    It is an XPUB socket, because a PUB socket keeps to itself who has subscribed.
+    The socket is an XPUB socket, because a PUB socket does not report its subscribers.
     """
 
     def __init__(
@@ -576,7 +577,7 @@ class Publisher:
         self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN)
         self._probe, self._monitor_probe = _zmq.Probe(socket), _zmq.Probe(self._monitor)
         self.fileno = int(self._monitor.get(zmq.FD))  # readable when follow() has something to do
-        self._waiting = _Subscribers()  # for a subscription to come
+        self._waiting = _Subscribers()  # connections that have not subscribed yet
         self._subscribed = _Subscribers()
         try:
             self.endpoint = _bind(socket, endpoint, keys, port)

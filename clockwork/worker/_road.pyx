@@ -192,7 +192,7 @@ cdef class Ended:
     cdef Order* order
     cdef Road road
     cdef readonly object completion
-    cdef readonly list inputs  # the inputs of each part, without their bytes
+    cdef readonly list inputs  # inputs of each part, without their bytes
     cdef readonly int64_t received_ns
     cdef readonly int64_t model_id
 

@@ -69,7 +69,8 @@ def open_devices(settings: WorkerSettings) -> list[Device]:
 
 
 def _cpu_opener(settings: WorkerSettings) -> Callable[[str], Device]:
-    from clockwork.device.cpu import CpuDevice  # here, so that a worker loads only what it drives
+    # imported here, so that a worker loads only the code of its devices
+    from clockwork.device.cpu import CpuDevice
 
     return lambda _: CpuDevice(
         arena_bytes=settings.arena_bytes or ARENA_BYTES,

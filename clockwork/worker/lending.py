@@ -122,9 +122,7 @@ class Lending:
         self._snapshots = Snapshots()
         self._arriving: dict[int, _Arriving] = {}
         self._leaving: dict[int, _Leaving] = {}
-        self._rooms: dict[
-            int, OutputRegions
-        ] = {}  # by id of an INFER in the road; tidy() drops refused INFERs
+        self._rooms: dict[int, OutputRegions] = {}  # INFERs in the road by id; tidy() drops refused ones
         self._is_cancelled = False
 
     @property

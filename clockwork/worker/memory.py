@@ -67,7 +67,7 @@ class OutputRegion(NamedTuple):
 class Wanted(NamedTuple):
     """An input that lies in its client's memory."""
 
-    place: int  # its index among the inputs of its request
+    place: int  # index of the input in its request
     dtype: int
     shape: tuple[int, ...]
     size: int
@@ -154,7 +154,7 @@ class _Opened:
         try:
             if hmac.compare_digest(os.pread(self._descriptor, len(MAGIC) + KEY_BYTES, 0), MAGIC + key):
                 return
-        except OSError as error:  # for example, its pages cannot be read from swap
+        except OSError as error:  # for example, if its pages cannot be read from swap
             why = str(error)
         os.close(self._descriptor)
         raise _unusable(process, descriptor, why)

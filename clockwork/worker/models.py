@@ -88,22 +88,23 @@ class WorkerModels:
         self._checking = 0  # the preparation process's job that checks ``_checked``; 0: none
         self._checked: list[Path] = []
         self._known: dict[int, WorkerModel] = {}  # models that are ready
-        self._repairing: dict[int, str] = {}  # why each model that was ready is prepared again
+        self._repairing: dict[int, str] = {}  # reason why each model that was ready is prepared again
         self._damaged = self._repaired = 0
         self._damage = ""  # the last damage, as a sentence
         self.ready: dict[int, Given] = {}  # model ids that actions may name
         self._coming: dict[int, WorkerModel] = {}
-        self._fetching: dict[str, list[WorkerModel]] = {}  # by digest
+        self._fetching: dict[str, list[WorkerModel]] = {}  # models that wait for a package, by digest
         self._turns = JobQueue()
-        self._to_prepare: dict[int, WorkerModel] = {}  # by job; each waits for its turn
-        self._preparing: dict[int, WorkerModel] = {}  # by job
+        self._to_prepare: dict[int, WorkerModel] = {}  # models by job; each waits for its turn
+        self._preparing: dict[int, WorkerModel] = {}  # models by job that are being prepared
         self._job_id = 0
         self._fetcher = PackageFetcher(store, self._send_fetch, wake)
         self._preparation = PreparationPool(lambda: PreparationProcess(wake))
         self._need_time = need_time
         self._asks: deque[tuple[ModelHolder, int, int, list[int]]] = deque()  # appended by the opening thread
         self._opener = OpeningThread(devices, store, wake, self._asks)
-        self._reader = OpeningThread((), store, wake, self._asks)  # of pieces of packages, which do not wait
+        # reader of pieces of packages, which do not wait
+        self._reader = OpeningThread((), store, wake, self._asks)
 
     def prepare(self, message: Prepare) -> None:
         """Begin to make a model ready. Exactly a Prepared, of success or of failure, is sent in the end."""
@@ -380,7 +381,7 @@ class WorkerModels:
                 model = WorkerModel(before.message, before.files, layout=before.layout, aside=aside)
                 self._coming[model_id] = model
                 self._opener.put(model)
-                aside = None  # once: the directory may have been replaced before the next model
+                aside = None  # only once: the directory may have been replaced before the next model
 
     def _idly_checked(self, done: JobDone) -> None:
         self._checking = 0

@@ -49,8 +49,8 @@ class WorkerModel:
     message: Prepare
     files: list[PackageFile] = dataclasses.field(default_factory=list)
     opened: list[ModelHolder] = dataclasses.field(default_factory=list)  # devices that know the model now
-    was_prepared: bool = False  # the preparation process has run for this model
-    job_id: int = 0  # the preparation process's job for it; 0: none
+    was_prepared: bool = False  # whether the preparation process has run for this model
+    job_id: int = 0  # job of the preparation process for it; 0: none
     # Checksums of the model's files, by directory.
     checksums: dict[Path, dict[str, int]] = dataclasses.field(default_factory=dict)
     layout: tuple[Any, ...] = ()  # values of LAYOUT, with which the controller plans
@@ -122,7 +122,7 @@ class ModelReserve:
 
     def _ask(self, expected_ns: int, runs: list[int]) -> None:
         self._thread.ask(self._device, self._model_id, min(expected_ns, RESERVE_NS_MAX), runs)
-        if self._is_over():  # it has ended since the last look
+        if self._is_over():  # the job has ended since the last look
             self._device.end_reserve()
 
     def give_back(self) -> None:
@@ -143,7 +143,7 @@ class OpeningThread:
         self.devices = tuple(devices)  # the loop replaces it when a device is lost
         self._asks = asks
         self._tidies = False  # a _Tidy is among the orders
-        self.is_interrupted = False  # until it drains
+        self.is_interrupted = False  # whether waiting jobs are interrupted, until the worker drains
         self.notes = TrialNotes(store.root)
         self._store = store
         self._wake = wake

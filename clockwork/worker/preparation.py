@@ -189,7 +189,8 @@ class PreparationProcess:
         """Return the answer to the job; None if the process died. Raises TimeoutError, counted from
         {started}."""
         unpacker = msgpack.Unpacker(max_buffer_size=MESSAGE_BYTES_MAX)
-        connection.settimeout(None)  # it may wait for another worker's preparation, which has its own limit
+        # the process may wait for another worker's preparation, which has its own limit
+        connection.settimeout(None)
         deadline_ns = 0
         while True:
             if deadline_ns:
@@ -225,7 +226,7 @@ class PreparationProcess:
                     child = subprocess.Popen(
                         [*self._command, str(theirs.fileno())],
                         stdin=subprocess.DEVNULL,
-                        stdout=2,  # its output must not mix with the worker's
+                        stdout=2,  # so that the process's output does not mix with the worker's
                         pass_fds=(theirs.fileno(),),
                     )
                 except OSError:
@@ -255,14 +256,14 @@ class PreparationProcess:
         with self._lock:
             child = self._child
         assert child is not None
-        code = child.wait()  # its end of the socket is closed, so it is about to exit
+        code = child.wait()  # the process has closed its end of the socket, so it is about to exit
         self._stop_child()
         if code == 0 and not self._started:
             return None
         if code == EXIT_ENDLESS:
             text = f"one execution of the model takes longer than {preparation_run_ns() / SECOND:g} s"
             return {"status": Status.INVALID_MODEL, "text": text}
-        if code == -signal.SIGKILL:  # comes from outside: no computation of a model sends it
+        if code == -signal.SIGKILL:  # the signal comes from outside: no computation of a model sends it
             text = "the preparation process was killed, most likely because this machine ran out of memory"
             return {"status": Status.INTERNAL, "text": text}
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
@@ -349,7 +350,7 @@ def _turn(job: Job) -> Iterator[None]:
     *turns, packages = opened
     try:
         place = int.from_bytes(hashlib.sha256(Path(job["package"]).name.encode()).digest()[:7], "big")
-        fcntl.lockf(packages, fcntl.LOCK_EX, 1, place)  # of one byte: there is one file for all packages
+        fcntl.lockf(packages, fcntl.LOCK_EX, 1, place)  # a lock on one byte: all packages share one lock file
         if job.get("is_anew"):
             del turns[0]
         began_ns, first = now_ns(), 1 + int(job.get("beside", 0))

@@ -14,7 +14,7 @@ class PreparationPool:
         """make: creates a process's handle, which starts the process with its first job."""
         self._make = make
         self._all: list[PreparationProcess] = []
-        self._jobs: dict[int, PreparationProcess] = {}  # under way
+        self._jobs: dict[int, PreparationProcess] = {}  # processes of jobs that are under way
 
     def submit(self, job_id: int, job: Job) -> None:
         """Begin a job; poll() returns its end. job_id: positive, unique."""

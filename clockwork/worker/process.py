@@ -89,7 +89,7 @@ class WorkerDevice:
     def __init__(self, place: int, device: Device) -> None:
         self.index = place  # the number by which the controller knows the device
         self.place = place  # the number by which the road and the observer of clocks know it
-        self.clock_mhz = 0  # as last reported to the controller
+        self.clock_mhz = 0  # clock as last reported to the controller
         self.device = device
         self.offline = ""  # the fault that broke the device, as a sentence; "" while it works
 
@@ -471,7 +471,7 @@ class Worker:
         assert isinstance(message, Infer)
         try:
             self._answer(self._lending.begin(message, frames, now))
-        except Exception as error:  # a defect of ours costs this action
+        except Exception as error:  # a defect of the worker fails only this action
             self._complaints.note("failed", now, "failed at an Infer", error)
             text = f"the worker failed at this Infer ({type(error).__name__})"
             self._answer_failed(Infer, message.action_id, Status.DEVICE_ERROR, text, now)
@@ -615,7 +615,7 @@ def main(settings: WorkerSettings) -> int:
         status = worker.run()
         log.info("%s ends", settings.name)
         if worker.crashed or worker.starts_over:
-            transport.close()  # sends the last answers
+            transport.close()  # waits until the last answers are sent
             if worker.starts_over:
                 _start_over(worker)
             _crash.told()

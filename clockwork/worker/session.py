@@ -138,7 +138,7 @@ class Departure:
     """
 
     drain_ns: int  # the limit of the time in which actions end
-    began_ns: int = 0  # the time at which draining began; 0: it has not
+    began_ns: int = 0  # time at which draining began; 0: it has not begun
     released: bool = False  # the controller sends no more actions
     exit_status: int = 0  # the exit status of a worker that gives up; 0: it does not give up
     _farewells_due: int = 0

@@ -55,7 +55,8 @@ def device_names(text: str, count: int = 1) -> tuple[str, ...]:
 
 def why_no_gpu() -> str:
     """Return a sentence that says why no GPU of this machine can be used; "" if a GPU can be used."""
-    from clockwork.device.cuda_memory import why_unusable  # here, so that workers without GPUs do not load it
+    # imported here, so that workers without GPUs do not load it
+    from clockwork.device.cuda_memory import why_unusable
 
     return why_unusable()
 
@@ -71,18 +72,18 @@ def first_gpu() -> str:
 class WorkerSettings:
     endpoint: str = config.WORKER_ENDPOINT
     name: str = dataclasses.field(default_factory=default_name)
-    devices: tuple[str, ...] = ("cpu",)  # names, all of one kind; see device_names()
-    arena_bytes: int = 0  # of each device; 0: the default of its kind
-    page_bytes: int = 0  # of each device; 0: the default of its kind
+    devices: tuple[str, ...] = ("cpu",)  # names of the devices, all of one kind; see device_names()
+    arena_bytes: int = 0  # page size of each device; 0: the default of its kind
+    page_bytes: int = 0  # page size of each device; 0: the default of its kind
     host_bytes: int = 0  # budget of the host store that all devices load from; 0: none
     # Without a host store: CUDA devices' pinned memory for the weights of all prepared models. 0: default.
     pinned_bytes: int = 0
     emulate: tuple[str, ...] = ()  # settings of emulated devices, name=value; see device.emulated
-    threads: int = 1  # of each CPU device's execution
+    threads: int = 1  # threads of each CPU device's execution
     run_ahead: int = config.RUN_AHEAD
     store: Path = dataclasses.field(default_factory=config.data_directory)
     lock_store: bool = False  # keep the laid-out weights of every model in RAM
-    drain_ns: int = config.DRAIN_LIMIT_NS  # time for its actions to end, once told to stop
+    drain_ns: int = config.DRAIN_LIMIT_NS  # time for the worker's actions to end, once it is told to stop
     key: Path | None = None  # a worker.key file; none: no encryption
     clock_offset_ns: int = 0  # offset and drift of this worker's clock: for tests
     clock_drift_ppm: float = 0.0

@@ -28,11 +28,11 @@ class Snapshots:
         self._memory: mmap.mmap | None = None  # created by the first take()
         self._bytes: Array = np.empty(0, np.uint8)
         self._ranges = Ranges(0, SNAPSHOT_BYTES_MAX)
-        self._used: dict[int, int] = {}  # bytes, by owner
+        self._used: dict[int, int] = {}  # bytes in use, by owner
         # Places that are free again: owner, offset, size. A reference may end in any thread, or
         # while the lock is held.
         self._returned: collections.deque[tuple[int, int, int]] = collections.deque()
-        self._used_ns = 0  # the time of the last tidy() that found memory in use
+        self._used_ns = 0  # time of the last tidy() that found memory in use
         self._was_used = False  # whether memory was taken since the last tidy()
         self._has_pages = False
 

@@ -43,7 +43,7 @@ class _Ring:
     order."""
 
     def __init__(self) -> None:
-        self._jobs: dict[int, deque[int]] = {}  # by owner, in the order of their turns
+        self._jobs: dict[int, deque[int]] = {}  # jobs by owner, in the order of their turns
 
     def __bool__(self) -> bool:
         return bool(self._jobs)

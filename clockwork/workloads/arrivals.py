@@ -21,7 +21,7 @@ from clockwork.errors import ConfigError
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-# of the fields of Arrivals
+# types of the fields of Arrivals
 COLUMN_TYPES: tuple[type[np.integer[Any]], ...] = (
     np.int64,
     np.int32,
@@ -37,9 +37,9 @@ class Arrivals:
 
     t_ns: Int64s  # since the start of the workload, never falling
     model: npt.NDArray[np.int32]  # index into the workload's models
-    slo_ns: Int64s  # 0: the model's own
-    priority: npt.NDArray[np.uint8]  # 0: the default
-    cls: npt.NDArray[np.uint8]  # class in which it is counted
+    slo_ns: Int64s  # SLO of the requests; 0: the model's own
+    priority: npt.NDArray[np.uint8]  # level of the requests; 0: the default
+    cls: npt.NDArray[np.uint8]  # class in which each request is counted
 
     def __len__(self) -> int:
         return len(self.t_ns)
@@ -233,8 +233,8 @@ class Class:
     """A class of requests within a mix."""
 
     share: float = 1.0  # share of the mix, relative to the other shares
-    slo_ns: int = 0  # 0: the model's own
-    priority: int = 0  # 0: the default
+    slo_ns: int = 0  # SLO of the requests; 0: the model's own
+    priority: int = 0  # level of the requests; 0: the default
 
     def check(self) -> None:
         if not 0 < self.share < 1e9:

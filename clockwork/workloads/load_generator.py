@@ -57,16 +57,16 @@ class LoadSettings:
     concurrency: int = 0
     duration_s: float = 10.0
     arrivals: ArrivalKind = "poisson"
-    cv: float = 4.0  # of the gaps between one model's requests, with gamma arrivals
+    cv: float = 4.0  # coefficient of variation of the gaps between a model's requests, with gamma arrivals
     bursts_s: tuple[float, float] | None = None  # mean time on and off of each model, with Poisson arrivals
     ramp: tuple[float, float] | None = None  # (factor, seconds): the rate is multiplied by it every so often
     trace: str = ""  # a CSV file of a trace that is replayed at the rate, or SYNTHETIC; "": none
-    mapping: workloads.Mapping = "original"  # which model gets the trace's hot functions
+    mapping: workloads.Mapping = "original"  # mapping of the trace's hot functions to models
     # begin where the trace is busiest for so long, at the rate of the whole trace; 0: do not
     busiest_s: float = 0.0
-    slo_s: float | None = None  # None: each model's own
+    slo_s: float | None = None  # SLO of the requests; None: each model's own
     priority: int = 0
-    rows: int = 1  # of each request, where the model's first dimension is open
+    rows: int = 1  # rows of each request, where the model's first dimension is open
     zipf: float = 0.0  # popularity of the models in their order, 1 / rank ** zipf; 0: all alike
     seed: int = 0
     timeout_s: float = 30.0
@@ -171,25 +171,27 @@ class LoadReport:
     """The results of a run. Latencies are milliseconds."""
 
     settings: dict[str, Any]
-    seconds: float  # from the first arrival to the last
+    seconds: float  # duration from the first arrival to the last
     offered: int
     offered_rate: float
     answered: int
-    within_slo: int  # as the client saw it, from the scheduled arrival; all of them if there is no SLO
+    # successes within the SLO as the client saw it, from the scheduled arrival; all successes if there is no
+    # SLO
+    within_slo: int
     goodput: float  # within_slo per second
     refused: int
-    refusals: dict[str, int]  # by reason
+    refusals: dict[str, int]  # refusals by reason
     missed: int
     timeouts: int
     errors: dict[str, int]  # everything else, by kind
-    latency_ms: dict[str, float]  # of answered requests: mean, p50, p99, p99.9, max
-    refusal_ms: dict[str, float]  # how soon a refusal came
+    latency_ms: dict[str, float]  # latencies of answered requests: mean, p50, p99, p99.9, max
+    refusal_ms: dict[str, float]  # times from a request to its refusal
     lag_ms: dict[str, float]  # how late the generator itself was: the limit of what it can measure
-    input_bytes: int  # of all requests
+    input_bytes: int  # bytes of the inputs of all requests
     classes: list[dict[str, int]]  # class, offered and within_slo of each class of requests
-    # of each model: its name, counts by outcome, and p50_ms and p99_ms of its answers
+    # for each model: its name, counts by outcome, and p50_ms and p99_ms of its answers
     models: list[dict[str, Any]]
-    interrupted: bool = False  # by Ctrl-C: what had been sent by then is all that was offered
+    interrupted: bool = False  # ended by Ctrl-C: the requests sent by then are the offered ones
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -251,7 +253,7 @@ class _Target:
     def __init__(self, info: ModelInfo, inputs: list[dict[str, Array]]) -> None:
         self.name = info.name
         self.inputs = inputs
-        self.slo_ns = to_ns(info.slo) if info.slo is not None else 0  # its own
+        self.slo_ns = to_ns(info.slo) if info.slo is not None else 0  # SLO of the model
         self.bytes = sum(len(encode_array(value)[2]) for value in inputs[0].values())
 
 
@@ -278,7 +280,7 @@ def _targets(client: Client, names: Sequence[str], rows: int, seed: int) -> list
 class Outcome(enum.IntEnum):
     """The outcome of a request, as the client saw it. Only GOOD is good."""
 
-    GOOD = 0  # answered, within its SLO if it has one
+    GOOD = 0  # answered, and within the SLO if there is one
     LATE = 1
     REFUSED = 2
     MISSED = 3
@@ -397,9 +399,9 @@ class LiveRun:
 
     report: LoadReport
     arrivals: Arrivals
-    outcome: npt.NDArray[np.uint8]  # Outcome
-    latency_ns: npt.NDArray[np.int64]  # from when it was due until its outcome
-    lag_ns: npt.NDArray[np.int64]  # how much later than due it was sent
+    outcome: npt.NDArray[np.uint8]  # codes of Outcome
+    latency_ns: npt.NDArray[np.int64]  # time from the scheduled arrival until the outcome
+    lag_ns: npt.NDArray[np.int64]  # time from the scheduled arrival until it was sent
 
 
 def run_live(
@@ -586,7 +588,7 @@ class _Generator:
 
         def ended(error: BaseException | None) -> None:
             latency_ns = now_ns() - begin_ns
-            if kept is not None:  # before it is counted: once all are, the arrays are read
+            if kept is not None:  # written before it is counted: once all are, the arrays are read
                 kept.latency_ns[number] = latency_ns
                 kept.outcome[number] = outcome_of(latency_ns, limit_ns, error)
             tally.record(target.name, latency_ns, limit_ns, error, cls)
@@ -604,7 +606,7 @@ class _Generator:
                 priority=priority,
                 timeout=self._timeout_s,
             )
-        except Refused as error:  # the client's own bound
+        except Refused as error:  # the client's own bound was reached
             ended(error)
             return
         future.add_done_callback(lambda done: ended(done.exception()))

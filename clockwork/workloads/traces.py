@@ -41,7 +41,7 @@ Mapping: TypeAlias = Literal["original", "shuffled"]
 class Trace:
     """Calls of functions in every minute."""
 
-    counts: npt.NDArray[np.int32]  # (functions, minutes)
+    counts: npt.NDArray[np.int32]  # array of (functions, minutes)
     names: tuple[str, ...]  # names of the functions
 
     def check(self) -> None:

@@ -23,11 +23,11 @@ class ModelRecord:
     version: int
     digest: str
     files: list[PackageFile]
-    options: dict[str, Any]  # of its Register message
-    offered: bool = True  # whether it serves; see messages.Offer
-    aside: str = ""  # why it was set aside, and so is not offered; "": it was not
+    options: dict[str, Any]  # options of its Register message
+    offered: bool = True  # whether the version serves; see messages.Offer
+    aside: str = ""  # why the version was set aside, and so is not offered; "": it was not
     is_read: bool = False  # the package has been read for ``interface``; earlier releases did not read it
-    interface: Interface | None = None  # as its package declares it; None: it cannot be read
+    interface: Interface | None = None  # interface that the package declares; None: it cannot be read
 
     @property
     def label(self) -> str:
@@ -76,15 +76,15 @@ class Change:
 
     save: Sequence[ModelRecord] = ()
     remove: Sequence[ModelRecord] = ()
-    route: NameRoute | None = None  # as it is to be
+    route: NameRoute | None = None  # the new route of the name
     unroute: str = ""  # the name whose route goes
-    packages: Sequence[str] = ()  # digests that nothing uses any more after the change
+    packages: Sequence[str] = ()  # digests of packages that are unused after the change
 
 
 class Complaint(NamedTuple):
     """A file of the catalog was not as it should be. It has been mended, or set aside."""
 
-    name: str  # of the model, as the file's name has it
-    version: int  # 0 of a route, or where the file's name has none
+    name: str  # name of the model, as in the file's name
+    version: int  # 0 for a route, or where the file's name has no version
     text: str
     mended: bool

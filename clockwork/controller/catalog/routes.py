@@ -32,7 +32,7 @@ class Shadow:
 
     version: int
     parts: int
-    tolerance: float  # of the relative difference of its answers
+    tolerance: float  # largest relative difference of answers that counts as equal
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def _natural(value: Any, most: int) -> int:
 
 
 def whole(version: int) -> TrafficSplit:
-    """All traffic to one version."""
+    """Return a split with all traffic to one version."""
     return TrafficSplit(((version, SHARE_WHOLE),))
 
 
@@ -90,7 +90,7 @@ class NameRoute:
 
     name: str
     split: TrafficSplit | None = None
-    earlier: list[TrafficSplit] = dataclasses.field(default_factory=list)  # the last is the latest
+    earlier: list[TrafficSplit] = dataclasses.field(default_factory=list)  # former splits, the latest last
 
     def change(self, split: TrafficSplit | None, now: TrafficSplit) -> None:
         """Set a new split. ``now``: the split at this moment, which a rollback restores."""

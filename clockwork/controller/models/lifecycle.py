@@ -13,14 +13,14 @@ from typing import TypeAlias
 class ModelState(enum.StrEnum):
     """The state of a version. People are told ``shown``."""
 
-    NEW = "new"  # its record is on disk, and nobody knows of it yet
-    PREPARING = "preparing"  # workers make it ready
-    READY = "ready"  # it has its part of its name's traffic
-    FAILED = "failed"  # no worker could prepare it
-    UNLOADING = "unloading"  # it takes no more requests, and has some under way
-    UNLOADED = "unloaded"  # it is registered, and no worker has it
-    REMOVING = "removing"  # erased on disk; it has requests under way
-    REMOVED = "removed"  # it is gone
+    NEW = "new"  # the record is on disk, and no worker or client knows of the version yet
+    PREPARING = "preparing"  # workers prepare the version
+    READY = "ready"  # the version gets its part of its name's traffic
+    FAILED = "failed"  # no worker could prepare the version
+    UNLOADING = "unloading"  # the version takes no more requests, and has some under way
+    UNLOADED = "unloaded"  # the version is registered, and no worker has it
+    REMOVING = "removing"  # the version is erased on disk and has requests under way
+    REMOVED = "removed"  # the version is gone
 
     @property
     def shown(self) -> str:
@@ -44,13 +44,13 @@ class VersionEvent(enum.StrEnum):
     FOUND = "found at start"
     FOUND_UNLOADED = "found unloaded at start"
     SERVABLE = "one worker has it"  # others prepare it still; only of a version that was ready before
-    PREPARED = "all workers have answered"  # one of them, or more, with success
-    REFUSED = "no worker can prepare it"  # a version that never was ready
+    PREPARED = "all workers have answered"  # and at least one of them prepared the version
+    REFUSED = "no worker can prepare it"  # for a version that was never ready
     LOST = "no worker can prepare it any more"
-    GIVEN_UP = "erased, of no use"  # no worker had prepared it meanwhile
+    GIVEN_UP = "erased, of no use"  # and no worker had prepared the version meanwhile
     LOAD = "load"
     UNLOAD = "unload"
-    SET_ASIDE = "set aside"  # the scheduler lets go of it; its record is written later
+    SET_ASIDE = "set aside"  # the scheduler drops the version; its record is written later
     ERASED = "erased"
     DRAINED = "last request answered"
 
@@ -58,23 +58,23 @@ class VersionEvent(enum.StrEnum):
 class LifecycleStep(enum.StrEnum):
     """Steps of a version's transition to another state; several steps are taken in this order."""
 
-    ENLIST = "enlist"  # it gets a new id, by which workers and scheduler may know it
-    TRUST = "trust"  # it was ready before: as soon as one worker has it, it is served again
-    NOTE = "note why"  # status and the record say that it is set aside
-    PARDON = "pardon"  # it is no longer set aside
-    ASK = "ask workers"  # every worker prepares it
-    TURN_AWAY = "turn away"  # its waiters hear that it goes
-    ROUTE = "route"  # its name's traffic is routed anew
-    RETIRE = "retire old"  # the oldest versions of its name are removed
-    UNROUTE = "unroute"  # its name's traffic goes to others
-    FORGET = "forget"  # the workers forget it
-    KEEP = "keep"  # its record stays
-    DROP = "drop"  # its record goes
+    ENLIST = "enlist"  # the version gets a new id, by which workers and scheduler know it
+    TRUST = "trust"  # the version was ready before: as soon as one worker has it, it is served again
+    NOTE = "note why"  # status and the record say that the version is set aside
+    PARDON = "pardon"  # the version is no longer set aside
+    ASK = "ask workers"  # every worker prepares the version
+    TURN_AWAY = "turn away"  # clients that wait for the version hear of its removal
+    ROUTE = "route"  # the traffic of the version's name is routed anew
+    RETIRE = "retire old"  # the oldest versions of the name are removed
+    UNROUTE = "unroute"  # the traffic of the name goes to other versions
+    FORGET = "forget"  # the workers forget the version
+    KEEP = "keep"  # the version's record stays
+    DROP = "drop"  # the version's record is erased
     ANNOUNCE = "announce"  # subscribers are told the new state
-    ANSWER = "answer"  # its waiters get its description
-    REFUSE = "refuse"  # its waiters hear that it cannot be served
-    GIVE_UP = "give up"  # its record is erased, and then its waiters hear why
-    DRAIN = "drain"  # the scheduler takes no more requests for it
+    ANSWER = "answer"  # clients that wait for the version get its description
+    REFUSE = "refuse"  # clients that wait for the version hear that it cannot be served
+    GIVE_UP = "give up"  # the record is erased, and then waiting clients hear why
+    DRAIN = "drain"  # the scheduler takes no more requests for the version
 
 
 Transition: TypeAlias = tuple[ModelState, tuple[LifecycleStep, ...]]

@@ -37,19 +37,20 @@ class ModelVersion:
         """Forget the workers' answers under an earlier id. model_id: 0 of a version that no worker knows."""
         self.model_id = model_id
         self.slo_ns = int(self.record.options.get("slo_ns", 0))
-        self.text = ""  # why it failed
+        self.text = ""  # reason of a failure
         self.is_blamed = False  # a worker that could not prepare it found the model at fault, and not itself
-        self.was_ready = False  # in this life of the controller or an earlier one
+        self.was_ready = False  # whether it was ready in this life of the controller or an earlier one
         # A worker's measurements; inputs and outputs are as the package declares them.
         self.prepared: PreparedModel | None = None
         # Whether every worker has compared the fixed parts of the outputs' declarations with real outputs.
         self.verified = True
         self.batches = False  # whether its requests count rows, as the first worker found since the start
         self.lengths: dict[str, int] = {}  # symbols in which requests may differ in a batch, on every worker
-        self.measured: dict[int, PreparedModel] = {}  # by worker id: of those that differ from ``prepared``
+        # by worker id, preparations that differ from ``prepared``
+        self.measured: dict[int, PreparedModel] = {}
         self.input_index: dict[str, int] = {}
         self.workers: dict[int, str] = {}  # worker id: preparing, ready, or the error
-        self.faults: dict[str, int] = {}  # faults that its executions caused on workers, by kind
+        self.faults: dict[str, int] = {}  # faults that the version's executions caused on workers, by kind
 
     @property
     def label(self) -> str:

@@ -47,8 +47,8 @@ class Access:
         self._roles: Mapping[
             str, frozenset[Role]
         ] = {}  # every key that is let in; replaced as a whole, never changed
-        self._stamps: tuple[_Stamp, ...] = ()  # of the files that were read
-        self._seen: tuple[_Stamp, ...] = ()  # of the files at the last look
+        self._stamps: tuple[_Stamp, ...] = ()  # stamps of the files that were read
+        self._seen: tuple[_Stamp, ...] = ()  # stamps of the files at the last look
         self._may_lack_list = allowed is None
         self._refusals: deque[str] = deque(maxlen=REFUSALS_KEPT)
         if key is None:

@@ -39,7 +39,7 @@ class ClockSync:
         self._lower, self._lower_at = 0, 0
         self._there = 0
         self._back = 0
-        self._reset_at = 0  # controller time of the last of these
+        self._reset_at = 0  # controller time of the last reset
         self.resets = 0  # times that the samples contradicted each other: a clock was set or stood still
 
     @property

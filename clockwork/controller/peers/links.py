@@ -36,9 +36,9 @@ class ClientLink:
     fd: int
     name: str
     slot: int
-    key: str = ""  # the public key of its connection; "": none
-    waits: set[int] = dataclasses.field(default_factory=set)  # its unanswered requests, without inferences
-    owner: int = dataclasses.field(init=False)  # as in messages.Prepare
+    key: str = ""  # public key of the connection; "": none
+    waits: set[int] = dataclasses.field(default_factory=set)  # ids of unanswered requests, without inferences
+    owner: int = dataclasses.field(init=False)  # number of the owner, as in messages.Prepare
 
     def __post_init__(self) -> None:
         # A positive number for the key, or for a connection without a key; a peer cannot choose another's
@@ -57,14 +57,14 @@ class WorkerLink:
     worker_epoch: int
     devices: list[DeviceInfo]
     joined_ns: int
-    key: str = ""  # the public key of its connection; "": none
+    key: str = ""  # public key of the connection; "": none
     clock: ClockSync = dataclasses.field(default_factory=ClockSync)
     clock_is_lost: bool = False  # the clock cannot be followed, which has been noted
     jitter_ns: int = 0
     offline: dict[int, str] = dataclasses.field(default_factory=dict)  # lost devices, and the reason of each
-    is_draining: bool = False  # it has said Goodbye
-    faults: int = 0  # its impossible answers
-    fetches: int = 0  # chunks that are being read for it
+    is_draining: bool = False  # the worker has said Goodbye
+    faults: int = 0  # number of the worker's impossible answers
+    fetches: int = 0  # number of chunks that are being read for the worker
     stats: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

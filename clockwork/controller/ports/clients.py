@@ -105,7 +105,7 @@ class Served:
             raise Unavailable(self._table.absence(text))
         if model is None:
             raise ModelNotFound(self._table.absence(text))
-        if model.record.aside:  # and about to be unloaded
+        if model.record.aside:  # the version is about to be unloaded
             raise Unavailable(set_aside_text(model.record))
         if model.state is ModelState.FAILED:
             raise Unavailable(f"{model.label} cannot be served: {model.text}")
@@ -210,7 +210,7 @@ class ClientPort:
         other = self._links.client_of_fd.get(fd)
         if other is not None and is_older(identity, other.identity):
             return False
-        if other is not None:  # its end was read before its hello was
+        if other is not None:  # the end of the connection was read before its hello was
             self._gone(other, "disconnected")
         if not self._make_room(identity, fd, key):
             return False
@@ -277,7 +277,7 @@ class ClientPort:
         """Tell a client why its message failed."""
         client = self._links.clients.get(identity)
         if client is not None:
-            fd = client.fd  # which a message with too many frames does not tell
+            fd = client.fd  # a message with too many frames does not have the descriptor
         if isinstance(error, codec.WireError):
             refusal = Failure(request_id, Status.INVALID_INPUT, f"malformed message: {error}", {})
             self._effects.append(to_client(identity, fd, refusal))
@@ -348,7 +348,7 @@ class ClientPort:
             self._send(client, Reply(request_id, body))
         elif isinstance(error, ClockworkError):
             self._send(client, failure(request_id, error))
-        else:  # a defect of ours
+        else:  # a defect of the controller
             text = "failed at a query for the flight recorder"
             self._effects.append(Complain("storage failed", text, error))
             told = Unavailable("the flight recorder failed: the controller's log says why")

@@ -25,7 +25,7 @@ class Cuts:
     def __init__(self, exchange: Exchange, effects: deque[Effect]) -> None:
         self._exchange = exchange
         self._effects = effects
-        self._counts: dict[tuple[int, str], int] = {}  # by port and by bound
+        self._counts: dict[tuple[int, str], int] = {}  # numbers of ended connections by port and by bound
 
     def note(self) -> None:
         """Complain about the connections ended since the last call, by port and by bound."""

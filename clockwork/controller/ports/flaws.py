@@ -31,13 +31,13 @@ class Flaw(NamedTuple):
     """A flaw of a message. The fields that count depend on ``code``; see csrc/controller/flaws.h."""
 
     code: str  # a word of FLAW_NAMES
-    id: int  # of the request or action; 0: it cannot be read
+    id: int  # id of the request or action; 0: it cannot be read
     model_id: int = 0
     header: HeaderFlaw | None = None  # the message is malformed, and the other fields do not count
     inputs: tuple[str, ...] = ()  # the names of the model's inputs
     tensor: str = ""  # the name of the input or output
-    declared: str = ""  # its shape, as people read it
-    name: str = ""  # of the tensor that came
+    declared: str = ""  # shape of the tensor as readable text
+    name: str = ""  # name of the received tensor
     dtype: int = 0
     shape: tuple[int, ...] = ()
     frame: int = 0
@@ -45,7 +45,7 @@ class Flaw(NamedTuple):
     other: str = ""  # the name of another input
     expected: int = 0
     got: int = 0
-    bytes: int = 0  # of its frame
+    bytes: int = 0  # size of the tensor's frame
 
 
 # ----- tensors -------------------------------------------------------------------------------

@@ -202,7 +202,7 @@ class WorkerPort:
             return
         if other_at is not None and is_older(identity, other_at.identity):
             return
-        if other_at is not None:  # its end was read before its hello was
+        if other_at is not None:  # the end of the connection was read before its hello was
             self._gone(other_at, "disconnected")
         seat = self._exchange.seat_for(WORKERS, fd, key)
         if seat == SEAT_NONE:
@@ -213,7 +213,7 @@ class WorkerPort:
             self._gone(self._links.worker_of_fd[seat], "gave way to another")
         slot = self._exchange.worker_joined(identity, fd, key, self._next_id, len(devices))
         if slot is None:
-            return  # its connection has ended: a hello may be read after that
+            return  # the connection has ended: a hello may be read after that
         now, name, worker_id = self._context.now_ns, printable(message.name), self._next_id
         self._next_id += 1
         worker = WorkerLink(identity, fd, slot, worker_id, name, message.worker_epoch, devices, now, key)
@@ -260,7 +260,7 @@ class WorkerPort:
     def _fault(self, worker: WorkerLink, why: str) -> bool:
         """Count an impossible statement of a worker; False if it was the last that is tolerated."""
         if worker.worker_epoch in self._let_go:
-            return False  # it leaves already
+            return False  # the worker is leaving already
         worker.faults += 1
         text = f"worker {worker.name} answered what cannot be: {why}"
         self._effects.append(Complain("worker fault", text))
@@ -271,7 +271,8 @@ class WorkerPort:
         if len(self._let_go) >= WORKERS_MAX:
             del self._let_go[next(iter(self._let_go))]
         self._let_go[worker.worker_epoch] = why
-        # It goes like a worker that leaves in order: no model is at fault for its unfinished actions.
+        # The worker is treated like one that leaves in order: no model is at fault for its unfinished
+        # actions.
         self._effects.append(Tell(WorkerDraining(self._context.now_ns, worker.worker_id)))
         self._effects.append(FailActions(worker.worker_id, "the worker that had it was let go"))
         self._reject(worker.identity, worker.fd, _let_go_text(why))
@@ -346,7 +347,7 @@ class WorkerPort:
         else:  # a defect of ours; the next message is another worker's
             self._effects.append(Complain("worker failed", f"failed at a {kind} of {named(worker)}", error))
             why = f"the controller failed at this worker's {kind}"
-        link = self._links.workers.get(identity)  # it may have joined by that very message
+        link = self._links.workers.get(identity)  # the worker may have joined by that very message
         if link is not None:
             self._gone(link, "speaks nonsense")
         if worker is None:
@@ -451,7 +452,8 @@ class WorkerPort:
         self._effects.append(Tell(WorkerDraining(self._context.now_ns, worker.worker_id)))
         worker.is_draining = True
         self._registrar.worker_drains(worker.worker_id)
-        # All its orders were sent before this, and it gets no more: once it has answered them, it may go.
+        # All its orders were sent before this, and it gets no more: once the worker has answered them, it may
+        # go.
         self._effects.append(to_worker(worker.identity, worker.fd, Goodbye()))
         log.info("worker %s (%d) is leaving", worker.name, worker.worker_id)
         self._effects.append(Publish("worker", {"worker": worker.name, "state": "draining"}))

@@ -136,9 +136,9 @@ class _Worker:
     joined: bytes
     draining: bytes = b""
     link: bytes = b""
-    clocks: dict[int, bytes] = dataclasses.field(default_factory=dict)  # by device
+    clocks: dict[int, bytes] = dataclasses.field(default_factory=dict)  # encoded clock by device
     lost: dict[int, bytes] = dataclasses.field(default_factory=dict)
-    models: dict[int, bytes] = dataclasses.field(default_factory=dict)  # by model
+    models: dict[int, bytes] = dataclasses.field(default_factory=dict)  # encoded models by id
 
     def events(self) -> list[bytes]:
         more = [event for event in (self.link, self.draining) if event]
@@ -151,7 +151,7 @@ class EncodedEvent(NamedTuple):
 
     kind: type[Event]
     worker: int
-    number: int  # of the device or the model
+    number: int  # number of the device or the model
     body: bytes
 
     @classmethod
@@ -319,10 +319,10 @@ class Dump:
 class Content:
     """The beginning of a dump, as the loop hands it to the thread that writes the dump."""
 
-    header: Header  # without the fields below
+    header: Header  # header without the fields below
     tail: ClusterEvents  # the cluster where the ring began
     told: Sequence[EncodedEvent]  # events from there to the dump's beginning
-    held: bytes  # see Core.held()
+    held: bytes  # residencies, see Core.held()
 
     def cluster(self) -> ClusterEvents:
         """The cluster where the dump begins. Consumes the tail."""
@@ -349,7 +349,7 @@ class Dumps:
         header = content.head(cluster)
         self._directory.mkdir(exist_ok=True)
         for left in self._directory.glob(f"*{PARTIAL}"):
-            left.unlink(missing_ok=True)  # left by a controller that was killed
+            left.unlink(missing_ok=True)  # a file left by a controller that was killed
         partial = self._directory / (name + PARTIAL)
         try:
             with partial.open("wb") as file:

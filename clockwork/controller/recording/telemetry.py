@@ -60,7 +60,8 @@ class TelemetryProcess:
 
     def close(self) -> None:
         """Have the rest written, and the process end."""
-        if not self._follower.close(TELEMETRY_END_S):  # it waits where the process does not read
+        # the thread may be waiting for a process that does not read
+        if not self._follower.close(TELEMETRY_END_S):
             self._is_closing = True
             self._input.shutdown(socket.SHUT_WR)
             self._follower.close()

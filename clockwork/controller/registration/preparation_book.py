@@ -28,7 +28,7 @@ class _Worker:
     is_draining: bool = False
     failed: dict[int, ModelVersion] = dataclasses.field(
         default_factory=dict
-    )  # by id; the model holds the reasons
+    )  # ids of models; the model has the reasons
     attempts: dict[int, int] = dataclasses.field(default_factory=dict)  # failed attempts, by model id
 
 

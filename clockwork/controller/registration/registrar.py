@@ -92,7 +92,7 @@ class Registrar:
         self.versions = Versions(effects, table)
         self._uploads = Uploads(effects)
         self._turns = TaskQueues(effects)
-        self._refused: dict[ModelVersion, None] = {}  # to be erased, after a failed attempt
+        self._refused: dict[ModelVersion, None] = {}  # refused versions to erase, after a failed attempt
         self._retry_ns = 0
 
     # ----- start -------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ class Registrar:
         for route in routes:
             if route.name in self._table.versions:
                 self._table.restore_route(route)
-            elif route.name not in lost:  # of such a name a record may be repaired by hand
+            elif route.name not in lost:  # a record of such a name may be repaired by hand
                 self._turns.write(WriteChange(route.name, Change(unroute=route.name)), None)
 
     def _complain(self, complaint: Complaint) -> None:
@@ -283,7 +283,7 @@ class Registrar:
             raise  # the scheduler's state may be inconsistent
         except ClockworkError as refusal:
             self._refuse_task(task, refusal)
-        except Exception as defect:  # a defect of ours fails this task alone
+        except Exception as defect:  # a defect of the controller fails this task alone
             log.error("an order about %s failed", task.name, exc_info=defect)
             self._refuse_task(task, Unavailable(f"the controller failed at this ({type(defect).__name__})"))
 
@@ -351,7 +351,7 @@ class Registrar:
             case Reroute():
                 self._rerouted(following, change)
         for record in change.remove:
-            if record.digest not in change.packages:  # its users of that time may have been erased meanwhile
+            if record.digest not in change.packages:  # its users may have been erased meanwhile
                 self._remove_unused(record.name, record.digest)
 
     def _refuse_change(self, following: Following | None, error: ClockworkError, now_ns: int) -> None:
@@ -363,7 +363,7 @@ class Registrar:
                 self._refuse(following.waiters, error)
             case Reload() | Leave() | Reroute():
                 self._refuse([following.waiter], error)
-            case GiveUp():  # it stays as a version that failed, and a restart would have it prepared again
+            case GiveUp():  # the version stays as failed, and a restart would have it prepared again
                 self.versions.refuse(following.model)
                 self._refused[following.model] = None
                 self._retry_ns = now_ns + ERASE_RETRY_NS

@@ -73,9 +73,9 @@ class Leave:
     """Versions go: they are removed, or unloaded."""
 
     waiter: Waiter
-    text: str  # the client's reference of them
+    text: str  # the client's text for the versions
     models: Sequence[ModelVersion]
-    event: VersionEvent  # ERASED or UNLOAD
+    event: VersionEvent  # either ERASED or UNLOAD
 
 
 @dataclasses.dataclass(slots=True)
@@ -94,7 +94,7 @@ class Adopt:
     waiters: Sequence[Waiter]
     model: ModelVersion
     options: dict[str, Any]
-    owner: int  # the client's number
+    owner: int  # number of the client
 
 
 @dataclasses.dataclass(slots=True)

@@ -29,7 +29,7 @@ class TaskQueues:
         self._waiting: dict[str, deque[Task]] = {}
         self._following: dict[
             str, Following | None
-        ] = {}  # by name: the consequence of the change that is being written
+        ] = {}  # by name, the consequence of the change that is being written
         self._unsure: set[str] = set()
 
     def is_free(self, name: str) -> bool:

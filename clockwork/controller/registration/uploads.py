@@ -63,14 +63,14 @@ class Upload:
 
     upload_id: int
     registration: Registration
-    waiter: Waiter  # its client
+    waiter: Waiter  # the client that uploads
     missing: int  # bytes still to come
     phase: UploadPhase = UploadPhase.OPENING
-    outstanding: int = 0  # chunks given to storage
+    outstanding: int = 0  # number of chunks given to storage
     is_awaited: bool = True
-    moved_bytes: int = 0  # bytes that came since it was last found to move
-    since_ns: int = 0  # the time when it was last found to move
-    has_moved: bool = True  # whether its client has sent since the last beat
+    moved_bytes: int = 0  # bytes received since the upload was last found to move
+    since_ns: int = 0  # time when the upload was last found to move
+    has_moved: bool = True  # whether the client has sent since the last beat
 
     @property
     def waiters(self) -> list[Waiter]:

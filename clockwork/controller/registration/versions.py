@@ -49,7 +49,7 @@ class Removal(NamedTuple):
     """A client that waits for every one of these versions to be gone, or to be unloaded."""
 
     waiter: Waiter
-    body: dict[str, Any]  # of the reply
+    body: dict[str, Any]  # body of the reply
     models: Sequence[ModelVersion]
 
 
@@ -61,7 +61,7 @@ class Versions:
         self._table = table
         self.preparations = PreparationBook()
         self.tasks: deque[OwnTask] = deque()
-        self._awaited: dict[ModelVersion, None] = {}  # versions that have waiters
+        self._awaited: dict[ModelVersion, None] = {}  # versions for which clients wait
         self._removals: list[Removal] = []
         # Versions for which a start still waits; see readiness().
         self._starting: dict[ModelVersion, None] = {}
@@ -241,7 +241,7 @@ class Versions:
         self.tasks.append(GiveUp(model.record.name, model))
 
     def _drain(self, model: ModelVersion) -> None:
-        if model.prepared is None:  # the scheduler never heard of it
+        if model.prepared is None:  # the scheduler never heard of the version
             self.happen(model, VersionEvent.DRAINED)
         else:
             self._effects.append(ScheduleRemoval(model.model_id))
@@ -338,7 +338,7 @@ class Versions:
         if message.status != Status.OK:
             # An invalid model is invalid on every worker: a retry may only help where others serve it.
             may_help = message.status != Status.INVALID_MODEL or model.was_ready
-            if message.status == Status.INTERNAL:  # its package may be damaged
+            if message.status == Status.INTERNAL:  # the worker's package may be damaged
                 self._effects.append(Inspect(model.record.digest))
             model.is_blamed |= message.status == Status.INVALID_MODEL
             self._not_prepared(model, worker, message.text or "could not be prepared", may_help, now_ns)
@@ -389,7 +389,7 @@ class Versions:
         name = self.preparations.name(worker)
         later = "; asked again later" if again else ""
         log.warning("worker %s cannot prepare %s: %s%s", name, model.label, why, later)
-        if model.was_ready:  # no client waits, which would hear of it
+        if model.was_ready:  # no client waits that would hear of the failure
             subject = f"{model.label} on {name}"
             self._effects.append(NoteTrouble(TroubleKind.PREPARATION_FAILED, subject, why))
 

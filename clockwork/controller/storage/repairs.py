@@ -36,7 +36,7 @@ class _Repair:
 
     files: list[PackageFile]
     text: str
-    worker: int = 0  # the worker that it is being fetched from; 0: none
+    worker: int = 0  # the worker from which the package is being fetched; 0: none
     tried: set[int] = dataclasses.field(default_factory=set)  # workers that do not have the whole package
 
 
@@ -51,7 +51,7 @@ class Repairs:
         self._stop = threading.Event()
         self._thread = StorageThread("inspection")
         self._fetcher = PackageFetcher(catalog.store, self._send, self._thread.wake)
-        self._queue: deque[str] = deque()  # digests
+        self._queue: deque[str] = deque()  # digests of packages to repair
         self._inspecting = ""
         self._open: dict[str, _Repair] = {}
 

@@ -64,7 +64,7 @@ class StorageThread:
             done, value, error = self._done.popleft()
             try:
                 done(value, error)
-            except Exception as defect:  # a defect of this callback: the next is another peer's
+            except Exception as defect:  # a defect of this callback must not affect other peers' callbacks
                 failed(defect)
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class CatalogJobs:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._writers: dict[int, PackageWriter] = {}  # by upload id
+        self._writers: dict[int, PackageWriter] = {}  # writers of packages by upload id
 
     def run(self, job: Job) -> Any:
         """Run a job, and return its result. Raises OSError, InvalidModel, DamagedPackage."""

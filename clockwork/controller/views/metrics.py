@@ -154,7 +154,7 @@ class MetricsQuery:
             plans.setdefault(plan["worker"], {})[plan["device"]] = plan
         rows = []
         for worker in workers:
-            of_worker = plans.get(worker.worker_id, {})  # without lost devices
+            of_worker = plans.get(worker.worker_id, {})  # plans without lost devices
             fetches, drops = self._exchange.host_counts(worker.slot)
             first = next(iter(of_worker.values()), {})
             lost = ("pages", "pages_free", "resident", "evicted_early", "clock_mhz", "idle_with_work_ns")

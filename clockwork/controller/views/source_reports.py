@@ -19,7 +19,7 @@ class SourceReports:
 
     def __init__(self, effects: deque[Effect]) -> None:
         self._effects = effects
-        self._clients: dict[str, dict[bytes, None]] = {}  # by source
+        self._clients: dict[str, dict[bytes, None]] = {}  # reporting clients by source
 
     def note(self, client: bytes, source: str, text: str) -> None:
         """Note a source that a client cannot read; text "": it can again. Raises InvalidInput at a bound."""

@@ -79,12 +79,12 @@ CHILD_ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CompileOptions:
-    targets: tuple[str, ...]  # "sm_80" ..., "host"
+    targets: tuple[str, ...]  # names such as "sm_80", or "host"
     batches: tuple[int, ...] = BATCHES
     shapes: Mapping[str, Sequence[Sequence[int]]] = dataclasses.field(default_factory=dict)
     batching: str = "auto"  # "auto", "on" or "off", as in a registration
-    dtype: str = "fp32"  # of matrix products, one of PRODUCT_DTYPES
-    name: str = ""  # "": the file's name
+    dtype: str = "fp32"  # dtype of matrix products, one of PRODUCT_DTYPES
+    name: str = ""  # name of the model; "": the file's name
     examples: Sequence[Sequence[Array]] = ()  # real inputs, each in the order of the model's
     verify: bool = True  # run the program on this machine and compare
     jobs: int = 0  # child processes at a time; 0: one for each processor
@@ -102,7 +102,7 @@ class CompileSummary:
 
     program: Program
     batching_note: str
-    statistics: list[list[Statistic]]  # of each launch of each variant of the program
+    statistics: list[list[Statistic]]  # statistics of each launch of each variant of the program
     logs: list[str]  # the assembler's messages for each variant
     folded: int  # kernels that depend on weights alone and were run once, at compilation
     reused: int  # variants whose kernels came from the cache

@@ -47,8 +47,9 @@ ELEMENTWISE = (
 class Padding:
     """The result of a proof for a model in a set of shapes."""
 
-    symbols: tuple[str, ...]  # in the order of the size inputs
-    output_dims: list[tuple[Dim, ...]]  # of each output; the axis of a symbol is cut back to the true size
+    symbols: tuple[str, ...]  # padded symbols, in the order of the size inputs
+    # dimensions of each output; the axis of a symbol is cut back to the true size
+    output_dims: list[tuple[Dim, ...]]
     # by symbol: the largest size for which the model's tables suffice; absent: no limit is known
     limits: dict[str, int]
 

@@ -25,7 +25,7 @@ class CompiledModule(NamedTuple):
     """The result of compiling a source."""
 
     cubin: bytes
-    ptx: bytes  # from which the cubin was assembled
+    ptx: bytes  # the PTX from which the cubin was assembled
     log: str  # the assembler's messages
 
 
@@ -143,7 +143,7 @@ def closest(device: str) -> CodeChoice:
         return CodeChoice(HOST, False)
     known = {f"sm_{number}": TargetModules(0, ("",), ("",)) for number in library().architectures()}
     if (found := choose(known, device)) is None:
-        check_target(device)  # raises
+        check_target(device)  # raises for an unknown target
     assert found is not None
     return found
 

@@ -15,10 +15,10 @@ class Card:
     """Data-sheet figures of a GPU."""
 
     name: str
-    memory: float  # bytes a second
+    memory: float  # memory bandwidth, bytes a second
     fp32: float  # operations a second, without tensor cores
     fp16: float  # operations a second of dense matrix products on tensor cores
-    tf32: float = 0.0  # as fp16, for TF32; 0 where the card has no such units
+    tf32: float = 0.0  # tensor-core operations a second for TF32; 0 where the card has no such units
 
 
 CARDS: Mapping[str, Card] = {
@@ -37,7 +37,7 @@ CARDS: Mapping[str, Card] = {
 class Resources:
     """The resources that the assembler allocated to a kernel."""
 
-    registers: int  # of each thread
+    registers: int  # registers of each thread
     shared: int  # bytes of static shared memory of a block
     spilled: int  # bytes stored and loaded for lack of registers
 

@@ -25,9 +25,9 @@ class Spec:
     """The input of the child process: a variant to be lowered."""
 
     model: str  # path of an ONNX file whose inputs all have fixed shapes
-    target: str  # "sm_80" ..., or "host"
+    target: str  # name such as "sm_80", or "host"
     weights: str  # directory of the weights' data, each in a file named by its sha256
-    dtype: str  # of matrix products, one of PRODUCT_DTYPES
+    dtype: str  # dtype of matrix products, one of PRODUCT_DTYPES
     tune: str = ""  # tinygrad's device on which kernels are timed to find the fastest, "CUDA"; "" none
     cache: str = ""  # directory of earlier variants, which models of equal architecture reuse; "" none
     sizes: tuple[int, ...] = ()  # compiled size of each open dimension; inputs may be shorter
@@ -49,7 +49,7 @@ class KernelSource:
     """The source of a kernel, and its launch configuration."""
 
     name: str
-    source: str  # C, or CUDA C
+    source: str  # source code in C, or CUDA C
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     arguments: int  # number of pointer parameters
@@ -71,7 +71,7 @@ class Statistic:
 class StoredWeight:
     """A weight that the launches read. Its data is the file <sha256> of Spec.weights."""
 
-    name: str  # the same in every variant of the model that has this weight
+    name: str  # name of the weight, the same in every variant of the model
     dtype: int
     shape: list[int]
     bytes: int
@@ -87,10 +87,10 @@ class Built:
 
     output_shapes: list[list[int]]
     workspace: int
-    launches: list[Launch]  # of module 0
+    launches: list[Launch]  # launches of kernels in module 0
     table: list[Argument]  # weights by their index in ``weights``
     weights: list[StoredWeight]
-    statistics: list[Statistic]  # of each launch
+    statistics: list[Statistic]  # statistics of each launch
     log: str  # the assembler's messages about registers and spills
     folded: int  # kernels that depend on weights alone and were run once, at compilation
     reused: bool  # whether the kernels came from the cache

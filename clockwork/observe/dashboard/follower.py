@@ -57,8 +57,8 @@ class Follower:
         self.restarted_s = 0.0  # unix time at which a restart of the controller was noticed; 0: none
         self.gaps: deque[tuple[int, int]] = deque()  # times whose steps were left out
         self.share = 1.0  # part of the steps that was read, as a mean of the last looks
-        self.behind_ns = 0  # of the last look
-        self.number = 0  # count of changes
+        self.behind_ns = 0  # value of the last look
+        self.number = 0  # number of changes so far
         self._run: int | None = None
         self._shares: deque[float] = deque(maxlen=10)
 

@@ -59,7 +59,7 @@ class Board:
             "state": follower.state, "note": follower.note, "since": follower.since_s,
             "restarted": follower.restarted_s, "endpoint": self.endpoint, "now": time.time(),
         }  # fmt: skip
-        if follower.state in (AWAY, LOADING):  # the last picture stays
+        if follower.state in (AWAY, LOADING):  # the last picture stays on the page
             self.state = {**self.state, **state}
             return
         self._lanes.clear()
@@ -102,7 +102,7 @@ class Page:
         self._board = board
         self._is_watched = is_watched
         self._look = look
-        self._is_hidden = False  # behind other tabs
+        self._is_hidden = False  # whether the page is behind other tabs
         self._document = document
         self._seconds: float = WINDOW_S
         self._is_paused = False

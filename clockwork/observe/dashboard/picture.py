@@ -257,7 +257,7 @@ class MemoryPicture(NamedTuple):
     pages: list[int]  # pages of each device; 0: unknown
     runs: Columns
     unplaced: int  # resident models whose pages are unknown, as they were loaded before the first step
-    used: float  # part of all pages that is used
+    used: float  # used part of all pages
 
 
 def memory(history: History, colors: ModelColors) -> MemoryPicture:
@@ -274,7 +274,7 @@ def memory(history: History, colors: ModelColors) -> MemoryPicture:
                     (start, start + pages) for start, pages in zip(residency.run_starts, residency.runs)
                 ):
                     _add_run(rows, history, colors, row, residency, left, right)
-            elif residency.runs:  # its place is unknown: it is shown at the end
+            elif residency.runs:  # the residency's place is unknown: it is shown at the end
                 unplaced += 1
                 _add_run(rows, history, colors, row, residency, end - residency.pages, end)
                 end -= residency.pages
@@ -350,7 +350,7 @@ def predictions(history: History, colors: ModelColors) -> PredictionsPicture:
 class Tiles(NamedTuple):
     """The figures at the top of the page, over the last seconds."""
 
-    good: float  # per second
+    good: float  # good answers per second
     refused: float
     missed: float
     failed: float
@@ -358,7 +358,7 @@ class Tiles(NamedTuple):
     p50_ms: float
     p99_ms: float
     batch: float
-    executing: float  # of the devices' time, from 0 to 1
+    executing: float  # part of the devices' time, from 0 to 1
     devices: int
     models: int
 

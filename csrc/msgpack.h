@@ -242,7 +242,7 @@ struct Packer {
         }
     }
 
-    // Begins a map of at most 15 keys.
+    // Writes the head of a map with at most 15 keys.
     void map(std::size_t count) { *at++ = static_cast<char>(0x80 | count); }
 
     void flag(bool value) { *at++ = static_cast<char>(0xc2 | static_cast<unsigned>(value)); }

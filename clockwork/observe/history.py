@@ -115,7 +115,7 @@ class SeenRequest:
     rows: int = 1
     shape: ShapeKey = ()
     priority: int = 0
-    arrived_ns: int = 0  # 0: the worker joined before the history
+    arrived_ns: int = 0  # 0: the request arrived before the history
     deadline_ns: int = NEVER_NS
     sent_ns: int = 0  # time at which the newest batch with this request was ordered
     sent_count: int = 0

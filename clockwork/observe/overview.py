@@ -43,7 +43,7 @@ class DeviceRow(NamedTuple):
     executing: float
     idle_with_work: float
     loading: float
-    executions: float  # loads per second
+    executions: float  # executions per second
     loads: float  # loads per second
     models: int  # number of resident models
     pages: int

@@ -73,7 +73,7 @@ class WorkerSettings:
     endpoint: str = config.WORKER_ENDPOINT
     name: str = dataclasses.field(default_factory=default_name)
     devices: tuple[str, ...] = ("cpu",)  # names of the devices, all of one kind; see device_names()
-    arena_bytes: int = 0  # page size of each device; 0: the default of its kind
+    arena_bytes: int = 0  # arena of each device; 0: the default of its kind
     page_bytes: int = 0  # page size of each device; 0: the default of its kind
     host_bytes: int = 0  # budget of the host store that all devices load from; 0: none
     # Without a host store: CUDA devices' pinned memory for the weights of all prepared models. 0: default.

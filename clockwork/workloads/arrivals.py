@@ -37,8 +37,8 @@ class Arrivals:
 
     t_ns: Int64s  # since the start of the workload, never falling
     model: npt.NDArray[np.int32]  # index into the workload's models
-    slo_ns: Int64s  # SLO of the requests; 0: the model's own
-    priority: npt.NDArray[np.uint8]  # level of the requests; 0: the default
+    slo_ns: Int64s  # SLO of each request; 0: the model's own
+    priority: npt.NDArray[np.uint8]  # level of each request; 0: the default
     cls: npt.NDArray[np.uint8]  # class in which each request is counted
 
     def __len__(self) -> int:

@@ -231,7 +231,7 @@ private:
         return rule_ == EstimateRule::ROBUST ? window.robust(usual_ns_) : window.percentile();
     }
 
-    std::vector<std::pair<std::uint32_t, Ns>> seeds_;        // samples, by batch size
+    std::vector<std::pair<std::uint32_t, Ns>> seeds_;        // profile points, by batch size
     std::vector<std::pair<std::uint32_t, Window>> windows_;  // samples, by batch size
     Surprises surprises_;
     Ns usual_ns_ = -NEVER_NS;   // end of the last execution that was no outlier

@@ -132,7 +132,7 @@ private:
 
     std::vector<Sent> sent_;          // ring by number; allocated with the first batch
     std::uint64_t last_ = 0;          // number of the last batch sent
-    std::uint64_t sent_bytes_ = 0;    // sum of the bytes of all batches that have arrived
+    std::uint64_t sent_bytes_ = 0;    // sum of the bytes of all batches sent so far
     std::uint64_t seen_ = 0;          // number of the last batch known to have arrived
     std::uint64_t seen_bytes_ = 0;    // sum of the bytes of all batches that have arrived
     Ns seen_ready_ns_ = 0;            // arrival time of the last of them

@@ -143,7 +143,7 @@ struct Executor {
     Executor* after = nullptr;
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;
-    std::uint32_t index = 0;  // the worker's number for the arena
+    std::uint32_t index = 0;  // the worker's number for the executor
     std::uint32_t run_ahead = 1;
     // actions sent to the executor, oldest first
     Chain<Flight, &Flight::lane_before, &Flight::lane_after> lane;

@@ -19,7 +19,7 @@ enum class EventKind : std::uint8_t {
     RESULT,    // subject: worker; value: an action's slot. The result reaches the controller
     CLIENT,    // subject: a group of closed-loop clients. A client of the group sends
     CANCEL,    // value: a request's id. Its client cancels it
-    CRASH,     // subject: the worker that rejoins
+    CRASH,     // subject: the worker that crashes
     GIVE_UP,   // subject: worker. The worker ends itself after an overrun, and restarts
     NOTICED,   // subject: worker. The controller considers the worker lost
     REJOIN,    // subject: the worker that rejoins

@@ -87,7 +87,7 @@ class Registry:
         self.traffic: dict[str, list[tuple[int, int]]] = {}  # name: [(model id, parts), ...]
         self.troubles: list[NoteTrouble] = []
         self.blamed: list[str] = []  # workers' impossible messages that were complained of
-        self.records: dict[tuple[str, int], ModelRecord] = {}  # routes on disk
+        self.records: dict[tuple[str, int], ModelRecord] = {}  # records on disk
         self.saved: set[tuple[str, int]] = set()  # records that ever were on disk
         self.routes: dict[str, NameRoute] = {}  # routes on disk
         self.packages: set[str] = set()

@@ -60,7 +60,7 @@ class Cluster:
         self.workers: list[subprocess.Popen[bytes]] = []
         self._logs: list[IO[bytes]] = []
         self._worker_count = workers
-        self._held = contextlib.ExitStack()  # the ports
+        self._held = contextlib.ExitStack()  # releases the reserved ports
         self.endpoint = self.worker_endpoint = self.events_endpoint = ""
 
     def start(self) -> int:

@@ -66,8 +66,8 @@ class Settings:
     rate: float = 20_000.0
     devices: int = 100
     models: int = 200
-    base_ns: int = 2 * MS  # for a batch, about ResNet50's on a V100
-    row_ns: int = MS // 2  # for each request of a batch
+    base_ns: int = 2 * MS  # time of a batch, about ResNet50's on a V100
+    row_ns: int = MS // 2  # time of each request of a batch
     burst: int = 1
     seconds: float = 1.3
     settle_s: float = 0.3
@@ -286,7 +286,7 @@ class Readers:
         self._client = client
         self._count = count
         self._looking, self._ended = threading.Event(), threading.Event()
-        self.bytes, self.looked_s = 0, 0.0  # bytes read, and the time in which they were
+        self.bytes, self.looked_s = 0, 0.0  # bytes read, and the seconds in which they were read
         self._since_s = 0.0
 
     def __enter__(self) -> Readers:
@@ -381,7 +381,7 @@ def measure(name: str, settings: Settings) -> tuple[list[dict[str, Any]], dict[s
     rows: list[dict[str, Any]] = []
     facts: dict[str, Any] = {}
     with _other_cores(settings.is_pinned), Load(settings) as load:
-        load.measure(4 * settings.settle_s)  # loads the models
+        load.measure(4 * settings.settle_s)  # this load brings the models onto the devices
         if settings.has_browser:
             watched = Watched(load.cluster.endpoint)
             began_s = time.monotonic()

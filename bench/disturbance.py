@@ -41,10 +41,10 @@ from clockwork.workloads import load_generator, poisson
 
 SEED = 17
 MODEL = "residual_cnn"
-SLO_S = 1.0  # so long that nothing is refused, and lateness shows as latency
+SLO_S = 1.0  # long enough that nothing is refused, and lateness shows as latency
 HALF = 0.5
 OTHERS = 30
-ROOM = 8  # for the other models, besides the measured one
+ROOM = 8  # room for so many other models, besides the measured one
 ASKED_PER_S = 18.0
 TABLE_ROWS = 32_768  # of 64 floats: 8 MiB for each of the other models
 PAGE_BYTES = 1 << 20

@@ -81,7 +81,7 @@ class Settings:
     warm_up_s: float = 1.0
     sizes: tuple[int, ...] = SIZES
     workers: int = 1
-    devices: int = 20  # for each worker
+    devices: int = 20  # devices of each worker
     models: int = 20
     in_flight: int = 512
     rate: float = 1000.0  # requests/s of the comparison with a relay
@@ -433,7 +433,7 @@ def one_way(
         frames = connection.receive()
         if frames is not None:
             ended += 1
-            if len(frames) > 1:  # a refusal has none
+            if len(frames) > 1:  # a refusal has no frame
                 found.append(int.from_bytes(bytes(frames[-1]), "little"))
         elif now > end_ns + 10 * SECOND:
             raise TimeoutError(f"{sent - ended} of {sent} messages did not come back")
@@ -467,9 +467,10 @@ def delay(settings: Settings) -> dict[str, Any]:
                 one_way(connection, settings.rate, settings.warm_up_s, 0, request)
                 ours: list[int] = []
                 theirs: list[int] = []
-                for turn in range(TURNS):  # in turn, so that other work on the machine affects both alike
+                # both take turns, so that other work on the machine affects both alike
+                for turn in range(TURNS):
                     seed, seconds = settings.seed + turn, settings.seconds / TURNS
-                    # The same messages, so that only the process in the middle differs.
+                    # The relay gets the same messages, so that only the process in the middle differs.
                     theirs += one_way(bare, settings.rate, seconds, seed, request)
                     ours += one_way(connection, settings.rate, seconds, seed, request)
         finally:

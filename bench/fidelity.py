@@ -105,7 +105,7 @@ class Action:
 
     model: str
     batch: int
-    first: int  # the first arrival that it answers
+    first: int  # number of the first arrival that it answers
     sent_ns: int
     begin_ns: int
     end_ns: int
@@ -117,9 +117,9 @@ class Action:
 class Machine:
     """The execution times of a run, compared with the profiles."""
 
-    ratio: dict[str, float]  # median by model
-    sigma: float  # of the logarithm, about each model's median
-    outliers: float  # share of all executions
+    ratio: dict[str, float]  # median ratio by model
+    sigma: float  # standard deviation of the logarithm, about each model's median
+    outliers: float  # outliers' share of all executions
     outlier_factor: float
     between_ns: (
         float  # from the end of an execution to the begin of the next one already sent: the worker's own time

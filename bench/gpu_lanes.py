@@ -48,7 +48,7 @@ def lanes_time_ns() -> int:
 def notice(site: Site, fake: FakeDriver, kernel_ms: int, count: int) -> tuple[dict[str, Any], float]:
     """A row of delays until kernels' ends are noticed; and the lanes' microseconds of CPU for each INFER."""
     fake.speed(kernel_ns=kernel_ms * MS)
-    expected_ns = sorted(site.infer(0).execute[2] for _ in range(10))[-2]  # as the controller estimates
+    expected_ns = sorted(site.infer(0).execute[2] for _ in range(10))[-2]  # estimated as the controller does
     fake.steps()
     before_ns = lanes_time_ns()
     ends_ns = [site.infer(0, expected_ns).execute[1] for _ in range(count)]
@@ -61,7 +61,7 @@ def notice(site: Site, fake: FakeDriver, kernel_ms: int, count: int) -> tuple[di
 def idle(site: Site, fake: FakeDriver, kernel_ms: int, count: int) -> dict[str, Any]:
     """A row: idle times of the device between two batches, while the next batch is always queued."""
     fake.speed(kernel_ns=kernel_ms * MS)
-    expected_ns = sorted(site.infer(0).execute[2] for _ in range(10))[-2]  # as the controller estimates
+    expected_ns = sorted(site.infer(0).execute[2] for _ in range(10))[-2]  # estimated as the controller does
     fake.steps()
     waiting = [site.start_infer(0, expected_ns), site.start_infer(0, expected_ns)]
     for _ in range(count):

@@ -191,7 +191,7 @@ def measure(
         client.register("serving", packages[0])
         ends = time.monotonic() + seconds
         unserved = send(client, gaps_s, lambda: time.monotonic() >= ends)
-        phases = {"alone": time.monotonic_ns()}  # by phase: its end
+        phases = {"alone": time.monotonic_ns()}  # time at which each phase ended
         for phase, registering in (("registering elsewhere", elsewhere), ("registering here", cluster)):
             if registering is not None:
                 ours = Registering(registering, packages[1:])

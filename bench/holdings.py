@@ -271,7 +271,7 @@ def read(path: Path) -> None:
             at = 0
             while count := os.preadv(descriptor, [buffer], at):
                 at += count
-                if count % 4096:  # the unaligned end
+                if count % 4096:  # the end of a file that is not aligned
                     break
     finally:
         os.close(descriptor)

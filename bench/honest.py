@@ -36,7 +36,7 @@ class Honest:
         shape: tuple[int, ...] = (1, 1, 8, 8),
     ) -> None:
         self.name = name
-        self.took_s: list[float] = []  # since begin_anew()
+        self.took_s: list[float] = []  # seconds of each request since begin_anew()
         self.answers = 0
         self.wrong: list[str] = []
         self._infer, self._is_right, self._shape = infer, is_right, shape

@@ -48,8 +48,8 @@ class Flood:
 
     rate: float = 550.0
     slo_ms: int = 100
-    priority: int = 0  # 0: the default
-    gain: float = 0.0  # of batches: beta/alpha of exec(b) = alpha b + beta
+    priority: int = 0  # priority of the flood; 0: the default
+    gain: float = 0.0  # gain of batches: beta/alpha of exec(b) = alpha b + beta
     batch_max: int = 1
     input_bytes: int = 0
 

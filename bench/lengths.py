@@ -119,7 +119,7 @@ class Trial:
             try:
                 answer = (await client.infer(way, inputs[index], slo=slo))["embedding"]
             except ClockworkError:
-                return  # refused, or too late
+                return  # the request was refused, or too late
             took_ns.append(now_ns() - sent_ns)
             answers[index] = answer
 

@@ -76,7 +76,7 @@ class Link:
         while True:
             try:
                 near, _ = self._listener.accept()
-            except OSError:  # closed
+            except OSError:  # the socket was closed
                 return
             near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
@@ -125,7 +125,7 @@ class Link:
         while True:
             due_ns, data = pieces.get()
             wait_ns = due_ns - now_ns()
-            if wait_ns > 0 and self._closed.wait(wait_ns / 1e9):  # the delay itself
+            if wait_ns > 0 and self._closed.wait(wait_ns / 1e9):  # this wait is the delay itself
                 return
             self._open.wait()
             if self._closed.is_set():
@@ -136,7 +136,7 @@ class Link:
                     return
                 target.sendall(data)
             except OSError:
-                with contextlib.suppress(OSError):  # it may have ended at the same time
+                with contextlib.suppress(OSError):  # the other side may have ended at the same time
                     source.shutdown(socket.SHUT_RDWR)  # the end of one side ends the other, too
                 return
 

@@ -150,7 +150,7 @@ def measure(
             client = stack.enter_context(cluster.client())
             client.register(MODEL, model)
             error = relative_error(client.infer(MODEL, x), plain.run(feeds)[0])
-            offer(cluster, 0.5 / plain.block(feeds, block), min(seconds, 2.0), SEED)  # warm-up
+            offer(cluster, 0.5 / plain.block(feeds, block), min(seconds, 2.0), SEED)  # warm-up load
             served[policy] = cluster, client
         rss_before = {policy: cluster.rss_bytes() for policy, (cluster, _) in served.items()}
         mean_before = plain.block(feeds, block)

@@ -131,9 +131,9 @@ struct PumpCounts {
 // Times at which requests of an open loop are due: in bursts, with exponentially distributed times between
 // bursts. mean_ns 0: a closed loop, in which a request is due whenever fewer than in_flight are under way.
 struct PumpArrivals {
-    std::int64_t mean_ns;  // between two bursts
+    std::int64_t mean_ns;  // mean time between two bursts
     std::uint64_t burst;
-    std::uint64_t random;  // the generator's state
+    std::uint64_t random;  // state of the generator
     std::int64_t next_ns;  // time of the next burst; 0: now
     std::uint64_t due;     // number of requests so far
 };

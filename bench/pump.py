@@ -252,13 +252,13 @@ class Settings:
     models: int = 20
     in_flight: tuple[int, ...] = (64, 512, 4096)
     window_bytes: int = 256 << 20  # bytes of inputs that may be under way
-    base_ns: int = 500_000  # for a batch
-    row_ns: int = 20_000  # for each request of a batch
-    repeat: int = 10  # controllers, one after the other; the rows take turns
+    base_ns: int = 500_000  # execution time of a batch
+    row_ns: int = 20_000  # execution time of each request of a batch
+    repeat: int = 10  # number of controllers, one after the other; the rows take turns
     policy: str = ""
     perf: bool = False
     recorders: tuple[str, ...] = ("",)  # sizes of the flight recorder, or TELEMETRY; "": the default
-    python: str = ""  # a checkout whose controller is measured; "": this one's
+    python: str = ""  # interpreter of a checkout whose controller is measured; "": this one
 
 
 def cpu_of(pid: int) -> dict[str, float]:

@@ -82,7 +82,7 @@ KINDS = ("link-10", "link-100", "stop", "controller", "burst", "slow-1.5", "slow
 class Times:
     """The times of a round, in nanoseconds."""
 
-    warm_up: int = 2 * SECOND  # before the first round
+    warm_up: int = 2 * SECOND  # time before the first round
     quiet: int = 3 * SECOND
     disturbed: int = SECOND
     first: int = 2 * SECOND
@@ -101,7 +101,7 @@ class Round:
     """Good answers a second before the first disturbance, and parts of that."""
 
     steady: float
-    quiet: float  # before this round's disturbance
+    quiet: float  # rate before this round's disturbance
     first: float
     second: float
 
@@ -215,7 +215,7 @@ def open_loop(kind: str, policy: str, rounds: int, times: Times) -> list[Round]:
         with cluster.client() as client:
             register_profiles(client, profiles())
         sender = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
-        sender.submit(now_ns).result()  # the process has started
+        sender.submit(now_ns).result()  # returns once the process has started
         begin_ns = now_ns() + SECOND // 4
         first_ns = begin_ns + times.warm_up + times.quiet
         if name == "slow":  # times at which the worker is slow

@@ -40,7 +40,7 @@ from clockwork.models import zoo
 from clockwork.wire.packages import LIST_FILE
 
 MODELS = 200
-WIDTH = 1100  # 15 MB of weights
+WIDTH = 1100  # width of 15 MB of weights
 SLO_S = 30.0
 INPUTS = 256
 HASHED_BYTES = 64 << 20

@@ -31,10 +31,10 @@ class Sent:
     """
 
     arrivals: Arrivals
-    good: npt.NDArray[np.bool_]  # answered within the SLO
+    good: npt.NDArray[np.bool_]  # whether each request was answered within the SLO
     answered: npt.NDArray[np.bool_]
     latency_ns: npt.NDArray[np.int64]
-    lag_ns: npt.NDArray[np.int64]  # by which a request was sent later than due
+    lag_ns: npt.NDArray[np.int64]  # delay by which each request was sent late
 
 
 class Sender(Protocol):

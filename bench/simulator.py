@@ -33,7 +33,7 @@ class Case:
     models: Sequence[ModelProfile]
     cluster: Cluster
     rate: float
-    exponent: float = 0.0  # of the models' popularity
+    exponent: float = 0.0  # exponent of the models' popularity
     resident: bool = True
 
 

@@ -21,7 +21,7 @@ from clockwork.workloads import Workload, gamma, mixed, on_off, poisson, replay,
 SEED = 1
 ROUNDS = 3
 MODELS = 4026
-RATE = 9638.0  # of the paper's trace experiment
+RATE = 9638.0  # rate of the paper's trace experiment
 DURATION_NS = 300 * SECOND
 
 KINDS: dict[str, Callable[[], Workload]] = {

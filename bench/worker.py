@@ -334,7 +334,7 @@ def pace(worker: Worker, mode: str, count: int, seeds: Iterator[int]) -> tuple[l
     """The lateness in ns of the starts and results of INFERs, while something else happens in the worker."""
     starts: list[int] = []
     results: list[int] = []
-    under_way: dict[int, int] = {}  # by action: the time at which it was to begin
+    under_way: dict[int, int] = {}  # for each action, the time at which it was to begin
     model_id = 0
     worker.disturb(mode)
     next_ns = now_ns() + 100 * MS
@@ -368,7 +368,7 @@ def lateness(rounds: int, count: int) -> list[dict[str, Any]]:
     found: dict[str, tuple[list[int], list[int]]] = {mode: ([], []) for mode in MODES}
     seeds = iter(range(2, 10_000))
     with serving(Path.cwd()) as worker:
-        pace(worker, MODES[0], count // 4 + 1, seeds)  # warm-up
+        pace(worker, MODES[0], count // 4 + 1, seeds)  # warm-up load
         for number in range(rounds):
             for place in range(len(MODES)):
                 mode = MODES[(number + place) % len(MODES)]

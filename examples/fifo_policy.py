@@ -17,7 +17,7 @@ class Fifo(Policy):
 
     def __init__(self, options: Mapping[str, float]) -> None:
         super().__init__(options)
-        self.batch_cap = int(options["batch_cap"])  # 0: the model's own
+        self.batch_cap = int(options["batch_cap"])  # largest batch; 0: the model's own
         self.delay_ns = int(options["queue_delay_ms"] * 1e6)
         self.drops = options["drop"] != 0
         self.ahead_ns = int(options["schedule_ahead_ms"] * 1e6)

@@ -1,6 +1,6 @@
 """A headless Chromium for tests and pictures, driven over the DevTools protocol.
 
-It needs a `chromium` on the path, and tornado.
+The browser must be on the path as `chromium`, and tornado must be installed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Tab:
         self._number = 0
         self._awaited: dict[int, asyncio.Future[Any]] = {}
         self.complaints: list[str] = []
-        self.requested: list[str] = []  # URLs
+        self.requested: list[str] = []  # URLs that pages have requested
         self._reading = asyncio.ensure_future(self._read())
 
     async def call(self, method: str, **parameters: Any) -> Any:

@@ -3,9 +3,9 @@ that pyproject.toml allows.
 
     python3.11 tools/lock.py
 
-It must run with the oldest supported Python: the newest releases drop old Pythons, whereas a release that
-runs there has so far run on every newer Python. After `make lock`, try `make test` with each Python. Each
-release is written with the SHA-256 of its files on the index; pip installs no other file.
+The script must run with the oldest supported Python: the newest releases drop old Pythons, whereas a release
+that runs there has so far run on every newer Python. After `make lock`, try `make test` with each Python.
+Each release is written with the SHA-256 of its files on the index; pip installs no other file.
 """
 
 from __future__ import annotations

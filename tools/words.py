@@ -125,7 +125,7 @@ def check_lines(text: str, mark: str) -> Iterator[Finding]:
 
 def check_python(text: str) -> Iterator[Finding]:
     comment: list[str] = []
-    last = 0  # the line of the last comment, if that had a line of its own
+    last = 0  # line of the last comment with a line of its own
     is_fresh = True  # whether a statement may begin here
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         number = token.start[0]

@@ -32,7 +32,7 @@ class Size(NamedTuple):
 
     connections: int = 3 * CONNECTIONS_MAX
     table_connections: int = 2
-    table_calls: int = 100  # of each kind
+    table_calls: int = 100  # number of calls of each kind
     filler_bytes: int = 64_000  # between two entries of the table
     calls: int = 1_024  # on each connection, none with a message
     call_connections: int = 6

@@ -162,6 +162,6 @@ def measure(
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.nice, (niceness,)) as attacker:
         for together in [[name] for name in names] if apart else [names]:
             with attacked([ATTACKS[name] for name in together], quick) as here:
-                attacker.submit(os.getpid).result()  # the process has started
+                attacker.submit(os.getpid).result()  # returns once the process has started
                 rows += [row(name, here, quick, attacker) for name in together]
     return rows

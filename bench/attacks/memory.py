@@ -159,7 +159,8 @@ def leased(memory: Memory) -> Iterator[None]:
     # The descriptor of memfd_create() takes no lease, but another descriptor of the same file does.
     holder = os.open(f"/proc/self/fd/{memory.descriptor}", os.O_RDWR | os.O_CLOEXEC)
     try:
-        fcntl.fcntl(holder, fcntl.F_SETSIG, signal.SIGURG)  # in place of SIGIO, which ends a process
+        # SIGURG in place of SIGIO, which would end the process
+        fcntl.fcntl(holder, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         yield
     finally:

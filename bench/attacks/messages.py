@@ -31,7 +31,7 @@ class Size(NamedTuple):
 
     answer_times: int = 256  # the size of an answer over its request's: 4 MiB
     requests: int = 600
-    package_width: int = 1100  # the package has its square in floats: 18 MB
+    package_width: int = 1100  # the package has the square of the width in floats: 18 MB
     fetches: int = 200
     message_bytes: int = 2_700_000_000
     bodies: int = 40
@@ -147,7 +147,8 @@ def http_bodies(site: Site, quick: bool) -> str:
 def grpc_messages(site: Site, quick: bool, token: bool) -> str:
     """Concurrent calls of some KB whose messages inflate to megabytes."""
     size = _size(quick)
-    message = gzip.compress(b"\x3a" + varint(size.body_bytes) + bytes(size.body_bytes))  # raw_input_contents
+    # the field raw_input_contents
+    message = gzip.compress(b"\x3a" + varint(size.body_bytes) + bytes(size.body_bytes))
     data = grpc_call(message, site.token if token else "")
     with contextlib.ExitStack() as stack:
         dialled = [

@@ -92,7 +92,7 @@ def slow_by_data(site: Site, quick: bool) -> str:
     plain = Plain(loop_model())  # built here, so that the cluster has no prediction for it
     step_s = min(plain.block({"n": steps(CALIBRATION_STEPS)}, 1) for _ in range(3)) / CALIBRATION_STEPS
     with site.client() as client:
-        client.infer("loop", steps(1), slo=ATTACK_S_MAX)  # loads the model
+        client.infer("loop", steps(1), slo=ATTACK_S_MAX)  # this request loads the model
         long = steps(int(size.loop_s / step_s))
         answers = [client.submit("loop", long, slo=size.loop_slo_s) for _ in range(size.loops)]
         return listed(Counter(outcome(answer) for answer in answers))
@@ -123,7 +123,7 @@ def heavy_images(site: Site, quick: bool) -> str:
             ask(client, heavy, 5.0)
 
     with site.client() as client, site.client() as attacking:
-        ask(client, photograph, ATTACK_S_MAX)  # loads the model
+        ask(client, photograph, ATTACK_S_MAX)  # this request loads the model
         thread = threading.Thread(target=attack, args=(attacking,))
         thread.start()
         try:

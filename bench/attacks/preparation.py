@@ -119,7 +119,7 @@ def endless_models(site: Site, quick: bool) -> str:
 
 
 def _register(client: Client, name: str, model: onnx.ModelProto) -> None:
-    with contextlib.suppress(ClockworkError):  # it may be unregistered before it has failed
+    with contextlib.suppress(ClockworkError):  # the model may be unregistered before it has failed
         client.register(name, model, timeout=2 * ATTACK_S_MAX)
 
 

@@ -58,7 +58,7 @@ class Attack(NamedTuple):
     # gets a site, and whether this is the quick form; returns how the attack ended
     throw: Callable[[Site, bool], str]
     models: Callable[[bool], dict[str, onnx.ModelProto]] = lambda quick: {}
-    arguments: tuple[str, ...] = ()  # for the controller, beyond the usual
+    arguments: tuple[str, ...] = ()  # arguments of the controller, beyond the usual
 
 
 @contextlib.contextmanager

@@ -48,8 +48,8 @@ SERVED, OTHER, REGISTERED = 1, 2, 3
 class Times(NamedTuple):
     """Times of each execution, in ns."""
 
-    event: list[int]  # by the card's events: the kernels, and what lies between them
-    host: list[int]  # by this machine's clock: from the first launch until the end was noticed
+    event: list[int]  # durations by the card's events: the kernels, and the gaps between them
+    host: list[int]  # durations by this machine's clock: from the first launch until the end was noticed
     registered_s: Sequence[float] = ()  # seconds of each registration beside the executions
 
 
@@ -98,8 +98,8 @@ class Site:
     def another(self) -> Iterator[Path]:
         """Another model that is prepared, but not yet checked or timed.
 
-        It has a program of its own, with the same kernels in modules of its own, and the same weights in a
-        file of its own.
+        The second model has a program of its own, with the same kernels in modules of its own, and the same
+        weights in a file of its own.
         """
         targets = {
             name: dataclasses.replace(target, driver=max(target.driver - 1, 1))
@@ -119,7 +119,7 @@ class Site:
             yield place
         finally:
             shutil.rmtree(place)
-            shutil.rmtree(programs / digest)  # with its measurements
+            shutil.rmtree(programs / digest)  # removes the program with its measurements
 
     @contextlib.contextmanager
     def only(self, variant: Variant, launch: int, times: int) -> Iterator[Path]:
@@ -163,15 +163,16 @@ class Serving:
         self._directory = directory
         self._runs = site.prepared.runs
         weights_bytes = max(1, sum(self._runs)) * CUDA_PAGE_BYTES
-        # for the file that is served and loaded, and for the file that is registered
+        # pinned memory for the file that is served and loaded, and for the file that is registered
         pinned_bytes = (2 if registers else 1) * weights_bytes
         self._device = CudaDevice(str(site.card.ordinal), 2 * weights_bytes, pinned_bytes=pinned_bytes)
         self._ids = itertools.count(1)
         self._expected_ns = 0  # prediction of an execution, as a controller makes it; 0: unknown
-        self._moving = 0  # the load lane's action
+        self._moving = 0  # id of the load lane's action
         self._resident: int | None = None  # the version of OTHER that is resident
-        self._wanted: deque[list[int]] = deque()  # RESERVEs, by the first pages of the runs that go with each
-        self._is_over = False  # nothing is registered any more
+        # wanted RESERVEs, by the first pages of the runs that go with each
+        self._wanted: deque[list[int]] = deque()
+        self._is_over = False  # whether registrations have ended
         try:
             for model_id in (SERVED, OTHER):
                 self._device.open(model_id, str(directory))

@@ -110,7 +110,7 @@ def _why_not(provider: str) -> str:
         with contextlib.suppress(ImportError):
             importlib.import_module("tensorrt")  # loads its libraries from where pip has put them
     if provider in REMEDIES:
-        onnxruntime.preload_dlls()  # likewise the libraries of CUDA and cuDNN
+        onnxruntime.preload_dlls()  # also finds the libraries of CUDA and cuDNN there
     options = onnxruntime.SessionOptions()
     options.log_severity_level = SILENT
     try:

@@ -28,9 +28,9 @@ class Arrivals:
     """Requests at UNIT_RATE, in order of time."""
 
     unit_ns: npt.NDArray[np.int64]
-    offset_ns: npt.NDArray[np.int64]  # not scaled by the rate
+    offset_ns: npt.NDArray[np.int64]  # offsets that are not scaled by the rate
     model: npt.NDArray[np.int32]
-    group: npt.NDArray[np.uint8]  # index of the class
+    group: npt.NDArray[np.uint8]  # index of each arrival's class
 
     def __len__(self) -> int:
         return len(self.unit_ns)

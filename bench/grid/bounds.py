@@ -80,7 +80,7 @@ from clockwork.sim._bounds import best_batches
 
 BAD_MAX = 0.01
 NOISE_SIGMAS = 4
-NETWORK_NS = 2 * LINK_NS  # jitter comes on top
+NETWORK_NS = 2 * LINK_NS  # fixed delay, to which jitter is added
 
 RATE_STEP = 1.002
 """Width of the bracket at which the bisection of the rate ends."""
@@ -122,8 +122,8 @@ def fluid_rate(cell: Cell) -> float:
 class Hold:
     """The cost of residency of each request, by price; absent where every device holds every model."""
 
-    load_ns: Floats  # by request: the load time of its model
-    # by request: pages x time held since the request before; infinite where a load is certain
+    load_ns: Floats  # for each request, the load time of its model
+    # for each request, pages x time held since the request before; infinite where a load is certain
     pages_ns: Floats
 
 
@@ -169,7 +169,7 @@ class Relaxation:
         self.budgets = np.array([device_ns, device_ns, float(cell.devices * cell.page_count) * span])
         curves = [curve(profile) for profile in served]
         costs = np.array([[cheapest(times, int(slo)) for slo in row] for times, row in zip(curves, slos)])
-        self.cost = costs[self.models, self.groups]  # by request: its cost in the fluid bound
+        self.cost = costs[self.models, self.groups]  # for each request, its cost in the fluid bound
         self.clairvoyant = clairvoyant
         width = max(len(exec_ns) for exec_ns in curves)
         self.exec_ns = np.zeros((cell.models, width))

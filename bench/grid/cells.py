@@ -73,7 +73,7 @@ class Class:
     """Requests that are judged together: they share an SLO and a priority."""
 
     slo: str
-    priority: int  # 0: the default level
+    priority: int  # priority of the requests; 0: the default level
 
 
 @dataclasses.dataclass(frozen=True)

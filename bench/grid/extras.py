@@ -150,7 +150,7 @@ def isolation(cell: Cell, chosen: Sequence[str], requests: int, seed: int) -> li
 def switches(policy: str, memory: str) -> list[str]:
     """The options of a policy that each switch a rule off.
 
-    They are read from the policy's error on an unknown option, which names all options.
+    The options are read from the policy's error on an unknown option, which names all options.
     """
     cell = CELLS["d1-m1-tight-low"]
     unknown = Setting(policy, (("?", 1.0),), memory)

@@ -50,17 +50,18 @@ class Point:
 
     rate: float  # offered requests per second
     offered: int
-    bad: float  # share of the requests
+    bad: float  # bad requests' share of all requests
     worst_decile: float
     worst_class: float
     good_rate: float  # requests per second answered in time
     p50_ms: float
     p99_ms: float
-    refusal_p99_ms: float  # of refusals, from the request's arrival; 0: nothing was refused
+    # 99th percentile of the time until a refusal, from the request's arrival; 0: nothing was refused
+    refusal_p99_ms: float
     prompt: float  # share of the refusals that came within PROMPT_NS
     busy: float  # share of the devices' time
-    devices_used: int  # devices that executed a request
-    batch: float  # mean size
+    devices_used: int  # number of devices that executed a request
+    batch: float  # mean size of batches
     loads: int
     drift: float  # bad part of the window's second half less that of its first
     cpu_s: float

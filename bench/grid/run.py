@@ -84,7 +84,7 @@ class Task:
     warmup_s: float = 0.0
     bound: float = 0.0  # a rate near the highest possible
     guess: float = 0.0  # a rate near the goodput; 0: unknown
-    chosen: tuple[str, ...] = policies.POLICIES  # for prepare: policies whose runs have to be warm
+    chosen: tuple[str, ...] = policies.POLICIES  # policies of the command prepare, whose runs must be warm
 
     @property
     def key(self) -> tuple[str, str, str, int]:

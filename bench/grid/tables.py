@@ -33,9 +33,10 @@ class Row:
     cell: str
     memory: str
     bound: float  # mean over seeds, requests a second; 0: not computed
-    goodput: dict[str, float]  # by policy, mean over seeds at its best setting
+    goodput: dict[str, float]  # goodput by policy, mean over seeds at its best setting
     setting: dict[str, str]
-    ratio: dict[str, tuple[float, float, float]]  # ours to each other policy: mean, and its 95 % interval
+    # ratio of our goodput to each other policy's: mean, and its 95 % interval
+    ratio: dict[str, tuple[float, float, float]]
     # by policy and multiple of its goodput: good answers per second, as a part of the goodput
     overload: dict[str, dict[str, float]]
     # by policy and multiple: the 99th percentile of the latency of refusals

@@ -59,7 +59,7 @@ class Setting:
     """Settings of a run of an experiment."""
 
     form: Form = "quick"
-    policies: tuple[str, ...] = ()  # in the form of named(); (): the policies of WANTED that exist
+    policies: tuple[str, ...] = ()  # policies in the form of named(); (): the policies of WANTED that exist
     seed: int = 0
     jobs: int = 1  # number of processes
     live: bool = True  # whether the parts that run on a CPU worker are included
@@ -92,15 +92,15 @@ class Result:
     title: str
     setting: Setting
     paper: dict[str, Any]  # the paper's numbers, each with its source
-    rows: list[dict[str, Any]]  # one for each case
+    rows: list[dict[str, Any]]  # a row for each case
     # facts about the whole run, bounds included
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     live: list[dict[str, Any]] = dataclasses.field(
         default_factory=list
-    )  # rows of a real cluster on this machine
+    )  # keys with rows of a real cluster on this machine
     series: dict[str, Any] = dataclasses.field(
         default_factory=dict
-    )  # drawn data that is too long for a table
+    )  # keys with drawn data that is too long for a table
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -79,11 +79,11 @@ PAPER_CORES = 18
 @dataclasses.dataclass(frozen=True)
 class Size:
     devices: tuple[int, ...]
-    requests: int  # for each number of devices
+    requests: int  # requests for each number of devices
     swept: int  # largest number of devices for which the load rises to its peak
-    swept_requests: int  # for each load
+    swept_requests: int  # requests for each load
     live: tuple[int, ...]  # numbers of emulated devices behind sockets
-    live_s: float  # for each measurement
+    live_s: float  # seconds of each measurement
     functions: int = FUNCTIONS
     models: int = 4026
 

@@ -73,9 +73,9 @@ PAPER_SHIFT_MIN = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    lead_ns: int  # time with one major model
-    models: int  # major models at the end
-    every_ns: int  # time from one further model to the next
+    lead_ns: int  # duration with one major model
+    models: int  # number of major models at the end
+    every_ns: int  # time from a further major model to the next
 
     @property
     def total_ns(self) -> int:

@@ -69,8 +69,8 @@ FLOORS_MS = {600: 10.0, 1200: 22.0, 2400: 74.0}
 class Size:
     models: tuple[int, ...]
     rates: tuple[int, ...]
-    step_ns: int  # for each step of the ladder
-    fine_step_ns: int  # for each step of the fine ladder; 0: no fine ladder
+    step_ns: int  # duration of each step of the ladder
+    fine_step_ns: int  # duration of each step of the fine ladder; 0: no fine ladder
 
 
 SIZES = {
@@ -82,7 +82,7 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    policy: str  # "": the upper bound
+    policy: str  # name of the policy; "": the upper bound
     models: int
     rate: int
     factor: float

@@ -61,7 +61,7 @@ STEP_NS = {"tiny": SECOND // 4, "quick": 3 * SECOND, "full": 30 * SECOND}
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    policy: str  # "": the upper bound
+    policy: str  # name of the policy; "": the upper bound
     batch_models: int
     concurrency: int
     step_ns: int

@@ -41,9 +41,9 @@ LOST_MAX = 1000
 @dataclasses.dataclass(frozen=True)
 class Size:
     copies: int
-    clients: int  # for each copy
+    clients: int  # number of clients of each copy
     slos_ms: tuple[float, ...]
-    seconds: float  # for each measurement
+    seconds: float  # seconds of each measurement
     executions: dict[str, int]  # for Fig. 2: executions of each model
     arena: str
 
@@ -148,7 +148,7 @@ class Counted:
 
     seconds: float = 0.0
     outcomes: list[int] = dataclasses.field(default_factory=lambda: [0] * len(Outcome))
-    latencies_ns: list[int] = dataclasses.field(default_factory=list)  # of answers
+    latencies_ns: list[int] = dataclasses.field(default_factory=list)  # latencies of answers
 
     def to_json(self) -> dict[str, Any]:
         times: dict[str, float] = {}

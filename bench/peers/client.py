@@ -32,7 +32,7 @@ class Offered:
 
     verdicts: np.ndarray
     elapsed_ns: np.ndarray
-    lag_ns: np.ndarray  # by which the client sent late
+    lag_ns: np.ndarray  # delay by which the client sent each request late
     said: Counter[str]
 
 

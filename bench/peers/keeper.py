@@ -38,7 +38,7 @@ def descendants(pid: int) -> list[int]:
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 children.setdefault(int(fields[1]), []).append(int(entry.name))
     found = list(children.get(pid, ()))
-    for child in found:  # grows while it is walked
+    for child in found:  # the list grows while it is walked
         found.extend(children.get(child, ()))
     return found
 

@@ -61,7 +61,7 @@ class Plan:
     """The measurements of each server."""
 
     systems: Sequence[System]
-    loads: Mapping[str, Sequence[float]]  # by system
+    loads: Mapping[str, Sequence[float]]  # rates to offer, by system
     transports: Mapping[str, Sequence[Transport]]
     models: int
     room: int  # number of models that fit into memory; 0: all
@@ -82,9 +82,9 @@ class Cell:
     capacity: float  # requests/s of plain ONNX Runtime, before the round
     seconds: float
     offered: client.Offered
-    gone_busy_s: float  # from the last client's leaving until the server was idle
+    gone_busy_s: float  # time from the last client's leaving until the server was idle
     gone_cpu_s: float
-    server_cpu_s: float  # while requests were offered
+    server_cpu_s: float  # processor time while requests were offered
     client_cpu_s: float
     other_cores: float  # number of cores that other processes used meanwhile
     rss_bytes: int

@@ -61,7 +61,8 @@ class Kept:
         for pid in self.pids():
             with contextlib.suppress(OSError, IndexError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                ticks += sum(int(field) for field in fields[11:15])  # with children that have ended
+                # time of the process, and of its children that have ended
+                ticks += sum(int(field) for field in fields[11:15])
         return ticks / _TICK
 
     def rss_bytes(self) -> int:

@@ -30,11 +30,11 @@ SERVERS = Path(__file__).parent / "servers"
 class Site:
     """The models and resources with which a server is started."""
 
-    directory: Path  # the server's own
-    models: Mapping[str, Path]  # ONNX files, by name
-    weights_bytes: int  # of each model
-    room: int  # models that fit into memory; 0: all
-    shape: tuple[int, ...]  # of the input
+    directory: Path  # directory for the server's own files
+    models: Mapping[str, Path]  # ONNX files by name of the model
+    weights_bytes: int  # bytes of the weights of each model
+    room: int  # number of models that fit into memory; 0: all
+    shape: tuple[int, ...]  # shape of the input
     outputs: int
     slo_ns: int
     ports: Mapping[Transport, int]
@@ -61,7 +61,7 @@ class System(Protocol):
     environment: str  # name of its lock file, or "" for this interpreter's packages
     transports: tuple[Transport, ...]
     limits_memory: bool  # whether the number of models in memory can be bounded
-    many: bool  # whether it is measured with many models
+    many: bool  # whether the system is measured with many models
 
     def launch(self, site: Site, environment: Environment | None) -> Launch: ...
     def ready_paths(self, site: Site) -> list[str]: ...
@@ -92,7 +92,7 @@ class Clockwork(Oip):
 
     name: str
     title: str
-    policy: str = ""  # "": the default
+    policy: str = ""  # policy; "": the default
     environment: str = ""
     transports: tuple[Transport, ...] = ("http", "grpc")
     limits_memory: bool = True
@@ -294,7 +294,7 @@ class RayServe:
 
     name: str
     title: str
-    high_throughput: bool  # HAProxy before it, gRPC within it
+    high_throughput: bool  # whether HAProxy stands before it, with gRPC within it
     environment: str = "ray"
     transports: tuple[Transport, ...] = ("http",)
     limits_memory: bool = True

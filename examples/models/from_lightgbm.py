@@ -22,7 +22,8 @@ model = lightgbm.LGBMClassifier(n_estimators=50, random_state=7, verbose=-1).fit
 file = Path("cancer.onnx")
 onnx_model = convert_lightgbm(
     model.booster_,
-    initial_types=[("features", FloatTensorType([None, features.shape[1]]))],  # None: any number of rows
+    # None allows any number of rows
+    initial_types=[("features", FloatTensorType([None, features.shape[1]]))],
     zipmap=False,  # probabilities as a tensor, instead of a list of dictionaries
 )
 file.write_bytes(onnx_model.SerializeToString())

@@ -22,7 +22,8 @@ model = xgboost.XGBClassifier(n_estimators=50, random_state=7).fit(features, kin
 file = Path("cancer.onnx")
 onnx_model = convert_xgboost(
     model,
-    initial_types=[("features", FloatTensorType([None, features.shape[1]]))],  # None: any number of rows
+    # None allows any number of rows
+    initial_types=[("features", FloatTensorType([None, features.shape[1]]))],
 )
 file.write_bytes(onnx_model.SerializeToString())
 

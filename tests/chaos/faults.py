@@ -228,11 +228,12 @@ def _full_disk(world: World, fault: Fault, effect: Effect, rng: random.Random) -
         effect.skipped = "a file system of its own takes the right to mount one"
         return
     ballast = disk / "ballast"
-    with open(ballast, "wb") as file, contextlib.suppress(OSError):  # the ballast that fills the disk
+    with open(ballast, "wb") as file, contextlib.suppress(OSError):  # writes the ballast that fills the disk
         while True:
             file.write(bytes(BLOCK_BYTES))
             file.flush()
-    with open(ballast, "ab", buffering=0) as file, contextlib.suppress(OSError):  # the disk's last pages
+    # fills the disk's last pages
+    with open(ballast, "ab", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(512))
     _pass(fault)

@@ -270,7 +270,7 @@ def _post(connection: http.client.HTTPConnection, model: str, x: np.ndarray, slo
                 "parameters": {"binary_data_size": x.nbytes},
             }
         ],
-        "parameters": {"timeout": slo_ns // 1000},  # microseconds
+        "parameters": {"timeout": slo_ns // 1000},  # the timeout in microseconds
     }
     header = json.dumps(body).encode()
     headers = {

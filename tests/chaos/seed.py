@@ -59,7 +59,7 @@ class Report:
     breaches: list[list[str]]
     wall_s: float
     waited_s: float  # longest wait for a processor among the processes of the cluster
-    logs: dict[str, str] = dataclasses.field(default_factory=dict)  # only of a seed that failed
+    logs: dict[str, str] = dataclasses.field(default_factory=dict)  # logs of a seed that failed
 
 
 def run(

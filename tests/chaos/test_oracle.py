@@ -70,9 +70,9 @@ def test_a_good_run_is_without_a_breach() -> None:
         (request(-SECOND, MS, Outcome.WRONG), Rule.WRONG),
         (request(0, 20 * SECOND, Outcome.HUNG), Rule.HUNG),
         (request(0, 0, Outcome.AGAIN, slo_ns=0), Rule.AGAIN),
-        (request(-SECOND, MS, Outcome.REFUSED), Rule.LOST),  # before the fault
-        (request(-MS, 5 * MS, Outcome.UNAVAILABLE), Rule.LOST),  # during a fault that loses nothing
-        (request(5 * SECOND, MS, Outcome.FAILED), Rule.LOST),  # long after the fault
+        (request(-SECOND, MS, Outcome.REFUSED), Rule.LOST),  # a refusal before the fault
+        (request(-MS, 5 * MS, Outcome.UNAVAILABLE), Rule.LOST),  # a failure during a fault that loses nothing
+        (request(5 * SECOND, MS, Outcome.FAILED), Rule.LOST),  # a failure long after the fault
         (request(-MS, 1100 * MS), Rule.SLOW),
         (request(200 * MS, 1100 * MS), Rule.SLOW),
         (request(SECOND, SECOND, slo_ns=TIGHT_SLO_NS), Rule.LATE),

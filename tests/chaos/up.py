@@ -71,7 +71,7 @@ class Child:
         os.kill(self.pid, number)
 
     def said(self, pattern: str, since_ns: int, within_s: float = PATIENCE_S) -> int:
-        """The same as Supervised.said()."""
+        """Wait for a line of the child, like Supervised.said()."""
         deadline_ns, pause = now_ns() + int(within_s * SECOND), threading.Event()
         while True:
             for line, seen_ns in zip(self._up.lines, self._up.seen_ns):

@@ -239,7 +239,7 @@ class CudaRig:
 
 
 class PlainCudaRig(CudaRig):
-    """The same, with programs whose kernels get their weights' addresses as parameters, launched one by
+    """Like CudaRig, with programs whose kernels get their weights' addresses as parameters, launched one by
     one."""
 
     kind = "cuda-plain"

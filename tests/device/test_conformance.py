@@ -282,7 +282,7 @@ def test_revoking_what_is_not_queued_does_nothing(driver: Driver) -> None:
     assert driver.device.poll() == []
     second = driver.unload(model, 1, earliest_ns=now_ns() + 3600 * SECOND)
     third = driver.load(model, 2, [0], earliest_ns=now_ns() + 3600 * SECOND)
-    driver.device.revoke(third)  # not at the head of the lane
+    driver.device.revoke(third)  # the action is not at the head of the lane
     driver.device.revoke(second)
     assert [one.status for one in driver.wait(second, third)] == [Status.ACTION_CANCELLED] * 2
     assert driver.end(driver.unload(model, 1)).status == Status.OK
@@ -302,7 +302,7 @@ def test_the_descriptor_is_readable_while_there_are_completions(driver: Driver) 
 def test_reset_drops_queues_and_residencies(driver: Driver) -> None:
     model, other = driver.prepare(affine()), driver.prepare(affine(1))
     driver.end(driver.load(model, 1, [0]))
-    driver.infer(model, 1, [X])  # it may have ended or not: not polled
+    driver.infer(model, 1, [X])  # the execution may have ended or not: not polled
     driver.infer(model, 1, [X], earliest_ns=now_ns() + 3600 * SECOND)
     driver.load(other, 2, [1], earliest_ns=now_ns() + 3600 * SECOND)
     driver.device.reset()
@@ -489,7 +489,7 @@ def test_a_profile_runs_and_returns_nothing(driver: Driver) -> None:
         node = helper.make_node("Identity", ["x"], ["y"])
         model = driver.prepare(case([node], {"x": (dtype, ["n", 5])}, {"y": (dtype, ["n", 5])}))
         driver.end(driver.load(model, 1, []))
-        size = [16] if dtype == TensorProto.STRING else []  # bytes of each string
+        size = [16] if dtype == TensorProto.STRING else []  # a PROFILE gives the bytes of each string
         done = driver.end(driver.profile(model, 1, [[3, 5, *size]]))
         assert (done.status, done.parts) == (Status.OK, []), done.text
         assert done.execute[2] > 0
@@ -617,7 +617,7 @@ def test_more_models_than_memory(make: Callable[..., Driver]) -> None:
     random = np.random.default_rng(5)
     cases = [affine(seed) for seed in range(40)]
     models = [driver.prepare(one) for one in cases]
-    resident: dict[int, tuple[int, int]] = {}  # case: (load id, page)
+    resident: dict[int, tuple[int, int]] = {}  # resident models, by case: (load id, page)
     for load_id in range(1, 600):
         index = int(random.integers(40))
         if index not in resident:

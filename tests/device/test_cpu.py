@@ -99,8 +99,8 @@ def test_packed_and_bound_answer_alike_and_charge_the_same_pages(make: Callable[
 def test_a_packed_models_pages_give_up_their_memory_until_a_bound_one_needs_it(
     make: Callable[..., Driver],
 ) -> None:
-    driver = make(pages=512)  # 32 MiB
-    weights = {"w": np.zeros(4_000_000, np.float32)}  # 16 MB
+    driver = make(pages=512)  # an arena of 32 MiB
+    weights = {"w": np.zeros(4_000_000, np.float32)}  # weights of 16 MB
     one = case(
         [helper.make_node("Add", ["x", "w"], ["t"]), helper.make_node("ReduceSum", ["t"], ["y"], keepdims=0)],
         {"x": (TensorProto.FLOAT, [1])}, {"y": (TensorProto.FLOAT, [])}, weights, batches=False,
@@ -168,7 +168,7 @@ def test_no_load_finds_a_page_without_memory(make: Callable[..., Driver], seed: 
     runs: dict[int, tuple[int, ...]] = {}
     places: dict[
         int, tuple[int, tuple[int, ...]]
-    ] = {}  # by resident model: its load, and the first pages of its runs
+    ] = {}  # for each resident model, its load and the first pages of its runs
     for model in range(1, 9):
         directory = driver.rig.build(affine(model, int(random.integers(40, 500))))
         runs[model] = tuple(PreparedModel.read(directory).runs)
@@ -444,7 +444,7 @@ print("made", flush=True)
 def test_close_cuts_a_long_run_short(driver: Driver) -> None:
     model = driver.prepare(repeated())
     driver.end(driver.load(model, 1, [0]))
-    driver.infer(model, 1, [np.array(10**9, np.int64)])  # an execution of hours
+    driver.infer(model, 1, [np.array(10**9, np.int64)])  # this execution would take hours
     started_ns = now_ns()
     driver.device.close()
     assert now_ns() - started_ns < PATIENCE_NS

@@ -82,7 +82,7 @@ def test_outputs_are_copied_while_the_next_one_executes(driver: Driver, fake: Fa
 
 def test_a_load_overlaps_an_execution(driver: Driver, fake: FakeDriver) -> None:
     model, other = loaded(driver), driver.prepare(affine(1, width=100))
-    fake.speed(copy_rate=2_000_000)  # 40 kB take 20 ms
+    fake.speed(copy_rate=2_000_000)  # a copy of 40 kB takes 20 ms
     fake.keep_kernels()
     before = fake.calls("cuGraphLaunch")
     action = driver.infer(model, 1, [X], expected_ns=60 * SECOND)
@@ -100,7 +100,7 @@ def test_one_copy_engine_does_one_copy_at_a_time_and_a_locked_driver_one_call(
 ) -> None:
     """The fake driver behaves as the tests below assume."""
     model, other = loaded(driver), driver.prepare(affine(1, width=100))
-    fake.speed(copy_rate=4_000_000)  # 40 kB take 10 ms
+    fake.speed(copy_rate=4_000_000)  # a copy of 40 kB takes 10 ms
     fake.engines(1, call_ns=MS)
     fake.steps()
     before_ns = now_ns()
@@ -177,7 +177,7 @@ def test_a_driver_that_writes_no_words_is_asked_about_events(
         done = driver.end(driver.infer(model, 1, [X], expected_ns=expected_ns))
         np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-4, atol=1e-4)
     assert fake.calls("cuStreamWriteValue32_v2") == written
-    assert fake.calls("cuEventQuery") >= asked + 7  # at least once for each wait
+    assert fake.calls("cuEventQuery") >= asked + 7  # the driver is asked at least once for each wait
     fake.fail("cuEventQuery", 2)
     failed = driver.end(driver.infer(model, 1, [X]))
     assert (failed.status, failed.text) == (Status.DEVICE_ERROR, "cuEventQuery: CUDA_ERROR_ILLEGAL_ADDRESS")
@@ -200,7 +200,7 @@ def test_an_input_waits_for_a_few_pieces_of_a_load_and_not_for_a_model(
     driver.device.close()
     fake.setup(version=version)
     driver.device = driver.rig.make(load_piece_bytes=PAGE_BYTES // 2)
-    one = affine(1, width=313)  # 12 pieces, in 6 pages
+    one = affine(1, width=313)  # a model of 12 pieces, in 6 pages
     model, other = loaded(driver), driver.prepare(one)
     size = 4 * (313 * 313 + 313)
     assert PIECES - 1 < size / (PAGE_BYTES // 2) <= PIECES
@@ -328,7 +328,7 @@ def test_the_next_batch_is_on_the_device_before_the_last_has_ended(driver: Drive
     assert driver.device.running() == pair.first
     second = pair.behind()
     assert driver.device.running() == pair.first
-    driver.device.revoke(second)  # too late to revoke
+    driver.device.revoke(second)  # a launched action cannot be revoked
     pair.look_on(2)
     fake.steps()
     pair.let_go()
@@ -722,7 +722,7 @@ def test_preparing_pins_nothing_and_weights_beyond_what_is_pinned_are_refused(
 def test_memory_that_does_not_suffice_is_said_when_a_model_is_prepared(
     driver: Driver, fake: FakeDriver
 ) -> None:
-    fake.setup(device_bytes=33 * PAGE_BYTES)  # the arena has 32
+    fake.setup(device_bytes=33 * PAGE_BYTES)  # one page more than the arena of 32 pages
     with pytest.raises(MemoryError, match="cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY"):
         driver.prepare(affine(width=1000))
     assert driver.device.memory()["models"] == driver.device.memory()["programs"] == 0
@@ -785,7 +785,7 @@ def test_an_inference_that_fails_names_the_call_and_harms_nothing(
         f"{name_of(function)}: CUDA_ERROR_ILLEGAL_ADDRESS",
     )
     assert done.parts == []
-    for _ in range(3):  # once for each slot
+    for _ in range(3):  # an execution for each slot
         done = driver.end(driver.infer(model, 1, [X]))
         np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-4, atol=1e-4)
     assert driver.device.fault == ""

@@ -122,7 +122,7 @@ def test_memory_that_is_taken_is_told_with_what_was_wanted(
         (12040, "cupy-cuda13x", r"CuPy is for CUDA 13, and the driver for 12.4: install clockwork-serving\[cuda12\]"),
         (11080, "cupy-cuda12x", r"CuPy is for CUDA 12, and the driver for 11.8: a newer driver is needed"),
         (13000, "cupy-cuda12x", ""),
-        (12040, "cupy", ""),  # built by the user
+        (12040, "cupy", ""),  # a CuPy that the user has built
     ],
 )  # fmt: skip
 def test_a_cupy_that_is_too_new_for_the_driver_is_named(

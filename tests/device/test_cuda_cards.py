@@ -128,7 +128,7 @@ def test_the_largest_of_a_kernels_launches_may_come_before_a_small_one(
 ) -> None:
     driver = make(capability=86)
     driver.rig.module = compiled_kernels(NEEDY)
-    sizes = itertools.cycle([90_000, 90_000, 60_000, 60_000])  # of two kernels
+    sizes = itertools.cycle([90_000, 90_000, 60_000, 60_000])  # shared memory of two kernels in turn
     directory = relaunched(driver, shared=lambda: next(sizes))
     driver.device.open(1, directory)
     assert driver.end(driver.load(1, 1, [0])).status == Status.OK
@@ -164,7 +164,7 @@ def test_a_card_runs_cubins_of_its_major_version_and_else_ptx_that_is_compiled_w
     driver.device.forget(driver.prepare(affine(1)))  # a fine-tuned version of the model
     driver.end(driver.unload(model, 1))
     driver.device.forget(model)
-    assert loaded(driver, one, load_id=2)  # as after a restart
+    assert loaded(driver, one, load_id=2)  # the same LOAD as after a restart
     assert fake.live()["modules"] == 1
 
 
@@ -183,7 +183,7 @@ def test_what_was_compiled_of_ptx_is_kept_for_this_card_and_driver_and_made_anew
     (kept,) = driver.rig.store.glob("programs/*/modules/*.cubin")
     kept.write_bytes(kept.read_bytes()[:-1])
     assert [compilations(), compilations()] == [1, 0]
-    fake.setup(version=12080)  # a new driver
+    fake.setup(version=12080)  # the version of a new driver
     driver.device._table = open_driver()
     assert [compilations(), compilations()] == [1, 0]
     assert len(list(driver.rig.store.glob("programs/*/modules/*.cubin"))) == 1
@@ -242,7 +242,7 @@ PARTS = [f"MIG-fafafafa-fafa-fafa-fafa-fafafafa{part:02x}01" for part in range(2
         ("2,0", False, [CARDS[2], CARDS[0]]),
         ("1,7,0", False, [CARDS[1]]),
         (f"{CARDS[1]},0", False, [CARDS[1], CARDS[0]]),
-        ("GPU-fafa", False, []),  # the prefix fits no card
+        ("GPU-fafa", False, []),  # a prefix of no card's UUID
         (None, True, [PARTS[0]]),  # one instance, and nothing beside it
         ("0,2", True, [CARDS[0], CARDS[2]]),
         ("0,1", True, [PARTS[0]]),
@@ -322,19 +322,19 @@ def test_pinned_memory_is_of_the_gpus_numa_node(
     assert not numa.has_policy()
     far = make(which="1")
     assert (far.device.card.numa_node, fake.pinned_node()) == (-1, -1)
-    near.prepare(affine(width=300))  # its larger slots are pinned, too
+    near.prepare(affine(width=300))  # this model's larger slots are pinned, too
     assert fake.pinned_node() == 0
 
 
 def test_two_devices_share_a_store_and_a_link(make: Callable[..., Driver], fake: FakeDriver) -> None:
     store = PinnedFiles([open_memory(table := open_driver(), cards(table)[0])], PAGE_BYTES, 8 * PAGE_BYTES)
     first, second = (make(which=which, store=store) for which in ("0", "1"))
-    wide = affine(width=120)  # 58 kB
+    wide = affine(width=120)  # a model of 58 kB
     directory = first.rig.build(wide)
     for driver in (first, second):
         driver.device.open(1, directory)
         assert driver.device.memory()["store_bytes"] == PAGE_BYTES
-    fake.speed(link_rate=500_000)  # 116 ms
+    fake.speed(link_rate=500_000)  # a LOAD takes 116 ms
     alone = first.end(first.load(1, 1, [0]))
     first.end(first.unload(1, 1))
     both = [driver.load(1, 2, [5]) for driver in (first, second)]

@@ -80,7 +80,7 @@ def test_a_call_that_stalls_ends_after_what_is_queued_and_keeps_every_other_call
     fake.keep_kernels()
     fake.stall(STALL_NS)
     begin_ns = now_ns()
-    action = driver.infer(model, 1, [X])  # two kernels
+    action = driver.infer(model, 1, [X])  # an execution of two kernels
     eventually(
         lambda: fake.calls("cuMemcpyDtoHAsync_v2") > copies, "both are launched, and their end recorded"
     )
@@ -267,7 +267,7 @@ def test_a_launch_is_refused_where_a_card_would_refuse_it(
         {"block": (2048, 1, 1)}, {"block": (1024, 2, 1)}, {"shared": 49_153},
     ):  # fmt: skip
         assert launch(plain, y.address, 1, **wrong) == INVALID_VALUE, wrong  # type: ignore[arg-type]
-    assert launch(plain, y.address) == INVALID_VALUE  # without its second argument
+    assert launch(plain, y.address) == INVALID_VALUE  # the kernel's second argument is missing
     # 72 registers a thread: 28 warps, of 2,304 registers each.
     assert launch(needy("many"), y.address, 1, block=(896, 1, 1)) == 0
     assert launch(needy("many"), y.address, 1, block=(897, 1, 1)) == OUT_OF_RESOURCES

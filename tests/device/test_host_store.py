@@ -24,7 +24,7 @@ from tests.patience import PATIENCE_NS
 RIGS = [EmulatedRig, CudaRig, *([] if why_no_card() else [CardRig])]
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
-WIDE = affine(width=200)  # three pages
+WIDE = affine(width=200)  # a model of three pages
 
 
 def needs_files(driver: Driver) -> None:

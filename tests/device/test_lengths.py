@@ -192,7 +192,7 @@ def test_what_a_slot_held_before_does_not_reach_an_answer(made: list[Served], tm
     served = serve(made, tmp_path, token_encoder())
     before = served.check(sentence(5), sentence(9, 1))
     no_ids = [np.full((2, 9), 1 << 40), np.full((2, 9), -1)]
-    for _ in range(8):  # once for every slot
+    for _ in range(8):  # an execution for every slot
         assert served.run(no_ids, no_ids).status == Status.EXECUTION_FAILED
     after = served.answers(sentence(5), sentence(9, 1))
     for ours, theirs in zip(after, before, strict=True):
@@ -212,7 +212,7 @@ def test_what_cannot_be_joined_is_refused(made: list[Served], tmp_path: Path) ->
     assert done.text == "inputs of 1073741824 rows and 0 bytes; at most 65536 rows may be empty"
     done = served.run(
         sentence(3), [np.zeros((1, 1 << 20), np.int64)] * 2
-    )  # longer than its table of positions
+    )  # positions beyond the model's table
     assert done.status == Status.EXECUTION_FAILED
     served.check(sentence(4), sentence(6))
 

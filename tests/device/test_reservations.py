@@ -65,7 +65,8 @@ def test_nothing_executes_until_the_reservation_is_left(driver: Driver) -> None:
         assert driver.end(before).status == Status.OK  # the INFER sent before has been executed
         after = driver.infer(model, 1, [X])
         other = driver.prepare(affine(1))
-        assert driver.end(driver.load(other, 2, [4])).status == Status.OK  # loads go on
+        # LOADs continue during a reservation
+        assert driver.end(driver.load(other, 2, [4])).status == Status.OK
         assert driver.device.running() == asked[0]
         left_ns = now_ns()
     reserved, done = driver.wait(asked[0], after)
@@ -144,7 +145,7 @@ def test_the_driver_stalls_only_within_reservations(driver: Driver) -> None:
             yield given
             inside[0] += calls() - begun
 
-    driver.rig.module = driver.rig.module[:-1] + b"\x01"  # another program
+    driver.rig.module = driver.rig.module[:-1] + b"\x01"  # a module that differs makes another program
     for width in (4, 300, 8):
         before, inside[0] = calls(), 0
         driver.models += 1
@@ -183,7 +184,7 @@ def test_a_model_is_loaded_checked_and_timed_beside_one_that_serves(
     make: Callable[..., Driver], host_pages: int
 ) -> None:
     driver = make(host_pages=host_pages) if host_pages else make()
-    wide = affine(3, width=200)  # three pages
+    wide = affine(3, width=200)  # a model of three pages
     directory = Path(driver.rig.build(wide))
     driver.device.open(1, str(directory))
     serving = Driver(driver.device, driver.rig)

@@ -633,9 +633,10 @@ private:
         switch (script.below(4)) {
             // an unknown identity
             case 0: socket.arrive({script.bytes(script.byte()), script.bytes(script.byte())}); break;
-            // no body
+            // a message without a body
             case 1: socket.arrive({identity}); break;
-            case 2: socket.arrive({identity, "", ""}, -1); break;  // from a peer that has disconnected
+            // a message of a peer that has disconnected
+            case 2: socket.arrive({identity, "", ""}, -1); break;
             case 3: {
                 Message many(3 + 256 * (script.below(3)), "x");
                 many[0] = identity;
@@ -881,10 +882,10 @@ private:
     std::unique_ptr<Exchange> exchange_;
     std::vector<std::shared_ptr<const ModelInterface>> interfaces_;
     std::map<std::vector<std::int64_t>, std::uint32_t> shapes_;
-    std::set<ModelId> removed_;  // models that are being removed
+    std::set<ModelId> removed_;  // ids of models that are being removed
     Client clients_[CLIENTS];
     Worker workers_[WORKERS];
-    // by the bytes of the first input
+    // request of each answer, by the bytes of the first input
     std::map<std::string, std::pair<std::uint32_t, std::int64_t>> holder_of_;
     WorkerId last_worker_ = 0;
     std::int64_t last_good_ = GOOD_IDS;

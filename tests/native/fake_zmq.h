@@ -43,7 +43,7 @@ struct Socket {
     std::deque<std::pair<Message, int>> incoming;  // a message, and the descriptor from which it came
     std::size_t taken = 0;                         // frames taken of the first message
     std::vector<Message> sent;
-    std::map<std::string, bool, std::less<>> peers;  // by identity; true: the peer's queue is full
+    std::map<std::string, bool, std::less<>> peers;  // whether each peer's queue is full, by identity
     void arrive(Message message, int descriptor = -1) { incoming.emplace_back(std::move(message), descriptor); }
 
     int receive(clockwork_zmq_message* target);

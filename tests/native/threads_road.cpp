@@ -186,7 +186,7 @@ const clockwork_zmq_api& api() {
 struct LaneDevice {
     Hub hub;
     device::Lane lane{hub, "lane"};
-    std::atomic<int> living{0};  // number of orders that exist
+    std::atomic<int> living{0};  // number of orders that were made and not freed
     std::thread thread{[this] { run(); }};
 
     static LaneDevice& of(void* self) { return *static_cast<LaneDevice*>(self); }

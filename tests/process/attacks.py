@@ -37,10 +37,10 @@ GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + b"\x00" + byte
 class Doors(NamedTuple):
     """The addresses at which a cluster can be reached."""
 
-    clients: str  # ZeroMQ's endpoints
+    clients: str  # endpoints of ZeroMQ sockets
     workers: str
     events: str
-    http: int  # ports
+    http: int  # ports of the gateway
     grpc: int
     metrics: int
 
@@ -235,7 +235,8 @@ def noise(doors: Doors, rng: random.Random, stop: Stop) -> None:
             one.sendall(rng.choice(beginnings) + rng.randbytes(rng.choice([0, 9, 100, 5000])))
             stop.thrown += 1
             if rng.random() < 0.3:
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+                # closing ends the connection with a reset
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         stop.wait(0.005)
 
 

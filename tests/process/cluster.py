@@ -133,7 +133,7 @@ def session_members(session: int) -> list[int]:
     members = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it ended meanwhile
+            with contextlib.suppress(OSError):  # the process may end meanwhile
                 state, _, _, member = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
                 if int(member) == session and state not in "ZX":
                     members.append(int(entry.name))

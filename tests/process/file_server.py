@@ -26,11 +26,11 @@ class FileServer(http.server.ThreadingHTTPServer):
         self.stalled: set[str] = set()  # files that are sent by half, and the rest once `go_on` is set
         self.changing: dict[str, bytes] = {}  # the content of a file once it has been asked for
         self.unsized: set[str] = set()  # files without a Content-Length
-        self.redirects: dict[str, str] = {}  # path to URL
+        self.redirects: dict[str, str] = {}  # target URLs of redirected paths
         self.md5: dict[str, str] = {}  # a file's header Content-MD5
         self.go_on = threading.Event()
         self.sending = threading.Event()  # half of a stalled file has been sent
-        self.asked: list[tuple[str, str]] = []  # (method, path)
+        self.asked: list[tuple[str, str]] = []  # requests received, as (method, path)
         self.sent: list[str] = []  # files of which bytes were sent
 
     @property

@@ -336,7 +336,7 @@ def test_what_a_gpus_lanes_add_to_its_work() -> None:
 @pytest.mark.slow
 def test_what_registrations_do_to_a_gpu_that_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CLOCKWORK_FAKE_STALL", "CLOCKWORK_FAKE_SPEED", "CLOCKWORK_FAKE_STALLS"):
-        monkeypatch.setenv(name, "0:0:0:0")  # restored at the end
+        monkeypatch.setenv(name, "0:0:0:0")  # so that the variable is restored at the end
         monkeypatch.delenv(name)
     monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", str(LIBRARY))
     FakeDriver().setup(device_bytes=1 << 30)
@@ -554,7 +554,7 @@ def test_checks_of_stored_bytes_after_a_start(tmp_path: Path) -> None:
         rot.take_checksums(tmp_path, kept)
         found = rot.start(tmp_path, 3, "64M")
         assert min(found["ready_s"], found["first answer_s"], found["first answer of others_s"]) > 0
-    assert found["checked in idle time"] == 0  # there is nothing to compare
+    assert found["checked in idle time"] == 0  # no answers to compare
 
 
 @pytest.mark.slow

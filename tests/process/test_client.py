@@ -181,7 +181,8 @@ def test_a_caller_hands_its_call_over_when_another_thread_comes(
     request = controller.wait_for(InferRequest)[0]
     assert owner(client) is Owner.CALLER
     controller.handle = echo
-    assert np.array_equal(client.infer("quick", X), X)  # not held up by the slow one
+    # the quick model's answer is not held up by the slow one
+    assert np.array_equal(client.infer("quick", X), X)
     assert owner(client) is Owner.THREAD
     assert not slow.done()
     answer = Answer(request.request_id, 1, [["y", 1, [1], 0]], [0] * 4)
@@ -433,7 +434,7 @@ def test_another_protocol(threaded: bool) -> None:
         controller.do(lambda: controller.send(controller.peers[0], Mismatch(9, "this controller speaks 9")))
         with pytest.raises(ProtocolMismatch, match="speaks 9"):
             call.result(PATIENCE_S)
-        controller.greet = True  # upgraded meanwhile
+        controller.greet = True  # the controller is upgraded meanwhile
         assert np.array_equal(client.infer("m", X), X)
 
 

@@ -172,7 +172,7 @@ def test_any_reply_is_taken_or_called_damaged(call: str, count: int) -> None:
             try:
                 ASKED[call](client)
             except ProtocolMismatch:
-                pass  # no form takes it: it is too deep
+                pass  # the value is too deep for any form
             except ClockworkError as error:
                 told.append((str(error), bodies[-1]))
             except BaseException as error:

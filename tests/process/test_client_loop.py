@@ -191,7 +191,7 @@ def test_it_does_all_that_any_asyncio_client_does(controller: FakeController, tm
         await client.unload("m")
         await client.load("m@1")
         with pytest.raises(ClockworkError, match="callback of a future"):
-            client._client.infer("m", x)  # it would wait for the thread that it is on
+            client._client.infer("m", x)  # the call would wait for the thread on which it runs
 
     told(controller.endpoint, story)
     assert [(one.model, one.offered) for one in controller.of(Offer)] == [("m", False), ("m@1", True)]

@@ -97,7 +97,7 @@ def test_status_says_how_well_actions_were_predicted(cluster: Cluster) -> None:
     found = json.loads(text)["predictions"]
     kinds = ("infer", "load", "fetch")
     assert set(found) == {f"{kind}_{what}" for kind in kinds for what in ("duration", "completion")}
-    for name, kind in found.items():  # no FETCH: these workers have no host store
+    for name, kind in found.items():  # these workers have no host store, and so no FETCH
         assert (kind["over"]["total"] + kind["under"]["total"] >= 1) == (not name.startswith("fetch"))
     status, text = cluster.run("status")
     assert status == 0
@@ -229,7 +229,7 @@ def test_the_simulators_arrivals_are_sent_to_a_live_cluster(cluster: Cluster) ->
     assert np.array_equal(live.arrivals.t_ns, arrivals.t_ns)
     possible = arrivals.cls < 2
     assert set(live.outcome[possible]) == {Outcome.GOOD}
-    assert set(live.outcome[~possible]) == {Outcome.REFUSED}  # an SLO of a nanosecond
+    assert set(live.outcome[~possible]) == {Outcome.REFUSED}  # with an SLO of a nanosecond all are refused
     assert live.latency_ns.min() > 0
     assert live.report.offered == len(arrivals)
     assert live.report.within_slo == possible.sum() > 20

@@ -96,7 +96,7 @@ def test_the_last_gpu_that_breaks_takes_its_worker_with_it_and_the_next_one_serv
     with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
 
         def served() -> bool:
-            with contextlib.suppress(Refused):  # no worker is ready for it
+            with contextlib.suppress(Refused):  # no worker is ready for the model yet
                 assert same(client.infer("model", x, slo=PATIENCE_S), expected_affine(one, x))
                 return True
             return False
@@ -108,7 +108,7 @@ def test_the_last_gpu_that_breaks_takes_its_worker_with_it_and_the_next_one_serv
         breaking = {**FAKE, "CLOCKWORK_FAKE_FAIL": "kernel:9:719"}
         broken = cluster.start_worker("--device", "cuda", environment=breaking, name="broken")
         eventually(served, "the model is ready there")
-        for _ in range(3):  # of two kernels each, as the one before
+        for _ in range(3):  # executions of two kernels each, as the one before
             assert served()
         with pytest.raises(ClockworkError):
             client.infer("model", x, slo=PATIENCE_S)
@@ -150,7 +150,7 @@ def test_when_the_gpu_that_fetches_for_all_breaks_another_one_does(tmp_path: Pat
             ask_each()
         worker.wait_for(r"device 0 \(fake GPU 0\) is offline")
         before = total_sent(client.status(), "fetch")
-        ask_each()  # two copies in the host store, one on the GPU
+        ask_each()  # the host store has two copies, the GPU one
         assert total_sent(client.status(), "fetch") > before
 
 
@@ -183,7 +183,7 @@ def test_a_gpu_that_breaks_goes_alone_and_the_other_one_answers_what_it_had(tmp_
             for index, one in enumerate(cases)
         ]
         for one, rows, future in asked:
-            assert same(future.result(), expected_affine(one, x[:rows]))  # or it raises
+            assert same(future.result(), expected_affine(one, x[:rows]))  # the other outcome is an exception
         worker.wait_for(r"device 1 \(fake GPU 1\) is offline: cu\w+: CUDA_ERROR_LAUNCH_FAILED")
         cluster.controller.wait_for(
             r"device 1 \(fake GPU 1\) of worker worker-1 is offline: cu\w+: CUDA_ERROR_LAUN"
@@ -215,7 +215,7 @@ def test_a_gpu_that_breaks_goes_alone_and_the_other_one_answers_what_it_had(tmp_
         (shown,) = client.status()["workers"]
         assert [device["name"] for device in shown["devices"]] == ["fake GPU 0"]
         assert len(shown["stats"]["devices_lost"]) == 1
-        client.register("fresh", rig.package(affine(7), []))  # onto the device that works
+        client.register("fresh", rig.package(affine(7), []))  # the model goes onto the device that works
 
 
 def test_clocks_and_throttling_are_shown_and_planned_with(tmp_path: Path) -> None:

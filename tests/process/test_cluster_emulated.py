@@ -225,6 +225,6 @@ def test_after_two_stalls_in_a_row_an_idle_device_serves_what_the_profile_allows
                 client.infer("small", x)
                 slow = slow + 1 if now_ns() - began > 400 * MS else 0
             with contextlib.suppress(DeadlineMissed):  # this process was held up until the next stall
-                client.infer("small", x, slo=0.3)  # was refused at once
+                client.infer("small", x, slo=0.3)  # the request was refused at once
                 answered = True
         assert answered

@@ -94,10 +94,10 @@ def test_without_any_worker_requests_are_answered_and_a_new_worker_serves(tmp_pa
         begin_ns = now_ns()
         with pytest.raises((Refused, Unavailable)) as caught:
             client.infer("lone", X, slo=PATIENCE_S)
-        assert now_ns() - begin_ns < 5_000_000_000  # at once, not at the deadline
+        assert now_ns() - begin_ns < 5_000_000_000  # the failure comes at once, not at the deadline
         if isinstance(caught.value, Refused):
             assert caught.value.reason == "no_worker"
-        cluster.start_worker(store="another")  # it has to fetch the package
+        cluster.start_worker(store="another")  # the new worker has to fetch the package
         eventually(lambda: client.model("lone").raw["workers"].get("worker-1") == "ready", "it is ready")
         assert same(client.infer("lone", X), expected)
 
@@ -210,7 +210,7 @@ def test_a_controller_killed_and_restarted_is_found_again_by_all(tmp_path: Path)
             last.result(PATIENCE_S)
         for future in futures:
             with contextlib.suppress(ConnectionLost):
-                assert same(future.result(PATIENCE_S), expected)  # it may have been answered before
+                assert same(future.result(PATIENCE_S), expected)  # the request may have been answered before
         cluster.start_controller()
         for worker, mark in zip(cluster.workers, marks):
             worker.wait_for("serves controller", after=mark)
@@ -233,7 +233,7 @@ def test_a_client_waits_for_a_controller_that_comes_a_little_later(tmp_path: Pat
         def answered() -> bool:
             try:
                 return np.asarray(client.infer("late", X)).shape == (1, 10)
-            except (Refused, Unavailable, ConnectionLost):  # the worker is on its way
+            except (Refused, Unavailable, ConnectionLost):  # until the worker has joined
                 return False
 
         eventually(answered, "the same client is answered")

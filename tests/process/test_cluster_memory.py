@@ -127,4 +127,5 @@ def test_forty_resnet50s_on_an_arena_for_eight(tmp_path: Path) -> None:
         assert 0 < eventually(lambda: resident_bytes(client), "a heartbeat tells of it") <= arena_bytes
         (device,) = status["workers"][0]["devices"]
         assert device["page_count"] * PAGE_BYTES == arena_bytes
-        assert total_results(status, "too_late") <= 2  # in minutes: the machine may stand still for a moment
+        # during minutes, in which the machine may stand still for a moment
+        assert total_results(status, "too_late") <= 2

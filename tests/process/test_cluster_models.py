@@ -166,7 +166,7 @@ def test_external_data_is_followed_within_the_folder_of_its_model(client: Client
     (inside / "stray.onnx").write_bytes(stray.SerializeToString())
     with pytest.raises(InvalidModel, match=r"net\.data"):
         client.register("stray", inside / "stray.onnx")
-    with pytest.raises(InvalidModel, match=r"net\.data"):  # the file is no longer there
+    with pytest.raises(InvalidModel, match=r"net\.data"):  # the external data file is no longer there
         client.register("lost", inside / "net.onnx")
 
 
@@ -198,7 +198,7 @@ def test_a_new_version_takes_over_under_load_without_one_failed_request(
         seen = [task.result() for task in tasks]
     assert [info.version for info in infos] == [2, 3]
     for one in seen:
-        assert one == sorted(one)  # never back to an older version
+        assert one == sorted(one)  # versions never go back to an older one
         assert one[0] == 0
     for version in (1, 2, 3):
         assert same(client.infer(f"versioned@{version}", x), expected[version - 1])
@@ -356,7 +356,7 @@ def test_options_of_one_model_are_not_another_s(client: Client) -> None:
     together = client.register("together", zoo.fine_tune(base, 1), batch_max=5)
     assert (alone.batches, alone.batch_max) == (False, 1)
     assert together.batches
-    assert 1 <= together.batch_max <= 5  # as many of these as pay, by measurement
+    assert 1 <= together.batch_max <= 5  # the number of rows that pay, by measurement
     assert together.batching_note != alone.batching_note
     assert together.raw["program"] == alone.raw["program"]
     x = rows(3)
@@ -460,7 +460,7 @@ def test_what_is_unloaded_serves_nobody_until_it_is_loaded(client: Client) -> No
     }  # fmt: skip
     assert (client.model("away").version, client.model("away@1").state) == (2, "unloaded")
     assert not any("away" in str(one) for one in client.model("away").devices)
-    client.unload("away")  # counts as done
+    client.unload("away")  # unloading an unloaded model succeeds
 
     client.load("away@1")
     assert same(client.infer("away", x), Reference(first)(x))
@@ -471,9 +471,10 @@ def test_what_is_unloaded_serves_nobody_until_it_is_loaded(client: Client) -> No
     assert same(client.infer("away@1", x), Reference(first)(x))
     client.load("away")
 
-    client.unload("away@2")  # its traffic falls to the other
+    client.unload("away@2")  # the traffic of version 2 falls to the other version
     assert same(client.infer("away", x), Reference(first)(x))
-    assert client.register("away", second).version == 2  # the same content: it comes back
+    # registering the same content brings the version back
+    assert client.register("away", second).version == 2
     assert same(client.infer("away", x), Reference(second)(x))
 
     client.unload("away@1")

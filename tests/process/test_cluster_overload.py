@@ -87,7 +87,8 @@ def test_more_than_can_be_done(cluster: Cluster, client: Client) -> None:
     assert report["latency_ms"]["max"] < 200 + report["lag_ms"]["max"] + 500
     assert report["refusal_ms"]["p50"] < 100
     assert report["missed"] <= 0.5 * (report["answered"] + report["missed"])
-    assert set(report["refusals"]) <= {"deadline", "infeasible"}  # the second if the machine is that slow
+    # infeasible only if the machine is that slow
+    assert set(report["refusals"]) <= {"deadline", "infeasible"}
     assert after["answered"] - before["answered"] == report["answered"]
 
 
@@ -113,7 +114,7 @@ def test_higher_priority_goes_before_lower(client: Client) -> None:
     )
     print(outcomes)
     assert outcomes["high", "NoneType"] >= 7
-    assert outcomes["low", "NoneType"] >= 5  # those that were running or still fitted
+    assert outcomes["low", "NoneType"] >= 5  # requests that were running or still fitted
     assert outcomes["low", "deadline"] >= 5  # refused, on arrival or when a higher priority took their place
     refused = [one.exception() for one in low if getattr(one.exception(), "reason", "") == "deadline"]
     told = [one for one in refused if isinstance(one, Refused) and one.feasible_slo is not None]
@@ -167,6 +168,7 @@ def test_registering_under_load_refuses_no_feasible_request_of_another_model(
     report = json.loads(load.text[load.text.index("{") :])
     print(len(names), "models;", report["latency_ms"])
     assert report["answered"] == report["offered"]
-    assert report["latency_ms"]["p99"] < 400  # of an SLO of 500: preparation has the cores, too
+    # well below the SLO of 500 ms, although preparation uses the cores, too
+    assert report["latency_ms"]["p99"] < 400
     for name in names:
         client.unregister(name)

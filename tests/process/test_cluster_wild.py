@@ -269,7 +269,7 @@ def test_a_request_that_crashes_two_workers_takes_no_third_and_its_model_is_set_
         for _ in range(2):
             name = eventually(lambda: executing(client), "it executes")
             worker = named(cluster, name)
-            threading.Event().wait(0.2)  # it has begun
+            threading.Event().wait(0.2)  # time for the execution to begin
             crash_lane(worker.pid)
             assert worker.wait() == -signal.SIGSEGV
             cluster.kill(worker)

@@ -40,7 +40,7 @@ def served(tmp_path: Path) -> Any:
         RawClient(controller) as client,
     ):
         client.send(messages.Register(1, "m", [["model.onnx", 5, "0" * 64]], {}))
-        client.receive(messages.UploadNeed)  # the former upload is given up: this is another
+        client.receive(messages.UploadNeed)  # the former upload was given up: this asks for another
         content = b"model"
 
         with worker.preparing():
@@ -66,7 +66,7 @@ def test_requests_that_wait_together_travel_in_one_batch_and_get_their_own_rows(
     for request in range(2, 6):  # these arrive while the model is being loaded
         client.infer("m", request, [1, 2], struct.pack("<2f", request, 0))
     client.send(messages.Query(99, "status", ""))
-    client.receive(messages.Reply)  # so they have arrived
+    client.receive(messages.Reply)  # the reply shows that the requests have arrived
     worker.answer(*first)
     batched = worker.serve_one()
     assert len(batched.parts) == 5
@@ -191,7 +191,7 @@ def test_what_cannot_be_answered_in_time_is_answered_at_its_deadline(served: Any
     worker.serve_one()  # so the model is loaded, and the next request's time is not spent on that
     assert client.receive(messages.Answer)[0].request_id == 3
     client.infer("m", 1, [1, 2], ROW, slo_ns=SECOND)
-    infer, frames = worker.next_action()  # and does not answer it
+    infer, frames = worker.next_action()  # the worker does not answer the action
     failure, _ = client.receive(messages.Failure)
     assert failure.status == Status.DEADLINE_MISSED
     worker.answer(infer, frames)
@@ -272,7 +272,8 @@ def test_a_restarted_controller_finds_its_models(tmp_path: Path) -> None:
         assert type(client.register("kept", b"content", slo_ns=20 * SECOND)) is messages.Reply
     with running_controller(tmp_path) as controller, RawClient(controller) as client:
         client.infer("kept", 1, [1, 2], ROW)
-        assert client.receive(messages.Failure)[0].status == Status.UNAVAILABLE  # known, no worker yet
+        # the model is known, but no worker has joined yet
+        assert client.receive(messages.Failure)[0].status == Status.UNAVAILABLE
         with FakeWorker(controller) as worker:
             assert worker.prepare().name == "kept"
             client.send(messages.Query(2, "model", "kept"))
@@ -374,7 +375,7 @@ def test_unregistering_drains_first(served: Any, tmp_path: Path) -> None:
     load = worker.next_action()
     client.send(messages.Unregister(2, "m"))
     state = "ready"
-    while state != "draining":  # it goes on serving until its removal is on disk
+    while state != "draining":  # the version serves until its removal is on disk
         client.send(messages.Query(5, "model", "m"))
         state = client.receive(messages.Reply)[0].body["state"]
     client.infer("m", 3, [1, 2], ROW)

@@ -40,7 +40,7 @@ class Place:
     """A controller, and the addresses and keys to reach it."""
 
     controller: Controller
-    keys: keys.PeerKeys | None  # an operator's
+    keys: keys.PeerKeys | None  # keys of an operator
     worker_keys: keys.PeerKeys | None
 
     def connections(self, side: int) -> dict[str, Any]:
@@ -270,7 +270,8 @@ def test_of_many_that_send_too_much_together_the_largest_goes(tmp_path: Path) ->
             raw[-1].sendall(zmtp.client_hello())
         eventually(lambda: place.noted() == (5, 0), "they are noted")
         for one, size in zip(raw, (4, 24, 6, 8), strict=True):
-            one.sendall(zmtp.frame_head(size * MIB + 1) + bytes(size * MIB))  # and the last byte never comes
+            # the last byte of the frame never comes
+            one.sendall(zmtp.frame_head(size * MIB + 1) + bytes(size * MIB))
         eventually(lambda: place.noted() == (4, 0), "one is gone")
         assert place.connections(CLIENTS)["cut"] == {"received_all": 1}
         eventually(lambda: zmtp.is_shut(raw[1]), "it hears of it")
@@ -498,7 +499,7 @@ def test_a_flood_that_breaks_off_while_it_is_not_read_ends_nothing(tmp_path: Pat
         with pytest.raises(TimeoutError):
             send_again(one, flood, 1_000)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        one.close()  # at once, with a reset
+        one.close()  # closing ends the connection at once, with a reset
         done.wait(2 * HEARTBEAT_MS / 1_000)
         done.set()
         client.send(messages.Query(1, "status", ""))

@@ -245,7 +245,7 @@ def test_a_real_cluster_is_followed_over_a_restart(tmp_path: Path) -> None:
         emulated = ("--device", "emulated", "--page-size", "16MiB", "--devices", "2")
         cluster.start_worker(*emulated, arena="128MiB", name="gpus")
         with cluster.client() as client:
-            for number in range(6):  # more than fit
+            for number in range(6):  # more connections than fit
                 client.register(f"small-{number}", SMALL)
         with running_dashboard("--endpoint", cluster.endpoint) as (_, url):
             page = Watched(url)
@@ -350,7 +350,7 @@ def test_a_websocket_is_taken_from_its_own_pages_alone(tmp_path: Path) -> None:
             ("http://evil.example", 403),
             ("http://127.0.0.1:1", 403),
             ("https://proxy.example:443", 101),
-            ("https://proxy.example", 101),  # as browsers write it
+            ("https://proxy.example", 101),  # an origin as browsers write it
             ("https://proxy.example:8443", 403),
             (url.rstrip("/"), 101),
         ):

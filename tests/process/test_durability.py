@@ -314,7 +314,7 @@ def test_a_crash_between_any_two_calls_leaves_all_of_an_order_or_nothing(
     assert [one for one in found if one not in (before, after)] == []
     assert set(map(str, found[acknowledged:])) == {str(after)}  # later records of the model change nothing
     assert found[0] == before
-    for kind in (0, 1):  # killed, and lost: once it holds it goes on to hold
+    for kind in (0, 1):  # the process is killed, and the machine: a change that once holds continues to hold
         holds = [one == after for one in found[kind:acknowledged:2]]
         assert holds == sorted(holds)
 
@@ -384,7 +384,8 @@ def test_a_defect_costs_the_order_that_it_is_in_and_none_that_waits_behind_it(
 
     monkeypatch.setattr(registrar, "_load_or_wait", broken)
     stage.client.send(messages.Offer(300, "b", False))
-    stage.client.send(messages.Offer(301, "b", True))  # waits for that change, and meets the defect
+    # this order waits for that change, and meets the defect
+    stage.client.send(messages.Offer(301, "b", True))
     assert type(stage.ask(lambda number: messages.Unregister(number, "b"))) is messages.Reply
     assert "b" not in [model["name"] for model in stage.models()]
 
@@ -394,7 +395,7 @@ def test_more_orders_of_one_name_than_may_wait_are_refused(
 ) -> None:
     stage = stages()
     turns = stage.controller._registrar._turns
-    turns._following["b"] = None  # a change that never ends
+    turns._following["b"] = None  # a change that never ends keeps the name's turn
     for number in range(200, 200 + CHANGES_WAITING_MAX + 1):
         stage.client.send(messages.Offer(number, "b", False))
     refusal, _ = stage.client.receive(messages.Failure)
@@ -449,7 +450,7 @@ def test_a_full_disk_refuses_what_needs_room_and_is_emptied_by_unregistering(
             assert "No space left" in answer.text
             assert stage.state() == before
         assert (TroubleKind.STORAGE_FAILED, "data directory") in stage.troubles()
-    with ExitStack() as stack:  # it starts on a full disk, too
+    with ExitStack() as stack:  # the controller starts on a full disk, too
         stage = Stage(stack, data)
         assert stage.state() == before
         for name in ("b", "a", "large"):

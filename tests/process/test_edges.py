@@ -45,7 +45,7 @@ def test_a_clients_edges_harm_nobody_beside_it(found: list[Edge], served: Served
             assert stranger.dealer.send(edge.header, frames)
             if edge.label == "plain":
                 served.check()
-        stranger.send(messages.Query(1, "end", ""))  # all of it has been read
+        stranger.send(messages.Query(1, "end", ""))  # the answer shows that everything has been read
         while getattr(message := stranger.receive()[0], "text", "").find("'end'") < 0:
             if type(message) is messages.HelloNeeded:  # the peer sent Bye, or hello once more
                 break
@@ -66,7 +66,7 @@ def test_a_workers_edges_harm_nobody_beside_it(found: list[Edge], served: Served
     malformed = sum(not edge.is_good for edge in found)
     with FakeWorker(served.controller, epoch=77) as stranger:
         for place, edge in enumerate(found):
-            stranger.send(hello)  # whatever became of it with the edge before
+            stranger.send(hello)  # begins a new session, whatever the edge before has ended
             assert stranger.dealer.send(edge.header)
             if place % 10 == 0:
                 served.check()

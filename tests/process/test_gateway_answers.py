@@ -261,7 +261,7 @@ def test_an_answer_that_is_not_read_ends_its_connection_although_no_descriptor_w
     request = http_request() if protocol == "http" else grpc_bytes()
     with running_gateway(controller.endpoint, body_s=0.2) as gateway:
         with contextlib.closing(Http(gateway.ports["http"])) as known:
-            known.infer({"inputs": [TINY]})  # libraries open the files that they need
+            known.infer({"inputs": [TINY]})  # so that libraries have opened their files
             controller.wait_for(InferRequest)
         with deaf(gateway.ports[protocol], request) as connection:
             controller.wait_for(InferRequest)

@@ -34,7 +34,7 @@ from tests.process.fake_controller import FakeController, echo
 from tests.process.gateways import HEADER_LENGTH, running_gateway
 
 FEW = 100
-FEWER = 40  # where the gateway has to be waited for
+FEWER = 40  # number of examples where each waits for the gateway
 MANY = 1_500
 
 # The same examples every time: a failing run can be repeated, and none fails by chance.

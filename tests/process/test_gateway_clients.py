@@ -218,7 +218,7 @@ def test_errors_are_exceptions_with_a_status(triton: tuple[Any, Any]) -> None:
     named.set_data_from_numpy(IMAGE)
     assert status_of(lambda: client.infer("digits", [named]), "no input 'picture'") == wrong
     assert status_of(lambda: client.infer("digits", []), "'image' is missing|inputs") == wrong
-    named._shape = [3, 1, 8, 8]  # a shape that the data does not have
+    named._shape = [3, 1, 8, 8]  # a declared shape that differs from the data's
     assert (
         status_of(lambda: client.infer("digits", [named]), "has no input 'picture'; its inputs are 'image'")
         == wrong
@@ -240,7 +240,7 @@ def test_the_repository_unloads_and_loads(triton: tuple[Any, Any], expected: np.
     assert not client.is_model_ready("digits") if module is triton_http else True
     with pytest.raises(InferenceServerException, match="unloaded"):
         client.infer("digits", [image_of(module)])
-    client.unload_model("digits")  # counts as done
+    client.unload_model("digits")  # unloading an unloaded model succeeds
     client.load_model("digits")
     assert state() == "READY"
     client.load_model("digits")
@@ -380,7 +380,8 @@ LOADS = {
 def test_perf_analyzer_measures_to_a_clean_report(
     served: Served, tmp_path: Path, protocol: str, load: str
 ) -> None:
-    beside = str(Path(sys.executable).parent)  # of an environment that need not be activated
+    # directory of the environment's programs, which need not be activated
+    beside = str(Path(sys.executable).parent)
     program = shutil.which("perf_analyzer", path=beside + os.pathsep + os.environ.get("PATH", ""))
     if program is None:
         pytest.skip("perf_analyzer is not installed (requirements-clients.lock), or came without its program")

@@ -49,7 +49,7 @@ BEARING = f"Authorization: Bearer {TOKEN}"
         ("http://localhost/v2/models/a%2Fb", 200),
         ("http://localhost", 404),
         ("http://localhost?/v2", 404),
-        ("http://elsewhere/v2", 403),  # whatever Host says
+        ("http://elsewhere/v2", 403),  # an absolute URL counts, whatever Host says
         ("http://localhost@elsewhere/v2", 403),
         ("ftp://localhost/v2", 404),
     ],

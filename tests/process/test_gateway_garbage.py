@@ -82,7 +82,7 @@ def test_an_answer_is_freed_once_it_was_sent(gateway: Gateway, controller: FakeC
         for _ in range(TIMES):
             http.infer({"inputs": [tensor(data=[1.0, 2.0])]})
         controller.wait_for(InferRequest, TIMES)
-        assert http.ask("GET", "/v2").status == 200  # so the last one has ended
+        assert http.ask("GET", "/v2").status == 200  # the answer shows that the last call has ended
         assert frames() - before <= 2, "the fake controller's own of the last request"
 
 

@@ -397,7 +397,7 @@ def test_messages_that_do_not_become_whole_have_a_bound(
     with running_gateway(controller.endpoint, http_port=-1, body_s=600.0) as gateway, ExitStack() as stack:
         port = gateway.ports["grpc"]
         poll = select.poll()
-        for part in (7 << 20, 3 << 20):  # either alone may wait
+        for part in (7 << 20, 3 << 20):  # either message alone may wait
             sending = stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE_S))
             http2.begin_message(sending, http2.call(), 16 << 20, part)
             poll.register(sending, select.POLLRDHUP)
@@ -406,7 +406,7 @@ def test_messages_that_do_not_become_whole_have_a_bound(
         infer = method_of(channel, "ModelInfer")
         large = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(3 << 20)])
         large.inputs.add(name="x", datatype="UINT8", shape=[3 << 20])
-        for _ in range(8):  # more than may wait, if it were not counted as taken
+        for _ in range(8):  # more than may wait, if messages did not count as taken
             assert list(infer(large).raw_output_contents) == list(large.raw_input_contents)
         asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
         streaming = streamed(channel)(iter(asked.get, None))
@@ -480,7 +480,7 @@ def test_the_end_waits_for_what_is_under_way_and_takes_nothing_new(controller: F
     held: list[tuple[bytes, Any, list[Any]]] = []
 
     def hold(_: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
-        if type(message) is InferRequest:  # not a cancellation by a gateway before this one
+        if type(message) is InferRequest:  # not a Cancel from the gateway of the test before
             held.append((identity, message, frames))
 
     controller.handle = hold

@@ -183,7 +183,7 @@ def test_raw_bytes_alone_are_a_models_one_input(http: Http, controller: FakeCont
 def test_a_large_answer_comes_in_pieces_and_whole(http: Http) -> None:
     raw = np.arange(100_000, dtype=np.float64).tobytes()
     body = {"inputs": [tensor("FP64", (100_000,), size=len(raw))], "parameters": {"binary_data_output": True}}
-    for _ in range(2):  # the connection goes on
+    for _ in range(2):  # the connection stays open after an error
         assert http.infer(body, raw).outputs == {"y": raw}
 
 
@@ -315,7 +315,7 @@ def test_what_is_wrong_with_a_request_is_said(
     reply = http.infer(body, raw)
     assert reply.status == 400, reply.data
     assert words in reply.json["error"]
-    assert http.infer(PLAIN).status == 200  # on the same connection
+    assert http.infer(PLAIN).status == 200  # the same connection serves further requests
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "00", "99999", "1" * 30, ""])
@@ -499,7 +499,7 @@ def test_a_request_that_is_too_large_is_refused_before_it_comes(gateway: Gateway
             b"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999999\r\n\r\n{"
         )
         assert read_all(sock).startswith(b"HTTP/1.1 413")
-    with raw_socket(gateway) as sock:  # of unknown length: refused as soon as it is too much
+    with raw_socket(gateway) as sock:  # a body of unknown length is refused as soon as it is too long
         sock.sendall(
             b"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
@@ -510,7 +510,7 @@ def test_a_request_that_is_too_large_is_refused_before_it_comes(gateway: Gateway
                 sock.sendall(chunk)
             data = read_all(sock)
         except OSError:
-            data = data or b"HTTP/1.1 413"  # reset before it was read
+            data = data or b"HTTP/1.1 413"  # an answer that was reset before it was read
     assert data.startswith(b"HTTP/1.1 413")
     assert http.ask("GET", "/v2/health/live").status == 200
 

@@ -123,7 +123,7 @@ def test_a_client_that_goes_is_counted_as_gone(tmp_path: Path) -> None:
     with cluster(tmp_path) as one:
         body = b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1,2]}]}'
         one.http.connection.request("POST", "/v2/models/m/infer", body)
-        action, _ = one.worker.next_action()  # so it has arrived
+        action, _ = one.worker.next_action()  # the action shows that the request has arrived
         assert one.samples("gateway")["clockwork_gateway_requests_in_flight", "http"] == 1, "and no scrape"
         one.http.close()
         deadline = time.monotonic() + PATIENCE_S

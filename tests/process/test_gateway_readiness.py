@@ -66,7 +66,7 @@ def test_the_cluster_and_a_model_are_ready_while_somebody_serves(tmp_path: Path)
         assert seen.answer("served") == 200
         assert seen.model("another") == (404, False)
 
-        assert worker.stop() == 0  # it drains
+        assert worker.stop() == 0  # the worker drains
         eventually(lambda: seen.server() == (503, False), "the only worker has gone")
         assert seen.model("served") == (400, False)
         assert seen.answer("served") == 503
@@ -93,7 +93,7 @@ def test_a_start_is_over_when_what_was_registered_is_served(tmp_path: Path) -> N
         ):
             seen = Seen(gateway, channel)
             assert seen.server() == (503, False)
-            cluster.start_worker(store="empty", wait=False)  # it has to fetch and prepare all of them
+            cluster.start_worker(store="empty", wait=False)  # this worker has to fetch and prepare all models
             eventually(lambda: seen.server() == (200, True), "the start is over")
             assert [seen.answer(f"kept-{number}") for number in range(3)] == [200] * 3, "at once"
             assert {one.state for one in again.models()} == {"ready"}

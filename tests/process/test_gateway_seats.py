@@ -69,7 +69,7 @@ def dialled(port: int, sent: bytes = b"", count: int = ATTACKERS) -> Iterator[li
             for _ in range(count)
         ]
         for one in held:
-            with contextlib.suppress(ConnectionError):  # vacated already
+            with contextlib.suppress(ConnectionError):  # the seat was vacated already
                 one.sendall(sent)
         yield held
 
@@ -192,7 +192,8 @@ def test_a_client_that_reads_no_answers_and_then_sends_no_http_is_ended(
 
     def listen(host: str, port: int, flag: str) -> socket.socket:
         bound = bind(host, port, flag)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)  # accepted connections inherit it
+        # connections accepted from it inherit the option
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)
         return bound
 
     get = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -233,7 +234,8 @@ def test_silent_connections_keep_nobody_from_grpc(
         port = gateway.ports["grpc"]
         with grpc.insecure_channel(f"127.0.0.1:{port}") as known:
             assert infer_on(known, token) == "OK"
-            with dialled(port, sent, 2 * SEATS - 1) as held:  # as many as gRPC itself takes
+            # the number of connections that gRPC itself takes
+            with dialled(port, sent, 2 * SEATS - 1) as held:
                 check_most_end(held, SEATS - 1)
                 assert infer_grpc(port, token) == "OK", "a newcomer"
                 assert infer_on(known, token) == "OK"

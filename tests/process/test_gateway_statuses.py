@@ -26,7 +26,7 @@ NAMES = {"{model}": "m", "{version}": "1", "{region}": "r"}
 FAILURES: list[tuple[Status, dict[str, Any]]] = [
     (Status.UNAVAILABLE, {}),
     (Status.INTERNAL, {}),
-    (Status.DEADLINE_MISSED, {}),  # with the status of a controller that does not answer in time
+    (Status.DEADLINE_MISSED, {}),  # answered with the status of a controller that does not answer in time
 ]
 """The failure of any query to the controller."""
 

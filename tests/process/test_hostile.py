@@ -38,7 +38,7 @@ def children(up: Up) -> dict[int, int]:
             if int(fields[1]) == up.process.pid and fields[0] not in "ZX":
                 found[int(entry.name)] = int((entry / "statm").read_text().split()[1]) * 4096
         except (OSError, ValueError):
-            continue  # no process, or it ended meanwhile
+            continue  # not a process, or it ended meanwhile
     return found
 
 
@@ -60,7 +60,7 @@ def test_an_honest_client_is_answered_rightly_beside_everything_that_strangers_t
         assert len(before) == 3, "a controller, a worker and a gateway"
         model = zoo.digits()
         with Client(doors.clients, timeout=ANSWER_S_MAX) as client:
-            references = [Reference(model), Reference(model)]  # one for each thread
+            references = [Reference(model), Reference(model)]  # a reference session for each thread
             infers = [lambda x: np.asarray(client.infer("digits", x)), over_http(doors.http)]
             honest = [
                 Honest(name, infer, lambda x, answer, reference=reference: same(answer, reference(x)))

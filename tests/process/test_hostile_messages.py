@@ -37,7 +37,7 @@ def spell(tag: int, *fields: Any) -> bytes:
 
 
 def _spell(value: Any) -> bytes:
-    if isinstance(value, bytes):  # it is encoded already
+    if isinstance(value, bytes):  # the value is encoded already
         return value
     return codec._pack(value)
 
@@ -165,7 +165,7 @@ def test_messages_that_keep_python_busy_hold_up_nobody_else(
         while time.thread_time() - begun < 0.005:
             hashlib.sha256(
                 block
-            ).digest()  # without the interpreter's lock, which this thread's peers need as well
+            ).digest()  # a computation without the interpreter's lock, which this thread's peers need as well
 
     monkeypatch.setitem(ClientPort._handlers, messages.Promote, work)
     with RawClient(served.controller) as stranger:

@@ -78,7 +78,7 @@ def test_models_that_do_not_end_hold_up_no_registration_of_another_client(tmp_pa
         assert states == {**dict.fromkeys(names, "preparing"), "mlp": "ready"}
         assert not failures
         gives_way = re.compile("takes long to prepare: it gives way to others")
-        cluster.workers[0].wait_for(gives_way)  # the fifth has its first turn, too
+        cluster.workers[0].wait_for(gives_way)  # the fifth preparation has its first turn, too
         for name in names:
             honest.unregister(name)
         for thread in threads:

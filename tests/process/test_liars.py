@@ -100,7 +100,7 @@ def test_whatever_a_worker_says_an_honest_client_is_answered_right(tmp_path: Pat
         Client(controller.client_endpoint, timeout=PATIENCE_S) as client,
     ):
         client.register("m", echo_model())
-        ask(client, 1)  # it has the model loaded, and will be asked first
+        ask(client, 1)  # so that the liar has the model loaded, and is asked first
         with threaded_worker(controller, 2, VERIFIED) as honest:
             eventually(
                 lambda: len(client.model("m").raw["preparations"]) == 2, "the other one is asked to serve"
@@ -151,7 +151,7 @@ def test_a_worker_that_was_let_go_is_not_taken_in_again_until_it_is_started_anew
             threaded_worker(controller, 1, VERIFIED),
         ):
             pass
-        with threaded_worker(controller, 2, VERIFIED):  # another life of it
+        with threaded_worker(controller, 2, VERIFIED):  # the worker restarts with a new epoch
             eventually(lambda: client.model("m").state == "ready", "it serves")
             ask(client)
 

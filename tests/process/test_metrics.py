@@ -53,7 +53,7 @@ def test_requests_are_counted_by_what_became_of_them(served: Any) -> None:
     client.infer("m", 2, [3, 2], ROW * 3, slo_ns=PATIENCE_NS)
     worker.serve_one()
     client.receive(messages.Answer)
-    client.infer("m", 3, [1, 2], ROW, slo_ns=100_000)  # less time than the model takes
+    client.infer("m", 3, [1, 2], ROW, slo_ns=100_000)  # an SLO below the model's time
     assert client.receive(messages.Failure)[0].status == Status.REFUSED
     client.infer("m", 4, [1, 3], ROW)
     assert client.receive(messages.Failure)[0].status == Status.INVALID_INPUT
@@ -85,8 +85,8 @@ def test_requests_are_counted_by_what_became_of_them(served: Any) -> None:
     assert times["execute"]["sum_ns"] == 2 * 50_000
     assert times["load"]["sum_ns"] == 50_000
     assert times["execute"]["buckets"] == [2] * (len(config.METRIC_BOUNDS_NS) + 1)
-    assert answer.times[1] == 50_000  # the load
-    assert answer.times[2] == 50_000  # on the device
+    assert answer.times[1] == 50_000  # the time of the load
+    assert answer.times[2] == 50_000  # the time on the device
     assert 0 < answer.times[3] <= times["total"]["sum_ns"]
     assert len(answer.times) == 7
 
@@ -94,7 +94,7 @@ def test_requests_are_counted_by_what_became_of_them(served: Any) -> None:
 def test_an_input_that_the_worker_finds_wrong_is_counted_as_the_callers_mistake(served: Any) -> None:
     _, worker, client = served
     client.infer("m", 1, [1, 2], ROW, slo_ns=PATIENCE_NS)
-    worker.answer(*worker.next_action())  # the load
+    worker.answer(*worker.next_action())  # answers the load
     worker.answer(*worker.next_action(), status=Status.INVALID_INPUT, text="input 'x' is no image")
     assert client.receive(messages.Failure)[0].status == Status.INVALID_INPUT
     client.infer("m", 2, [1, 3], ROW)
@@ -210,7 +210,7 @@ def test_the_command_prints_text_that_prometheus_reads(served: Any) -> None:
     assert samples["clockwork_requests_total", "m", "success"] == 1
     assert (
         'nv_inference_request_success{model="m",version="1"} 1\n' in result.output
-    )  # as written: the parser renames it
+    )  # the name as written, which the parser would change
     assert samples["clockwork_up", None, None] == 1
     shown = CliRunner().invoke(cli, ["status", "--endpoint", controller.client_endpoint]).output
     assert re.search(r"^devices    1; the load needs (less than 0\.01|0\.0\d)$", shown, re.MULTILINE), shown

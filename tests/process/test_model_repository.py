@@ -119,7 +119,8 @@ def test_models_come_change_and_go_as_their_files_do(cluster: Cluster, root: Pat
 
     shutil.rmtree(root / "broken")
     (root / "late" / "config.pbtxt").unlink()
-    with running_gateway(cluster.endpoint, repositories=(root,), **POLL) as gateway:  # another gateway, later
+    # another gateway is started later
+    with running_gateway(cluster.endpoint, repositories=(root,), **POLL) as gateway:
         http = Http(gateway.ports["http"])
         eventually(lambda: factor(http, "broken") is None, "what went while nobody looked is unregistered")
         assert (factor(http, "late", "7"), factor(http, "several", "1")) == (7, 10)

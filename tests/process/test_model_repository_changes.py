@@ -131,16 +131,16 @@ def test_no_change_of_a_folder_that_serves_fails_a_request(cluster: Cluster, tmp
             put(root, "m", 2, scaled(2))  # a version is added
             seen.await_only(2, known={1.0})
             eventually(lambda: factor(http, "m", "1") is None, "the one before goes")
-            take(root, "m", 2)  # and removed
+            take(root, "m", 2)  # the version is removed
             seen.await_only(1, known={2.0})
 
             put(root, "m", 3, b"this is no model")  # a broken version is added
             eventually(lambda: "model.onnx" in reason(http, "m", "3"), "what is wrong is said")
             seen.await_only(1, known=set())
-            put(root, "m", 3, scaled(3))  # it is repaired
+            put(root, "m", 3, scaled(3))  # the version is repaired
             seen.await_only(3, known={1.0})
 
-            put(root, "m", 3, scaled(4))  # changed in place
+            put(root, "m", 3, scaled(4))  # the version is changed in place
             seen.await_only(4, known={3.0})
             put(root, "m", 3, b"this is no model")  # changed in place, and broken
             eventually(lambda: "model.onnx" in reason(http, "m", "3"), "what is wrong is said")
@@ -175,9 +175,9 @@ def test_no_change_of_a_folder_that_serves_fails_a_request(cluster: Cluster, tmp
             (root / ".m").replace(root / "m")
             seen.await_only(6, known={5.0})
 
-            (root / "m").unlink()  # removed for good
+            (root / "m").unlink()  # the folder is removed for good
             eventually(lambda: factor(http, "m") is None, "it goes")
-            (root / "m").symlink_to(other / "m")  # and restored
+            (root / "m").symlink_to(other / "m")  # the folder is restored
             eventually(lambda: factor(http, "m") == 6, "it comes back")
             assert seen.take() <= {6.0, "not there"}
             seen.await_only(6, known=set())

@@ -105,7 +105,7 @@ def start_workers(cluster: Cluster, client: Client) -> None:
     cluster.start_worker(*PAGE, arena="1MiB", name="worker", store="worker")
     cluster.start_worker("--device", "emulated", *PAGE, arena="1MiB", name="emulated", store="emulated")
     for name in ("packed", "profile", "split@1", "split@2"):
-        client.load(name)  # answers once it is ready
+        client.load(name)  # returns once the model is ready
 
 
 def test_a_cluster_serves_from_them(stores: tuple[str, Path, dict[str, Any]]) -> None:

@@ -39,7 +39,7 @@ ENDED_S = 20.0
 class Stub:
     """The stub as a system."""
 
-    name: str  # its mode
+    name: str  # mode of the stub
     title: str = "Stub"
     environment: str = ""
     transports: tuple[Transport, ...] = ("http",)

@@ -41,8 +41,8 @@ def test_it_serves_and_its_decisions_are_had_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "hook"),
     [
-        ("FailsInChoose", "choose"),  # where C++ serves on its own
-        ("FailsInAdmit", "admit"),  # while Python handles a client's message
+        ("FailsInChoose", "choose"),  # a hook called while C++ serves on its own
+        ("FailsInAdmit", "admit"),  # a hook called while Python handles a client's message
     ],
 )
 def test_a_hook_that_fails_ends_the_controller(tmp_path: Path, name: str, hook: str) -> None:

@@ -250,7 +250,8 @@ def test_a_worker_that_contradicts_the_package_does_not_serve_and_changes_nothin
     with started(tmp_path) as (controller, client), threaded_worker(controller, 3, OTHER):
         eventually(lambda: client.model("m").state == "failed", "the liar does not serve it")
         assert "contradicts" in client.model("m").text
-        assert not client.status()["why_not_ready"]  # it has failed, for a reason
+        # the model has failed for a reason, so the cluster is ready
+        assert not client.status()["why_not_ready"]
         with pytest.raises(Unavailable, match="contradicts"):
             client.infer("m", X)
         with threaded_worker(controller, 4, NARROW):
@@ -285,7 +286,7 @@ def test_a_failed_preparation_is_tried_again_by_itself_and_when_asked(
             check_answers(client)
             assert client.model("m").state == "ready"
             second.prepares = NARROW
-            client.load("m")  # it is: those that failed are asked once more
+            client.load("m")  # failed preparations are asked for once more
             eventually(lambda: states(client)["fake2"] == "ready", "it has prepared it")
             assert client.status()["troubles"]["open"] == []
             assert second.asked == 4
@@ -305,7 +306,7 @@ def test_the_cluster_is_ready_once_whatever_it_began_with_is_served_or_has_faile
             assert not client.status()["why_not_ready"]
     with started(tmp_path) as (controller, client):
         assert client.status()["why_not_ready"] == "no worker is connected"
-        with FakeWorker(controller) as worker:  # it prepares when it is told to
+        with FakeWorker(controller) as worker:  # this worker prepares when it is told to
             assert client.status()["why_not_ready"] == "2 models are not served yet, among them m@1"
             assert client.model("m").state == "preparing"
             first = worker.prepare()

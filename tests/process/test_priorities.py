@@ -67,7 +67,7 @@ def test_five_of_the_highest_level_overtake_twenty_that_wait(tmp_path: Path) -> 
             def wait_until_held(count: int) -> None:
                 eventually(lambda: client.status()["requests_held"] == count, f"{count} requests are held")
 
-            assert ask(url, client, "served", 5) == 200  # from here on it is loaded
+            assert ask(url, client, "served", 5) == 200  # from here on the model is loaded
             blocker = send(1, "blocker", 3)
             wait_until_held(1)
             asked = send(20, "served", 5)

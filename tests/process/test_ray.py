@@ -83,7 +83,7 @@ def processes(what: str, data: Path) -> list[int]:
         if entry.name.isdigit():
             try:
                 words = (entry / "cmdline").read_bytes().decode().split("\0")
-            except OSError:  # it ended meanwhile
+            except OSError:  # the process ended meanwhile
                 continue
             if what in words and str(data) in words:
                 found.append(int(entry.name))
@@ -117,7 +117,7 @@ def test_a_cluster_on_ray_serves_replaces_what_is_lost_and_leaves_nothing(
             up.wait_for(r"worker-\d was killed by signal 9; it is started again")
             eventually(lambda: len(processes("worker", data)) == 2, "another takes its place")
             mark = len(up.lines)
-            for count in range(2):  # one of them has a worker
+            for count in range(2):  # one of the machines has a worker
                 head.send(signal.SIGUSR1)
                 eventually(lambda: head.lines.count("one machine less") == count + 1, "a machine goes")  # noqa: B023
             up.wait_for(re.compile(r"worker-\d was lost with its machine; it is started again"), mark)

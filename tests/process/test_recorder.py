@@ -92,7 +92,7 @@ def test_a_reader_begins_anew_with_another_controller(cluster: Cluster) -> None:
         load(client, 0.2)
         stream = Stream()
         assert stream.take(client.recorder(stream.argument))
-        stream.epoch -= 1  # of a controller that ran before this one
+        stream.epoch -= 1  # the epoch of a controller that ran before this one
         assert stream.take(client.recorder(stream.argument)) == []
         again = stream.take(client.recorder(stream.argument))
         assert again[0] == read_all(client)[0]

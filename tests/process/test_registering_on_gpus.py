@@ -94,7 +94,7 @@ def test_what_stalls_a_gpu_happens_in_reservations_alone(tmp_path: Path, models:
             for index in range(models):
                 one = affine(
                     index, width=8 + index
-                )  # a program of its own, some with larger slots and workspace
+                )  # models with programs of their own, some with larger slots and workspace
                 x = np.ones((1, 8 + index), np.float32)
                 second.register(f"model-{index}", rig.package(one, [([x], [expected_affine(one, x)])]))
                 assert same(second.infer(f"model-{index}", x, slo=PATIENCE_S), expected_affine(one, x))

@@ -50,9 +50,10 @@ class Stage:
         self.controller: Controller = stack.enter_context(running_controller(data))
         self.worker = stack.enter_context(FakeWorker(self.controller, pages=16))
         self.client = stack.enter_context(RawClient(self.controller))
-        self.answers: dict[int, Callable[[list[bytes]], list[bytes] | None]] = {}  # by model id; None: never
+        # answers of each model id; None: it never answers
+        self.answers: dict[int, Callable[[list[bytes]], list[bytes] | None]] = {}
         self.numbered = 100
-        self.ids: list[int] = []  # of models, by the order of preparation
+        self.ids: list[int] = []  # ids of models, by the order of preparation
 
     def register(self, content: bytes, name: str = "m", ready: bool = True, **changes: Any) -> int:
         """Register a version and return it; ready: the worker has prepared it."""
@@ -185,7 +186,7 @@ def test_without_a_route_the_newest_has_it_and_again_once_it_is_promoted_as_such
     assert stage.count(3) == {2: 3}
     assert stage.register(b"three") == 3
     assert stage.count(3) == {3: 3}
-    assert stage.rollback().body["shares"] == [[2, ALL]]  # the version that had the traffic before the third
+    assert stage.rollback().body["shares"] == [[2, ALL]]  # version 2 had the traffic before the third
     assert stage.count(3) == {2: 3}
     assert stage.rollback().body["shares"] == [[1, ALL]]
     assert stage.register(b"four") == 4
@@ -222,7 +223,7 @@ def test_what_is_not_there_not_ready_or_not_alike_gets_nothing(stage: Stage) -> 
     ]:  # fmt: skip
         assert (asked.status, sentence in asked.text) == (status, True), asked
     assert stage.count(3) == {1: 3}
-    assert stage.promote(3).body["shares"] == [[3, ALL]]  # alone it may take any inputs
+    assert stage.promote(3).body["shares"] == [[3, ALL]]  # without other versions it may take any inputs
 
 
 def test_a_version_that_is_being_prepared_cannot_be_routed_to(tmp_path: Path) -> None:
@@ -290,7 +291,7 @@ def test_a_name_that_is_unloaded_has_its_route_when_it_is_loaded_again(stage: St
     preparing.join()
     assert type(stage.answer(loaded)[0]) is messages.Reply
     assert stage.count(20) == {1: 18, 2: 2}
-    assert stage.rollback().body["shares"] == [[1, ALL]]  # nor is that forgotten
+    assert stage.rollback().body["shares"] == [[1, ALL]]  # the former split is still known
 
 
 # ----- restarts ----------------------------------------------------------------------------------
@@ -340,7 +341,7 @@ def test_copies_ask_for_no_device(stage: Stage) -> None:
         return float(stage.call(messages.Query(stage.number(), "metrics", "")).body["devices_wanted"])
 
     for _ in range(3):
-        stage.infer("m@2")  # to load it
+        stage.infer("m@2")  # this request loads the model
     stage.count(20)
     before = wanted()
     stage.route(shadow=[2, ALL, 0.1])
@@ -353,7 +354,7 @@ def test_the_shadow_answers_beside_the_one_that_serves_and_is_compared(stage: St
     body = stage.route(shadow=[2, ALL, 0.1]).body
     assert (body["shares"], body["shadow"]["copied"]) == ([[1, ALL]], 0)
     for _ in range(10):
-        stage.infer("m@2")  # to load it, without a copy
+        stage.infer("m@2")  # this request loads the model, without a copy
     assert stage.count(10) == {1: 10}
     stage.shadow(copied=10, compared=10, beyond=0, differing=0, unanswered=0, dropped=0, moot=0)
 
@@ -449,9 +450,10 @@ def test_copies_are_bounded_and_what_is_more_is_counted(tmp_path: Path) -> None:
         found = stage.model("m")["route"]["shadow"]
         assert (found["copied"], found["dropped"]) == (256, 44)
         body = stage.call(messages.Query(stage.number(), "metrics", "")).body
-        assert ([row["pending"] for row in body["models"]], body["requests_open"]) == ([0, 0], 0)  # no copies
+        # no copy is pending
+        assert ([row["pending"] for row in body["models"]], body["requests_open"]) == ([0, 0], 0)
         assert stage.controller.queries.status()["requests_held"] > 0
-        # and the controller ends with them under way
+        # the controller ends with copies under way
 
 
 def test_a_copy_of_a_request_that_is_not_answered_is_moot(stage: Stage) -> None:
@@ -518,7 +520,7 @@ def test_a_release_from_the_first_request_to_the_last_without_one_that_fails(clu
             while not stop.is_set():
                 going.wait()
                 with under_way:
-                    answer = own.infer("m", x)  # raises any failure
+                    answer = own.infer("m", x)  # any failure raises here
                 version = next(place for place, one in enumerate(expected, 1) if same(answer, one))
                 with lock:
                     served[version] += 1
@@ -560,7 +562,7 @@ def test_a_release_from_the_first_request_to_the_last_without_one_that_fails(clu
                 lambda: (one := client.model("m").raw["route"]["shadow"])["compared"] >= 20 and one,
                 "answers of the shadow are compared",
             )
-            assert shadow["beyond"] == shadow["compared"]  # the weights differ
+            assert shadow["beyond"] == shadow["compared"]  # the answers differ because the weights do
             assert shadow["relative_max"] > 0.01
             client.promote("m", 2)
             assert during(100)[1] == 0
@@ -582,7 +584,7 @@ def test_a_release_from_the_first_request_to_the_last_without_one_that_fails(clu
         assert {key: counts[key] for key in ("refused", "missed", "cancelled", "failed")} == dict.fromkeys(
             ("refused", "missed", "cancelled", "failed"), 0
         )
-        assert counts["answered"] == served.total()  # every answer, once, and no copy among them
+        assert counts["answered"] == served.total()  # every request was answered once, and no copy counts
         client.unregister("m")
 
 

@@ -132,7 +132,7 @@ def test_a_source_that_is_away_disturbs_nothing_that_serves(
     put(folder, "local", 1, scaled(5))
     with following(
         cluster, tmp_path / "cache", root, folder
-    ) as gateway:  # it starts while the source is away
+    ) as gateway:  # the gateway starts while the source is away
         http = Http(gateway.ports["http"])
         eventually(lambda: (str(root), "") in index(http), "the failure is in the index")
         eventually(lambda: [str(root)] == list(failing_sources(cluster)), "the controller is told")
@@ -188,7 +188,7 @@ def test_a_file_that_is_half_written_is_not_served(
     path = "/m/grows/1/model.onnx"
     whole = scaled(6)
     server.files[path] = whole[: len(whole) // 2]
-    server.changing[path] = whole  # while it is fetched
+    server.changing[path] = whole  # the file changes while it is fetched
     with following(cluster, tmp_path, at(f"{server.url}/m")) as gateway:
         http = Http(gateway.ports["http"])
         eventually(lambda: factor(http, "grows") == 6, "the whole file is served")

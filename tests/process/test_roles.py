@@ -200,7 +200,7 @@ def test_every_message_of_a_worker_with_every_role(controller: Controller, keys:
             peer.send(message)
             if kind is messages.WorkerHello:
                 peer.receive(messages.WorkerWelcome)
-        peer.send(messages.Fetch("1" * 64, 0, 0, 1))  # behind all others
+        peer.send(messages.Fetch("1" * 64, 0, 0, 1))  # the answer to this message comes behind all others
         while True:
             answer, _ = peer.receive()
             assert type(answer) is not messages.Mismatch, answer
@@ -353,7 +353,7 @@ def test_a_revoked_listener_hears_nothing_more_and_the_others_do(own: Controller
         )
         while staying.poll(0):
             staying.recv_multipart()
-        for _ in range(3):  # after it came back
+        for _ in range(3):  # requests after the key has come back
             assert staying.poll(patience_ms)
             staying.recv_multipart()
         while leaving.poll(0):
@@ -436,7 +436,7 @@ def test_keys_from_before_there_were_roles_do_everything_with_a_warning_until_th
         with FakeWorker(controller, keys=keys) as worker, RawClient(controller, keys=keys) as client:
             with worker.preparing():
                 assert type(client.register("m", b"m")) is messages.Reply
-            add_key(tmp_path, Role.OPERATOR, "alice", new_key_pair())  # beside the old one
+            add_key(tmp_path, Role.OPERATOR, "alice", new_key_pair())  # a second key beside the old one
             eventually(
                 lambda: controller._access.admit(
                     ControllerSocket.CLIENTS, read_peer_keys(tmp_path / "alice.key").public
@@ -523,7 +523,7 @@ def test_one_connection_of_a_router_can_be_ended(tmp_path: Path, kind: str, with
                 descriptors.append(got[1])
             Inflow(descriptors[0], 0).end()
             first.wait_for_end()
-            Inflow(1 << 20, 0).end()  # without a connection: it has ended by itself
+            Inflow(1 << 20, 0).end()  # end() does nothing for a descriptor without a connection
             assert other.dealer.send(b"still here")
             while (got := router.receive()) is None or bytes(got[2][0]) != b"still here":
                 poller.wait(SECOND)

@@ -201,7 +201,7 @@ def test_what_a_gpu_would_be_given_is_held_against_its_checksums(tmp_path: Path,
         start_gpu(cluster)
         served(client)
         eventually(lambda: served(client), "all answers are right")
-        if "packages" not in pattern:  # preparation counts these, not the worker's checks
+        if "packages" not in pattern:  # checks by the preparation count, not the worker's own
             eventually(lambda: stats_of(client)["damaged"], "it is counted")
     place = pattern.split("/")[0]
     assert list((data / "worker" / place).glob(".damaged-*"))
@@ -214,7 +214,7 @@ def test_a_model_is_checked_in_idle_time_and_then_not_again(data: Path) -> None:
         eventually(lambda: stats_of(client)["models_unchecked"] == 0, "all have been checked")
         assert stats_of(client)["damaged"] == 0
         for path in stored(data, "worker/prepared/*/weights.bin"):
-            path.write_bytes(path.read_bytes())  # the same bytes, so nothing is to be found
+            path.write_bytes(path.read_bytes())  # the file gets the same bytes, so nothing is to be found
         assert all_right(client)
 
 
@@ -235,7 +235,7 @@ def test_what_is_damaged_and_asked_for_by_nobody_is_found_and_repaired_in_idle_t
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_damaged_package_of_a_worker_is_fetched_again(data: Path, seed: int) -> None:
-    shutil.rmtree(data / "worker" / "prepared")  # so that it is needed
+    shutil.rmtree(data / "worker" / "prepared")  # so that the damaged file is needed
     for path in stored(data, "worker/packages/*/*"):
         flip(path, seed)
     with running_cluster(data, workers=0) as cluster, cluster.client() as client:
@@ -317,7 +317,8 @@ def test_a_damaged_package_of_a_model_that_serves_is_taken_from_its_next_registr
     digest = ABOUT["digests"]["packed@1"]
     model = (whole / "controller" / "packages" / digest / "model.onnx").read_bytes()
     flip(data / "controller" / "packages" / digest / "model.onnx", 2)
-    shutil.rmtree(data / "worker" / "packages")  # so that no worker can send it, and the model is prepared
+    # so that no worker can send the package, and the model is prepared
+    shutil.rmtree(data / "worker" / "packages")
     with running_cluster(data, workers=0) as cluster, cluster.client() as client:
         start(cluster)
         eventually(lambda: client.model("packed").state == "ready", "it serves")

@@ -204,7 +204,7 @@ def test_with_256_descriptors_silent_connections_keep_nobody_out(tmp_path: Path)
         listener.sendall(zmtp.message([b"\x01counts"]))
         assert zmtp.read_message(listener)[0] == b"counts"
         before = processor_s(controller.pid)
-        threading.Event().wait(1)  # with the silent connections there
+        threading.Event().wait(1)  # measures with the silent connections there
         assert processor_s(controller.pid) - before < 0.5, "it does not try again and again to accept"
         assert len(os.listdir(f"/proc/{controller.pid}/fd")) < 256 - 16
         assert controller.stop() == 0

@@ -104,7 +104,7 @@ def test_what_was_set_aside_can_be_removed(tmp_path: Path) -> None:
         with worker.preparing():
             client.register("m", b"model", request_id=800)
         overrun_until_set_aside(worker, client)
-        worker.answer(*worker.next_action())  # UNLOAD
+        worker.answer(*worker.next_action())  # answers the UNLOAD
         worker.next_action()
         client.send(messages.Unregister(803, "m"))
         client.receive(messages.Reply)

@@ -397,7 +397,8 @@ def test_what_has_been_fetched_is_kept_and_checked_before_it_is_used_again(copyi
         assert (folder / "a/1/data/weights").read_bytes() == b"w" * 9_000
     assert copying.fetches() == 2
     assert copying.told[0] == (0, 18_000)
-    again = Copying(Cache(copying.cache._root, 25_000), copying.reader, copying.server)  # after a restart
+    # a new cache, as after a restart
+    again = Copying(Cache(copying.cache._root, 25_000), copying.reader, copying.server)
     with again.of(*files) as folder:
         assert copying.fetches() == 2
     (folder / "a/1/model.onnx").write_bytes(b"d" * 9_000)  # the disk has damaged it
@@ -416,7 +417,7 @@ def test_what_was_not_used_for_longest_makes_room(copying: Copying) -> None:
     assert copying.fetches() == 3
     other = Copying(
         Cache(copying.cache._root, 25_000), copying.reader, copying.server
-    )  # as in another process
+    )  # a reader as in another process
     with copying.of(a), copying.of(c):
         assert copying.fetches() == 3, "b was not used for longest"
         for one in (copying, other):
@@ -494,7 +495,7 @@ def running_s3() -> Iterator[Any]:
 
 def test_objects_are_listed_and_fetched_and_their_md5_is_checked(s3: Any, tmp_path: Path) -> None:
     s3.create_bucket(Bucket="models")
-    data = os.urandom(9 << 20)  # of several pieces
+    data = os.urandom(9 << 20)  # data of several pieces
     s3.put_object(Bucket="models", Key="deep/a/1/model.onnx", Body=data)
     s3.put_object(Bucket="models", Key="deep/a/", Body=b"")  # the object that consoles make for a folder
     s3.put_object(Bucket="models", Key="deep/../escape", Body=b"?")
@@ -590,7 +591,7 @@ MD5 = hashlib.md5(b"onnx")
             f"md5:{MD5.hexdigest()}",
         ),
         ({"ETag": f'"{MD5.hexdigest()}-2"', "StorageClass": "STANDARD"}, f"{MD5.hexdigest()}-2", ""),
-        ({"ETag": f'"{MD5.hexdigest()}"'}, MD5.hexdigest(), ""),  # from a web server it may be anything
+        ({"ETag": f'"{MD5.hexdigest()}"'}, MD5.hexdigest(), ""),  # a web server's ETag may be anything
         (
             {"generation": "17", "etag": "CJ=", "md5Hash": base64.b64encode(MD5.digest()).decode()},
             "17",

@@ -200,7 +200,7 @@ SENTENCES = ["the quick brown fox", "Crème brûlée [MASK] 😀", "", "数据 h
 @pytest.fixture(scope="module")
 def tokenizer(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The tokenizer before the model `sentences`, as `tokenizers` has it."""
-    from tests.unit import texts  # skips where it is not installed
+    from tests.unit import texts  # skips where the library is not installed
 
     place = tmp_path_factory.mktemp("sentences")
     made = texts.word_pieces()

@@ -42,7 +42,7 @@ def test_a_worker_whose_load_does_not_end_begins_anew_and_is_noted(tmp_path: Pat
         worker = cluster.start_worker(
             arena="7MiB", store="worker", name="w", environment={"CLOCKWORK_LOAD_LIMIT": f"{LIMIT_S:g}"}
         )
-        for name, model in models.items():  # there is room for one of them at a time
+        for name, model in models.items():  # the arena has room for one of the models at a time
             eventually(lambda name=name: client.model(name).state == "ready", "it is ready")
             assert client.model(name).raw["holding"] == "packed"
             assert same(client.infer(name, X, slo=PATIENCE_S), Reference(model)(X))

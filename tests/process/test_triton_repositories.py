@@ -198,7 +198,7 @@ def test_a_load_may_bring_a_configuration_and_files(
         config = {"name": "m", "backend": "onnxruntime", "maxBatchSize": 3, "instance_group": [{"count": 2}]}
         client.load_model("m", config=json.dumps(config))
         assert bound() == 3
-        if mode == "poll":  # and after more looks, which a new model shows
+        if mode == "poll":  # the model stays so after further looks, which a new model shows
             write(tmp_path, "marker", 1)
             eventually(lambda: client.is_model_ready("marker"), "it has looked again")
             assert bound() == 3

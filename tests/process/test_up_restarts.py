@@ -65,7 +65,7 @@ class Up:
                 continue
             try:
                 words = (entry / "cmdline").read_bytes().decode().split("\0")
-            except OSError:  # it ended meanwhile
+            except OSError:  # the process ended meanwhile
                 continue
             if words[-3:-1] != ["--parent", str(self.program.pid)]:
                 continue
@@ -190,7 +190,7 @@ def test_every_process_is_started_again_and_the_others_go_on(tmp_path: Path) -> 
             errors = {error for _, _, error in load.answers if error}
             assert errors <= {ConnectionLost.__name__, "Unavailable", "Refused"}, errors
 
-            # Both workers.
+            # Both workers are killed.
             for name in both:
                 killed_ns = up.kill(name)
             print(
@@ -221,7 +221,7 @@ def test_a_held_port_is_given_to_nobody_but_who_asks_for_it(port: int) -> None:
         assert port not in given
         with pytest.raises(OSError, match="in use"):
             stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-    for _ in range(2):  # again after a restart
+    for _ in range(2):  # the port can be bound again after a restart
         transport = Transport()
         assert transport.router(f"tcp://127.0.0.1:{port}").endpoint == f"tcp://127.0.0.1:{port}"
         transport.close()
@@ -233,7 +233,7 @@ def test_ready_is_when_the_demo_model_answers_and_then_needs_no_demo_model(tmp_p
         try:
             connection.request("GET" if body is None else "POST", path, body)
             return connection.getresponse().status
-        except OSError:  # no process listens
+        except OSError:  # no process listens at the port
             return 0
         finally:
             connection.close()

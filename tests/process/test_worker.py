@@ -165,7 +165,7 @@ def test_a_worker_that_starts_again_finds_its_models(
                 assert side.fetched_bytes == 0
             (described,) = (shared_store / "prepared").glob(f"{model.digest}-*/prepared.json")
             written.append(described.stat().st_ino)
-    assert written[0] == written[1]  # nothing was prepared again
+    assert written[0] == written[1]  # the prepared files were not written again
 
 
 def test_a_profile_run_returns_no_output(served: Served, side: SchedulerSide) -> None:
@@ -392,7 +392,7 @@ def test_models_that_cannot_be_served_are_answered(tmp_path: Path, side: Schedul
         side.announce(2, large)
         prepared = side.expect(Prepared)
         assert (prepared.model_id, prepared.status) == (2, Status.INVALID_MODEL)
-        assert prepared.text.endswith("has 1")  # pages
+        assert prepared.text.endswith("has 1")  # the arena's number of pages
         side.send(Prepare(3, "m", 1, "0" * 64, rows_of(large.files), {}, 0))
         assert "not those of package" in side.expect(Prepared).text
         side.send(Prepare(4, "m", 1, large.digest, [["../escape", 1, "0" * 64]], {}, 0))
@@ -468,7 +468,7 @@ def test_the_worker_itself_imports_neither_onnx_nor_onnxruntime(
 def test_a_worker_drives_several_devices(side: SchedulerSide, shared_store: Path, model: Package) -> None:
     with running_worker(side.endpoint, shared_store, devices=["cpu", "cpu"]):
         assert len(side.welcome().devices) == 2
-        served = Served(side, model)  # on the first
+        served = Served(side, model)  # a model on the first device
         x = served.x(0)
         parts = [[[FLOAT, list(x.shape), 0]]]
         second = side.send_infer(5, 1, parts, [x.tobytes()], device=1)
@@ -523,10 +523,10 @@ def test_a_signal_drains_what_the_worker_holds(
 ) -> None:
     action_id = served.send(served.x(0), window=(now_ns() + 800 * MS, NEVER_NS))
     side.send(Ping(0))
-    side.expect(Pong)  # it has the action
+    side.expect(Pong)  # the Pong shows that the worker has the action
     os.kill(worker.process.pid, number)
     side.expect(Goodbye)
-    late_id = served.send(served.x(1))  # it was on its way
+    late_id = served.send(served.x(1))  # an action that was on its way when the worker stopped
     side.send(Goodbye())  # no action is sent after this
     results = [side.expect(Result) for _ in range(2)]
     assert sorted(result.action_id for result in results) == [action_id, late_id]

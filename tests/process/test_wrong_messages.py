@@ -65,7 +65,7 @@ class Stage:
         assert answer[0] == codec.encode(message), "a header in its one canonical form"
         if type(message) is messages.Failure:
             found = {"id": message.request_id, "status": Status(message.status).name, "text": message.text}
-            message.details.pop("request", None)  # as many as came before
+            message.details.pop("request", None)  # the number of earlier requests differs from run to run
             if message.status == Status.REFUSED:
                 found["text"] = re.sub(r"[0-9.]+ (us|ms|s)\b", "t", message.text)
                 message.details.update(feasible_slo_ns=0, retry_after_ns=0)

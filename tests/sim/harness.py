@@ -286,13 +286,13 @@ class World:
         self.requests: dict[int, Request] = {}
         self.answers: dict[int, AnswerOk | AnswerFailed] = {}
         self.answered_at: dict[int, int] = {}
-        self.sent: dict[int, int] = {}  # request -> number of times it was sent
+        self.sent: dict[int, int] = {}  # number of times that each request was sent
         self.gone: list[int] = []
         self.faults: list[ModelFault] = []
         self.poison: dict[int, None] = {}
         self.load_failures = 0.0
         self.infer_failures = 0.0
-        self.parts: dict[int, tuple[int, ...]] = {}  # action -> requests
+        self.parts: dict[int, tuple[int, ...]] = {}  # requests of each action
         self.counts = {"load": 0, "unload": 0, "infer": 0, "profile": 0, "reserve": 0, "revoke": 0}
         self.on_answer: Callable[[int], None] | None = None
         self.wake_at = NEVER_NS

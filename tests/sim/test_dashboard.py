@@ -334,7 +334,7 @@ class FakeRecorder:
     def __init__(self, steps: list[Step]) -> None:
         self.pieces = [encode_step(step.events, step.commands) for step in steps]
         self.times = [step.events[0].now_ns for step in steps]
-        self.happened = 0  # number of steps
+        self.happened = 0  # number of steps so far
         self.epoch = 7
         self.asked: list[str] = []
         self.described = 0
@@ -387,7 +387,7 @@ def test_a_live_controller_is_followed_step_by_step() -> None:
     assert recorder.described == 3, (
         "at once, after 1 and 2 seconds more; then after 4, 8 and 16, and every 30"
     )
-    for _ in range(360):  # three minutes
+    for _ in range(360):  # a recording of three minutes
         source.look()
     assert recorder.described == 3 + 3 + 5
 

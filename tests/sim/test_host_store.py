@@ -50,7 +50,7 @@ def test_a_request_for_a_model_on_disk_waits_for_both_hops_and_no_longer() -> No
     )
     report = run(models(1), cluster, at([10, 400]))
     assert (report.fetches, report.loads, report.drops) == (1, 1, 0)
-    fetch_ns = PAGE_BYTES // 2  # at two bytes a nanosecond
+    fetch_ns = PAGE_BYTES // 2  # duration at two bytes a nanosecond
     assert report.good.tolist() == [2]
     assert fetch_ns + 4 * MS + 3 * MS <= report.latency.largest_ns <= fetch_ns + 8 * MS
 

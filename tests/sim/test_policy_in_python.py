@@ -21,7 +21,7 @@ from clockwork.sim.shrink import Shrunk, as_test
 from clockwork.system.clock import MS
 
 SEEDS = 200
-SEEDS_EACH = 50  # with every memory manager and option
+SEEDS_EACH = 50  # number of seeds with every memory manager and option
 BLOCKS = 4
 PROFILE = linear("one", 5 * MS, 0, batch_max=1, slo_ns=100 * MS)
 FIFO = "examples.fifo_policy:Fifo"

@@ -7,7 +7,7 @@ from typing import Any
 from clockwork.scheduler.policy import Batch, Device, Policy, Queue, Refusal, Request
 from examples.fifo_policy import Fifo
 
-HALF_DONE = Policy  # no class of its own
+HALF_DONE = Policy  # a name for Policy itself, which has no hooks
 
 
 class Incomplete(Policy):

@@ -76,7 +76,7 @@ class Registry:
         self.table = ModelTable(self.effects)
         self.registrar = Registrar(self.effects, self.table, lambda digest: False)
         self.jobs: deque[Job] = deque()  # jobs given to storage, in order
-        self.asked: list[tuple[int, Prepare]] = []  # requests to workers that are not answered
+        self.asked: list[tuple[int, Prepare]] = []  # requests to workers without an answer
         self.known: set[int] = set()  # model ids that the scheduler knows
         self.leaving: list[int] = []  # model ids that the scheduler is to remove
         self.needs: dict[Waiter, list[int]] = {}  # uploads that wait for bytes, by file sizes
@@ -91,7 +91,7 @@ class Registry:
         self.saved: set[tuple[str, int]] = set()  # records that ever were on disk
         self.routes: dict[str, NameRoute] = {}  # routes on disk
         self.packages: set[str] = set()
-        # by digest: the declared interface of a package that can be read
+        # declared interfaces of readable packages, by digest
         self.interfaces: dict[str, Interface] = {}
         self.now_ns = 0
         self._number = 0
@@ -245,7 +245,7 @@ class Registry:
                     self._answer(waiter, f"the route of {name}")
                 case SendWorker(worker, Prepare() as message):
                     self.asked.append((worker, message))
-                case SendWorker(worker, message):  # Forget
+                case SendWorker(worker, message):  # only Forget remains
                     self.asked = [
                         (other, asked)
                         for other, asked in self.asked

@@ -89,7 +89,7 @@ def test_more_damage_is_set_aside_and_named(catalog: Catalog, seed: int) -> None
     (aside,) = path.parent.glob(f"{ASIDE}*")
     assert aside.read_bytes() == data
     assert aside.name in complaint.text
-    assert catalog.records() == ([], [])  # no further complaint is left
+    assert catalog.records() == ([], [])  # the record is gone without a further complaint
 
 
 def body_with(**changes: Any) -> bytes:

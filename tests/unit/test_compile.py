@@ -127,7 +127,7 @@ def test_an_encoder_is_compiled_for_each_length_that_is_named(tmp_path: Path) ->
     rng = np.random.default_rng(0)
     assert case.program.padded == ("S",)
     assert case.summary.padding_note == "padded in 'S': proven to be harmless, and tried"
-    assert case.summary.verified.startswith("2 compared")  # an example, and a shorter one
+    assert case.summary.verified.startswith("2 compared")  # the example and a shorter input were compared
     for rows, length in ((1, 4), (2, 8), (1, 1), (2, 3), (1, 6)):
         ids = rng.integers(0, 50, (rows, length))
         case.check_answers([ids, rng.integers(0, 2, ids.shape)])
@@ -709,7 +709,8 @@ def test_the_command_makes_a_package_and_reports_its_kernels(dtype: str, says: s
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output
     assert "1 variants for host, of at most 2 launches" in done.output
-    assert "compile: read\ncompile: host batch 1\n" in done.output  # the progress, where there is no terminal
+    # lines of progress, where there is no terminal
+    assert "compile: read\ncompile: host batch 1\n" in done.output
     assert says in done.output
     assert "all 2" in done.output
     assert read_program(target).name == "mlp"
@@ -889,7 +890,8 @@ def test_fine_tunes_of_a_package_are_given_the_kernels_that_are_there(tmp_path: 
         expected = ModelSession(package / "model.onnx", optimise=False).run([x])
         assert difference(HostExecutor(program, made).run([x]), expected) == ""
         hashes.append(program_hash(program))
-        assert len(list(cache.iterdir())) == 3  # one file for each variant, and none for the second model
+        # the cache has a file for each variant, and none for the second model
+        assert len(list(cache.iterdir())) == 3
     assert hashes[0] == hashes[1]
 
 

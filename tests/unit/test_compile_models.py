@@ -78,5 +78,5 @@ def test_every_kernel_of_a_resnet_assembles_without_spills(
         assert not any(one.tensor_cores for variant in summary.statistics for one in variant)
     if dtype == "fp16":
         products = [one for variant in summary.statistics for one in variant if one.tensor_cores]
-        least = {"resnet18": 15, "resnet50": 40}[name]  # of 21 and 54 layers that multiply by weights
+        least = {"resnet18": 15, "resnet50": 40}[name]  # number of weights that multiply, of 21 and 54 layers
         assert len(products) >= least * len(architectures)

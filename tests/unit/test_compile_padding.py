@@ -419,7 +419,7 @@ def random_graph(rng: Any) -> Graph:
                 turned = g.node("Conv", turned, normal(WIDTH, WIDTH, 3), pads=[2, 0])
                 at = g.node("Transpose", turned, perm=[0, 2, 1])
             case 6:
-                at = g.node("Reciprocal", at)  # of 0: infinite in the padding
+                at = g.node("Reciprocal", at)  # the reciprocal of 0 is infinite in the padding
             case 7:
                 at = g.node("LayerNormalization", at, normal(WIDTH), axis=-1)
             case 8:

@@ -72,7 +72,7 @@ def test_a_defect_is_written_down_with_where_it_happened(
     except KeyError as error:
         complaints.note("failed", 0, "it broke", error)
     (record,) = caplog.records
-    record.exc_text = None  # as another handler formatted it
+    record.exc_text = None  # the record as another handler formatted it
     line = LineFormatter("%(message)s").format(record)
     assert line.startswith("it broke\n  | ")
     assert "KeyError" in line or "xxx" in line

@@ -127,7 +127,7 @@ def test_what_is_taken_may_be_sent_again_and_credit_is_not_saved_up() -> None:
         for turn in range(1, 11):
             dialled.sendall(bytes(6 * KIB))
             accepted.recv(6 * KIB, socket.MSG_WAITALL)
-            connections.taken(accepted.fileno(), 60 * KIB)  # far more than before
+            connections.taken(accepted.fileno(), 60 * KIB)  # far more bytes than before
             connections.look(turn * SECOND)
         assert not connections.is_cut(accepted.fileno())
         dialled.sendall(bytes(16 * KIB))
@@ -166,7 +166,7 @@ def test_who_has_not_read_what_was_sent_is_sent_no_more(pair: Pair) -> None:
     connections = Connections(ConnectionBounds(unread_bytes=8 * KIB))
     connections.accepted(accepted.fileno(), 0)
     connections.queued(accepted.fileno(), 8 * KIB)
-    assert connections.may_send(accepted.fileno(), 0)  # one more message, of any size
+    assert connections.may_send(accepted.fileno(), 0)  # a further message of any size may be sent
     connections.queued(accepted.fileno(), 80 * KIB)
     assert not connections.may_send(accepted.fileno(), 0)
     assert is_over(dialled)
@@ -208,7 +208,7 @@ def test_a_peer_that_reads_too_little_of_much_is_ended() -> None:
             connections.queued(accepted.fileno(), size * KIB)
         for turn in range(1, 11):
             assert [is_over(dialled) for _, dialled in pairs] == [False, False, False]
-            pairs[1][0].sendall(bytes(300 * KIB))  # the second reads
+            pairs[1][0].sendall(bytes(300 * KIB))  # the second peer reads
             pairs[1][1].recv(300 * KIB, socket.MSG_WAITALL)
             connections.look(turn * SECOND)
         assert [is_over(dialled) for _, dialled in pairs] == [True, False, False]
@@ -300,7 +300,7 @@ def test_whatever_connections_do_there_are_no_more_of_them_than_seats(seed: int)
     with tcp_pairs(24, ("127.0.0.1", "127.0.0.1", "127.0.0.2")) as pairs:
         connections = Connections(bounds)
         fds = [accepted.fileno() for accepted, _ in pairs]
-        here: dict[int, bool] = {}  # connections that have not ended: whether a peer is noted
+        here: dict[int, bool] = {}  # for each open connection, whether a peer is noted
         for now in range(0, 8 * SECOND, SECOND // 50):
             fd = rng.choice(fds)
             deed = rng.choice(["accept", "hello", "hello", "speak", "speak", "forget", "end", "cut", "look"])
@@ -337,7 +337,7 @@ def test_whatever_connections_do_there_are_no_more_of_them_than_seats(seed: int)
 
 
 def test_each_of_thousands_is_looked_at() -> None:
-    count = 1_500  # more than are examined together
+    count = 1_500  # more connections than one look examines
     with tcp_pairs(count) as pairs:
         connections = Connections(ConnectionBounds(received_bytes=KIB))
         for accepted, _ in pairs:

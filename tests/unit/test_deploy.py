@@ -73,7 +73,7 @@ def parse(words: list[str]) -> click.Context:
     try:
         return command.make_context(name, list(rest))
     except click.BadParameter as error:
-        if "does not exist" in error.message:  # a file that the reader has
+        if "does not exist" in error.message:  # the user has this file
             return click.Context(command)
         raise
 

@@ -205,7 +205,8 @@ def test_inputs_are_copied_before_they_are_used_and_beside_what_runs(make: Any) 
     assert second.copy_in[2] == 0, "nobody waited for it"
     assert span(second) == (6 * MS, 9 * MS)
     assert bench.devices[0].memory()["input_bytes"] == 3000
-    late = bench.infer(model, 4, latest=START_NS + SECOND + MS)  # copied in 4 ms, which is after its window
+    # inputs copied in 4 ms, which is after the window
+    late = bench.infer(model, 4, latest=START_NS + SECOND + MS)
     (done,) = bench.at(2 * SECOND)
     assert (done.action_id, done.status) == (late, Status.TOO_LATE)
 

@@ -145,7 +145,7 @@ def test_good_requests_are_taken(model: Model, refs: Any, frames: list[bytes]) -
         ([b"x" * 64], 64),
         ([b"x" * 65], 128),
         ([b"x" * 1024], 1024),
-        ([b"x" * 1025, b""], 1024),  # 512.5 bytes each
+        ([b"x" * 1025, b""], 1024),  # strings of 512.5 bytes each
         ([bytes(100)] * 3 + [bytes(60_000)], 16_384),
     ],
 )
@@ -181,7 +181,7 @@ def test_images_count_by_the_work_that_their_headers_declare() -> None:
     ],
 )  # fmt: skip
 def test_lengths_that_share_batches_count_as_their_class(model: Model, length: int, counts_as: int) -> None:
-    if model is SQUARE:  # its other open dimension stays as it is
+    if model is SQUARE:  # the other open dimension stays as it is
         refs, frames = [["x", FLOAT, [2, 3, 9, length], 0]], [bytes(2 * 3 * 9 * length * 4)]
         wanted: Any = ((3, 9, counts_as),)
     else:

@@ -64,7 +64,7 @@ def test_whoever_gives_up_is_passed_over() -> None:
 def test_a_turn_that_comes_together_with_its_end_is_passed_on() -> None:
     async def story(aside: Aside, end: threading.Event, done: list[str]) -> None:
         tasks = await ask(aside, done, 10, 20)
-        aside._pass_on()  # the turn of 10, which has not taken it yet
+        aside._pass_on()  # passes the turn of job 10, which has not taken it yet
         tasks[0].cancel()
         end.set()
         await tasks[1]

@@ -157,7 +157,7 @@ def test_a_name_is_registered_once_and_again_when_its_memory_is_new(table: Regio
     with pytest.raises(InvalidInput, match="already in manager"):
         table.register(ME, "r", "memory", 0, 64)
     place = table.place(ME, parameters(), "input")
-    path.rename(tmp_path / "old")  # keeps its inode, so that the new file has another
+    path.rename(tmp_path / "old")  # renaming keeps the inode, so that the new file has another
     make(tmp_path, content=b"new memory")
     with pytest.raises(InvalidInput, match="was made anew"):
         read(table, ME, place)

@@ -155,10 +155,10 @@ def test_the_best_batches_are_the_best() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"worth": np.ones(4, np.float32)},  # of another type
-        {"arrived_ns": np.arange(8)[::2]},  # not contiguous
-        {"exec_ns": np.ones(6)},  # of another rank
-        {"worth": np.ones(3)},  # of another length
+        {"worth": np.ones(4, np.float32)},  # an array of another type
+        {"arrived_ns": np.arange(8)[::2]},  # an array that is not contiguous
+        {"exec_ns": np.ones(6)},  # an array of another rank
+        {"worth": np.ones(3)},  # an array of another length
         {"starts": np.array([0, 5])},  # starts that imply more requests
         {"span_ns": np.ones((2, 3), np.int64)},
     ],

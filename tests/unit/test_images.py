@@ -73,7 +73,7 @@ def test_a_guess_is_told_and_what_the_metadata_say_is_none(picture: Path) -> Non
 def test_mean_std_scale_and_inversion_are_applied_in_that_order(picture: Path) -> None:
     metadata = described(scale=1 / 255, mean=[0.5, 0.25, 0.0], std=[0.5, 0.25, 2.0], invert=True)
     x = image_to_input(picture, metadata, RGB)
-    assert x[0, :, 0, 3].tolist() == [1.0, 3.0, 0.0]  # blue, inverted: yellow
+    assert x[0, :, 0, 3].tolist() == [1.0, 3.0, 0.0]  # inverted blue is yellow
 
 
 def test_other_sizes_are_resampled_to_what_the_model_takes(picture: Path) -> None:

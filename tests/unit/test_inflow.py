@@ -68,7 +68,7 @@ def test_messages_that_are_taken_and_kept_do_not_count(process: Process) -> None
     for _ in range(20):
         process.receive(16 * MIB)
         process.take(16 * MIB)
-        process.resident += 32 * MIB  # copies
+        process.resident += 32 * MIB  # the growth by copies
         assert not process.is_ended()
     process.receive(4 * MIB, memory=100 * MIB)
     assert process.is_ended(), "the memory of the next one counts"

@@ -64,7 +64,7 @@ def said(**changes: Any) -> PreparedModel:
         (
             {"inputs": [TensorSpec("x", 1, (1, 2)), HELD.inputs[1]]},
             "input 'x'",
-        ),  # it would accept less than other workers
+        ),  # the worker would accept less than the others
         ({"inputs": [TensorSpec("x", 1, ("N", "M")), HELD.inputs[1]]}, "input 'x'"),
         ({"inputs": [TensorSpec("x", 1, UNKNOWN_RANK), HELD.inputs[1]]}, "input 'x'"),
         ({"outputs": []}, "it has the outputs [], not ['y']"),
@@ -82,8 +82,9 @@ def test_what_must_be_equal_is_compared(change: dict[str, Any], words: str) -> N
     "change",
     [
         {},
-        {"inputs": [TensorSpec("x", 1, ("", 2)), TensorSpec("ids", 7, ("B", "S"))]},  # names of dimensions
-        {"outputs": [TensorSpec("y", 1, (1, 10))]},  # one worker knows more
+        # workers that differ in names of dimensions
+        {"inputs": [TensorSpec("x", 1, ("", 2)), TensorSpec("ids", 7, ("B", "S"))]},
+        {"outputs": [TensorSpec("y", 1, (1, 10))]},  # a worker that knows more
         {"outputs": [TensorSpec("y", 1, ("N", ""))]},
         {"outputs": [TensorSpec("y", 1, UNKNOWN_RANK)]},
         {"outputs": [TensorSpec("y", 1, ("N", 11))], "outputs_verified": False},  # declared, never observed
@@ -116,7 +117,7 @@ def test_outputs_are_as_fixed_as_all_say() -> None:
 
     assert loosened(HELD.outputs, HELD.outputs) is HELD.outputs
     assert after(("M", 10)) == ("N", 10)
-    assert after((3, 10)) == ("N", 10)  # the package leaves it open
+    assert after((3, 10)) == ("N", 10)  # the package leaves the dimension open
     assert after(("N", "")) == after(("N", 11)) == ("N", "")
     assert after(UNKNOWN_RANK) == after(("N", 10, 1)) == UNKNOWN_RANK
 
@@ -304,12 +305,12 @@ GRAPH = field(12, VALUE)
     [
         b"",
         b"hello",
-        field(7, GRAPH) * 2,  # protobuf merges them
+        field(7, GRAPH) * 2,  # protobuf merges repeated fields
         field(7, field(12, field(1, b"x"))),  # an output without a type
         field(7, field(12, VALUE + field(1, b"y"))),
-        field(7, field(12, field(1, b"x") + field(2, field(4, b"")))),  # a sequence
+        field(7, field(12, field(1, b"x") + field(2, field(4, b"")))),  # an output that is a sequence
         field(7, field(12, field(1, b"\xff") + field(2, field(1, b"\x08\x01")))),
-        field(7, GRAPH) + b"\x0b",  # a group
+        field(7, GRAPH) + b"\x0b",  # a field encoded as a group
         field(7, GRAPH)[:-1],
         field(7, GRAPH) + b"\x08" + b"\x80" * 20,
         field(7, GRAPH) + field(14, field(1, b"a") * 2),

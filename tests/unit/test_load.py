@@ -46,7 +46,7 @@ def load_of(models: int = 1, **more: Any) -> Arrivals:
         (
             {"bursts_s": (0.01, 0.04)},
             6.28,
-        ),  # of an interrupted Poisson process: 1 + 2 * 3000 * 100 / 125**2, squared
+        ),  # squared CV of an interrupted Poisson process: 1 + 2 * 3000 * 100 / 125**2, squared
     ],
 )
 def test_arrivals_have_the_rate_and_the_spread_that_was_asked_for(more: dict[str, Any], cv: float) -> None:
@@ -82,7 +82,8 @@ def test_a_ramp_multiplies_the_rate_and_a_trace_is_replayed_at_it(tmp_path: Path
     path.write_text("HashFunction,1,2\nf,0,100\ng,300,0\n")
     read = load_of(2, trace=str(path), duration_s=120.0, rate=50.0)
     assert len(read) == pytest.approx(6000, rel=0.05)
-    assert set((read.t_ns[read.model == 0] // (60 * SECOND)).tolist()) == {0}  # g, the hotter one
+    # the calls of g, the hotter function
+    assert set((read.t_ns[read.model == 0] // (60 * SECOND)).tolist()) == {0}
     assert set((read.t_ns[read.model == 1] // (60 * SECOND)).tolist()) == {1}
 
 

@@ -32,7 +32,7 @@ def log() -> tuple[logging.Logger, io.StringIO]:
 def test_a_record_is_one_line(log: tuple[logging.Logger, io.StringIO]) -> None:
     logger, written = log
     logger.warning("device %s of %s", FORGED, "w")
-    logger.error(FORGED)  # also if a text is the whole message
+    logger.error(FORGED)  # the same if a text is the whole message
     assert written.getvalue() == f"W device {SHOWN} of w\nE {SHOWN}\n"
 
 

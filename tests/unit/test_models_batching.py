@@ -72,8 +72,8 @@ def test_a_mean_over_the_batch() -> None:
 
 def test_declared_shapes_that_rule_it_out() -> None:
     for shapes, words in (
-        ([["N", 4], [2, "N", 8]], "fixed first dimension of 2"),  # a state with its batch on axis 1
-        ([["N", 4], []], "no first dimension"),  # a sampling rate
+        ([["N", 4], [2, "N", 8]], "fixed first dimension of 2"),  # a model with a state whose batch is axis 1
+        ([["N", 4], []], "no first dimension"),  # a model with a sampling rate
         ([[1, 4]], "fixed first dimension of 1"),
         ([["N", 4], ["M", 4]], "do not share"),
         ([["N", "N"]], "not only its first"),
@@ -133,7 +133,7 @@ def gather(rows: int) -> onnx.ModelProto:
 
 def test_a_proof_needs_no_rows_that_differ() -> None:
     assert proof_of(gather(100)).batches
-    assert proof_of(gather(1)).batches  # only zeros are valid
+    assert proof_of(gather(1)).batches  # the only valid indices are zeros
 
 
 def test_a_proof_needs_no_finite_answers() -> None:

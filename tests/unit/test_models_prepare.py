@@ -513,11 +513,11 @@ def test_nothing_stays_behind_in_the_process(workshop: Workshop) -> None:
 @pytest.mark.parametrize(
     ("declared", "seen"),
     [
-        ([1, 2], ("", 2)),  # as written by an exporter that saw one row
+        ([1, 2], ("", 2)),  # a declaration by an exporter that saw one row
         (["N", 2], ("N", 2)),
         (["N", 5], ("N", "")),
         (["N"], UNKNOWN_RANK),
-        (None, ("N", 2)),  # as it is inferred
+        (None, ("N", 2)),  # without a declaration, as inferred
     ],
 )
 def test_outputs_are_fixed_only_in_what_the_model_returns(

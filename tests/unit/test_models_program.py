@@ -129,7 +129,7 @@ def test_a_shorter_request_runs_on_the_shortest_variant_and_then_on_the_smallest
     assert chosen(1, 5) == (1, 9)
     assert chosen(5, 2) == (8, 9)  # too many rows for the shorter length
     assert chosen(9, 2) is chosen(1, 10) is chosen(1, 0) is None
-    assert made.variant("host", [[1, 3], [1, 3, 4]]) is None  # S has two sizes
+    assert made.variant("host", [[1, 3], [1, 3, 4]]) is None  # the symbol S has two sizes
     assert made.sizes([[1, 3], [1, 3, 3]]) == [3]
 
 

@@ -29,7 +29,7 @@ def native_types(text: str) -> list[str]:
     not."""
     bare = DIRECTIVE.sub("", COMMENT_OR_TEXT.sub(lambda found: '""' if found[0][0] == '"' else " ", text))
     names = []
-    inside = 0  # how many braces are open that are no namespace's
+    inside = 0  # number of open braces that belong to no namespace
     opened: list[bool] = []  # whether each open brace is a namespace's
     statement = ""
     for piece in re.split(r"([{};])", bare):
@@ -71,7 +71,7 @@ class Mirrors(NamedTuple):
 
     reason: str
     places: tuple[str, ...]  # files, or folders with a slash at the end
-    names: str  # with spaces between
+    names: str  # names with spaces between
 
     def covers(self, name: str, paths: Sequence[str]) -> bool:
         return (

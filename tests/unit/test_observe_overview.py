@@ -60,7 +60,8 @@ def busy_pair() -> tuple[dict[str, Any], dict[str, Any]]:
     a["outcomes"] |= {"success": 8, "refused": {"deadline": 3, "memory": 1}, "deadline_missed": 2}
     a |= {"inferences": 8, "executions": 2, "pending": 5, "resident": [["w", 0]]}
     place = METRIC_BOUNDS_NS.index(5_000_000)
-    a["times"]["total"]["buckets"] = [0] * place + [8] * (len(EMPTY) - place)  # all between 2.5 and 5 ms
+    # all durations between 2.5 and 5 ms
+    a["times"]["total"]["buckets"] = [0] * place + [8] * (len(EMPTY) - place)
     b["outcomes"] |= {"failed": 1}
     first = after["workers"][0]["devices"][0]
     first |= {
@@ -80,7 +81,7 @@ def test_rates_are_counts_by_the_time_between_two_readings() -> None:
     a, b = overview.models
     assert (a.model, a.rates.ended, a.batch, a.waiting, a.share) == ("a@1", 3.5, 4.0, 5, 1.0)
     assert (b.rates, b.batch, b.p50_ns) == (Rates(0, 0, 0, 0.25), 0.0, None)
-    assert a.p50_ns == 3_750_000  # the middle of its bucket
+    assert a.p50_ns == 3_750_000  # the middle of the bucket
     assert a.p99_ns == pytest.approx(4_975_000)
     busy, idle = overview.devices
     assert (busy.executing, busy.idle_with_work, busy.loading, busy.idle) == (0.5, 0.25, 0.125, 0.25)
@@ -90,8 +91,9 @@ def test_rates_are_counts_by_the_time_between_two_readings() -> None:
 def test_a_newcomer_counts_from_zero_and_so_does_who_came_again() -> None:
     before, after = busy_pair()
     after["models"].append(model("c", inferences=4, executions=4))
-    before["models"][0] |= {"inferences": 1000, "executions": 1000}  # of an `a` that was removed meanwhile
-    before["workers"][0]["devices"][0]["busy_ns"] = 100 * SECOND  # of a worker that was restarted
+    # counts of an `a` that was removed meanwhile
+    before["models"][0] |= {"inferences": 1000, "executions": 1000}
+    before["workers"][0]["devices"][0]["busy_ns"] = 100 * SECOND  # a counter of a worker that was restarted
     overview = compare(before, after)
     assert overview.models[2].batch == 1.0
     assert overview.models[0].rates.answered == 2.0
@@ -120,7 +122,7 @@ def test_a_lost_device_says_why() -> None:
     ([], 0.5, None),
     (EMPTY, 0.5, None),
     ([4, *([4] * (len(EMPTY) - 1))], 0.5, METRIC_BOUNDS_NS[0] // 2),
-    ([0] * (len(EMPTY) - 1) + [3], 0.99, METRIC_BOUNDS_NS[-1]),  # beyond the last bound: unbounded
+    ([0] * (len(EMPTY) - 1) + [3], 0.99, METRIC_BOUNDS_NS[-1]),  # durations beyond the last bound
 ])  # fmt: skip
 def test_percentiles_of_histograms(buckets: list[int], part: float, found: int | None) -> None:
     assert percentile(buckets, part) == found

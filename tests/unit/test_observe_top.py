@@ -81,9 +81,9 @@ def test_keys_sort_reverse_and_look_into_a_row() -> None:
     async def story(pilot: Pilot[None], readings: Readings) -> None:
         await pilot.press("r")
         assert rows(pilot, "models") == ["b@1", "a@1"]
-        for _ in range(4):  # by answered, refused, missed, failed
+        for _ in range(4):  # sorts by answered, refused, missed, failed
             await pilot.press("s")
-        assert rows(pilot, "models") == ["b@1", "a@1"]  # b has failed
+        assert rows(pilot, "models") == ["b@1", "a@1"]  # model b has failed requests
         table = pilot.app.query_one("#models", DataTable)
         assert [
             str(column.label).strip() for column in table.ordered_columns if "▼" in str(column.label)

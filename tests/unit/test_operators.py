@@ -99,7 +99,7 @@ def test_the_middle_is_cut_out_of_an_image_whose_shorter_side_was_resized(size: 
     data = photograph(*size)
     (found,) = decoder(shortest=35).run([strings(data)])
     width, height = (35 * side // min(size) for side in size)
-    left, top = round((width - 32) / 2), round((height - 24) / 2)  # as torchvision's CenterCrop
+    left, top = round((width - 32) / 2), round((height - 24) / 2)  # rounded as in torchvision's CenterCrop
     with Image.open(io.BytesIO(data)) as opened:
         picture = opened.resize((width, height), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(found[0], np.asarray(picture.crop((left, top, left + 32, top + 24))))

@@ -159,7 +159,7 @@ ASKED = {
 def test_the_outlet_alone_has_the_exchange_do_something() -> None:
     wrong = []
     for path in sorted(ROOM.rglob("*.py")):
-        if path.name in ("outlet.py", "mirror.py"):  # the module that the outlet uses
+        if path.name in ("outlet.py", "mirror.py"):  # a module that the outlet uses
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Attribute):

@@ -32,12 +32,13 @@ def test_a_host_is_an_address_or_a_name_of_this_server(host: str, passes: bool) 
         ("http://127.0.0.1:8000", "127.0.0.1:8000", True),
         ("http://LocalHost", "localhost:80", True),
         ("https://models.internal", "models.internal:443", True),
-        ("https://models.internal", "models.internal", True),  # behind a proxy that ends TLS
+        ("https://models.internal", "models.internal", True),  # a server behind a proxy that ends TLS
         ("http://[::1]:8000", "[::1]:8000", True),
-        ("https://models.example.com", "10.0.0.7:8000", True),  # a proxy that names its upstream in Host
+        # a server behind a proxy that names its upstream in Host
+        ("https://models.example.com", "10.0.0.7:8000", True),
         ("https://proxy.example.com:8443", "10.0.0.7:8000", True),
         ("https://proxy.example.com", "10.0.0.7:8000", False),
-        ("http://127.0.0.1:3000", "127.0.0.1:8000", False),  # another program of this machine
+        ("http://127.0.0.1:3000", "127.0.0.1:8000", False),  # a page of another program of this machine
         ("http://localhost:3000", "localhost:8000", False),
         ("http://localhost:8000", "127.0.0.1:8000", False),
         ("https://evil.example", "127.0.0.1:8000", False),

@@ -111,7 +111,7 @@ steps = st.tuples(
 )  # fmt: skip
 
 
-@settings(deadline=None)  # a busy machine takes its time
+@settings(deadline=None)  # no deadline, because a busy machine is slow
 @given(st.lists(steps, min_size=1, max_size=4))
 def test_steps_are_written_as_scheduler_recording_writes_them(told) -> None:
     recorder = Recorder(1 << 24)
@@ -212,7 +212,7 @@ def test_a_reader_goes_on_where_it_was_and_learns_what_it_missed() -> None:
                 if not chunk:
                     break
             assert read == written
-    for at_ns in range(1_000):  # the test is slow
+    for at_ns in range(1_000):  # few steps, because the test is slow
         ring.append(at_ns, step_of(at_ns, 50))
     place, chunk = ring.read(at, 10_000)
     assert place == ring.state()["begin"] > at
@@ -429,7 +429,7 @@ def test_a_cluster_is_what_was_said_last() -> None:
 
 def test_a_dump_has_the_cluster_as_it_was_where_it_begins(box: Box) -> None:
     events = [*JOINED, *(ready(worker, model) for model in range(40) for worker in (1, 2, 3))]
-    told: dict[int, Any] = {}  # by place
+    told: dict[int, Any] = {}  # told events, by place
     now = 3_000
 
     def tell(event: Any) -> None:

@@ -340,7 +340,7 @@ def test_a_start_waits_for_what_it_found_and_asking_changes_nothing(served: Regi
 def test_a_start_waits_for_awaited_models_until_they_are_registered_and_served(served: Registry) -> None:
     again = served.restart()
     versions = again.registrar.versions
-    versions.await_names(["m", "n", "o"])  # of these, m is known
+    versions.await_names(["m", "n", "o"])  # of the three names only m is known
     again.join(1)
     again.prepare()
     assert versions.readiness() == "2 awaited models are not registered yet, among them n"
@@ -656,7 +656,8 @@ X, Y = TensorSpec("x", 1, ("N", 2)), TensorSpec("x", 1, ("N", 2))
     ("declared", "why"),
     [
         (interface(X, Y), ""),
-        (interface(TensorSpec("x", 1, ("", "")), TensorSpec("x", 1, ("N", 3))), ""),  # it accepts more
+        # the new version accepts more
+        (interface(TensorSpec("x", 1, ("", "")), TensorSpec("x", 1, ("N", 3))), ""),
         (interface(TensorSpec("z", 1, ("N", 2)), Y), "it takes the inputs ['z'], not ['x']"),
         (interface(TensorSpec("x", 10, ("N", 2)), Y), "its input 'x' is float16, not float32"),
         (interface(TensorSpec("x", 1, ("N", 3)), Y), "its input 'x' is ['N', 3], not ['N', 2]"),

@@ -30,13 +30,13 @@ class FakeClient:
     """A cluster's models, and the failures to inject."""
 
     def __init__(self) -> None:
-        self.served: dict[str, str] = {}  # name@version: origin
+        self.served: dict[str, str] = {}  # origin of each name@version
         self.fail_register: Exception | None = None
         self.fail_unregister: Exception | None = None
         self.changed = threading.Condition()
         self.asked = 0
         self.asked_ns: list[int] = []
-        self.reports: list[tuple[str, str]] = []  # of sources: the source and its error
+        self.reports: list[tuple[str, str]] = []  # reported sources with their errors
         self.blocks = False  # registrations, until close()
         self.closed = threading.Event()
 
@@ -132,7 +132,7 @@ def test_a_folder_that_cannot_be_read_is_reported_until_it_can(root: Path) -> No
     assert client.reports == []
     away = root.with_name(f"{root.name}-away")
     root.rename(away)
-    client.wait(lambda: len(client.reports) > 1)  # again at each look
+    client.wait(lambda: len(client.reports) > 1)  # the source is reported again at each look
     away.rename(root)
     client.wait(lambda: client.reports[-1] == (str(root), ""))
     keeper.close()
@@ -147,7 +147,7 @@ def test_the_start_is_over_when_the_cluster_has_said_something_of_every_model(ro
     keeper = keeper_of(root, client)
     assert keeper.why_not_ready() == "2 models of the repository are not served yet, among them a@1"
     keeper.start()
-    client.wait(lambda: client.asked >= 4)  # more than one look
+    client.wait(lambda: client.asked >= 4)  # waits for more than one look
     assert keeper.why_not_ready() == "2 models of the repository are not served yet, among them a@1"
     take_away(root / "a")
     client.wait(lambda: keeper.why_not_ready() == "b@1 of the model repository is not served yet")
@@ -207,7 +207,7 @@ def test_a_version_of_an_earlier_run_serves_until_a_good_one_takes_its_place(roo
     client.wait(lambda: "b@1" not in client.served and client.asked == 3)
     (root / "c/1").mkdir(parents=True)
     (root / "c/1/model.onnx").write_bytes(b"onnx")
-    client.wait(lambda: "c@1" in client.served)  # some looks later
+    client.wait(lambda: "c@1" in client.served)  # waits for some further looks
     assert set(client.served) == {"a@1", "c@1"}
     assert client.asked == 4, "what is broken is tried once"
     (root / "a/2/model.onnx").write_bytes(b"good")

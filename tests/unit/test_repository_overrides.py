@@ -59,7 +59,7 @@ def test_a_configuration_that_cannot_be_read_is_refused_in_words(config: str, sa
 
 
 def test_files_of_a_load_are_a_folder_until_it_is_closed() -> None:
-    encoded = base64.b64encode(bytes(range(256)) * 2_000).decode()  # in several pieces
+    encoded = base64.b64encode(bytes(range(256)) * 2_000).decode()  # base64 that arrives in several pieces
     override = Override(
         "m",
         {

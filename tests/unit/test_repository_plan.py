@@ -35,9 +35,10 @@ ALL = FolderConfig(newest=0)
 class Model:
     """A folder of a repository, and the orders that the cluster got for it."""
 
-    files: dict[int, str] | None = dataclasses.field(default_factory=dict)  # None: there is no folder
+    # files of each version; None: there is no folder
+    files: dict[int, str] | None = dataclasses.field(default_factory=dict)
     config: FolderConfig = LATEST
-    is_torn: bool = False  # its configuration cannot be read
+    is_torn: bool = False  # whether the folder's configuration cannot be read
     before: Contents | None = None
     done: dict[Key, RegistrationState] = dataclasses.field(default_factory=dict)
     busy: dict[Key, Version] = dataclasses.field(default_factory=dict)
@@ -174,7 +175,7 @@ def test_as_many_versions_stay_as_wanted_ones_are_broken_the_newest_first() -> N
 def test_a_policy_that_is_written_anew_takes_away_nothing_between() -> None:
     model = Model({1: "a", 2: "b"}, ALL)
     assert model.looks() == [1, 2]
-    model.config = LATEST  # like a file that is being written and still empty
+    model.config = LATEST  # the configuration of a file that is being written and still empty
     model.look()
     assert sorted(model.served) == [("m", 1), ("m", 2)]
     model.config = FolderConfig(versions=(1,))
@@ -238,7 +239,7 @@ def test_a_name_that_serves_goes_on_serving_whatever_becomes_of_its_folder(
 ) -> None:
     model = Model({1: "a"})
     model.looks()
-    was_there = True  # at the last look
+    was_there = True  # whether it served at the last look
     for step in steps:
         did_serve = bool(model.served)
         change(model, step)

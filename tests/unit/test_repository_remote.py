@@ -43,7 +43,7 @@ class FakeSource:
         self.go_on = threading.Event()
         self.listings = 0
         self.failures = 0  # number of failing fetches
-        self.growing = ""  # a file that every listing finds larger
+        self.growing = ""  # name of a file that every listing finds larger
         self.changed = threading.Condition()
 
     def wait(self, until: Callable[[], bool]) -> None:
@@ -137,14 +137,14 @@ def marks(found: Contents) -> dict[str, str]:
     ("before", "found", "holds"),
     [
         ({"a": "1"}, {"a": "1"}, {"a": "1"}),
-        ({"a": "1"}, {"a": "2"}, {"a": "1"}),  # it is changing
-        ({"a": "2"}, {"a": "3"}, {"a": "1"}),  # it is still changing
-        ({"a": "2"}, {"a": "2"}, {"a": "2"}),  # it has settled
-        ({"a": "1"}, {"a": "1", "b": "1"}, {"a": "1"}),  # b appears
+        ({"a": "1"}, {"a": "2"}, {"a": "1"}),  # the file is changing
+        ({"a": "2"}, {"a": "3"}, {"a": "1"}),  # the file is still changing
+        ({"a": "2"}, {"a": "2"}, {"a": "2"}),  # the file has settled
+        ({"a": "1"}, {"a": "1", "b": "1"}, {"a": "1"}),  # file b appears
         ({"a": "1", "b": "1"}, {"a": "1", "b": "1"}, {"a": "1", "b": "1"}),
-        ({"a": "1"}, {}, {"a": "1"}),  # a disappears
+        ({"a": "1"}, {}, {"a": "1"}),  # file a disappears
         ({}, {}, {}),
-        ({}, {"a": "1"}, {"a": "1"}),  # it was missing in one listing
+        ({}, {"a": "1"}, {"a": "1"}),  # the file was missing in one listing
     ],
 )
 def test_what_two_listings_agree_about_holds(

@@ -48,7 +48,8 @@ def test_a_tenth_is_one_of_every_ten_wherever_one_begins_to_count() -> None:
 @pytest.mark.parametrize("shares", [[5000, 5000], [1, 9999], [3333, 3333, 3334], [100, 900, 2000, 7000]])
 def test_nobody_is_ever_more_than_a_request_away_from_his_share(shares: list[int]) -> None:
     order = turns(shares, ALL)
-    assert [Counter(order)[place] for place in range(len(shares))] == shares  # and none over the whole
+    # over the whole, counts equal the shares exactly
+    assert [Counter(order)[place] for place in range(len(shares))] == shares
     had = [0] * len(shares)
     for count, place in enumerate(order, 1):
         had[place] += 1
@@ -116,7 +117,7 @@ def test_nobody_is_his_own_shadow() -> None:
     now = changed(whole(1), [], shadow)
     assert now == TrafficSplit(((1, ALL),), Shadow(2, ALL, 0.5))
     assert changed(now, [[2, 1000]], []) == TrafficSplit(((1, 9000), (2, 1000)), Shadow(2, ALL, 0.5))
-    assert changed(now, [[2, ALL]], []) == whole(2)  # then there is no canary
+    assert changed(now, [[2, ALL]], []) == whole(2)  # with all the traffic the version is no canary
     with pytest.raises(InvalidInput, match="version 2 has all the traffic"):
         changed(whole(2), [], shadow)
 
@@ -126,7 +127,7 @@ def test_nobody_is_his_own_shadow() -> None:
 
 def test_each_change_can_be_gone_back_from_and_a_change_of_nothing_counts_for_none() -> None:
     route = NameRoute("m")
-    route.change(whole(1), whole(1))  # it was so before, by itself
+    route.change(whole(1), whole(1))  # sets explicitly the split that was automatic before
     assert route.earlier == []
     tenth = TrafficSplit(((1, 9000), (2, 1000)))
     route.change(tenth, whole(1))
@@ -215,7 +216,7 @@ def test_differences_are_numpys(dtype: type) -> None:
 def test_what_is_not_a_number_is_infinitely_far_from_what_is_one() -> None:
     numbers = np.array([1, np.nan, np.inf], np.float32)
     assert difference(1, numbers.tobytes(), (-numbers).tobytes())[1] == math.inf
-    quiet = np.array([1.5, np.nan, np.inf], np.float32)  # where both are equal, the rest counts
+    quiet = np.array([1.5, np.nan, np.inf], np.float32)  # where both values are equal, the rest counts
     assert difference(1, numbers.tobytes(), quiet.tobytes()) == (False, 0.5, 0.5)
     gone = np.array([1, np.nan, 2], np.float32)
     assert difference(1, gone.tobytes(), np.array([np.nan, np.nan, 2], np.float32).tobytes())[2] == math.inf

@@ -24,8 +24,9 @@ from clockwork.models.runtime import ModelSession, RunError
 from clockwork.wire.tensors import Array
 
 NOT_PROVEN = {
-    "hand-scan_batch_map": "goes through the rows",  # a body that would keep them apart, run once for each
-    "hand-split_concat_seq": "not known to keep rows apart",  # sequences
+    # a body that would keep rows apart, run once for each row
+    "hand-scan_batch_map": "goes through the rows",
+    "hand-split_concat_seq": "not known to keep rows apart",  # a model with sequences
     "torch17-embbag": "counts the rows",
     "torch17-last_by_len": "depends on which row it is",  # a length of 0 picks from the row before
     "torchnew-last_by_len": "depends on which row it is",
@@ -527,7 +528,7 @@ def test_every_operator_that_is_said_to_keep_rows_apart_does() -> None:
                 session = ModelSession(made.SerializeToString(), optimise=True)
                 together = session.run(given)
             except RunError:
-                continue  # ONNX Runtime does not have it, or not for these inputs
+                continue  # ONNX Runtime lacks the operator, or not for these inputs
             try:
                 apart = [session.run([array[row : row + 1] for array in given]) for row in range(max(rows))]
                 for row, alone in enumerate(apart):
@@ -631,7 +632,7 @@ def check_drawn(model: onnx.ModelProto, seed: int) -> None:
         alone = [session.run([x[row : row + 1]]) for row in range(len(x))]
         together = session.run([x])
     except RunError:
-        return  # shapes that do not fit
+        return  # the drawn shapes do not fit
     for row, one in enumerate(alone):
         assert not difference([output[row : row + 1] for output in together], one, 1e-3), model
 
@@ -712,7 +713,7 @@ def check_altered(count: int, seed: int, runs: bool) -> int:
         except RunError:
             continue
         if any(len(output) != 1 for one in alone for output in one):
-            continue  # refused when it is tried
+            continue  # the model is refused when it is tried
         for row, one in enumerate(alone):
             text = difference([output[row : row + 1] for output in together], one, 1e-3)
             assert not text, (seed, number, name, text)

@@ -41,7 +41,7 @@ class Played:
         self.free: dict[int, float] = {}
         self.batches: list[int] = []
         self.answers: list[Any] = []
-        self.turned_away: list[AnswerFailed] = []  # refused at arrival
+        self.turned_away: list[AnswerFailed] = []  # requests refused at arrival
 
     def take(self, commands: list[Any]) -> None:
         now = (self.story.now - 1000 * MS) / MS
@@ -336,13 +336,13 @@ def test_a_request_larger_than_a_batch_runs_alone_or_not_at_all() -> None:
     busy, small = spec(1, exec_ms=20), spec(2, exec_ms=5, batch_max=4, row_ms=5)
     story = adaptive(busy, small)
     _, [send] = story.request(1)
-    large, _ = story.request(2, slo_ms=200, rows=12)  # 60 ms
+    large, _ = story.request(2, slo_ms=200, rows=12)  # a batch of 60 ms
     [other] = story.ask(2, slo_ms=200)
     commands = story.at(20.2).done(send, 20)
     assert told(commands)[1] == ("infer", 2, (large,))
     story = adaptive(busy, small)
     _, [send] = story.request(1)
-    large, _ = story.request(2, slo_ms=70, rows=12)  # in time now, but not when the device is free
+    large, _ = story.request(2, slo_ms=70, rows=12)  # a request in time now, but not when the device is free
     commands = story.at(20.2).done(send, 20)
     assert told(commands)[1:] == []
     assert [told([one])[0] for _, one in story.until(80)] == [("refused", large)]

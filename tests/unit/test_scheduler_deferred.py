@@ -26,7 +26,7 @@ def orders(story: Story, until_ms: float) -> list[tuple[float, list[Any]]]:
 def test_a_queue_waits_until_one_more_could_no_longer_join() -> None:
     story = deferred(spec(1, exec_ms=5, batch_max=8, row_ms=2))
     waiting = story.ask(1, 1, slo_ms=50)
-    frontrun = 50 - LINK / MS - JITTER - margin(9)  # three would take 9 ms
+    frontrun = 50 - LINK / MS - JITTER - margin(9)  # a batch of three would take 9 ms
     assert orders(story, 60)[:1] == [(round(frontrun - LINK / MS, 3), [("infer", 1, tuple(waiting))])]
 
 
@@ -47,7 +47,7 @@ def test_more_requests_bring_the_start_forward() -> None:
 
 def test_a_device_that_becomes_free_takes_the_parked_queue_that_is_invalid_first() -> None:
     story = deferred(spec(1, exec_ms=30), spec(2, exec_ms=5), spec(3, exec_ms=5), pages=8)
-    _, [send] = story.request(1)  # its batches hold one: nothing to wait for
+    _, [send] = story.request(1)  # batches hold a single request: waiting gains nothing
     late, soon = story.ask(2, slo_ms=80), story.ask(3, slo_ms=60)
     commands = story.at(30.2).done(send, 30)
     assert told(commands)[1:] == [("infer", 3, tuple(soon))]

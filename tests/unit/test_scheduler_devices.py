@@ -25,7 +25,7 @@ from clockwork.wire.messages import Status
 from tests.unit.stories import MS, Story, spec
 
 FULL_MHZ = 1980
-SLOW_MHZ = 1386  # 30 % less
+SLOW_MHZ = 1386  # a clock 30 % lower
 
 
 def infers(commands: list[Any]) -> list[SendInfer]:

@@ -144,7 +144,7 @@ def test_earlier_deadlines_go_first() -> None:
 
 
 def test_a_batch_takes_only_what_makes_it_faster() -> None:
-    story = Story(spec(1, 5, batch_max=8, row_ms=5))  # two together take as long as one after the other
+    story = Story(spec(1, 5, batch_max=8, row_ms=5))  # a batch of two takes as long as two executions
     story.request(1, 100)
     story.request(1, 100)
     story.request(1, 100)
@@ -749,7 +749,7 @@ def test_what_cannot_be_measured_is_given_up() -> None:
 @pytest.mark.parametrize("policy", ["edf", "adaptive"])
 def test_a_refusal_says_that_measuring_failed_until_it_succeeds(policy: str) -> None:
     story = stories.Story(policy, spec(1))
-    huge = ((3, 800, 800),)  # too large for a bound
+    huge = ((3, 800, 800),)  # a shape too large for a bound
     _, [refusal, profile] = story.request(1, 100, shape=huge)
     assert "it will be when a device is idle" in refusal.text
     for _ in range(PROFILE_ATTEMPTS_MAX - 1):

@@ -70,7 +70,7 @@ def test_what_arrives_is_shown_as_a_need_that_fades() -> None:
     learnt = story.scheduler.policy_status(now)
     assert 0 < learnt["need"] < 1
     assert 0.5 <= learnt["pace"] <= 1
-    later = story.scheduler.policy_status(now + 14_000_000_000)  # ten half-lives
+    later = story.scheduler.policy_status(now + 14_000_000_000)  # a time ten half-lives later
     assert later["need"] < learnt["need"] / 500
     assert story.scheduler.policy_status(now) == learnt
     assert Story("edf", MODEL).scheduler.policy_status(now) == {}

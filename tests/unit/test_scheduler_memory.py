@@ -114,7 +114,8 @@ def test_adaptive_counts_what_a_model_costs_per_page() -> None:
 
 
 def test_adaptive_finds_the_least_asked_for_where_many_have_to_go() -> None:
-    times = {model: 1 + 7 * model % 20 for model in range(1, 21)}  # 1 to 20, in no order
+    # execution times of 1 to 20 ms, in no order
+    times = {model: 1 + 7 * model % 20 for model in range(1, 21)}
     story = story_of("adaptive", *(spec(model, runs=(1,)) for model in times), pages=20)
     turns = [model for turn in range(20) for model in times if times[model] > turn]
     for place, model in enumerate(turns):

@@ -47,7 +47,7 @@ ORDER = [
 PLACE = {name: place for place, names in enumerate(ORDER) for name in names}
 SOURCES_OF = {
     "host_stores": "arenas", "archive": "dispatcher", "workers": "dispatcher", "view": "dispatcher", "policies": "dispatcher",
-    # they name records, and work on all of them
+    # these sources work on all records, so they name them
     "records": "machines", "demand": "machines", "shares": "machines",
 }  # fmt: skip
 """For a source without a header of its own, or with wider work, the header whose place it has."""

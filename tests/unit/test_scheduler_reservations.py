@@ -55,7 +55,7 @@ def test_an_idle_device_gives_its_time_and_executes_behind_it(policy: str) -> No
     assert isinstance(given, SendReserve)
     assert (given.model_id, given.run_starts, given.expected_ns) == (NEW, (), 3 * MS)
     story.at(101)
-    _, orders = story.request(slo_ms=100)  # it may be sent when the device is nearly free
+    _, orders = story.request(slo_ms=100)  # the request may be sent when the device is nearly free
     story.at(103.2)
     [infer] = [*orders, *(order for _, order in story.until(103.2)), *story.done(given, 3)]
     assert isinstance(infer, SendInfer)
@@ -96,7 +96,7 @@ def test_where_it_does_not_fit_it_begins_with_a_gap_and_not_in_the_middle_of_one
     story.at(end + 5)
     assert want(story, 18) == []
     end = work(story, 500, 10, 20)
-    assert story.until(end + 14) == []  # since 200 ms after the need it might have come
+    assert story.until(end + 14) == []  # from 200 ms after the need on, the reservation may come
     story.at(end + 14.8)
     _, [infer] = story.request()
     story.at(end + 20)
@@ -121,7 +121,7 @@ def test_of_gaps_that_come_by_chance_none_is_likely_to_hold_it() -> None:
 
 def test_an_idle_device_gives_all_of_its_time_whatever_came_in_a_burst_before() -> None:
     story = Story("adaptive", spec(1))
-    end = work(story, 100, 4, 8)  # gaps of 3 ms
+    end = work(story, 100, 4, 8)  # work with gaps of 3 ms
     end = work(story, end + 100, 4, 1000)
     assert want(story, 5) == []
     [(at, given)] = story.until(end + 200.5)
@@ -183,7 +183,7 @@ def test_a_gap_has_to_hold_what_the_results_come_too_late_by() -> None:
 def test_a_gap_ends_when_work_comes_and_not_when_it_is_sent() -> None:
     """Otherwise the delay of a request delays the next one."""
     story = Story("adaptive", spec(1))
-    end = work(story, 100, 20, 15.2)  # gaps of 10 ms
+    end = work(story, 100, 20, 15.2)  # work with gaps of 10 ms
     for _ in range(70):
         [given] = reserves(want(story, 3))
         story.at(end + 10)
@@ -306,7 +306,8 @@ def test_what_takes_longer_than_expected_counts_as_long_as_it_took() -> None:
     at = (story.now - 1000 * MS) / MS
     given = reserves(sent).pop()
     sent.remove(given)
-    for order in [one for one in sent if isinstance(one, SendInfer)]:  # the actions before it
+    # executions sent before the reservation
+    for order in [one for one in sent if isinstance(one, SendInfer)]:
         at += 5
         story.at(at)
         story.done(order)
@@ -383,7 +384,7 @@ def test_one_with_pages_waits_for_loads_onto_other_devices_of_its_worker(policy:
     assert (given.device, given.run_starts) == (other, (0,))
     assert ms == pytest.approx(100 + 40, abs=1)
     story, other, _ = loading(policy, 40)
-    [given] = want(story, 3, device=other)  # without pages it copies nothing
+    [given] = want(story, 3, device=other)  # a reservation without pages copies nothing
     assert isinstance(given, SendReserve)
 
 
@@ -397,13 +398,13 @@ def test_the_link_is_one_reservations_until_it_ends_or_its_device_is_lost(policy
     story.done(infer)
     assert want(story, 300, 1, device=load.device) == []
     [(ms, second)] = story.until(600)
-    assert ms == pytest.approx(141 + 400, abs=10)  # when the first is expected to end
+    assert ms == pytest.approx(141 + 400, abs=10)  # the time at which the first load is expected to end
     story.done(given, 460)
     assert want(story, 3, 1, device=other) == []
     [again] = reserves(story(DeviceLost(story.now, 1, second.device)))
     assert again.device == other
     story.at(610)
-    story.done(again, 1)  # sooner than expected
+    story.done(again, 1)  # the load ends sooner than expected
     assert [one.device for one in want(story, 3, 1, device=other)] == [other]
 
 
@@ -412,7 +413,7 @@ def test_where_the_link_is_never_free_a_bounded_share_of_the_time_is_taken() -> 
     want(story, 3, 1, device=other)
     [(first_ms, given)] = story.until(3000)
     assert first_ms == pytest.approx(100 + 1000, abs=1)
-    story.at(first_ms + 40)  # it has waited for another page
+    story.at(first_ms + 40)  # the reservation has waited for another page
     story.done(given, 40)
     assert want(story, 3, 1, device=other) == []
     [(second_ms, given)] = story.until(5000)
@@ -421,7 +422,7 @@ def test_where_the_link_is_never_free_a_bounded_share_of_the_time_is_taken() -> 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_pages_come_with_it_and_stay_until_others_are_wanted(policy: str) -> None:
-    story = Story(policy, spec(1), spec(2), pages=4)  # both resident: no page is free
+    story = Story(policy, spec(1), spec(2), pages=4)  # both models are resident, so no page is free
     story.at(2000)
     [unload] = want(story, 3, 1, 1)
     assert isinstance(unload, SendUnload)
@@ -451,7 +452,7 @@ def test_one_that_came_too_late_is_given_again_and_one_that_is_taken_back_is_not
     want(story, 0)
     story.done(given, 0, Status.TOO_LATE)
     assert story.until(2000) == []
-    want(story, 5, 9)  # more pages than there are
+    want(story, 5, 9)  # the request is for more pages than there are
     assert story.until(3000) == []
     [given] = want(story, 3, 1)
     story(WorkerLeft(story.now, 1))

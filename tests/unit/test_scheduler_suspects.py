@@ -42,7 +42,7 @@ class Play:
 
     def __init__(self, story: Story) -> None:
         self.story = story
-        self.infers: list[SendInfer] = []  # executions under way
+        self.infers: list[SendInfer] = []  # INFERs under way
         self.profiles: list[SendProfile] = []
         self.answers: dict[int, AnswerOk | AnswerFailed] = {}
         self.faults: list[ModelFault] = []
@@ -163,7 +163,7 @@ def test_two_workers_killed_from_outside_lose_nothing(policy: str) -> None:
 def test_the_third_worker_that_a_request_takes_with_it_is_the_last(policy: str) -> None:
     game = play(policy)
     killer = game.ask()
-    waiting = game.ask(slo_ms=0)  # of the same model, without a deadline
+    waiting = game.ask(slo_ms=0)  # a request of the same model, without a deadline
     lost: list[int] = []
     for _ in range(3):
         flight = game.flight_of(killer)
@@ -237,7 +237,8 @@ def test_a_suspect_runs_by_itself_and_what_was_queued_behind_it_does_not(policy:
     flight = game.flight_of(first)
     queued = [game.ask() for _ in range(6)]
     game.pass_time(1)
-    behind = [one for one in game.infers if one is not flight]  # sent ahead of its time, but not executing
+    # an action sent ahead of its time, but not executing
+    behind = [one for one in game.infers if one is not flight]
     game.kill(flight.worker)
     retried = game.turn_of(first)
     assert retried.requests == (first,)
@@ -259,7 +260,7 @@ def test_a_suspect_waits_until_nothing_else_is_under_way(policy: str) -> None:
     flight = game.flight_of(victim)
     other = 2 if flight.worker == 1 else 1
     busy = [game.ask(2) for _ in range(6)]
-    for _ in range(20):  # until the other worker has some of them
+    for _ in range(20):  # until the other worker has executed some of the requests
         if any(one.worker == other for one in game.infers):
             break
         game.pass_time(1)
@@ -355,7 +356,8 @@ def test_a_shape_that_is_tried_in_idle_time_and_overruns_is_only_noted(policy: s
     game = play(policy, workers=1, models=1)
     profiles = 0
     for number in range(1, 2 * OVERRUNS_MAX):
-        _, commands = game.story.request(1, 5, shape=((3, 8, 8 * number + 1),))  # never measured
+        # a shape that was never measured
+        _, commands = game.story.request(1, 5, shape=((3, 8, 8 * number + 1),))
         game.take(commands)
         for _ in range(200):
             game.pass_time(10)
@@ -390,7 +392,7 @@ def test_a_model_whose_load_ends_workers_is_set_aside(policy: str) -> None:
 
 @pytest.mark.parametrize(
     "policy", [one for one in POLICIES if one != "paper"]
-)  # it loads where demand is, not space
+)  # the memory loads where demand is, not where space is
 def test_a_device_that_is_stuck_is_not_counted_on(policy: str) -> None:
     """An execution far beyond its prediction: others take what comes, and what cannot be in time is refused
     soon."""

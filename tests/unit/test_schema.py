@@ -47,7 +47,7 @@ def test_native_readers_and_writers_are_the_codecs_equals(kind: type) -> None:
             assert found == codec.encode(codec.decode(edge.header, table)), edge.label
             continue
         assert isinstance(found, HeaderFlaw), edge.label
-        if found.kind != "other":  # of another tag, or none
+        if found.kind != "other":  # a header of another tag, or without a tag
             with pytest.raises(codec.WireError) as refused:
                 codec.decode(edge.header, table)
             assert codec.complaint(edge.header, table, found) == str(refused.value), edge.label

@@ -252,7 +252,7 @@ def test_the_pause_doubles_until_a_worker_can(lender: ClientMemory, monkeypatch:
     pauses = []
     for can[0] in (False, False, True, False):
         lender.infer(ask, "m")
-        lender.infer(lambda loan: np.zeros(1), "small")  # no part in memory
+        lender.infer(lambda loan: np.zeros(1), "small")  # the arguments take no shared memory
         pauses.append((lender._paused_until_ns - now[0]) // memory.CLIENT_MEMORY_PAUSE_NS)
         now[0] = max(now[0], lender._paused_until_ns)
     assert pauses == [1, 2, 0, 1]
@@ -429,7 +429,7 @@ def test_other_files_of_a_process_are_not_opened(tmp_path: Path, monkeypatch: py
     reading, writing = os.pipe()
     descriptors = [memory, reading, writing]
     descriptors += [os.open(name, os.O_RDWR) for name in (path, "/dev/null")]
-    try:  # where there may be huge pages
+    try:  # where the kernel may use huge pages
         descriptors.append(os.memfd_create("clockwork-client", os.MFD_HUGETLB))
     except OSError as error:
         print(f"without a file of huge pages: {error}")
@@ -549,7 +549,7 @@ def test_snapshots_are_bounded_for_each_owner_and_in_all(monkeypatch: pytest.Mon
     view = mine.data[5:]
     del mine
     with pytest.raises(InvalidInput):
-        snapshots.take(1, 200 << 10)  # a view of it is held
+        snapshots.take(1, 200 << 10)  # a view of the snapshot is held
     del view
     mine = snapshots.take(1, 200 << 10)
     assert mine.ctypes.data % shared.ALIGNMENT == 0

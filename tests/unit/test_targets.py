@@ -20,17 +20,17 @@ def targets(*names: str, ptx: str = "") -> dict[str, TargetModules]:
         (targets("sm_80"), "sm_86", "sm_80"),
         (targets("sm_80", "sm_86"), "sm_89", "sm_86"),
         (targets("sm_80", "sm_86", "sm_89"), "sm_86", "sm_86"),
-        (targets("sm_86"), "sm_80", None),  # no newer one
-        (targets("sm_80"), "sm_90", None),  # no other major version
+        (targets("sm_86"), "sm_80", None),  # no target is new enough
+        (targets("sm_80"), "sm_90", None),  # no target of that major version
         (targets("sm_75", "sm_90"), "sm_80", None),
         (targets("sm_90", "sm_90a"), "sm_90", "sm_90a"),
         (targets("sm_100", "sm_100a", "sm_100f"), "sm_100", "sm_100a"),
         (targets("sm_100", "sm_100a", "sm_100f"), "sm_103", "sm_100f"),
         (targets("sm_100f", "sm_103"), "sm_103", "sm_103"),
         (targets("sm_100a"), "sm_103", None),
-        (targets("sm_100f", "sm_103f"), "sm_110", None),  # another family
+        (targets("sm_100f", "sm_103f"), "sm_110", None),  # the device belongs to another family
         (targets("sm_120f"), "sm_121", "sm_120f"),
-        (targets("sm_80", "sm_86"), "sm_87", None),  # a Jetson
+        (targets("sm_80", "sm_86"), "sm_87", None),  # the device is a Jetson
         (targets("sm_87"), "sm_89", None),
         (targets("sm_87"), "sm_87", "sm_87"),
         (targets("host", "sm_80"), "host", "host"),
@@ -38,8 +38,9 @@ def targets(*names: str, ptx: str = "") -> dict[str, TargetModules]:
         (targets("sm_80"), "host", None),
         (targets("sm_80", "sm_90", ptx="sm_90"), "sm_120", "PTX of sm_90"),
         (targets("sm_80", "sm_90", ptx="sm_80 sm_90"), "sm_100", "PTX of sm_90"),
-        (targets("sm_80", "sm_90", ptx="sm_80 sm_90"), "sm_89", "sm_80"),  # a cubin before PTX
-        (targets("sm_75", "sm_86", ptx="sm_75 sm_86"), "sm_80", "PTX of sm_75"),  # none that is newer
+        (targets("sm_80", "sm_90", ptx="sm_80 sm_90"), "sm_89", "sm_80"),  # a cubin is preferred to PTX
+        # PTX of a target that is not newer
+        (targets("sm_75", "sm_86", ptx="sm_75 sm_86"), "sm_80", "PTX of sm_75"),
         (targets("sm_80", ptx="sm_80"), "sm_87", "PTX of sm_80"),
         (targets("sm_90a", ptx="sm_90a"), "sm_100", None),
         (targets("sm_100f", ptx="sm_100f"), "sm_120", None),

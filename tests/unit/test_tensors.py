@@ -84,10 +84,10 @@ def test_strings_that_are_not_utf8_survive() -> None:
     "frame",
     [
         b"",
-        b"\x01\0\0\0",  # a length without its byte
-        b"\x01\0\0\0a",  # one string of two
-        b"\x01\0\0\0a\xff\xff\xff\xffb",  # a length of 4 GiB
-        b"\x01\0\0\0a\x01\0\0\0bX",  # a byte too many
+        b"\x01\0\0\0",  # a length whose bytes are missing
+        b"\x01\0\0\0a",  # the second of two strings is missing
+        b"\x01\0\0\0a\xff\xff\xff\xffb",  # a second string with a length of 4 GiB
+        b"\x01\0\0\0a\x01\0\0\0bX",  # a byte behind the last string
         b"\x06\0\0\0\x01\0\0\0b",  # the first swallows the second's length
     ],
 )

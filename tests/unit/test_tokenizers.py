@@ -68,7 +68,7 @@ def test_tokens_are_those_of_the_library(tmp_path: Path, normaliser: dict[str, A
         assert mask.all()
         assert not types.any()
         known += sum(number > 4 for number in expected.ids)
-    assert known > 1_500  # and not merely unknown words
+    assert known > 1_500  # the tokens are not merely unknown words
 
 
 @pytest.mark.parametrize("form", [{}, {"prefix_space": True}, {"is_roberta": True}], ids=str)

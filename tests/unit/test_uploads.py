@@ -72,7 +72,7 @@ def test_an_upload_that_stands_still_gives_way_and_no_other() -> None:
         played.begin(b"early", 2)
     for client in (first, *others):
         played.send(client, UPLOAD_BYTES_LEAST)
-    played.send(second, 1)  # too little
+    played.send(second, 1)  # less than the required progress
     played.beat(SECOND + UPLOAD_STALL_NS)
     played.begin(b"honest", 2)
     assert list(played.refused) == [second]

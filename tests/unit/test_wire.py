@@ -149,7 +149,7 @@ def test_the_exchanges_reader_takes_and_refuses_what_the_declarations_do_and_say
                 assert found.header is not None
                 assert message is None, edge.label
                 if found.header.kind == "other":
-                    continue  # of another tag, or none: the exchange leaves it to decode()
+                    continue  # a header of another tag, or none: the exchange leaves it to decode()
                 assert codec.complaint(edge.header, table, found.header) == why, edge.label
                 assert found.id == codec.addressee(edge.header, table)[1], edge.label
             else:

@@ -191,7 +191,8 @@ def test_outputs_go_to_the_clients_room_or_with_the_answer_where_that_takes_too_
     execute(2)
     stage.copies.end()
     assert stage.lending.take_copies(stage.now) == []
-    due_ns = stage.now + ROOM_WAIT_NS + 2 * 8 * ROOM_WAIT_BYTE_NS  # by the outputs: a room has any size
+    # computed by the outputs: a room has any size
+    due_ns = stage.now + ROOM_WAIT_NS + 2 * 8 * ROOM_WAIT_BYTE_NS
     assert stage.lending.due_ns <= due_ns
     assert stage.lending.run_due(due_ns - 1) == []
     assert sent(stage.lending.run_due(due_ns)) == [False, True]

@@ -72,7 +72,7 @@ def side(tmp_path: Path) -> Iterator[Side]:
 
 
 def test_a_package_arrives_whole_with_its_empty_files(side: Side) -> None:
-    bodies = bytes(range(256)) * 9000  # 2.2 MB: three chunks
+    bodies = bytes(range(256)) * 9000  # content of 2.2 MB: three chunks
     digest, files, contents = package(model=b"onnx", data=bodies, empty=b"")
     side.fetcher.start(digest, files)
     assert side.serve(contents) == [Fetched(digest, Status.OK, "")]
@@ -179,7 +179,7 @@ def test_a_package_may_have_more_files_than_a_process_descriptors(tmp_path: Path
     store = PackageStore(tmp_path)
     writer = store.writer(files)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    open_already = len(os.listdir("/proc/self/fd"))  # other tests' too, in one process
+    open_already = len(os.listdir("/proc/self/fd"))  # includes descriptors of other tests in this process
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_already + 100, limits[1]))
     try:
         for index in (*range(0, 200, 2), *range(1, 200, 2)):

@@ -95,7 +95,7 @@ def make() -> Iterator[Callable[..., Side]]:
 
 def test_one_process_serves_one_job_after_another(make: Callable[..., Side]) -> None:
     side = make()
-    assert side.process.pid == 0  # not before it is needed
+    assert side.process.pid == 0  # the process is not started before it is needed
     side.process.submit(1, {"status": Status.OK})
     first = side.end_of(1)
     side.process.submit(2, {"status": Status.INVALID_MODEL})
@@ -217,7 +217,7 @@ def test_cancelling_kills_the_job_it_names_and_no_other(make: Callable[..., Side
     side = make()
     side.process.submit(1, {"status": Status.OK})
     pid = side.end_of(1).text
-    side.process.cancel(1)  # it has ended: nothing to kill
+    side.process.cancel(1)  # the job has ended: cancel() kills nothing
     side.process.submit(2, {"status": Status.OK})
     assert side.end_of(2).text == pid
     side.process.submit(3, {"hang": 0})

@@ -15,7 +15,7 @@ A, B, C = 11, 22, 33
 class Story:
     def __init__(self) -> None:
         self.turns = JobQueue()
-        self.now = -5 * PREPARATION_SLOW_NS  # as after a boot
+        self.now = -5 * PREPARATION_SLOW_NS  # a clock below 0, as after a boot
 
     def put(self, owner: int, *job_ids: int) -> None:
         for job_id in job_ids:

@@ -146,7 +146,8 @@ def test_bursts_of_random_length_have_the_rate_and_the_spread_of_an_interrupted_
     expected = 1 + 2 * burst * end / (end + begin) ** 2
     assert counts.var() / counts.mean() == pytest.approx(expected, rel=0.15)
     gaps = np.diff(times_of(on_off([rate], 100 * MS, 400 * MS, 4 * MINUTE), 0))
-    assert np.median(gaps) == pytest.approx(np.log(2) * SECOND / burst, rel=0.1)  # most lie within bursts
+    # most gaps lie within bursts
+    assert np.median(gaps) == pytest.approx(np.log(2) * SECOND / burst, rel=0.1)
 
 
 def test_bursty_clients_ask_only_in_their_bursts_each_with_its_own_phase() -> None:
@@ -169,7 +170,7 @@ def test_rates_follow_their_steps_and_a_gap_is_carried_over_the_edge() -> None:
     by_step = np.bincount(arrivals.t_ns // (20 * SECOND), minlength=3)
     assert by_step[0] == pytest.approx(20_000, rel=0.03)
     assert by_step[1] == 0
-    assert by_step[2] == pytest.approx(60_000, rel=0.03)  # the last step holds on
+    assert by_step[2] == pytest.approx(60_000, rel=0.03)  # the last step has no end
     even = constant([1.0], 4 * SECOND, steps=[(1500 * MS, 1.0), (SECOND, 2.0)]).collect().t_ns
     assert np.diff(even)[-1] == 500 * MS
     phase = int(even[0])

@@ -100,7 +100,7 @@ int attribute_of(int capability, int attribute, int* value) {
         case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: *value = model.shared_bytes; break;
         case CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK: *value = REGISTERS; break;
         case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: *value = model.multiprocessors; break;
-        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: /* 0: an architecture that no card has */
+        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: /* 0 is an architecture that no card has */
             *value = capability / 10;
             break;
         case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *value = capability % 10; break;

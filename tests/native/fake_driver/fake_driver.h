@@ -67,7 +67,7 @@ void cw_fake_stall(int64_t stall_ns);
  * Returns 0, or -1 if there is no such function. */
 int cw_fake_fail(const char* function, int64_t nth, int error, int sticky);
 
-/* The same for calls about this device alone, whose context then stays broken. */
+/* Makes calls about this device alone fail, like cw_fake_fail(); its context then stays broken. */
 int cw_fake_fail_device(const char* function, int device, int64_t nth, int error);
 
 /* Forgets every failure that was asked for, and mends every context. */

@@ -25,7 +25,7 @@
 namespace fake {
 
 constexpr int DEVICES_MAX = 16;
-constexpr int INSTANCES_MAX = 7;       /* of a card in MIG mode */
+constexpr int INSTANCES_MAX = 7;       /* bound on the MIG instances of a card */
 constexpr int SHARED_BYTES = 48 << 10; /* shared memory of a block that has not opted in for more */
 constexpr int REGISTERS = 65536;       /* registers of a multiprocessor, and bound for a block */
 constexpr int THREADS_MAX = 1024;      /* bound on the threads of a block */
@@ -85,7 +85,7 @@ struct Item {
     const void* source = nullptr;
     size_t bytes = 0;
     Kernel kernel = nullptr;
-    const int* widths = nullptr; /* as in Code */
+    const int* widths = nullptr; /* alignments, as in Code */
     unsigned grid[3] = {}, block[3] = {};
     std::vector<uint64_t> values = {};
     EventRef event = nullptr;

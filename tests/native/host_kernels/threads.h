@@ -52,7 +52,7 @@ struct Coroutine {
     const void* bottom = nullptr;
     size_t bytes = 0;
     void* saved = nullptr; /* AddressSanitizer's stack, while another stack runs */
-    ucontext_t context;    /* where the C library switches stacks */
+    ucontext_t context;    /* used where the C library switches stacks */
     cw_dim3 thread;        /* the thread that runs on it */
     unsigned number = 0;   /* number of that thread in its block */
     void* mapped = nullptr;

@@ -153,7 +153,7 @@ def finish_load(child: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
 
 
 def live_row(policy: str, name: str, seconds: float, rounds: int) -> dict[str, Any]:
-    """Rounds of alone and beside the flood, on a controller and a worker of their own."""
+    """Run rounds of the quiet model alone and beside the flood, on a controller and a worker of their own."""
     flood = FLOODS[name]
     runs: dict[str, list[dict[str, Any]]] = {"alone": [], "beside": [], "flood": []}
     emulated = ("--device", "emulated", "--devices", "1", "--arena", "256M")

@@ -61,7 +61,7 @@ class Link:
         with self._lock:
             cut, self._sockets = self._sockets, []
         for connection in cut:
-            with contextlib.suppress(OSError):  # its other end may have gone first
+            with contextlib.suppress(OSError):  # the socket's other end may have closed first
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
                 connection.shutdown(socket.SHUT_RD)  # wakes the thread that reads it
             connection.close()
@@ -153,7 +153,7 @@ class Link:
         with self._lock:
             ended, self._sockets = self._sockets, []
         for connection in ended:
-            with contextlib.suppress(OSError):  # its other end may have gone first
+            with contextlib.suppress(OSError):  # the socket's other end may have closed first
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
         for thread in self._threads:

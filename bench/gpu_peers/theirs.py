@@ -108,7 +108,7 @@ def _why_not(provider: str) -> str:
         return f"{version} has no {provider}{remedy}"
     if provider == TENSORRT:
         with contextlib.suppress(ImportError):
-            importlib.import_module("tensorrt")  # loads its libraries from where pip has put them
+            importlib.import_module("tensorrt")  # importing tensorrt loads its libraries from pip's folder
     if provider in REMEDIES:
         onnxruntime.preload_dlls()  # also finds the libraries of CUDA and cuDNN there
     options = onnxruntime.SessionOptions()

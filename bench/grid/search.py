@@ -20,8 +20,8 @@ NOTHING = 1e-3
 def goodput(passes: Callable[[float], bool], bound: float, guess: float, tolerance: float) -> float:
     """The highest passing rate, within a factor of `tolerance`; 0 if none passes.
 
-    guess: an estimate of it; 0: unknown, and the rungs are climbed from below. `passes` is called once for
-    each rate.
+    guess: an estimate of that rate; 0: unknown, and the rungs are climbed from below. `passes` is called once
+    for each rate.
     """
     if bound <= 0:
         return 0.0

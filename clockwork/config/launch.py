@@ -40,7 +40,7 @@ DEMO_INPUT_BYTES = 2_000
 """
 
 DEMO_SLO_S = 0.1
-DEMO_LOAD_S = 3_600  # Time after which the load begins again
+DEMO_LOAD_S = 3_600  # Time after which the demo's load begins again
 
 # ----- launch/restarts.py ----------------------------------------------------------------------
 

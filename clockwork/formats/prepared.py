@@ -133,7 +133,7 @@ class PreparedModel:
     output_lengths: list[list[str]] = dataclasses.field(default_factory=list)
 
     untried: bool = False  # whether the device has still to check and time it; there is no profile yet
-    # how far its answers may then be from those of the checks, relative to the largest
+    # allowed difference of its answers from those of the checks, relative to the largest
     check_relative: float = 0.0
     judged: int = 1  # rule that decided whether it batches: see JUDGED
 

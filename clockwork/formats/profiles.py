@@ -29,8 +29,8 @@ PAPER_BATCHES = (1, 2, 4, 8, 16)  # Batch sizes in the paper's table
 PAPER_LEFT_OUT = ("winograd_resnet152_v2", "winograd_resnet50_v2", "xception")
 """Rows of the 64 that the 61 varieties leave out. The paper does not say which three its runs left out.
 
-The first lacks a point. The other two are last in the alphabet, where the trace's coldest functions fall (hot
-functions come first), so they have the least weight.
+winograd_resnet152_v2 lacks a point. The other two are last in the alphabet, where the trace's coldest
+functions fall (hot functions come first), so they have the least weight.
 """
 
 MISPRINTS = {("winograd_resnet152_v2", 16)}

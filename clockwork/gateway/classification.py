@@ -48,8 +48,9 @@ def classify(
     """Return the shape and the frame of strings, ``value:index`` or ``value:index:label``, of the highest
     values.
 
-    There are ``count`` of them, the highest first; of equal values, the first comes first. batched: count
-    them in each row of the first dimension, not in the whole output. Raises InvalidInput past CLASSES_MAX.
+    The result has ``count`` strings, the highest value first; of equal values, the first comes first.
+    batched: count them in each row of the first dimension, not in the whole output. Raises InvalidInput past
+    CLASSES_MAX.
     """
     rows = shape[0] if batched and shape else 1
     values = np.frombuffer(frame, tensors.numpy_dtype(code)).reshape(

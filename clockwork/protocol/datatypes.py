@@ -18,7 +18,7 @@ DATATYPES = STANDARD | {
 }
 """STANDARD, and the datatypes that only ONNX has, under ONNX's names.
 
-Tensors of the latter travel as raw bytes only.
+Tensors of datatypes that only ONNX has travel as raw bytes only.
 """
 
 NAME_OF = {code: name for name, code in DATATYPES.items()}

@@ -103,7 +103,7 @@ def guard_for(scheme: str) -> Guard | None:
         return None
     guard = Guard(source_networks())
     for kind, proxy in getproxies().items():
-        if kind != "no":  # "no" is a list of hosts
+        if kind != "no":  # getproxies()["no"] lists the hosts without a proxy
             guard.allow(proxy if "://" in proxy else f"http://{proxy}")
     if scheme == "hf":
         from huggingface_hub import constants

@@ -124,7 +124,7 @@ class ReaderProcess:
             self._closed = True
             if self._child is not None:
                 self._child.kill()
-        # The thread whose call ends by this reaps the process.
+        # The thread with a pending call, which ends by the kill, reaps the process.
 
     def stop(self) -> None:
         """End the process after the pending call. The next call starts another."""

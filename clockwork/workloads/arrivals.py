@@ -35,7 +35,7 @@ COLUMN_TYPES: tuple[type[np.integer[Any]], ...] = (
 class Arrivals:
     """Arrivals in order of time: an array for each field, all of the same length."""
 
-    t_ns: Int64s  # since the start of the workload, never falling
+    t_ns: Int64s  # times since the start of the workload, ascending
     model: npt.NDArray[np.int32]  # index into the workload's models
     slo_ns: Int64s  # SLO of each request; 0: the model's own
     priority: npt.NDArray[np.uint8]  # level of each request; 0: the default

@@ -155,7 +155,9 @@ def workload_of(settings: LoadSettings) -> Workload:
         factor, every_s = settings.ramp
         of_all["steps"] = workloads.ramp(factor, to_ns(every_s), int(settings.duration_s / every_s) + 1)
     shares = workloads.zipf(count, settings.zipf)
-    if settings.arrivals == "constant":  # even in all, so that several models do not beat against each other
+    if (
+        settings.arrivals == "constant"
+    ):  # evenly spaced over all models, so that their periods do not interfere
         return workloads.chosen(workloads.constant([settings.rate], duration_ns, **of_all), shares, seed)
     rates = [settings.rate * share for share in shares]
     if settings.bursts_s is not None:
@@ -272,7 +274,7 @@ def _targets(client: Client, names: Sequence[str], rows: int, seed: int) -> list
         if key not in made:
             made[key] = make_inputs(info, rows, seed + index)
         target = _Target(info, made[key])
-        target.name = name  # the reference, which may have a version
+        target.name = name  # the name as given, perhaps with a version
         targets.append(target)
     return targets
 

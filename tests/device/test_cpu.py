@@ -209,7 +209,7 @@ def test_packed_models_alone_need_no_memory_of_the_arena(make: Callable[..., Dri
 def wait_for_memory(driver: Driver, size: int) -> None:
     """Return once so many bytes of the arena have memory.
 
-    The thread that brings it may get no processor for long.
+    The thread that gives memory to the arena may get no processor for long.
     """
     deadline_ns = now_ns() + PATIENCE_NS
     while driver.device.memory()["touched_bytes"] < size:

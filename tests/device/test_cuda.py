@@ -120,7 +120,7 @@ def test_one_copy_engine_does_one_copy_at_a_time_and_a_locked_driver_one_call(
 def test_an_end_is_noticed_by_a_word_without_asking_the_driver(driver: Driver, fake: FakeDriver) -> None:
     model = loaded(driver)
     fake.speed(kernel_ns=10 * MS)
-    for expected_ns in (20 * MS, 25 * MS, 10 * MS):  # right prediction; too long; too short
+    for expected_ns in (20 * MS, 25 * MS, 10 * MS):  # predictions: right, too long, too short
         asked, spent_ns = fake.calls("cuEventQuery"), lane_time_ns("cw-execute")
         fake.steps()
         done = driver.end(driver.infer(model, 1, [X], expected_ns=expected_ns))

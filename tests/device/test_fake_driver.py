@@ -63,7 +63,7 @@ CALLS = {
     "pinned memory": ("cuMemHostAlloc", "cuMemFreeHost"),
     "modules": ("cuModuleLoadData", "cuModuleUnload"),
 }
-"""The functions that these call."""
+"""The driver's functions that take each resource and release it."""
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["take", "give back"])

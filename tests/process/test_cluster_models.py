@@ -482,7 +482,7 @@ def test_what_is_unloaded_serves_nobody_until_it_is_loaded(client: Client) -> No
     with pytest.raises(ModelNotFound, match="no version"):
         client.load("away@1")
     client.unload("away")
-    assert client.register("away", first).version == 3  # a number is not given twice
+    assert client.register("away", first).version == 3  # a version number is never reused
     client.unregister("away")
     with pytest.raises(ModelNotFound, match="registered"):
         client.infer("away", x)

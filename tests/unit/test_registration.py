@@ -641,7 +641,7 @@ def test_what_is_not_said_is_as_the_version_has_it_that_serves(registry: Registr
     }
     assert found[2] == kept
     assert found[3] == kept | {"slo_ns": 0}
-    # Nor does a missing statement make the same content another version.
+    # A statement that is missing does not make the same content another version.
     assert upgrade(registry, b"three") == "m@3 is ready"
 
 

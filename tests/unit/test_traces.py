@@ -185,8 +185,8 @@ TOP_HUNDREDTH = 0.464
 MEDIAN_CALLS = 83.5
 CALLS_PER_FUNCTION = 11_639
 MINUTES_CV = 0.524
-MINUTE_OR_MORE = 0.275  # part of the functions; the next is their part of the calls
-MINUTE_OR_MORE_CALLS = 0.99
+MINUTE_OR_MORE = 0.275  # part of the functions that are called once a minute or more
+MINUTE_OR_MORE_CALLS = 0.99  # part of the calls that these functions make
 PERIODIC = 0.2
 QUARTILES_OF_CV = (2.8, 7.7, 21.9)  # over the minutes of a function
 

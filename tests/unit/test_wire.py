@@ -55,7 +55,7 @@ def read(header: bytes, table: dict[int, type]) -> tuple[Any, str]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal; NaN is the same as NaN."""
+    """Whether two values are equal, where NaN counts as equal to NaN."""
     return bool(one == other) or ("nan" in str(one) and str(one) == str(other))
 
 

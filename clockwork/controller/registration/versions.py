@@ -202,7 +202,7 @@ class Versions:
         for old in versions[:-VERSIONS_MAX]:
             if old.record.version not in kept:
                 waiters: list[Waiter] = []
-                if old is model:  # another try would come to the same
+                if old is model:  # a retry would be refused again
                     waiters, model.waiters = model.waiters, []
                     self._awaited.pop(model, None)
                 self.tasks.append(Retire(name, old, waiters))

@@ -190,7 +190,7 @@ class Walk(OperatorReader[Fact]):
         is_int64 = node.op_type in ("Shape", "Size") or (
             node.op_type in MOVING_SIZES and any(name in self._int64 for name in node.input[:1])
         )
-        for name in node.output:  # may be names in another body, too
+        for name in node.output:  # other bodies may use the same names
             self._arrays.pop(name, None)
             self._int64.discard(name)
         empty = Fact(())
@@ -255,7 +255,7 @@ class Walk(OperatorReader[Fact]):
                 raise Met(fact.met)
             if fact.counts:
                 raise Met("computes with the number of rows")
-            if fact.place is not None:  # tensors that number rows have a place, too
+            if fact.place is not None:  # true also for tensors that number the rows
                 raise Met("is not known to keep rows apart")
         return [Fact(None) for _ in self._node.output]
 

@@ -1,8 +1,8 @@
 """The live forms of the experiments: a real controller, a real worker on the CPU, real sockets, and a model
 in the place of ResNet50 on a V100.
 
-That model is an MLP of a millisecond or two whose throughput, like ResNet50's there, grows several times with
-batches.
+The live model is an MLP of a millisecond or two whose throughput, like ResNet50's there, grows several times
+with batches.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ cdef extern from "scheduler/predictions.h" namespace "clockwork" nogil:
         CHistogram over
         CHistogram under
 
-    cdef cppclass CNoise "clockwork::Predictions::Noise":
+    cdef struct CNoise "clockwork::Predictions::Noise":
         uint64_t executions
         double pace
         double sigma
@@ -103,21 +103,21 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         vector[pair[string, double]] values
         const CHooks *hooks
 
-    cdef cppclass CShareStatus "clockwork::ShareStatus":
+    cdef struct CShareStatus "clockwork::ShareStatus":
         int64_t model_id
         double asked
         double had
         cbool is_modest
         cbool is_beyond
 
-    cdef cppclass CPolicyStatus "clockwork::PolicyStatus":
+    cdef struct CPolicyStatus "clockwork::PolicyStatus":
         cbool is_learning
         double pace
         double need
         double hold
         double share
 
-    cdef cppclass CDeviceStatus "clockwork::DeviceStatus":
+    cdef struct CDeviceStatus "clockwork::DeviceStatus":
         int32_t worker
         uint32_t device
         uint32_t kind
@@ -171,14 +171,14 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         vector[int32_t] workers
         vector[CWhereabouts] residencies
 
-    cdef cppclass CPlannedBatch "clockwork::PlannedBatch":
+    cdef struct CPlannedBatch "clockwork::PlannedBatch":
         int64_t model_id
         uint32_t shape
         uint32_t size
         int64_t duration_ns
         vector[uint64_t] requests
 
-    cdef cppclass CFlightStatus "clockwork::FlightStatus":
+    cdef struct CFlightStatus "clockwork::FlightStatus":
         uint64_t action_id
         int32_t worker
         uint32_t device

@@ -258,16 +258,15 @@ cdef dict histogram_of(const CHistogram &histogram):
     }
 
 
-cdef dict errors_of(const CErrors &errors):
-    return {"over": histogram_of(errors.over), "under": histogram_of(errors.under)}
-
-
 cdef dict cumulative_of(const CHistogram &histogram, bounds_ns):
     buckets = [histogram.up_to(bound) for bound in bounds_ns]
     return {"count": histogram.total(), "sum_ns": histogram.sum(), "buckets": [*buckets, histogram.total()]}
 
 
-cdef dict buckets_of(const CErrors &errors, bounds_ns):
+cdef dict errors_of(const CErrors &errors, bounds_ns):
+    """Percentiles of the errors, or their counts up to each of the bounds, where there are any."""
+    if bounds_ns is None:
+        return {"over": histogram_of(errors.over), "under": histogram_of(errors.under)}
     return {"over": cumulative_of(errors.over, bounds_ns), "under": cumulative_of(errors.under, bounds_ns)}
 
 
@@ -556,44 +555,9 @@ cdef class Core(Driven):
     def devices(self):
         return [self._device(row) for row in self._core.devices()]
 
-    cdef dict _device(self, const CDeviceStatus &row):
-        return {
-            "worker": row.worker,
-            "device": row.device,
-            "kind": self._kinds.thing(row.kind),
-            "planned_requests": row.planned_requests,
-            "planned_batches": row.planned_batches,
-            "planned_ns": row.planned_ns,
-            "in_flight": row.in_flight,
-            "loading": row.loading,
-            "loads_waiting": row.loads_waiting,
-            "pages": row.pages,
-            "pages_free": row.pages_free,
-            "draining": bool(row.draining),
-            "clock_mhz": row.clock_mhz,
-            "resident": row.resident,
-            "served": row.served,
-            "evicted_early": row.evicted_early,
-            "idle_with_work_ns": row.idle_with_work_ns,
-            "lead_ns": row.lead_ns,
-            "recent_ns": row.recent_ns,
-            "recent_executing_ns": row.recent_executing_ns,
-            "recent_idle_with_work_ns": row.recent_idle_with_work_ns,
-            "host_bytes": row.host_bytes,
-            "host_used": row.host_used,
-            "hosted": row.hosted,
-            "fetching": row.fetching,
-            "there_ns": row.there_ns,
-            "back_ns": row.back_ns,
-            "inputs_bytes": row.inputs_bytes,
-            "inputs_mb_ns": row.inputs_mb_ns,
-            "copies_mb_ns": row.copies_mb_ns,
-            "margin": row.margin,
-            "contested_ns": row.contested_ns,
-            "level": row.level,
-            "shares": [self._share(row.shares[place]) for place in range(row.shares.size())],
-            "beyond": row.beyond,
-        }
+    cdef dict _device(self, CDeviceStatus row):
+        shares = [self._share(share) for share in row.shares]
+        return {**row, "kind": self._kinds.thing(row.kind), "shares": shares}
 
     cdef dict _share(self, const CShareStatus &share):
         standing = "beyond" if share.is_beyond else "within" if share.is_modest else "near"
@@ -620,23 +584,22 @@ cdef class Core(Driven):
         cdef const CPredictions *found = self._core.predictions()
         if found is NULL:
             return {}
-        cdef CNoise noise = found.noise()
-        return {
-            "executions": noise.executions, "pace": noise.pace, "sigma": noise.sigma,
-            "outliers": noise.outliers, "outlier_factor": noise.outlier_factor,
-        }
+        return found.noise()
+
+    def predictions(self):
+        return self.prediction_errors(None)
 
     def prediction_errors(self, bounds_ns):
         cdef const CPredictions *found = self._core.predictions()
         if found is NULL:
             return {}
         return {
-            "infer_duration": buckets_of(found.infer_duration, bounds_ns),
-            "infer_completion": buckets_of(found.infer_completion, bounds_ns),
-            "load_duration": buckets_of(found.load_duration, bounds_ns),
-            "load_completion": buckets_of(found.load_completion, bounds_ns),
-            "fetch_duration": buckets_of(found.fetch_duration, bounds_ns),
-            "fetch_completion": buckets_of(found.fetch_completion, bounds_ns),
+            "infer_duration": errors_of(found.infer_duration, bounds_ns),
+            "infer_completion": errors_of(found.infer_completion, bounds_ns),
+            "load_duration": errors_of(found.load_duration, bounds_ns),
+            "load_completion": errors_of(found.load_completion, bounds_ns),
+            "fetch_duration": errors_of(found.fetch_duration, bounds_ns),
+            "fetch_completion": errors_of(found.fetch_completion, bounds_ns),
         }
 
     def held(self):
@@ -646,19 +609,6 @@ cdef class Core(Driven):
 
     def hosts(self, model_id):
         return list(self._core.hosts(model_id))
-
-    def predictions(self):
-        cdef const CPredictions *found = self._core.predictions()
-        if found is NULL:
-            return {}
-        return {
-            "infer_duration": errors_of(found.infer_duration),
-            "infer_completion": errors_of(found.infer_completion),
-            "load_duration": errors_of(found.load_duration),
-            "load_completion": errors_of(found.load_completion),
-            "fetch_duration": errors_of(found.fetch_duration),
-            "fetch_completion": errors_of(found.fetch_completion),
-        }
 
     def snapshot(self):
         cdef CSnapshot all_ = self._core.snapshot()
@@ -677,13 +627,7 @@ cdef class Core(Driven):
                 }
                 for residency in all_.resident[place]
             }
-            row["plan"] = [
-                {
-                    "model_id": batch.model_id, "shape": self._shapes.thing(batch.shape), "size": batch.size,
-                    "duration_ns": batch.duration_ns, "requests": list(batch.requests),
-                }
-                for batch in all_.plans[place]
-            ]
+            row["plan"] = [{**batch, "shape": self._shapes.thing(batch.shape)} for batch in all_.plans[place]]
             devices.append(row)
         models = {
             model.model_id: {
@@ -693,13 +637,7 @@ cdef class Core(Driven):
             }
             for model in all_.models
         }
-        flights = [
-            {
-                "action_id": flight.action_id, "worker": flight.worker, "device": flight.device,
-                "kind": FLIGHTS[flight.kind], "model_id": flight.model_id, "requests": list(flight.requests),
-            }
-            for flight in all_.flights
-        ]
+        flights = [{**flight, "kind": FLIGHTS[flight.kind]} for flight in all_.flights]
         return {
             "now_ns": all_.now_ns,
             "queued_requests": all_.queued_requests,

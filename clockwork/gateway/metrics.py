@@ -16,6 +16,7 @@ import dataclasses
 import struct
 import time
 import zlib
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -276,17 +277,19 @@ class GatewayCounters:
     """
 
     def __init__(self) -> None:
-        self.requests: dict[tuple[str, str, str], int] = {}
-        self.in_flight: dict[str, int] = {}
-        self.received_bytes: dict[str, int] = {}
-        self.sent_bytes: dict[str, int] = {}
-        self.abandoned: dict[str, int] = {}
+        self.requests: Counter[tuple[str, str, str]] = Counter()
+        self.in_flight: Counter[str] = Counter()
+        self.received_bytes: Counter[str] = Counter()
+        self.sent_bytes: Counter[str] = Counter()
+        self.abandoned: Counter[str] = Counter()
         # Counts by bucket (not cumulative), then the sum in ns
-        self.durations: dict[tuple[str, str], list[int]] = {}
+        self.durations: defaultdict[tuple[str, str], list[int]] = defaultdict(
+            lambda: [0] * (len(METRIC_BOUNDS_NS) + 2)
+        )
 
     def begin(self, protocol: str) -> int:
         """Count a request that has been read, and return the time for end()."""
-        self.in_flight[protocol] = self.in_flight.get(protocol, 0) + 1
+        self.in_flight[protocol] += 1
         return now_ns()
 
     def end(
@@ -300,20 +303,17 @@ class GatewayCounters:
     ) -> None:
         """Count the answer to a request."""
         self.in_flight[protocol] -= 1
-        key = (protocol, method, str(code))
-        self.requests[key] = self.requests.get(key, 0) + 1
-        self.received_bytes[protocol] = self.received_bytes.get(protocol, 0) + received_bytes
-        self.sent_bytes[protocol] = self.sent_bytes.get(protocol, 0) + sent_bytes
+        self.requests[protocol, method, str(code)] += 1
+        self.received_bytes[protocol] += received_bytes
+        self.sent_bytes[protocol] += sent_bytes
         took_ns = now_ns() - begun_ns
-        found = self.durations.get((protocol, method))
-        if found is None:
-            found = self.durations[protocol, method] = [0] * (len(METRIC_BOUNDS_NS) + 2)
+        found = self.durations[protocol, method]
         found[bisect.bisect_left(METRIC_BOUNDS_NS, took_ns)] += 1
         found[-1] += took_ns
 
     def sent(self, protocol: str, count: int) -> None:
         """Count bytes of an answer that are not passed to end()."""
-        self.sent_bytes[protocol] = self.sent_bytes.get(protocol, 0) + count
+        self.sent_bytes[protocol] += count
 
     @contextlib.contextmanager
     def uncounted(self, protocol: str) -> Iterator[None]:
@@ -327,7 +327,7 @@ class GatewayCounters:
     def abandon(self, protocol: str) -> None:
         """Count a request whose client disconnected before the answer."""
         self.in_flight[protocol] -= 1
-        self.abandoned[protocol] = self.abandoned.get(protocol, 0) + 1
+        self.abandoned[protocol] += 1
 
 
 # ----- the text ----------------------------------------------------------------------------------

@@ -117,17 +117,14 @@ class Gateway:
         from clockwork.gateway.metrics_http import MetricsServer
 
         settings = self._settings
-        client = LoopClient(
-            settings.endpoint, timeout=to_seconds(CLIENT_TIMEOUT_NS), keys=settings.key, name="gateway"
+        timeout_s = to_seconds(CLIENT_TIMEOUT_NS)
+        client = operator = LoopClient(
+            settings.endpoint, timeout=timeout_s, keys=settings.key, name="gateway"
         )
         client.start()
-        operator = client
         if settings.operator_key is not None:
             operator = LoopClient(
-                settings.endpoint,
-                timeout=to_seconds(CLIENT_TIMEOUT_NS),
-                keys=settings.operator_key,
-                name="gateway",
+                settings.endpoint, timeout=timeout_s, keys=settings.operator_key, name="gateway"
             )
             operator.start()
         tracing = start_tracing(settings.otlp_endpoint or None, codes=settings.status_codes)

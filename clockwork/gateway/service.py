@@ -478,24 +478,29 @@ def _duration(count: int = 0, ns: int = 0) -> dict[str, int]:
     return {"count": count, "ns": ns}
 
 
-def _statistics(
-    name: str, version: int, last_ms: int, inferences: int, executions: int, success: dict[str, int], fail: int,
-    times: Mapping[str, Any], batches: Sequence[tuple[int, int, int]] = (),
-) -> dict[str, Any]:  # fmt: skip
+def _measured(model: Mapping[str, Any], wall_offset_ns: int) -> dict[str, Any]:
+    """Return a model's statistics in Triton's form, from the controller's metrics."""
+    outcomes, times = _mapping(model.get("outcomes")), _mapping(model.get("times"))
+    success = int(outcomes.get("success", 0))
+    failures = [value for key, value in outcomes.items() if key not in ("success", "refused")]
+    failures += list(_mapping(outcomes.get("refused")).values())
+    last_ns = int(model.get("last_ns", 0))
+    batches = [(int(size), int(row[0]), int(row[1])) for size, row in _mapping(model.get("batches")).items()]
+
     def spent(*phases: str) -> dict[str, int]:
         rows = [_mapping(times.get(phase)) for phase in phases]
         count = max((int(row.get("count", 0)) for row in rows), default=0)
         return _duration(count, sum(int(row.get("sum_ns", 0)) for row in rows))
 
     return {
-        "name": name,
-        "version": str(version),
-        "last_inference": last_ms,
-        "inference_count": inferences,
-        "execution_count": executions,
+        "name": str(model["name"]),
+        "version": str(int(model["version"])),
+        "last_inference": (last_ns + wall_offset_ns) // 1_000_000 if last_ns else 0,
+        "inference_count": int(model.get("inferences", 0)),
+        "execution_count": int(model.get("executions", 0)),
         "inference_stats": {
-            "success": success,
-            "fail": _duration(fail),
+            "success": _duration(success, int(_mapping(times.get("total")).get("sum_ns", 0))),
+            "fail": _duration(sum(map(int, failures))),
             "queue": spent("queue", "load"),
             "compute_input": spent("copy_in"),
             "compute_infer": spent("execute"),
@@ -511,23 +516,7 @@ def _statistics(
                 "compute_infer": _duration(count, ns),
                 "compute_output": _duration(count),
             }
-            for size, count, ns in batches
+            for size, count, ns in sorted(batches)
         ],
         "memory_usage": [],
     }
-
-
-def _measured(model: Mapping[str, Any], wall_offset_ns: int) -> dict[str, Any]:
-    """Return a model's statistics in Triton's form, from the controller's metrics."""
-    outcomes, times = _mapping(model.get("outcomes")), _mapping(model.get("times"))
-    success = int(outcomes.get("success", 0))
-    failures = [value for key, value in outcomes.items() if key not in ("success", "refused")]
-    failures += list(_mapping(outcomes.get("refused")).values())
-    last_ns = int(model.get("last_ns", 0))
-    batches = [(int(size), int(row[0]), int(row[1])) for size, row in _mapping(model.get("batches")).items()]
-    return _statistics(
-        str(model["name"]), int(model["version"]), (last_ns + wall_offset_ns) // 1_000_000 if last_ns else 0,
-        int(model.get("inferences", 0)), int(model.get("executions", 0)),
-        _duration(success, int(_mapping(times.get("total")).get("sum_ns", 0))), sum(map(int, failures)), times,
-        sorted(batches),
-    )  # fmt: skip

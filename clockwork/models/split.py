@@ -32,16 +32,11 @@ from clockwork.wire.tensors import DTYPES
 SMALL_INTEGERS = 64
 """Largest number of elements of integer and boolean tensors that count as shapes or axes, and stay."""
 
-_FLOATS = frozenset(
-    code
-    for code, name in ((value, key) for key, value in TensorProto.DataType.items())
-    if name.startswith(("FLOAT", "DOUBLE", "BFLOAT", "COMPLEX"))
-)
-_NARROW = frozenset(
-    code
-    for code, name in ((value, key) for key, value in TensorProto.DataType.items())
-    if name in ("INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2", "INT16", "UINT16")
-)
+_FLOATS = ("FLOAT", "DOUBLE", "BFLOAT", "COMPLEX")
+_NARROW = ("INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2", "INT16", "UINT16")
+_WEIGHT_TYPES = frozenset(
+    code for name, code in TensorProto.DataType.items() if name.startswith(_FLOATS) or name in _NARROW
+)  # fmt: skip
 
 _CONSTANT_INPUTS: dict[str, frozenset[int]] = {
     name: frozenset(positions)
@@ -111,7 +106,7 @@ class ModelConstant:
         count = math.prod(tensor.dims)
         if count == 0 or any(at in _CONSTANT_INPUTS.get(node.op_type, ()) for node, at in self.uses):
             return False
-        if kind in _FLOATS or kind in _NARROW or count > SMALL_INTEGERS:
+        if kind in _WEIGHT_TYPES or count > SMALL_INTEGERS:
             return True
         return kind == TensorProto.INT32 and any(node.op_type.startswith(_QUANTISED) for node, _ in self.uses)
 

@@ -234,17 +234,13 @@ class _Fold:
         self._left: dict[int, int] = {}
         self._specs: dict[int, ModelSpec] = {}
         # delays of batches to workers, and of results back
-        self._links: dict[str, list[int]] = {
-            "there": [],
-            "back": [],
-        }
+        self._links: dict[str, list[int]] = {"there": [], "back": []}
         self._sent: dict[int, _Sent] = {}
         self._loaded: set[tuple[int, int, int]] = set()  # (worker, device, load) ordered within the recording
         # model of a load that was ordered before the recording
         self._early: dict[tuple[int, int, int], int] = {}
         self._runs: list[tuple[int, int, int, int]] = []  # (model, requests, worker, duration) of executions
         self._loads: dict[int, list[int]] = {}
-        self._fetches: list[tuple[int, int]] = []  # tuples (model, duration)
         # Requests in the order of arrival: arrived, model, slo, priority, rows, bytes.
         self._rows: list[tuple[int, int, int, int, int, int]] = []
         self._place: dict[int, int] = {}  # index in _rows of each unanswered request, by id

@@ -134,27 +134,20 @@ def prepare(
             shutil.rmtree(path, ignore_errors=True)
 
 
+@dataclasses.dataclass
 class _Preparation:
-    """The steps of preparing a package. ``work``: a directory for temporary files."""
+    """The steps of preparing a package."""
 
-    def __init__(
-        self,
-        package_dir: Path,
-        store: Path,
-        digest: str,
-        fingerprint: str,
-        page_bytes: int,
-        options: Mapping[str, Any],
-        work: Path,
-        made: list[Path],
-    ) -> None:
-        self._package_dir = package_dir
-        self._store = store
-        self._digest = digest
-        self._fingerprint = fingerprint
-        self._page_bytes = page_bytes
-        self._work = work
-        self._made = made
+    _package_dir: Path
+    _store: Path
+    _digest: str
+    _fingerprint: str
+    _page_bytes: int
+    options: dataclasses.InitVar[Mapping[str, Any]]
+    _work: Path  # for temporary files
+    _made: list[Path]
+
+    def __post_init__(self, options: Mapping[str, Any]) -> None:
         self._batching = str(options.get("batching", "auto"))
         self._batch_max = int(options.get("batch_max", 0))
         self._forced = str(options.get("holding", "auto"))

@@ -162,34 +162,20 @@ class RepositoryKeeper:
         """Return rows of the repository index for versions that are not registered, with the reasons."""
         with self._lock:
             rows = [
-                {"name": name, "version": str(version), "state": "UNAVAILABLE", "reason": done.error}
+                (name, str(version), "UNAVAILABLE", done.error)
                 for (name, version), done in sorted(self._done.items())
                 if done.error and (name, version) not in self._busy
             ]
-            rows += [
-                {
-                    "name": name,
-                    "version": str(version),
-                    "state": "LOADING",
-                    "reason": self._progress(name, version),
-                }
-                for name, version in sorted(self._busy)
-            ]
+            for name, version in sorted(self._busy):
+                rows.append((name, str(version), "LOADING", self._progress(name, version)))
             broken = dict(self._broken)
             known = {name for name, _ in (*self._done, *self._busy)}
-        rows += [
-            {"name": name, "version": "", "state": "UNAVAILABLE", "reason": why}
-            for name, why in broken.items()
-        ]
-        rows += [
-            {"name": str(remote), "version": "", "state": "UNAVAILABLE", "reason": why}
-            for remote in self._remotes
-            if (why := remote.trouble)
-        ]
+        rows += [(name, "", "UNAVAILABLE", why) for name, why in broken.items()]
+        rows += [(str(remote), "", "UNAVAILABLE", why) for remote in self._remotes if (why := remote.trouble)]
         if self._mode == "explicit":
             names = {name for name, _ in self._before.versions} - known - set(broken)
-            rows += [{"name": name, "version": "", "state": "", "reason": ""} for name in sorted(names)]
-        return rows
+            rows += [(name, "", "", "") for name in sorted(names)]
+        return [dict(zip(("name", "version", "state", "reason"), row)) for row in rows]
 
     def _progress(self, name: str, version: int) -> str:
         return next(filter(None, (remote.progress(name, version) for remote in self._remotes)), "")

@@ -73,7 +73,6 @@ def measure(devices: int, rate: float, quick: bool) -> dict[str, Any]:
 
 
 def main() -> int:
-    """The command."""
     arguments = command_line(__doc__).parse_args()
     rows = [measure(devices, rate, arguments.quick) for devices, rate in ((1, 500.0), (100, 20_000.0))]
     show("Recorded requests per CPU-second", SEED, rows, {}, arguments.json)

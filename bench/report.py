@@ -50,7 +50,6 @@ def publishing(parser: argparse.ArgumentParser) -> None:
 
 
 def conditions(seed: int) -> dict[str, Any]:
-    """Machine, commit, versions and seed."""
     return {
         "machine": machine(),
         "commit": commit(),

@@ -80,7 +80,6 @@ def measure(name: str, policy: str, quick: bool) -> dict[str, Any]:
 
 
 def main() -> int:
-    """The command."""
     parser = command_line(__doc__)
     parser.add_argument("--policy", default=POLICY, help="the scheduler's policy (default: %(default)s)")
     arguments = parser.parse_args()

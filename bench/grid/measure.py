@@ -145,7 +145,6 @@ def point(
 
 
 def summary(cell: Cell, report: Report, rate: float, warmup_s: float) -> Point:
-    """The point of a report."""
     offered, bad = report.models.offered, report.models.bad
     deciles = np.array([cell.decile(model) for model in range(cell.models)])
     by_decile = [np.bincount(deciles, counts, minlength=cell.groups) for counts in (offered, bad)]

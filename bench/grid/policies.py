@@ -54,7 +54,6 @@ class Setting:
 
 
 def settings(policy: str, memory: str, cell: Cell) -> list[Setting]:
-    """The settings of a policy that a cell tries."""
     if policy == "paper":
         options = [
             (("schedule_ahead_ms", ahead), ("batch_cap", PAPER_BATCH_CAP), ("early_cancel", early))

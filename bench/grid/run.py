@@ -221,7 +221,6 @@ def save(path: Path, book: dict[str, Any]) -> None:
 
 
 def enter(book: dict[str, Any], task: Task, result: dict[str, Any]) -> None:
-    """Enter a task's result at its place in the book."""
     cells = book["cells"]
     if task.kind == "prepare":
         cells[task.cell.name] = {**result, "bounds": {}, "settings": {}}

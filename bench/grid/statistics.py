@@ -17,7 +17,6 @@ T_975 = (
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """The geometric mean of positive values."""
     return math.exp(statistics.fmean(math.log(value) for value in values))
 
 

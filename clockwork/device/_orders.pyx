@@ -358,7 +358,6 @@ cdef class DeviceCore:
         return held
 
     cdef size_t slot_bytes(self) noexcept nogil:
-        """The bytes of all slots."""
         cdef Slot* slot
         cdef size_t found = 0
         self.lanes.hub.lock()

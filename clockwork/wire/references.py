@@ -4,10 +4,8 @@ from __future__ import annotations
 
 
 def model_reference(name: str, version: int | str) -> str:
-    """The reference of one version."""
     return f"{name}@{version}"
 
 
 def name_of(reference: str) -> str:
-    """The name in a reference."""
     return reference.partition("@")[0]

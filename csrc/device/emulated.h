@@ -103,7 +103,6 @@ inline constexpr Status status_of(FailureCause cause) {
     }
 }
 
-// The end of an action.
 struct EmulatedEnd {
     ActionId id = 0;
     std::uint32_t token = 0;

@@ -68,7 +68,6 @@ inline constexpr Ns DEMAND_PAST_MIN_NS = SECOND;
 // A model with a count of at most this many requests needs nothing.
 inline constexpr double DEMAND_FORGOTTEN = 0.05;
 
-// Demand of one model.
 struct ModelDemand {
     double rows = 0, requests = 0;  // arrivals, decayed
     Ns counted_ns = 0;              // time of the counts

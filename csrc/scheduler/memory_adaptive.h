@@ -168,7 +168,6 @@ private:
                    residency->arena->usable();
         });
     }
-    // Whether the model asks for a load.
     bool asks(const Model& model, bool is_cold);
     double benefit(const Model& model, const KindSpec& spec, Ns begin_ns, Ns load, Ns delays_ns, bool is_cold) const;
     double standing(const Model& model, Ns load) const;

@@ -33,7 +33,6 @@ Ns Paper::exec_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows)
     return curve != nullptr ? curve->exec_ns(rows) : spec.alone_ns(shape, rows);
 }
 
-// The largest batch size.
 std::uint32_t Paper::largest(const KindSpec& spec) const {
     std::uint32_t size = 1;
     while (size * 2 <= std::min(spec.batch_max, batch_cap_)) {

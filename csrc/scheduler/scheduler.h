@@ -54,7 +54,6 @@ struct PolicyStatus {
     double share = 0;          // devices that a model may have, as of the last arrival; 0: no limit
 };
 
-// Status of a device.
 struct DeviceStatus {
     WorkerId worker = 0;
     std::uint32_t device = 0;  // number of the device within its worker

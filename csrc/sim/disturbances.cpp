@@ -64,7 +64,6 @@ Ns World::slowed_ns(DisturbanceInfo::Kind kind, std::uint32_t worker, Ns begin_n
     return static_cast<Ns>(took * slower <= left ? took * slower : left + took - left / slower);
 }
 
-// Returns the time until which a worker is stopped, or now.
 Ns World::stopped_until_ns(std::uint32_t worker) const {
     Ns until = now_;
     if (!begun_)

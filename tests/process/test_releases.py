@@ -176,7 +176,6 @@ def test_a_share_is_exact_and_all_of_it_goes_over_and_back_at_once(stage: Stage)
     assert stage.count(5) == {1: 5}
     failure = stage.rollback()
     assert (failure.status, "no earlier route of m" in failure.text) == (Status.INVALID_INPUT, True)
-    # Answers are counted by version.
     answered = [stage.model(f"m@{version}")["counts"]["answered"] for version in (1, 2)]
     assert answered == [5 + 36 + 6 + 18 + 5, 4 + 6 + 5 + 2]
 

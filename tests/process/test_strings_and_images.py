@@ -70,7 +70,6 @@ def strings(*texts: str | bytes) -> np.ndarray:
 
 
 def cli(cluster: Cluster, *arguments: str) -> str:
-    """Return a command's output."""
     command = [sys.executable, "-m", "clockwork", *arguments, "--endpoint", cluster.endpoint]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr

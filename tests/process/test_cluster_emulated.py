@@ -24,7 +24,7 @@ from clockwork.models import zoo
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.workloads import load_generator
 from tests.patience import PATIENCE_S, eventually
-from tests.process.cluster import Cluster, running_cluster, total_results, total_sent
+from tests.process.cluster import Cluster, Program, running_cluster, total_results, total_sent
 
 EMULATED = ("--device", "emulated", "--page-size", "16MiB")
 SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 1 << 20, MS, input_bytes=100, output_bytes=7)
@@ -89,10 +89,10 @@ def test_copies_share_a_package_and_have_weights_of_their_own(tmp_path: Path) ->
     with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
         start(cluster)
         for one in copies([SMALL], 3):
-            client.register(one.name, ModelProfile(**{**fields(one), "name": "small"}), slo=0.5)
+            client.register(one.name, ModelProfile(**{**fields(one), "name": "small"}), slo=PATIENCE_S)
         infos = [client.model(f"small-{number}") for number in range(3)]
         assert len({info.digest for info in infos}) == 1
-        assert infos[0].slo == 0.5
+        assert infos[0].slo == PATIENCE_S
         x = np.zeros((1, 100), np.uint8)
         for info in infos:
             client.infer(info.name, x)
@@ -149,12 +149,9 @@ def test_devices_that_fail_now_and_then_are_survived(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_make_no_worker(tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
-    with running_cluster(tmp_path / "cluster", workers=0) as cluster:
-        program = cluster.program(
-            ["worker", "--device", "emulated", "--store", str(tmp_path / "store"), *arguments]
-        )
-        assert program.wait() == 1
-        assert sentence in program.text
+    program = Program(["worker", "--device", "emulated", "--store", str(tmp_path), *arguments])
+    assert program.wait() == 1
+    assert sentence in program.text
 
 
 def test_up_with_profiles(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,27 @@ from clockwork import Client
 from clockwork.errors import ClockworkError, InvalidModel, Unavailable
 from clockwork.models import zoo
 from tests.patience import PATIENCE_S, eventually
-from tests.process.cluster import Reference, running_cluster, same
+from tests.process.cluster import Cluster, Reference, running_cluster, same
 
 MIB = 1 << 20
 BUDGET = 256 * MIB
 
 
+@pytest.fixture(scope="module")
+def budgeted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster whose worker prepares models within BUDGET."""
+    environment = {"CLOCKWORK_PREPARATION_BYTES": str(BUDGET)}
+    with running_cluster(tmp_path_factory.mktemp("cluster"), environment=environment) as cluster:
+        yield cluster
+
+
 @pytest.mark.parametrize(
     ("tensor_bytes", "count"), [(600 * MIB, 1), (50 * MIB, 12)], ids=["at once", "bit by bit"]
 )
-def test_a_model_is_prepared_within_a_budget_of_memory(tmp_path: Path, tensor_bytes: int, count: int) -> None:
-    environment = {"CLOCKWORK_PREPARATION_BYTES": str(BUDGET)}
-    with running_cluster(tmp_path, environment=environment) as cluster, cluster.client() as client:
+def test_a_model_is_prepared_within_a_budget_of_memory(
+    budgeted: Cluster, tensor_bytes: int, count: int
+) -> None:
+    with budgeted.client() as client:
         with pytest.raises(InvalidModel, match="preparing the model takes more than") as refused:
             client.register("swelling", swelling(tensor_bytes, count))
         said = re.search(
@@ -35,7 +45,7 @@ def test_a_model_is_prepared_within_a_budget_of_memory(tmp_path: Path, tensor_by
         )
         assert said is not None
         assert int(said[1]) >= BUDGET + 12 * int(said[2])
-        (peak,) = preparation_peaks(cluster.workers[0].pid)
+        (peak,) = preparation_peaks(budgeted.workers[0].pid)
         assert peak < int(said[1]) + 200 * MIB, "beside what the process had before"
         x = np.zeros((1, 64), np.float32)
         mlp = zoo.build("mlp")
@@ -93,7 +103,7 @@ def test_what_gives_way_ends_by_its_own_limit_all_the_same(tmp_path: Path) -> No
 
     def register(client: Client, seed: int) -> None:
         with pytest.raises(InvalidModel) as refused:
-            client.register(f"endless{seed}", endless(seed), timeout=280.0)
+            client.register(f"endless{seed}", endless(seed), timeout=2 * PATIENCE_S)
         refusals.append(str(refused.value))
 
     with running_cluster(tmp_path, environment=environment) as cluster, cluster.client() as client:

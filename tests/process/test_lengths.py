@@ -3,7 +3,7 @@ so."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -12,7 +12,7 @@ from onnx import helper
 
 from clockwork.models import zoo
 from tests.patience import PATIENCE_S
-from tests.process.cluster import Reference, running_cluster, same, total_sent
+from tests.process.cluster import Cluster, Reference, running_cluster, same, total_sent
 from tests.unit.models_onnx import initializer, model_of, value
 
 LENGTHS = [int(length) for length in np.random.default_rng(0).integers(1, 60, 200)]
@@ -37,12 +37,18 @@ def last_position() -> onnx.ModelProto:
     return model_of(nodes, [value("x", ["N", "S", 4])], [value("y", ["N", 4])], last, opset=18)
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
 @pytest.mark.slow
-def test_sentences_of_any_length_share_executions(tmp_path: Path) -> None:
+def test_sentences_of_any_length_share_executions(cluster: Cluster) -> None:
     model = encoder()
     expected = Reference(model)
     sentences = [sentence(length) for length in LENGTHS]
-    with running_cluster(tmp_path) as cluster, cluster.client() as client:
+    with cluster.client() as client:
 
         def executions(name: str) -> int:
             before = total_sent(client.status(), "infer")
@@ -66,8 +72,8 @@ def test_sentences_of_any_length_share_executions(tmp_path: Path) -> None:
         assert "one length in a batch: as it was asked for" in shown
 
 
-def test_what_is_not_proven_stays_exact_and_says_why(tmp_path: Path) -> None:
-    with running_cluster(tmp_path) as cluster, cluster.client() as client:
+def test_what_is_not_proven_stays_exact_and_says_why(cluster: Cluster) -> None:
+    with cluster.client() as client:
         info = client.register("last", last_position())
         assert (info.lengths, info.batches) == ((), True)
         _, shown = cluster.run("models", "show", "last")

@@ -326,7 +326,7 @@ def _lying_worker(world: World, fault: Fault, effect: Effect, rng: random.Random
         _pass(fault)
     honest.release()
     effect.due_ns = now_ns()
-    effect.note = f"{liar.lie}, told {liar.told} times"
+    effect.note = f"{liar.kind}, told {liar.told} times"
 
 
 @handles(Kind.JUMP_WALL_CLOCK)

@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from bench.links import Link
@@ -41,6 +41,24 @@ def own_address() -> str:
     return f"127.{64 + (number >> 14) % 128}.{(number >> 7) % 128}.{1 + number % 128}"
 
 
+def first_said(
+    printed: Callable[[], Iterable[tuple[str, int]]], pattern: str, since_ns: int, within_s: float
+) -> int:
+    """Return the time at which a matching line was first printed after the given time; 0 if not in time.
+
+    printed: returns the lines so far, each with the time at which it was read.
+    """
+    deadline_ns = now_ns() + int(within_s * SECOND)
+    pause = threading.Event()
+    while True:
+        for line, seen_ns in printed():
+            if seen_ns >= since_ns and re.search(pattern, line):
+                return seen_ns
+        if now_ns() > deadline_ns:
+            return 0
+        pause.wait(0.01)
+
+
 class Supervised:
     """A process that is restarted as soon as it has ended, unless it is held down."""
 
@@ -67,18 +85,13 @@ class Supervised:
         return len(self.programs)
 
     def said(self, pattern: str, since_ns: int, within_s: float = PATIENCE_S) -> int:
-        """Return the time at which a matching line was first printed after the given time, by any program; 0
-        if not in time."""
-        deadline_ns = now_ns() + int(within_s * SECOND)
-        pause = threading.Event()
-        while True:
-            for program in list(self.programs):
-                for line, seen_ns in zip(program.lines, program.seen_ns):
-                    if seen_ns >= since_ns and re.search(pattern, line):
-                        return seen_ns
-            if now_ns() > deadline_ns:
-                return 0
-            pause.wait(0.01)
+        """Return the time at which any of the programs first printed a matching line; see first_said()."""
+        return first_said(
+            lambda: (line for program in [*self.programs] for line in zip(program.lines, program.seen_ns)),
+            pattern,
+            since_ns,
+            within_s,
+        )
 
     def end(self, number: int) -> int:
         """Send a signal that ends the process; return the time at which its end was noticed."""

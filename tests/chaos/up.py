@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import select
 import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from clockwork.system.clock import SECOND, now_ns
-from tests.chaos.processes import World
+from clockwork.system.clock import now_ns
+from tests.chaos.processes import World, first_said
 from tests.chaos.scenario import Kind
 from tests.chaos.template import WORKERS
 from tests.patience import PATIENCE_S, eventually
@@ -72,14 +70,13 @@ class Child:
 
     def said(self, pattern: str, since_ns: int, within_s: float = PATIENCE_S) -> int:
         """Wait for a line of the child, like Supervised.said()."""
-        deadline_ns, pause = now_ns() + int(within_s * SECOND), threading.Event()
-        while True:
-            for line, seen_ns in zip(self._up.lines, self._up.seen_ns):
-                if seen_ns >= since_ns and line.startswith(f"{self.name} | ") and re.search(pattern, line):
-                    return seen_ns
-            if now_ns() > deadline_ns:
-                return 0
-            pause.wait(0.01)
+        mine = f"{self.name} | "
+        return first_said(
+            lambda: (one for one in zip(self._up.lines, self._up.seen_ns) if one[0].startswith(mine)),
+            pattern,
+            since_ns,
+            within_s,
+        )
 
     def end(self, number: int) -> int:
         """Send a signal that ends the process; return the time of its end."""

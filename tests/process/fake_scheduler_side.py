@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from clockwork.wire.messages import (
     WorkerWelcome,
 )
 from clockwork.wire.transport import Poller, Transport
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, eventually
 
 ALWAYS = (-NEVER_NS, NEVER_NS)
 """The window of an action that may start at any time: a worker's clock may read less than 0."""
@@ -222,10 +221,7 @@ class WorkerProcess:
         return [pid for pid, parent in _parents().items() if parent == self.process.pid]
 
     def wait_for_child(self) -> int:
-        deadline = time.monotonic() + PATIENCE_S
-        while not (children := self.children()):
-            assert time.monotonic() < deadline
-            os.sched_yield()
+        children: list[int] = eventually(self.children, "the worker has a child")
         return children[0]
 
 
@@ -255,10 +251,7 @@ def running_worker(endpoint: str, store: Path, **settings: Any) -> Iterator[Work
         if worker.process.poll() is None:
             worker.process.kill()
         worker.process.wait()
-        deadline = time.monotonic() + PATIENCE_S
-        while any(Path(f"/proc/{pid}/cmdline").is_file() and not _is_zombie(pid) for pid in children):
-            assert time.monotonic() < deadline, "a child outlives its worker"
-            os.sched_yield()
+        eventually(lambda: all(_is_zombie(pid) for pid in children), "the worker's children end")
         worker.log.unlink()
 
 

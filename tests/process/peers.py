@@ -8,9 +8,9 @@ import queue
 import struct
 import threading
 import unittest.mock
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import onnx
 from onnx import helper
@@ -192,17 +192,43 @@ def prepared_model(**changes: Any) -> PreparedModel:
     return PreparedModel(**(fields | changes))
 
 
+class HasWorkers(Protocol):
+    """A controller, in this process or another."""
+
+    worker_endpoint: str
+
+
+def result_of(
+    action_id: int,
+    parts: Sequence[Any] = (),
+    status: messages.Status = messages.Status.OK,
+    text: str = "",
+    took_ns: int = 50_000,
+) -> messages.Result:
+    """Return the result of an action that began took_ns ago and ends now."""
+    now, nothing = now_ns(), [0, 0, 0]
+    phase = [now - took_ns, now, took_ns]
+    return messages.Result(action_id, status, text, now, nothing, phase, nothing, list(parts))
+
+
 class FakeWorker(Peer):
     """A worker whose model returns its input. It answers only when the test has it answer."""
 
     def __init__(
-        self, controller: Controller, epoch: int = 1, pages: int = 4, keys: PeerKeys | None = None
+        self, controller: HasWorkers, epoch: int = 1, pages: int = 4, keys: PeerKeys | None = None
     ) -> None:
         super().__init__(controller.worker_endpoint, messages.TO_WORKER, keys)
+        self.epoch, self.pages = epoch, pages
+        self.hello()
+
+    def hello(self) -> None:
+        """Join the controller."""
         device = {
-            "kind": "cpu", "name": "fake", "fingerprint": "test", "page_bytes": 4096, "page_count": pages, "run_ahead": 2,
+            "kind": "cpu", "name": "fake", "fingerprint": "test", "page_bytes": 4096, "page_count": self.pages,
+            "run_ahead": 2,
         }  # fmt: skip
-        self.send(messages.WorkerHello(messages.PROTOCOL_VERSION, "test", f"fake{epoch}", epoch, [device]))
+        name = f"fake{self.epoch}"
+        self.send(messages.WorkerHello(messages.PROTOCOL_VERSION, "test", name, self.epoch, [device]))
         self.receive(messages.WorkerWelcome)
 
     def prepare(self, status: messages.Status = messages.Status.OK, text: str = "", **changes: Any) -> Any:
@@ -244,13 +270,8 @@ class FakeWorker(Peer):
         took_ns: int = 50_000,
     ) -> None:
         """Answer an action as done, with this duration; INFER echoes its inputs."""
-        now = now_ns()
         parts = action.parts if type(action) is messages.Infer and status == messages.Status.OK else []
-        nothing = [0, 0, 0]
-        result = messages.Result(
-            action.action_id, status, text, now, nothing, [now - took_ns, now, took_ns], nothing, parts
-        )
-        self.send(result, *(frames if parts else ()))
+        self.send(result_of(action.action_id, parts, status, text, took_ns), *(frames if parts else ()))
 
     def serve_one(self, took_ns: int = 50_000) -> Any:
         """Do the required LOADs until an INFER has been answered; return that action."""

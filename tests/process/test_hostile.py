@@ -22,7 +22,7 @@ from clockwork import Client
 from clockwork.models import zoo
 from tests.process.attacks import ATTACKS, Doors, Stop
 from tests.process.cluster import Reference, same
-from tests.process.test_cluster import Up, running
+from tests.process.up import Up, running
 
 SEED = 20201104
 GROWTH_BYTES_MAX = 1 << 30
@@ -55,7 +55,6 @@ def test_an_honest_client_is_answered_rightly_beside_everything_that_strangers_t
             *(up.wait_for(rf"^ +{name} +(tcp://\S+)")[1] for name in ("clients", "workers", "events")),
             *(int(up.wait_for(rf"^ +{name} .*:(\d+)")[1]) for name in ("http", "grpc", "metrics")),
         )
-        up.wait_for("Ctrl-C ends it")
         before = children(up)
         assert len(before) == 3, "a controller, a worker and a gateway"
         model = zoo.digits()

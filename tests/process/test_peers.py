@@ -11,12 +11,13 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.patience import PATIENCE_S, eventually
 
 pytest.importorskip("aiohttp", reason="the gateway's libraries are not installed ([gateway])")
 
@@ -32,7 +33,6 @@ from clockwork.system.clock import SECOND, now_ns
 ROOT = Path(__file__).parents[2]
 STUB = Path(__file__).with_name("stub_peer.py")
 SLO_NS = SECOND
-ENDED_S = 20.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ def test_clients_send_on_time_whatever_became_of_others_and_all_leave_at_the_end
 def test_processes_that_hide_and_ignore_sigterm_are_ended(tmp_path: Path) -> None:
     command = stub(0, "honest", model_in(tmp_path))
     with Kept(command, tmp_path / "log", grace_s=0.2) as kept:
-        wait_for(lambda: len(kept.pids()) >= 2)
+        eventually(lambda: len(kept.pids()) >= 2, "it has a child")
         pids = kept.pids()
     assert not any(runs(pid) for pid in pids)
 
@@ -176,7 +176,7 @@ def test_processes_that_hide_and_ignore_sigterm_are_ended(tmp_path: Path) -> Non
 def test_a_server_that_ends_takes_what_it_started_with_it(tmp_path: Path) -> None:
     script = "import subprocess; print(subprocess.Popen(['sleep', '300'], start_new_session=True).pid)"
     with Kept([sys.executable, "-c", script], tmp_path / "log") as kept:
-        wait_for(lambda: kept.status is not None)
+        eventually(lambda: kept.status is not None, "it ends")
         assert kept.status == 0
         assert not runs(int((tmp_path / "log").read_text()))
 
@@ -205,7 +205,7 @@ def test_nothing_outlives_the_benchmark(number: int) -> None:
     with child:
         said = ""
         while "http, 0.1" not in said:
-            if not select.select([child.stderr], [], [], ENDED_S * 3)[0]:
+            if not select.select([child.stderr], [], [], PATIENCE_S)[0]:
                 child.kill()
                 pytest.fail(f"it said no more than {said}")
             piece = os.read(child.stderr.fileno(), 4096).decode()
@@ -213,9 +213,9 @@ def test_nothing_outlives_the_benchmark(number: int) -> None:
             said += piece
         assert processes_of()
         child.send_signal(number)
-        child.wait(ENDED_S)
+        child.wait(PATIENCE_S)
         assert child.returncode != 0
-    wait_for(lambda: not processes_of())
+    eventually(lambda: not processes_of(), "its processes end")
 
 
 def test_an_environment_is_made_once_and_anew_after_a_failure(tmp_path: Path) -> None:
@@ -259,11 +259,3 @@ def runs(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def wait_for(done: Any) -> None:
-    limit_ns = now_ns() + round(ENDED_S * SECOND)
-    pause = threading.Event()
-    while not done():
-        assert now_ns() < limit_ns, "it took too long"
-        pause.wait(0.02)

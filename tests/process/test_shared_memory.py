@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -181,7 +180,7 @@ def test_with_a_worker_elsewhere_tensors_are_sent_and_a_warning_says_so(
     monkeypatch.setattr(memory, "CLIENT_MEMORY_PAUSE_NS", 0)
     x = rows(1, 1)
     with cluster.client(shared_memory=True) as client, caplog.at_level("WARNING", "clockwork.client"):
-        worker = FakeWorker(SimpleNamespace(worker_endpoint=cluster.worker_endpoint), 99)  # type: ignore[arg-type]
+        worker = FakeWorker(cluster, 99)
         try:
             assert np.array_equal(client.infer("double", x), x + x)
             assert "not every worker runs on this client's machine" in caplog.text

@@ -31,7 +31,8 @@ from clockwork.wire.keys import CONTROLLER_KEY_FILE, KEY_FILES, LEGACY_KEY_FILE,
 from clockwork.wire.roles import Role
 from clockwork.wire.transport import Transport, new_key_pair
 from tests.patience import PATIENCE_S, eventually
-from tests.process.cluster import Program, session_members
+from tests.process.cluster import Program
+from tests.process.up import running, starting
 
 IMAGE = np.zeros((1, 1, 8, 8), np.float32)
 
@@ -44,66 +45,6 @@ from clockwork.cli.root import main
 main()
 """
 """`clockwork` with other bounds of restarts."""
-
-
-class Up:
-    """A running `clockwork up`."""
-
-    def __init__(self, data: Path, *options: str, code: str = "") -> None:
-        self.program = Program(
-            ["up", "--port", "0", "--arena", "16MiB", "--data", str(data), *options], code=code
-        )
-
-    def ready(self) -> None:
-        self.endpoint = self.program.wait_for(r"^  clients +(tcp://\S+)")[1]
-        self.program.wait_for("Ctrl-C ends it")
-
-    def child(self, name: str) -> int:
-        """Return the process of that name (controller, gateway, worker-0, ...); 0: there is none."""
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                words = (entry / "cmdline").read_bytes().decode().split("\0")
-            except OSError:  # the process ended meanwhile
-                continue
-            if words[-3:-1] != ["--parent", str(self.program.pid)]:
-                continue
-            if name in words[3:4] or ("--name" in words and words[words.index("--name") + 1] == name):
-                return int(entry.name)
-        return 0
-
-    def kill(self, name: str) -> int:
-        """Send SIGKILL, and return the time."""
-        os.kill(self.child(name), signal.SIGKILL)
-        return now_ns()
-
-    def workers(self, client: Client) -> list[str]:
-        try:
-            return sorted(one["name"] for one in client.status()["workers"])
-        except ClockworkError:
-            return []
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        """Return its exit status; assert that nothing is left."""
-        if self.program.process.poll() is None:
-            self.program.send(number)
-        status = self.program.wait(PATIENCE_S)
-        for name in ("controller", "gateway", "worker-0", "worker-1"):
-            assert not self.child(name), f"{name} is left"
-        assert not session_members(self.program.pid)
-        assert "Traceback" not in self.program.text, self.program.text
-        return status
-
-
-@contextlib.contextmanager
-def running(data: Path, *options: str, code: str = "") -> Iterator[Up]:
-    up = Up(data, *options, code=code)
-    try:
-        up.ready()
-        yield up
-    finally:
-        up.program.destroy()
 
 
 class Load:
@@ -147,14 +88,14 @@ class Load:
 
 def test_every_process_is_started_again_and_the_others_go_on(tmp_path: Path) -> None:
     with running(tmp_path, "--workers", "2") as up:
-        http = up.program.wait_for(r"^  http +(http://\S+)")[1]
+        http = up.wait_for(r"^  http +(http://\S+)")[1]
         both = ["worker-0", "worker-1"]
         with Client(up.endpoint, timeout=PATIENCE_S) as client, Load(up.endpoint) as load:
             # One of two workers.
             pids = {name: up.child(name) for name in ("controller", "gateway", *both)}
-            mark = len(up.program.lines)
-            killed_ns = up.kill("worker-0")
-            up.program.wait_for(r"^worker-0 was killed by signal 9; it is started again\.$", mark)
+            mark = len(up.lines)
+            killed_ns = up.kill_child("worker-0")
+            up.wait_for(r"^worker-0 was killed by signal 9; it is started again\.$", mark)
             print(
                 f"worker killed: next good answer after {(load.good_after(killed_ns) - killed_ns) / 1e6:.0f} ms"
             )
@@ -165,7 +106,7 @@ def test_every_process_is_started_again_and_the_others_go_on(tmp_path: Path) -> 
                 assert up.child(name) == pids[name], f"{name} went on"
 
             # The gateway, at the same ports.
-            killed_ns = up.kill("gateway")
+            killed_ns = up.kill_child("gateway")
 
             def answers() -> bool:
                 try:
@@ -174,13 +115,13 @@ def test_every_process_is_started_again_and_the_others_go_on(tmp_path: Path) -> 
                 except OSError:
                     return False
 
-            up.program.wait_for(r"^The gateway was killed by signal 9; it is started again\.$", mark)
+            up.wait_for(r"^The gateway was killed by signal 9; it is started again\.$", mark)
             eventually(answers, "the gateway answers again")
             print(f"gateway killed: next good answer after {(now_ns() - killed_ns) / 1e6:.0f} ms")
 
             # The controller, with requests under way: its models are there again.
-            killed_ns = up.kill("controller")
-            up.program.wait_for(r"^The controller was killed by signal 9; it is started again\.$", mark)
+            killed_ns = up.kill_child("controller")
+            up.wait_for(r"^The controller was killed by signal 9; it is started again\.$", mark)
             print(
                 f"controller killed: next good answer after {(load.good_after(killed_ns) - killed_ns) / 1e6:.0f} ms"
             )
@@ -192,15 +133,13 @@ def test_every_process_is_started_again_and_the_others_go_on(tmp_path: Path) -> 
 
             # Both workers are killed.
             for name in both:
-                killed_ns = up.kill(name)
+                killed_ns = up.kill_child(name)
             print(
                 f"both workers killed: next good answer after {(load.good_after(killed_ns) - killed_ns) / 1e6:.0f} ms"
             )
             eventually(lambda: up.workers(client) == both, "both are there again")
         assert up.end() == 0
-        own = [
-            line for line in up.program.lines if not re.match(r"\S+ \| ", line)
-        ]  # children may end with a message
+        own = [line for line in up.lines if not re.match(r"\S+ \| ", line)]  # children may end with a message
         assert own[-1] == "Stopping ..."
 
 
@@ -248,26 +187,22 @@ def test_ready_is_when_the_demo_model_answers_and_then_needs_no_demo_model(tmp_p
             return 0
 
     image = {"name": "image", "datatype": "FP32", "shape": list(IMAGE.shape), "data": IMAGE.ravel().tolist()}
-    up = Up(tmp_path / "data", "--http-port", str(port))
-    try:
+    with starting(tmp_path / "data", "--http-port", str(port)) as up:
         eventually(is_ready, "the cluster is ready")
         assert status("/v2/models/digits/infer", json.dumps({"inputs": [image]}).encode()) == 200, "at once"
         up.ready()
         with Client(up.endpoint, timeout=PATIENCE_S) as client:
             client.unregister("digits")
             before = client.status()["epoch"]
-            up.kill("controller")  # a new controller may be there before the test looks
+            up.kill_child("controller")  # a new controller may be there before the test looks
             eventually(lambda: epoch_of(client) not in (0, before), "there is a new controller")
         eventually(is_ready, "a new controller awaits no model that was removed")
         assert up.end() == 0
-    finally:
-        up.program.destroy()
 
 
 def test_a_start_leaves_a_model_of_the_demo_s_name_alone(tmp_path: Path) -> None:
     for start in range(2):
-        up = Up(tmp_path / "data", "--no-gateway")
-        try:
+        with starting(tmp_path / "data", "--no-gateway") as up:
             up.ready()
             with Client(up.endpoint, timeout=PATIENCE_S) as client:
                 if start == 0:
@@ -275,8 +210,6 @@ def test_a_start_leaves_a_model_of_the_demo_s_name_alone(tmp_path: Path) -> None
                     client.unregister("digits@1")
                 assert [model.reference for model in client.models()] == ["digits@2"]
             assert up.end() == 0
-        finally:
-            up.program.destroy()
 
 
 def test_a_worker_that_ends_again_and_again_is_given_up_and_the_others_go_on(tmp_path: Path) -> None:
@@ -285,21 +218,21 @@ def test_a_worker_that_ends_again_and_again_is_given_up_and_the_others_go_on(tmp
         before = 0
         for count in range(3):
             pid = eventually(lambda: (found := up.child("worker-0")) != before and found, "it is there")  # noqa: B023
-            mark, before = len(up.program.lines), pid
+            mark, before = len(up.lines), pid
             os.kill(pid, signal.SIGKILL)
-            up.program.wait_for(r"^worker-0 was killed by signal 9", mark)
-            assert ("given up" in up.program.text) == (count == 2) or count == 2
-        up.program.wait_for(r"^It is given up; 1 of 2 workers are left\.$")
+            up.wait_for(r"^worker-0 was killed by signal 9", mark)
+            assert ("given up" in up.text) == (count == 2) or count == 2
+        up.wait_for(r"^It is given up; 1 of 2 workers are left\.$")
         eventually(lambda: up.workers(client) == ["worker-1"], "the other one goes on")
         assert client.infer("digits", IMAGE, timeout=PATIENCE_S).shape == (1, 10)
         # The last worker is needed.
         before = 0
         for _ in range(3):
             pid = eventually(lambda: (found := up.child("worker-1")) != before and found, "it is there")  # noqa: B023
-            mark, before = len(up.program.lines), pid
+            mark, before = len(up.lines), pid
             os.kill(pid, signal.SIGKILL)
-            up.program.wait_for(r"^worker-1 was killed by signal 9", mark)
-        assert up.program.wait(PATIENCE_S) == 1
+            up.wait_for(r"^worker-1 was killed by signal 9", mark)
+        assert up.wait(PATIENCE_S) == 1
         assert up.end() == 1
 
 
@@ -308,10 +241,10 @@ def test_a_signal_in_a_pause_before_a_restart_ends_everything(tmp_path: Path, nu
     code = HURRIED.format(most=5, pause_ns=10**12)
     with running(tmp_path, "--no-gateway", "--no-demo", code=code) as up:
         first = up.child("worker-0")
-        up.kill("worker-0")
+        up.kill_child("worker-0")
         second = eventually(lambda: (found := up.child("worker-0")) != first and found, "it is started again")
         os.kill(second, signal.SIGKILL)
-        up.program.wait_for(r"it is started again in 1000 s\.$")
+        up.wait_for(r"it is started again in 1000 s\.$")
         assert not up.child("worker-0")
         assert up.end(number) == 0
 
@@ -321,14 +254,11 @@ def test_what_fails_at_its_start_ends_up_with_its_message(tmp_path: Path) -> Non
         (["--option", "nonsense=1"], "nonsense"),
         (["--arena", "512TiB"], "\nworker-0 ended with status 1"),
     ):
-        up = Up(tmp_path / "data", "--no-gateway", *options)
-        try:
-            assert up.program.wait() == 1
-            assert words in up.program.text
-            assert "started again" not in up.program.text
+        with starting(tmp_path / "data", "--no-gateway", *options) as up:
+            assert up.wait() == 1
+            assert words in up.text
+            assert "started again" not in up.text
             assert up.end() == 1
-        finally:
-            up.program.destroy()
 
 
 @pytest.mark.slow
@@ -438,9 +368,9 @@ def test_up_hands_each_process_its_key(tmp_path: Path, is_legacy: bool) -> None:
         write_keys(keys, new_key_pair(), {role: new_key_pair() for role in Role})
     with running(tmp_path / "data", "--keys", str(keys)) as up:
         # The line that it prints names a key that may infer, and no more than that.
-        key = Path(up.program.wait_for(r"infer .*--key (\S+)")[1])
+        key = Path(up.wait_for(r"infer .*--key (\S+)")[1])
         assert key.name == (LEGACY_KEY_FILE if is_legacy else KEY_FILES[Role.CLIENT])
-        http = up.program.wait_for(r"^  http +(http://\S+)")[1]
+        http = up.wait_for(r"^  http +(http://\S+)")[1]
         with Client(up.endpoint, keys=key, timeout=PATIENCE_S) as client:
             assert client.infer("digits", IMAGE).shape == (1, 10)
             if not is_legacy:
@@ -451,10 +381,10 @@ def test_up_hands_each_process_its_key(tmp_path: Path, is_legacy: bool) -> None:
                 request = urllib.request.Request(f"{http}/v2/repository/models/digits/{action}", b"{}")
                 with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
                     assert reply.status == 200
-            up.kill("controller")
-            up.program.wait_for(r"^The controller was killed by signal 9; it is started again\.$")
+            up.kill_child("controller")
+            up.wait_for(r"^The controller was killed by signal 9; it is started again\.$")
             eventually(lambda: up.workers(client) == ["worker-0"], "its worker has come back")
-        assert ("may do everything" in up.program.text) == is_legacy
+        assert ("may do everything" in up.text) == is_legacy
         assert up.end() == 0
 
 
@@ -462,26 +392,20 @@ def test_up_whose_own_key_is_refused_says_so_and_ends(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     write_keys(keys, new_key_pair(), {role: new_key_pair() for role in Role})
     revoke_key(keys, Role.OPERATOR)
-    up = Up(tmp_path / "data", "--no-gateway", "--keys", str(keys))
-    try:
-        assert up.program.wait() == 1
-        assert "does not accept this client's keys" in up.program.text
+    with starting(tmp_path / "data", "--no-gateway", "--keys", str(keys)) as up:
+        assert up.wait() == 1
+        assert "does not accept this client's keys" in up.text
         assert up.end() == 1
-    finally:
-        up.program.destroy()
 
 
 @pytest.mark.slow
 def test_with_json_every_line_of_every_process_is_an_object(tmp_path: Path) -> None:
     """A program that reads logs only sees a start, a crash and an end."""
-    up = Up(tmp_path / "data", "--log-format", "json", "--verbose", "--no-demo", "--gateway")
-    try:
-        up.program.wait_for("Ready after")
-        up.kill("worker-0")
-        up.program.wait_for("it is started again")
+    with starting(tmp_path / "data", "--log-format", "json", "--verbose", "--no-demo", "--gateway") as up:
+        up.wait_for("Ready after")
+        up.kill_child("worker-0")
+        up.wait_for("it is started again")
         assert up.end() == 0
-    finally:
-        up.program.destroy()
-    found = [json.loads(line) for line in up.program.lines]
+    found = [json.loads(line) for line in up.lines]
     assert {"up", "controller", "gateway", "worker-0"} <= {one["process"] for one in found}
     assert all({"time", "level", "process", "message"} <= set(one) for one in found)

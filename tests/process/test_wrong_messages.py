@@ -20,7 +20,7 @@ import pytest
 from clockwork.controller.ports import clients, workers
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire import codec, messages
-from clockwork.wire.messages import Infer, Result, Status
+from clockwork.wire.messages import Infer, Status
 from clockwork.wire.tensors import FLOAT
 from tests.patience import PATIENCE_NS
 from tests.process.peers import (
@@ -28,6 +28,7 @@ from tests.process.peers import (
     RawClient,
     on_loop,
     prepared_model,
+    result_of,
     running_controller,
 )
 from tests.process.wrong_messages import MODELS, PLAIN, RESULT_MODELS, RESULTS, RIGHT, ROW, Change, requests
@@ -98,9 +99,7 @@ class Stage:
         self.answer(order, parts, [bytes(8 * rows)] * len(parts))
 
     def answer(self, order: Infer, parts: list[Any], frames: list[bytes]) -> None:
-        now, nothing = now_ns(), [0, 0, 0]
-        result = Result(order.action_id, Status.OK, "", now, nothing, [now - 1000, now, 1000], nothing, parts)
-        self.worker.send(result, *frames)
+        self.worker.send(result_of(order.action_id, parts, took_ns=1000), *frames)
 
     # ----- results -----------------------------------------------------------------------------
 

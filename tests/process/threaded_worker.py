@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from clockwork.controller.process import Controller
 from clockwork.system.clock import MS, now_ns
 from clockwork.wire import codec, messages
-from tests.process.peers import FakeWorker, prepared_model
+from clockwork.wire.transport import ConnectionEvent
+from tests.process.peers import FakeWorker, HasWorkers, prepared_model, result_of
 
 Lie = Callable[[messages.Result, list[bytes]], tuple[Any, list[Any]]]
 """A function that replaces an honest result and its frames."""
@@ -25,7 +25,7 @@ class ThreadedWorker(FakeWorker):
 
     def __init__(
         self,
-        controller: Controller,
+        controller: HasWorkers,
         epoch: int,
         prepares: dict[str, Any] | str | None = None,
         lie: Lie | None = None,
@@ -52,9 +52,11 @@ class ThreadedWorker(FakeWorker):
     def _serve(self) -> None:
         beat_ns = 0
         while not self._stop.is_set():
+            for change in self.dealer.changes():
+                self.changed(change)
             if now_ns() >= beat_ns:
                 beat_ns = now_ns() + 100 * MS
-                self.send(messages.Heartbeat(now_ns(), 0, {}))
+                self.beat()
             if self._leave.is_set() and not self._draining:
                 self._draining = True
                 self.send(messages.Goodbye())
@@ -63,9 +65,15 @@ class ThreadedWorker(FakeWorker):
                 self.wait(5 * MS)
                 continue
             message = codec.decode(frames[0], messages.TO_WORKER)
-            self._obey(message, [bytes(frame) for frame in frames[1:]])
+            self.obey(message, [bytes(frame) for frame in frames[1:]])
 
-    def _obey(self, message: Any, frames: list[bytes]) -> None:
+    def changed(self, change: ConnectionEvent) -> None:
+        """The connection came up, or went down. An honest worker has one controller."""
+
+    def beat(self) -> None:
+        self.send(messages.Heartbeat(now_ns(), 0, {}))
+
+    def obey(self, message: Any, frames: list[bytes]) -> None:
         match message:
             case messages.Ping():
                 self.pong(message)
@@ -93,9 +101,7 @@ class ThreadedWorker(FakeWorker):
             self.send(messages.Prepared(message.model_id, messages.Status.OK, "", summary))
 
     def _infer(self, action: messages.Infer, frames: list[bytes]) -> None:
-        now, nothing = now_ns(), [0, 0, 0]
-        phase = [now - 50_000, now, 50_000]
-        result = messages.Result(action.action_id, 0, "", now, nothing, phase, nothing, action.parts)
+        result = result_of(action.action_id, action.parts)
         if self.lie is not None:
             lied, frames = self.lie(result, frames)
             self.send(lied, *frames)
@@ -109,7 +115,7 @@ class ThreadedWorker(FakeWorker):
 
 
 @contextmanager
-def threaded_worker(controller: Controller, epoch: int, *args: Any, **more: Any) -> Iterator[ThreadedWorker]:
+def threaded_worker(controller: HasWorkers, epoch: int, *args: Any, **more: Any) -> Iterator[ThreadedWorker]:
     worker = ThreadedWorker(controller, epoch, *args, **more)
     try:
         yield worker

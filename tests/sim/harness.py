@@ -68,11 +68,11 @@ def spec(
     return stories.spec(model_id, exec_ms, batch_max, step, runs, load_ms, program, shape, batches=(2,))
 
 
-class FakeDevice:
+class SimulatedDevice:
     """An action queue and the native emulated device behind it, which checks every order."""
 
     def __init__(
-        self, world: World, worker: FakeWorker, index: int, pages: int, run_ahead: int, speed: float
+        self, world: World, worker: SimulatedWorker, index: int, pages: int, run_ahead: int, speed: float
     ) -> None:
         self.world, self.worker, self.index = world, worker, index
         self.pages, self.run_ahead, self.speed = pages, run_ahead, speed
@@ -207,7 +207,7 @@ def pages_of(runs: Sequence[int], starts: Sequence[int]) -> set[int]:
     return {start + page for length, start in zip(runs, starts) for page in range(length)}
 
 
-class FakeWorker:
+class SimulatedWorker:
     def __init__(
         self,
         world: World,
@@ -222,7 +222,7 @@ class FakeWorker:
         self.there, self.back, self.jitter = there, back, jitter
         self.dead = False
         self.devices = [
-            FakeDevice(world, self, i, pages, 2, speed) for i, (_, pages, speed) in enumerate(devices)
+            SimulatedDevice(world, self, i, pages, 2, speed) for i, (_, pages, speed) in enumerate(devices)
         ]
         self.arrives = [0, 0]  # a link delivers in order
 
@@ -281,7 +281,7 @@ class World:
         self.now = 0
         self.queue: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self.sequence = 0
-        self.workers: dict[int, FakeWorker] = {}
+        self.workers: dict[int, SimulatedWorker] = {}
         self.specs: dict[int, ModelSpec] = {}
         self.requests: dict[int, Request] = {}
         self.answers: dict[int, AnswerOk | AnswerFailed] = {}
@@ -417,10 +417,10 @@ class World:
         row = (last.exec_ns - first) // (last.batch - 1) if last.batch > 1 else first
         return (first + row * (batch - 1)) * max(shape[0][-1] // 8, 1) if shape else first
 
-    def began(self, device: FakeDevice, action: Any) -> None:
+    def began(self, device: SimulatedDevice, action: Any) -> None:
         """An execution has begun; for worlds in which that has consequences."""
 
-    def outcome(self, device: FakeDevice, action: Any) -> tuple[Status, str]:
+    def outcome(self, device: SimulatedDevice, action: Any) -> tuple[Status, str]:
         """Return the status of an execution that the device itself does not fail."""
         if isinstance(action, Infer) and any(part[0][1][0] in self.poison for part in action.parts):
             return Status.EXECUTION_FAILED, "poison"
@@ -431,9 +431,9 @@ class World:
     def join(
         self, worker_id: int = 1, devices: list[tuple[str, int, float]] | None = None,
         there: int = 100 * US, back: int = 100 * US, jitter: int = 0,
-    ) -> FakeWorker:  # fmt: skip
+    ) -> SimulatedWorker:  # fmt: skip
         devices = devices or [("cpu", 8, 1.0)]
-        worker = self.workers[worker_id] = FakeWorker(self, worker_id, devices, there, back, jitter)
+        worker = self.workers[worker_id] = SimulatedWorker(self, worker_id, devices, there, back, jitter)
         self.step(
             WorkerJoined(
                 self.now, worker_id, tuple((kind, PAGE_BYTES, pages, 2) for kind, pages, _ in devices)

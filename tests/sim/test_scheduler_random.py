@@ -9,7 +9,7 @@ import pytest
 from clockwork.scheduler._core import POLICIES
 from clockwork.scheduler.types import DeviceClock
 from clockwork.wire.messages import Status
-from tests.sim.harness import MS, SECOND, SHAPE, US, FakeDevice, World, spec
+from tests.sim.harness import MS, SECOND, SHAPE, US, SimulatedDevice, World, spec
 
 BIG = ((3, 16, 16),)
 HUGE = ((3, 512, 512),)
@@ -96,7 +96,7 @@ def register(world: World, seed: int, until: int) -> None:
             runs = tuple(rng.randint(1, 3) for _ in range(rng.randint(0, 2)))
             go_on(device, rng.randint(500, 600), runs, rng.randint(1, 12))
 
-    def go_on(device: FakeDevice, model_id: int, runs: tuple[int, ...], count: int) -> None:
+    def go_on(device: SimulatedDevice, model_id: int, runs: tuple[int, ...], count: int) -> None:
         is_over = count == 0 or rng.random() < 0.03
         device.want(
             model_id, 0 if is_over else rng.choice([1, 2, 2, 2, 5, 10, 40]) * MS, () if is_over else runs

@@ -20,7 +20,7 @@ from clockwork.scheduler.types import AnswerOk, Fault
 from clockwork.sim.world import Cluster, Open, simulate
 from clockwork.wire.messages import Infer, Status
 from clockwork.workloads import Arrivals
-from tests.sim.harness import MS, PAGE_BYTES, SECOND, FakeDevice, World, spec
+from tests.sim.harness import MS, PAGE_BYTES, SECOND, SimulatedDevice, World, spec
 
 POLICIES = ("edf", "fifo", "paper", "adaptive")
 SEEDS = range(12)
@@ -39,11 +39,11 @@ class Killing(World):
     def _is_killer(self, action: Any) -> bool:
         return isinstance(action, Infer) and any(part[0][1][0] in self.killers for part in action.parts)
 
-    def began(self, device: FakeDevice, action: Any) -> None:
+    def began(self, device: SimulatedDevice, action: Any) -> None:
         if self._is_killer(action) and not self.says_so:
             self.at(self.now + self.profiled_ns(action) // 2, self.kill, device.worker.worker_id)
 
-    def outcome(self, device: FakeDevice, action: Any) -> tuple[Status, str]:
+    def outcome(self, device: SimulatedDevice, action: Any) -> tuple[Status, str]:
         if self._is_killer(action):
             self.drain(device.worker.worker_id)  # the worker says Goodbye before its last results
             self.at(self.now + device.worker.back + MS, self.kill, device.worker.worker_id)

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 
 from clockwork.wire.messages import Status
 from clockwork.worker.preparation import JobDone, PreparationProcess
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, eventually
 
 # A stand-in that does as its jobs say; the real one is tried in tests/process.
 CHILD = """
@@ -45,14 +44,6 @@ while data := connection.recv(65536):
         if leaving:
             hang()
 """
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Give way to the other thread until it has done something."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        os.sched_yield()
 
 
 class Side:
@@ -221,7 +212,7 @@ def test_cancelling_kills_the_job_it_names_and_no_other(make: Callable[..., Side
     side.process.submit(2, {"status": Status.OK})
     assert side.end_of(2).text == pid
     side.process.submit(3, {"hang": 0})
-    until(lambda: side.process._current == 3)
+    eventually(lambda: side.process._current == 3, "the third job begins")
     side.process.cancel(2)
     side.process.cancel(3)
     assert side.end_of(3).text == KILLED
@@ -231,7 +222,7 @@ def test_a_process_without_work_leaves(make: Callable[..., Side]) -> None:
     side = make(idle_ns=1_000_000)
     side.process.submit(1, {"status": Status.OK})
     pid = int(side.end_of(1).text)
-    until(lambda: not side.process.pid)
+    eventually(lambda: not side.process.pid, "the process is gone")
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     side.process.submit(2, {"status": Status.OK})
@@ -252,6 +243,6 @@ def test_a_command_that_does_not_exist_ends_the_job() -> None:
 def test_closing_does_not_wait_for_a_job(make: Callable[..., Side]) -> None:
     side = make()
     side.process.submit(1, {"hang": 0})
-    until(lambda: side.process._current == 1)
+    eventually(lambda: side.process._current == 1, "the job begins")
     side.process.close()
     assert side.process.pid == 0

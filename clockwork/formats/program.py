@@ -174,8 +174,7 @@ def _booleans(*values: Any) -> bool:
     return any(isinstance(value, bool) for value in values)
 
 
-Form: TypeAlias = Callable[[_Node], Any]
-"""Reads and checks a value of program.json. Raises InvalidModel."""
+Form: TypeAlias = Callable[[_Node], Any]  # Reads and checks a value of program.json. Raises InvalidModel.
 
 
 def _field(form: Form, default: Any = dataclasses.MISSING) -> Any:

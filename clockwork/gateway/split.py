@@ -21,12 +21,7 @@ from clockwork.protocol import inference_pb2 as pb
 NO_MESSAGE = "the message is not what the method takes"
 
 # wire types; no message of the service has groups (3 and 4)
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = (
-    0,
-    1,
-    2,
-    5,
-)
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _VARINT_BYTES = 10
 
 _RAW = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | _LENGTH

@@ -85,11 +85,7 @@ class OnnxMeasurement:
 
 
 def prepare(
-    package_dir: Path,
-    store: Path,
-    fingerprint: str,
-    page_bytes: int,
-    options: Mapping[str, Any],
+    package_dir: Path, store: Path, fingerprint: str, page_bytes: int, options: Mapping[str, Any]
 ) -> PreparedModel:
     """Prepare the package for devices of this fingerprint, unless an intact preparation exists.
 
@@ -230,7 +226,7 @@ class _Preparation:
         if finding is None or finding.holding not in choices:
             finding = self._measure(session, choices)
             if self._forced == "auto":
-                self._remember(finding)
+                _replace(self._finding_path(), seal(fields_of(finding)))
         prepared, directory = choices[finding.holding]
         prepared.batches = finding.batches
         prepared.batching_note = finding.batching_note
@@ -606,9 +602,6 @@ class _Preparation:
             return OnnxMeasurement(profile=points, **body)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-
-    def _remember(self, finding: OnnxMeasurement) -> None:
-        _replace(self._finding_path(), seal(fields_of(finding)))
 
     # ----- helpers ---------------------------------------------------------------------------
 

@@ -147,11 +147,8 @@ def _is_of(history: History, request: SeenRequest, model: str) -> bool:
 
 
 def _period(history: History) -> str:
-    return f"in the {duration(history.now_ns - _since(history))} that are kept"
-
-
-def _since(history: History) -> int:
-    return max(history.begun_ns, history.now_ns - history.keep_ns)
+    since_ns = max(history.begun_ns, history.now_ns - history.keep_ns)
+    return f"in the {duration(history.now_ns - since_ns)} that are kept"
 
 
 def _absence(history: History, request_id: int) -> str:

@@ -22,13 +22,7 @@ Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 # types of the fields of Arrivals
-COLUMN_TYPES: tuple[type[np.integer[Any]], ...] = (
-    np.int64,
-    np.int32,
-    np.int64,
-    np.uint8,
-    np.uint8,
-)
+COLUMN_TYPES: tuple[type[np.integer[Any]], ...] = (np.int64, np.int32, np.int64, np.uint8, np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

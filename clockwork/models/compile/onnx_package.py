@@ -17,11 +17,7 @@ EXAMPLES_COMPARED = 4  # Number of examples on which the program is compared wit
 
 
 def compile_package(
-    package_dir: Path,
-    directory: Path,
-    target: str,
-    options: Mapping[str, Any],
-    cache: Path,
+    package_dir: Path, directory: Path, target: str, options: Mapping[str, Any], cache: Path
 ) -> None:
     """Compile an ONNX package to a program package in ``directory`` for the architecture ``target``.
 

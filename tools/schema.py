@@ -161,7 +161,7 @@ def c_type(form: Form, is_nested: bool = False) -> str:
         case Text():
             return "std::string_view"
         case ListOf():
-            return "Span" if is_nested else f"std::vector<{c_type(form.element, True)}>"
+            return "ListRange" if is_nested else f"std::vector<{c_type(form.element, True)}>"
         case Row():
             return form.struct
         case Record():
@@ -503,14 +503,17 @@ def kinds_h() -> str:
     body += ["", f"inline constexpr std::size_t REASONS = {len(messages.Reason) + 1};", ""]
     body += enum_lines("ActionKind", members(ActionKind))
     body += ["", f"inline constexpr std::size_t ACTION_KINDS = {len(ActionKind)};", ""]
-    body += enum_lines("Lane", members(messages.Lane))
-    body += ["", f"inline constexpr std::size_t LANES = {len(messages.Lane)};", ""]
+    body += enum_lines("LaneKind", members(messages.LaneKind))
+    body += ["", f"inline constexpr std::size_t LANES = {len(messages.LaneKind)};", ""]
     body += switch_by_kind(
-        "inline constexpr Lane lane_of(ActionKind kind)",
-        lambda kind: f"Lane::{ACTIONS[kind].lane.name}",
-        "Lane::EXECUTE",
+        "inline constexpr LaneKind lane_of(ActionKind kind)",
+        lambda kind: f"LaneKind::{ACTIONS[kind].lane.name}",
+        "LaneKind::EXECUTE",
     )
-    body += ["", "inline constexpr bool executes(ActionKind kind) { return lane_of(kind) == Lane::EXECUTE; }"]
+    body += [
+        "",
+        "inline constexpr bool executes(ActionKind kind) { return lane_of(kind) == LaneKind::EXECUTE; }",
+    ]
     body += [
         "",
         *comment(
@@ -559,7 +562,7 @@ def bounds_h() -> str:
 def messages_h() -> str:
     body: list[str] = [
         *comment("Elements of a vector of the same record, `count` of them from `first` on."),
-        *block("struct Span", ["std::uint32_t first = 0;", "std::uint32_t count = 0;"], ";"),
+        *block("struct ListRange", ["std::uint32_t first = 0;", "std::uint32_t count = 0;"], ";"),
         "",
     ]
     for struct in part_structs():
@@ -641,7 +644,11 @@ def messages_pxd() -> str:
         "from libcpp.vector cimport vector", "", "from clockwork.wire._headers cimport CHeaderFlaw, CWriter", "", "",
         'cdef extern from "wire/kinds.h" namespace "clockwork" nogil:',
     ]  # fmt: skip
-    for name, kind in (("ActionKind", ActionKind), ("Lane", messages.Lane), ("Status", messages.Status)):
+    for name, kind in (
+        ("ActionKind", ActionKind),
+        ("LaneKind", messages.LaneKind),
+        ("Status", messages.Status),
+    ):
         lines.append(f'    cdef enum class C{name} "clockwork::{name}"(uint8_t):')
         lines += [f"        {member.name}" for member in kind] + [""]
     reasons = ["NONE", *(member.name for member in messages.Reason)]
@@ -655,7 +662,7 @@ def messages_pxd() -> str:
         for name in ("STATUS_COUNT", "REASONS", "ACTION_KINDS")
     ]
     lines += ["", 'cdef extern from "wire/messages.h" namespace "clockwork::wire" nogil:']
-    lines += pxd_struct("Span", ["uint32_t first", "uint32_t count"])
+    lines += pxd_struct("ListRange", ["uint32_t first", "uint32_t count"])
     for struct in part_structs():
         lines += pxd_struct(
             struct.name, [f"{pxd_type(form, True)} {name}" for name, form in struct.fields.items()]
@@ -777,7 +784,7 @@ def commands_h() -> str:
         "std::uint32_t first = 0;  // into Commands::ids (INFER) or Commands::runs (LOAD, RESERVE)",
         "std::uint32_t count = 0;",
         "std::uint32_t shape = 0;  // the number of SEND_PROFILE's",
-        "Text text = Text::NONE;   // the sentence of ANSWER_FAILED, and what fills it in:",
+        "AnswerText text = AnswerText::NONE;   // the sentence of ANSWER_FAILED, and what fills it in:",
         "Ns a = 0;",
         "Ns b = 0;",
         "Ns c = 0;",
@@ -928,7 +935,7 @@ def commands_pxd() -> str:
         "from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t", "from libcpp cimport bool as cbool", "",
         "from clockwork.wire._messages cimport CReason, CStatus", "", "",
         'cdef extern from "scheduler/texts.h" namespace "clockwork" nogil:',
-        '    cdef enum class CText "clockwork::Text"(uint8_t):', "        pass", "", "",
+        '    cdef enum class CText "clockwork::AnswerText"(uint8_t):', "        pass", "", "",
         'cdef extern from "scheduler/commands.h" namespace "clockwork" nogil:',
         "    cdef enum class CommandKind(uint8_t):",
     ]  # fmt: skip

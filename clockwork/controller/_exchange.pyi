@@ -2,7 +2,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clockwork.config.controller import ConnectionBounds
-from clockwork.controller._values import Interface
+from clockwork.controller._values import ModelInterface
 from clockwork.controller.ports.flaws import Flaw
 from clockwork.scheduler._core import Core
 from clockwork.scheduler.types import Command, Event
@@ -117,7 +117,9 @@ class Exchange:
     def action_count(self, worker: int) -> int: ...
     def actions_sent(self, worker: int) -> dict[str, int]: ...
     def action_results(self, worker: int) -> dict[str, int]: ...
-    def serve(self, model_id: int, version: int, label: str, slo_ns: int, interface: Interface) -> None: ...
+    def serve(
+        self, model_id: int, version: int, label: str, slo_ns: int, interface: ModelInterface
+    ) -> None: ...
     def forget(self, model_id: int) -> None: ...
     def route(
         self,

@@ -14,7 +14,7 @@ from libcpp.memory cimport shared_ptr, unique_ptr
 from libcpp.utility cimport pair
 
 from clockwork.controller._values cimport (
-    Interface,
+    ModelInterface,
     connection_bounds,
     describe_connections,
     durations_of,
@@ -393,7 +393,7 @@ cdef class Exchange:
 
     # ----- models ------------------------------------------------------------------------------
 
-    def serve(self, int64_t model_id, int64_t version, str label, int64_t slo_ns, Interface interface):
+    def serve(self, int64_t model_id, int64_t version, str label, int64_t slo_ns, ModelInterface interface):
         """Serve a model from now on, or change its interface or SLO."""
         cdef bytes encoded = label.encode()
         self._parts.models.serve(

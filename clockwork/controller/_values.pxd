@@ -98,7 +98,7 @@ cdef extern from "controller/flaws.h" namespace "clockwork" nogil:
     size_t C_FLAW_COUNT "clockwork::FLAW_NAMES.size" ()
 
 cdef extern from "controller/intake.h" namespace "clockwork" nogil:
-    cdef cppclass CWrong "clockwork::Wrong":
+    cdef cppclass CWrong "clockwork::WrongMessage":
         cbool is_request
         int64_t id
         CHeaderFlaw header
@@ -109,7 +109,7 @@ cdef extern from "controller/intake.h" namespace "clockwork" nogil:
         const vector[int64_t] *dims
 
 
-cdef class Interface:
+cdef class ModelInterface:
     cdef object __weakref__
     cdef shared_ptr[CModelInterface] _model
 

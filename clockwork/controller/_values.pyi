@@ -7,7 +7,7 @@ FLAW_NAMES: tuple[str, ...]
 HEADER_FLAW_NAMES: tuple[str, ...]
 CUT_REASONS: tuple[str, ...]
 
-class Interface:
+class ModelInterface:
     """A model's inputs and outputs, as PreparedModel declares them; models of a program may share this."""
 
     def __init__(

@@ -29,7 +29,7 @@ cdef str word_of(string_view text):
     return text.data()[:text.size()].decode()
 
 
-cdef class Interface:
+cdef class ModelInterface:
     """A model's inputs and outputs, as PreparedModel declares them; models of a program may share this."""
 
     def __init__(self, inputs, outputs, batches, verified, lengths={}, defaults={}):
@@ -120,7 +120,7 @@ cdef object flaw_of(const CWrong &wrong):
 
 
 cdef tuple shapes_of(const vector[int64_t] &shape):
-    """Accepted::shape as a shape key: the dimensions of each input."""
+    """AcceptedRequest::shape as a shape key: the dimensions of each input."""
     cdef size_t place = 0, axis
     cdef list found = []
     while place < shape.size():

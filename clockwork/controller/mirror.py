@@ -6,7 +6,7 @@ import weakref
 from typing import Any
 
 from clockwork.controller._exchange import Exchange
-from clockwork.controller._values import Interface
+from clockwork.controller._values import ModelInterface
 from clockwork.controller.effects import Forward
 from clockwork.controller.models.version import ModelVersion
 
@@ -16,8 +16,8 @@ class ExchangeMirror:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._interfaces: weakref.WeakValueDictionary[Any, Interface] = weakref.WeakValueDictionary()
-        self._interface_of: dict[int, Interface] = {}  # interfaces by model id; keeps them alive
+        self._interfaces: weakref.WeakValueDictionary[Any, ModelInterface] = weakref.WeakValueDictionary()
+        self._interface_of: dict[int, ModelInterface] = {}  # interfaces by model id; keeps them alive
 
     def serve(self, model: ModelVersion) -> None:
         prepared = model.prepared
@@ -28,7 +28,7 @@ class ExchangeMirror:
         key = (tuple(inputs), tuple(outputs), flags, more)
         interface = self._interfaces.get(key)
         if interface is None:
-            interface = Interface(inputs, outputs, prepared.batches, model.verified, lengths, defaults)
+            interface = ModelInterface(inputs, outputs, prepared.batches, model.verified, lengths, defaults)
             self._interfaces[key] = interface
         self._interface_of[model.model_id] = interface
         self._exchange.serve(model.model_id, model.record.version, model.label, model.slo_ns, interface)

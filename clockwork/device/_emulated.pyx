@@ -11,7 +11,7 @@ from libcpp.vector cimport vector
 
 from clockwork.device._orders cimport Action, Order as LaneOrder, DeviceOutlet, DevicePort, RunningActions
 from clockwork.device._orders cimport completion_of, note_order
-from clockwork.wire._messages cimport CActionKind, CLane, CStatus
+from clockwork.wire._messages cimport CActionKind, CLaneKind, CStatus
 
 from clockwork.wire.messages import KIND_OF, Status
 
@@ -54,7 +54,7 @@ cdef extern from "device/emulated.h" namespace "clockwork::emulated" nogil:
         vector[PageRun] pages
 
     cdef cppclass EmulatedDevice:
-        const EmulatedOrder *running(CLane lane)
+        const EmulatedOrder *running(CLaneKind lane)
         const EmulatedResidency *resident(int64_t model_id)
         uint64_t held_pages()
 
@@ -420,13 +420,13 @@ cdef class Machine:
         """Return the bytes of models in the host store."""
         return self._machine.get().host_bytes()
 
-    cdef object _running(self, uint32_t device, CLane lane):
+    cdef object _running(self, uint32_t device, CLaneKind lane):
         cdef const EmulatedOrder *order = self._machine.get().device(device).running(lane)
         return None if order is NULL else self._owners[order.token][1]
 
     def running(self, uint32_t device):
         """Return the owners of the actions that the execute, load and fetch lanes run, or None."""
-        return self._running(device, CLane.EXECUTE), self._running(device, CLane.LOAD), self._running(device, CLane.FETCH)
+        return self._running(device, CLaneKind.EXECUTE), self._running(device, CLaneKind.LOAD), self._running(device, CLaneKind.FETCH)
 
     def held_pages(self, uint32_t device):
         return self._machine.get().device(device).held_pages()

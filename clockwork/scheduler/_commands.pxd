@@ -7,7 +7,7 @@ from clockwork.wire._messages cimport CReason, CStatus
 
 
 cdef extern from "scheduler/texts.h" namespace "clockwork" nogil:
-    cdef enum class CText "clockwork::Text"(uint8_t):
+    cdef enum class CText "clockwork::AnswerText"(uint8_t):
         pass
 
 

@@ -154,7 +154,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         vector[CShareStatus] shares
         uint64_t beyond
 
-    cdef cppclass CWhereabouts "clockwork::Whereabouts":
+    cdef cppclass CWhereabouts "clockwork::ResidencyStatus":
         int64_t model_id
         int32_t worker
         uint32_t device

@@ -55,7 +55,7 @@ for _status in Status:
 
 _LATE = "it could no longer be answered by its deadline"
 
-# Sentences in the order of Text. {name} is the model's; {a} and {b} are numbers; {a_time}, {b_time} and
+# Sentences in the order of AnswerText. {name} is the model's; {a} and {b} are numbers; {a_time}, {b_time} and
 # {c_time} are durations; {said} is the worker's message, or else the name of status a.
 TEXTS = (
     "",

@@ -107,7 +107,7 @@ cdef extern from "sim/accounts.h" namespace "clockwork::sim" nogil:
 
 cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
     # Structs, and not classes: a mapping of all fields becomes a struct by itself.
-    cdef struct ModelInfo:
+    cdef struct ModelSetup:
         vector[pair[uint32_t, int64_t]] exec_ns
         vector[int64_t] table
         vector[uint32_t] runs
@@ -117,21 +117,21 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         uint32_t batch_max
         int64_t slo_ns
 
-    cdef enum class DisturbanceKind "clockwork::sim::DisturbanceInfo::Kind"(uint8_t):
+    cdef enum class DisturbanceKind "clockwork::sim::DisturbanceSetup::Kind"(uint8_t):
         pass
 
-    cdef struct DisturbanceInfo:
+    cdef struct DisturbanceSetup:
         DisturbanceKind kind
         int64_t from_ns, until_ns
         double factor
         int32_t worker
         int32_t model
 
-    cdef struct Named:
+    cdef struct RecordedModel:
         string name, program
         int64_t version
 
-    cdef struct ClusterInfo:
+    cdef struct ClusterSetup:
         uint32_t devices, devices_per_worker
         uint64_t page_bytes
         uint32_t page_count, run_ahead
@@ -148,16 +148,16 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         uint64_t io_bandwidth, input_bandwidth, copy_bandwidth, host_bytes, disk_bandwidth
         int64_t ping_ns
         double profiled, load_profiled
-        vector[DisturbanceInfo] disturbances
+        vector[DisturbanceSetup] disturbances
         double load_failures, infer_failures, cancels
 
-    cdef struct ClosedInfo:
+    cdef struct ClosedSetup:
         uint32_t model, concurrency
         int64_t think_ns, round_trip_ns, slo_ns
         uint8_t priority, class_index
         int64_t start_ns, until_ns
 
-    cdef struct RunInfo:
+    cdef struct RunSetup:
         uint64_t seed
         int64_t warmup_ns, until_ns, drain_ns, slice_ns
         cbool resident, check, timed, fates
@@ -165,7 +165,7 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         size_t trace_max
         uint8_t priority_default
 
-    cdef cppclass Chunk:
+    cdef cppclass ArrivalChunk:
         const int64_t *at_ns
         const int32_t *model
         const int64_t *slo_ns
@@ -176,30 +176,30 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
     cdef cppclass TraceRow:
         int64_t at_ns, what, a, b, c, d
 
-    cdef enum class Outcome(uint8_t):
+    cdef enum class RequestOutcome(uint8_t):
         pass
 
     cdef enum class Reason "clockwork::Reason"(uint8_t):
         pass
 
-    cdef cppclass Fate:
-        Outcome outcome
+    cdef cppclass RequestFate:
+        RequestOutcome outcome
         Reason reason
         int32_t device
         int64_t latency_ns
 
-    cdef enum class Stop(uint8_t):
+    cdef enum class StopReason(uint8_t):
         WANTS_CHUNK
         PAUSED
         DONE
 
     cdef cppclass CWorld "clockwork::sim::World":
-        CWorld(unique_ptr[Scheduler] scheduler, vector[ModelInfo] models, const ClusterInfo &cluster,
-               size_t opens, vector[ClosedInfo] closed, const RunInfo &run) except +raise_as_python
-        void record(shared_ptr[CRing] ring, Sentences sentences, vector[Named] names)
+        CWorld(unique_ptr[Scheduler] scheduler, vector[ModelSetup] models, const ClusterSetup &cluster,
+               size_t opens, vector[ClosedSetup] closed, const RunSetup &run) except +raise_as_python
+        void record(shared_ptr[CRing] ring, Sentences sentences, vector[RecordedModel] names)
         void set_up() except +raise_as_python
-        void feed(size_t open, const Chunk &chunk) except +raise_as_python
-        Stop run(uint64_t events_max) except +raise_as_python
+        void feed(size_t open, const ArrivalChunk &chunk) except +raise_as_python
+        StopReason run(uint64_t events_max) except +raise_as_python
         size_t wanting()
         int64_t now_ns()
         int64_t end_ns()
@@ -212,7 +212,7 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         vector[int64_t] idle_with_work_ns() except +raise_as_python
         const Digest &digest()
         const vector[TraceRow] &trace()
-        const vector[Fate] &fates()
+        const vector[RequestFate] &fates()
 
 OUTCOME_NAMES = ("good", "late", "refused", "missed", "failed", "cancelled", "unanswered")
 SLICE_NAMES = (
@@ -270,10 +270,10 @@ cdef class World:
 
     def __init__(self, policy, memory, options, models, cluster, opens, closed, run, Script script=None):
         cdef SchedulerOptions scheduler_options
-        cdef vector[ModelInfo] model_infos = models
-        cdef vector[ClosedInfo] closed_infos = closed
-        cdef ClusterInfo place = cluster
-        cdef RunInfo how = run
+        cdef vector[ModelSetup] model_setups = models
+        cdef vector[ClosedSetup] closed_setups = closed
+        cdef ClusterSetup place = cluster
+        cdef RunSetup how = run
         cdef size_t open_count = opens
         scheduler_options.policy = policy.encode()
         scheduler_options.memory = memory.encode()
@@ -284,7 +284,7 @@ cdef class World:
         self._chunks = [None] * opens
         cdef unique_ptr[Scheduler] scheduler = make_scheduler(scheduler_options)
         self._world.reset(
-            new CWorld(move(scheduler), move(model_infos), place, open_count, move(closed_infos), how)
+            new CWorld(move(scheduler), move(model_setups), place, open_count, move(closed_setups), how)
         )
 
     def record(self, size_t bytes_max, names, templates, status_names, reasons):
@@ -292,7 +292,7 @@ cdef class World:
 
         names: (name, version, program) of each model. The others: see csrc/recording/sentences.h.
         """
-        cdef vector[Named] all_names = [
+        cdef vector[RecordedModel] all_names = [
             {"name": name.encode(), "version": version, "program": program.encode()} for name, version, program in names
         ]
         cdef vector[string] told = [text.encode() for text in templates]
@@ -324,7 +324,7 @@ cdef class World:
         """Feed an open workload with arrivals: (t_ns, model, slo_ns, priority, cls). None: there are
         no more.
         """
-        cdef Chunk chunk
+        cdef ArrivalChunk chunk
         chunk.count = 0
         if arrivals is not None:
             at_ns, model, slo_ns, priority, class_index = arrivals
@@ -343,12 +343,12 @@ cdef class World:
         """Continue the simulation. Returns the number of the open workload to feed; -1: paused after
         events_max events; -2: over.
         """
-        cdef Stop stop
+        cdef StopReason stop
         with nogil:
             stop = self._world.get().run(events_max)
-        if stop == Stop.WANTS_CHUNK:
+        if stop == StopReason.WANTS_CHUNK:
             return self._world.get().wanting()
-        return -1 if stop == Stop.PAUSED else -2
+        return -1 if stop == StopReason.PAUSED else -2
 
     @property
     def now_ns(self):
@@ -424,7 +424,7 @@ cdef class World:
         """Return a row for each request in the order of arrival: outcome (index into OUTCOME_NAMES), reason
         (0: none), device (-1: none), latency.
         """
-        cdef const vector[Fate] *fates = &self._world.get().fates()
+        cdef const vector[RequestFate] *fates = &self._world.get().fates()
         cdef size_t place
         result = np.zeros((<Py_ssize_t>fates.size(), 4), np.int64)
         cdef int64_t *row = <int64_t *>memory_of(result, "int64", 2)

@@ -19,7 +19,7 @@ cdef extern from "wire/kinds.h" namespace "clockwork" nogil:
         DROP
         RESERVE
 
-    cdef enum class CLane "clockwork::Lane"(uint8_t):
+    cdef enum class CLaneKind "clockwork::LaneKind"(uint8_t):
         LOAD
         EXECUTE
         FETCH
@@ -64,14 +64,14 @@ cdef extern from "wire/kinds.h" namespace "clockwork" nogil:
     const size_t C_ACTION_KINDS "clockwork::ACTION_KINDS"
 
 cdef extern from "wire/messages.h" namespace "clockwork::wire" nogil:
-    cdef cppclass CSpan "clockwork::wire::Span":
+    cdef cppclass CListRange "clockwork::wire::ListRange":
         uint32_t first
         uint32_t count
 
     cdef cppclass CTensorRef "clockwork::wire::TensorRef":
         string_view name
         int64_t dtype
-        CSpan shape
+        CListRange shape
         int64_t frame
 
     cdef cppclass CPhase "clockwork::wire::Phase":
@@ -98,8 +98,8 @@ cdef extern from "wire/messages.h" namespace "clockwork::wire" nogil:
         int64_t earliest_ns
         int64_t latest_ns
         int64_t expected_ns
-        vector[CSpan] parts
-        vector[CSpan] shapes
+        vector[CListRange] parts
+        vector[CListRange] shapes
         vector[CTensorRef] tensors
         vector[int64_t] dims
         void clear()
@@ -152,7 +152,7 @@ cdef extern from "wire/messages.h" namespace "clockwork::wire" nogil:
         CPhase copy_in
         CPhase execute
         CPhase copy_out
-        vector[CSpan] parts
+        vector[CListRange] parts
         vector[CTensorRef] tensors
         vector[int64_t] dims
         void clear()

@@ -125,7 +125,7 @@ class ActionKind(enum.IntEnum):
     RESERVE = 6
 
 
-class Lane(enum.IntEnum):
+class LaneKind(enum.IntEnum):
     """The queues of a device, each in the order of windows; ACTIONS has the lane of each action."""
 
     LOAD = 0
@@ -773,18 +773,18 @@ class DeclaredAction(NamedTuple):
     lane nothing passes it, and it passes nothing."""
 
     message: type
-    lane: Lane
+    lane: LaneKind
     frees: bool = False
 
 
 ACTIONS: dict[ActionKind, DeclaredAction] = {
-    ActionKind.LOAD: DeclaredAction(Load, Lane.LOAD),
-    ActionKind.UNLOAD: DeclaredAction(Unload, Lane.LOAD, frees=True),
-    ActionKind.INFER: DeclaredAction(Infer, Lane.EXECUTE),
-    ActionKind.PROFILE: DeclaredAction(Profile, Lane.EXECUTE),
-    ActionKind.FETCH: DeclaredAction(HostFetch, Lane.FETCH),
-    ActionKind.DROP: DeclaredAction(HostDrop, Lane.FETCH, frees=True),
-    ActionKind.RESERVE: DeclaredAction(Reserve, Lane.EXECUTE),
+    ActionKind.LOAD: DeclaredAction(Load, LaneKind.LOAD),
+    ActionKind.UNLOAD: DeclaredAction(Unload, LaneKind.LOAD, frees=True),
+    ActionKind.INFER: DeclaredAction(Infer, LaneKind.EXECUTE),
+    ActionKind.PROFILE: DeclaredAction(Profile, LaneKind.EXECUTE),
+    ActionKind.FETCH: DeclaredAction(HostFetch, LaneKind.FETCH),
+    ActionKind.DROP: DeclaredAction(HostDrop, LaneKind.FETCH, frees=True),
+    ActionKind.RESERVE: DeclaredAction(Reserve, LaneKind.EXECUTE),
 }
 
 KIND_OF: dict[type, ActionKind] = {action.message: kind for kind, action in ACTIONS.items()}

@@ -17,7 +17,7 @@ void Answers::succeed(const Command& command, Ns now) {
         release(held);
         return;
     }
-    const wire::Span& part = result.header.parts.at(command.part);
+    const wire::ListRange& part = result.header.parts.at(command.part);
     std::size_t count = std::min<std::size_t>(part.count, held.model->interface->outputs.size());
     const TensorRef* refs = result.header.tensors.data() + part.first;
     std::uint64_t bytes = 0;
@@ -52,7 +52,7 @@ void Answers::write_success(const Command& command, const HeldRequest& held, con
     answer_.request_id = held.request_id;
     answer_.model_version = held.model->version;
     for (std::size_t index = 0; index < count; ++index) {
-        const wire::Span& shape = refs[index].shape;
+        const wire::ListRange& shape = refs[index].shape;
         auto start = result.header.dims.begin() + shape.first;
         auto first = static_cast<std::uint32_t>(answer_.dims.size());
         answer_.dims.insert(answer_.dims.end(), start, start + shape.count);

@@ -91,7 +91,7 @@ bool is_range(std::int64_t offset, std::int64_t bytes) {
 // Checks that a frame is a reference to memory that every worker sees. The worker checks whether the memory
 // exists and is large enough.
 bool check_reference(std::int64_t bits, const TensorRef& ref, const std::int64_t* dims, std::string_view data,
-                     std::int64_t machine, Accepted& accepted, Flaw& flaw) {
+                     std::int64_t machine, AcceptedRequest& accepted, Flaw& flaw) {
     std::int64_t elements = 0, bytes = 0, numbers[REFERENCE_BYTES / sizeof(std::int64_t)];
     if (data.size() != REFERENCE_BYTES || bits == BITS_OF_STRING)
         return fail(flaw, Flaw::NO_MEMORY);
@@ -110,7 +110,7 @@ bool check_reference(std::int64_t bits, const TensorRef& ref, const std::int64_t
 }
 
 bool check_input(const InputSpec& spec, const TensorRef& ref, const std::int64_t* dims, std::string_view data,
-                 std::int64_t machine, Accepted& accepted, Flaw& flaw) {
+                 std::int64_t machine, AcceptedRequest& accepted, Flaw& flaw) {
     if ((ref.dtype & ~SHARED) != spec.dtype)
         return fail(flaw, Flaw::DTYPE, spec.dtype, ref.dtype);
     if (!has_shape(spec, ref, dims) || (spec.any_rank && ref.shape.count > 0 && dims[0] < 0))
@@ -124,7 +124,8 @@ bool check_input(const InputSpec& spec, const TensorRef& ref, const std::int64_t
 }
 
 // A symbol has the same size in all inputs of a request.
-bool check_symbols(const ModelInterface& model, const wire::InferRequest& request, Accepted& accepted, Flaw& flaw) {
+bool check_symbols(const ModelInterface& model, const wire::InferRequest& request, AcceptedRequest& accepted,
+                   Flaw& flaw) {
     accepted.holders.assign(model.symbols.size(), 0);
     accepted.sizes.resize(model.symbols.size());
     for (std::uint32_t input = 0; input < model.inputs.size(); ++input) {
@@ -152,7 +153,7 @@ bool check_symbols(const ModelInterface& model, const wire::InferRequest& reques
     return true;
 }
 
-bool check_rows(const ModelInterface& model, const wire::InferRequest& request, Accepted& accepted, Flaw& flaw) {
+bool check_rows(const ModelInterface& model, const wire::InferRequest& request, AcceptedRequest& accepted, Flaw& flaw) {
     std::uint32_t inputs = static_cast<std::uint32_t>(accepted.tensors.size()), first = inputs;
     for (flaw.tensor = 0; flaw.tensor < inputs; ++flaw.tensor) {
         if (model.inputs[flaw.tensor].optional)
@@ -217,8 +218,8 @@ void add_defaults(const ModelInterface& model, wire::InferRequest& request, Fram
             std::any_of(request.tensors.begin(), end, [&](const TensorRef& ref) { return ref.name == spec.name; })) {
             continue;
         }
-        const wire::Span shape{static_cast<std::uint32_t>(request.dims.size()),
-                               static_cast<std::uint32_t>(spec.dims.size())};
+        const wire::ListRange shape{static_cast<std::uint32_t>(request.dims.size()),
+                                    static_cast<std::uint32_t>(spec.dims.size())};
         request.tensors.push_back({spec.name, spec.dtype, shape, static_cast<std::int64_t>(frames.size())});
         request.dims.insert(request.dims.end(), spec.dims.begin(), spec.dims.end());
         frames.push_back(spec.value);
@@ -226,7 +227,7 @@ void add_defaults(const ModelInterface& model, wire::InferRequest& request, Fram
 }
 
 bool check_request(const ModelInterface& model, const wire::InferRequest& request, const FrameBytes& frames,
-                   std::int64_t machine, Accepted& accepted, Flaw& flaw) {
+                   std::int64_t machine, AcceptedRequest& accepted, Flaw& flaw) {
     flaw = {};
     std::size_t inputs = model.inputs.size();
     if (request.tensors.size() != frames.size()) {
@@ -321,7 +322,7 @@ bool check_output(const ModelInterface& model, std::size_t output, std::uint32_t
     return spec.bits == BITS_UNKNOWN || check_bytes(spec.bits, ref, dims, data, flaw);
 }
 
-bool check_result(const Expected& expected, const wire::Result& result, const FrameBytes& frames, Flaw& flaw) {
+bool check_result(const ExpectedResult& expected, const wire::Result& result, const FrameBytes& frames, Flaw& flaw) {
     flaw = {};
     auto whole = [](std::size_t count) { return static_cast<std::int64_t>(count); };
     if (!is_status(result.status))
@@ -335,7 +336,7 @@ bool check_result(const Expected& expected, const wire::Result& result, const Fr
     if (result.parts.size() != expected.part_rows.size())
         return fail(flaw, Flaw::PARTS, whole(expected.part_rows.size()), whole(result.parts.size()));
     std::size_t tensors = expected.tensors();
-    for (const wire::Span& part : result.parts) {
+    for (const wire::ListRange& part : result.parts) {
         if (part.count != tensors)
             return fail(flaw, Flaw::PART_TENSORS, whole(tensors), part.count);
         for (std::size_t output = 0; output < tensors; ++output) {

@@ -29,7 +29,7 @@ inline constexpr std::int64_t ROWS_MAX = 1 << 30;
 using FrameBytes = std::vector<std::string_view>;
 
 // An accepted request.
-struct Accepted {
+struct AcceptedRequest {
     std::uint32_t rows = 1;
     std::uint64_t bytes = 0;                // the bytes of all frames
     std::uint64_t copied_bytes = 0;         // the bytes of tensors in the client's memory
@@ -58,10 +58,10 @@ void add_defaults(const ModelInterface& model, wire::InferRequest& request, Fram
 // Checks the name, type, shape and size of each tensor; `flaw` gets the first flaw. machine: the machine_id()
 // of clockwork.wire.shared whose memory every worker sees (0: none).
 bool check_request(const ModelInterface& model, const wire::InferRequest& request, const FrameBytes& frames,
-                   std::int64_t machine, Accepted& accepted, Flaw& flaw);
+                   std::int64_t machine, AcceptedRequest& accepted, Flaw& flaw);
 
 // Checks that a result fits its action: parts, tensors, frames, and each output as the model declares.
-bool check_result(const Expected& expected, const wire::Result& result, const FrameBytes& frames, Flaw& flaw);
+bool check_result(const ExpectedResult& expected, const wire::Result& result, const FrameBytes& frames, Flaw& flaw);
 
 // Checks an output for a number of rows; the caller sets flaw.tensor and flaw.ref. has_room: the output may
 // be in the client's memory.

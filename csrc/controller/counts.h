@@ -64,7 +64,7 @@ struct BatchCounts {
 };
 
 // The durations of a success. LOAD: 0 if it waited for no load.
-struct Spent {
+struct SuccessTimes {
     Ns total_ns = 0, queue_ns = 0, load_ns = 0, execute_ns = 0, copy_in_ns = 0, copy_out_ns = 0;
 };
 
@@ -81,7 +81,7 @@ struct ModelCounts {
     std::uint64_t executions = 0;
     Ns last_ns = 0;  // the time of the last answer
 
-    void succeeded(Ns now, std::uint32_t of_rows, const Spent& spent) {
+    void succeeded(Ns now, std::uint32_t of_rows, const SuccessTimes& spent) {
         times[TOTAL].add(spent.total_ns);
         times[QUEUE].add(spent.queue_ns);
         if (spent.load_ns > 0)

@@ -100,11 +100,11 @@ Exchange::Need Exchange::handle() {
         return side_ == CLIENTS ? parts_.clients.find(identity) != nullptr : parts_.workers.find(identity) != nullptr;
     };
     while (parts_.python.spent_ns() < turn_python_ns_ && port.next(is_known)) {
-        Taken taken = side_ == CLIENTS ? parts_.request_intake.take(port.current(), now_)
-                                       : parts_.result_intake.take(port.current(), now_);
-        if (taken == Taken::PYTHON)
+        IntakeResult taken = side_ == CLIENTS ? parts_.request_intake.take(port.current(), now_)
+                                              : parts_.result_intake.take(port.current(), now_);
+        if (taken == IntakeResult::PYTHON)
             return side_ == CLIENTS ? CLIENT_MESSAGE : WORKER_MESSAGE;
-        if (taken == Taken::WRONG)
+        if (taken == IntakeResult::WRONG)
             return side_ == CLIENTS ? WRONG_REQUEST : WRONG_RESULT;
     }
     return NOTHING;

@@ -69,7 +69,7 @@ public:
     // The message that is being handled, and its port.
     const Arrival& current() { return port(side_).current(); }
     Haul& haul() { return port(side_).haul(); }
-    const Wrong& wrong() const {
+    const WrongMessage& wrong() const {
         return side_ == CLIENTS ? parts_.request_intake.wrong() : parts_.result_intake.wrong();
     }
 

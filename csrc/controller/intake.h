@@ -12,14 +12,14 @@
 
 namespace clockwork {
 
-enum class Taken : std::uint8_t {
+enum class IntakeResult : std::uint8_t {
     DONE,
     PYTHON,  // Python handles the message
-    WRONG,   // the message is wrong: Wrong describes its flaw
+    WRONG,   // the message is wrong: WrongMessage describes its flaw
 };
 
 // The flaw of the current message, and the interface with which it was compared.
-struct Wrong {
+struct WrongMessage {
     bool is_request = false;
     std::int64_t id = 0;  // id of the request or action; 0 if unreadable
     HeaderFlaw header;    // other than NONE: the header is malformed. Otherwise the fields below hold:

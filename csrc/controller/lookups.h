@@ -17,8 +17,8 @@ struct LookupFunctions {
     // Finds the model of a text that is no route's: `name@version`, or a name whose versions are not ready.
     // 0: requests for the text are refused.
     int (*model)(void* owner, std::string_view text, ModelId* model_id) = nullptr;
-    // Finds the scheduler's number of a shape (in Accepted::shape's form), and the shape of a number. The
-    // first may call forget_shapes() before.
+    // Finds the scheduler's number of a shape (in AcceptedRequest::shape's form), and the shape of a number.
+    // The first may call forget_shapes() before.
     int (*shape_number)(void* owner, const std::vector<std::int64_t>* shape, std::uint32_t* number) = nullptr;
     int (*shape)(void* owner, std::uint32_t number, std::vector<std::int64_t>* shape) = nullptr;
 };

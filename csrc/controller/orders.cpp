@@ -35,7 +35,7 @@ void Orders::infer(const Command& command, const Commands& all, WorkerLink& work
                 {{}, tensor.dtype, {first + tensor.first, tensor.rank}, static_cast<std::int64_t>(frames++)});
         }
     }
-    Expected& expected = note(worker, command, ActionKind::INFER, command.model_id);
+    ExpectedResult& expected = note(worker, command, ActionKind::INFER, command.model_id);
     expected.rows = rows;
     expected.interface = sending_.front()->model->interface;
     for (const HeldRequest* held : sending_) {
@@ -105,8 +105,8 @@ bool Orders::send(WorkerLink& worker, bool more, Ns now) {
     return workers_.send(worker, writer_.view(), more, now);
 }
 
-Expected& Orders::note(WorkerLink& worker, const Command& command, ActionKind kind, ModelId model_id) {
-    Expected& expected = worker.actions.add(command.action_id);
+ExpectedResult& Orders::note(WorkerLink& worker, const Command& command, ActionKind kind, ModelId model_id) {
+    ExpectedResult& expected = worker.actions.add(command.action_id);
     expected.kind = kind;
     expected.device = command.device;
     expected.model_id = model_id;

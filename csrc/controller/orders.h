@@ -31,7 +31,7 @@ private:
     void revoke(const Command& command, WorkerLink& worker, Ns now);
     void begin(const Command& command, const WorkerLink& worker, ActionKind kind, Ns now);
     bool send(WorkerLink& worker, bool more, Ns now);
-    static Expected& note(WorkerLink& worker, const Command& command, ActionKind kind, ModelId model_id);
+    static ExpectedResult& note(WorkerLink& worker, const Command& command, ActionKind kind, ModelId model_id);
 
     Workers& workers_;
     HeldRequests& requests_;

@@ -7,28 +7,28 @@
 
 namespace clockwork {
 
-Taken RequestIntake::take(const Arrival& arrival, Ns now) {
+IntakeResult RequestIntake::take(const Arrival& arrival, Ns now) {
     Haul& haul = port_.haul();
     ClientLink* client = clients_.find(haul.identity(arrival).view());
     if (client == nullptr) {
         port_.count_taken(arrival);
-        return Taken::PYTHON;
+        return IntakeResult::PYTHON;
     }
     client->connection->taken += arrival.bytes;
     port_.connections().heard(*client->connection, now);
     if (arrival.count < 2)
-        return Taken::PYTHON;
+        return IntakeResult::PYTHON;
     switch (wire::tag_of(haul.header(arrival).view())) {
         case TAG_INFER_REQUEST: return infer(*client, arrival, now);
         case TAG_CANCEL: return cancel(*client, arrival, now);
-        default: return Taken::PYTHON;
+        default: return IntakeResult::PYTHON;
     }
 }
 
-Taken RequestIntake::infer(ClientLink& client, const Arrival& arrival, Ns now) {
+IntakeResult RequestIntake::infer(ClientLink& client, const Arrival& arrival, Ns now) {
     if (!request_.read(port_.haul().header(arrival).view(), wrong_.header)) {
         wrong_.begin(request_.request_id);
-        return Taken::WRONG;
+        return IntakeResult::WRONG;
     }
     Target target = routes_.target_of(request_.model);
     if (target.model == nullptr)
@@ -44,7 +44,7 @@ Taken RequestIntake::infer(ClientLink& client, const Arrival& arrival, Ns now) {
         counts_.invalid(model);
         return refuse(flaw, target);
     }
-    Route* copier = target.copied_by;
+    ServedRoute* copier = target.copied_by;
     bool can_copy = copier != nullptr && shadows_.can_copy(*copier, request_, accepted_, frames_, came, shared_machine);
     HeldRequest& held = hold(client, model, arrival, came);
     Ns slo_ns = request_.slo_ns != 0 ? request_.slo_ns : model.slo_ns;
@@ -61,7 +61,7 @@ Taken RequestIntake::infer(ClientLink& client, const Arrival& arrival, Ns now) {
         shadows_.copy(held, *copier, accepted_, request_.priority, slo_ns, now);
     else if (copier != nullptr)
         copier->tally->change([](ShadowResults& all) { ++all.dropped; });
-    return Taken::DONE;
+    return IntakeResult::DONE;
 }
 
 // Holds the request that was accepted last, with its tensors. came: its received frames, before those of
@@ -83,20 +83,20 @@ HeldRequest& RequestIntake::hold(ClientLink& client, ServedModel& model, const A
 }
 
 // Cancels an inference. Python handles other cancellations.
-Taken RequestIntake::cancel(ClientLink& client, const Arrival& arrival, Ns now) {
+IntakeResult RequestIntake::cancel(ClientLink& client, const Arrival& arrival, Ns now) {
     if (!cancel_.read(port_.haul().header(arrival).view(), wrong_.header)) {
         wrong_.begin(cancel_.request_id);
-        return Taken::WRONG;
+        return IntakeResult::WRONG;
     }
     HeldRequest* held = requests_.find(client, cancel_.request_id);
     if (held == nullptr)
-        return Taken::PYTHON;
+        return IntakeResult::PYTHON;
     requests_.cancel(*held, now);
-    return Taken::DONE;
+    return IntakeResult::DONE;
 }
 
 // Records the flaw of the request that was read last.
-Taken RequestIntake::refuse(const Flaw& flaw, const Target& target) {
+IntakeResult RequestIntake::refuse(const Flaw& flaw, const Target& target) {
     wrong_.begin(request_.request_id);
     wrong_.flaw = flaw;
     wrong_.tensors = &request_.tensors;
@@ -105,7 +105,7 @@ Taken RequestIntake::refuse(const Flaw& flaw, const Target& target) {
         wrong_.model_id = target.model->model_id;
         wrong_.interface = target.model->interface;
     }
-    return Taken::WRONG;
+    return IntakeResult::WRONG;
 }
 
 }  // namespace clockwork

@@ -32,14 +32,14 @@ public:
     std::int64_t shared_machine = 0;
 
     // Handles a message of the port's current haul.
-    Taken take(const Arrival& arrival, Ns now);
-    const Wrong& wrong() const { return wrong_; }
+    IntakeResult take(const Arrival& arrival, Ns now);
+    const WrongMessage& wrong() const { return wrong_; }
 
 private:
-    Taken infer(ClientLink& client, const Arrival& arrival, Ns now);
-    Taken cancel(ClientLink& client, const Arrival& arrival, Ns now);
+    IntakeResult infer(ClientLink& client, const Arrival& arrival, Ns now);
+    IntakeResult cancel(ClientLink& client, const Arrival& arrival, Ns now);
     HeldRequest& hold(ClientLink& client, ServedModel& model, const Arrival& arrival, std::size_t came);
-    Taken refuse(const Flaw& flaw, const Target& target);
+    IntakeResult refuse(const Flaw& flaw, const Target& target);
 
     Port& port_;
     Clients& clients_;
@@ -50,9 +50,9 @@ private:
     OutcomeCounts& counts_;
     wire::InferRequest request_;
     wire::Cancel cancel_;
-    Accepted accepted_;
+    AcceptedRequest accepted_;
     FrameBytes frames_;
-    Wrong wrong_;
+    WrongMessage wrong_;
 };
 
 }  // namespace clockwork

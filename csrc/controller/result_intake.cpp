@@ -7,31 +7,32 @@
 
 namespace clockwork {
 
-Taken ResultIntake::take(const Arrival& arrival, Ns now) {
+IntakeResult ResultIntake::take(const Arrival& arrival, Ns now) {
     Haul& haul = port_.haul();
     WorkerLink* worker = workers_.find(haul.identity(arrival).view());
     if (worker == nullptr) {
         port_.count_taken(arrival);
-        return Taken::PYTHON;
+        return IntakeResult::PYTHON;
     }
     worker->connection->taken += arrival.bytes;
     port_.connections().heard(*worker->connection, now);
     if (arrival.count < 2)
-        return Taken::PYTHON;
+        return IntakeResult::PYTHON;
     worker->heard_ns = now;
-    return wire::tag_of(haul.header(arrival).view()) == TAG_RESULT ? result(*worker, arrival, now) : Taken::PYTHON;
+    return wire::tag_of(haul.header(arrival).view()) == TAG_RESULT ? result(*worker, arrival, now)
+                                                                   : IntakeResult::PYTHON;
 }
 
-Taken ResultIntake::result(WorkerLink& worker, const Arrival& arrival, Ns now) {
+IntakeResult ResultIntake::result(WorkerLink& worker, const Arrival& arrival, Ns now) {
     wire::Result& result = results_.next().header;
     if (!result.read(port_.haul().header(arrival).view(), wrong_.header)) {
         wrong_.begin(result.action_id);
-        return Taken::WRONG;
+        return IntakeResult::WRONG;
     }
     ActionId action_id = static_cast<ActionId>(result.action_id);
-    const Expected* expected = worker.actions.find(action_id);
+    const ExpectedResult* expected = worker.actions.find(action_id);
     if (expected == nullptr)
-        return Taken::DONE;  // a result of an action that was given up
+        return IntakeResult::DONE;  // a result of an action that was given up
     read_frames(port_.haul(), arrival, frames_);
     if (!check_result(*expected, result, frames_, wrong_.flaw)) {
         wrong_.begin(result.action_id);
@@ -39,7 +40,7 @@ Taken ResultIntake::result(WorkerLink& worker, const Arrival& arrival, Ns now) {
         wrong_.interface = expected->interface;
         wrong_.tensors = &result.tensors;
         wrong_.dims = &result.dims;
-        return Taken::WRONG;
+        return IntakeResult::WRONG;
     }
     Status status = static_cast<Status>(result.status);
     if (status == Status::OK) {
@@ -56,12 +57,12 @@ Taken ResultIntake::result(WorkerLink& worker, const Arrival& arrival, Ns now) {
     done.duration_ns = course.duration_ns;
     done.ready_ns = result.received_ns != 0 ? worker.clock.to_controller(result.received_ns, now) : 0;
     end_action(worker, done, result.text, now);
-    return Taken::DONE;
+    return IntakeResult::DONE;
 }
 
 // Counts a successful action.
-void ResultIntake::count(WorkerLink& worker, const Expected& sent, const wire::Result& result) {
-    if (lane_of(sent.kind) == Lane::FETCH) {  // counted for the worker, not for a device
+void ResultIntake::count(WorkerLink& worker, const ExpectedResult& sent, const wire::Result& result) {
+    if (lane_of(sent.kind) == LaneKind::FETCH) {  // counted for the worker, not for a device
         ++(sent.kind == ActionKind::FETCH ? worker.fetches : worker.drops);
         return;
     }

@@ -19,8 +19,8 @@ public:
         : port_(port), workers_(workers), models_(models), results_(results), scheduler_(scheduler) {}
 
     // Handles a message of the port's current haul.
-    Taken take(const Arrival& arrival, Ns now);
-    const Wrong& wrong() const { return wrong_; }
+    IntakeResult take(const Arrival& arrival, Ns now);
+    const WrongMessage& wrong() const { return wrong_; }
 
     // Ends an action, or all pending actions of a worker, as a failure of the device, because a result was
     // wrong or the worker is let go. False if there is no such action.
@@ -28,8 +28,8 @@ public:
     void fail_actions(std::uint32_t worker, std::string_view text, Ns now);
 
 private:
-    Taken result(WorkerLink& worker, const Arrival& arrival, Ns now);
-    void count(WorkerLink& worker, const Expected& sent, const wire::Result& result);
+    IntakeResult result(WorkerLink& worker, const Arrival& arrival, Ns now);
+    void count(WorkerLink& worker, const ExpectedResult& sent, const wire::Result& result);
     void end_action(WorkerLink& worker, const ActionResult& ended, std::string_view text, Ns now);
 
     Port& port_;
@@ -38,7 +38,7 @@ private:
     TurnResults& results_;
     RecordedScheduler& scheduler_;
     FrameBytes frames_;
-    Wrong wrong_;
+    WrongMessage wrong_;
 };
 
 }  // namespace clockwork

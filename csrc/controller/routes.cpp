@@ -30,7 +30,7 @@ Target Routes::target_of(std::string_view text) {
 void Routes::route(std::string_view text, const std::vector<std::pair<ModelId, std::int64_t>>& shares, ModelId shadow,
                    std::int64_t copies, double tolerance) {
     forget_references();
-    Route route;
+    ServedRoute route;
     for (const auto& [model_id, parts] : shares) {
         route.models.push_back(&models_.at(model_id));
         route.turns.add(parts);

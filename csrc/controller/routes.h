@@ -50,7 +50,7 @@ private:
     std::vector<Entry> entries_;
 };
 
-struct Route {
+struct ServedRoute {
     std::vector<ServedModel*> models;  // versions that share the traffic, at least one
     Turns turns;                       // turns of the models
     ServedModel* shadow = nullptr;     // gets copies of some requests for the models
@@ -65,8 +65,8 @@ struct Route {
 
 // The target of a request.
 struct Target {
-    ServedModel* model = nullptr;  // null: no model has the name
-    Route* copied_by = nullptr;    // the route whose shadow gets a copy; null: no copy
+    ServedModel* model = nullptr;      // null: no model has the name
+    ServedRoute* copied_by = nullptr;  // the route whose shadow gets a copy; null: no copy
 };
 
 class Routes {
@@ -89,7 +89,7 @@ public:
 private:
     ServedModels& models_;
     Lookups& lookups_;
-    ByText<Route> routes_;
+    ByText<ServedRoute> routes_;
     ByText<ServedModel*> references_;
     std::uint64_t changes_ = 0;  // ServedModels::changes() when references_ was last cleared
 };

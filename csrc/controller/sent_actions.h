@@ -13,7 +13,7 @@
 namespace clockwork {
 
 // A sent action, and the expected form of its result.
-struct Expected {
+struct ExpectedResult {
     ActionId action_id = 0;  // 0: the record is free
     ActionKind kind = ActionKind::PROFILE;
     std::int32_t device = 0;
@@ -31,7 +31,7 @@ struct Expected {
 class SentActions {
 public:
     // Adds an action with only its id set. The reference is valid until the next add().
-    Expected& add(ActionId action_id) {
+    ExpectedResult& add(ActionId action_id) {
         if (free_.empty()) {
             free_.push_back(static_cast<std::uint32_t>(all_.size()));
             all_.emplace_back();
@@ -43,7 +43,7 @@ public:
         return all_[place];
     }
 
-    const Expected* find(ActionId action_id) const {
+    const ExpectedResult* find(ActionId action_id) const {
         std::uint32_t place = by_id_.find(action_id);
         return place == IdTable::NONE ? nullptr : &all_[place];
     }
@@ -53,7 +53,7 @@ public:
         if (place == IdTable::NONE)
             return false;
         by_id_.erase(action_id);
-        Expected& action = all_[place];
+        ExpectedResult& action = all_[place];
         action.action_id = 0;
         action.rows = 0;
         action.model_id = 0;
@@ -67,7 +67,7 @@ public:
     // Ids in ascending order.
     std::vector<ActionId> ids() const {
         std::vector<ActionId> found;
-        for (const Expected& expected : all_) {
+        for (const ExpectedResult& expected : all_) {
             if (expected.action_id != 0)
                 found.push_back(expected.action_id);
         }
@@ -79,7 +79,7 @@ public:
 
 private:
     IdTable by_id_;
-    std::vector<Expected> all_;
+    std::vector<ExpectedResult> all_;
     std::vector<std::uint32_t> free_;
 };
 

@@ -10,8 +10,9 @@ bool ShadowCopies::has_room(std::uint64_t bytes) const {
     return count_ < SHADOWS_MAX && bytes_ + bytes <= SHADOW_BYTES_MAX && requests_.size() < queued_max_ / 2;
 }
 
-bool ShadowCopies::can_copy(const Route& route, const wire::InferRequest& request, const Accepted& accepted,
-                            const FrameBytes& frames, std::size_t came, std::int64_t machine) {
+bool ShadowCopies::can_copy(const ServedRoute& route, const wire::InferRequest& request,
+                            const AcceptedRequest& accepted, const FrameBytes& frames, std::size_t came,
+                            std::int64_t machine) {
     if (accepted.is_shared || !has_room(accepted.bytes))
         return false;
     Flaw flaw;
@@ -26,8 +27,8 @@ bool ShadowCopies::can_copy(const Route& route, const wire::InferRequest& reques
     return check_request(shadow, request_, frames_, machine, accepted_, flaw);
 }
 
-void ShadowCopies::copy(HeldRequest& first, const Route& route, const Accepted& accepted, std::int64_t priority,
-                        Ns slo_ns, Ns now) {
+void ShadowCopies::copy(HeldRequest& first, const ServedRoute& route, const AcceptedRequest& accepted,
+                        std::int64_t priority, Ns slo_ns, Ns now) {
     HeldRequest& copy = make(first, route, accepted.bytes);
     for (const TensorRef* ref : accepted_.tensors) {
         const std::size_t frame = static_cast<std::size_t>(ref->frame);
@@ -55,7 +56,7 @@ void ShadowCopies::copy(HeldRequest& first, const Route& route, const Accepted& 
     send(copy, terms, slo_ns, now);
 }
 
-HeldRequest& ShadowCopies::make(HeldRequest& first, const Route& route, std::uint64_t bytes) {
+HeldRequest& ShadowCopies::make(HeldRequest& first, const ServedRoute& route, std::uint64_t bytes) {
     HeldRequest& copy = requests_.hold(nullptr, 0, *route.shadow);
     ShadowPair* pair = pairs_.make();
     pair->first = &first;
@@ -105,7 +106,7 @@ void ShadowCopies::keep_answer(HeldRequest& held, TurnResults& results, const Ke
     ShadowPair* pair = held.pair;
     AnswerKept answer;
     answer.interface = held.model->interface;
-    const wire::Span& outputs = result.header.parts.at(part);
+    const wire::ListRange& outputs = result.header.parts.at(part);
     const TensorRef* refs = result.header.tensors.data() + outputs.first;
     for (std::size_t index = 0; index < std::min<std::size_t>(outputs.count, answer.interface->outputs.size());
          ++index) {

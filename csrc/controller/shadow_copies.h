@@ -52,11 +52,11 @@ public:
     // Whether a request can be copied: there is room, the shadow accepts the request, and no tensor lies in
     // the client's memory, which the client reuses after its answer. copy() may follow. came: the received
     // tensors and frames, without the defaults of the request's model, which the shadow does not share.
-    bool can_copy(const Route& route, const wire::InferRequest& request, const Accepted& accepted,
+    bool can_copy(const ServedRoute& route, const wire::InferRequest& request, const AcceptedRequest& accepted,
                   const FrameBytes& frames, std::size_t came, std::int64_t machine);
     // Copies a request that has just arrived, after can_copy() returned true. slo_ns: 0: no SLO.
-    void copy(HeldRequest& first, const Route& route, const Accepted& accepted, std::int64_t priority, Ns slo_ns,
-              Ns now);
+    void copy(HeldRequest& first, const ServedRoute& route, const AcceptedRequest& accepted, std::int64_t priority,
+              Ns slo_ns, Ns now);
     // Keeps an answer until the other is there, then has both compared. An answer beyond the bounds is
     // dropped. Called only for requests with a pair.
     void keep_answer(HeldRequest& held, TurnResults& results, const KeptResult& result, std::size_t part);
@@ -88,7 +88,7 @@ private:
     };
 
     bool has_room(std::uint64_t bytes) const;
-    HeldRequest& make(HeldRequest& first, const Route& route, std::uint64_t bytes);
+    HeldRequest& make(HeldRequest& first, const ServedRoute& route, std::uint64_t bytes);
     void send(HeldRequest& copy, const ArrivalTerms& terms, Ns slo_ns, Ns now);
     void feed(Ns now);
     void give_up(HeldRequest& copy, Ns now);
@@ -98,7 +98,7 @@ private:
     ShapeNumbers& shapes_;
     std::size_t queued_max_;
     Pool<ShadowPair> pairs_;
-    Accepted accepted_;  // the last checked request, as accepted for the shadow
+    AcceptedRequest accepted_;  // the last checked request, as accepted for the shadow
     // for shadows with other optional inputs: the request with the shadow's defaults
     wire::InferRequest request_;
     FrameBytes frames_;

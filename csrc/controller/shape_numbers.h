@@ -14,7 +14,7 @@ class ShapeNumbers {
 public:
     explicit ShapeNumbers(Lookups& lookups) : lookups_(lookups) {}
 
-    // Returns the scheduler's number of a shape in Accepted::shape's form.
+    // Returns the scheduler's number of a shape in AcceptedRequest::shape's form.
     std::uint32_t of(const std::vector<std::int64_t>& shape) {
         if (has_last_ && shape == last_shape_)
             return last_number_;

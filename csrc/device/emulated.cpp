@@ -255,7 +255,7 @@ void EmulatedDevice::finish_move(const EmulatedOrder& order, bool fails) {
     }
 }
 
-void EmulatedDevice::hang(Lane which) {
+void EmulatedDevice::hang(LaneKind which) {
     static const EmulatedOrder endless = [] {
         EmulatedOrder order;
         order.kind = ActionKind::UNLOAD;
@@ -308,7 +308,7 @@ bool EmulatedDevice::executes_load(ModelId model_id, LoadId load_id) const {
     const auto matches = [&](const EmulatedOrder* order) {
         return order->model_id == model_id && order->load_id == load_id;
     };
-    const LaneState& lane = at(Lane::EXECUTE);
+    const LaneState& lane = at(LaneKind::EXECUTE);
     return (lane.running && matches(lane.running)) || std::ranges::any_of(lane.waiting, matches);
 }
 

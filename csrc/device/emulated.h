@@ -203,7 +203,7 @@ public:
                    double speed, Random random)
         : settings_(settings), link_(link), store_(store), number_(number), speed_(speed), random_(random) {}
 
-    bool is_full(Lane lane) const {
+    bool is_full(LaneKind lane) const {
         const LaneState& state = at(lane);
         return state.waiting.size() + (state.running != nullptr) >= settings_.run_ahead;
     }
@@ -214,7 +214,7 @@ public:
 
     // Advances a lane. outside(order, ns): converts a duration on the device to a duration from now on.
     template <class Outside>
-    LaneStep step(Lane which, Ns now, EmulatedEnd& done, Outside outside) {
+    LaneStep step(LaneKind which, Ns now, EmulatedEnd& done, Outside outside) {
         LaneState& lane = at(which);
         if (lane.running || lane.wants_link || lane.waiting.empty())
             return {};
@@ -246,22 +246,22 @@ public:
         lane.end_ns = now + took_ns;
         return {LaneNext::RUNS, lane.end_ns};
     }
-    void opened(Lane lane) { at(lane).opens_ns = NEVER_NS; }
+    void opened(LaneKind lane) { at(lane).opens_ns = NEVER_NS; }
     // Called when EmulatedLink::next() has named this device.
-    void granted() { at(Lane::LOAD).wants_link = false; }
+    void granted() { at(LaneKind::LOAD).wants_link = false; }
 
     // Ends the action that a lane runs. status: other than OK where the caller ends it.
-    EmulatedEnd finish(Lane lane, Ns now, Status status = Status::OK);
+    EmulatedEnd finish(LaneKind lane, Ns now, Status status = Status::OK);
     // Marks the lane's running action as one that never ends: its order is not read any more.
-    void hang(Lane lane);
+    void hang(LaneKind lane);
     // Removes an action that has not begun from its lane; false if no action of that id waits.
     bool revoke(ActionId id, EmulatedEnd& done);
     // Forgets all actions and residencies.
     void reset();
 
-    const EmulatedOrder* running(Lane lane) const { return at(lane).running; }
-    Ns ends_ns(Lane lane) const { return at(lane).end_ns; }
-    Ns opens_ns(Lane lane) const { return at(lane).opens_ns; }
+    const EmulatedOrder* running(LaneKind lane) const { return at(lane).running; }
+    Ns ends_ns(LaneKind lane) const { return at(lane).end_ns; }
+    Ns opens_ns(LaneKind lane) const { return at(lane).opens_ns; }
     const EmulatedResidency* resident(ModelId model_id) const;  // null: the model has no pages on this device
     std::size_t resident_count() const { return places_.size(); }
     std::uint64_t held_pages() const { return held_pages_; }
@@ -277,8 +277,8 @@ private:
         Ns opens_ns = NEVER_NS;  // the time at which the caller was told to look again
     };
 
-    LaneState& at(Lane lane) { return lanes_[static_cast<std::size_t>(lane)]; }
-    const LaneState& at(Lane lane) const { return lanes_[static_cast<std::size_t>(lane)]; }
+    LaneState& at(LaneKind lane) { return lanes_[static_cast<std::size_t>(lane)]; }
+    const LaneState& at(LaneKind lane) const { return lanes_[static_cast<std::size_t>(lane)]; }
     bool begin(LaneState& lane, Ns now, EmulatedEnd& done);
     FailureCause check(const EmulatedOrder& order, Ns now, EmulatedEnd& done);
     FailureCause check_store(const EmulatedOrder& order, EmulatedEnd& done);
@@ -347,7 +347,7 @@ inline FailureCause EmulatedDevice::check(const EmulatedOrder& order, Ns now, Em
     }
     if (order.kind == ActionKind::LOAD)
         return load(order, done);
-    if (lane_of(order.kind) == Lane::FETCH)
+    if (lane_of(order.kind) == LaneKind::FETCH)
         return check_store(order, done);
     const EmulatedResidency* held = resident(order.model_id);
     if (!held || held->load_id != order.load_id || held->loading) {
@@ -378,7 +378,7 @@ inline Ns EmulatedDevice::draw_ns(const EmulatedOrder& order, Ns now) {
     return static_cast<Ns>(std::min(exact * factor, LONGEST_NS));
 }
 
-inline EmulatedEnd EmulatedDevice::finish(Lane which, Ns now, Status status) {
+inline EmulatedEnd EmulatedDevice::finish(LaneKind which, Ns now, Status status) {
     LaneState& lane = at(which);
     const EmulatedOrder& order = *lane.running;
     EmulatedEnd done;

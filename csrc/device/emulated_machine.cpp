@@ -31,7 +31,7 @@ void Machine::advance(Ns now) {
 
 void Machine::start(std::uint32_t number, EmulatedOrder order, Ns now) {
     advance(now);
-    const Lane lane = lane_of(order.kind);
+    const LaneKind lane = lane_of(order.kind);
     EmulatedDevice& device = devices_[number];
     if (device.is_full(lane)) {
         report(number, device.turned_away(order));
@@ -52,9 +52,9 @@ void Machine::revoke(std::uint32_t number, ActionId id, Ns now) {
 
 void Machine::end_run(std::uint32_t number, ActionId id, Ns now) {
     advance(now);
-    const EmulatedOrder* running = devices_[number].running(Lane::EXECUTE);
+    const EmulatedOrder* running = devices_[number].running(LaneKind::EXECUTE);
     if (running && running->id == id)
-        finish(number, Lane::EXECUTE, now, Status::OVERRUN);
+        finish(number, LaneKind::EXECUTE, now, Status::OVERRUN);
 }
 
 void Machine::reset(std::uint32_t number, Ns now) {
@@ -104,7 +104,7 @@ void Machine::report(std::uint32_t number, const EmulatedEnd& done) {
 }
 
 // Begins the next action of an idle lane.
-void Machine::go_on(std::uint32_t number, Lane lane, Ns now) {
+void Machine::go_on(std::uint32_t number, LaneKind lane, Ns now) {
     EmulatedEnd done;
     const auto undisturbed = [](const EmulatedOrder&, Ns took_ns) { return took_ns; };
     for (;;) {
@@ -125,17 +125,17 @@ void Machine::go_on(std::uint32_t number, Lane lane, Ns now) {
     }
 }
 
-void Machine::finish(std::uint32_t number, Lane lane, Ns now, Status status) {
+void Machine::finish(std::uint32_t number, LaneKind lane, Ns now, Status status) {
     report(number, devices_[number].finish(lane, now, status));
     go_on(number, lane, now);
-    if (lane == Lane::LOAD)
+    if (lane == LaneKind::LOAD)
         grant_link(now);
 }
 
 void Machine::grant_link(Ns now) {
     for (std::uint32_t number; (number = link_.next()) != EmulatedLink::NONE;) {
         devices_[number].granted();
-        go_on(number, Lane::LOAD, now);
+        go_on(number, LaneKind::LOAD, now);
     }
 }
 

@@ -55,7 +55,7 @@ private:
         Ns at_ns;
         std::uint64_t sequence;
         std::uint32_t device;
-        Lane lane;
+        LaneKind lane;
         LaneNext next;  // OPENS or RUNS; an action that RUNS ends at this event
     };
     struct Held {
@@ -69,8 +69,8 @@ private:
     bool counts(const Event& event) const;
     void drop_first();
     void report(std::uint32_t device, const EmulatedEnd& done);
-    void go_on(std::uint32_t device, Lane lane, Ns now);
-    void finish(std::uint32_t device, Lane lane, Ns now, Status status);
+    void go_on(std::uint32_t device, LaneKind lane, Ns now);
+    void finish(std::uint32_t device, LaneKind lane, Ns now, Status status);
     void grant_link(Ns now);
 
     EmulatedSettings settings_;

@@ -198,11 +198,11 @@ void Fleet::end_run(std::uint32_t number, std::int64_t action_id, Ns now) {
 device::RunningActions Fleet::look(std::uint32_t number, Ns now) {
     std::lock_guard<std::mutex> held(mutex_);
     advance(now);
-    const auto at = [&](Lane lane) {
+    const auto at = [&](LaneKind lane) {
         const EmulatedOrder* order = machine_.device(number).running(lane);
         return order != nullptr ? static_cast<std::int64_t>(order->id) : 0;
     };
-    return {at(Lane::EXECUTE), at(Lane::LOAD), at(Lane::FETCH)};
+    return {at(LaneKind::EXECUTE), at(LaneKind::LOAD), at(LaneKind::FETCH)};
 }
 
 device::Action* Fleet::take(std::uint32_t number, Ns now) {

@@ -16,7 +16,8 @@ class Sentences {
 public:
     Sentences() = default;
 
-    // templates: by Text. status_names: by number, as Python spells them ("TOO_LATE"). reasons: by Reason.
+    // templates: by AnswerText. status_names: by number, as Python spells them ("TOO_LATE"). reasons: by
+    // Reason.
     Sentences(std::vector<std::string> templates, std::vector<std::string> status_names,
               std::vector<std::string> reasons)
         : templates_(std::move(templates)), status_names_(std::move(status_names)), reasons_(std::move(reasons)) {}
@@ -61,7 +62,7 @@ private:
             return;
         }
         const std::string& status = status_names_.at(static_cast<std::size_t>(command.a));
-        if (command.text == Text::LOAD_FAILED) {
+        if (command.text == AnswerText::LOAD_FAILED) {
             text_ += status;
             return;
         }

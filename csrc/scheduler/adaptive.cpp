@@ -78,7 +78,7 @@ double Adaptive::need_of(double arrives, Ns now) const {
 PolicyStatus Adaptive::status(Ns now) const {
     Weights weights = weights_;  // a copy: a status query changes nothing
     double cost = std::ldexp(cost_sum_, -weights.advance(now));
-    Inflow lull = lull_;
+    ArrivalRate lull = lull_;
     lull.advance(now);
     double need = need_of(cost / weights.span_ns(), now);
     return {true, pace_.at(now), need, std::min(need, need_of(lull.rate(LULL_SIGMAS), now)), share_};
@@ -228,8 +228,8 @@ bool Adaptive::admit(Pending& pending) {
     }
     Ns late = soonest - (pending.deadline_ns - parts_.state.now);
     if (late > 0) {  // the request was feasible at its arrival, and has waited for the controller since
-        parts_.requests.refuse(pending, Reason::DEADLINE, Said(Text::COULD_BE_ANSWERED, slo + late, slo), slo + late,
-                               late);
+        parts_.requests.refuse(pending, Reason::DEADLINE,
+                               AnswerSentence(AnswerText::COULD_BE_ANSWERED, slo + late, slo), slo + late, late);
         return false;
     }
     if (Residency* asked = model.next_asked()) {
@@ -279,8 +279,8 @@ void Adaptive::share_out() {
 
 void Adaptive::turn_away(Pending& pending, Ns after_ns) {
     Ns slo = pending.deadline_ns - pending.request.arrived_ns, after = std::max<Ns>(after_ns, 1);
-    parts_.requests.refuse(pending, Reason::DEADLINE, Said(Text::COULD_BE_ANSWERED, slo + after, slo), slo + after,
-                           after);
+    parts_.requests.refuse(pending, Reason::DEADLINE, AnswerSentence(AnswerText::COULD_BE_ANSWERED, slo + after, slo),
+                           slo + after, after);
     contest_devices(*pending.model, parts_.state.now);
 }
 
@@ -550,7 +550,7 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
         Filled full = fill_up(queue, {batch_rows, std::min(deadline - until, longest)}, takes, until, spec.batch_max);
         Ns duration = batch_ns(full.rows);
         if (alone * full.rows > BATCH_WORTH * static_cast<double>(duration)) {
-            for (const Span& more : filling_) {
+            for (const QueueRange& more : filling_) {
                 deadline = std::min(deadline, (*more.queue)[more.first].deadline_ns);
                 found.filled += more.count;
             }

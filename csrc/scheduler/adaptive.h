@@ -300,8 +300,8 @@ private:
     double cost_sum_ = 0;      // sum of the costs of all models
     double square_sum_ = 0;    // sum of the squares of the models' costs
     Weights weights_{NEED_HALF_LIFE_NS, MEMORY_MIN_NS};
-    Inflow surge_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};  // arrivals over all models
-    Inflow lull_{LULL_HALF_LIFE_NS, MEMORY_MIN_NS};
+    ArrivalRate surge_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};  // arrivals over all models
+    ArrivalRate lull_{LULL_HALF_LIFE_NS, MEMORY_MIN_NS};
     std::vector<Margin> margins_;         // margins by the device's kind
     std::uint64_t batch_bytes_max_ = 0;   // bound on the input bytes of any batch
     std::uint64_t batch_copied_max_ = 0;  // bound on the copied bytes of any batch
@@ -310,7 +310,7 @@ private:
     std::vector<double> wanted_;          // devices that each model asks for; scratch of share_out()
     Fading pace_{1};                      // ratio of executed to planned time
     std::vector<Candidate> candidates_;
-    std::vector<Span> filling_;  // fillings of the candidate that was considered last
+    std::vector<QueueRange> filling_;  // fillings of the candidate that was considered last
     std::vector<Waiting> victims_;
 };
 

@@ -536,7 +536,7 @@ void Admission::refuse_in_detail(Pending& pending) {
         if (unseen) {
             requests_.refuse(pending, Reason::UNPROFILED, idle_.why_unmeasured(model, shape));
         } else {
-            requests_.refuse(pending, Reason::DEADLINE, Text::NO_PLACE);
+            requests_.refuse(pending, Reason::DEADLINE, AnswerText::NO_PLACE);
         }
         return;
     }
@@ -544,12 +544,12 @@ void Admission::refuse_in_detail(Pending& pending) {
     alone_least = with_reserve(alone_least);
     Ns feasible = std::max(least - request.arrived_ns, slo + 1);
     if (unseen) {
-        requests_.refuse(pending, Reason::UNPROFILED, {Text::BOUND_ABOVE_SLO, feasible, slo}, feasible);
+        requests_.refuse(pending, Reason::UNPROFILED, {AnswerText::BOUND_ABOVE_SLO, feasible, slo}, feasible);
     } else if (alone_least > slo) {
         idle_.doubt(pending);
         requests_.refuse_below_idle(pending, alone_least, slo);
     } else {
-        requests_.refuse(pending, Reason::DEADLINE, {Text::COULD_BE_ANSWERED, feasible, slo}, feasible,
+        requests_.refuse(pending, Reason::DEADLINE, {AnswerText::COULD_BE_ANSWERED, feasible, slo}, feasible,
                          std::max<Ns>(least - deadline, 1));
         if (model.residencies.empty()) {
             warm(model);
@@ -675,7 +675,7 @@ bool Admission::take_place(Executor& executor, Residency& residency, Pending& pe
         return false;
     }
     plans_.give_place(*found, pending);
-    requests_.fail(*found, Status::REFUSED, Text::TOOK_ITS_PLACE, Reason::DISPLACED);
+    requests_.fail(*found, Status::REFUSED, AnswerText::TOOK_ITS_PLACE, Reason::DISPLACED);
     change_places(pending);
     state_.touch(executor);
     Ns last = pending.deadline_ns - executor.worker->back_ns - pending.batch->duration_ns;
@@ -685,7 +685,7 @@ bool Admission::take_place(Executor& executor, Residency& residency, Pending& pe
 
 void Admission::answer_displaced(const std::vector<Pending*>& victims) {
     for (Pending* victim : victims) {
-        requests_.fail(*victim, Status::REFUSED, Text::TOOK_ITS_PLACE, Reason::DISPLACED);
+        requests_.fail(*victim, Status::REFUSED, AnswerText::TOOK_ITS_PLACE, Reason::DISPLACED);
     }
 }
 

@@ -63,7 +63,7 @@ inline constexpr Ns RESERVE_NS = 2'000'000;
 // Places requests in plans, or refuses them.
 class Admission {
 public:
-    Admission(Parts& parts, Plans& plans)
+    Admission(SchedulerParts& parts, Plans& plans)
         : state_(parts.state),
           arenas_(parts.arenas),
           requests_(parts.requests),

@@ -303,7 +303,7 @@ void State::check_read() {
     pool<Flight>().for_each_used([&](Flight& flight) {
         const Worker& worker = *flight.arena->worker;
         const Model& model = *flight.residency->model;
-        bool is_host = lane_of(flight.kind) == Lane::FETCH;
+        bool is_host = lane_of(flight.kind) == LaneKind::FETCH;
         Archive::need(flight.inputs <= worker.inputs.last() && (!is_host || model.slot < worker.host.size()) &&
                           (flight.kind != ActionKind::INFER || !flight.batch->pendings.empty()),
                       "an action is of what is not there");
@@ -347,7 +347,7 @@ bool Dispatcher::save(std::string& state, std::size_t bytes_max) {
     Archive archive(state, bytes_max);
     try {
         this->archive(archive);
-    } catch (const TooLarge&) {
+    } catch (const StateTooLarge&) {
         state.clear();
         return false;
     }
@@ -366,7 +366,7 @@ void Dispatcher::restore(std::string_view state) {
     try {
         check_invariants();
     } catch (const std::logic_error& error) {
-        throw Damaged(error.what());
+        throw DamagedState(error.what());
     }
 }
 

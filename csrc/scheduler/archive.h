@@ -29,20 +29,20 @@ inline constexpr std::uint32_t STATE_FORMAT = 8;
 class State;
 
 // Thrown where the bytes are no state of a scheduler.
-struct Damaged : std::invalid_argument {
+struct DamagedState : std::invalid_argument {
     using std::invalid_argument::invalid_argument;
 };
 
 // Thrown where a state would take more bytes than its bound.
-struct TooLarge : std::length_error {
-    TooLarge() : std::length_error("a state of more bytes than it may have") {}
+struct StateTooLarge : std::length_error {
+    StateTooLarge() : std::length_error("a state of more bytes than it may have") {}
 };
 
 class Archive {
 public:
-    // Writes. `out` holds the bytes after finish(). Throws TooLarge beyond bytes_max.
+    // Writes. `out` holds the bytes after finish(). Throws StateTooLarge beyond bytes_max.
     Archive(std::string& out, std::size_t bytes_max) : out_(&out), bytes_max_(bytes_max) { out.resize(ROOM); }
-    // Reads. Throws Damaged where the bytes are no state.
+    // Reads. Throws DamagedState where the bytes are no state.
     explicit Archive(std::string_view in) : in_(in) {}
     Archive(const Archive&) = delete;
     Archive& operator=(const Archive&) = delete;
@@ -56,10 +56,10 @@ public:
             out_->resize(at_);
         }
     }
-    // Throws Damaged(what) unless a condition holds of the bytes that were read.
+    // Throws DamagedState(what) unless a condition holds of the bytes that were read.
     static void need(bool holds, const char* what) {
         if (!holds) {
-            throw Damaged(what);
+            throw DamagedState(what);
         }
     }
 
@@ -222,7 +222,7 @@ private:
 
     char* room(std::size_t bytes) {
         if (at_ > bytes_max_) {
-            throw TooLarge();
+            throw StateTooLarge();
         }
         if (out_->size() - at_ < bytes) {
             out_->resize(out_->size() * 2);

@@ -112,7 +112,7 @@ bool Arenas::find_victims(Residency& residency, bool doom) {
     }
     if (doom) {
         find_busy(arena);
-        for (const Ending& ending : endings_) {
+        for (const PredictedEnd& ending : endings_) {
             residency.victims.push_back(ending.residency);
             residency.clear_ns = std::max(residency.clear_ns, ending.finish_ns);
             trial_.free(ending.residency->starts, ending.residency->spec->runs);
@@ -180,11 +180,11 @@ void Arenas::find_busy(Arena& arena) {
         }
     }
     deciders_.memory->count_planned(arena, endings_);
-    for (Ending& ending : endings_) {
+    for (PredictedEnd& ending : endings_) {
         ending.finish_ns = std::max(ending.finish_ns, ending.residency->ready_ns) + arena.worker->back_ns;
     }
     std::stable_sort(endings_.begin(), endings_.end(),
-                     [](const Ending& a, const Ending& b) { return a.finish_ns < b.finish_ns; });
+                     [](const PredictedEnd& a, const PredictedEnd& b) { return a.finish_ns < b.finish_ns; });
 }
 
 void Arenas::retime_loads(Arena& arena) {

@@ -205,7 +205,7 @@ private:
     std::vector<Residency*> evictable_;
     std::vector<Residency*> victims_;
     std::vector<Residency*> absolved_;
-    std::vector<Ending> endings_;
+    std::vector<PredictedEnd> endings_;
     std::vector<Dropped> dropped_;
     std::vector<Place> warm_places_;
     std::uint32_t mark_ = 0;

@@ -63,7 +63,7 @@ struct Command {
     std::uint32_t first = 0;  // into Commands::ids (INFER) or Commands::runs (LOAD, RESERVE)
     std::uint32_t count = 0;
     std::uint32_t shape = 0;  // the number of SEND_PROFILE's
-    Text text = Text::NONE;   // the sentence of ANSWER_FAILED, and what fills it in:
+    AnswerText text = AnswerText::NONE;   // the sentence of ANSWER_FAILED, and what fills it in:
     Ns a = 0;
     Ns b = 0;
     Ns c = 0;

@@ -48,21 +48,22 @@ void Dispatcher::arrived(Ns now, const Request& request) {
     parts_.learning.forget_stale();
     Model* model = state_.find_model(request.model_id);
     if (model == nullptr || (model->workers.empty() && !model->draining)) {
-        requests_.refuse(request, Reason::NO_WORKER, Text::NO_WORKER);
+        requests_.refuse(request, Reason::NO_WORKER, AnswerText::NO_WORKER);
         return;
     }
     if (model->aside) {
         Pending* pending = requests_.make(request, *model);
         requests_.open(*pending);
-        requests_.fail(*pending, Status::UNAVAILABLE, Text::SET_ASIDE);
+        requests_.fail(*pending, Status::UNAVAILABLE, AnswerText::SET_ASIDE);
         return;
     }
     if (model->draining) {
-        requests_.refuse(request, Reason::DRAINING, Text::DRAINING);
+        requests_.refuse(request, Reason::DRAINING, AnswerText::DRAINING);
         return;
     }
     if (requests_.is_full(request.bytes)) {
-        Said said(Text::QUEUE_FULL, static_cast<Ns>(state_.pendings.size()), static_cast<Ns>(requests_.queued_bytes()));
+        AnswerSentence said(AnswerText::QUEUE_FULL, static_cast<Ns>(state_.pendings.size()),
+                            static_cast<Ns>(requests_.queued_bytes()));
         requests_.refuse(*requests_.make(request, *model), Reason::OVERLOADED, said);
         return;
     }
@@ -70,9 +71,9 @@ void Dispatcher::arrived(Ns now, const Request& request) {
         bool usable = std::any_of(model->workers.begin(), model->workers.end(),
                                   [this](WorkerId id) { return !state_.find_worker(id)->draining; });
         if (usable) {
-            requests_.refuse(request, Reason::MEMORY, Text::TOO_LARGE);
+            requests_.refuse(request, Reason::MEMORY, AnswerText::TOO_LARGE);
         } else {
-            requests_.refuse(request, Reason::NO_WORKER, Text::WORKERS_LEAVING);
+            requests_.refuse(request, Reason::NO_WORKER, AnswerText::WORKERS_LEAVING);
         }
         return;
     }
@@ -82,7 +83,7 @@ void Dispatcher::arrived(Ns now, const Request& request) {
 void Dispatcher::cancelled(Ns now, RequestId request_id) {
     state_.advance(now);
     if (Pending* pending = state_.pendings.find(request_id); pending != nullptr) {
-        requests_.fail(*pending, Status::CANCELLED, Text::WAS_CANCELLED);
+        requests_.fail(*pending, Status::CANCELLED, AnswerText::WAS_CANCELLED);
     }
 }
 
@@ -194,7 +195,7 @@ void Dispatcher::load_done(Flight& flight, const ActionResult& result) {
 // Answers the requests that wait for a LOAD or a FETCH which failed for the last time.
 void Dispatcher::give_up_load(Residency& residency, const ActionResult& result) {
     Model& model = *residency.model;
-    Said said(Text::LOAD_FAILED, static_cast<Ns>(result.status), 0, result.text);
+    AnswerSentence said(AnswerText::LOAD_FAILED, static_cast<Ns>(result.status), 0, result.text);
     policy_->load_given_up(residency, said);
     const std::vector<Residency*>& loads = residency.arena->pending;
     if (std::find(loads.begin(), loads.end(), &residency) != loads.end()) {
@@ -268,7 +269,7 @@ void Dispatcher::put_behind(Residency& residency) {
     planned_.clear();
     policy_->evacuate(residency, planned_);
     for (Pending* pending : planned_) {
-        requests_.again(*pending, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME, false);
+        requests_.again(*pending, Status::DEADLINE_MISSED, AnswerText::CANNOT_BE_IN_TIME, false);
     }
 }
 
@@ -278,7 +279,7 @@ void Dispatcher::answer(Flight& flight, const ActionResult& result) {
             continue;
         }
         if (state_.now > pending->deadline_ns) {
-            requests_.fail(*pending, Status::DEADLINE_MISSED, Text::RESULT_LATE);
+            requests_.fail(*pending, Status::DEADLINE_MISSED, AnswerText::RESULT_LATE);
         } else {
             requests_.answer_ok(*pending, flight, result);
         }
@@ -296,26 +297,26 @@ void Dispatcher::infer_failed(Flight& flight, const ActionResult& result) {
     if (status == Status::EXECUTION_FAILED || status == Status::INVALID_INPUT || status == Status::OVERRUN) {
         for (Pending* pending : waiting_) {
             if (flight.batch->pendings.size() == 1) {
-                Said said(has_words ? Text::VERBATIM : Text::FAILED_ON_INPUT, 0, 0, result.text);
+                AnswerSentence said(has_words ? AnswerText::VERBATIM : AnswerText::FAILED_ON_INPUT, 0, 0, result.text);
                 requests_.fail(*pending, status == Status::OVERRUN ? Status::EXECUTION_FAILED : status, said);
             } else {
                 pending->alone = true;
-                requests_.again(*pending, Status::DEADLINE_MISSED, Text::BATCH_FAILED, false);
+                requests_.again(*pending, Status::DEADLINE_MISSED, AnswerText::BATCH_FAILED, false);
             }
         }
         return;
     }
     if (status == Status::CRASHED) {
         for (Pending* pending : waiting_) {
-            requests_.again(*pending, Status::UNAVAILABLE, Text::WORKER_LOST);
+            requests_.again(*pending, Status::UNAVAILABLE, AnswerText::WORKER_LOST);
         }
         return;
     }
-    Said said(Text::VERBATIM, static_cast<Ns>(status), 0, result.text);
+    AnswerSentence said(AnswerText::VERBATIM, static_cast<Ns>(status), 0, result.text);
     Status final_status = Status::UNAVAILABLE;
     if (status == Status::TOO_LATE || status == Status::ACTION_CANCELLED) {
         final_status = Status::DEADLINE_MISSED;
-        said = Text::CANNOT_BE_IN_TIME;
+        said = AnswerText::CANNOT_BE_IN_TIME;
     }
     if (status == Status::NOT_RESIDENT || status == Status::UNKNOWN_MODEL) {
         Residency& residency = *flight.residency;

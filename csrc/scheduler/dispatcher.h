@@ -16,7 +16,7 @@ namespace clockwork {
 
 class Dispatcher final : public Scheduler {
 public:
-    using MakePolicy = std::function<std::unique_ptr<Policy>(Parts& parts, const SchedulerOptions& options)>;
+    using MakePolicy = std::function<std::unique_ptr<Policy>(SchedulerParts& parts, const SchedulerOptions& options)>;
 
     Dispatcher(const SchedulerOptions& options, const MakePolicy& make_policy);
 
@@ -42,12 +42,12 @@ public:
     // ----- what it shows (view.cpp) --------------------------------------------------------------
 
     void shapes_in_use(std::vector<std::uint32_t>& found) const override;
-    bool picture(WorkerId worker, std::int32_t executor, std::vector<Held>& held) const override;
+    bool picture(WorkerId worker, std::int32_t executor, std::vector<ResidentModel>& held) const override;
     void held(std::vector<std::int64_t>& numbers) const override;
     bool host_picture(WorkerId worker, std::vector<ModelId>& held) const override;
     bool plans_fetches() const override { return policy_->plans_fetches(); }
     std::vector<DeviceStatus> devices() const override;
-    std::vector<Whereabouts> whereabouts(ModelId model_id) const override;
+    std::vector<ResidencyStatus> whereabouts(ModelId model_id) const override;
     std::vector<WorkerId> hosts(ModelId model_id) const override;
     Snapshot snapshot() const override;
     PolicyStatus policy_status(Ns now) const override { return policy_->status(now); }
@@ -76,11 +76,11 @@ private:
     void take_unsent(Arena& arena, std::vector<Pending*>& waiting);
     void lose_flight(Flight& flight, std::vector<Pending*>& waiting);
     void lose_device(Arena& arena, std::vector<Model*>& touched);
-    void find_others(const std::vector<Pending*>& waiting, const Said& said, std::vector<Model*>& touched);
+    void find_others(const std::vector<Pending*>& waiting, const AnswerSentence& said, std::vector<Model*>& touched);
     void note_model(Model& model, std::vector<Model*>& touched);
     std::uint32_t kind_of(const DeviceSpec& spec);
 
-    Parts parts_;
+    SchedulerParts parts_;
     State& state_ = parts_.state;
     Arenas& arenas_ = parts_.arenas;
     Requests& requests_ = parts_.requests;

@@ -45,7 +45,7 @@ void Edf::unplan(Pending& pending) {
 
 void Edf::expire(Pending& pending) {
     if (state_.now >= pending.deadline_ns) {
-        requests_.fail(pending, Status::DEADLINE_MISSED, Text::DEADLINE_PASSED);
+        requests_.fail(pending, Status::DEADLINE_MISSED, AnswerText::DEADLINE_PASSED);
         return;
     }
     Ns at_ns = pending.deadline_ns;
@@ -53,7 +53,7 @@ void Edf::expire(Pending& pending) {
         const Worker& worker = *batch->residency->arena->worker;
         Ns last = pending.deadline_ns - worker.there_ns - worker.back_ns - batch->expected_ns(pending.size);
         if (state_.now > last) {
-            requests_.fail(pending, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
+            requests_.fail(pending, Status::DEADLINE_MISSED, AnswerText::CANNOT_BE_IN_TIME);
             return;
         }
         at_ns = last + 1;
@@ -61,7 +61,7 @@ void Edf::expire(Pending& pending) {
     state_.set_timer(at_ns, pending);
 }
 
-void Edf::load_given_up(Residency& residency, const Said& said) {
+void Edf::load_given_up(Residency& residency, const AnswerSentence& said) {
     std::vector<Pending*> waiting;
     for (const Batch* batch : residency.batches) {
         waiting.insert(waiting.end(), batch->pendings.begin(), batch->pendings.end());
@@ -181,12 +181,12 @@ bool Edf::trim(Executor& executor, Batch& batch, Ns free) {
             if (attempts(executor, batch, slack)) {
                 break;
             }
-            requests_.fail(tightest, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
+            requests_.fail(tightest, Status::DEADLINE_MISSED, AnswerText::CANNOT_BE_IN_TIME);
         } else if (batch.pendings.size() == 1) {
             break;
             // in time only by the best estimate: it must not make other requests late
         } else if (free + alone > slack) {
-            requests_.fail(tightest, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
+            requests_.fail(tightest, Status::DEADLINE_MISSED, AnswerText::CANNOT_BE_IN_TIME);
         } else {
             Pending* latest = *std::max_element(batch.pendings.begin(), batch.pendings.end(), by_deadline);
             unplan(*latest);
@@ -194,7 +194,7 @@ bool Edf::trim(Executor& executor, Batch& batch, Ns free) {
         }
     }
     for (Pending* pending : left_) {
-        requests_.again(*pending, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME, false);
+        requests_.again(*pending, Status::DEADLINE_MISSED, AnswerText::CANNOT_BE_IN_TIME, false);
     }
     return !batch.pendings.empty();
 }

@@ -17,7 +17,7 @@ inline constexpr std::size_t SKIP_SCAN_MAX = 16;
 
 class Edf final : public Policy {
 public:
-    explicit Edf(Parts& parts)
+    explicit Edf(SchedulerParts& parts)
         : state_(parts.state),
           arenas_(parts.arenas),
           requests_(parts.requests),
@@ -51,7 +51,7 @@ public:
     void joined(Executor& executor) override { plans_.add(executor); }
 
     void load_done(Residency& residency, Ns took_ns) override { plans_.load_done(residency, took_ns); }
-    void load_given_up(Residency& residency, const Said& said) override;
+    void load_given_up(Residency& residency, const AnswerSentence& said) override;
     void evacuate(Residency& residency, std::vector<Pending*>& waiting) override { plans_.clear(residency, waiting); }
 
     void estimates_changed(ProgramEstimates& program, std::uint32_t shape) override { plans_.retime(program, shape); }

@@ -110,13 +110,13 @@ void Idle::shapes_in_use(std::vector<std::uint32_t>& found) const {
     }
 }
 
-Text Idle::why_unmeasured(const Model& model, std::uint32_t shape) const {
+AnswerText Idle::why_unmeasured(const Model& model, std::uint32_t shape) const {
     bool has_failed = std::any_of(failed_.begin(), failed_.end(), [&](const Failed& failed) {
         return failed.shape == shape && std::any_of(model.specs.begin(), model.specs.end(), [&](const KindSpec* spec) {
                    return spec->program_number == failed.program && spec->kind == failed.kind;
                });
     });
-    return has_failed ? Text::NOT_MEASURABLE : Text::NEVER_MEASURED;
+    return has_failed ? AnswerText::NOT_MEASURABLE : AnswerText::NEVER_MEASURED;
 }
 
 void Idle::note_ended(const Unmeasured& unmeasured, bool is_measured) {

@@ -46,7 +46,7 @@ public:
     void measure(Executor& executor);
     bool has_unmeasured() const { return !unmeasured_.empty(); }
     // Return the text for a request that is refused because its shape was never measured.
-    Text why_unmeasured(const Model& model, std::uint32_t shape) const;
+    AnswerText why_unmeasured(const Model& model, std::uint32_t shape) const;
     void shapes_in_use(std::vector<std::uint32_t>& found) const;
 
     void archive(Archive& archive) { archive(unmeasured_, failed_); }

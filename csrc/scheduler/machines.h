@@ -77,7 +77,7 @@ struct ExecutorTime {
 };
 
 // The last idle times of an executor, each from the end of a batch until the next work.
-class Gaps {
+class IdleGaps {
 public:
     void add(Ns ns) { last_[count_++ % MANY] = ns; }
     // The likely least length of the next gap: the shortest, or the second shortest of many. 0 where none is
@@ -157,7 +157,7 @@ struct Executor {
     Ns timer_ns = NEVER_NS;  // time of the timer set for wake_ns
     Ns aged_ns = 0;          // next promotion of a background batch
     Ns idle_since_ns = 0;
-    Gaps gaps;
+    IdleGaps gaps;
     Reservation reservation;
     std::uint64_t served = 0;
     std::uint32_t clock_mhz = 0;  // clock of the device; 0: not reported

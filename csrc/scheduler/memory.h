@@ -9,7 +9,7 @@
 namespace clockwork {
 
 // Predicted end of a busy model's work.
-struct Ending {
+struct PredictedEnd {
     Ns finish_ns;
     Residency* residency;
 };
@@ -32,7 +32,7 @@ public:
         return found.size();
     }
     // Adjusts the predicted ends of a device's busy models for the work that is planned on them.
-    virtual void count_planned(const Arena& /*arena*/, std::vector<Ending>& /*busy*/) const {}
+    virtual void count_planned(const Arena& /*arena*/, std::vector<PredictedEnd>& /*busy*/) const {}
     // Whether a request still waits for a pending load. If not, the load is dropped.
     virtual bool is_load_wanted(const Residency& residency) const = 0;
 

@@ -106,7 +106,7 @@ private:
 
 class AdaptiveMemory final : public QueueMemory {
 public:
-    AdaptiveMemory(Parts& parts, const Queues& queues, const Rules& rules)
+    AdaptiveMemory(SchedulerParts& parts, const Queues& queues, const Rules& rules)
         : state_(parts.state), arenas_(parts.arenas), queues_(queues), placement_(state_, arenas_, queues, rules) {}
 
     void waits(Pending& pending) override;

@@ -21,7 +21,8 @@ Ns scaled(Ns a, Ns b, Ns c) { return static_cast<Ns>(static_cast<__int128>(a) * 
 
 // Under policy `paper`, loads look as far ahead as executions; under another, schedule_ahead_ms is that
 // policy's own.
-PaperMemory::PaperMemory(Parts& parts, const Queues& queues, const Rules& rules, const SchedulerOptions& options)
+PaperMemory::PaperMemory(SchedulerParts& parts, const Queues& queues, const Rules& rules,
+                         const SchedulerOptions& options)
     : state_(parts.state),
       arenas_(parts.arenas),
       queues_(queues),

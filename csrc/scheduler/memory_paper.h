@@ -50,7 +50,7 @@ inline constexpr std::size_t PAPER_SCAN_MAX = 64;
 
 class PaperMemory final : public QueueMemory {
 public:
-    PaperMemory(Parts& parts, const Queues& queues, const Rules& rules, const SchedulerOptions& options);
+    PaperMemory(SchedulerParts& parts, const Queues& queues, const Rules& rules, const SchedulerOptions& options);
 
     void waits(Pending& pending) override;
     void leaves(Pending& pending) override;

@@ -7,8 +7,8 @@
 
 namespace clockwork {
 
-struct Parts {
-    Parts(Commands& out, const SchedulerOptions& options)
+struct SchedulerParts {
+    SchedulerParts(Commands& out, const SchedulerOptions& options)
         : state(out),
           flights(state),
           learning(state, deciders),

@@ -196,12 +196,12 @@ void Plans::forget_curve(ProgramEstimates& program, std::uint32_t shape) {
     }
 }
 
-void Plans::count_planned(const Arena& arena, std::vector<Ending>& busy) const {
+void Plans::count_planned(const Arena& arena, std::vector<PredictedEnd>& busy) const {
     for (const Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
         Ns time = executor->free_ns(state_.now);
         for (const Batch* batch : of(*executor).batches) {
             time = std::max(time, batch->residency->ready_ns) + batch->duration_ns;
-            for (Ending& ending : busy) {
+            for (PredictedEnd& ending : busy) {
                 if (ending.residency == batch->residency) {
                     ending.finish_ns = std::max(ending.finish_ns, time);
                 }

@@ -83,7 +83,7 @@ public:
     void retime(ProgramEstimates& program, std::uint32_t shape);
     void forget_curve(ProgramEstimates& program, std::uint32_t shape);
 
-    void count_planned(const Arena& arena, std::vector<Ending>& busy) const override;
+    void count_planned(const Arena& arena, std::vector<PredictedEnd>& busy) const override;
     bool is_load_wanted(const Residency& residency) const override {
         return !residency.batches.empty() || !residency.model->background.empty();
     }

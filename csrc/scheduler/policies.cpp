@@ -22,10 +22,10 @@ namespace {
 struct Known {
     const char* name;
     std::span<const char* const> options;
-    std::unique_ptr<Policy> (*make)(Parts& parts, const SchedulerOptions& options);
+    std::unique_ptr<Policy> (*make)(SchedulerParts& parts, const SchedulerOptions& options);
 };
 
-std::unique_ptr<QueueMemory> make_memory(const std::string& name, Parts& parts, const Queues& queues,
+std::unique_ptr<QueueMemory> make_memory(const std::string& name, SchedulerParts& parts, const Queues& queues,
                                          const Rules& rules, const SchedulerOptions& options) {
     if (name == "paper") {
         return std::make_unique<PaperMemory>(parts, queues, rules, options);
@@ -37,14 +37,14 @@ std::unique_ptr<QueueMemory> make_memory(const std::string& name, Parts& parts, 
 }
 
 template <typename T>
-std::unique_ptr<Policy> make_queued(Parts& parts, const SchedulerOptions& options) {
+std::unique_ptr<Policy> make_queued(SchedulerParts& parts, const SchedulerOptions& options) {
     auto make_rules = [](const RuleParts& given, const SchedulerOptions& told) {
         return std::make_unique<T>(given, told);
     };
     return std::make_unique<Queued>(parts, options, make_rules, make_memory);
 }
 
-std::unique_ptr<Policy> make_edf(Parts& parts, const SchedulerOptions& options) {
+std::unique_ptr<Policy> make_edf(SchedulerParts& parts, const SchedulerOptions& options) {
     if (!options.memory.empty()) {
         throw std::invalid_argument(
             "policy edf brings its own memory rules, not '" + options.memory +

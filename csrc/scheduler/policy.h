@@ -70,7 +70,7 @@ public:
     // A load has ended successfully: work may be sent to the model there.
     virtual void load_done(Residency& residency, Ns took_ns) = 0;
     // A load failed for the last time: answer the requests that wait for it.
-    virtual void load_given_up(Residency& residency, const Said& said) = 0;
+    virtual void load_given_up(Residency& residency, const AnswerSentence& said) = 0;
     // Remove all work that is planned on a residency; append its requests, in order.
     virtual void evacuate(Residency& /*residency*/, std::vector<Pending*>& /*waiting*/) {}
     // Another worker can load the model.

@@ -4,7 +4,7 @@
 
 namespace clockwork {
 
-Queued::Queued(Parts& parts, const SchedulerOptions& options, const MakeRules& make_rules,
+Queued::Queued(SchedulerParts& parts, const SchedulerOptions& options, const MakeRules& make_rules,
                const MakeMemory& make_memory)
     : state_(parts.state),
       arenas_(parts.arenas),
@@ -58,7 +58,7 @@ bool Queued::refuse_unknown(Pending& pending, Queue& queue) {
         }
         Ns slo = pending.deadline_ns - request.arrived_ns;
         if (pending.deadline_ns < NEVER_NS && least > pending.deadline_ns - state_.now) {
-            requests_.refuse(pending, Reason::UNPROFILED, Said(Text::BOUND_ABOVE_SLO, least, slo),
+            requests_.refuse(pending, Reason::UNPROFILED, AnswerSentence(AnswerText::BOUND_ABOVE_SLO, least, slo),
                              std::max(least, slo + 1));
             return true;
         }
@@ -80,7 +80,7 @@ bool Queued::check_near(Pending& pending) {
     }
     Ns arrived = pending.request.arrived_ns, slo = pending.deadline_ns - arrived;
     Ns feasible = std::max(state_.now - arrived + needs, slo + 1);
-    requests_.refuse(pending, Reason::DEADLINE, Said(Text::COULD_BE_ANSWERED, feasible, slo), feasible,
+    requests_.refuse(pending, Reason::DEADLINE, AnswerSentence(AnswerText::COULD_BE_ANSWERED, feasible, slo), feasible,
                      arenas_.hops_ns(model));
     return false;
 }
@@ -130,7 +130,8 @@ void Queued::drop(Queue& queue, const Waiting& waiting) {
         turn_out(queue, pending);
         return;
     }
-    requests_.fail(pending, Status::DEADLINE_MISSED, is_over ? Text::DEADLINE_PASSED : Text::CANNOT_BE_IN_TIME);
+    requests_.fail(pending, Status::DEADLINE_MISSED,
+                   is_over ? AnswerText::DEADLINE_PASSED : AnswerText::CANNOT_BE_IN_TIME);
 }
 
 // Refuses a waiting request, with the feasible SLO by the present state of its model's devices.
@@ -172,7 +173,7 @@ void Queued::turn_out(const Queue& queue, Pending& pending) {
         }
     }
     if (first == nullptr) {
-        requests_.fail(pending, Status::REFUSED, Text::CANNOT_BE_IN_TIME, Reason::DEADLINE);
+        requests_.fail(pending, Status::REFUSED, AnswerText::CANNOT_BE_IN_TIME, Reason::DEADLINE);
         return;
     }
     // Its batch would include the requests behind it; later batches follow on each of the devices. Higher
@@ -188,8 +189,8 @@ void Queued::turn_out(const Queue& queue, Pending& pending) {
     Ns slo = pending.deadline_ns - pending.request.arrived_ns;
     Ns feasible = std::max(state_.now - pending.request.arrived_ns + wait, slo + 1);
     Ns rest = takes * (rows - most) / most / devices;
-    requests_.fail(pending, Status::REFUSED, Said(Text::COULD_BE_ANSWERED, feasible, slo), Reason::DEADLINE, feasible,
-                   wait + rest);
+    requests_.fail(pending, Status::REFUSED, AnswerSentence(AnswerText::COULD_BE_ANSWERED, feasible, slo),
+                   Reason::DEADLINE, feasible, wait + rest);
 }
 
 void Queued::review(Queue& queue) {
@@ -360,7 +361,7 @@ void Queued::send(Executor& executor, const Choice& choice) {
         memory_->press(queue);
     }
     queues_.take(queue, choice.first, choice.count, batch->pendings);
-    for (const Span& more : choice.filling) {
+    for (const QueueRange& more : choice.filling) {
         queues_.take(*more.queue, more.first, more.count, batch->pendings);
     }
     for (Pending* pending : batch->pendings) {
@@ -374,7 +375,7 @@ void Queued::send(Executor& executor, const Choice& choice) {
     executor.wake_at(batch->limit_ns);
     called_[executor.slot].push_back(&model);
     review(queue);
-    for (const Span& more : choice.filling) {
+    for (const QueueRange& more : choice.filling) {
         review(*more.queue);
     }
 }
@@ -390,7 +391,7 @@ void Queued::answer_overdue(Executor& executor) {
             batch->limit_ns = NEVER_NS;
             for (Pending* pending : batch->pendings) {
                 if (!pending->answered && pending->deadline_ns <= state_.now) {
-                    requests_.fail(*pending, Status::DEADLINE_MISSED, Text::DEADLINE_PASSED);
+                    requests_.fail(*pending, Status::DEADLINE_MISSED, AnswerText::DEADLINE_PASSED);
                 } else if (!pending->answered) {
                     batch->limit_ns = std::min(batch->limit_ns, pending->deadline_ns);
                 }
@@ -469,7 +470,7 @@ void Queued::load_done(Residency& residency, Ns took_ns) {
     memory_->arrived_on(residency);
 }
 
-void Queued::load_given_up(Residency& residency, const Said& said) {
+void Queued::load_given_up(Residency& residency, const AnswerSentence& said) {
     Model& model = *residency.model;
     if (model.residencies.size() > 1) {
         return;

@@ -23,11 +23,12 @@ public:
     using MakeRules = std::function<std::unique_ptr<Rules>(const RuleParts& parts, const SchedulerOptions& options)>;
 
     using MakeMemory =
-        std::function<std::unique_ptr<QueueMemory>(const std::string& name, Parts& parts, const Queues& queues,
+        std::function<std::unique_ptr<QueueMemory>(const std::string& name, SchedulerParts& parts, const Queues& queues,
                                                    const Rules& rules, const SchedulerOptions& options)>;
 
     // make_memory is given the name of the memory rules from the options, or from the policy's rules.
-    Queued(Parts& parts, const SchedulerOptions& options, const MakeRules& make_rules, const MakeMemory& make_memory);
+    Queued(SchedulerParts& parts, const SchedulerOptions& options, const MakeRules& make_rules,
+           const MakeMemory& make_memory);
 
     Memory& memory() override { return *memory_; }
 
@@ -50,7 +51,7 @@ public:
     void ended(Flight& flight) override { memory_->ended(flight); }
 
     void load_done(Residency& residency, Ns took_ns) override;
-    void load_given_up(Residency& residency, const Said& said) override;
+    void load_given_up(Residency& residency, const AnswerSentence& said) override;
     void model_prepared(Model& model) override;
     void model_gone(Model& model) override;
 

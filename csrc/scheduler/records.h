@@ -58,7 +58,7 @@ inline void must(bool holds, const char* what) {
 
 // The times of the last Count events. add() returns whether all of them are within FAULT_WINDOW_NS.
 template <std::size_t Count>
-struct Recent {
+struct RecentTimes {
     std::array<Ns, Count> times{};
     std::uint64_t count = 0;
 
@@ -399,8 +399,8 @@ struct alignas(CACHE_LINE) Model {
     std::uint32_t generation = 0;
     Bits homes;  // slots of the executors of arenas where it is resident
     ModelDemand demand;
-    Recent<EVIDENCE_MAX> unanswerable;  // evidence of executions whose requests had all been answered
-    Recent<OVERRUNS_MAX> overruns;
+    RecentTimes<EVIDENCE_MAX> unanswerable;  // evidence of executions whose requests had all been answered
+    RecentTimes<OVERRUNS_MAX> overruns;
     Ns overrun_ns = 0;  // end of the last overrun
 
     // Returns the residency that the next request is charged to where none can be named, in turn. Null: there

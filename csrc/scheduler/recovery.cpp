@@ -10,9 +10,9 @@ void Recovery::abandon(Pending& pending) {
     bool leaves = std::any_of(pending.model->workers.begin(), pending.model->workers.end(),
                               [this](WorkerId id) { return state_.find_worker(id)->draining; });
     if (leaves) {
-        requests_.fail(pending, Status::REFUSED, Text::WORKERS_LEAVING, Reason::NO_WORKER);
+        requests_.fail(pending, Status::REFUSED, AnswerText::WORKERS_LEAVING, Reason::NO_WORKER);
     } else {
-        requests_.fail(pending, Status::UNAVAILABLE, Text::NO_WORKER_LEFT);
+        requests_.fail(pending, Status::UNAVAILABLE, AnswerText::NO_WORKER_LEFT);
     }
 }
 
@@ -63,7 +63,7 @@ void Recovery::watch_loads(Arena& arena) {
         state_.touch(*arena);
     }
     for (Pending* pending : waiting) {
-        requests_.again(*pending, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME, false);
+        requests_.again(*pending, Status::DEADLINE_MISSED, AnswerText::CANNOT_BE_IN_TIME, false);
     }
     for (Model* model : stuck) {
         strand(*model);
@@ -158,7 +158,7 @@ void Recovery::set_aside(Model& model) {
     for (RequestId id : all) {
         // A request not found was answered with an earlier one.
         if (Pending* pending = state_.pendings.find(id); pending != nullptr) {
-            requests_.fail(*pending, Status::UNAVAILABLE, Text::SET_ASIDE);
+            requests_.fail(*pending, Status::UNAVAILABLE, AnswerText::SET_ASIDE);
         }
     }
     models_.check_removed(model);

@@ -51,7 +51,7 @@ void Requests::close(Pending& pending) {
     }
 }
 
-void Requests::say(Command& command, const Said& said) {
+void Requests::say(Command& command, const AnswerSentence& said) {
     command.text = said.text;
     command.a = said.a;
     command.b = said.b;
@@ -62,7 +62,8 @@ void Requests::say(Command& command, const Said& said) {
     }
 }
 
-void Requests::refuse(const Request& request, Reason reason, Said said, Ns feasible_slo_ns, Ns retry_after_ns) {
+void Requests::refuse(const Request& request, Reason reason, AnswerSentence said, Ns feasible_slo_ns,
+                      Ns retry_after_ns) {
     ++counts_.refused;
     Command& command = state_.order(CommandKind::ANSWER_FAILED);
     command.request_id = request.id;
@@ -74,7 +75,7 @@ void Requests::refuse(const Request& request, Reason reason, Said said, Ns feasi
     say(command, said);
 }
 
-void Requests::refuse(Pending& pending, Reason reason, Said said, Ns feasible_slo_ns, Ns retry_after_ns) {
+void Requests::refuse(Pending& pending, Reason reason, AnswerSentence said, Ns feasible_slo_ns, Ns retry_after_ns) {
     if (reason == Reason::DEADLINE || reason == Reason::MEMORY || reason == Reason::OVERLOADED) {
         demand_.add(state_.now, pending);  // another device might have served it
     }
@@ -85,11 +86,13 @@ void Requests::refuse(Pending& pending, Reason reason, Said said, Ns feasible_sl
 void Requests::refuse_below_idle(Pending& pending, Ns least_ns, Ns slo_ns) {
     Ns exec = pending.model->least_hoped_ns(pending.request.shape, pending.size);
     Reason reason = exec >= slo_ns ? Reason::INFEASIBLE : Reason::DEADLINE;
-    refuse(pending.request, reason, Said(Text::SLO_BELOW_IDLE, least_ns, slo_ns, exec), std::max(least_ns, slo_ns + 1));
+    refuse(pending.request, reason, AnswerSentence(AnswerText::SLO_BELOW_IDLE, least_ns, slo_ns, exec),
+           std::max(least_ns, slo_ns + 1));
     state_.retire(&pending);
 }
 
-void Requests::fail(Pending& pending, Status status, Said said, Reason reason, Ns feasible_slo_ns, Ns retry_after_ns) {
+void Requests::fail(Pending& pending, Status status, AnswerSentence said, Reason reason, Ns feasible_slo_ns,
+                    Ns retry_after_ns) {
     ++(status == Status::DEADLINE_MISSED ? counts_.missed
        : reason == Reason::DISPLACED     ? counts_.displaced
        : status == Status::REFUSED       ? counts_.refused
@@ -138,16 +141,16 @@ void Requests::answer_ok(Pending& pending, const Flight& flight, const ActionRes
 
 // ----- once more ----------------------------------------------------------------------------------
 
-void Requests::again(Pending& pending, Status status, const Said& said, bool count, Reason reason) {
+void Requests::again(Pending& pending, Status status, const AnswerSentence& said, bool count, Reason reason) {
     if (pending.answered) {
         return;
     }
     if (pending.evidence >= EVIDENCE_MAX) {
-        fail(pending, Status::EXECUTION_FAILED, Text::ENDED_WORKERS);
+        fail(pending, Status::EXECUTION_FAILED, AnswerText::ENDED_WORKERS);
         return;
     }
     if (pending.model->aside) {
-        fail(pending, Status::UNAVAILABLE, Text::SET_ASIDE);
+        fail(pending, Status::UNAVAILABLE, AnswerText::SET_ASIDE);
         return;
     }
     pending.attempts = static_cast<std::uint8_t>(pending.attempts + count);
@@ -213,7 +216,7 @@ void Requests::left_background(Model& model) {
     }
 }
 
-void Requests::fail_background(Model& model, Status status, const Said& said) {
+void Requests::fail_background(Model& model, Status status, const AnswerSentence& said) {
     while (Pending* pending = model.background.front()) {
         fail(*pending, status, said);
     }

@@ -42,15 +42,16 @@ public:
     // Open a request: from now on it has to be answered.
     void open(Pending& pending);
     // Refuse a request that was never opened.
-    void refuse(Pending& pending, Reason reason, Said said, Ns feasible_slo_ns = 0, Ns retry_after_ns = 0);
+    void refuse(Pending& pending, Reason reason, AnswerSentence said, Ns feasible_slo_ns = 0, Ns retry_after_ns = 0);
     // Refuse a request whose SLO is below the time on an idle device. It counts as never possible only if the
     // execution alone takes as long: the delays of the link and the reserve are learnt, and a disturbance may
     // have raised them. More devices would not have helped, so none are wanted for it.
     void refuse_below_idle(Pending& pending, Ns least_ns, Ns slo_ns);
-    void refuse(const Request& request, Reason reason, Said said, Ns feasible_slo_ns = 0, Ns retry_after_ns = 0);
+    void refuse(const Request& request, Reason reason, AnswerSentence said, Ns feasible_slo_ns = 0,
+                Ns retry_after_ns = 0);
     // Answer an admitted request that did not succeed, and remove it from wherever it waits.
-    void fail(Pending& pending, Status status, Said said, Reason reason = Reason::NONE, Ns feasible_slo_ns = 0,
-              Ns retry_after_ns = 0);
+    void fail(Pending& pending, Status status, AnswerSentence said, Reason reason = Reason::NONE,
+              Ns feasible_slo_ns = 0, Ns retry_after_ns = 0);
     void answer_ok(Pending& pending, const Flight& flight, const ActionResult& result);
     // Return the lowest priority (the highest number) of any unanswered request; 0 if there is none.
     std::uint32_t lowest_level() const {
@@ -65,7 +66,8 @@ public:
     bool is_one_level() const { return levels_[lowest_level()] == state_.pendings.size(); }
 
     // Plan a request again after its action failed, or answer it. count: the failure counts as an attempt.
-    void again(Pending& pending, Status status, const Said& said, bool count = true, Reason reason = Reason::NONE);
+    void again(Pending& pending, Status status, const AnswerSentence& said, bool count = true,
+               Reason reason = Reason::NONE);
 
     // Append a request to its level of the background list: requests without a deadline, which wait for idle
     // time. first: prepend it.
@@ -74,7 +76,7 @@ public:
     void leave_background(Pending& pending);
     // Remove the first of the model's background requests; the following ones may wait for the next look.
     void left_background(Model& model);
-    void fail_background(Model& model, Status status, const Said& said);
+    void fail_background(Model& model, Status status, const AnswerSentence& said);
     // Wake every device that could serve the model's background requests.
     void wake_devices(Model& model);
 
@@ -86,7 +88,7 @@ public:
 
 private:
     void close(Pending& pending);
-    void say(Command& command, const Said& said);
+    void say(Command& command, const AnswerSentence& said);
 
     State& state_;
     Arenas& arenas_;

@@ -28,7 +28,7 @@ inline Ns option_ms(const SchedulerOptions& options, std::string_view name, Ns o
 }
 
 // Requests [first, first + count) of a queue, in its order.
-struct Span {
+struct QueueRange {
     Queue* queue = nullptr;
     std::uint32_t first = 0;
     std::uint32_t count = 0;
@@ -43,7 +43,7 @@ struct Choice {
     std::uint32_t count = 0;
     Ns hoped_ns = 0;  // not 0: the batch is a trial, with this duration at best (Curve::hoped_ns())
     // Requests of lower levels, of the same model and shape; valid until the next choice.
-    std::span<const Span> filling = {};
+    std::span<const QueueRange> filling = {};
 };
 
 // Differences between policies with queues, beside their rules.

@@ -27,7 +27,7 @@ struct SchedulerOptions {
 };
 
 // A model on a device: the id of its load, and the first page of each run.
-struct Held {
+struct ResidentModel {
     ModelId model_id = 0;
     LoadId load_id = 0;
     bool loading = false;  // whether the LOAD is under way
@@ -93,7 +93,7 @@ struct DeviceStatus {
 };
 
 // A model on a device, or on its way there. state: 0 is decided, 1 is being loaded, 2 is resident.
-struct Whereabouts {
+struct ResidencyStatus {
     ModelId model_id = 0;
     WorkerId worker = 0;
     std::uint32_t device = 0;
@@ -109,7 +109,7 @@ struct ModelStatus {
     std::uint64_t served = 0;
     bool draining = false;
     std::vector<WorkerId> workers;
-    std::vector<Whereabouts> residencies;
+    std::vector<ResidencyStatus> residencies;
 };
 
 struct PlannedBatch {
@@ -136,7 +136,7 @@ struct Snapshot {
     std::uint64_t queued_bytes = 0;
     std::uint64_t admitted = 0, answered = 0, refused = 0, missed = 0, failed = 0, displaced = 0;
     std::vector<DeviceStatus> devices;
-    std::vector<std::vector<Whereabouts>> resident;  // models by device, least recently used first
+    std::vector<std::vector<ResidencyStatus>> resident;  // models by device, least recently used first
     std::vector<std::vector<PlannedBatch>> plans;
     std::vector<ModelStatus> models;
     std::vector<FlightStatus> flights;  // actions under way by worker, in the order of sending
@@ -189,7 +189,7 @@ public:
 
     // Appends the models that a device holds by the scheduler's records, in any order; false if the device is
     // not there. The simulator compares it with its own state.
-    virtual bool picture(WorkerId worker, std::int32_t device, std::vector<Held>& held) const = 0;
+    virtual bool picture(WorkerId worker, std::int32_t device, std::vector<ResidentModel>& held) const = 0;
 
     // Appends worker, device, model and load id of each model on all devices.
     virtual void held(std::vector<std::int64_t>& numbers) const = 0;
@@ -203,7 +203,7 @@ public:
 
     virtual std::vector<DeviceStatus> devices() const = 0;
     // Returns each device that holds the model, or is about to.
-    virtual std::vector<Whereabouts> whereabouts(ModelId model_id) const = 0;
+    virtual std::vector<ResidencyStatus> whereabouts(ModelId model_id) const = 0;
     // Returns each worker whose budgeted host store holds the model.
     virtual std::vector<WorkerId> hosts(ModelId model_id) const = 0;
     virtual Snapshot snapshot() const = 0;
@@ -225,7 +225,7 @@ public:
     // from there identically. False if that takes more than bytes_max bytes, or if the policy is in another
     // language, whose state is elsewhere.
     virtual bool save(std::string& state, std::size_t bytes_max) = 0;
-    // Reads the bytes of save() into a scheduler without events so far. Throws Damaged (archive.h); the
+    // Reads the bytes of save() into a scheduler without events so far. Throws DamagedState (archive.h); the
     // scheduler may then only be destroyed.
     virtual void restore(std::string_view state) = 0;
 

@@ -68,10 +68,11 @@ bool Scripted::admit(Pending& pending) {
     }
     Ns slo = pending.deadline_ns - pending.request.arrived_ns;
     if (refusal.feasible_slo_ns <= slo) {
-        parts_.requests.refuse(pending, Reason::DEADLINE, Text::CANNOT_BE_IN_TIME);
+        parts_.requests.refuse(pending, Reason::DEADLINE, AnswerText::CANNOT_BE_IN_TIME);
     } else {
         Ns feasible = refusal.feasible_slo_ns;
-        parts_.requests.refuse(pending, Reason::DEADLINE, Said(Text::COULD_BE_ANSWERED, feasible, slo), feasible);
+        parts_.requests.refuse(pending, Reason::DEADLINE, AnswerSentence(AnswerText::COULD_BE_ANSWERED, feasible, slo),
+                               feasible);
     }
     return false;
 }

@@ -43,7 +43,7 @@ void divide(Arena& arena, Ns now) {
     }
     std::size_t greedy_count = 0;
     for (Residency* resident = arena.resident.front(); resident != nullptr; resident = arena.resident.next(resident)) {
-        if (Use use = use_of(*resident, resident->share, now, is_late); use.asked > level) {
+        if (ShareUse use = use_of(*resident, resident->share, now, is_late); use.asked > level) {
             had_sum += use.had;
             ++greedy_count;
         }
@@ -53,7 +53,7 @@ void divide(Arena& arena, Ns now) {
     for (Residency* other_residency = arena.resident.front(); other_residency != nullptr;
          other_residency = arena.resident.next(other_residency)) {
         ModelShare& share = other_residency->share;
-        Use use = use_of(*other_residency, other_residency->share, now, is_late);
+        ShareUse use = use_of(*other_residency, other_residency->share, now, is_late);
         share.is_modest = use.asked <= SHARE_MODEST * level;
         share.is_greedy = use.asked > level;
         share.is_beyond = share.is_greedy && use.had >= had_mean;
@@ -149,8 +149,8 @@ bool has_overdue(const Arena& arena, Ns now) {
     return executor != nullptr;
 }
 
-Use use_of(const Residency& residency, ModelShare& share, Ns now, bool has_overdue) {
-    Use use{share.asked.rate(now), share.had.rate(now)};
+ShareUse use_of(const Residency& residency, ModelShare& share, Ns now, bool has_overdue) {
+    ShareUse use{share.asked.rate(now), share.had.rate(now)};
     double excess = share.excess.rate(now);
     bool is_overdue = share.is_mistaken(now);
     if (!is_overdue && !has_overdue) [[likely]] {

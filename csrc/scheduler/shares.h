@@ -179,11 +179,11 @@ void excuse_overdue(Residency& residency);
 bool has_overdue(const Arena& arena, Ns now);
 
 // Device time per nanosecond that a model asks for, and had.
-struct Use {
+struct ShareUse {
     double asked = 0, had = 0;
 };
 // has_overdue: whether an execution on its device is overdue now.
-Use use_of(const Residency& residency, ModelShare& share, Ns now, bool has_overdue);
+ShareUse use_of(const Residency& residency, ModelShare& share, Ns now, bool has_overdue);
 
 // Marks the devices of a model as contested, after a request was turned away; CONTEST_MAX of them in turn, if
 // there are more.

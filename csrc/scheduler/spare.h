@@ -13,7 +13,7 @@ inline constexpr std::size_t STEAL_SCAN_MAX = 16;
 // Fills the idle time of devices.
 class Spare {
 public:
-    Spare(Parts& parts, Plans& plans)
+    Spare(SchedulerParts& parts, Plans& plans)
         : state_(parts.state),
           requests_(parts.requests),
           executions_(parts.executions),

@@ -6,7 +6,7 @@
 namespace clockwork {
 
 // Text of an answer; a, b, c and Command::said are its arguments.
-enum class Text : std::uint8_t {
+enum class AnswerText : std::uint8_t {
     NONE,
     NO_WORKER,          // no worker that can serve the model is connected
     DRAINING,           // the model is being unregistered

@@ -19,16 +19,17 @@
 namespace clockwork {
 
 // Text of an answer, with its arguments.
-struct Said {
-    Text text = Text::NONE;
+struct AnswerSentence {
+    AnswerText text = AnswerText::NONE;
     Ns a = 0;
     Ns b = 0;
     Ns c = 0;
     const std::string* words = nullptr;  // the worker's own words; null or empty: none
 
-    Said(Text text) : text(text) {}  // NOLINT: most sentences need nothing else
-    Said(Text text, Ns a, Ns b = 0, const std::string* words = nullptr) : text(text), a(a), b(b), words(words) {}
-    Said(Text text, Ns a, Ns b, Ns c) : text(text), a(a), b(b), c(c) {}
+    AnswerSentence(AnswerText text) : text(text) {}  // NOLINT: most sentences need nothing else
+    AnswerSentence(AnswerText text, Ns a, Ns b = 0, const std::string* words = nullptr)
+        : text(text), a(a), b(b), words(words) {}
+    AnswerSentence(AnswerText text, Ns a, Ns b, Ns c) : text(text), a(a), b(b), c(c) {}
 };
 
 struct Request {

@@ -7,7 +7,7 @@ namespace clockwork {
 
 namespace {
 
-Whereabouts whereabouts_of(const Residency& residency) {
+ResidencyStatus whereabouts_of(const Residency& residency) {
     return {residency.model->model_id, residency.arena->worker->worker_id,
             residency.arena->index,    static_cast<int>(residency.state),
             residency.load_id,         residency.spec->page_count,
@@ -24,7 +24,7 @@ void show_shares(const Arena& arena, Ns now, DeviceStatus& row) {
     for (const Residency* residency = arena.resident.front(); residency != nullptr;
          residency = arena.resident.next(residency)) {
         ModelShare share = residency->share;  // a copy: a status query changes nothing
-        if (Use use = use_of(*residency, share, now, is_late); use.asked > 0) {
+        if (ShareUse use = use_of(*residency, share, now, is_late); use.asked > 0) {
             row.shares.push_back({residency->model->model_id, use.asked, use.had, share.is_modest, share.is_beyond});
             row.beyond += share.is_beyond;
         }
@@ -103,8 +103,8 @@ std::vector<DeviceStatus> Dispatcher::devices() const {
     return rows;
 }
 
-std::vector<Whereabouts> Dispatcher::whereabouts(ModelId model_id) const {
-    std::vector<Whereabouts> found;
+std::vector<ResidencyStatus> Dispatcher::whereabouts(ModelId model_id) const {
+    std::vector<ResidencyStatus> found;
     if (const Model* model = state_.find_model(model_id); model != nullptr) {
         for (const Residency* residency : model->residencies) {
             found.push_back(whereabouts_of(*residency));
@@ -163,7 +163,7 @@ bool Dispatcher::host_picture(WorkerId worker_id, std::vector<ModelId>& held) co
     return true;
 }
 
-bool Dispatcher::picture(WorkerId worker_id, std::int32_t device_index, std::vector<Held>& held) const {
+bool Dispatcher::picture(WorkerId worker_id, std::int32_t device_index, std::vector<ResidentModel>& held) const {
     held.clear();
     const Worker* worker = state_.find_worker(worker_id);
     const Arena* arena = worker != nullptr ? worker->arena(device_index) : nullptr;
@@ -193,7 +193,7 @@ Snapshot Dispatcher::snapshot() const {
     all.devices = devices();
     const Worker* last = nullptr;
     for (const Executor* executor : state_.executors) {
-        std::vector<Whereabouts>& resident = all.resident.emplace_back();
+        std::vector<ResidencyStatus>& resident = all.resident.emplace_back();
         const auto& here = executor->arena->resident;
         for (const Residency* other_residency = here.front(); other_residency != nullptr;
              other_residency = here.next(other_residency)) {

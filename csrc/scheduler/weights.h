@@ -42,9 +42,9 @@ private:
 };
 
 // Recent arrivals: their mean over a half-life, and its uncertainty.
-class Inflow {
+class ArrivalRate {
 public:
-    Inflow(Ns half_life_ns, Ns memory_min_ns) : weights_(half_life_ns, memory_min_ns) {}
+    ArrivalRate(Ns half_life_ns, Ns memory_min_ns) : weights_(half_life_ns, memory_min_ns) {}
 
     void advance(Ns now) {
         if (int doublings = weights_.advance(now); doublings > 0) {

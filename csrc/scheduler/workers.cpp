@@ -87,7 +87,7 @@ void Dispatcher::worker_left(Ns now, WorkerId worker_id) {
     for (const Arena* arena : worker->arenas) {
         parts_.learning.follow_clocks(arena->kind);
     }
-    find_others(waiting, Text::WORKER_LOST, touched);
+    find_others(waiting, AnswerText::WORKER_LOST, touched);
 }
 
 void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
@@ -110,7 +110,7 @@ void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
         if (flight->arena != arena) {
             continue;
         }
-        if (lane_of(flight->kind) == Lane::FETCH) {
+        if (lane_of(flight->kind) == LaneKind::FETCH) {
             // The host store is the worker's: its actions continue in the name of another device.
             Residency& stand_in = *flight->residency;
             flight->arena = stand_in.arena = worker->arenas.front();
@@ -141,7 +141,7 @@ void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
         state_.touch(*mate);
     }
     parts_.learning.follow_clocks(arena->kind);
-    find_others(waiting, Text::DEVICE_LOST, touched);
+    find_others(waiting, AnswerText::DEVICE_LOST, touched);
 }
 
 // Removes all unsent work from an arena and its executors; appends the requests, in order.
@@ -158,7 +158,7 @@ void Dispatcher::lose_flight(Flight& flight, std::vector<Pending*>& waiting) {
     if (flight.kind == ActionKind::UNLOAD) {
         --flight.residency->model->unloads;
         state_.retire(flight.residency);
-    } else if (lane_of(flight.kind) == Lane::FETCH) {
+    } else if (lane_of(flight.kind) == LaneKind::FETCH) {
         arenas_.end_host_action(flight);
     }
     if (flight.batch != nullptr) {
@@ -199,7 +199,8 @@ void Dispatcher::note_model(Model& model, std::vector<Model*>& touched) {
 
 // Plans anew the requests of a device that is gone; answers those that no other device can serve. touched:
 // the models that it held.
-void Dispatcher::find_others(const std::vector<Pending*>& waiting, const Said& said, std::vector<Model*>& touched) {
+void Dispatcher::find_others(const std::vector<Pending*>& waiting, const AnswerSentence& said,
+                             std::vector<Model*>& touched) {
     for (Model* model : state_.models) {
         note_model(*model, touched);
     }
@@ -230,7 +231,7 @@ void Dispatcher::worker_draining(Ns now, WorkerId worker_id) {
         take_unsent(*arena, waiting);
     }
     for (Pending* pending : waiting) {
-        requests_.again(*pending, Status::REFUSED, Text::WORKER_LEAVES, false, Reason::NO_WORKER);
+        requests_.again(*pending, Status::REFUSED, AnswerText::WORKER_LEAVES, false, Reason::NO_WORKER);
     }
     std::vector<Model*> all = state_.models;
     for (Model* model : all) {

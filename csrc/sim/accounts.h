@@ -13,7 +13,7 @@
 namespace clockwork::sim {
 
 // Outcomes of requests for their clients.
-enum class Outcome : std::uint8_t { GOOD, LATE, REFUSED, MISSED, FAILED, CANCELLED, UNANSWERED };
+enum class RequestOutcome : std::uint8_t { GOOD, LATE, REFUSED, MISSED, FAILED, CANCELLED, UNANSWERED };
 inline constexpr std::size_t OUTCOMES = 7;
 
 struct Counts {

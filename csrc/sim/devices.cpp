@@ -46,7 +46,7 @@ void World::join(std::uint32_t index) {
     scheduler_->link_measured(now_, worker.id, worker.there_seen_ns, worker.back_seen_ns);
     ModelSpec spec;
     for (std::size_t number = 0; number < models_.size(); ++number) {
-        const ModelInfo& model = models_[number];
+        const ModelSetup& model = models_[number];
         spec.model_id = static_cast<ModelId>(number);
         spec.program = model.program;
         spec.batches = model.batch_max > 1;
@@ -141,12 +141,12 @@ void World::send(std::uint32_t slot, std::uint64_t bytes) {
             return;
         const auto takes = static_cast<Ns>(static_cast<unsigned __int128>(bytes) * SECOND / bandwidth);
         leaves = std::max(leaves, free_ns);
-        leaves += slowed_ns(DisturbanceInfo::Kind::INPUTS, index, leaves, takes);
+        leaves += slowed_ns(DisturbanceSetup::Kind::INPUTS, index, leaves, takes);
         free_ns = leaves;
     };
     pass(cluster_.io_bandwidth, io_free_ns_);
     pass(cluster_.input_bandwidth, worker.input_free_ns);
-    Ns at = leaves + slowed_ns(DisturbanceInfo::Kind::LINK, index, leaves, cluster_.link_there_ns);
+    Ns at = leaves + slowed_ns(DisturbanceSetup::Kind::LINK, index, leaves, cluster_.link_there_ns);
     if (cluster_.link_jitter_ns) {
         at += static_cast<Ns>(worker.random.below(static_cast<std::uint64_t>(cluster_.link_jitter_ns) + 1));
     }
@@ -162,7 +162,7 @@ void World::send_back(std::uint32_t slot) {
         return;
     }
     WorkerState& worker = workers_[index];
-    Ns at = now_ + slowed_ns(DisturbanceInfo::Kind::LINK, index, now_, cluster_.link_back_ns);
+    Ns at = now_ + slowed_ns(DisturbanceSetup::Kind::LINK, index, now_, cluster_.link_back_ns);
     if (cluster_.link_jitter_ns) {
         at += static_cast<Ns>(worker.random.below(static_cast<std::uint64_t>(cluster_.link_jitter_ns) + 1));
     }
@@ -237,7 +237,7 @@ void World::ping(std::uint32_t index) {
         heap_.push(now_ + cluster_.ping_ns, EventKind::PING, index, 0, 0);
     if (worker.id == 0 || !worker.alive)
         return;
-    const Ns delay = slowed_ns(DisturbanceInfo::Kind::LINK, index, now_, cluster_.link_there_ns);
+    const Ns delay = slowed_ns(DisturbanceSetup::Kind::LINK, index, now_, cluster_.link_there_ns);
     worker.there_free_ns = std::max({worker.there_free_ns, now_ + delay, worker.input_free_ns + delay});
     heap_.push(worker.there_free_ns, EventKind::PINGED, index, worker.epoch, static_cast<std::uint64_t>(now_));
 }
@@ -245,7 +245,7 @@ void World::ping(std::uint32_t index) {
 void World::pinged(std::uint32_t index, Ns sent_ns) {
     WorkerState& worker = workers_[index];
     worker.pongs.emplace_back(sent_ns, now_);
-    const Ns delay = slowed_ns(DisturbanceInfo::Kind::LINK, index, now_, cluster_.link_back_ns);
+    const Ns delay = slowed_ns(DisturbanceSetup::Kind::LINK, index, now_, cluster_.link_back_ns);
     worker.back_free_ns = std::max(worker.back_free_ns, now_ + delay);
     heap_.push(worker.back_free_ns, EventKind::PONG, index, worker.epoch, 0);
 }
@@ -325,7 +325,7 @@ void World::obey_queue(std::uint32_t number, std::vector<QueueCommand>& commands
         Action& action = *actions_[command.token];
         switch (command.order) {
             case QueueOrder::START: {
-                const Lane lane = lane_of(action.kind);
+                const LaneKind lane = lane_of(action.kind);
                 demand(!device.lanes.is_full(lane), "a device was given more than run_ahead actions");
                 device.lanes.push(action, now_);
                 advance(number, lane);
@@ -380,7 +380,7 @@ std::uint32_t World::batch_max_of(const WorkerState& worker, std::uint32_t model
 }
 
 // Begins the action at the head of a lane, if its time has come.
-void World::advance(std::uint32_t number, Lane lane) {
+void World::advance(std::uint32_t number, LaneKind lane) {
     Device& device = devices_[number];
     const WorkerState& worker = workers_[device.worker];
     const std::uint32_t epoch = worker.epoch;
@@ -416,7 +416,7 @@ void World::advance(std::uint32_t number, Lane lane) {
 Ns World::allowed_ns(const emulated::EmulatedOrder& order, Ns took_ns) {
     Action& action = *actions_[order.token];
     const bool is_execution = executes(order.kind);
-    const auto kind = is_execution ? DisturbanceInfo::Kind::EXECUTION : DisturbanceInfo::Kind::LOAD;
+    const auto kind = is_execution ? DisturbanceSetup::Kind::EXECUTION : DisturbanceSetup::Kind::LOAD;
     took_ns = slowed_ns(kind, devices_[action.device].worker, now_, took_ns, action.model_id);
     if (order.kind == ActionKind::FETCH)
         return took_ns;
@@ -444,7 +444,7 @@ void World::demand_possible(const emulated::EmulatedEnd& done) const {
     fail("an order that cannot be followed: " + emulated::sentence(done));
 }
 
-void World::lane_end(std::uint32_t number, Lane lane) {
+void World::lane_end(std::uint32_t number, LaneKind lane) {
     Device& device = devices_[number];
     const std::uint32_t slot = device.lanes.running(lane)->token;
     Action& action = *actions_[slot];
@@ -511,7 +511,7 @@ void World::grant_link(std::uint32_t index) {
         if (number == emulated::EmulatedLink::NONE)
             return;
         devices_[number].lanes.granted();
-        advance(number, Lane::LOAD);
+        advance(number, LaneKind::LOAD);
     }
 }
 

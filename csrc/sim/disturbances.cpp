@@ -7,8 +7,8 @@ namespace clockwork::sim {
 
 void World::start_disturbances() {
     for (std::uint32_t number = 0; number < cluster_.disturbances.size(); ++number) {
-        const DisturbanceInfo& disturbance = cluster_.disturbances[number];
-        if (disturbance.kind != DisturbanceInfo::Kind::CLOCK && disturbance.kind != DisturbanceInfo::Kind::STOP)
+        const DisturbanceSetup& disturbance = cluster_.disturbances[number];
+        if (disturbance.kind != DisturbanceSetup::Kind::CLOCK && disturbance.kind != DisturbanceSetup::Kind::STOP)
             continue;
         heap_.push(base_ns_ + disturbance.from_ns, EventKind::DISTURB, number, 0, 1);
         heap_.push(base_ns_ + disturbance.until_ns, EventKind::DISTURB, number, 0, 0);
@@ -23,13 +23,13 @@ void World::start_disturbances() {
 // Begins or ends a disturbance that is an event: a clock jumps, or a worker that stops for too long is
 // considered lost.
 void World::disturb(std::uint32_t number, bool begins) {
-    const DisturbanceInfo& disturbance = cluster_.disturbances[number];
+    const DisturbanceSetup& disturbance = cluster_.disturbances[number];
     note(203, number, begins);
     for (std::uint32_t index = 0; index < workers_.size(); ++index) {
         if (disturbance.worker >= 0 && static_cast<std::uint32_t>(disturbance.worker) != index)
             continue;
         WorkerState& worker = workers_[index];
-        if (disturbance.kind == DisturbanceInfo::Kind::CLOCK) {
+        if (disturbance.kind == DisturbanceSetup::Kind::CLOCK) {
             worker.offset_ns += static_cast<Ns>(begins ? disturbance.factor : -disturbance.factor);
         } else if (begins && disturbance.until_ns - disturbance.from_ns > cluster_.timeout_ns) {
             crash(index, true);  // it returns empty, as after a loss
@@ -37,7 +37,7 @@ void World::disturb(std::uint32_t number, bool begins) {
     }
 }
 
-bool World::holds(const DisturbanceInfo& disturbance, DisturbanceInfo::Kind kind, std::uint32_t worker,
+bool World::holds(const DisturbanceSetup& disturbance, DisturbanceSetup::Kind kind, std::uint32_t worker,
                   Ns at_ns) const {
     const Ns at = at_ns - base_ns_;
     return disturbance.kind == kind && disturbance.from_ns <= at && at < disturbance.until_ns &&
@@ -46,12 +46,12 @@ bool World::holds(const DisturbanceInfo& disturbance, DisturbanceInfo::Kind kind
 
 // Returns the time of work that begins at begin_ns and takes took_ns undisturbed. Work that outlasts the
 // disturbance continues at its normal pace.
-Ns World::slowed_ns(DisturbanceInfo::Kind kind, std::uint32_t worker, Ns begin_ns, Ns took_ns, ModelId model) const {
+Ns World::slowed_ns(DisturbanceSetup::Kind kind, std::uint32_t worker, Ns begin_ns, Ns took_ns, ModelId model) const {
     if (!begun_)
         return took_ns;
     double slower = 1;
     Ns until = NEVER_NS;
-    for (const DisturbanceInfo& disturbance : cluster_.disturbances) {
+    for (const DisturbanceSetup& disturbance : cluster_.disturbances) {
         bool is_other = disturbance.model >= 0 && disturbance.model != model;
         if (is_other || !holds(disturbance, kind, worker, begin_ns))
             continue;
@@ -68,8 +68,8 @@ Ns World::stopped_until_ns(std::uint32_t worker) const {
     Ns until = now_;
     if (!begun_)
         return until;
-    for (const DisturbanceInfo& disturbance : cluster_.disturbances) {
-        if (holds(disturbance, DisturbanceInfo::Kind::STOP, worker, now_))
+    for (const DisturbanceSetup& disturbance : cluster_.disturbances) {
+        if (holds(disturbance, DisturbanceSetup::Kind::STOP, worker, now_))
             until = std::max(until, base_ns_ + disturbance.until_ns);
     }
     return until;
@@ -79,9 +79,9 @@ Ns World::stopped_until_ns(std::uint32_t worker) const {
 Ns World::next_turn_ns(Ns at_ns) const {
     if (!begun_ || at_ns == NEVER_NS)
         return at_ns;
-    for (const DisturbanceInfo& disturbance : cluster_.disturbances) {
+    for (const DisturbanceSetup& disturbance : cluster_.disturbances) {
         const Ns at = at_ns - base_ns_;
-        if (disturbance.kind != DisturbanceInfo::Kind::CONTROLLER || at < disturbance.from_ns ||
+        if (disturbance.kind != DisturbanceSetup::Kind::CONTROLLER || at < disturbance.from_ns ||
             at >= disturbance.until_ns)
             continue;
         const Ns turn = std::max<Ns>(static_cast<Ns>(TURN_NS * disturbance.factor), 1);

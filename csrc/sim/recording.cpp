@@ -15,7 +15,7 @@ constexpr std::string_view NO_INPUTS = "\x90";  // shape of a request without in
 
 }  // namespace
 
-void World::record(std::shared_ptr<Ring> ring, Sentences sentences, std::vector<Named> names) {
+void World::record(std::shared_ptr<Ring> ring, Sentences sentences, std::vector<RecordedModel> names) {
     recorder_ = std::make_unique<Recorder>(std::move(ring));
     sentences_ = std::move(sentences);
     names_ = std::move(names);
@@ -64,7 +64,7 @@ void World::record_link(WorkerId worker, Ns there_ns, Ns back_ns) {
 void World::record_ready(WorkerId worker, const ModelSpec& spec) {
     if (!recorder_)
         return;
-    const Named& named = names_.at(static_cast<std::size_t>(spec.model_id));
+    const RecordedModel& named = names_.at(static_cast<std::size_t>(spec.model_id));
     std::vector<recorded::Point> profile;
     for (const ProfilePoint& point : spec.profile)
         profile.push_back({NO_INPUTS, point.batch, point.exec_ns});
@@ -98,7 +98,7 @@ void World::record_step() {
     for (const Command& command : out.list) {
         std::string_view text;
         if (command.kind == CommandKind::ANSWER_FAILED) {
-            const Named& named = names_.at(static_cast<std::size_t>(command.model_id));
+            const RecordedModel& named = names_.at(static_cast<std::size_t>(command.model_id));
             const std::string* said = command.said >= 0 ? &out.texts[static_cast<std::size_t>(command.said)] : nullptr;
             text = sentences_.text(command, named.label(), said);
         }

@@ -18,8 +18,8 @@ constexpr Ns UNLOAD_NS = 20'000;
 
 }  // namespace
 
-World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models, const ClusterInfo& cluster,
-             std::size_t opens, std::vector<ClosedInfo> closed, const RunInfo& run)
+World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelSetup> models, const ClusterSetup& cluster,
+             std::size_t opens, std::vector<ClosedSetup> closed, const RunSetup& run)
     : scheduler_(std::move(scheduler)),
       models_(std::move(models)),
       cluster_(cluster),
@@ -32,12 +32,12 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models
     if (cluster_.devices < 1 || cluster_.devices_per_worker < 1) {
         throw std::invalid_argument("a world without devices");
     }
-    for (const ModelInfo& model : models_) {
+    for (const ModelSetup& model : models_) {
         if (model.exec_ns.empty() || model.batch_max < 1 || model.table.size() <= model.batch_max) {
             throw std::invalid_argument("a model without its execution times");
         }
     }
-    for (const ClosedInfo& group : closed_) {
+    for (const ClosedSetup& group : closed_) {
         if (group.model >= models_.size())
             throw std::invalid_argument("a client of a model that is none");
         if (run_.until_ns == NEVER_NS && group.until_ns == NEVER_NS) {
@@ -117,7 +117,7 @@ void World::set_up() {
         from_ns += base_ns_;
     start_disturbances();
     for (std::uint32_t number = 0; number < closed_.size(); ++number) {
-        const ClosedInfo& group = closed_[number];
+        const ClosedSetup& group = closed_[number];
         const Ns spread = group.think_ns + group.round_trip_ns;
         clients_left_ += group.concurrency;
         for (std::uint32_t client = 0; client < group.concurrency; ++client) {

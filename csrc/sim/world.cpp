@@ -16,7 +16,7 @@ constexpr std::uint64_t SLOT_MASK = (std::uint64_t{1} << SEQUENCE_SHIFT) - 1;
 
 // ----- time -------------------------------------------------------------------------------------
 
-void World::feed(std::size_t open, const Chunk& chunk) {
+void World::feed(std::size_t open, const ArrivalChunk& chunk) {
     OpenState& state = opens_.at(open);
     if (chunk.count == 0) {
         state.over = true;
@@ -68,16 +68,16 @@ Ns World::next_arrival() {
     return turn_ns(least);
 }
 
-Stop World::run(std::uint64_t events_max) {
+StopReason World::run(std::uint64_t events_max) {
     if (over_)
-        return Stop::DONE;
+        return StopReason::DONE;
     const std::uint64_t stop_at = events_ + events_max;
     for (;;) {
         Ns arrival = next_arrival();
         if (wanting_ < opens_.size())
-            return Stop::WANTS_CHUNK;
+            return StopReason::WANTS_CHUNK;
         if (events_ >= stop_at)
-            return Stop::PAUSED;
+            return StopReason::PAUSED;
         const Ns wake = turn_ns(wake_ns_);
         Ns next = std::min(arrival, wake);
         if (!heap_.empty())
@@ -105,7 +105,7 @@ Stop World::run(std::uint64_t events_max) {
             settle();
     }
     finish();
-    return Stop::DONE;
+    return StopReason::DONE;
 }
 
 // Returns the time at which an event is handled: a worker may be stopped, or the controller slow.
@@ -155,13 +155,13 @@ void World::handle(const Event& event) {
             break;
         case EventKind::LANE_OPEN:
             if (workers_[devices_[subject].worker].epoch == event.epoch) {
-                devices_[subject].lanes.opened(static_cast<Lane>(event.value));
-                advance(subject, static_cast<Lane>(event.value));
+                devices_[subject].lanes.opened(static_cast<LaneKind>(event.value));
+                advance(subject, static_cast<LaneKind>(event.value));
             }
             break;
         case EventKind::LANE_END:
             if (workers_[devices_[subject].worker].epoch == event.epoch)
-                lane_end(subject, static_cast<Lane>(event.value));
+                lane_end(subject, static_cast<LaneKind>(event.value));
             break;
         case EventKind::RESULT:
             if (workers_[subject].epoch != event.epoch) {
@@ -209,7 +209,7 @@ void World::handle(const Event& event) {
 
 void World::arrive_open(std::size_t number) {
     OpenState& state = opens_[number];
-    const Chunk& chunk = state.chunk;
+    const ArrivalChunk& chunk = state.chunk;
     const std::size_t place = state.next++;
     if (state.next == chunk.count)
         state.fed = false;
@@ -218,7 +218,7 @@ void World::arrive_open(std::size_t number) {
 }
 
 void World::client_sends(std::uint32_t number) {
-    const ClosedInfo& group = closed_[number];
+    const ClosedSetup& group = closed_[number];
     if (now_ - base_ns_ >= std::min(group.until_ns, run_.until_ns)) {
         --clients_left_;
         return;
@@ -229,7 +229,7 @@ void World::client_sends(std::uint32_t number) {
 void World::arrive(std::uint32_t number, Ns slo_ns, std::uint8_t priority, std::uint8_t class_index,
                    std::uint32_t group) {
     ++events_;
-    const ModelInfo& model = models_[number];
+    const ModelSetup& model = models_[number];
     if (slo_ns == 0)
         slo_ns = model.slo_ns;
     if (priority == 0)
@@ -292,29 +292,29 @@ World::Request* World::find(RequestId id) {
 }
 
 // Ends a request that is answered, or never will be.
-void World::close(RequestId id, Request& request, Outcome outcome) {
+void World::close(RequestId id, Request& request, RequestOutcome outcome) {
     const Ns latency = now_ - request.arrived_ns;
     if (request.counted) {
         ++accounts_.models[request.model].outcome[static_cast<std::size_t>(outcome)];
         ++accounts_.classes[request.class_index].outcome[static_cast<std::size_t>(outcome)];
-        if (outcome == Outcome::GOOD || outcome == Outcome::LATE) {
+        if (outcome == RequestOutcome::GOOD || outcome == RequestOutcome::LATE) {
             accounts_.latency.add(latency);
             accounts_.class_latency[request.class_index].add(latency);
         }
-        if (outcome == Outcome::REFUSED)
+        if (outcome == RequestOutcome::REFUSED)
             accounts_.refusal.add(latency);
     }
     if (Slice* now = slice()) {
-        if (outcome == Outcome::GOOD) {
+        if (outcome == RequestOutcome::GOOD) {
             ++now->good;
-        } else if (outcome != Outcome::CANCELLED) {
+        } else if (outcome != RequestOutcome::CANCELLED) {
             ++now->bad;
         }
-        if (outcome == Outcome::GOOD || outcome == Outcome::LATE)
+        if (outcome == RequestOutcome::GOOD || outcome == RequestOutcome::LATE)
             accounts_.slice_latency.add(latency);
     }
     if (request.group != NONE) {
-        const ClosedInfo& group = closed_[request.group];
+        const ClosedSetup& group = closed_[request.group];
         heap_.push(now_ + group.think_ns + group.round_trip_ns, EventKind::CLIENT, request.group, 0, 0);
     }
     request.sequence = 0;
@@ -361,37 +361,37 @@ void World::obey() {
 void World::answer(const Command& command) {
     Request* request = find(command.request_id);
     demand(request != nullptr, "a request is answered twice, or one that never was");
-    Outcome outcome;
+    RequestOutcome outcome;
     if (command.kind == CommandKind::ANSWER_OK) {
-        outcome = now_ <= request->deadline_ns ? Outcome::GOOD : Outcome::LATE;
+        outcome = now_ <= request->deadline_ns ? RequestOutcome::GOOD : RequestOutcome::LATE;
         if (command.load_ns > 0 && request->counted) {
             ++accounts_.models[request->model].cold;
             ++accounts_.classes[request->class_index].cold;
         }
         if (run_.check) {
-            demand(outcome == Outcome::GOOD, "a late success");
+            demand(outcome == RequestOutcome::GOOD, "a late success");
             const auto found = done_.find(command.action_id);
             demand(found != done_.end() && command.part < found->second.size() &&
                        found->second[command.part] == command.request_id,
                    "a request is answered with another's output");
         }
     } else if (command.status == Status::REFUSED) {
-        outcome = Outcome::REFUSED;
+        outcome = RequestOutcome::REFUSED;
         demand(!run_.check || command.reason != Reason::DISPLACED || highest_arrived_ < request->priority,
                "a request is displaced, but not by a higher priority");
     } else if (command.status == Status::DEADLINE_MISSED) {
-        outcome = Outcome::MISSED;
+        outcome = RequestOutcome::MISSED;
     } else if (command.status == Status::CANCELLED) {
         demand(request->cancelled, "a request is cancelled, but not by its client");
-        outcome = Outcome::CANCELLED;
+        outcome = RequestOutcome::CANCELLED;
     } else {
-        outcome = Outcome::FAILED;
+        outcome = RequestOutcome::FAILED;
     }
-    if (run_.check && outcome != Outcome::GOOD) {
+    if (run_.check && outcome != RequestOutcome::GOOD) {
         demand(now_ <= std::max(request->deadline_ns, request->arrived_ns), "an answer after its deadline");
     }
     if (run_.fates) {
-        Fate& fate = fates_[request->sequence - 1];
+        RequestFate& fate = fates_[request->sequence - 1];
         fate.outcome = outcome;
         fate.reason = command.reason;
         fate.latency_ns = now_ - request->arrived_ns;
@@ -419,7 +419,7 @@ void World::order(const Command& command) {
     demand(command.latest_ns >= command.earliest_ns, "a window that never opens");
     const Commands& out = scheduler_->out;
     const auto number = static_cast<std::uint32_t>(command.model_id);
-    const ModelInfo& model = models_[number];
+    const ModelSetup& model = models_[number];
     const std::uint32_t slot = take_action();
     Action& action = *actions_[slot];
     action.id = command.action_id;
@@ -472,7 +472,7 @@ void World::order(const Command& command) {
         }
         default: action.kind = ActionKind::PROFILE; action.rows = std::max<std::uint32_t>(command.rows, 1);
     }
-    demand(worker.store || lane_of(action.kind) != Lane::FETCH, "an order to a host store that is none");
+    demand(worker.store || lane_of(action.kind) != LaneKind::FETCH, "an order to a host store that is none");
     if (executes(action.kind))
         action.profiled_ns = model.table[std::min<std::size_t>(action.rows, model.table.size() - 1)];
     set_window(action, command);
@@ -528,8 +528,8 @@ void World::finish() {
         if (request.sequence == 0)
             continue;
         if (request.counted) {
-            ++accounts_.models[request.model].outcome[static_cast<std::size_t>(Outcome::UNANSWERED)];
-            ++accounts_.classes[request.class_index].outcome[static_cast<std::size_t>(Outcome::UNANSWERED)];
+            ++accounts_.models[request.model].outcome[static_cast<std::size_t>(RequestOutcome::UNANSWERED)];
+            ++accounts_.classes[request.class_index].outcome[static_cast<std::size_t>(RequestOutcome::UNANSWERED)];
         }
     }
     end_slice();
@@ -548,7 +548,7 @@ void World::at_rest() {
         for (ModelId model_id : hosted)
             demand(worker.store->holds(model_id), "the scheduler's picture of a host store is wrong");
     }
-    std::vector<Held> held;
+    std::vector<ResidentModel> held;
     for (std::uint32_t number = 0; number < devices_.size(); ++number) {
         const Device& device = devices_[number];
         const WorkerState& worker = workers_[device.worker];
@@ -558,7 +558,7 @@ void World::at_rest() {
             continue;
         demand(device.lanes.resident_count() == held.size(),
                "the scheduler's picture of a device has another number of models");
-        for (const Held& expected : held) {
+        for (const ResidentModel& expected : held) {
             const emulated::EmulatedResidency* there = device.lanes.resident(expected.model_id);
             demand(there != nullptr && there->load_id == expected.load_id && !there->loading && !expected.loading &&
                        std::ranges::equal(there->pages, expected.starts, {}, &emulated::PageRun::first),

@@ -24,7 +24,7 @@
 
 namespace clockwork::sim {
 
-struct ModelInfo {
+struct ModelSetup {
     std::vector<std::pair<std::uint32_t, Ns>> exec_ns;  // (batch size, time of the whole batch), ascending
     std::vector<Ns> table;                              // time by batch size up to batch_max; [0] is unused
     std::vector<std::uint32_t> runs;                    // page counts of the runs
@@ -36,7 +36,7 @@ struct ModelInfo {
 };
 
 // A temporary disturbance. Times count from the beginning of the workloads.
-struct DisturbanceInfo {
+struct DisturbanceSetup {
     enum class Kind : std::uint8_t {
         EXECUTION,   // executions take `factor` times as long
         LOAD,        // loads and fetches take `factor` times as long
@@ -54,7 +54,7 @@ struct DisturbanceInfo {
 };
 
 // The name of a model in a recording.
-struct Named {
+struct RecordedModel {
     std::string name;
     std::int64_t version = 1;
     std::string program;
@@ -62,7 +62,7 @@ struct Named {
     std::string label() const { return name + "@" + std::to_string(version); }
 };
 
-struct ClusterInfo {
+struct ClusterSetup {
     std::uint32_t devices = 1, devices_per_worker = 1;
     std::uint64_t page_bytes = 16 << 20;
     std::uint32_t page_count = 1376;
@@ -95,7 +95,7 @@ struct ClusterInfo {
     Ns ping_ns = 0;                     // interval of link measurements; 0: once per join
     double profiled = 1;                // factor by which workers overstate the time of an execution
     double load_profiled = 1;           // factor by which workers overstate the time of a load
-    std::vector<DisturbanceInfo> disturbances;
+    std::vector<DisturbanceSetup> disturbances;
     std::uint64_t copy_bandwidth = 0;  // bytes/s of a device's input copies; 0: they take no time
     std::uint64_t host_bytes = 0;      // size of a worker's host store; 0: every model can be loaded
     // bytes/s at which a worker fetches into its host store; 0: a FETCH takes no time
@@ -104,7 +104,7 @@ struct ClusterInfo {
     double cancels = 0;                            // probability that a client cancels a request
 };
 
-struct ClosedInfo {
+struct ClosedSetup {
     std::uint32_t model = 0, concurrency = 1;
     Ns think_ns = 0;       // time from an answer to the next request
     Ns round_trip_ns = 0;  // added to think_ns: the way of an answer, and of the next request
@@ -113,7 +113,7 @@ struct ClosedInfo {
     Ns start_ns = 0, until_ns = NEVER_NS;
 };
 
-struct RunInfo {
+struct RunSetup {
     std::uint64_t seed = 0;
     Ns warmup_ns = 0;           // arrivals before this time are not counted
     Ns until_ns = NEVER_NS;     // end of the arrivals; NEVER_NS: the end of the workloads
@@ -130,7 +130,7 @@ struct RunInfo {
 };
 
 // Arrivals in order of time. The memory is the caller's, and must stay until the arrivals have been consumed.
-struct Chunk {
+struct ArrivalChunk {
     const std::int64_t* at_ns = nullptr;
     const std::int32_t* model = nullptr;
     const std::int64_t* slo_ns = nullptr;
@@ -147,14 +147,14 @@ struct TraceRow {
 };
 
 // The fate of a request.
-struct Fate {
-    Outcome outcome = Outcome::UNANSWERED;
+struct RequestFate {
+    RequestOutcome outcome = RequestOutcome::UNANSWERED;
     Reason reason = Reason::NONE;
     std::int32_t device = -1;  // device to which it was sent last; -1: none
     Ns latency_ns = 0;         // time until its answer
 };
 
-enum class Stop : std::uint8_t { WANTS_CHUNK, PAUSED, DONE };
+enum class StopReason : std::uint8_t { WANTS_CHUNK, PAUSED, DONE };
 
 // Time limits of executions and loads at workers; a test compares them with clockwork.config.
 inline constexpr Ns EXECUTION_LIMIT_NS = 2 * SECOND;
@@ -167,12 +167,12 @@ inline constexpr double TURN_NS = 10'000;
 
 class World {
 public:
-    World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models, const ClusterInfo& cluster,
-          std::size_t opens, std::vector<ClosedInfo> closed, const RunInfo& run);
+    World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelSetup> models, const ClusterSetup& cluster,
+          std::size_t opens, std::vector<ClosedSetup> closed, const RunSetup& run);
 
     // Writes the scheduler's events and decisions into a ring, in the format of
     // clockwork/scheduler/recording.py. Must be called before set_up(). names: by model.
-    void record(std::shared_ptr<Ring> ring, Sentences sentences, std::vector<Named> names);
+    void record(std::shared_ptr<Ring> ring, Sentences sentences, std::vector<RecordedModel> names);
 
     // Lets workers join, and models become ready and, if requested, resident. Simulated time begins
     // afterwards.
@@ -180,11 +180,11 @@ public:
 
     // Feeds an open workload with arrivals; an empty chunk ends it. Throws std::invalid_argument for times
     // out of order and unknown models.
-    void feed(std::size_t open, const Chunk& chunk);
+    void feed(std::size_t open, const ArrivalChunk& chunk);
 
     // Continues until arrivals are missing, about events_max events have happened, or all is over. Throws
     // std::logic_error for a fault of the scheduler or the world.
-    Stop run(std::uint64_t events_max);
+    StopReason run(std::uint64_t events_max);
 
     std::size_t wanting() const { return wanting_; }  // the open workload to feed, after WANTS_CHUNK
     Ns now_ns() const { return now_ - base_ns_; }
@@ -207,7 +207,7 @@ public:
     }  // value at the end of the counted time
     const Digest& digest() const { return digest_; }
     const std::vector<TraceRow>& trace() const { return trace_; }
-    const std::vector<Fate>& fates() const { return fates_; }  // requests in the order of arrival, if kept
+    const std::vector<RequestFate>& fates() const { return fates_; }  // in the order of arrival, if kept
 
 private:
     static constexpr std::uint32_t NONE = UINT32_MAX;
@@ -253,7 +253,7 @@ private:
         bool broken = false;  // whether the connection broke rather than the worker
         std::uint32_t first_device = 0, device_count = 0;
         std::uint32_t joins = 0;
-        std::uint32_t batch_max = 0, extra_pages = 0;  // measurements from ClusterInfo, since it joined
+        std::uint32_t batch_max = 0, extra_pages = 0;  // measurements from ClusterSetup, since it joined
         double speed = 1;
         std::uint32_t kind = 0;
         Ns there_free_ns = 0, back_free_ns = 0;  // messages on a link stay in order
@@ -271,7 +271,7 @@ private:
     };
 
     struct OpenState {
-        Chunk chunk;
+        ArrivalChunk chunk;
         std::size_t next = 0;
         Ns last_ns = 0;
         bool fed = false, over = false;
@@ -291,7 +291,7 @@ private:
     void obey();
     void order(const Command& command);
     void answer(const Command& command);
-    void close(RequestId id, Request& request, Outcome outcome);
+    void close(RequestId id, Request& request, RequestOutcome outcome);
     void reported(std::uint32_t slot, std::uint32_t worker);
     void client_sends(std::uint32_t group);
     void end_slice();
@@ -310,12 +310,12 @@ private:
     void deliver(std::uint32_t slot);
     void revoke(std::uint32_t worker, ActionId action_id);
     void queue_due(std::uint32_t device);
-    void advance(std::uint32_t device, Lane lane);
+    void advance(std::uint32_t device, LaneKind lane);
     Ns allowed_ns(const emulated::EmulatedOrder& order, Ns took_ns);
     void demand_possible(const emulated::EmulatedEnd& done) const;
     const std::vector<std::uint32_t>& runs_of(const WorkerState& worker, std::uint32_t model);
     std::uint32_t batch_max_of(const WorkerState& worker, std::uint32_t model) const;
-    void lane_end(std::uint32_t device, Lane lane);
+    void lane_end(std::uint32_t device, LaneKind lane);
     void conclude(std::uint32_t device, std::uint32_t slot, Status status);
     void grant_link(std::uint32_t worker);
     void sync_clock(WorkerState& worker);
@@ -344,8 +344,8 @@ private:
     // Functions of disturbances.cpp
     void start_disturbances();
     void disturb(std::uint32_t number, bool begins);
-    bool holds(const DisturbanceInfo& disturbance, DisturbanceInfo::Kind kind, std::uint32_t worker, Ns at_ns) const;
-    Ns slowed_ns(DisturbanceInfo::Kind kind, std::uint32_t worker, Ns begin_ns, Ns took_ns, ModelId model = -1) const;
+    bool holds(const DisturbanceSetup& disturbance, DisturbanceSetup::Kind kind, std::uint32_t worker, Ns at_ns) const;
+    Ns slowed_ns(DisturbanceSetup::Kind kind, std::uint32_t worker, Ns begin_ns, Ns took_ns, ModelId model = -1) const;
     Ns stopped_until_ns(std::uint32_t worker) const;
     Ns turn_ns(Ns at_ns) const { return cluster_.disturbances.empty() ? at_ns : next_turn_ns(at_ns); }
     Ns next_turn_ns(Ns at_ns) const;
@@ -373,11 +373,11 @@ private:
     Ns overlap(Ns begin_ns, Ns end_ns) const;  // part of a span within the counted time
 
     std::unique_ptr<Scheduler> scheduler_;
-    std::vector<ModelInfo> models_;
-    ClusterInfo cluster_;
+    std::vector<ModelSetup> models_;
+    ClusterSetup cluster_;
     emulated::EmulatedSettings settings_;  // settings of all devices
-    std::vector<ClosedInfo> closed_;
-    RunInfo run_;
+    std::vector<ClosedSetup> closed_;
+    RunSetup run_;
 
     Ns now_ = 0;
     Ns base_ns_ = 0;  // begin of the workloads
@@ -413,10 +413,10 @@ private:
     Accounts accounts_;
     Digest digest_;
     std::vector<TraceRow> trace_;
-    std::vector<Fate> fates_;
+    std::vector<RequestFate> fates_;
     std::unique_ptr<Recorder> recorder_;  // null: the world is not recorded
     Sentences sentences_;
-    std::vector<Named> names_;
+    std::vector<RecordedModel> names_;
     Writer event_;  // scratch of record_*()
 };
 

@@ -67,7 +67,7 @@ enum class ActionKind : std::uint8_t {
 
 inline constexpr std::size_t ACTION_KINDS = 7;
 
-enum class Lane : std::uint8_t {
+enum class LaneKind : std::uint8_t {
     LOAD = 0,
     EXECUTE = 1,
     FETCH = 2,
@@ -75,20 +75,20 @@ enum class Lane : std::uint8_t {
 
 inline constexpr std::size_t LANES = 3;
 
-inline constexpr Lane lane_of(ActionKind kind) {
+inline constexpr LaneKind lane_of(ActionKind kind) {
     switch (kind) {
-        case ActionKind::LOAD: return Lane::LOAD;
-        case ActionKind::UNLOAD: return Lane::LOAD;
-        case ActionKind::INFER: return Lane::EXECUTE;
-        case ActionKind::PROFILE: return Lane::EXECUTE;
-        case ActionKind::FETCH: return Lane::FETCH;
-        case ActionKind::DROP: return Lane::FETCH;
-        case ActionKind::RESERVE: return Lane::EXECUTE;
+        case ActionKind::LOAD: return LaneKind::LOAD;
+        case ActionKind::UNLOAD: return LaneKind::LOAD;
+        case ActionKind::INFER: return LaneKind::EXECUTE;
+        case ActionKind::PROFILE: return LaneKind::EXECUTE;
+        case ActionKind::FETCH: return LaneKind::FETCH;
+        case ActionKind::DROP: return LaneKind::FETCH;
+        case ActionKind::RESERVE: return LaneKind::EXECUTE;
     }
-    return Lane::EXECUTE;
+    return LaneKind::EXECUTE;
 }
 
-inline constexpr bool executes(ActionKind kind) { return lane_of(kind) == Lane::EXECUTE; }
+inline constexpr bool executes(ActionKind kind) { return lane_of(kind) == LaneKind::EXECUTE; }
 
 // Whether it gives memory back, so that in its lane nothing passes it, and it passes nothing.
 inline constexpr bool frees(ActionKind kind) {

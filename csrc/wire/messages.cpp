@@ -170,7 +170,7 @@ bool read_infer(FieldReader& reader, ActionMessage& message) {
         if (!reader.list(count0, 65536))
             return false;
         for (std::uint32_t at0 = 0; at0 < count0; ++at0) {
-            Span& value0 = message.parts.emplace_back();
+            ListRange& value0 = message.parts.emplace_back();
             reader.place(1, at0);
             std::uint32_t count1 = 0;
             if (!reader.list(count1, 1024))
@@ -234,7 +234,7 @@ bool read_profile(FieldReader& reader, ActionMessage& message) {
         if (!reader.list(count0, 1024))
             return false;
         for (std::uint32_t at0 = 0; at0 < count0; ++at0) {
-            Span& value0 = message.shapes.emplace_back();
+            ListRange& value0 = message.shapes.emplace_back();
             reader.place(1, at0);
             std::uint32_t count1 = 0;
             if (!reader.list(count1, 32))
@@ -410,7 +410,7 @@ bool read_result(FieldReader& reader, Result& message) {
         if (!reader.list(count0, 65536))
             return false;
         for (std::uint32_t at0 = 0; at0 < count0; ++at0) {
-            Span& value0 = message.parts.emplace_back();
+            ListRange& value0 = message.parts.emplace_back();
             reader.place(1, at0);
             std::uint32_t count1 = 0;
             if (!reader.list(count1, 1024))
@@ -573,7 +573,7 @@ bool ActionMessage::write(Writer& writer) const {
             packer.integer(latest_ns);
             packer.integer(expected_ns);
             packer.array(parts.size());
-            for (const Span& value0 : parts) {
+            for (const ListRange& value0 : parts) {
                 packer.array(value0.count);
                 for (std::uint32_t at1 = value0.first; at1 < value0.first + value0.count; ++at1) {
                     const TensorRef& value1 = tensors[at1];
@@ -601,7 +601,7 @@ bool ActionMessage::write(Writer& writer) const {
             packer.integer(latest_ns);
             packer.integer(expected_ns);
             packer.array(shapes.size());
-            for (const Span& value0 : shapes) {
+            for (const ListRange& value0 : shapes) {
                 packer.array(value0.count);
                 for (std::uint32_t at1 = value0.first; at1 < value0.first + value0.count; ++at1) {
                     const std::int64_t& value1 = dims[at1];
@@ -870,7 +870,7 @@ bool Result::write(Writer& writer) const {
     packer.integer(copy_out.end_ns);
     packer.integer(copy_out.duration_ns);
     packer.array(parts.size());
-    for (const Span& value0 : parts) {
+    for (const ListRange& value0 : parts) {
         packer.array(value0.count);
         for (std::uint32_t at1 = value0.first; at1 < value0.first + value0.count; ++at1) {
             const TensorRef& value1 = tensors[at1];

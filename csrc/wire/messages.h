@@ -20,7 +20,7 @@
 namespace clockwork::wire {
 
 // Elements of a vector of the same record, `count` of them from `first` on.
-struct Span {
+struct ListRange {
     std::uint32_t first = 0;
     std::uint32_t count = 0;
 };
@@ -28,7 +28,7 @@ struct Span {
 struct TensorRef {
     std::string_view name;
     std::int64_t dtype = 0;
-    Span shape;
+    ListRange shape;
     std::int64_t frame = 0;
 };
 
@@ -59,8 +59,8 @@ struct ActionMessage {
     std::int64_t earliest_ns = 0;
     std::int64_t latest_ns = 0;
     std::int64_t expected_ns = 0;
-    std::vector<Span> parts;
-    std::vector<Span> shapes;
+    std::vector<ListRange> parts;
+    std::vector<ListRange> shapes;
     std::vector<TensorRef> tensors;
     std::vector<std::int64_t> dims;
 
@@ -133,7 +133,7 @@ struct Result {
     Phase copy_in;
     Phase execute;
     Phase copy_out;
-    std::vector<Span> parts;
+    std::vector<ListRange> parts;
     std::vector<TensorRef> tensors;
     std::vector<std::int64_t> dims;
 

@@ -25,7 +25,7 @@ struct QueuedAction {
     ActionId action_id = 0;
     Ns earliest_ns = 0;
     Ns latest_ns = NEVER_NS;
-    Lane lane = Lane::EXECUTE;
+    LaneKind lane = LaneKind::EXECUTE;
     bool is_unload = false;   // UNLOAD or DROP: overtakes no action, and is not overtaken
     std::uint32_t token = 0;  // chosen by the caller; returned in QueueCommand
 };

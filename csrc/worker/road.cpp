@@ -392,13 +392,13 @@ bool Road::take_action(std::int64_t tag, Ns now) {
 // Describes the inputs of an INFER, or the shapes of a PROFILE, without their bytes.
 void Road::note_views() {
     views_.clear();
-    for (const wire::Span& part : action_.parts)
+    for (const wire::ListRange& part : action_.parts)
         views_.counts.push_back(part.count);
     for (const wire::TensorRef& ref : action_.tensors)
         views_.tensors.push_back({.dtype = static_cast<int>(ref.dtype & ~SHARED),
                                   .rank = static_cast<int>(ref.shape.count),
                                   .first = ref.shape.first});
-    for (const wire::Span& shape : action_.shapes)
+    for (const wire::ListRange& shape : action_.shapes)
         views_.tensors.push_back({.rank = static_cast<int>(shape.count), .first = shape.first});
     std::swap(views_.dims, action_.dims);
 }

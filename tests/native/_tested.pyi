@@ -2,7 +2,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from clockwork.config.controller import ConnectionBounds
-from clockwork.controller._values import Interface
+from clockwork.controller._values import ModelInterface
 from clockwork.controller.ports.flaws import Flaw
 from clockwork.scheduler.types import Command, Event, ShapeKey
 from clockwork.wire.codec import HeaderFlaw
@@ -16,10 +16,10 @@ def read_result(
     header: bytes,
 ) -> tuple[int, int, str, int, int, int, int, list[list[list[Any]]]] | Flaw: ...
 def check_request(
-    interface: Interface, header: bytes, frames: list[bytes], machine: int = 0
+    interface: ModelInterface, header: bytes, frames: list[bytes], machine: int = 0
 ) -> tuple[int, int, list[int], ShapeKey] | Flaw: ...
 def check_result(
-    interface: Interface | None,
+    interface: ModelInterface | None,
     part_rows: Sequence[int],
     header: bytes,
     frames: list[bytes],

@@ -16,7 +16,7 @@ from clockwork.controller._values cimport (
     CModelInterface,
     CSentences,
     CWrong,
-    Interface,
+    ModelInterface,
     connection_bounds,
     describe_connections,
     flaw_of,
@@ -39,7 +39,7 @@ from clockwork.scheduler._core cimport (
 
 from clockwork.wire._headers cimport CHeaderFlaw, CWriter
 from clockwork.wire._messages cimport (
-    CActionMessage, CCancel, CInferRequest, CLane, CPing, CPong, CResult, CRevoke, CTensorRef,
+    CActionMessage, CCancel, CInferRequest, CLaneKind, CPing, CPong, CResult, CRevoke, CTensorRef,
 )
 
 from clockwork.scheduler.recording import REASONS, encode_event
@@ -73,14 +73,14 @@ cdef extern from "controller/course.h" namespace "clockwork" nogil:
     CCourse course_of(const CResult &result)
 
 cdef extern from "controller/checks.h" namespace "clockwork" nogil:
-    cdef cppclass CAccepted "clockwork::Accepted":
+    cdef cppclass CAccepted "clockwork::AcceptedRequest":
         uint32_t rows
         uint64_t bytes
         uint64_t copied_bytes
         vector[const CTensorRef *] tensors
         vector[int64_t] shape
 
-    cdef cppclass CExpected "clockwork::Expected":
+    cdef cppclass CExpected "clockwork::ExpectedResult":
         shared_ptr[const CModelInterface] interface
         vector[uint32_t] part_rows
         vector[cbool] part_rooms
@@ -259,7 +259,7 @@ def cut(bytes text, size_t bytes_max):
     return found.data()[:found.size()]
 
 
-def check_request(Interface interface, bytes header, list frames, int64_t machine=0):
+def check_request(ModelInterface interface, bytes header, list frames, int64_t machine=0):
     """Return (rows, bytes, bytes in the client's memory, frame of each input in the model's order, shape
     key), or a Flaw. The header is well formed. Defaults of optional inputs are frames behind those of the
     request.
@@ -282,7 +282,7 @@ def check_request(Interface interface, bytes header, list frames, int64_t machin
     return accepted.rows, accepted.bytes, accepted.copied_bytes, order, shapes_of(accepted.shape)
 
 
-def check_result(Interface interface, part_rows, bytes header, list frames, part_rooms=()):
+def check_result(ModelInterface interface, part_rows, bytes header, list frames, part_rooms=()):
     """Return None for a valid result of a batch with parts of so many rows, or a Flaw. The header is well
     formed.
 
@@ -571,7 +571,7 @@ cdef extern from "worker/queue.h" namespace "clockwork" nogil:
         uint64_t action_id
         int64_t earliest_ns
         int64_t latest_ns
-        CLane lane
+        CLaneKind lane
         cbool is_unload
 
     cdef cppclass QueueCommand:
@@ -631,11 +631,11 @@ cdef class ActionQueue:
             queued.latest_ns = action.latest_ns
             queued.is_unload = kind is _Unload or kind is _Drop
             if kind is _Load or kind is _Unload:
-                queued.lane = CLane.LOAD
+                queued.lane = CLaneKind.LOAD
             elif kind is _Fetch or kind is _Drop:
-                queued.lane = CLane.FETCH
+                queued.lane = CLaneKind.FETCH
             else:
-                queued.lane = CLane.EXECUTE
+                queued.lane = CLaneKind.EXECUTE
             self._actions.setdefault(queued.action_id, action)
             self._queue.get().received(now, queued, self._out)
         elif kind is _Ended:

@@ -45,12 +45,12 @@ public:
     void shape_forgotten(std::uint32_t) override {}
     void shapes_in_use(std::vector<std::uint32_t>&) const override {}
     bool preload(Ns, WorkerId, std::int32_t, ModelId) override { return false; }
-    bool picture(WorkerId, std::int32_t, std::vector<Held>&) const override { return false; }
+    bool picture(WorkerId, std::int32_t, std::vector<ResidentModel>&) const override { return false; }
     void held(std::vector<std::int64_t>&) const override {}
     bool host_picture(WorkerId, std::vector<ModelId>&) const override { return false; }
     bool plans_fetches() const override { return false; }
     std::vector<DeviceStatus> devices() const override { return {}; }
-    std::vector<Whereabouts> whereabouts(ModelId) const override { return {}; }
+    std::vector<ResidencyStatus> whereabouts(ModelId) const override { return {}; }
     std::vector<WorkerId> hosts(ModelId) const override { return {}; }
     Snapshot snapshot() const override { return {}; }
     PolicyStatus policy_status(Ns) const override { return {}; }
@@ -334,7 +334,7 @@ struct Pair {
     Bench bench;
     HeldRequest* first = nullptr;
     HeldRequest* copy = nullptr;
-    Route route;
+    ServedRoute route;
 
     // slo_ns: SLO of the request.
     explicit Pair(Ns slo_ns, std::size_t width = 1) {
@@ -359,7 +359,7 @@ struct Pair {
         held.dims = {4};
         held.frames.emplace_back().copy_of(bytes);
         FrameBytes frames = {held.frames[0].view()};
-        Accepted accepted;
+        AcceptedRequest accepted;
         Flaw flaw;
         demand(check_request(*held.model->interface, request, frames, 0, accepted, flaw), "the request is right");
         demand(bench.parts.shadows.can_copy(route, request, accepted, frames, frames.size(), 0),

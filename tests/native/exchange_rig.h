@@ -107,7 +107,8 @@ public:
         options.policy = policy;
         scheduler_ = make_scheduler(options);
         std::vector<std::string> texts(TEXTS, "{name}: {a}, {b}, {a_ms:.1f} ms");
-        texts[static_cast<std::size_t>(Text::LOAD_FAILED)] = texts[static_cast<std::size_t>(Text::VERBATIM)] = "{said}";
+        texts[static_cast<std::size_t>(AnswerText::LOAD_FAILED)] =
+            texts[static_cast<std::size_t>(AnswerText::VERBATIM)] = "{said}";
         Sentences sentences(std::move(texts), std::vector<std::string>(STATUS_COUNT, "STATUS_NAME"),
                             std::vector<std::string>(REASONS, "reason"));
         LookupFunctions lookups;
@@ -164,7 +165,7 @@ public:
     std::uint64_t good_answers() const { return good_answers_; }
 
 private:
-    static constexpr std::size_t TEXTS = static_cast<std::size_t>(Text::VERBATIM) + 1;
+    static constexpr std::size_t TEXTS = static_cast<std::size_t>(AnswerText::VERBATIM) + 1;
     static constexpr std::uint32_t WORKERS = 2, CLIENTS = 3;
     static constexpr std::size_t STEPS_MAX = 400;
     static constexpr std::uint32_t PAGES = 8;
@@ -703,7 +704,7 @@ private:
 
     // Python answers the request with a sentence. A good request is refused because its model was removed.
     void wrong_request() {
-        const Wrong& wrong = exchange_->wrong();
+        const WrongMessage& wrong = exchange_->wrong();
         check_wrong(wrong);
         std::string identity(exchange_->haul().identity(exchange_->current()).view());
         for (Client& client : clients_) {
@@ -718,7 +719,7 @@ private:
 
     // The action's worker is closed, or the action fails.
     void wrong_result() {
-        const Wrong& wrong = exchange_->wrong();
+        const WrongMessage& wrong = exchange_->wrong();
         check_wrong(wrong);
         std::string identity(exchange_->haul().identity(exchange_->current()).view());
         for (Worker& worker : workers_) {
@@ -733,7 +734,7 @@ private:
     }
 
     // Checks that the failed answer has a sentence.
-    void check_wrong(const Wrong& wrong) {
+    void check_wrong(const WrongMessage& wrong) {
         if (wrong.header.kind != HeaderFlaw::NONE)
             return;
         if (wrong.flaw.code == Flaw::NONE || wrong.flaw.code >= Flaw::CODES)

@@ -104,7 +104,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (is_read) {
         demand(is_utf8(request.model), "a name that is not UTF-8");
         for (const ModelInterface& model : models) {
-            Accepted accepted;
+            AcceptedRequest accepted;
             Flaw wrong;
             if (!check_request(model, request, frames, machine_of(frames), accepted, wrong)) {
                 demand(Flaw::IN_USE < wrong.code && wrong.code < Flaw::STATUS, "a request that is wrong in nothing");
@@ -125,14 +125,14 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         Ns duration_ns = course_of(result).duration_ns;
         demand(duration_ns >= 0 && duration_ns <= NEVER_NS, "a duration out of range");
         std::size_t tensors = 0;
-        for (const wire::Span& part : result.parts)
+        for (const wire::ListRange& part : result.parts)
             tensors += part.count;
         demand(tensors == result.tensors.size(), "parts that do not add up");
         for (const TensorRef& ref : result.tensors) {
             demand(ref.shape.first + std::size_t{ref.shape.count} <= result.dims.size(),
                    "dimensions that are not there");
         }
-        Expected expected;
+        ExpectedResult expected;
         expected.part_rows.assign(result.parts.size(), 1);
         expected.part_rooms.assign(result.parts.size(), (data[0] & 4) != 0);
         expected.interface = std::make_shared<const ModelInterface>(models[data[0] % models.size()]);

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from clockwork.config import STRINGS_MAX
 from clockwork.controller import _values
-from clockwork.controller._values import Interface
+from clockwork.controller._values import ModelInterface
 from clockwork.controller.ports import flaws
 from clockwork.controller.ports.flaws import Flaw
 from clockwork.errors import InvalidInput
@@ -58,12 +58,12 @@ OPEN = TWO._replace(lengths={"T": 40})
 SQUARE = IMAGE._replace(lengths={"W": 0})
 MODELS = [IMAGE, TWO, FIXED, ANY, WORDS, OPEN, SQUARE]
 
-_interfaces: dict[int, tuple[Model, Interface]] = {}
+_interfaces: dict[int, tuple[Model, ModelInterface]] = {}
 
 
-def interface_of(model: Model) -> Interface:
+def interface_of(model: Model) -> ModelInterface:
     if id(model) not in _interfaces:
-        made = Interface(model.inputs, model.outputs, model.batches, model.verified, model.lengths)
+        made = ModelInterface(model.inputs, model.outputs, model.batches, model.verified, model.lengths)
         _interfaces[id(model)] = model, made
     return _interfaces[id(model)][1]
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork.controller._values import Interface as ExchangeInterface
+from clockwork.controller._values import ModelInterface
 from clockwork.controller.models.interfaces import as_counted
 from clockwork.controller.ports.flaws import Flaw
 from clockwork.device.base import TensorView
@@ -54,7 +54,7 @@ def check(model: Interface, arrays: dict[str, np.ndarray], batches: bool = True)
         references.append([name, dtype, list(shape), len(frames)])
         frames.append(bytes(frame))
     defaults = defaults_of(model.inputs, model.metadata)
-    made = ExchangeInterface(model.inputs, model.outputs, batches, True, {}, defaults)
+    made = ModelInterface(model.inputs, model.outputs, batches, True, {}, defaults)
     return _tested.check_request(made, codec.encode(InferRequest(1, "m", 0, 0, references)), frames)
 
 

@@ -61,7 +61,7 @@ def test_never_is_the_same_time_on_both_sides() -> None:
 
 
 def test_every_answer_has_its_sentence() -> None:
-    assert len(members("Text")) == len(_core.TEXTS)
+    assert len(members("AnswerText")) == len(_core.TEXTS)
     for text in _core.TEXTS:
         text.format(name="m", a=1, b=2, a_time="1 us", b_time="2 us", c_time="3 us", said="no")
 

@@ -32,7 +32,7 @@ struct Machine {
 
     Hub hub;
     Lane first{hub, "first"}, second{hub, "second"};
-    Link link;
+    HostLink link;
     PageTable pages;
     std::vector<Work> works{ACTIONS};
     int pushed = 0;         // written by the pusher alone, until it is joined

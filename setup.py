@@ -46,6 +46,7 @@ SCHEDULER = sorted(glob("csrc/scheduler/*.cpp"))
 """Every policy. Each extension with a scheduler links all of them."""
 
 QUEUE = ["csrc/worker/queue.cpp"]
+COPIES = [f"csrc/worker/{name}.cpp" for name in ("client_memory", "lent_copies", "snapshots")]
 ROAD = [*sorted(glob("csrc/worker/*.cpp")), "csrc/wire/messages.cpp"]
 RECORDING = ["csrc/recording/recorder.cpp"]
 EMULATED = ["csrc/device/emulated.cpp", "csrc/device/emulated_machine.cpp"]
@@ -64,7 +65,7 @@ OPERATORS = [
 LINKED = {
     "clockwork.scheduler._core": SCHEDULER,
     "clockwork.controller._exchange": EXCHANGE,
-    "tests.native._tested": [*EXCHANGE, *QUEUE],
+    "tests.native._tested": [*EXCHANGE, *QUEUE, *COPIES],
     "clockwork.controller._values": ["csrc/controller/models.cpp"],
     "clockwork.worker._road": ROAD,
     "clockwork.sim._world": WORLD,

@@ -543,6 +543,9 @@ BOUNDS: dict[str, int | Sequence[int]] = {
     "SHARED": shared.SHARED,
     "REFERENCE_BYTES": shared.REFERENCE_BYTES,
     "PLACE_BYTES": shared.PLACE.size,
+    "KEY_BYTES": shared.KEY_BYTES,
+    "FIRST_OFFSET": shared.FIRST_OFFSET,
+    "SHARED_ALIGNMENT": shared.ALIGNMENT,
 }
 """Bounds and constants of both languages."""
 

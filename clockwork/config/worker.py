@@ -22,7 +22,7 @@ NOTICE_BYTES_MAX = 8 << 20
 """Bytes of messages that the road has received and the loop has not taken: beyond these the road receives no
 further message, and the bytes that wait are bounded as those of any connection."""
 
-# ----- worker/{snapshots,lending}.py -------------------------------------------------------------
+# ----- csrc/worker/{snapshots,lending}.h -----------------------------------------------------------
 
 SNAPSHOT_BYTES_MAX = 1 << 30
 OWNER_SNAPSHOT_BYTES_MAX = 512 << 20

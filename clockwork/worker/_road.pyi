@@ -3,33 +3,33 @@
 from collections.abc import Sequence
 from typing import Any
 
-from clockwork.device.base import Completion, TensorView
+from clockwork.device.base import TensorView
 from clockwork.wire._zmq import Functions
 
 # Kinds of notices; see csrc/worker/road.h.
 MESSAGE: int
 NEWS: int
-SHARED: int
 ENDED: int
 CHECK: int
 FAULT: int
 STUCK: int
-REVOKE: int
 TWICE: int
 UNSENT: int
 DRAINED: int
 FAILED: int
 
 class Ended:
-    """An INFER that has ended on its device and whose result Python builds. close() frees it."""
+    """An ended INFER whose outputs are not as its model declares."""
 
-    completion: Completion
     inputs: list[list[TensorView]]
     """The inputs of each part, without their bytes."""
 
-    received_ns: int
+    outputs: list[list[TensorView]]
+    """The outputs of each part, valid until answer()."""
+
     model_id: int
-    def close(self) -> None: ...
+    def answer(self, text: str) -> None:
+        """Answer the INFER. text: the sentence with which it fails; "": its outputs are sent."""
 
 class Road:
     def __init__(
@@ -41,6 +41,7 @@ class Road:
         clock: tuple[int, int, int],
         *,
         limits: dict[str, int],
+        lending: dict[str, int],
         messages_per_turn: int,
         frames_per_message: int,
         queued_actions: int,
@@ -106,9 +107,6 @@ class Road:
     def deliver(self, frames: Sequence[Any], now: int) -> bool:
         """Take an action that came before the session began. False: the message is no action."""
 
-    def receive_copied(self, header: bytes, tensors: Sequence[Any], now: int) -> None:
-        """Queue an INFER whose inputs were copied, or refuse it. tensors: the inputs' bytes, in order."""
-
     def holds(self, action_id: int) -> bool:
         """Whether an action has been received and not answered."""
 
@@ -128,3 +126,9 @@ class Road:
 
     def take_received(self) -> tuple[int, int, bool]:
         """Return (bytes, frames, whether at some time none was left) received since the last call."""
+
+    def copied_bytes(self) -> int:
+        """Return the bytes held by copies of inputs from clients' memory."""
+
+    def tidy(self, now: int) -> None:
+        """Give memory that has been unused for a while back to the system."""

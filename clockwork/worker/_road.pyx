@@ -1,19 +1,20 @@
 # distutils: language = c++
 """Wraps the native road of actions (csrc/worker/road.h) for Python."""
 
-from cpython.buffer cimport Py_buffer, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport Py_buffer, PyBUF_READ, PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libcpp cimport bool as cbool
 from libcpp.deque cimport deque
 from libcpp.memory cimport make_shared, shared_ptr, unique_ptr
 from libcpp.string cimport string
 from libcpp.string_view cimport string_view
-from libcpp.utility cimport move
 from libcpp.vector cimport vector
 
-from clockwork.device._orders cimport BufferOwner, Order, DeviceOutlet, DevicePort, completion_of
+from clockwork.device._orders cimport DeviceOutlet, DevicePort, Order
+from clockwork.device._parts cimport RANK_MOST
 from clockwork.wire._messages cimport CStatus
 from clockwork.wire._zmq cimport Functions, clockwork_zmq_api
 
@@ -43,9 +44,22 @@ cdef extern from "worker/road.h" namespace "clockwork::worker" nogil:
         int64_t execution_ns, execution_factor, grace_ns, load_ns, load_factor, reservation_ns, check_ns, gap_ns
         int64_t interval_ns
 
+    cppclass SnapshotBounds:
+        int64_t bytes, owner_bytes, idle_ns
+
+    cppclass CopyBounds:
+        size_t threads, copies, owner_copies, piece_bytes
+        int64_t close_ns
+
+    cppclass LendingBounds:
+        SnapshotBounds snapshots
+        CopyBounds copies
+        int64_t room_wait_ns, room_wait_byte_ns
+
     cppclass RoadBounds:
         Limits limits
         size_t messages_per_turn, frames_per_message, queued_actions, notice_bytes, copied_frame_bytes, jitter_window
+        LendingBounds lending
 
     enum NoticeKind "clockwork::worker::Notice::Kind":
         pass
@@ -101,8 +115,7 @@ cdef extern from "worker/road.h" namespace "clockwork::worker" nogil:
         void model_gone(int64_t model_id, string_view absence) except +
         void model_whole(int64_t model_id) except +
         cbool deliver(const vector[string_view]& frames, int64_t now) except +
-        void receive_copied(string_view header, const vector[string_view]& views, unique_ptr[BufferOwner] buffer_owner,
-                            int64_t now) except +
+        void answer_ended(Order* order, string_view text) except +
         void release(Order* order) except +
         cbool holds(int64_t action_id) except +
         void lost(uint32_t device) except +
@@ -112,49 +125,18 @@ cdef extern from "worker/road.h" namespace "clockwork::worker" nogil:
         DeviceCounts counts(uint32_t device) except +
         int64_t jitter_p99_ns() except +
         Received take_received() except +
+        int64_t copied_bytes() except +
+        void tidy(int64_t now) except +
 
 cdef extern from *:
     """
-    #include <deque>
-    #include <memory>
-    #include <mutex>
-    #include "worker/road.h"
-
     namespace clockwork::worker {
-    // Buffers whose orders have ended on a thread that may not let them go: Python does.
-    inline std::mutex spent_mutex;
-    inline std::vector<std::unique_ptr<std::deque<Py_buffer>>> spent;
-
-    struct Lent : device::BufferOwner {
-        std::unique_ptr<std::deque<Py_buffer>> buffers = std::make_unique<std::deque<Py_buffer>>();
-
-        ~Lent() override {
-            std::lock_guard<std::mutex> held(spent_mutex);
-            spent.push_back(std::move(buffers));
-        }
-    };
-
     inline void set_zmq(const void* table) { clockwork::zmq = static_cast<const clockwork_zmq_api*>(table); }
-
-    inline void release_spent() {
-        std::vector<std::unique_ptr<std::deque<Py_buffer>>> found;
-        {
-            std::lock_guard<std::mutex> held(spent_mutex);
-            found.swap(spent);
-        }
-        for (auto& buffers : found)
-            for (Py_buffer& buffer : *buffers)
-                PyBuffer_Release(&buffer);
-    }
     }
     """
-    cppclass Lent "clockwork::worker::Lent"(BufferOwner):
-        Lent() except +
-        unique_ptr[deque[Py_buffer]] buffers
     void set_zmq "clockwork::worker::set_zmq"(const void* table)
-    void release_spent "clockwork::worker::release_spent"()
 
-MESSAGE, NEWS, SHARED, ENDED, CHECK, FAULT, STUCK, REVOKE, TWICE, UNSENT, DRAINED, FAILED = range(12)
+MESSAGE, NEWS, ENDED, CHECK, FAULT, STUCK, TWICE, UNSENT, DRAINED, FAILED = range(10)
 
 
 cdef inline string_view view_of(bytes data):
@@ -187,23 +169,28 @@ cdef class _Buffers:
 
 
 cdef class Ended:
-    """An INFER that has ended on its device and whose result Python builds. close() frees it."""
+    """An ended INFER whose outputs are not as its model declares. answer() answers and frees it."""
 
     cdef Order* order
     cdef Road road
-    cdef readonly object completion
-    cdef readonly list inputs  # inputs of each part, without their bytes
-    cdef readonly int64_t received_ns
+    cdef readonly list inputs  # the inputs of each part, without their bytes
+    cdef readonly list outputs  # the outputs of each part, valid until answer()
     cdef readonly int64_t model_id
 
-    def close(self):
+    def answer(self, str text):
+        """Answer the INFER. text: the sentence with which it fails; "": its outputs are sent."""
+        cdef bytes content = text.encode()
+        cdef string_view view = view_of(content)
         cdef Order* order = self.order
         self.order = NULL
+        self.outputs = []
         if order != NULL:
-            self.road.road.get().release(order)
+            with nogil:
+                self.road.road.get().answer_ended(order, view)
 
     def __dealloc__(self):
-        self.close()
+        if self.order != NULL:
+            self.road.road.get().release(self.order)
 
 
 cdef class Road:
@@ -213,7 +200,7 @@ cdef class Road:
     cdef object functions
     cdef list drivers  # keeps the owners of ports and outlets alive
 
-    def __init__(self, Functions functions not None, uintptr_t socket, uintptr_t monitor, filenos, clock, *, limits, **bounds):
+    def __init__(self, Functions functions not None, uintptr_t socket, uintptr_t monitor, filenos, clock, *, limits, lending, **bounds):
         cdef Clock worker_clock
         cdef RoadBounds given
         cdef int own, monitors
@@ -230,6 +217,15 @@ cdef class Road:
         given.messages_per_turn, given.frames_per_message = bounds["messages_per_turn"], bounds["frames_per_message"]
         given.queued_actions, given.notice_bytes = bounds["queued_actions"], bounds["notice_bytes"]
         given.copied_frame_bytes, given.jitter_window = bounds["copied_frame_bytes"], bounds["jitter_window"]
+        given.lending.snapshots.bytes = lending["snapshot_bytes"]
+        given.lending.snapshots.owner_bytes = lending["owner_snapshot_bytes"]
+        given.lending.snapshots.idle_ns = lending["snapshot_idle_ns"]
+        given.lending.copies.threads, given.lending.copies.copies = lending["copy_threads"], lending["copies"]
+        given.lending.copies.owner_copies = lending["owner_copies"]
+        given.lending.copies.piece_bytes = lending["copy_piece_bytes"]
+        given.lending.copies.close_ns = lending["copies_close_ns"]
+        given.lending.room_wait_ns = lending["room_wait_ns"]
+        given.lending.room_wait_byte_ns = lending["room_wait_byte_ns"]
         self.road.reset(new CRoad(DealerSocket(<void*>socket, <void*>monitor), make_array2(own, monitors), worker_clock, given))
 
     def add_device(self, port, uint32_t run_ahead):
@@ -249,7 +245,6 @@ cdef class Road:
         """Stop receiving and answering. Devices may be closed from then on."""
         with nogil:
             self.road.get().stop()
-        release_spent()
 
     def fileno(self):
         """Return a descriptor that is readable while take() has notices."""
@@ -265,7 +260,6 @@ cdef class Road:
         cdef object rest
         with nogil:
             notices = self.road.get().take_notices()
-        release_spent()
         for place in range(notices.size()):
             notice = &notices[place]
             if notice.order != NULL:
@@ -281,10 +275,12 @@ cdef class Road:
     cdef Ended ended(self, Order* order):
         cdef Ended ended = Ended.__new__(Ended)
         cdef size_t part, index, at = 0
-        cdef int axis
-        ended.order, ended.road = order, self
-        ended.received_ns, ended.model_id = order.received_ns, order.model_id
-        ended.inputs = []
+        cdef int axis, rank
+        cdef int64_t[RANK_MOST] dims
+        cdef int64_t begin
+        cdef const char* data = order.parts.output_bytes()
+        ended.order, ended.road, ended.model_id = order, self, order.model_id
+        ended.inputs, ended.outputs = [], []
         for part in range(order.views.counts.size()):
             row = []
             for index in range(order.views.counts[part]):
@@ -293,7 +289,15 @@ cdef class Road:
                 row.append(TensorView(order.views.tensors[at].dtype, shape, b""))
                 at += 1
             ended.inputs.append(row)
-        ended.completion = completion_of(order)
+        for part in range(order.parts.part_count):
+            row = []
+            for index in range(order.parts.outputs.size()):
+                rank = order.parts.output_shape(part, index, dims)
+                shape = tuple([dims[axis] for axis in range(rank)])
+                begin = order.parts.output_begin(index, part)
+                view = PyMemoryView_FromMemory(<char*>data + begin, order.parts.output_end(index, part) - begin, PyBUF_READ)
+                row.append(TensorView(order.parts.outputs[index].dtype, shape, view))
+            ended.outputs.append(row)
         return ended
 
     # ----- the session
@@ -376,26 +380,6 @@ cdef class Road:
             done = self.road.get().deliver(buffers.views, now)
         return done
 
-    def receive_copied(self, bytes header, tensors, int64_t now):
-        """Queue an INFER whose inputs were copied, or refuse it. tensors: the inputs' bytes, in order."""
-        cdef Lent* lent = new Lent()
-        cdef unique_ptr[BufferOwner] buffer_owner
-        cdef vector[string_view] views
-        cdef Py_buffer* buffer
-        cdef string_view head = view_of(header)
-        buffer_owner.reset(lent)
-        for data in tensors:
-            lent.buffers.get().emplace_back()
-            buffer = &lent.buffers.get().back()
-            try:
-                PyObject_GetBuffer(data, buffer, PyBUF_SIMPLE)
-            except BaseException:
-                lent.buffers.get().pop_back()
-                raise
-            views.push_back(string_view(<const char*>buffer.buf, buffer.len))
-        with nogil:
-            self.road.get().receive_copied(head, views, move(buffer_owner), now)
-
     def holds(self, int64_t action_id):
         """Whether an action has been received and not answered."""
         cdef bint held
@@ -439,3 +423,12 @@ cdef class Road:
         with nogil:
             received = self.road.get().take_received()
         return received.bytes, received.frames, received.is_drained
+
+    def copied_bytes(self):
+        """Return the bytes held by copies of inputs from clients' memory."""
+        return self.road.get().copied_bytes()
+
+    def tidy(self, int64_t now):
+        """Give memory that has been unused for a while back to the system."""
+        with nogil:
+            self.road.get().tidy(now)

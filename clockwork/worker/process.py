@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -29,7 +29,6 @@ from clockwork.device.cuda_clocks import ClockSource, ClockWatch
 from clockwork.errors import ClockworkError, ConfigError
 from clockwork.formats.package import PackageStore
 from clockwork.system.clock import MS, SECOND, now_ns
-from clockwork.system.copies import Copies
 from clockwork.system.limits import go_first, raise_descriptor_limit
 from clockwork.wire import codec
 from clockwork.wire.complaints import Complaints
@@ -67,9 +66,8 @@ from clockwork.wire.transport import ConnectionEvent, Frame, Poller, Transport
 from clockwork.worker import _road
 from clockwork.worker.clock import WorkerClock
 from clockwork.worker.devices import end_runs, open_clocks, open_devices
-from clockwork.worker.lending import Answer, FatalOutcome, Lending, log_twice, refusal
 from clockwork.worker.models import WorkerModels
-from clockwork.worker.road import RESERVATION, open_road
+from clockwork.worker.road import RESERVATION, FatalOutcome, open_road, refusal
 from clockwork.worker.session import ControllerSession, Departure
 from clockwork.worker.settings import WorkerSettings
 
@@ -124,9 +122,7 @@ class Worker:
             holders, store, self._road, self._send, self.wake, self._start_over, self._need_time
         )
         self._complaints = Complaints(log, ("malformed", "failed"))
-        self._copies = Copies(self.wake, "process")
         self._machine = machine_id()
-        self._lending = Lending(self._road, self._models.ready, self._clock, self._complaints, self._copies)
         self._poller = Poller([], [self._wake_read, self._road.fileno()])
         self._watch = ClockWatch(clocks, len(devices), self.wake) if clocks is not None else None
         self._stop_signals = 0
@@ -198,21 +194,14 @@ class Worker:
         if self._watch is not None:
             self._watch.close()
         self._models.close()
-        self._copies.close()
         self._dealer.close()
         for descriptor in (self._wake_read, self._wake_write, self._statm):
             os.close(descriptor)
 
     # ----- the loop ----------------------------------------------------------------------------
 
-    @property
-    def _count(self) -> int:
-        """Return the number of actions that have not been answered."""
-        return self._road.count + self._lending.count
-
     def _turn(self) -> None:
-        lending = self._lending
-        due_ns = min(self._next_heartbeat_ns, lending.due_ns, self._departure.due_ns(self._count))
+        due_ns = min(self._next_heartbeat_ns, self._departure.due_ns(self._road.count))
         timeout_ns = due_ns - now_ns()
         if timeout_ns > 0:
             self._poller.wait(timeout_ns)
@@ -224,13 +213,10 @@ class Worker:
                 os.read(self._wake_read, 4096)
             self._lose_broken()  # before Prepared is sent for models on the other devices
             self._models.poll()
-            self._answer(lending.take_copies(now_ns()))
             self._report_clocks()
-        now = now_ns()
-        self._answer(lending.run_due(now))
         if not self.crashed and (crash := _crash.crashed()):
             self._say_last_words(*crash)
-        if self._departure.has_given_up(now):
+        if self._departure.has_given_up(now_ns()):
             self._exit = self._departure.exit_status
         if self._stop_signals:
             self._drain()
@@ -242,18 +228,15 @@ class Worker:
         match kind:
             case _road.MESSAGE:
                 self._on_message(rest, came_ns)
-            case _road.SHARED:
-                self._on_shared(rest, came_ns)
             case _road.ENDED:
-                self._answer(self._lending.ended(rest, came_ns))
+                given = self._models.ready.get(rest.model_id)
+                rest.answer(given.contradicted_by(rest.outputs, rest.inputs) if given is not None else "")
             case _road.NEWS:
                 self._on_news(number, value)
             case _road.CHECK:
                 self._models.demand_check(number)
-            case _road.REVOKE:
-                self._answer(self._lending.revoke(number, came_ns))
             case _road.TWICE:
-                log_twice(number)
+                log.warning("action %d was sent twice; the second is dropped", number)
             case _road.FAULT:
                 broken = self._all_devices[number]
                 self._lose(broken, broken.device.fault)
@@ -288,11 +271,6 @@ class Worker:
         self._start_over()
         return False
 
-    def _answer(self, answers: Iterable[Answer]) -> None:
-        for header, frames in answers:
-            if not self._send(header, frames):
-                break  # the other answers belong to the session that has just ended
-
     def _start_over(self) -> None:
         """Drop every action and begin a new session: a hello is due."""
         self._forget_actions()
@@ -302,7 +280,6 @@ class Worker:
         """Take no action, and drop every action: the controller has given them up as well."""
         self._road.serve(False)
         self._road.reset()
-        self._lending.reset()
 
     def _heartbeat(self) -> None:
         now = now_ns()
@@ -310,7 +287,7 @@ class Worker:
         self._lose_broken()
         self._complaints.settle(now)
         self._models.beat()
-        self._lending.tidy(now)
+        self._road.tidy(now)
         self._dealer.note_received(*self._road.take_received())
         if self._dealer.look():
             log.error("the connection was ended: the controller sent more than this worker could take in")
@@ -329,7 +306,7 @@ class Worker:
         return {
             "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
             MACHINE: self._machine,
-            "copied_inputs_bytes": self._lending.copied_bytes,
+            "copied_inputs_bytes": self._road.copied_bytes(),
             **self._complaints.counts(),
             "draining": bool(self._departure.began_ns),
             "devices_lost": self._devices_lost,
@@ -444,9 +421,9 @@ class Worker:
         """Tell the controller that a message failed. number: the id of its action or model."""
         if kind is Prepare:
             self._send(codec.encode(Prepared(number, Status.INTERNAL, text, {})))
-        elif kind in ACTIONS and not self._road.holds(number) and not self._lending.holds(number):
+        elif kind in ACTIONS and not self._road.holds(number):
             # A held action is answered at the end of its window or by its device.
-            self._answer([refusal(number, status, text, self._clock.to_worker(now))])
+            self._send(refusal(number, status, text, self._clock.to_worker(now)))
 
     def _on_prepare(self, message: Prepare, frames: list[Frame], now: int) -> None:
         self._models.prepare(message)
@@ -465,22 +442,11 @@ class Worker:
         if not self._road.deliver(frames, now):
             raise AssertionError(f"the road takes no {type(message).__name__}")
 
-    def _on_shared(self, frames: list[Frame], now: int) -> None:
-        """Take an INFER with inputs in a client's memory."""
-        message = codec.decode(frames[0], TO_WORKER)
-        assert isinstance(message, Infer)
-        try:
-            self._answer(self._lending.begin(message, frames, now))
-        except Exception as error:  # a defect of the worker fails only this action
-            self._complaints.note("failed", now, "failed at an Infer", error)
-            text = f"the worker failed at this Infer ({type(error).__name__})"
-            self._answer_failed(Infer, message.action_id, Status.DEVICE_ERROR, text, now)
-
     # ----- leaving -----------------------------------------------------------------------------
 
     def _drain(self) -> None:
         """Leave once all actions have ended, the drain limit has passed, or a second signal has come."""
-        now, departure, count = now_ns(), self._departure, self._count
+        now, departure, count = now_ns(), self._departure, self._road.count
         if not departure.began_ns:
             departure.began_ns = now
             self._road.drain()
@@ -520,9 +486,7 @@ class Worker:
         if welcomed:
             self._send(codec.encode(Goodbye()))
         self._road.cancel(*outcome)
-        answers = self._lending.cancel(outcome)
         if welcomed:
-            self._answer(answers)
             self._send(codec.encode(Goodbye()))
 
     def _lose_broken(self) -> None:

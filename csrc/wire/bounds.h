@@ -20,5 +20,8 @@ inline constexpr std::array<std::int64_t, 17> METRIC_BOUNDS_NS = {
 inline constexpr std::int64_t SHARED = 268435456;
 inline constexpr std::int64_t REFERENCE_BYTES = 80;
 inline constexpr std::int64_t PLACE_BYTES = 16;
+inline constexpr std::int64_t KEY_BYTES = 16;
+inline constexpr std::int64_t FIRST_OFFSET = 64;
+inline constexpr std::int64_t SHARED_ALIGNMENT = 64;
 
 }  // namespace clockwork

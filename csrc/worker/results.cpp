@@ -3,6 +3,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "wire/bounds.h"
+
 namespace clockwork::worker {
 
 namespace {
@@ -13,6 +15,17 @@ wire::Phase phase_of(const device::TimedPhase& span, const Clock& clock) {
         return {span.begin_ns, span.end_ns, span.duration_ns};
     return {clock.to_worker(span.begin_ns), clock.to_worker(span.end_ns), span.duration_ns};
 }
+
+// Sets a result's text, which must be valid UTF-8. mend: holds the text if it was not.
+void set_text(wire::Result& result, std::string_view text, std::string& mend) {
+    result.text = text;
+    if (!is_utf8(text)) {
+        mend = mended(text);
+        result.text = mend;
+    }
+}
+
+void nothing_to_free(void*, void*) {}
 
 }  // namespace
 
@@ -33,46 +46,80 @@ std::string mended(std::string_view text) {
 }
 
 std::string_view ResultWriter::refusal(std::int64_t action_id, Status status, std::string_view text, Ns received_ns) {
-    result_.clear();
-    result_.action_id = action_id;
-    result_.status = static_cast<std::int64_t>(status);
-    result_.text = text;
-    if (!is_utf8(text)) {
-        text_ = mended(text);
-        result_.text = text_;
-    }
-    result_.received_ns = received_ns;
-    return written();
+    refusal_.clear();
+    refusal_.action_id = action_id;
+    refusal_.status = static_cast<std::int64_t>(status);
+    set_text(refusal_, text, text_);
+    refusal_.received_ns = received_ns;
+    return written(refusal_);
 }
 
-std::string_view ResultWriter::result(const device::Order& order, const Clock& clock, bool with_outputs) {
-    result_.clear();
-    result_.action_id = order.action_id;
-    result_.status = order.status;
-    result_.text = order.text;
-    if (!is_utf8(result_.text)) {
-        text_ = mended(order.text);
-        result_.text = text_;
-    }
-    result_.received_ns = order.received_ns;
-    result_.copy_in = phase_of(order.copy_in, clock);
-    result_.execute = phase_of(order.execute, clock);
-    result_.copy_out = phase_of(order.copy_out, clock);
-    const device::BatchParts& parts = order.parts;
+void ResultWriter::describe(device::Order& order, const Clock& clock, bool is_kept, Outgoing& outgoing) const {
+    wire::Result& result = outgoing.result;
+    result.clear();
+    outgoing.outputs.clear();
+    outgoing.places.clear();
+    outgoing.block = {};
+    result.action_id = order.action_id;
+    result.status = order.status;
+    if (is_kept)
+        outgoing.text = order.text;
+    set_text(result, is_kept ? std::string_view(outgoing.text) : order.text, outgoing.text);
+    result.received_ns = order.received_ns;
+    result.copy_in = phase_of(order.copy_in, clock);
+    result.execute = phase_of(order.execute, clock);
+    result.copy_out = phase_of(order.copy_out, clock);
+    device::BatchParts& parts = order.parts;
+    const char* const bytes = parts.output_bytes();
+    if (order.status != static_cast<std::int32_t>(Status::OK) || order.kind != ActionKind::INFER || bytes == nullptr)
+        return;
     const std::uint32_t count = static_cast<std::uint32_t>(parts.outputs.size());
-    for (std::size_t part = 0; with_outputs && part < parts.part_count; ++part) {
-        result_.parts.push_back({static_cast<std::uint32_t>(result_.tensors.size()), count});
+    for (std::size_t part = 0; part < parts.part_count; ++part) {
+        result.parts.push_back({static_cast<std::uint32_t>(result.tensors.size()), count});
         for (std::size_t index = 0; index < count; ++index) {
             std::int64_t dims[device::RANK_MOST];
             const int rank = parts.output_shape(part, index, dims);
-            wire::TensorRef& ref = result_.tensors.emplace_back();
+            wire::TensorRef& ref = result.tensors.emplace_back();
             ref.dtype = parts.outputs[index].dtype;
-            ref.shape = {static_cast<std::uint32_t>(result_.dims.size()), static_cast<std::uint32_t>(rank)};
-            ref.frame = static_cast<std::int64_t>(result_.tensors.size() - 1);
-            result_.dims.insert(result_.dims.end(), dims, dims + rank);
+            ref.shape = {static_cast<std::uint32_t>(result.dims.size()), static_cast<std::uint32_t>(rank)};
+            ref.frame = static_cast<std::int64_t>(result.tensors.size() - 1);
+            result.dims.insert(result.dims.end(), dims, dims + rank);
+            const std::int64_t begin = parts.output_begin(index, part), end = parts.output_end(index, part);
+            outgoing.outputs.emplace_back(bytes + begin, static_cast<std::size_t>(end - begin));
         }
     }
-    return written();
+    outgoing.places.resize(outgoing.outputs.size());
+    if (parts.block != nullptr && (is_kept || parts.block_bytes >= std::int64_t(copied_frame_bytes_)))
+        outgoing.block = OutputBlock(std::exchange(parts.block, nullptr));
+}
+
+std::string_view ResultWriter::header(Outgoing& outgoing) {
+    for (std::size_t index = 0; index < outgoing.places.size(); ++index) {
+        if (outgoing.places[index] != 0)
+            outgoing.result.tensors[index].dtype |= SHARED;
+    }
+    return written(outgoing.result);
+}
+
+void ResultWriter::send_outputs(DealerSocket& socket, const Outgoing& outgoing) const {
+    std::size_t left = outgoing.outputs.size();
+    for (std::size_t index = 0; index < outgoing.outputs.size(); ++index) {
+        const std::string_view bytes = outgoing.outputs[index];
+        const bool more = --left > 0;
+        if (outgoing.places[index] != 0) {
+            const std::int64_t place[] = {outgoing.places[index], static_cast<std::int64_t>(bytes.size())};
+            static_assert(sizeof place == PLACE_BYTES);
+            socket.send(std::string_view(reinterpret_cast<const char*>(place), sizeof place), more);
+        } else if (bytes.size() < copied_frame_bytes_) {
+            socket.send(bytes, more);
+        } else {
+            Frame frame;
+            void* const owner = outgoing.block.hold();
+            frame.lend(const_cast<char*>(bytes.data()), bytes.size(),
+                       owner != nullptr ? OutputBlock::let_go : nothing_to_free, owner);
+            socket.send(frame, more);
+        }
+    }
 }
 
 std::string_view ResultWriter::pong(std::int64_t sent_ns, Ns received_ns, Ns returned_ns) {
@@ -84,8 +131,8 @@ std::string_view ResultWriter::pong(std::int64_t sent_ns, Ns received_ns, Ns ret
     return writer_.view();
 }
 
-std::string_view ResultWriter::written() {
-    if (!result_.write(writer_))
+std::string_view ResultWriter::written(const wire::Result& result) {
+    if (!result.write(writer_))
         throw std::logic_error("a result is larger than a controller takes");
     return writer_.view();
 }

@@ -28,28 +28,6 @@ using device::Order;
 constexpr std::string_view REVOKED_TEXT = "the action was revoked";
 constexpr std::string_view CANCELLED_TEXT = "the worker ends because of another action";
 
-// The frames of a message. An order's inputs are views of them.
-struct Frames : device::BufferOwner {
-    std::vector<Frame> frames;
-};
-
-// The outputs of an order, kept as long as libzmq has frames of them.
-struct SharedBlock {
-    explicit SharedBlock(char* data, int uses) : data(data), uses(uses) {}
-    ~SharedBlock() { std::free(data); }
-
-    char* data;
-    std::atomic<int> uses;
-
-    static void let_go(void*, void* hint) {
-        SharedBlock* block = static_cast<SharedBlock*>(hint);
-        if (block->uses.fetch_sub(1) == 1)
-            delete block;
-    }
-};
-
-void nothing_to_free(void*, void*) {}
-
 bool is_ordered_by_model(ActionKind kind) {
     return kind == ActionKind::LOAD || kind == ActionKind::UNLOAD || kind == ActionKind::FETCH ||
            kind == ActionKind::DROP;
@@ -98,7 +76,12 @@ Road::Road(const DealerSocket& socket, const std::array<int, 2>& socket_fds, con
       clock_(clock),
       bounds_(bounds),
       wake_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
-      notice_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+      notice_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
+      results_(bounds.copied_frame_bytes),
+      lending_(bounds.lending, std::make_unique<Copies>(bounds.lending.copies, [this] {
+                   has_ended_copies_ = true;
+                   wake();
+               })) {
     if (wake_fd_ < 0 || notice_fd_ < 0)
         throw std::system_error(errno, std::generic_category(), "cannot make an eventfd");
     for (int fd : socket_fds)
@@ -149,6 +132,7 @@ void Road::stop() {
             outlet.listen(outlet.self, nullptr);
     }
     forget_all();
+    lending_.close();
     for (const device::DeviceOutlet& outlet : outlets_) {
         for (device::Action* ended = outlet.take(outlet.self); ended != nullptr;) {
             device::Action* next = ended->next;
@@ -210,6 +194,7 @@ void Road::turn() {
         is_idle = is_idle && !has_input_;
     }
     take_ended(now_ns());
+    take_copies(now_ns());
     run_due(now_ns());
     if (is_idle && has_news_)  // a lost connection brings no messages, so such a turn comes soon
         read_news();
@@ -245,7 +230,7 @@ void Road::fail(const std::exception& error) {
 }
 
 Ns Road::due_ns() const {
-    Ns due = watch_ns_;
+    Ns due = std::min(watch_ns_, lending_.due_ns());
     for (std::uint32_t number : numbers_)
         due = std::min(due, all_[number].queue->next_wake_ns());
     return due;
@@ -360,10 +345,7 @@ bool Road::take_action(std::int64_t tag, Ns now) {
     if (!action_.read(header, flaw_))
         return false;
     if (std::any_of(action_.tensors.begin(), action_.tensors.end(), wire::is_shared)) {
-        if (find(action_.action_id) != nullptr)
-            notify({.kind = Notice::TWICE, .number = action_.action_id});
-        else
-            give_message(Notice::SHARED, now);
+        begin_copies(now);
         return true;
     }
     note_views();
@@ -379,13 +361,13 @@ bool Road::take_action(std::int64_t tag, Ns now) {
         views_.tensors[place].data = static_cast<const char*>(frame.data());
         views_.tensors[place].bytes = static_cast<std::int64_t>(frame.size());
     }
-    std::unique_ptr<Frames> buffer_owner;
+    std::unique_ptr<HeldInputs> inputs;
     if (!action_.tensors.empty()) {
-        buffer_owner = std::make_unique<Frames>();
-        // Moving the vector does not move the bytes of small frames
-        buffer_owner->frames = std::exchange(message_, {});
+        inputs = std::make_unique<HeldInputs>();
+        // The move of the vector does not move small frames' bytes
+        inputs->frames = std::exchange(message_, {});
     }
-    queue_action(std::move(buffer_owner), false, now);
+    queue_action(std::move(inputs), now);
     return true;
 }
 
@@ -413,22 +395,8 @@ bool Road::deliver(const std::vector<std::string_view>& frames, Ns now) {
     return done;
 }
 
-void Road::receive_copied(std::string_view header, const std::vector<std::string_view>& bytes,
-                          std::unique_ptr<device::BufferOwner> buffer_owner, Ns now) {
-    Held held(*this);
-    if (!action_.read(header, flaw_) || bytes.size() != action_.tensors.size())
-        throw std::logic_error("an INFER whose inputs were copied is none any more");
-    note_views();
-    for (std::size_t place = 0; place < bytes.size(); ++place) {
-        views_.tensors[place].data = bytes[place].data();
-        views_.tensors[place].bytes = static_cast<std::int64_t>(bytes[place].size());
-    }
-    queue_action(std::move(buffer_owner), true, now);
-    wake();
-}
-
 // Makes an order of the decoded action and queues it, or refuses it.
-void Road::queue_action(std::unique_ptr<device::BufferOwner> buffer_owner, bool is_lent, Ns now) {
+void Road::queue_action(std::unique_ptr<HeldInputs> inputs, Ns now) {
     const std::int64_t action_id = action_.action_id;
     const Ns received_ns = clock_.to_worker(now);
     if (action_.device >= static_cast<std::int64_t>(numbers_.size())) {
@@ -444,7 +412,7 @@ void Road::queue_action(std::unique_ptr<device::BufferOwner> buffer_owner, bool 
         refuse(action_id, Status::ACTION_CANCELLED, CANCELLED_TEXT, received_ns);
         return;
     }
-    if (find(action_id) != nullptr) {
+    if (is_held(action_id)) {
         notify({.kind = Notice::TWICE, .number = action_id});
         return;
     }
@@ -464,10 +432,10 @@ void Road::queue_action(std::unique_ptr<device::BufferOwner> buffer_owner, bool 
     order->expected_ns = order->predicted_ns = action_.expected_ns;
     order->received_ns = received_ns;
     order->place = place;
-    order->is_lent = is_lent;
+    order->is_lent = inputs != nullptr && !inputs->rooms.empty();
     std::swap(order->run_starts, action_.run_starts);
     std::swap(order->views, views_);
-    order->buffer_owner = std::move(buffer_owner);
+    order->buffer_owner = std::move(inputs);
     if (free_slots_.empty()) {
         order->slot = static_cast<std::uint32_t>(orders_.size());
         orders_.push_back(order);
@@ -492,13 +460,71 @@ void Road::queue_action(std::unique_ptr<device::BufferOwner> buffer_owner, bool 
 void Road::revoke(std::int64_t action_id, Ns now) {
     Order* order = find(action_id);
     if (order == nullptr) {
-        notify({.kind = Notice::REVOKE, .number = action_id, .now_ns = now});
+        if (lending_.revoke(action_id)) {
+            refuse(action_id, Status::ACTION_CANCELLED, REVOKED_TEXT, clock_.to_worker(now));
+            note_drained();
+        }
         return;
     }
     commands_.clear();
     all_[order->place].queue->revoked(now, static_cast<std::uint64_t>(action_id), commands_);
     obey(order->place, now);
 }
+
+// ----- inputs and outputs in clients' memory ----------------------------------------------------
+
+// Starts copying the inputs of the decoded INFER, or refuses it.
+void Road::begin_copies(Ns now) {
+    const std::int64_t action_id = action_.action_id;
+    if (is_held(action_id)) {
+        notify({.kind = Notice::TWICE, .number = action_id});
+        return;
+    }
+    if (is_cancelled_) {
+        refuse(action_id, Status::ACTION_CANCELLED, CANCELLED_TEXT, clock_.to_worker(now));
+        return;
+    }
+    const std::string flaw = lending_.begin(action_, message_, clock_.to_machine(action_.latest_ns));
+    if (!flaw.empty())
+        refuse(action_id, Status::INVALID_INPUT, flaw, clock_.to_worker(now));
+}
+
+void Road::take_copies(Ns now) {
+    const bool has_ended = has_ended_copies_.exchange(false);
+    if (has_ended)
+        lending_.take_copies(lending_news_);
+    const bool is_due = lending_.due_ns() <= now;
+    if (is_due)
+        lending_.run_due(now, lending_news_);
+    if (has_ended || is_due)
+        use_news(now);
+}
+
+// Queues the INFERs whose inputs have been copied, and answers those that Lending gives up or has written.
+void Road::use_news(Ns now) {
+    for (const LendingNews::Refusal& refusal : lending_news_.refused)
+        refuse(refusal.action_id, refusal.status, refusal.text, clock_.to_worker(now));
+    for (const std::unique_ptr<Arriving>& arriving : lending_news_.arrived)
+        queue_copied(*arriving, now);
+    for (const std::unique_ptr<Leaving>& leaving : lending_news_.left)
+        send_outgoing(leaving->outgoing);
+    lending_news_ = {};
+    note_drained();
+}
+
+void Road::queue_copied(Arriving& arriving, Ns now) {
+    std::swap(action_, arriving.action);
+    note_views();
+    for (std::size_t place = 0; place < arriving.bytes.size(); ++place) {
+        views_.tensors[place].data = arriving.bytes[place].data();
+        views_.tensors[place].bytes = static_cast<std::int64_t>(arriving.bytes[place].size());
+    }
+    queue_action(std::move(arriving.inputs), now);
+}
+
+std::int64_t Road::copied_bytes() { return lending_.copied_bytes(); }
+
+void Road::tidy(Ns now) { lending_.tidy(now); }
 
 // ----- commands of the queues ------------------------------------------------------------------
 
@@ -694,12 +720,26 @@ void Road::answer(Order* order, Ns now) {
     commands_.clear();
     all_[place].queue->ended(now, action_id, commands_);
     obey(place, now);  // the next orders start before this one is answered
-    if (order->is_lent || !is_as_declared(*order)) {
+    if (!is_as_declared(*order)) {
         notify({.kind = Notice::ENDED, .number = order->model_id, .now_ns = now, .order = order});
         return;
     }
-    send_result(*order);
+    send_result(*order, now);
     free_order(order);
+}
+
+void Road::answer_ended(Order* order, std::string_view text) {
+    Held held(*this);
+    if (text.empty()) {
+        send_result(*order, now_ns());
+    } else {
+        order->status = static_cast<std::int32_t>(Status::EXECUTION_FAILED);
+        results_.describe(*order, clock_, false, outgoing_);
+        outgoing_.result.text = text;
+        send_outgoing(outgoing_);
+    }
+    free_order(order);
+    wake();  // sending may have consumed the edge of the socket's descriptor
 }
 
 // Whether the outputs are as the model declares. Python makes the sentence about a difference.
@@ -743,40 +783,23 @@ bool Road::is_as_declared(const Order& order) const {
     return true;
 }
 
-void Road::send_result(Order& order) {
-    device::BatchParts& parts = order.parts;
-    const bool with_outputs = order.status == static_cast<std::int32_t>(Status::OK) &&
-                              order.kind == ActionKind::INFER && parts.output_bytes() != nullptr;
-    std::size_t left = with_outputs ? parts.part_count * parts.outputs.size() : 0;
-    if (!send_header(results_.result(order, clock_, with_outputs), left > 0))
+// Sends an order's result, or starts writing its outputs to their clients' memory.
+void Road::send_result(Order& order, Ns now) {
+    if (order.is_lent && order.status == static_cast<std::int32_t>(Status::OK)) {
+        auto leaving = std::make_unique<Leaving>();
+        results_.describe(order, clock_, true, leaving->outgoing);
+        if (!lending_.leave(static_cast<const HeldInputs&>(*order.buffer_owner), leaving, now))
+            send_outgoing(leaving->outgoing);
         return;
-    const char* bytes = parts.output_bytes();
-    SharedBlock* shared = nullptr;
-    if (left > 0 && parts.block != nullptr && parts.block_bytes >= std::int64_t(bounds_.copied_frame_bytes)) {
-        shared = new SharedBlock(parts.block, 1);
-        parts.block = nullptr;
     }
-    for (std::size_t part = 0; left > 0 && part < parts.part_count; ++part) {
-        for (std::size_t index = 0; index < parts.outputs.size(); ++index) {
-            const std::int64_t begin = parts.output_begin(index, part), end = parts.output_end(index, part);
-            const std::size_t size = static_cast<std::size_t>(end - begin);
-            const bool more = --left > 0;
-            if (size < bounds_.copied_frame_bytes) {
-                socket_.send(std::string_view(bytes + begin, size), more);
-                continue;
-            }
-            Frame frame;
-            if (shared != nullptr) {
-                shared->uses.fetch_add(1);
-                frame.lend(shared->data + begin, size, SharedBlock::let_go, shared);
-            } else {
-                frame.lend(const_cast<char*>(bytes + begin), size, nothing_to_free, nullptr);
-            }
-            socket_.send(frame, more);
-        }
-    }
-    if (shared != nullptr)
-        SharedBlock::let_go(nullptr, shared);
+    results_.describe(order, clock_, false, outgoing_);
+    send_outgoing(outgoing_);
+}
+
+void Road::send_outgoing(Outgoing& outgoing) {
+    if (send_header(results_.header(outgoing), !outgoing.outputs.empty()))
+        results_.send_outputs(socket_, outgoing);
+    outgoing.block = {};
 }
 
 void Road::refuse(std::int64_t action_id, Status status, std::string_view text, Ns received_ns) {
@@ -836,6 +859,14 @@ void Road::cancel(const Outcome& outcome) {
         else
             refuse(order->action_id, Status::ACTION_CANCELLED, CANCELLED_TEXT, order->received_ns);
     }
+    const Ns now = now_ns();
+    lending_.cancel(lending_news_);
+    for (LendingNews::Refusal& refusal : lending_news_.refused) {
+        const bool is_cause = refusal.action_id == outcome.action_id;
+        refusal.status = is_cause ? outcome.status : Status::ACTION_CANCELLED;
+        refusal.text = is_cause ? outcome.text : CANCELLED_TEXT;
+    }
+    use_news(now);
     forget_all();
     watch_ns_ = NEVER_NS;
     wake();
@@ -860,6 +891,7 @@ void Road::forget_all() {
         if (is_unchecked || has_ended || !is_started)
             free_order(order);
     }
+    lending_.reset();
     slots_.clear();
     orders_.clear();
     free_slots_.clear();
@@ -882,9 +914,15 @@ void Road::forget(Order* order) {
     orders_[order->slot] = nullptr;
     free_slots_.push_back(order->slot);
     order->slot = UINT32_MAX;
-    if (is_draining_ && slots_.size() == 0)
+    note_drained();
+}
+
+void Road::note_drained() {
+    if (is_draining_ && slots_.size() + lending_.count() == 0)
         notify({.kind = Notice::DRAINED, .now_ns = now_ns()});
 }
+
+bool Road::is_held(std::int64_t action_id) const { return find(action_id) != nullptr || lending_.holds(action_id); }
 
 void Road::free_order(Order* order) {
     const device::DevicePort& port = all_[order->place].port;
@@ -895,12 +933,12 @@ void Road::release(Order* order) { free_order(order); }
 
 bool Road::holds(std::int64_t action_id) {
     Held held(*this);
-    return find(action_id) != nullptr;
+    return is_held(action_id);
 }
 
 std::size_t Road::count() {
     Held held(*this);
-    return slots_.size();
+    return slots_.size() + lending_.count();
 }
 
 Road::DeviceCounts Road::counts(std::uint32_t device) {

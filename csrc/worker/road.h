@@ -5,8 +5,8 @@
 //
 // A single record, the Order, lives from a message to its result; its frames stay where libzmq received them.
 // A thread runs the road. It owns the socket and receives every message. Rare events go to Python as Notices:
-// other kinds of messages, malformed messages, changes of the connection, inputs in clients' memory, checks
-// before loads, faults. Therefore no holder of the interpreter's lock delays an action.
+// other kinds of messages, malformed messages, changes of the connection, checks before loads, faults.
+// Therefore no holder of the interpreter's lock delays an action.
 //
 // Any thread may call the public methods. Each call takes the road's lock, which the road's thread releases
 // while it waits.
@@ -34,6 +34,7 @@
 #include "wire/dealer.h"
 #include "wire/messages.h"
 #include "worker/clock.h"
+#include "worker/lending.h"
 #include "worker/queue.h"
 #include "worker/results.h"
 #include "worker/watch.h"
@@ -45,12 +46,10 @@ struct Notice {
     enum Kind : std::uint8_t {
         MESSAGE,  // `frames` of a message that Python handles
         NEWS,     // an event of the socket's monitor: `number`, with its `value`
-        SHARED,   // `frames` of an INFER with inputs in a client's memory
-        ENDED,    // `order`, whose result Python makes; release() frees it
+        ENDED,    // `order`, whose outputs differ from the model: answer_ended() answers and frees it
         CHECK,    // LOADs of model `number` wait for a check of its stored bytes
         FAULT,    // device `number` is broken: its orders wait for lost()
         STUCK,    // action `number` on device `value` does not end; `text`: the operation
-        REVOKE,   // a Revoke of action `number`, which the road does not hold
         TWICE,    // action `number` came twice; the second is dropped
         UNSENT,   // the controller takes no more messages: the session has ended
         DRAINED,  // the road holds no action any more
@@ -89,6 +88,7 @@ struct RoadBounds {
     std::size_t notice_bytes = 0;
     std::size_t copied_frame_bytes = 0;  // smaller outputs are copied into libzmq's memory
     std::size_t jitter_window = 0;       // the number of timed waits that jitter_p99_ns() covers
+    LendingBounds lending;
 };
 
 // The thread's pause between two turns if another thread wants the lock and more work is left.
@@ -143,11 +143,9 @@ public:
 
     // Takes an action that Python received because the session had not begun. False if it is no action.
     bool deliver(const std::vector<std::string_view>& frames, Ns now);
-    // Queues an INFER whose inputs have been copied from a client's memory, or refuses it. header, frames:
-    // its message, in which views[i] replaces the bytes of tensor i. The notice ENDED replaces its result.
-    // buffer_owner: owns the bytes.
-    void receive_copied(std::string_view header, const std::vector<std::string_view>& bytes,
-                        std::unique_ptr<device::BufferOwner> buffer_owner, Ns now);
+    // Answers the order of a notice ENDED, and frees it. text: the sentence with which it fails; "": its
+    // outputs are sent.
+    void answer_ended(device::Order* order, std::string_view text);
     void release(device::Order* order);
     bool holds(std::int64_t action_id);
     // Answers a broken device's orders again, after its fault was sent.
@@ -171,6 +169,9 @@ public:
         bool is_drained = false;
     };
     Received take_received();
+    std::int64_t copied_bytes();  // held by copies of inputs from clients' memory
+    // Gives memory that has been unused for a while back to the system.
+    void tidy(Ns now);
 
 private:
     struct Device {
@@ -212,7 +213,11 @@ private:
     void note_forgotten(std::string_view header);
     void give_message(Notice::Kind kind, Ns now);
     void note_views();
-    void queue_action(std::unique_ptr<device::BufferOwner> buffer_owner, bool is_lent, Ns now);
+    void queue_action(std::unique_ptr<HeldInputs> inputs, Ns now);
+    void begin_copies(Ns now);
+    void take_copies(Ns now);
+    void use_news(Ns now);
+    void queue_copied(Arriving& arriving, Ns now);
     void revoke(std::int64_t action_id, Ns now);
     void run_due(Ns now);
     void obey(std::uint32_t number, Ns now);
@@ -226,10 +231,12 @@ private:
     void on_ended(device::Order* order, Ns now);
     void answer(device::Order* order, Ns now);
     bool is_as_declared(const device::Order& order) const;
-    void send_result(device::Order& order);
+    void send_result(device::Order& order, Ns now);
+    void send_outgoing(Outgoing& outgoing);
     void refuse(std::int64_t action_id, Status status, std::string_view text, Ns received_ns);
     bool send_header(std::string_view header, bool more);
     void forget(device::Order* order);
+    void note_drained();
     void forget_all();
     void free_order(device::Order* order);
     void watch(Ns now);
@@ -242,6 +249,7 @@ private:
     void wake();
     void note_late(Ns late_ns);
     device::Order* find(std::int64_t action_id) const;
+    bool is_held(std::int64_t action_id) const;
 
     DealerSocket socket_;
     Clock clock_;
@@ -280,6 +288,10 @@ private:
     device::RequestTensors views_;  // views of the action's inputs
     HeaderFlaw flaw_;
     ResultWriter results_;
+    Outgoing outgoing_;
+    std::atomic<bool> has_ended_copies_{false};  // Lending has copies to take
+    Lending lending_;
+    LendingNews lending_news_;
     std::deque<Notice> notices_;
     std::size_t notice_bytes_ = 0;
     Received received_;

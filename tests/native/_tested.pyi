@@ -105,3 +105,49 @@ class RunWatch:
     @property
     def is_busy(self) -> bool: ...
     def look(self, now: int, action_id: int, limit_ns: int) -> Literal["fine", "end", "stuck"]: ...
+
+def shared_bytes(dtype: int, shape: Sequence[int]) -> int:
+    """The bytes of a tensor in a client's memory. Raises InvalidInput."""
+
+def room_places(room_bytes: int, outputs: Sequence[tuple[int, int]]) -> list[int]:
+    """The offset of each output, (dtype, bytes), in a room; 0: it is not written there."""
+
+class SnapshotPlace:
+    """A place of Snapshots, until give_back() or its end."""
+
+    @property
+    def address(self) -> int: ...
+    def fill(self, value: int) -> None: ...
+    def content(self) -> bytes: ...
+    def give_back(self) -> None: ...
+
+class Snapshots:
+    """A worker's memory for copies."""
+
+    def __init__(self, bytes_max: int, owner_bytes_max: int, idle_ns: int) -> None: ...
+    def take(self, owner: int, size: int) -> SnapshotPlace:
+        """Raises InvalidInput."""
+
+    def tidy(self, now: int) -> None: ...
+    @property
+    def used_bytes(self) -> int: ...
+
+class InputCopy:
+    """The copy of a request's inputs. inputs: (bytes, reference's frame) of each."""
+
+    def __init__(
+        self, process: int, inputs: Sequence[tuple[int, bytes]], snapshots: Snapshots, piece_bytes: int
+    ) -> None: ...
+    def step(self) -> bool:
+        """Whether there is more. Raises InvalidInput."""
+
+    def contents(self) -> list[bytes]:
+        """The bytes of each input."""
+
+class OutputCopy:
+    """The copy of a request's outputs into the room of a reference's frame. outputs: (bytes, offset) of
+    each."""
+
+    def __init__(self, frame: bytes, outputs: Sequence[tuple[bytes, int]], piece_bytes: int) -> None: ...
+    def step(self) -> bool:
+        """Whether there is more. Raises InvalidInput."""

@@ -1,6 +1,7 @@
 # distutils: language = c++
 """Parts of the exchange and of a worker, separately, for tests: not in the wheel."""
 
+from libc.string cimport memset
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.memory cimport shared_ptr, unique_ptr
@@ -44,6 +45,7 @@ from clockwork.wire._messages cimport (
 
 from clockwork.scheduler.recording import REASONS, encode_event
 from clockwork.config import ACTIONS_QUEUED_MAX
+from clockwork.errors import InvalidInput
 from clockwork.wire.messages import HostDrop, HostFetch, Load, Ping, Pong, Result, Revoke, Status, Unload
 from tests.native.queue_events import Ended, Received, Reject, Revoked, RevokeStarted, Start
 from clockwork.scheduler.types import (
@@ -734,3 +736,189 @@ cdef class RunWatch:
     def look(self, int64_t now, int64_t action_id, int64_t limit_ns):
         """Return "fine", "end" or "stuck"."""
         return ("fine", "end", "stuck")[<int>self.watch.look(now, action_id, limit_ns, self.grace_ns, self.gap_ns)]
+
+
+# ----- a worker's copies from and to clients' memory -------------------------------------------------
+
+
+cdef extern from "worker/output_block.h" namespace "clockwork::worker" nogil:
+    cdef cppclass COutputBlock "clockwork::worker::OutputBlock":
+        COutputBlock()
+
+cdef extern from "worker/client_memory.h" namespace "clockwork::worker" nogil:
+    cdef cppclass CLentMemory "clockwork::worker::LentMemory":
+        pass
+
+    cdef cppclass CMemoryReference "clockwork::worker::MemoryReference":
+        CLentMemory memory
+        CLentMemory room
+        int64_t room_bytes
+        cbool read(string_view frame)
+
+cdef extern from "worker/snapshots.h" namespace "clockwork::worker" nogil:
+    cdef cppclass CSnapshotBounds "clockwork::worker::SnapshotBounds":
+        int64_t bytes, owner_bytes, idle_ns
+
+    cdef cppclass CSnapshotPlace "clockwork::worker::SnapshotPlace":
+        CSnapshotPlace()
+        char *data()
+        int64_t size()
+
+    cdef cppclass CSnapshots "clockwork::worker::Snapshots":
+        CSnapshots(const CSnapshotBounds &bounds) except +
+        CSnapshotPlace take(int64_t owner, int64_t size, string &flaw) except +
+        void tidy(int64_t now)
+        int64_t used_bytes()
+
+cdef extern from "worker/lent_copies.h" namespace "clockwork::worker" nogil:
+    cdef cppclass CInput "clockwork::worker::InputCopy::Input":
+        size_t tensor
+        int64_t bytes
+        CMemoryReference reference
+        CSnapshotPlace target
+
+    cdef cppclass COutput "clockwork::worker::OutputCopy::Output":
+        size_t tensor
+        string_view bytes
+        int64_t place
+
+    cdef cppclass CInputCopy "clockwork::worker::InputCopy":
+        CInputCopy(int64_t action_id, int64_t process, size_t piece_bytes, shared_ptr[CSnapshots] snapshots) except +
+        cbool step() except +
+        void close()
+        string flaw
+        vector[CInput] inputs
+
+    cdef cppclass COutputCopy "clockwork::worker::OutputCopy":
+        COutputCopy(int64_t action_id, const CLentMemory &room, size_t piece_bytes, COutputBlock block) except +
+        cbool step() except +
+        void close()
+        string flaw
+        vector[COutput] outputs
+
+    cdef cppclass CRoomPlaces "clockwork::worker::RoomPlaces":
+        CRoomPlaces(int64_t room_bytes)
+        int64_t take(int64_t dtype, int64_t size)
+
+    int64_t c_shared_bytes "clockwork::worker::shared_bytes" (
+        int64_t dtype, const int64_t *dims, size_t rank, string &flaw) except +
+
+
+def shared_bytes(int64_t dtype, shape):
+    """The bytes of a tensor in a client's memory. Raises InvalidInput."""
+    cdef vector[int64_t] dims = shape
+    cdef string flaw
+    cdef int64_t found = c_shared_bytes(dtype, dims.data(), dims.size(), flaw)
+    if found < 0:
+        raise InvalidInput(flaw.decode())
+    return found
+
+
+def room_places(int64_t room_bytes, outputs):
+    """The offset of each output, (dtype, bytes), in a room; 0: it is not written there."""
+    cdef unique_ptr[CRoomPlaces] places = unique_ptr[CRoomPlaces](new CRoomPlaces(room_bytes))
+    return [places.get().take(dtype, size) for dtype, size in outputs]
+
+
+cdef class Snapshots:
+    """A worker's memory for copies."""
+
+    cdef shared_ptr[CSnapshots] snapshots
+
+    def __init__(self, int64_t bytes_max, int64_t owner_bytes_max, int64_t idle_ns):
+        cdef CSnapshotBounds bounds
+        bounds.bytes, bounds.owner_bytes, bounds.idle_ns = bytes_max, owner_bytes_max, idle_ns
+        self.snapshots = shared_ptr[CSnapshots](new CSnapshots(bounds))
+
+    def take(self, int64_t owner, int64_t size):
+        """A SnapshotPlace. Raises InvalidInput."""
+        cdef SnapshotPlace found = SnapshotPlace.__new__(SnapshotPlace)
+        cdef string flaw
+        found.place = self.snapshots.get().take(owner, size, flaw)
+        if found.place.data() == NULL:
+            raise InvalidInput(flaw.decode())
+        return found
+
+    def tidy(self, int64_t now):
+        self.snapshots.get().tidy(now)
+
+    @property
+    def used_bytes(self):
+        return self.snapshots.get().used_bytes()
+
+
+cdef class SnapshotPlace:
+    """A place of Snapshots, until give_back() or its end."""
+
+    cdef CSnapshotPlace place
+
+    @property
+    def address(self):
+        return <size_t>self.place.data()
+
+    def fill(self, int value):
+        memset(self.place.data(), value, self.place.size())
+
+    def content(self):
+        return self.place.data()[:self.place.size()]
+
+    def give_back(self):
+        self.place = CSnapshotPlace()
+
+
+cdef class InputCopy:
+    """The copy of a request's inputs. inputs: (bytes, reference's frame) of each."""
+
+    cdef shared_ptr[CInputCopy] copy
+
+    def __init__(self, process, inputs, Snapshots snapshots not None, size_t piece_bytes):
+        self.copy = shared_ptr[CInputCopy](new CInputCopy(1, process, piece_bytes, snapshots.snapshots))
+        for size, frame in inputs:
+            self.copy.get().inputs.resize(self.copy.get().inputs.size() + 1)
+            self.copy.get().inputs.back().bytes = size
+            if not self.copy.get().inputs.back().reference.read(view_of(frame)):
+                raise InvalidInput("a reference to memory has 80 bytes")
+
+    def step(self):
+        """Whether there is more. Raises InvalidInput."""
+        cdef cbool more = self.copy.get().step()
+        if not more:
+            self.copy.get().close()
+        if not self.copy.get().flaw.empty():
+            raise InvalidInput(self.copy.get().flaw.decode())
+        return more
+
+    def contents(self):
+        """The bytes of each input."""
+        return [
+            self.copy.get().inputs[place].target.data()[:self.copy.get().inputs[place].bytes]
+            for place in range(self.copy.get().inputs.size())
+        ]
+
+
+cdef class OutputCopy:
+    """The copy of a request's outputs into the room of a reference's frame. outputs: (bytes, offset) of
+    each."""
+
+    cdef shared_ptr[COutputCopy] copy
+    cdef list kept
+
+    def __init__(self, bytes frame, outputs, size_t piece_bytes):
+        cdef CMemoryReference reference
+        cdef COutput added
+        if not reference.read(view_of(frame)):
+            raise InvalidInput("a reference to memory has 80 bytes")
+        self.copy = shared_ptr[COutputCopy](new COutputCopy(1, reference.room, piece_bytes, COutputBlock()))
+        self.kept = [content for content, _ in outputs]
+        for content, place in outputs:
+            added.bytes, added.place = view_of(content), place
+            self.copy.get().outputs.push_back(added)
+
+    def step(self):
+        """Whether there is more. Raises InvalidInput."""
+        cdef cbool more = self.copy.get().step()
+        if not more:
+            self.copy.get().close()
+        if not self.copy.get().flaw.empty():
+            raise InvalidInput(self.copy.get().flaw.decode())
+        return more

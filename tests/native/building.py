@@ -50,15 +50,13 @@ EXCHANGE = [
     path for room in ("controller", "recording", "wire") for path in sorted(ROOT.glob(f"csrc/{room}/*.cpp"))
 ]
 CONTROLLER = [*EXCHANGE, *sorted(ROOT.glob("csrc/scheduler/*.cpp"))]
+WORKER = [*sorted(ROOT.glob("csrc/worker/*.cpp")), ROOT / "csrc/wire/messages.cpp"]
 PROGRAMS: dict[str, Sequence[Path]] = {
     "exchange_parts": [HERE / "exchange_parts.cpp", *EXCHANGE],
     "threads_arena": [HERE / "threads_arena.cpp"],
     "threads_lanes": [HERE / "threads_lanes.cpp"],
-    "threads_road": [
-        HERE / "threads_road.cpp",
-        *sorted(ROOT.glob("csrc/worker/*.cpp")),
-        ROOT / "csrc/wire/messages.cpp",
-    ],
+    "threads_road": [HERE / "threads_road.cpp", *WORKER],
+    "worker_parts": [HERE / "worker_parts.cpp", *WORKER],
     "threads_recorder": [HERE / "threads_recorder.cpp", ROOT / "csrc/recording/recorder.cpp"],
     "fuzz_exchange": [HERE / "fuzz_exchange.cpp", *CONTROLLER],
     "fuzz_headers": [HERE / "fuzz_headers.cpp", *CONTROLLER],

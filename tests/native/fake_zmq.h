@@ -2,7 +2,7 @@
 // another.
 //
 // Messages count their references atomically, as libzmq's do, and a message that is never closed is a leak
-// that AddressSanitizer finds. A socket is a ROUTER: sending to an unknown identity fails with EHOSTUNREACH.
+// that AddressSanitizer finds. A Socket is a ROUTER: sending to an unknown identity fails with EHOSTUNREACH.
 #pragma once
 
 #include <atomic>
@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "threads.h"
 #include "zmq_api.h"
 
 namespace clockwork::fake {
@@ -39,15 +40,25 @@ struct Body {
 
 inline thread_local int last_error = 0;
 
-struct Socket {
+// The base of every socket: the `void*` that the table takes points to one.
+struct AnySocket {
+    virtual ~AnySocket() = default;
+    virtual int receive(clockwork_zmq_message* target) = 0;
+    // Takes the body of the message unless sending fails.
+    virtual int send(Body* body, int flags) = 0;
+    virtual bool has_input() = 0;
+};
+
+struct Socket : AnySocket {
     std::deque<std::pair<Message, int>> incoming;  // a message, and the descriptor from which it came
     std::size_t taken = 0;                         // frames taken of the first message
     std::vector<Message> sent;
     std::map<std::string, bool, std::less<>> peers;  // whether each peer's queue is full, by identity
     void arrive(Message message, int descriptor = -1) { incoming.emplace_back(std::move(message), descriptor); }
 
-    int receive(clockwork_zmq_message* target);
-    int send(Body* body, int flags);
+    int receive(clockwork_zmq_message* target) override;
+    int send(Body* body, int flags) override;
+    bool has_input() override { return !incoming.empty(); }
 
 private:
     bool is_open_ = false;  // whether more frames of the last message of `sent` follow
@@ -83,7 +94,6 @@ inline int Socket::receive(clockwork_zmq_message* target) {
     return static_cast<int>(body->bytes.size());
 }
 
-// Takes the body of the message unless sending fails.
 inline int Socket::send(Body* body, int flags) {
     if (!is_open_) {
         auto peer = peers.find(body->bytes);
@@ -107,12 +117,14 @@ inline const clockwork_zmq_api& api() {
             return 0;
         };
         made.msg_init_size = [](clockwork_zmq_message* message, std::size_t size) {
+            const Uncounted uncounted;
             body_of(message) = new Body();
             body_of(message)->bytes.resize(size);
             return 0;
         };
         made.msg_init_data = [](clockwork_zmq_message* message, void* data, std::size_t size,
                                 void (*let_go)(void*, void*), void* hint) {
+            const Uncounted uncounted;
             Body* body = new Body();
             body->bytes.assign(static_cast<const char*>(data), size);
             body->let_go = let_go;
@@ -123,13 +135,13 @@ inline const clockwork_zmq_api& api() {
         };
         made.msg_gets = [](const clockwork_zmq_message*, const char*) -> const char* { return nullptr; };
         made.msg_recv = [](clockwork_zmq_message* message, void* socket, int) {
-            return static_cast<Socket*>(socket)->receive(message);
+            return static_cast<AnySocket*>(socket)->receive(message);
         };
         made.msg_send = [](clockwork_zmq_message* message, void* socket, int flags) {
             Body*& body = body_of(message);
             if (body == nullptr)
                 body = new Body();
-            if (static_cast<Socket*>(socket)->send(body, flags) < 0)
+            if (static_cast<AnySocket*>(socket)->send(body, flags) < 0)
                 return -1;
             body = nullptr;
             return 0;
@@ -171,16 +183,16 @@ inline const clockwork_zmq_api& api() {
             return body != nullptr ? body->descriptor : -1;
         };
         made.send = [](void* socket, const void* data, std::size_t size, int flags) {
+            const Uncounted uncounted;
             Body* body = new Body();
             body->bytes.assign(static_cast<const char*>(data), size);
-            int status = static_cast<Socket*>(socket)->send(body, flags);
+            int status = static_cast<AnySocket*>(socket)->send(body, flags);
             if (status < 0)
                 release(body);
             return status;
         };
         made.getsockopt = [](void* socket, int, void* value, std::size_t*) {
-            Socket* one = static_cast<Socket*>(socket);
-            int events = !one->incoming.empty() ? CLOCKWORK_ZMQ_POLLIN : 0;
+            int events = static_cast<AnySocket*>(socket)->has_input() ? CLOCKWORK_ZMQ_POLLIN : 0;
             std::memcpy(value, &events, sizeof events);
             return 0;
         };

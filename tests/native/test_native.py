@@ -83,6 +83,12 @@ def test_parts_of_the_exchange_keep_their_books() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_parts_of_a_workers_road_keep_their_books() -> None:
+    assert "6 tests" in run("worker_parts", ADDRESS, within_s=60)
+
+
+@pytest.mark.slow
 def test_the_work_of_images_is_found_within_their_bytes() -> None:
     corpus = CORPUS / "jpeg"
     said = run("fuzz_jpeg", ADDRESS, str(corpus), SEEDS="20000")

@@ -16,3 +16,10 @@ inline std::uint64_t draw(std::uint64_t& state) {
     state = state * 6364136223846793005u + 1442695040888963407u;
     return state >> 33;
 }
+
+// While it lives, allocations of this thread belong to the test; see road_allocations.cpp.
+struct Uncounted {
+    inline static thread_local int depth = 0;
+    Uncounted() { ++depth; }
+    ~Uncounted() { --depth; }
+};

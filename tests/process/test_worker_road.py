@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import select
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from clockwork.device.base import Device
@@ -42,13 +44,14 @@ from clockwork.wire.messages import (
     WorkerWelcome,
 )
 from clockwork.wire.packages import LIST_FILE, PROFILE_FILE
+from clockwork.wire.shared import FIRST_OFFSET, KEY_BYTES, MAGIC, PLACE, SHARED, Reference
 from clockwork.wire.tensors import tensor_bytes
 from clockwork.wire.transport import Dealer, Poller, Transport
 from clockwork.worker import _road
 from clockwork.worker.clock import WorkerClock
 from clockwork.worker.given import Given
 from clockwork.worker.road import open_road
-from tests.device.rig import CpuRig, affine
+from tests.device.rig import CpuRig, affine, expected_affine
 from tests.patience import PATIENCE_S
 
 MODEL = 1
@@ -146,6 +149,12 @@ class Stage:
             [output] = frames[1:]
             assert len(bytes(output)) == tensor_bytes(dtype, shape)
         return result.action_id, Status(result.status), result.text
+
+    def result_of(self, action_id: int) -> Status:
+        """The status of the next result, which is that of an action."""
+        number, status, _ = self.result()
+        assert number == action_id
+        return status
 
     def close(self) -> None:
         self.road.stop()
@@ -254,8 +263,8 @@ def test_a_window_that_has_closed_is_answered_and_a_revoked_action_too(make: Cal
     revoked = stage.infer(earliest_ns=now_ns() + 3600 * SECOND)
     stage.send(Revoke(revoked))
     assert stage.result() == (revoked, Status.ACTION_CANCELLED, "the action was revoked")
-    stage.send(Revoke(12345))
-    assert stage.notice(_road.REVOKE)[1] == 12345
+    stage.send(Revoke(12345))  # of an action that is not there: nothing to do
+    assert stage.result_of(stage.load(load_id=2, page=1)) == Status.DEVICE_ERROR
 
 
 def test_what_the_road_does_not_carry_is_handed_over_in_order(make: Callable[..., Stage]) -> None:
@@ -306,6 +315,190 @@ def test_a_device_refuses_what_it_cannot_do_and_goes_on(make: Callable[..., Stag
     assert stage.result()[:2] == (action_id, Status.NOT_RESIDENT)
 
 
+class Shared:
+    """INFERs of y = x @ w + b whose input lies in this process's memory, on a CPU device."""
+
+    def __init__(self, make: Callable[..., Stage], place: Path, width: int = 4) -> None:
+        self.width = width
+        self.model = affine(width=width)
+        rig = CpuRig(place)
+        self.stage = make(device=rig.make())
+        self.stage.device.open(MODEL, prepared := rig.build(self.model))
+        self.stage.given = Given.of(PreparedModel.read(prepared).summary())
+        self.memory, self.key = self.create()
+        self.random = np.random.default_rng(3)
+
+    def create(self, size: int = 1 << 20) -> tuple[int, bytes]:
+        memory, key = os.memfd_create("client"), os.urandom(KEY_BYTES)
+        os.ftruncate(memory, size)
+        os.pwrite(memory, MAGIC + key, 0)
+        return memory, key
+
+    def start(self) -> None:
+        self.stage.start()
+        self.stage.load()
+        assert self.stage.result()[1] == Status.OK
+
+    def reference(self, **changes: Any) -> Reference:
+        reference = Reference(1, os.getpid(), self.memory, self.key, FIRST_OFFSET, self.memory, self.key, 0)
+        return reference._replace(**changes)
+
+    def infer(self, frame: bytes, latest_ns: int = NEVER_NS) -> int:
+        self.stage.action_id += 1
+        parts = [[[FLOAT | SHARED, [1, self.width], 0]]]
+        action = Infer(self.stage.action_id, 0, MODEL, 1, -NEVER_NS, latest_ns, MS, parts)
+        self.stage.send(action, (frame,))
+        return self.stage.action_id
+
+    def answer(self) -> tuple[Result, list[bytes]]:
+        _, _, [header, *frames] = self.stage.until(self.stage.router.receive)
+        result = codec.decode(header, FROM_WORKER)
+        assert isinstance(result, Result)
+        return result, [bytes(frame) for frame in frames]
+
+    def round(self, room_bytes: int) -> None:
+        """An INFER with another input, the answer of which is as it must be."""
+        x = self.random.random((1, self.width), np.float32)
+        os.pwrite(self.memory, x.tobytes(), FIRST_OFFSET)
+        room, key = self.create() if room_bytes else (self.memory, self.key)
+        action_id = self.infer(self.reference(room=room, room_key=key, room_bytes=room_bytes).pack())
+        result, [frame] = self.answer()
+        assert (result.action_id, result.status, result.text) == (action_id, Status.OK, "")
+        [[[dtype, shape, _]]] = result.parts
+        assert shape == [1, self.width]
+        if room_bytes >= x.nbytes:
+            assert dtype == FLOAT | SHARED
+            at, size = PLACE.unpack(frame)
+            assert (at, size) == (FIRST_OFFSET, x.nbytes)
+            frame = os.pread(room, size, at)
+        else:
+            assert dtype == FLOAT
+        if room_bytes:
+            os.close(room)
+        y = np.frombuffer(frame, np.float32)
+        np.testing.assert_allclose(y, expected_affine(self.model, x)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [4, 100])
+def test_inputs_and_outputs_pass_through_a_clients_memory(
+    make: Callable[..., Stage], tmp_path: Path, width: int
+) -> None:
+    shared = Shared(make, tmp_path, width)
+    shared.start()
+    for room_bytes in (0, 4 * width - 1, 4 * width, 0, 65536):
+        shared.round(room_bytes)
+    assert shared.stage.road.count == 0
+    assert shared.stage.road.copied_bytes() == 0
+    assert [notice for notice in shared.stage.notices if notice[0] != _road.NEWS] == []
+    os.close(shared.memory)
+
+
+def test_a_reference_that_is_wrong_costs_its_own_infer_alone(
+    make: Callable[..., Stage], tmp_path: Path
+) -> None:
+    shared = Shared(make, tmp_path)
+    shared.start()
+    good = shared.reference()
+    wrong = [
+        (good._replace(key=bytes(KEY_BYTES)), "it has not the key of the request"),
+        (good._replace(process=(1 << 22) + 1), "No such file or directory"),
+        (good._replace(process=-1), "No such file or directory"),
+        (good._replace(descriptor=10_000), "No such file or directory"),
+        (good._replace(descriptor=-(1 << 63)), "No such file or directory"),
+        (good._replace(offset=(1 << 20) - 15), "16 bytes at 1048561 of a client's memory of 1048576 bytes"),
+        (good._replace(offset=-1), "16 bytes at -1 of a client's memory"),
+        (good._replace(offset=(1 << 63) - 1), "16 bytes at 9223372036854775807 of a client's memory"),
+        (good._replace(offset=-(1 << 63)), "of a client's memory of 1048576 bytes"),
+    ]
+    for reference, words in wrong:
+        action_id = shared.infer(reference.pack())
+        result, frames = shared.answer()
+        assert (result.action_id, result.status, frames) == (action_id, Status.INVALID_INPUT, [])
+        assert words in result.text
+        shared.round(0)
+    for frame in (b"", bytes(79), bytes(81)):
+        shared.infer(frame)
+        result, _ = shared.answer()
+        assert result.status == Status.INVALID_INPUT
+        assert result.text == f"a reference to memory has 80 bytes, not {len(frame)}"
+    for change in (
+        {"room": 10_000}, {"room_key": bytes(KEY_BYTES)}, {"room_bytes": -5}, {"room": -1}
+    ):  # fmt: skip
+        shared.infer(shared.reference(**{"room_bytes": 64, **change}).pack())
+        result, [frame] = shared.answer()
+        assert result.status == Status.OK, "an output that cannot be written is sent"
+        assert (result.parts[0][0][0], len(frame)) == (FLOAT, 16)
+    assert shared.stage.road.count == 0
+    assert shared.stage.road.copied_bytes() == 0
+    os.close(shared.memory)
+
+
+def test_memory_that_goes_while_it_is_used_costs_its_own_infers_alone(
+    make: Callable[..., Stage], tmp_path: Path
+) -> None:
+    """Memory is closed, and cut and made longer again, by another thread while INFERs refer to it."""
+    shared = Shared(make, tmp_path)
+    shared.start()
+    good, is_over = shared.reference(), threading.Event()
+    going, key = shared.create(4096)
+
+    def disturb() -> None:
+        while not is_over.is_set():
+            os.ftruncate(going, 0)
+            os.ftruncate(going, 4096)
+            os.pwrite(going, MAGIC + key, 0)
+            copy = os.dup(going)
+            os.close(copy)
+
+    disturbing = threading.Thread(target=disturb)
+    disturbing.start()
+    try:
+        found = []
+        for _ in range(150):
+            reference = good._replace(
+                descriptor=going, key=key, room=going, room_key=key, room_bytes=64
+            )  # an input and an output that come and go
+            action_id = shared.infer(reference.pack())
+            result, frames = shared.answer()
+            assert result.action_id == action_id
+            found.append(result.status)
+            if result.status == Status.OK:
+                assert len(frames) == 1
+            else:
+                assert result.status == Status.INVALID_INPUT
+                assert "memory" in result.text
+            shared.round(64)
+    finally:
+        is_over.set()
+        disturbing.join()
+    os.close(going)
+    shared.infer(good._replace(descriptor=going, key=key).pack())
+    assert shared.answer()[0].status == Status.INVALID_INPUT
+    assert shared.stage.road.count == 0
+    assert shared.stage.road.copied_bytes() == 0
+    os.close(shared.memory)
+
+
+def test_infers_with_shared_inputs_are_dropped_with_their_session(
+    make: Callable[..., Stage], tmp_path: Path
+) -> None:
+    shared = Shared(make, tmp_path)
+    shared.start()
+    for _ in range(20):
+        for _ in range(10):
+            shared.infer(shared.reference(room_bytes=64).pack())
+        shared.stage.road.reset()
+    for _ in range(2):  # the second when no other is held, so that no other answer follows it
+        last = shared.infer(shared.reference().pack())
+        while shared.answer()[0].action_id != last:
+            pass
+        shared.stage.until(lambda: shared.stage.road.count == 0)
+    shared.stage.until(lambda: shared.stage.road.copied_bytes() == 0)
+    shared.round(64)
+    assert shared.stage.road.count == 0
+    os.close(shared.memory)
+
+
 def test_no_interpreted_function_is_entered_for_an_infer(make: Callable[..., Stage], tmp_path: Path) -> None:
     """A profile function is set before any serving thread begins: the road's, and the lanes' of a CPU
     device."""
@@ -319,13 +512,9 @@ def test_no_interpreted_function_is_entered_for_an_infer(make: Callable[..., Sta
     threading.setprofile(note)
     sys.setprofile(note)
     try:
-        rig = CpuRig(tmp_path)
-        stage = make(device=rig.make())
-        stage.device.open(MODEL, prepared := rig.build(affine()))
-        stage.given = Given.of(PreparedModel.read(prepared).summary())
-        stage.start()
-        stage.load()
-        assert stage.result()[1] == Status.OK
+        shared = Shared(make, tmp_path)
+        stage = shared.stage
+        shared.start()
         assert entered, "the lanes have begun under the profile function"
         entered.clear()
         for _ in range(200):
@@ -333,9 +522,14 @@ def test_no_interpreted_function_is_entered_for_an_infer(make: Callable[..., Sta
             action = Infer(stage.action_id, 0, MODEL, 1, -NEVER_NS, NEVER_NS, MS, [[[FLOAT, [1, 4], 0]]])
             stage.send(action, (bytes(16),))
             assert stage.result() == (stage.action_id, Status.OK, "")
+        for number in range(200):  # inputs in a client's memory, and each second output
+            shared.round(64 * (number % 2))
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
     assert entered == []
-    assert [one for one in stage.notices if one[0] != _road.NEWS] == [], "nothing was handed to Python"
+    assert [notice for notice in stage.notices if notice[0] != _road.NEWS] == [], (
+        "nothing was handed to Python"
+    )
     assert not select.select([stage.road.fileno()], [], [], 0)[0]
+    os.close(shared.memory)

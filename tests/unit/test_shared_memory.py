@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import ctypes
 import fcntl
 import os
 import random
@@ -25,7 +25,6 @@ from clockwork.client import memory
 from clockwork.client.calls import infer_call
 from clockwork.client.memory import ClientMemory, Loan
 from clockwork.config.client import CLIENT_SHARED_TENSOR_BYTES
-from clockwork.device.base import TensorView
 from clockwork.errors import InvalidInput, RequestTimeout
 from clockwork.wire import codec, shared
 from clockwork.wire.messages import FROM_CLIENT, Answer
@@ -40,14 +39,12 @@ from clockwork.wire.shared import (
     unpack,
 )
 from clockwork.wire.tensors import FLOAT, INT32, INT64, STRING, UINT8, encode_array
-from clockwork.worker import memory as worker_memory
-from clockwork.worker import snapshots as worker_snapshots
-from clockwork.worker.memory import OutputRegion, SharedInputs
-from clockwork.worker.snapshots import Snapshots
 from tests.fuzz.mutate import odd_bytes
+from tests.native._tested import InputCopy, OutputCopy, Snapshots, room_places, shared_bytes
 
 LARGE = CLIENT_SHARED_TENSOR_BYTES
 RNG = np.random.default_rng(7)
+PIECE = 1 << 20
 
 
 @pytest.fixture
@@ -72,14 +69,25 @@ def placed(loan: Loan, *arrays: np.ndarray) -> tuple[list[Any], list[Any]]:
     return references, frames
 
 
-def taken(dtype: int, shape: Any, frame: bytes) -> tuple[TensorView, OutputRegion | None]:
-    """An input as a worker reads it, and its request's room."""
-    row: list[TensorView] = []
-    inputs = SharedInputs(row)
-    inputs.add(dtype, shape, frame)
-    for _ in inputs.read(Snapshots()):
+def input_copy(size: int, frame: bytes) -> InputCopy:
+    process = unpack(frame).process if len(frame) == REFERENCE_BYTES else 0
+    return InputCopy(process, [(size, frame)], Snapshots(1 << 30, 1 << 29, 1), PIECE)
+
+
+def taken(dtype: int, shape: Any, frame: bytes) -> bytes:
+    """An input as a worker reads it."""
+    copy = input_copy(shared_bytes(dtype, shape), frame)
+    while copy.step():
         pass
-    return row[0], inputs.room
+    [content] = copy.contents()
+    return content
+
+
+def written(frame: bytes, outputs: list[bytes], places: list[int]) -> None:
+    """Write outputs to the room of a reference, as a worker does."""
+    copy = OutputCopy(frame, [output for output in zip(outputs, places) if output[1]], PIECE)
+    while copy.step():
+        pass
 
 
 # ----- the form ------------------------------------------------------------------------------------
@@ -116,10 +124,9 @@ def test_large_inputs_are_lent_and_others_are_sent(lender: ClientMemory) -> None
     assert codes == [UINT8 | SHARED, UINT8, FLOAT | SHARED, STRING, INT64 | SHARED, INT32 | SHARED]
     assert loan.is_used
     for place in (0, 2, 4, 5):
-        view, room = taken(codes[place], [*arrays, *indices][place].shape, frames[place])
-        assert room is None
-        assert view.dtype == codes[place] - SHARED
-        assert bytes(view.data) == [*arrays, *indices][place].tobytes()
+        content = taken(codes[place], [*arrays, *indices][place].shape, frames[place])
+        assert content == [*arrays, *indices][place].tobytes()
+        assert unpack(frames[place]).room_bytes == 0
         assert unpack(frames[place]).offset % shared.ALIGNMENT == 0
     loan.release()
     loan.release()
@@ -161,15 +168,12 @@ def test_without_memory_left_tensors_are_sent(lender: ClientMemory, monkeypatch:
 def test_outputs_are_read_from_the_room_and_from_nowhere_else(lender: ClientMemory) -> None:
     loan = Loan(lender, 3 * LARGE)
     _, frames = placed(loan, bytes_of())
-    _, room = taken(UINT8 | SHARED, [LARGE], frames[0])
-    assert room is not None
     outputs = [bytes_of(LARGE), bytes_of(5), bytes_of(LARGE * 3), bytes_of(LARGE)]
-    views = [TensorView(UINT8, one.shape, one.data) for one in outputs]
-    places = room.places(views)
+    places = room_places(unpack(frames[0]).room_bytes, [(UINT8, one.size) for one in outputs])
     assert [place > 0 for place in places] == [True, True, False, True]
-    assert room.places([TensorView(STRING, (1,), b"1234a")]) == [0]
-    for _ in room.write(views, places):
-        pass
+    assert room_places(LARGE, [(STRING, 5), (UINT8, LARGE + 1), (UINT8, LARGE)]) == [0, 0, FIRST_OFFSET]
+    assert room_places(0, [(UINT8, 1)]) == [0]
+    written(frames[0], [one.tobytes() for one in outputs], places)
     tensors = [[f"y{number}", UINT8 | SHARED, [one.size], number] for number, one in enumerate(outputs)]
     del tensors[2]
     answer = Answer(1, 1, tensors, [0] * 6)
@@ -396,10 +400,16 @@ def test_memory_is_taken_with_its_key_alone(lender: ClientMemory) -> None:
         with pytest.raises(InvalidInput, match=words):
             taken(UINT8 | SHARED, [LARGE], reference_to(loan, **changes))
         loan.release()
-    with pytest.raises(InvalidInput, match="80 bytes"):
-        taken(UINT8 | SHARED, [LARGE], b"x")
-    with pytest.raises(InvalidInput, match="strings"):
-        taken(STRING | SHARED, [LARGE], reference_to(Loan(lender, 0)))
+    for dtype, shape, words in (
+        (UINT8, [1 << 41], "no tensor has the shape"),
+        (UINT8, [-1], r"no tensor has the shape \[-1\]"),
+        (UINT8, [1 << 20, 1 << 20], "a tensor of 1099511627776 bytes"),
+        (99, [1], "dtype 99 is not one of ONNX's"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            shared_bytes(dtype | SHARED, shape)
+    assert shared_bytes(FLOAT | SHARED, [3, 0]) == 0
+    assert shared_bytes(INT64 | SHARED, []) == 8
 
 
 def test_no_mutation_of_a_reference_does_more_than_be_refused(lender: ClientMemory) -> None:
@@ -410,46 +420,47 @@ def test_no_mutation_of_a_reference_does_more_than_be_refused(lender: ClientMemo
     for _ in range(3_000):
         frame = odd_bytes(frames[0], rng)
         try:
-            view, _ = taken(UINT8 | SHARED, [LARGE], frame)
+            content = taken(UINT8 | SHARED, [LARGE], frame)
         except InvalidInput:
             continue
-        assert len(view.data) == LARGE, (seed, frame)
+        assert len(content) == LARGE, (seed, frame)
         found += 1
     assert 0 < found < 3_000
     loan.release()
 
 
-def test_other_files_of_a_process_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_files_of_a_process_are_not_opened(tmp_path: Path) -> None:
     """Not even names that begin like shared memory: opening a process's file may wait, or have an effect."""
     key = bytes(range(16))
     path = tmp_path / "memfd:clockwork-client"
     path.write_bytes(MAGIC + key + bytes(1000))
-    memory = os.memfd_create("clockwork-client")
-    os.write(memory, MAGIC + key + bytes(1000))
+    lent = os.memfd_create("clockwork-client")
+    os.write(lent, MAGIC + key + bytes(1000))
     reading, writing = os.pipe()
-    descriptors = [memory, reading, writing]
+    descriptors = [reading, writing]
     descriptors += [os.open(name, os.O_RDWR) for name in (path, "/dev/null")]
     try:  # where the kernel may use huge pages
         descriptors.append(os.memfd_create("clockwork-client", os.MFD_HUGETLB))
     except OSError as error:
         print(f"without a file of huge pages: {error}")
-    opened: list[str] = []
-    monkeypatch.setattr(os, "open", lambda name, *more: opened.append(name) or real(name, *more))
+    libc = ctypes.CDLL(None)
+    events = libc.inotify_init1(os.O_NONBLOCK)
+    assert libc.inotify_add_watch(events, bytes(path), IN_OPEN) >= 0
     for descriptor in descriptors:
         reference = Reference(machine_id(), os.getpid(), descriptor, key, 64, -1, bytes(16), 0)
-        opened.clear()
-        if descriptor == memory:
-            assert len(taken(UINT8 | SHARED, [10], reference.pack())[0].data) == 10
-            assert len(opened) == 2
-            continue
         with pytest.raises(InvalidInput, match="cannot use the memory"):
             taken(UINT8 | SHARED, [10], reference.pack())
-        assert len(opened) <= 1, "its path alone (O_PATH)"
-    for descriptor in descriptors:
+    with pytest.raises(BlockingIOError):
+        os.read(events, 4096)
+    reference = Reference(machine_id(), os.getpid(), lent, key, 64, -1, bytes(16), 0)
+    assert taken(UINT8 | SHARED, [10], reference.pack()) == bytes(10)
+    os.close(os.open(path, os.O_RDONLY))
+    assert os.read(events, 4096), "an open() is seen"
+    for descriptor in (*descriptors, lent, events):
         os.close(descriptor)
 
 
-real = os.open
+IN_OPEN = 0x20
 
 
 def test_memory_with_a_lease_is_refused_at_once() -> None:
@@ -462,54 +473,48 @@ def test_memory_with_a_lease_is_refused_at_once() -> None:
     with pytest.raises(InvalidInput, match="temporarily unavailable"):
         taken(UINT8 | SHARED, [10], frame)
     os.close(holder)
-    assert len(taken(UINT8 | SHARED, [10], frame)[0].data) == 10
+    assert len(taken(UINT8 | SHARED, [10], frame)) == 10
     os.close(descriptor)
 
 
 def test_what_was_read_does_not_change_with_its_memory(lender: ClientMemory) -> None:
     loan, x = Loan(lender, 0), bytes_of()
     _, frames = placed(loan, x)
-    view, _ = taken(UINT8 | SHARED, [LARGE], frames[0])
+    copy = input_copy(LARGE, frames[0])
+    assert not copy.step()
     assert loan._part is not None
     loan._part.bytes[:] = 0
-    assert bytes(view.data) == x.tobytes()
+    assert copy.contents() == [x.tobytes()]
     loan.release()
 
 
 def test_memory_that_becomes_shorter_is_refused() -> None:
     descriptor, key = os.memfd_create("short"), bytes(range(16))
     os.write(descriptor, MAGIC + key)
-    os.ftruncate(descriptor, 3 * worker_memory.COPY_PIECE_BYTES)
+    os.ftruncate(descriptor, 3 * PIECE)
     frame = Reference(machine_id(), os.getpid(), descriptor, key, 64, -1, bytes(16), 0).pack()
-    inputs = SharedInputs([])
-    inputs.add(UINT8 | SHARED, [2 * worker_memory.COPY_PIECE_BYTES], frame)
-    work = inputs.read(Snapshots())
-    next(work)
+    copy = input_copy(2 * PIECE, frame)
+    assert copy.step()
     os.ftruncate(descriptor, 4096)
     with pytest.raises(InvalidInput, match="has become shorter"):
-        next(work)
+        copy.step()
     os.close(descriptor)
 
 
-def test_memory_that_cannot_be_read_leaves_no_descriptor(
-    lender: ClientMemory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def pread(*_: object) -> bytes:
-        raise OSError(errno.EIO, "Input/output error")
-
-    frame = reference_to(Loan(lender, 0))
+def test_memory_that_cannot_be_used_leaves_no_descriptor(lender: ClientMemory) -> None:
+    frames = [
+        reference_to(Loan(lender, 0), **changes)
+        for changes in ({"key": bytes(16)}, {"offset": -1}, {"descriptor": 10_000})
+    ]
     before = len(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr(os, "pread", pread)
-    with pytest.raises(InvalidInput, match="Input/output error"):
-        taken(UINT8 | SHARED, [10], frame)
+    for frame in frames:
+        with pytest.raises(InvalidInput):
+            taken(UINT8 | SHARED, [10], frame)
+    copy = input_copy(2 * PIECE, reference_to(Loan(lender, 0)))
+    assert copy.step()
+    assert len(os.listdir("/proc/self/fd")) == before + 1, "it goes on"
+    del copy
     assert len(os.listdir("/proc/self/fd")) == before
-
-
-def test_a_request_refers_to_one_process(lender: ClientMemory) -> None:
-    inputs = SharedInputs([])
-    inputs.add(UINT8 | SHARED, [LARGE], reference_to(Loan(lender, 0)))
-    with pytest.raises(InvalidInput, match=f"memory of the processes {os.getpid()} and 1"):
-        inputs.add(UINT8 | SHARED, [LARGE], reference_to(Loan(lender, 0), process=1))
 
 
 def test_a_room_that_is_gone_or_anothers_is_not_written_to(lender: ClientMemory) -> None:
@@ -517,28 +522,24 @@ def test_a_room_that_is_gone_or_anothers_is_not_written_to(lender: ClientMemory)
     output = bytes_of(100)
     loan = Loan(lender, LARGE)
     _, frames = placed(loan, bytes_of())
-    _, room = taken(UINT8 | SHARED, [LARGE], frames[0])
-    assert room is not None
+    former = frames[0]
     loan.release()
     again = Loan(lender, LARGE)
     _, frames = placed(again, bytes_of())
-    assert unpack(frames[0]).room == room.descriptor
-    views = [TensorView(UINT8, (100,), output.data)]
+    assert unpack(frames[0]).room == unpack(former).room
     with pytest.raises(InvalidInput, match="has not the key"):
-        next(room.write(views, room.places(views)))
+        written(former, [output.tobytes()], [FIRST_OFFSET])
     assert not again.fetch(PLACE.pack(FIRST_OFFSET, LARGE)).any()
     again.release()
     with pytest.raises(InvalidInput, match="No such file"):
-        next(room.write(views, room.places(views)))
+        written(former, [output.tobytes()], [FIRST_OFFSET])
 
 
 # ----- copies --------------------------------------------------------------------------------------
 
 
-def test_snapshots_are_bounded_for_each_owner_and_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_snapshots, "SNAPSHOT_BYTES_MAX", 1 << 20)
-    monkeypatch.setattr(worker_snapshots, "OWNER_SNAPSHOT_BYTES_MAX", 512 << 10)
-    snapshots = Snapshots()
+def test_snapshots_are_bounded_for_each_owner_and_in_all() -> None:
+    snapshots = Snapshots(1 << 20, 512 << 10, 1)
     mine = snapshots.take(1, 400 << 10)
     with pytest.raises(InvalidInput, match=rf"process 1's tensors {400 << 10} bytes, at most {512 << 10}"):
         snapshots.take(1, 200 << 10)
@@ -546,34 +547,62 @@ def test_snapshots_are_bounded_for_each_owner_and_in_all(monkeypatch: pytest.Mon
     assert snapshots.used_bytes == 800 << 10
     with pytest.raises(InvalidInput, match=rf"clients' tensors {800 << 10} bytes, at most {1 << 20}"):
         snapshots.take(3, 300 << 10)
-    view = mine.data[5:]
-    del mine
-    with pytest.raises(InvalidInput):
-        snapshots.take(1, 200 << 10)  # a view of the snapshot is held
-    del view
+    mine.give_back()
     mine = snapshots.take(1, 200 << 10)
-    assert mine.ctypes.data % shared.ALIGNMENT == 0
-    del mine, others
+    assert mine.address % shared.ALIGNMENT == 0
+    mine.give_back()
+    others.give_back()
     assert snapshots.used_bytes == 0
-    assert len(snapshots.take(1, 512 << 10)) == 512 << 10, "all is free again, in one piece"
+    assert len(snapshots.take(1, 512 << 10).content()) == 512 << 10, "all is free again, in one piece"
+
+
+def test_snapshots_of_different_size_never_overlap() -> None:
+    rng = random.Random(5)
+    snapshots, held = Snapshots(1 << 20, 1 << 20, 1), []
+    for _ in range(2_000):
+        if held and rng.random() < 0.5:
+            place, size = held.pop(rng.randrange(len(held)))
+            place.give_back()
+            continue
+        size = rng.randint(1, 100_000)
+        try:
+            place = snapshots.take(rng.randint(1, 3), size)
+        except InvalidInput:
+            continue
+        assert all(
+            place.address + size <= other.address or other.address + more <= place.address
+            for other, more in held
+        )
+        held.append((place, size))
+        assert snapshots.used_bytes == sum(-(-size // 64) * 64 for _, size in held)
+    for place, _ in held:
+        place.give_back()
+    assert snapshots.used_bytes == 0
+    assert len(snapshots.take(1, 1 << 20).content()) == 1 << 20
 
 
 def test_snapshots_without_use_give_their_pages_back() -> None:
-    snapshots = Snapshots()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker_snapshots, "SNAPSHOT_IDLE_NS", 10)
-        found = snapshots.take(1, 1 << 20)
-        found[:] = 7
-        for now in (0, 20, 40):
-            snapshots.tidy(now)
-        assert found.all(), "it is held"
-        del found
-        for now in (45, 49):
-            snapshots.tidy(now)
-        assert snapshots.take(1, 1 << 20).all(), "not for long enough"
-        for now in (60, 65, 69):
-            snapshots.tidy(now)
-        assert snapshots.take(1, 1 << 20).all(), "it was used at 65"
-        for now in (75, 85):
-            snapshots.tidy(now)
-        assert not snapshots.take(1, 1 << 20).any()
+    snapshots = Snapshots(1 << 30, 1 << 29, 10)
+    found = snapshots.take(1, 1 << 20)
+    found.fill(7)
+
+    def is_kept() -> bool:
+        place = snapshots.take(1, 1 << 20)
+        content = place.content()
+        place.give_back()
+        assert content in (bytes(1 << 20), b"\7" * (1 << 20))
+        return content[0] == 7
+
+    for now in (0, 20, 40):
+        snapshots.tidy(now)
+    assert found.content()[0] == 7, "it is held"
+    found.give_back()
+    for now in (45, 49):
+        snapshots.tidy(now)
+    assert is_kept(), "not for long enough"
+    for now in (60, 65, 69):
+        snapshots.tidy(now)
+    assert is_kept(), "it was used at 65"
+    for now in (75, 85):
+        snapshots.tidy(now)
+    assert not is_kept()

@@ -208,7 +208,7 @@ cdef class CpuCore(PagedCore):
             order.status = NOT_RESIDENT
             return
         order.copy_in.begin()
-        done = not order.has_wrong_bool()
+        done = not order.note_wrong_bool()
         if not done:
             order.status = INVALID_INPUT
         else:

@@ -66,7 +66,7 @@ cdef class CudaCore(DeviceCore):
     cdef void run_reserve(self, CudaOrder* order) noexcept nogil
     cdef Lane* run_infer(self, CudaOrder* order) noexcept nogil
     cdef bint measure_run(self, CudaOrder* order) noexcept nogil
-    cdef bint may_run(self, CudaOrder* order) noexcept nogil
+    cdef bint enter_run(self, CudaOrder* order) noexcept nogil
     cdef void begin_run(self, CudaOrder* order) noexcept nogil
     cdef bint begin_behind(self, CudaOrder* running, int64_t now, int64_t end_ns) noexcept nogil
     cdef bint wait_for_run(self, CudaOrder* order) noexcept nogil

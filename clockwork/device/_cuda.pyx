@@ -600,7 +600,7 @@ cdef class CudaCore(DeviceCore):
 
     cdef Lane* run_input(self, CudaOrder* order) noexcept nogil:
         cdef bint revoked
-        if order.has_wrong_bool():
+        if order.note_wrong_bool():
             order.status = INVALID_INPUT
             return NULL
         if order.kind != CActionKind.RESERVE and not self.bring_inputs(order):
@@ -701,7 +701,7 @@ cdef class CudaCore(DeviceCore):
         """Launch an execution unless it was queued behind its predecessor, and wait for its end."""
         cdef bint followed = order.begun
         if not followed:
-            if not self.may_run(order):
+            if not self.enter_run(order):
                 order.status = NOT_RESIDENT
                 return NULL
             self.begin_run(order)
@@ -730,8 +730,10 @@ cdef class CudaCore(DeviceCore):
         return self.measure(&order.execute, slot.run_begin,
                             slot.run_end.event if order.graph == NULL else slot.graph_end, order.text)
 
-    cdef bint may_run(self, CudaOrder* order) noexcept nogil:
-        """Whether an execution's model is resident. No other execution runs."""
+    cdef bint enter_run(self, CudaOrder* order) noexcept nogil:
+        """Use the next workspace, if there is one; return whether an execution's model is resident.
+
+        No other execution runs."""
         cdef bint resident
         self.lanes.hub.lock()
         resident = self.is_here(order)

@@ -218,7 +218,7 @@ cdef class ReservingCore(CudaCore):
     cdef void run_alone(self, CudaOrder* order) noexcept nogil:
         """Execute an order whose inputs are copied, alone, and fetch its outputs."""
         cdef CudaSlot* slot = <CudaSlot*>order.held_slot
-        if not self.may_run(order):
+        if not self.enter_run(order):
             order.status = NOT_RESIDENT
             return
         self.begin_run(order)

@@ -105,7 +105,7 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
         TimedPhase execute
         TimedPhase copy_out
         char[TEXT_BYTES] text
-        cbool has_wrong_bool()
+        cbool note_wrong_bool()
     T* make_order[T]()
     cppclass Lanes:
         Hub hub

@@ -6,7 +6,7 @@ Target Routes::target_of(std::string_view text) {
     Target found;
     if (auto route = routes_.find(text); route != routes_.end()) {
         found.model = route->second.next();
-        if (route->second.is_copied(found.model))
+        if (route->second.take_copy_turn(found.model))
             found.copied_by = &route->second;
         return found;
     }

@@ -58,7 +58,8 @@ struct ServedRoute {
     std::shared_ptr<ShadowTally> tally;
 
     ServedModel* next() { return models.size() == 1 ? models.front() : models[turns.next()]; }
-    bool is_copied(const ServedModel* model) {
+    // Takes the turn of a request for a model; returns whether the request is copied.
+    bool take_copy_turn(const ServedModel* model) {
         return shadow != nullptr && shadow != model && (copies.size() == 1 || copies.next() == 0);
     }
 };

@@ -23,7 +23,7 @@ void* counted_malloc(std::size_t bytes) {
     MemoryAccount* account = counting_account();
     if (account == nullptr)
         return std::malloc(bytes);
-    void* found = account->may_take_heap(bytes) ? std::malloc(bytes) : nullptr;
+    void* found = account->claim_heap(bytes) ? std::malloc(bytes) : nullptr;
     if (found != nullptr)
         account->take_heap(static_cast<std::int64_t>(malloc_usable_size(found)));
     return found;
@@ -33,7 +33,7 @@ int counted_memalign(void** found, std::size_t alignment, std::size_t bytes) {
     MemoryAccount* account = counting_account();
     if (account == nullptr)
         return posix_memalign(found, alignment, bytes);
-    const int error = account->may_take_heap(bytes) ? posix_memalign(found, alignment, bytes) : ENOMEM;
+    const int error = account->claim_heap(bytes) ? posix_memalign(found, alignment, bytes) : ENOMEM;
     if (error == 0)
         account->take_heap(static_cast<std::int64_t>(malloc_usable_size(*found)));
     return error;

@@ -90,9 +90,9 @@ struct Order : Action {
     TimedPhase copy_out;
     char text[TEXT_BYTES];  // "" for a success
 
-    // Whether a bool input has a byte other than 0 and 1; `text` then says so. Operators would add such bytes
-    // up, and take memory by the sum.
-    bool has_wrong_bool() noexcept {
+    // Notes a bool input with a byte other than 0 and 1 in `text`, and returns whether there is any.
+    // Operators would add such bytes up, and take memory by the sum.
+    bool note_wrong_bool() noexcept {
         std::size_t input = 0;
         int byte = 0;
         if (kind != ActionKind::INFER || !parts.find_wrong_bool(input, byte))

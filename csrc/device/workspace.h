@@ -52,11 +52,11 @@ struct MemoryAccount {
         beside_bytes = taken_bytes();
     }
 
-    // Whether the execution may take so many bytes more of the heap. Beyond the limit it is to end before its
-    // next node. Small requests go a little further, because the runtime makes some where it cannot bear an
-    // exception (when it begins the run of a subgraph, or formats an error); large ones come from kernels and
-    // fail.
-    bool may_take_heap(std::size_t bytes) {
+    // Returns whether the execution may take so many bytes more of the heap. Beyond the limit, it ends before
+    // its next node. Small requests go a little further, because the runtime makes some where it cannot bear
+    // an exception (when it begins the run of a subgraph, or formats an error); large ones come from kernels
+    // and fail.
+    bool claim_heap(std::size_t bytes) {
         if (may_take(bytes))
             return true;
         refuse(bytes);

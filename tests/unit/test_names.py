@@ -205,6 +205,11 @@ MIRRORS = (
         "Road",
     ),
     Mirrors(
+        "copies of others' memory, in a worker natively and in a gateway in Python",
+        ("csrc/worker/copies.h", "clockwork/system/copies.py"),
+        "Copies Copy",
+    ),
+    Mirrors(
         "a simulated cluster, and its binding",
         ("csrc/sim/world.h", "clockwork/sim/_world.pyx"),
         "World",

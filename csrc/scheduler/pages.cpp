@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <functional>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -40,14 +41,21 @@ bool PageAllocator::allocate(const Pages& runs, Pages& starts) {
     if (total > free_count_) {
         return false;
     }
-    order_.resize(runs.size());
-    std::iota(order_.begin(), order_.end(), 0u);
-    std::stable_sort(order_.begin(), order_.end(), [&](std::uint32_t a, std::uint32_t b) { return runs[a] > runs[b]; });
+    // Most models have their runs in this order already.
+    bool is_in_order = std::is_sorted(runs.begin(), runs.end(), std::greater<>());
+    if (!is_in_order) {
+        order_.resize(runs.size());
+        std::iota(order_.begin(), order_.end(), 0u);
+        std::stable_sort(order_.begin(), order_.end(),
+                         [&](std::uint32_t a, std::uint32_t b) { return runs[a] > runs[b]; });
+    }
     trial_ = free_;
-    starts.assign(runs.size(), 0);
+    starts.resize(runs.size());
     std::size_t place = 0;
     std::uint32_t last = 0;
-    for (std::uint32_t index : order_) {
+    bool has_emptied = false;
+    for (std::uint32_t rank = 0; rank < runs.size(); ++rank) {
+        std::uint32_t index = is_in_order ? rank : order_[rank];
         std::uint32_t size = runs[index];
         if (size == 0) {
             throw std::invalid_argument("a run of 0 pages");
@@ -65,12 +73,12 @@ bool PageAllocator::allocate(const Pages& runs, Pages& starts) {
         }
         Interval& found = trial_[place];
         starts[index] = found.start;
-        if (found.size == size) {
-            trial_.erase(trial_.begin() + static_cast<std::ptrdiff_t>(place));
-        } else {
-            found.start += size;
-            found.size -= size;
-        }
+        found.start += size;
+        found.size -= size;
+        has_emptied |= found.size == 0;
+    }
+    if (has_emptied) {
+        std::erase_if(trial_, [](const Interval& interval) { return interval.size == 0; });
     }
     free_.swap(trial_);
     free_count_ -= static_cast<std::uint32_t>(total);

@@ -74,6 +74,19 @@ def test_a_copy_is_independent() -> None:
     assert pages.allocate((4,)) == (0,)
 
 
+def first_fit(intervals: list[tuple[int, int]], runs: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the first page of each run: the longest run first, at the lowest page that fits."""
+    free, starts = [[start, size] for start, size in intervals], [0] * len(runs)
+    for index in sorted(range(len(runs)), key=lambda index: -runs[index]):
+        found = next((interval for interval in free if interval[1] >= runs[index]), None)
+        if found is None:
+            return None
+        starts[index] = found[0]
+        found[0] += runs[index]
+        found[1] -= runs[index]
+    return tuple(starts)
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_random_use_keeps_every_page_once(seed: int) -> None:
     rng = random.Random(seed)
@@ -86,6 +99,7 @@ def test_random_use_keeps_every_page_once(seed: int) -> None:
             runs = tuple(rng.randint(1, 5) for _ in range(rng.randint(1, 4)))
             before = pages.intervals()
             starts = pages.allocate(runs)
+            assert starts == first_fit(before, runs)
             if starts is None:
                 assert pages.intervals() == before
             else:

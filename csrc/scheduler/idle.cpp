@@ -191,7 +191,7 @@ void Idle::measure(Executor& executor) {
             ++place;
             continue;
         }
-        if (residency->state != ResidencyState::RESIDENT || residency->doomed) {
+        if (!is_usable(residency)) {
             ++place;
             continue;
         }

@@ -15,11 +15,6 @@ namespace clockwork {
 // Bound on the empty queues of one model (shapes times levels) that are kept.
 inline constexpr std::size_t QUEUES_KEPT = 16;
 
-// Whether work may be sent to a residency.
-inline bool is_usable(const Residency* residency) {
-    return residency != nullptr && residency->state == ResidencyState::RESIDENT && !residency->doomed;
-}
-
 // Planned duration of a batch on a residency; the bound, for a shape that was never measured.
 inline Ns planned_ns(const Residency& residency, std::uint32_t shape, std::uint32_t rows) {
     return residency.spec->alone_ns(shape, rows);

@@ -330,6 +330,11 @@ struct alignas(CACHE_LINE) Residency {
     bool is_idle() const { return batches.empty() && flying == 0 && state == ResidencyState::RESIDENT; }
 };
 
+// Whether work may be sent to a residency.
+inline bool is_usable(const Residency* residency) {
+    return residency != nullptr && residency->state == ResidencyState::RESIDENT && !residency->doomed;
+}
+
 // An action that was sent and has not been answered.
 struct Flight {
     ActionId action_id = 0;

@@ -48,8 +48,9 @@ Batch* Spare::steal(Executor& executor, Ns free) {
         }
         for (std::size_t place = 0; place < std::min(plan.size(), STEAL_SCAN_MAX); ++place) {
             Batch* batch = plan[place];
-            Residency* here = executor.arena->find(batch->residency->model);
-            if (here == nullptr || here->state != ResidencyState::RESIDENT || here->doomed) {
+            const Model& model = *batch->residency->model;
+            Residency* here = executor.arena->models.test(model.slot) ? executor.arena->find(&model) : nullptr;
+            if (!is_usable(here)) {
                 continue;
             }
             Curve* curve = here->spec->program->curve(batch->shape);
@@ -105,7 +106,7 @@ Batch* Spare::enter(Executor& executor, Batch* batch, std::size_t index) {
 Batch* Spare::from_background(Executor& executor, Ns free) {
     for (Model* model : idle_.background()) {
         Residency* residency = executor.arena->find(model);
-        if (residency != nullptr && residency->state == ResidencyState::RESIDENT && !residency->doomed) {
+        if (is_usable(residency)) {
             if (Batch* batch = background_batch(executor, *residency, free, AT_THE_END); batch != nullptr) {
                 return batch;
             }
@@ -179,7 +180,7 @@ void Spare::promote(Executor& executor) {
             }
             continue;
         }
-        if (residency->state != ResidencyState::RESIDENT || residency->doomed) {
+        if (!is_usable(residency)) {
             continue;
         }
         std::size_t place = plans_.of(executor).place_of(state_.now + BACKGROUND_AGE_NS);

@@ -671,9 +671,9 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     bool is_level = parts_.requests.is_one_level();
     // Queues with a packed rank at or above it are not better than the best.
     std::uint64_t bound = UINT64_MAX;
-    auto is_everywhere = [this](const Model& model) {
-        return parts_.state.arenas.size() > 1 && model.residencies.size() >= parts_.state.arenas.size();
-    };
+    std::size_t everywhere = parts_.state.arenas.size() > 1 ? parts_.state.arenas.size() : SIZE_MAX;
+    auto is_everywhere = [everywhere](const Model& model) { return model.residencies.size() >= everywhere; };
+    double share = margin(executor.arena->kind);
     auto is_wanted = [&](const Model& model, std::uint64_t rank) { return rank < bound || is_everywhere(model); };
     parts_.queues.for_each_ready(*executor.arena, is_wanted, [&](Queue& queue, Residency& residency) {
         if (best.queue != nullptr && queue.level >= lowest) {
@@ -681,7 +681,7 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
             Ns earliest = queue.front().deadline_ns;  // lower bound of the batch's last start
             earliest -= nearer - (is_behind(residency) ? behind : 0);
             if (is_everywhere(*queue.model)) {
-                earliest -= takes_ns(spec, queue.shape, std::min(queue.rows(), spec.batch_max));
+                earliest -= Durations(spec, queue.shape, share)(std::min(queue.rows(), spec.batch_max));
             }
             if (earliest >= best.rank_ns) {
                 return;

@@ -166,12 +166,6 @@ struct Executor {
     Lead lead;
     bool dirty = false;  // the executor or its arena changed since it was handled last
 
-    void reset() {
-        std::uint32_t place = slot, age = generation;
-        *this = Executor();
-        slot = place;
-        generation = age;
-    }
     void archive(Archive& archive);
 
     bool usable() const;
@@ -216,12 +210,6 @@ struct Arena {
     std::uint64_t evicted_early = 0;  // models evicted soon after a load, see EVICTED_EARLY_NS
     std::uint32_t mark = 0;           // number of the last search that visited the arena
 
-    void reset() {
-        std::uint32_t place = slot, age = generation;
-        *this = Arena();
-        slot = place;
-        generation = age;
-    }
     void archive(Archive& archive);
 
     bool usable() const;
@@ -304,12 +292,6 @@ struct Worker {
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;
 
-    void reset() {
-        std::uint32_t place = slot, age = generation;
-        *this = Worker();
-        slot = place;
-        generation = age;
-    }
     void archive(Archive& archive);
 
     HostState host_state(const Model& model) const {

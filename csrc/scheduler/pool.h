@@ -16,7 +16,8 @@
 namespace clockwork {
 
 // Objects of one type at addresses that never change. T has `slot` (a small number, for tables beside the
-// objects), `generation` (how often the slot was given back) and reset().
+// objects) and `generation` (how often the slot was given back). An object that was given back becomes T(),
+// or is reset() where T has that function, to keep the capacity of its vectors.
 template <typename T>
 class Pool {
 public:
@@ -32,7 +33,14 @@ public:
     }
 
     void give_back(T* entry) {
-        entry->reset();
+        if constexpr (requires { entry->reset(); }) {
+            entry->reset();
+        } else {
+            std::uint32_t slot = entry->slot, generation = entry->generation;
+            *entry = T();
+            entry->slot = slot;
+            entry->generation = generation;
+        }
         ++entry->generation;
         free_.push_back(entry);
     }

@@ -781,6 +781,8 @@ def commands_h() -> str:
     body = enum_lines("CommandKind", kinds)
     body += ["", *comment("Faults of a model's execution or load.")]
     body += [*enum_lines("Fault", members(types.Fault)), ""]
+    body += comment("Sentences of answers; SENTENCES in clockwork/scheduler/types.py has their words.")
+    body += [*enum_lines("AnswerText", {name: place for place, name in enumerate(types.SENTENCES)}), ""]
     fields = ["CommandKind kind = CommandKind::WAKE;"]
     fields += [f"{scheduler_type(name)} {name}{scheduler_initial(name)};" for name in command_fields()]
     fields += [
@@ -807,7 +809,7 @@ def commands_h() -> str:
         [*block("switch (kind)", [*cases, "default: return std::nullopt;"])],
     )
     includes = ["#include <cstdint>", "#include <optional>", ""]
-    includes += [f'#include "{name}.h"' for name in ("scheduler/ids", "scheduler/texts", "wire/kinds")]
+    includes += ['#include "scheduler/ids.h"', '#include "wire/kinds.h"']
     return c_file("The scheduler's commands.", includes, "clockwork", [*body, ""])
 
 
@@ -937,14 +939,16 @@ def commands_pxd() -> str:
     lines += [
         "from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t", "from libcpp cimport bool as cbool", "",
         "from clockwork.wire._messages cimport CReason, CStatus", "", "",
-        'cdef extern from "scheduler/texts.h" namespace "clockwork" nogil:',
-        '    cdef enum class CText "clockwork::AnswerText"(uint8_t):', "        pass", "", "",
         'cdef extern from "scheduler/commands.h" namespace "clockwork" nogil:',
         "    cdef enum class CommandKind(uint8_t):",
     ]  # fmt: skip
     lines += [f"        {snake(kind.__name__).upper()}" for kind in types.COMMANDS]
     lines += ["", '    cdef enum class CFault "clockwork::Fault"(uint8_t):', "        pass", ""]
-    lines += ['    cdef cppclass CCommand "clockwork::Command":', "        CommandKind kind"]
+    lines += [
+        '    cdef enum class CText "clockwork::AnswerText"(uint8_t):',
+        *(f"        {name}" for name in types.SENTENCES),
+    ]
+    lines += ["", '    cdef cppclass CCommand "clockwork::Command":', "        CommandKind kind"]
     plain = {"WorkerId": "int32_t", "std::int32_t": "int32_t", "ActionId": "uint64_t", "LoadId": "uint64_t",
              "RequestId": "uint64_t", "ModelId": "int64_t", "std::uint32_t": "uint32_t", "bool": "cbool", "Ns": "int64_t",
              "Status": "CStatus", "Reason": "CReason", "Fault": "CFault"}  # fmt: skip

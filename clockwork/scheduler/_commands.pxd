@@ -6,11 +6,6 @@ from libcpp cimport bool as cbool
 from clockwork.wire._messages cimport CReason, CStatus
 
 
-cdef extern from "scheduler/texts.h" namespace "clockwork" nogil:
-    cdef enum class CText "clockwork::AnswerText"(uint8_t):
-        pass
-
-
 cdef extern from "scheduler/commands.h" namespace "clockwork" nogil:
     cdef enum class CommandKind(uint8_t):
         SEND_LOAD
@@ -29,6 +24,35 @@ cdef extern from "scheduler/commands.h" namespace "clockwork" nogil:
 
     cdef enum class CFault "clockwork::Fault"(uint8_t):
         pass
+
+    cdef enum class CText "clockwork::AnswerText"(uint8_t):
+        NONE
+        NO_WORKER
+        DRAINING
+        QUEUE_FULL
+        TOO_LARGE
+        WORKERS_LEAVING
+        NEVER_MEASURED
+        NO_PLACE
+        BOUND_ABOVE_SLO
+        SLO_BELOW_IDLE
+        COULD_BE_ANSWERED
+        TOOK_ITS_PLACE
+        DEADLINE_PASSED
+        CANNOT_BE_IN_TIME
+        RESULT_LATE
+        WAS_CANCELLED
+        WORKER_LOST
+        WORKER_LEAVES
+        DEVICE_LOST
+        NO_WORKER_LEFT
+        BATCH_FAILED
+        FAILED_ON_INPUT
+        SET_ASIDE
+        ENDED_WORKERS
+        LOAD_FAILED
+        VERBATIM
+        NOT_MEASURABLE
 
     cdef cppclass CCommand "clockwork::Command":
         CommandKind kind

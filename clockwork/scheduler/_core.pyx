@@ -19,8 +19,8 @@ from clockwork.wire.messages import ActionKind, Reason, Status
 from clockwork.wire.optional import is_value
 from clockwork.scheduler._policy cimport Script
 from clockwork.scheduler.types import (
-    ActionDone, Arrived, DeviceClock, DeviceLost, Fault, LinkMeasured, ModelReady, ModelRemoved, RequestCancelled, Tick,
-    TimeWanted, WorkerDraining, WorkerJoined, WorkerLeft,
+    SENTENCES, ActionDone, Arrived, DeviceClock, DeviceLost, Fault, LinkMeasured, ModelReady, ModelRemoved,
+    RequestCancelled, Tick, TimeWanted, WorkerDraining, WorkerJoined, WorkerLeft,
 )
 
 BATCH_TABLE_MAX = C_BATCH_TABLE_MAX
@@ -53,42 +53,7 @@ cdef list STATUSES = [None] * 256
 for _status in Status:
     STATUSES[_status.value] = _status
 
-_LATE = "it could no longer be answered by its deadline"
-
-# Sentences in the order of AnswerText. {name} is the model's; {a} and {b} are numbers; {a_time}, {b_time} and
-# {c_time} are durations; {said} is the worker's message, or else the name of status a.
-TEXTS = (
-    "",
-    "no worker that can serve the model is connected",
-    "{name} is being unregistered",
-    "{a} requests of {b} bytes are queued",
-    "{name} is larger than any device's memory",
-    "every worker that has the model is leaving",
-    "{name} was never measured with inputs of this shape or size; it will be when a device is idle",
-    "{name} cannot be placed on any device now",
-    "{name} was never measured with inputs of this shape or size, and its bound of {a_time} is above the SLO",
-    "{name} takes {a_time} on an idle device ({c_time} to execute, the rest on the way and in reserve), the SLO is {b_time}",
-    "{name} could be answered in {a_time}, the SLO is {b_time}",
-    "a request of higher priority took its place",
-    "the deadline passed",
-    _LATE,
-    "the result came after the deadline",
-    "the request was cancelled",
-    "the worker was lost",
-    "the worker is leaving",
-    "its device was lost",
-    "no worker that can serve the model is left",
-    "the batch that it was in failed",
-    "the model failed on this input",
-    "{name} is set aside: its executions ended workers, or took too long; clockwork status says what happened",
-    "workers ended while they executed this request, so it is not tried again",
-    "{name} could not be loaded: {said}",
-    "{said}",
-    "{name} could not be executed with inputs of this shape or size when an idle device tried it, so how long that takes is "
-    "not known; a request without an SLO has it tried again, and is told what is wrong",
-)
-cdef int TEXT_LOAD_FAILED = TEXTS.index("{name} could not be loaded: {said}")
-cdef int TEXT_VERBATIM = TEXTS.index("{said}")
+TEXTS = tuple(SENTENCES.values())
 cdef tuple _texts = TEXTS
 cdef tuple _fixed = tuple("{" not in text for text in TEXTS)
 
@@ -532,10 +497,10 @@ cdef class Core(Driven):
         if _fixed[number]:
             return text
         said = ""
-        if number == TEXT_LOAD_FAILED or number == TEXT_VERBATIM:
+        if command.text == CText.LOAD_FAILED or command.text == CText.VERBATIM:
             if command.said >= 0:
                 said = self._core.out.texts[command.said].decode()
-            elif number == TEXT_LOAD_FAILED:
+            elif command.text == CText.LOAD_FAILED:
                 said = STATUSES[command.a].name
             else:
                 said = STATUSES[command.a].name.lower().replace("_", " ")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from clockwork.wire.messages import NEVER_NS, ActionKind, Reason, Status
@@ -325,6 +325,58 @@ class Fault(enum.IntEnum):
     OVERRUN = 2  # the execution exceeded its limit
     STUCK = 3  # a load or fetch did not end, and the worker restarted
     TRIAL_STUCK = 4  # a RESERVE for the preparation of the model did not end, and the worker restarted
+
+
+SENTENCES: Mapping[str, str] = {
+    "NONE": "",
+    "NO_WORKER": "no worker that can serve the model is connected",
+    "DRAINING": "{name} is being unregistered",
+    "QUEUE_FULL": "{a} requests of {b} bytes are queued",
+    "TOO_LARGE": "{name} is larger than any device's memory",
+    "WORKERS_LEAVING": "every worker that has the model is leaving",
+    "NEVER_MEASURED": (
+        "{name} was never measured with inputs of this shape or size; it will be when a device is idle"
+    ),
+    "NO_PLACE": "{name} cannot be placed on any device now",
+    "BOUND_ABOVE_SLO": (
+        "{name} was never measured with inputs of this shape or size, and its bound of {a_time} is above "
+        "the SLO"
+    ),
+    "SLO_BELOW_IDLE": (
+        "{name} takes {a_time} on an idle device ({c_time} to execute, the rest on the way and in "
+        "reserve), the SLO is {b_time}"
+    ),
+    "COULD_BE_ANSWERED": "{name} could be answered in {a_time}, the SLO is {b_time}",
+    "TOOK_ITS_PLACE": "a request of higher priority took its place",
+    "DEADLINE_PASSED": "the deadline passed",
+    "CANNOT_BE_IN_TIME": "it could no longer be answered by its deadline",
+    "RESULT_LATE": "the result came after the deadline",
+    "WAS_CANCELLED": "the request was cancelled",
+    "WORKER_LOST": "the worker was lost",
+    "WORKER_LEAVES": "the worker is leaving",
+    "DEVICE_LOST": "its device was lost",
+    "NO_WORKER_LEFT": "no worker that can serve the model is left",
+    "BATCH_FAILED": "the batch that it was in failed",
+    "FAILED_ON_INPUT": "the model failed on this input",
+    "SET_ASIDE": (
+        "{name} is set aside: its executions ended workers, or took too long; clockwork status says what "
+        "happened"
+    ),
+    "ENDED_WORKERS": "workers ended while they executed this request, so it is not tried again",
+    "LOAD_FAILED": "{name} could not be loaded: {said}",
+    "VERBATIM": "{said}",
+    "NOT_MEASURABLE": (
+        "{name} could not be executed with inputs of this shape or size when an idle device tried it, so "
+        "how long that takes is not known; a request without an SLO has it tried again, and is told what "
+        "is wrong"
+    ),
+}
+"""Sentences of answers, by the names that ``AnswerText`` has for them, in the order of their numbers.
+
+``{name}`` is the model's; ``{a}``, ``{b}`` and ``{c}`` are numbers of the command, and ``{a_time}``,
+``{b_time}`` and ``{c_time}`` the same as durations. ``{said}`` is the worker's message, or else the name of
+status ``a``.
+"""
 
 
 class ModelFault(NamedTuple):

@@ -7,7 +7,6 @@
 #include <optional>
 
 #include "scheduler/ids.h"
-#include "scheduler/texts.h"
 #include "wire/kinds.h"
 
 namespace clockwork {
@@ -35,6 +34,37 @@ enum class Fault : std::uint8_t {
     OVERRUN = 2,
     STUCK = 3,
     TRIAL_STUCK = 4,
+};
+
+// Sentences of answers; SENTENCES in clockwork/scheduler/types.py has their words.
+enum class AnswerText : std::uint8_t {
+    NONE = 0,
+    NO_WORKER = 1,
+    DRAINING = 2,
+    QUEUE_FULL = 3,
+    TOO_LARGE = 4,
+    WORKERS_LEAVING = 5,
+    NEVER_MEASURED = 6,
+    NO_PLACE = 7,
+    BOUND_ABOVE_SLO = 8,
+    SLO_BELOW_IDLE = 9,
+    COULD_BE_ANSWERED = 10,
+    TOOK_ITS_PLACE = 11,
+    DEADLINE_PASSED = 12,
+    CANNOT_BE_IN_TIME = 13,
+    RESULT_LATE = 14,
+    WAS_CANCELLED = 15,
+    WORKER_LOST = 16,
+    WORKER_LEAVES = 17,
+    DEVICE_LOST = 18,
+    NO_WORKER_LEFT = 19,
+    BATCH_FAILED = 20,
+    FAILED_ON_INPUT = 21,
+    SET_ASIDE = 22,
+    ENDED_WORKERS = 23,
+    LOAD_FAILED = 24,
+    VERBATIM = 25,
+    NOT_MEASURABLE = 26,
 };
 
 // One order. Its kind decides which fields count; the records of scheduler/types.py have the same names.

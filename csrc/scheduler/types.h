@@ -12,7 +12,6 @@
 
 #include "scheduler/commands.h"
 #include "scheduler/ids.h"
-#include "scheduler/texts.h"
 #include "wire/bounds.h"
 #include "wire/kinds.h"
 

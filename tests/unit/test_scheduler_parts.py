@@ -13,7 +13,7 @@ ROOM = Path(__file__).parents[2] / "csrc" / "scheduler"
 ORDER = [
     # values, and what is learnt of them
     ["archive"],
-    ["ids", "texts"],
+    ["ids"],
     ["commands"],
     ["types", "chain", "bits", "pool", "pages"],
     ["histogram"],

@@ -66,10 +66,11 @@ class Step(NamedTuple):
     begin_ns: int
     end_ns: int
     bytes: int
+    issued_ns: int  # time of the call; 0 for a node of a graph
 
 
 class _Step(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("kind", "begin_ns", "end_ns", "bytes")]
+    _fields_ = [(name, ctypes.c_int64) for name in ("kind", "begin_ns", "end_ns", "bytes", "issued_ns")]
 
 
 class FakeDriver:
@@ -121,7 +122,10 @@ class FakeDriver:
         """Return what streams have done since the last call, in the order of the ends."""
         steps = (_Step * STEPS_MAX)()
         count = self._library.cw_fake_steps(steps, STEPS_MAX)
-        return [Step(STEP_KINDS[one.kind], one.begin_ns, one.end_ns, one.bytes) for one in steps[:count]]
+        return [
+            Step(STEP_KINDS[one.kind], one.begin_ns, one.end_ns, one.bytes, one.issued_ns)
+            for one in steps[:count]
+        ]
 
     def stall(self, stall_ns: int = 0) -> None:
         """Have calls that a card's driver serialises with other work hold its devices for so long; 0: no call

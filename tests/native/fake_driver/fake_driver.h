@@ -87,7 +87,8 @@ typedef struct cw_fake_step {
     int64_t kind;
     int64_t begin_ns;
     int64_t end_ns;
-    int64_t bytes; /* bytes of a copy */
+    int64_t bytes;     /* bytes of a copy */
+    int64_t issued_ns; /* time of the call; 0 for a node of a graph */
 } cw_fake_step;
 
 /* Takes the last steps of all streams, at most so many, in the order of their ends; returns their number. */

@@ -190,7 +190,7 @@ void perform(Stream* stream, Item& item, std::unique_lock<std::mutex>& guard) {
     auto log = [&](int64_t kind, int64_t begin_ns, size_t bytes) {
         if (all.steps.size() == STEPS_MAX)
             all.steps.pop_front();
-        all.steps.push_back({kind, begin_ns, now_ns(), int64_t(bytes)});
+        all.steps.push_back({kind, begin_ns, now_ns(), int64_t(bytes), item.issued_ns});
     };
     if (latency_ns && item.kind != Item::GRAPH) {
         guard.unlock();

@@ -54,7 +54,6 @@ def test_an_example_gets_the_answers_of_its_library(name: str, cluster: Cluster,
         env={**os.environ, "PYTHONPATH": paths, "CLOCKWORK_ENDPOINT": cluster.endpoint, "KERAS_BACKEND": "torch"},
         capture_output=True,
         text=True,
-        timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r"@1: .* batches of up to 16$", done.stdout.strip()), done.stdout

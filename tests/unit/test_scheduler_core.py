@@ -52,7 +52,7 @@ def test_never_is_the_same_time_on_both_sides() -> None:
 
 def test_every_answer_has_its_sentence() -> None:
     for text in _core.TEXTS:
-        text.format(name="m", a=1, b=2, a_time="1 us", b_time="2 us", c_time="3 us", said="no")
+        assert text.format(name="m", a=1, b=2, a_time="1 us", b_time="2 us", c_time="3 us", said="no")
 
 
 def test_the_bounds_are_those_of_the_configuration() -> None:

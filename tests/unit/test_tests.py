@@ -1,4 +1,4 @@
-"""Every test asserts something: read from the sources of the tests with ast."""
+"""Every test asserts something, and waits with one limit: read from the sources of the tests with ast."""
 
 from __future__ import annotations
 
@@ -73,3 +73,50 @@ def test_every_test_asserts_in_sight_of_its_reader() -> None:
 )
 def test_what_counts_as_an_assertion(body: str, visible: bool) -> None:
     assert list(find_tests(f"async def test_it():\n    {body}\n")) == [("test_it", visible)]
+
+
+WAITS = ("result", "join", "wait", "acquire")
+"""Methods whose only argument is a time to wait."""
+
+RUNS = ("run", "create_connection", "urlopen", "get", "acquire", "Client", "AsyncClient")
+"""Functions whose argument ``timeout`` ends a wait, in place of a request."""
+
+
+def own_limits(source: str) -> Iterator[int]:
+    """Yield the lines of waits that end after a written number of seconds, of five or more."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = called_name(node)
+        given = [one.value for one in node.keywords if one.arg == "timeout" and name in RUNS]
+        if name in WAITS and len(node.args) == 1:
+            given += node.args
+        for one in given:
+            if isinstance(one, ast.Constant) and isinstance(one.value, int | float) and one.value >= 5:
+                yield one.lineno
+
+
+def test_waits_have_the_limit_of_all_tests() -> None:
+    """A number that a test chooses is too short for some machine; see tests/patience.py."""
+    found = [
+        f"{path.relative_to(TESTS)}:{line}"
+        for folder in ("device", "emulation", "native", "process", "sim", "unit")
+        for path in sorted((TESTS / folder).rglob("*.py"))
+        for line in own_limits(path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("call", "is_own"),
+    [
+        ("future.result(10)", True),
+        ("thread.join(5.0)", True),
+        ("subprocess.run(command, timeout=60)", True),
+        ("future.result(PATIENCE_S)", False),
+        ("pause.wait(0.02)", False),
+        ("client.infer('m', x, timeout=30)", False),
+    ],
+)
+def test_what_counts_as_a_limit_of_its_own(call: str, is_own: bool) -> None:
+    assert bool([*own_limits(call)]) == is_own

@@ -38,6 +38,7 @@ from clockwork.wire.messages import (
 )
 from clockwork.wire.tensors import FLOAT
 from clockwork.wire.transport import Poller, Transport
+from tests.process.python_router import PythonRouter
 
 ROOT = Path(__file__).parent.parent
 SEED = 1
@@ -49,7 +50,7 @@ def controller(parent: int, answer_bytes: int) -> None:
     """Answer every request with the same tensor, until the parent ends."""
     die_with(parent)
     transport = Transport()
-    router = transport.router("tcp://127.0.0.1:0")
+    router = PythonRouter(transport)
     print(router.endpoint, flush=True)
     poller = Poller([router])
     answer = bytes(answer_bytes)

@@ -58,6 +58,7 @@ from clockwork.wire.messages import (
     WorkerWelcome,
 )
 from clockwork.wire.transport import Poller, Transport
+from tests.process.python_router import PythonRouter
 
 SEED = 1
 FLOAT = 1
@@ -194,7 +195,7 @@ class Worker:
 
     def __init__(self, store: Path, checkout: Path, bare: BareRouter | None = None) -> None:
         self.transport = Transport()
-        self.router: Any = bare if bare is not None else self.transport.router("tcp://127.0.0.1:0")
+        self.router: Any = bare if bare is not None else PythonRouter(self.transport)
         self._poller = Poller([] if bare is not None else [self.router])
         settings = {
             "endpoint": self.router.endpoint,

@@ -157,19 +157,14 @@ class Transport:
         keys: ControllerKeys | None = None,
         port: ControllerSocket = ControllerSocket.CLIENTS,
         gate: Gate | None = None,
-        *,
-        monitored: bool = False,
     ) -> Router:
         """Bind an endpoint. With keys, `gate` says which keys may connect; without a gate, the keys' own list
         does.
 
-        monitored: the caller reads the monitor socket of addresses() without delay, for each connection that
-        comes or goes: libzmq's I/O thread blocks where some thousand events are unread.
-
         Raises ConfigError if the endpoint is in use or cannot be bound.
         """
         self._guard(keys, port, gate)
-        router = Router(self._context, endpoint, keys, port, monitored)
+        router = Router(self._context, endpoint, keys, port)
         self._sockets.append(router)
         return router
 
@@ -434,7 +429,11 @@ def socket_functions() -> _zmq.Functions:
 
 
 class Router:
-    """A bound socket with many peers, each named by an identity that this side assigned."""
+    """A bound socket with many peers, which native code reads. libzmq assigns each peer's identity.
+
+    Native code has to read the monitor as well, without delay and for each connection that comes or goes:
+    libzmq's I/O thread blocks where some thousand events are unread.
+    """
 
     def __init__(
         self,
@@ -442,74 +441,30 @@ class Router:
         endpoint: str,
         keys: ControllerKeys | None,
         port: ControllerSocket,
-        monitored: bool = False,
     ) -> None:
         self._socket = socket = _new_socket(context, zmq.ROUTER)
         socket.set(zmq.ROUTER_MANDATORY, 1)  # a peer that is gone is an error, not a lost message
         _find_dead_hosts_by_tcp(socket)
         # Opened before the first connection can come.
-        self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN) if monitored else None
-        self._probe = _zmq.Probe(socket)
-        sockets = [socket] if self._monitor is None else [socket, self._monitor]
-        self.filenos = tuple(int(part.get(zmq.FD)) for part in sockets)
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN)
+        self.filenos = tuple(int(part.get(zmq.FD)) for part in (socket, self._monitor))
         try:
             self.endpoint = _bind(socket, endpoint, keys, port)
         except ConfigError:
-            if self._monitor is not None:
-                self._monitor.close(0)
+            self._monitor.close(0)
             raise
-
-    def receive(self) -> tuple[bytes, int, list[Frame]] | None:
-        """The next message as (identity, descriptor of its connection, frames), or None.
-
-        Frames are header (bytes) first; a message with too many frames yields none, so that it can be
-        answered as malformed. So does a message of a peer that does not speak ZMTP 3: libzmq takes any
-        bytes for the first version of ZMTP, and knows no descriptor of such a connection.
-        """
-        socket = self._socket
-        if not self._probe.readable():
-            return None
-        identity: bytes = _receive_part(socket, _NOBLOCK)
-        if not self._probe.more():
-            return identity, -1, []
-        first = _receive_part(socket, _NOBLOCK, False)
-        frames: list[Frame] = [first.bytes]
-        if not _rest(socket, self._probe, frames):
-            frames.clear()
-        try:
-            return identity, int(first.get(zmq.SRCFD)), frames
-        except zmq.ZMQError:
-            return identity, -1, []
-
-    def send(self, identity: bytes, header: bytes, frames: Sequence[Frame] = ()) -> bool:
-        """Queue one message. False if the peer is gone, or its queue is full."""
-        try:
-            _send_part(self._socket, identity, _MORE)
-            _send(self._socket, header, frames)
-        except zmq.ZMQError as error:
-            if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                return False
-            raise
-        return True
 
     def addresses(self) -> tuple[int, int]:
-        """The addresses of a monitored socket and of its monitor, for native code that calls libzmq itself.
+        """The addresses of the socket and of its monitor, for native code that calls libzmq itself.
 
         The descriptors are valid until close(), on the thread that uses this object.
         """
-        assert self._monitor is not None, "the socket was opened without a monitor"
         return int(self._socket.underlying), int(self._monitor.underlying)
-
-    def readable(self) -> bool:
-        """Whether receive() has something; see Dealer.readable()."""
-        return self._probe.readable()
 
     def close(self) -> None:
         if not self._socket.closed:
-            self._probe.forget()
-            if self._monitor is not None:
-                self._socket.disable_monitor()
-                self._monitor.close(0)
+            self._socket.disable_monitor()
+            self._monitor.close(0)
             self._socket.close()
 
 
@@ -669,7 +624,7 @@ class Publisher:
 class Poller:
     """Waits on sockets and plain descriptors at once."""
 
-    def __init__(self, sockets: Sequence[Dealer | Router], filenos: Sequence[int] = ()) -> None:
+    def __init__(self, sockets: Sequence[Dealer], filenos: Sequence[int] = ()) -> None:
         self._sockets = tuple(sockets)
         self._wait = _wait.DescriptorPoller(
             [fd for socket in sockets for fd in socket.filenos] + list(filenos)

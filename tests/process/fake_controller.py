@@ -24,8 +24,9 @@ from clockwork.wire.messages import (
     Reply,
     Status,
 )
-from clockwork.wire.transport import Poller, Router, Transport
+from clockwork.wire.transport import Poller, Transport
 from tests.patience import PATIENCE_S
+from tests.process.python_router import PythonRouter
 
 
 class FakeController:
@@ -52,7 +53,7 @@ class FakeController:
         self._stop = False
         self._wakeup = WakeDescriptor()
         self._transport = Transport()
-        self.router: Router = self._transport.router(endpoint, keys)
+        self.router = PythonRouter(self._transport, endpoint, keys)
         self.endpoint = self.router.endpoint
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)

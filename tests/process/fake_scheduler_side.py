@@ -37,6 +37,7 @@ from clockwork.wire.messages import (
 )
 from clockwork.wire.transport import Poller, Transport
 from tests.patience import PATIENCE_S, eventually
+from tests.process.python_router import PythonRouter
 
 ALWAYS = (-NEVER_NS, NEVER_NS)
 """The window of an action that may start at any time: a worker's clock may read less than 0."""
@@ -71,7 +72,7 @@ class SchedulerSide:
 
     def __init__(self, endpoint: str = "tcp://127.0.0.1:0", keys: Any = None) -> None:
         self._transport = Transport()
-        self.router = self._transport.router(endpoint, keys)
+        self.router = PythonRouter(self._transport, endpoint, keys)
         self.endpoint = self.router.endpoint
         self._poller = Poller([self.router])
         self.identity = b""

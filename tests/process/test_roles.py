@@ -47,6 +47,7 @@ from clockwork.wire.roles import ANY_ROLE, DEEDS, MESSAGES, PORTS, QUERIES, Cont
 from clockwork.wire.transport import Poller, Transport, new_key_pair
 from tests.patience import PATIENCE_NS, PATIENCE_S, eventually
 from tests.process.peers import FakeWorker, Peer, RawClient, running_controller
+from tests.process.python_router import PythonRouter
 
 LEGACY = "legacy"
 """In place of a role: the key that was made before there were roles."""
@@ -512,7 +513,8 @@ def test_one_connection_of_a_router_can_be_ended(tmp_path: Path, kind: str, with
     theirs = key_of(directory, LEGACY) if with_keys else None
     transport = Transport()
     try:
-        router = transport.router("tcp://127.0.0.1:0" if kind == "tcp" else f"ipc://{tmp_path}/s", ours)
+        endpoint = "tcp://127.0.0.1:0" if kind == "tcp" else f"ipc://{tmp_path}/s"
+        router = PythonRouter(transport, endpoint, ours)
         poller = Poller([router])
         with Peer(router.endpoint, {}, theirs) as first, Peer(router.endpoint, {}, theirs) as other:
             descriptors = []

@@ -53,6 +53,7 @@ from clockwork.worker.given import Given
 from clockwork.worker.road import open_road
 from tests.device.rig import CpuRig, affine, expected_affine
 from tests.patience import PATIENCE_S
+from tests.process.python_router import PythonRouter
 
 MODEL = 1
 PAGE_BYTES = 1 << 20
@@ -70,7 +71,7 @@ class Stage:
         self, place: Path, exec_ms: int = 1, load_ms: int = 1, device: CpuDevice | None = None
     ) -> None:
         self.transport = Transport()
-        self.router = self.transport.router("tcp://127.0.0.1:0")
+        self.router = PythonRouter(self.transport)
         self.dealer: Dealer = self.transport.dealer(self.router.endpoint)
         self.device: Device = device if device is not None else self._emulated(place, exec_ms, load_ms)
         self.road = open_road(self.dealer, [self.device], WorkerClock().settings)

@@ -29,12 +29,8 @@ class Sockets:
         self._functions = socket_functions()
         self._transport = Transport()
         try:
-            self.clients = self._transport.router(
-                endpoints[0], keys, ControllerSocket.CLIENTS, gate, monitored=True
-            )
-            self.workers = self._transport.router(
-                endpoints[1], keys, ControllerSocket.WORKERS, gate, monitored=True
-            )
+            self.clients = self._transport.router(endpoints[0], keys, ControllerSocket.CLIENTS, gate)
+            self.workers = self._transport.router(endpoints[1], keys, ControllerSocket.WORKERS, gate)
             self.publisher = self._transport.publisher(
                 endpoints[2], keys, ControllerSocket.EVENTS, gate, seats.subscribers
             )

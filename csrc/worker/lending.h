@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "device/order.h"
@@ -43,6 +44,16 @@ struct HeldInputs : device::BufferOwner {
     std::vector<Frame> frames;             // of the INFER's message, its header first
     std::vector<SnapshotPlace> snapshots;  // of the inputs in clients' memory
     std::vector<OutputRoom> rooms;         // of each part; empty: no part has a room
+    device::RequestTensors tensors;        // empty vectors with the memory of an earlier order's
+
+    // Lets go of the inputs of an answered order, whose vectors it takes, so that this can be used again.
+    void recycle(device::RequestTensors& used) {
+        frames.clear();
+        snapshots.clear();
+        rooms.clear();
+        std::swap(tensors, used);
+        tensors.clear();
+    }
 };
 
 // An INFER whose inputs are being copied.

@@ -363,9 +363,9 @@ bool Road::take_action(std::int64_t tag, Ns now) {
     }
     std::unique_ptr<HeldInputs> inputs;
     if (!action_.tensors.empty()) {
-        inputs = std::make_unique<HeldInputs>();
+        inputs = take_inputs();
         // The move of the vector does not move small frames' bytes
-        inputs->frames = std::exchange(message_, {});
+        std::swap(inputs->frames, message_);
     }
     queue_action(std::move(inputs), now);
     return true;
@@ -435,6 +435,8 @@ void Road::queue_action(std::unique_ptr<HeldInputs> inputs, Ns now) {
     order->is_lent = inputs != nullptr && !inputs->rooms.empty();
     std::swap(order->run_starts, action_.run_starts);
     std::swap(order->views, views_);
+    if (inputs != nullptr)
+        std::swap(views_, inputs->tensors);
     order->buffer_owner = std::move(inputs);
     if (free_slots_.empty()) {
         order->slot = static_cast<std::uint32_t>(orders_.size());
@@ -455,6 +457,24 @@ void Road::queue_action(std::unique_ptr<HeldInputs> inputs, Ns now) {
                         .token = order->slot},
                        commands_);
     obey(order->place, now);
+}
+
+// Returns empty inputs, with the vectors of an answered order's if there are any.
+std::unique_ptr<HeldInputs> Road::take_inputs() {
+    if (spare_inputs_.empty())
+        return std::make_unique<HeldInputs>();
+    std::unique_ptr<HeldInputs> found = std::move(spare_inputs_.back());
+    spare_inputs_.pop_back();
+    return found;
+}
+
+// Keeps the inputs of an answered order for the next orders, without their bytes.
+void Road::recycle(Order& order) {
+    if (order.buffer_owner == nullptr || spare_inputs_.size() >= SPARE_INPUTS_MAX)
+        return;
+    std::unique_ptr<HeldInputs> inputs(static_cast<HeldInputs*>(order.buffer_owner.release()));
+    inputs->recycle(order.views);
+    spare_inputs_.push_back(std::move(inputs));
 }
 
 void Road::revoke(std::int64_t action_id, Ns now) {
@@ -725,6 +745,7 @@ void Road::answer(Order* order, Ns now) {
         return;
     }
     send_result(*order, now);
+    recycle(*order);
     free_order(order);
 }
 

@@ -94,6 +94,9 @@ struct RoadBounds {
 // The thread's pause between two turns if another thread wants the lock and more work is left.
 inline constexpr Ns HANDOVER_NS = 20'000;
 
+// Inputs of answered orders that are kept, so that the next orders allocate nothing.
+inline constexpr std::size_t SPARE_INPUTS_MAX = 256;
+
 class Road {
 public:
     // socket_fds: descriptors of the socket and of its monitor. As long as the road runs, it owns both, and
@@ -214,6 +217,8 @@ private:
     void give_message(Notice::Kind kind, Ns now);
     void note_views();
     void queue_action(std::unique_ptr<HeldInputs> inputs, Ns now);
+    std::unique_ptr<HeldInputs> take_inputs();
+    void recycle(device::Order& order);
     void begin_copies(Ns now);
     void take_copies(Ns now);
     void use_news(Ns now);
@@ -290,6 +295,7 @@ private:
     ResultWriter results_;
     Outgoing outgoing_;
     std::atomic<bool> has_ended_copies_{false};  // Lending has copies to take
+    std::vector<std::unique_ptr<HeldInputs>> spare_inputs_;
     Lending lending_;
     LendingNews lending_news_;
     std::deque<Notice> notices_;

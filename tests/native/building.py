@@ -56,6 +56,7 @@ PROGRAMS: dict[str, Sequence[Path]] = {
     "threads_arena": [HERE / "threads_arena.cpp"],
     "threads_lanes": [HERE / "threads_lanes.cpp"],
     "threads_road": [HERE / "threads_road.cpp", *WORKER],
+    "road_allocations": [HERE / "road_allocations.cpp", *WORKER],
     "worker_parts": [HERE / "worker_parts.cpp", *WORKER],
     "threads_recorder": [HERE / "threads_recorder.cpp", ROOT / "csrc/recording/recorder.cpp"],
     "fuzz_exchange": [HERE / "fuzz_exchange.cpp", *CONTROLLER],

@@ -83,7 +83,13 @@ def test_parts_of_the_exchange_keep_their_books() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
+def test_a_workers_road_allocates_nothing_for_an_infer() -> None:
+    assert run("road_allocations", ADDRESS, within_s=60) == "0.000 allocations per INFER\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_parts_of_a_workers_road_keep_their_books() -> None:
     assert "6 tests" in run("worker_parts", ADDRESS, within_s=60)
 

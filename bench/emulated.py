@@ -187,7 +187,7 @@ class Requests:
         name = self._names[self._sent % len(self._names)]
         request = InferRequest(self._sent, name, 2 * SECOND, 0, [["input", UINT8, [1, self._size], 0]])
         if not self._pipe.send(codec.encode(request), [self._input]):
-            raise Unavailable("the controller does not take what is sent")
+            raise Unavailable("the controller does not take the messages sent to it")
 
     def _take(self) -> bool:
         found = False

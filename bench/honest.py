@@ -66,7 +66,7 @@ class Honest:
                 self.took_s.append(time.monotonic() - begun)
             self.answers += 1
             if not self._is_right(x, answer):
-                self.wrong.append(f"{self.name}: an answer is another request's, or nobody's")
+                self.wrong.append(f"{self.name}: an answer belongs to another request, or to none")
 
 
 def over_http(port: int, token: str = "") -> Infer:

@@ -158,7 +158,7 @@ def switches(policy: str, memory: str) -> list[str]:
         measure.run(cell, unknown, cell.draw(0, 2000).at(1000.0, 1.0), seed=0, warmup_s=0.0, until_s=1.0)
     except ValueError as error:
         return sorted(set(re.findall(rf"\b{SWITCH}\w+", str(error))))
-    raise AssertionError(f"policy {policy} took an option that nobody knows")
+    raise AssertionError(f"policy {policy} took an option that does not exist")
 
 
 def ablation(cell: Cell, plan: run.Plan) -> list[dict[str, Any]]:

@@ -110,7 +110,7 @@ def _names(text: str) -> list[str]:
     type=_names,
     metavar="NAME,...",
     help="Inputs with a default in the ONNX file that requests may give or leave out; '' for none.  "
-    "[default: those that choose what an If or Loop does, and those of --examples]",
+    "[default: inputs that select the branch of an If or the length of a Loop, and inputs in --examples]",
 )
 @click.option("--image", is_flag=True, help="Add JPEG decoding to the model, whose input then is JPEG files.")
 @click.option(

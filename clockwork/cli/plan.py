@@ -427,7 +427,7 @@ def describe(found: planning.CapacityPlan, scenario: planning.Scenario) -> str:
         if found.beyond.badness > found.beyond.bad_fraction:
             weighed = f" (by its limit as much as {100 * found.beyond.badness:.3g} % of all)"
         lines += [
-            f"  {'limited by':<14}{found.limited_by or 'none of what could be doubled'}",
+            f"  {'limited by':<14}{found.limited_by or 'none of the resources that can be doubled'}",
             (
                 f"  {'':<14}just beyond ({say_count(found.beyond.devices, 'device')}, {found.beyond.rate:.5g}/s),"
                 f" {100 * found.beyond.bad_fraction:.3g} % are bad{worst(found.beyond)}{weighed};"

@@ -203,7 +203,7 @@ def replay(
         print_line(
             f"A dump of policy {header.policy}, by version {header.version}. It begins after its controller did, without the "
             f"scheduler's state{f' ({header.inexact})' if header.inexact else ''}. So its decisions are not repeated one by one, but "
-            "simulated from what was resident then."
+            "simulated from the models that were resident then."
         )
     if not is_exact or policy or devices or slo or save:
         with _named(recording):

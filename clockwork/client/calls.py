@@ -459,7 +459,7 @@ class PageCollector:
             _damaged("a page without a model is followed by another")
         # Longer than a Query's argument may be
         if len(self.argument.encode()) > config.MODEL_REFERENCE_BYTES_MAX:
-            _damaged("the next page begins with what names no model")
+            _damaged("the next page begins with a text that names no model")
         if not self.body:
             self.body = page
         else:

@@ -45,7 +45,7 @@ def attend(channel: IdleChannel) -> None:
                 _thread.start()
             except RuntimeError as error:
                 _thread = None
-                log.warning("what comes for idle clients is not looked at: %s", error)
+                log.warning("messages for idle clients are not received: %s", error)
 
 
 def dismiss(channel: IdleChannel) -> None:

@@ -219,7 +219,7 @@ class Controller:
 
     def _after_job_failed(self, error: Exception) -> None:
         """Complain of an exception raised while a storage job's result was taken in."""
-        text = "failed at what follows a job of the storage thread"
+        text = "failed to take in the result of a job of the storage thread"
         self._effects.append(Complain("storage failed", text, error))
 
     def _order(self) -> None:

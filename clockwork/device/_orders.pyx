@@ -216,7 +216,7 @@ cdef class DeviceCore:
 
     cdef void begin_reserve(self, Order* order) noexcept nogil:
         """Queue a RESERVE, or end it."""
-        snprintf(order.text, TEXT_BYTES, "this device makes models ready beside what it executes")
+        snprintf(order.text, TEXT_BYTES, "this device makes models ready beside its executions")
         self.refuse(order, DEVICE_ERROR)
 
     # ----- models ----------------------------------------------------------------------------

@@ -279,7 +279,7 @@ class CudaDevice(NativeDevice[ReservingCore]):
         except CudaError as error:
             if self._core.look(str(error)):
                 raise DeviceBroken(self.fault) from None
-            log.error("%s does not take back what it gave: %s", self.info.name, error)
+            log.error("%s could not release memory: %s", self.info.name, error)
 
     @property
     def is_untidy(self) -> bool:

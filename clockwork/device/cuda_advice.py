@@ -40,8 +40,8 @@ ADVICE = {
     DriverError.CUDA_ERROR_SYSTEM_NOT_READY: "on a machine with NVSwitch, nvidia-fabricmanager of the driver's version has to run",
     DriverError.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: "libcuda.so.1 and the kernel's driver are of different versions: restart the "
     "machine after an update of the driver, or the container that was started before it",
-    DriverError.CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE: "libcuda.so.1 is that of a cuda-compat package, which this GPU does "
-    "not take: take its folder out of LD_LIBRARY_PATH",
+    DriverError.CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE: "libcuda.so.1 belongs to a cuda-compat package, which this GPU does "
+    "not support: remove the package's folder from LD_LIBRARY_PATH",
     DriverError.CUDA_ERROR_MPS_CONNECTION_FAILED: _MPS,
     DriverError.CUDA_ERROR_MPS_SERVER_NOT_READY: _MPS,
 }
@@ -54,7 +54,7 @@ def advice(code: int, devices: Path = Path("/dev")) -> str:
         found += filter(None, (visibility(), _files(devices)))
         if code == DriverError.CUDA_ERROR_UNKNOWN:
             found.append(
-                "if nothing else is wrong, `nvidia-modprobe -u -c 0` loads what is missing of the kernel's driver"
+                "if nothing else is wrong, `nvidia-modprobe -u -c 0` loads the missing modules of the kernel's driver"
             )
     return "".join(f"; {hint}" for hint in found)
 

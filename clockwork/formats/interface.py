@@ -77,7 +77,9 @@ def _checked(inputs: list[TensorSpec], outputs: list[TensorSpec], metadata: dict
     try:
         codec.check(Prepared(0, Status.OK, "", sides | {"metadata": metadata}))
     except (codec.WireError, ValueError, TypeError, OverflowError) as error:
-        raise InvalidModel(f"it declares what cannot be served: {tell(str(error), 300)}") from None
+        raise InvalidModel(
+            f"it declares an interface that cannot be served: {tell(str(error), 300)}"
+        ) from None
     if any(type(text) is not str for pair in metadata.items() for text in pair):
         raise InvalidModel("its metadata are texts by name")
     defaults_of(inputs, metadata)
@@ -335,7 +337,7 @@ def read_onnx(file: BinaryIO) -> Interface:
 
 def _single(values: list[Any], what: str) -> Any:
     if len(values) != 1:
-        raise InvalidModel(f"an ONNX model that declares {len(values)} times what is there once: {what}")
+        raise InvalidModel(f"an ONNX model that declares {what} {len(values)} times instead of once")
     return values[0]
 
 

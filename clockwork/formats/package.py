@@ -236,7 +236,7 @@ def check_package(
         files = parse_files(rows)
         if digest_of(files) != directory.name:
             raise DamagedPackage(
-                f"package {directory.name} is damaged: its list is that of {digest_of(files)}"
+                f"package {directory.name} is damaged: its list belongs to package {digest_of(files)}"
             )
         for file in files:
             size, sha256 = hash_file(directory / file.path, busy_share, stop)

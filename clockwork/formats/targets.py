@@ -54,7 +54,7 @@ def architecture_of(fingerprint: str) -> str:
 def describe_mismatch(targets: Mapping[str, TargetModules], device: str) -> str:
     """Return why a device runs none of these targets, as a sentence."""
     has = ", ".join(f"{name} (and PTX)" if target.ptx else name for name, target in sorted(targets.items()))
-    return f"the program is compiled for {has}; this device is {device}, which runs none of it"
+    return f"the program is compiled for {has}; this device is {device}, which can run none of these"
 
 
 def most_lasting(names: Iterable[str]) -> str:

@@ -308,7 +308,7 @@ class HttpServer:
         for candidate in PATHS:
             if candidate.fits(words):
                 return candidate
-        raise NotFound(f"there is no {'/'.join(path)[:200]!r}; /openapi.json lists what there is")
+        raise NotFound(f"there is no {'/'.join(path)[:200]!r}; /openapi.json lists all paths")
 
     async def _body(self, request: web.BaseRequest, limit: int) -> bytes | bytearray:
         """Return a request's body, whose bytes are held until the caller releases them.

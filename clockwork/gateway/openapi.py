@@ -98,7 +98,7 @@ def _paths() -> Json:
         (
             "load",
             "LoadRequest",
-            "Have a registered model serve, or register what a repository has of it, with another configuration and files.",
+            "Have a registered model serve, or register its versions in a repository, with another configuration and files.",
         ),
         (
             "unload",

@@ -115,7 +115,7 @@ class Tokens:
         if wanted is None or (is_client and wanted is self._client):
             return Standing.CLIENT
         if is_client:
-            raise Forbidden("this call changes what is served, which takes the operator's token")
+            raise Forbidden("this call changes the served models, which needs the operator's token")
         raise Unauthorized("this server wants Authorization: Bearer and its token")
 
 
@@ -143,10 +143,10 @@ def read_tokens(settings: GatewaySettings) -> Tokens:
     """Return the tokens in the files that the settings name. Raises ConfigError."""
     tokens = read_token(settings.token_file), read_token(settings.operator_token_file)
     if tokens[0] is not None and tokens[0] == tokens[1]:
-        raise ConfigError("the token of --operator-token-file is that of --token-file; make another one")
+        raise ConfigError("--operator-token-file and --token-file have the same token; make another one")
     if tokens[0] is not None and tokens[1] is None and _may_operate(settings):
         log.warning(
-            "whoever has the token may also load and unload models: give --operator-token-file to tell them apart"
+            "every caller with the token may also load and unload models: give --operator-token-file to separate operators from other callers"
         )
     return Tokens(*tokens)
 

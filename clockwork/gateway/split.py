@@ -18,7 +18,7 @@ from clockwork.errors import InvalidInput
 from clockwork.gateway.errors import TooLarge
 from clockwork.protocol import inference_pb2 as pb
 
-NO_MESSAGE = "the message is not what the method takes"
+NO_MESSAGE = "the message is not one of the method's type"
 
 # wire types; no message of the service has groups (3 and 4)
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5

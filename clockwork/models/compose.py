@@ -158,7 +158,7 @@ def join(
     try:
         whole = compose.merge_models(first, model, io_map=list(joined.items()))
     except (ValueError, onnx.checker.ValidationError) as error:
-        raise InvalidModel(f"the model cannot be joined with what comes before it: {error}") from None
+        raise InvalidModel(f"the model cannot be joined with the operators before it: {error}") from None
     helper.set_model_props(whole, metadata)
     whole.producer_name = model.producer_name
     return whole
@@ -180,7 +180,9 @@ def _only_inputs(model: onnx.ModelProto, count: int) -> list[onnx.ValueInfoProto
     found = real_inputs(model)
     if len(found) != count:
         names = ", ".join(repr(value.name) for value in found)
-        raise InvalidModel(f"the model has the inputs {names}; what reads images has {count}")
+        raise InvalidModel(
+            f"the model has the inputs {names}; the operators that read images produce {count}"
+        )
     return found
 
 

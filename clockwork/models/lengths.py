@@ -90,9 +90,7 @@ def reason_against(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) 
     for spec in inputs:
         for axis, dim in enumerate(spec.shape):
             if axis and isinstance(dim, str) and not is_named(dim):
-                return (
-                    f"dimension {axis} of input {spec.name!r} has no name, so what it has to equal is unknown"
-                )
+                return f"dimension {axis} of input {spec.name!r} has no name, so it is unknown which dimensions it has to equal"
     for role, specs in (("input", inputs), ("output", outputs)):
         for spec in specs:
             kind = DTYPES.get(spec.dtype)
@@ -158,7 +156,7 @@ def _try(sharing: Sharing, session: ModelSession, row: Sequence[Array], run: Run
             for answer in answers
         )
         if text := difference(others, zeros, 0):
-            return f"what is behind the end of a row changes its answer: {text}"
+            return f"values behind the end of a row change its answer: {text}"
         if text := difference(zeros, run(alone), relative):
             return f"rows of different length answer differently together and alone: {text}"
     return ""

@@ -121,7 +121,7 @@ def prepare(
                 prepared.outputs = undisputed(prepared.outputs, declared.outputs)
         why = interface_difference(declared, prepared) if declared is not None else ""
         if why:
-            raise InvalidModel(f"the model is not what its package declares: {why}")
+            raise InvalidModel(f"the model differs from its package's declaration: {why}")
         prepared.write(directory)
         _install(directory, target, page_bytes)
         return prepared

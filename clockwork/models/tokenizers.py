@@ -364,7 +364,7 @@ def _verify(tokenizer: Any, operator: str, attributes: dict[str, Any], vocabular
         expected, found = tokenizer.encode(text).ids, row[:count]
         if found != expected:
             raise InvalidModel(
-                f"the tokenizer is not one that is served: of {text!r} it makes {expected[:20]}, not {found[:20]}"
+                f"the tokenizer is not of a served kind: of {text!r} it makes {expected[:20]}, not {found[:20]}"
             )
 
 

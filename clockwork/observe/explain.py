@@ -35,14 +35,14 @@ FAR_PARTS = 10
 """
 
 REASONS = {
-    Reason.DEADLINE: "it could not have been answered by its deadline behind what was waiting and under way",
+    Reason.DEADLINE: "it could not have been answered by its deadline behind the requests that waited or were under way",
     Reason.INFEASIBLE: "even an idle device that has the model would have been too slow for its SLO",
     Reason.OVERLOADED: "the controller held as many requests, or bytes of them, as it may",
     Reason.MEMORY: "no device has room for the model",
     Reason.DISPLACED: "a request of higher priority took its place",
     Reason.UNPROFILED: "an input of this shape was never measured, and its bound is above the SLO",
     Reason.NO_WORKER: "no worker that can serve the model was connected",
-    Reason.DRAINING: "the model was being removed, or what serves it was leaving",
+    Reason.DRAINING: "the model was being removed, or the workers that serve it were leaving",
 }
 """Meaning of each reason of a refusal."""
 
@@ -230,7 +230,7 @@ class _Case:
         elif request.outcome:
             yield f"It was {request.outcome} after {took}: {request.text}."
         elif request.state == UNKNOWN:
-            yield "What became of it is not known: steps of the scheduler were left out."
+            yield "Its outcome is not known: steps of the scheduler were left out."
         else:
             doing = "waits in the controller" if request.state == WAITING else "is in a batch that was sent"
             yield f"It has not been answered; after {took} it {doing}."

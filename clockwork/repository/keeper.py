@@ -471,7 +471,7 @@ class RepositoryKeeper:
                 self._folders[folder] = scan(folder)
             except ConfigError as error:
                 if folder not in self._unread:
-                    log.warning("%s; what was registered from it serves on", error)
+                    log.warning("%s; models registered from it are still served", error)
                 self._unread[folder] = str(error)
             else:
                 self._unread.pop(folder, None)

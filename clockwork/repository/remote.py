@@ -190,7 +190,9 @@ class Remote:
         if failing is None:
             return ""
         why, since_ns = failing
-        return f"{why} (for {to_seconds(now_ns() - since_ns):.0f} s; what was registered from it serves on)"
+        return (
+            f"{why} (for {to_seconds(now_ns() - since_ns):.0f} s; models registered from it are still served)"
+        )
 
     def progress(self, name: str, version: int) -> str:
         """Return the progress of fetching a version; "": it is not being fetched."""
@@ -295,7 +297,7 @@ class Remote:
             is_new = self._failing is None
             self._failing = (why, now_ns() if self._failing is None else self._failing[1])
         if is_new:
-            log.warning("model repository: %s; what was registered from it serves on", why)
+            log.warning("model repository: %s; models registered from it are still served", why)
 
     def _list(self) -> Contents:
         """Return the source's present contents. Raises SourceFailed and other errors of the source."""

@@ -33,7 +33,7 @@ SLO_PARAMETER = "clockwork_slo_ms"
 NOTES = {
     "model_warmup": "every model is run at every batch size before it takes requests",
     "instance_group": "the controller decides which devices have a model",
-    "optimization": "workers choose what is fastest on their devices",
+    "optimization": "workers choose the fastest form on their devices",
 }
 """By ignored field: the reason, for the notes."""
 
@@ -202,7 +202,9 @@ def _queueing(batching: pb.ModelDynamicBatching) -> tuple[Queueing, list[str]]:
         elif timeout_us or level:
             timeouts_ns[level] = timeout_us * 1000
         if policy.max_queue_size:
-            notes.append(f"max_queue_size of {name} is passed over: what would not be in time is refused")
+            notes.append(
+                f"max_queue_size of {name} is passed over: a request that would not be in time is refused"
+            )
     return Queueing(levels, default, timeouts_ns), notes
 
 

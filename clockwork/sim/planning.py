@@ -98,7 +98,9 @@ class Scenario:
         if not 0 < self.rate < math.inf:
             raise ConfigError(f"rate {self.rate:g} is not above 0")
         if not 0 < self.crowding < math.inf:
-            raise ConfigError(f"what is counted has {self.crowding:g} times the rate: that is not above 0")
+            raise ConfigError(
+                f"the counted part has {self.crowding:g} times the rate: the factor is not above 0"
+            )
         if not 1 <= self.cluster.devices <= bounds.DEVICES_MAX:
             raise ConfigError(f"{self.cluster.devices} devices: there must be 1 to {bounds.DEVICES_MAX}")
         if self.slo_ns == 0 and (missing := [model.name for model in self.models if not model.slo_ns]):

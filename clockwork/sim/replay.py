@@ -73,7 +73,7 @@ def replay(path: Path) -> Replayed:
             try:
                 orders = scheduler.step_many(step.events)
             except impossible as error:
-                raise ConfigError(f"{path}: step {number} tells what cannot be: {error}") from None
+                raise ConfigError(f"{path}: step {number} has an impossible event: {error}") from None
             if digest_of(orders) != digest_of(step.commands):
                 return Replayed(header, step_count, event_count, order_count, step_count, step.events, orders)
             step_count += 1

@@ -121,7 +121,7 @@ class Cache:
                     free += copy.bytes
             if free < needed:
                 raise SourceFailed(
-                    f"{needed} bytes are to be fetched, and what is in use leaves {max(0, free)} of the cache's "
+                    f"{needed} bytes are to be fetched, and copies in use leave {max(0, free)} of the cache's "
                     f"{self._bytes_max} (--repository-cache-size)"
                 )
             taken = free if -1 in sizes else needed

@@ -52,7 +52,7 @@ def source_of(model: Any) -> tuple[Path, bytes | None]:
     """
     if isinstance(model, str) and "://" in model:
         raise InvalidModel(
-            f"{model} is a URL: `clockwork models add` takes it; register() takes what is on this machine"
+            f"{model} is a URL: `clockwork models add` takes it; register() takes files on this machine"
         )
     if isinstance(model, (str, os.PathLike)):
         return Path(model), None

@@ -48,7 +48,7 @@ def open_devices(settings: WorkerSettings) -> list[Device]:
         raise ConfigError(f"a worker drives at most {DEVICES_ALONE_MAX} {kinds[0]} devices, not {count}")
     if settings.host_bytes and kinds != ["cuda"]:
         raise ConfigError(
-            f"{kinds[0]} devices have no host store with a budget (--host-bytes): whatever is prepared can be loaded"
+            f"{kinds[0]} devices have no host store with a budget (--host-bytes): every prepared model can be loaded"
         )
     if settings.pinned_bytes and (kinds != ["cuda"] or settings.host_bytes):
         raise ConfigError(
@@ -106,7 +106,7 @@ def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Device]:
         log.info("GPU %d: %s, %s at %s, %s", card.ordinal, card.name, card.full_uuid, card.bus, node)
     if len(nodes := {card.numa_node for card in found}) > 1:
         log.warning(
-            "GPUs of NUMA nodes %s share a host store, which is on that of the first: a worker for each node loads faster",
+            "GPUs of NUMA nodes %s share a host store on the first GPU's node: a worker for each node loads faster",
             ", ".join(map(str, sorted(nodes))),
         )
     page_bytes = settings.page_bytes or CUDA_PAGE_BYTES

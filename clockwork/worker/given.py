@@ -60,5 +60,5 @@ class Given(NamedTuple):
                 if not why and len(data) > MESSAGE_BYTES_MAX:
                     why = f"has {len(data)} bytes, at most {MESSAGE_BYTES_MAX} are sent"
                 if why:
-                    return f"the model returned what registration did not see: output {spec.name!r} {why}"
+                    return f"the model returned an output unlike at registration: output {spec.name!r} {why}"
         return ""

@@ -409,7 +409,9 @@ def _told(prepared: Prepared) -> bytes:
     try:
         return codec.check(prepared)
     except codec.WireError as error:
-        raise InvalidModel(f"the model is beyond what a controller can be told of one: {error}") from None
+        raise InvalidModel(
+            f"the model's description exceeds a bound of messages to the controller: {error}"
+        ) from None
 
 
 def _hopeless(model: WorkerModel, reply: Prepared) -> Opened:

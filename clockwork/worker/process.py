@@ -359,7 +359,7 @@ class Worker:
     def _on_welcome(self, message: WorkerWelcome, frames: list[Frame], now: int) -> None:
         self._abandon()
         if not self.end_runs():
-            log.critical("what an earlier session ordered does not come back: the worker begins anew")
+            log.critical("actions of an earlier session do not end: the worker begins anew")
             self.starts_over = True
             self._exit = EXIT_STUCK
             return

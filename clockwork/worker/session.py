@@ -86,7 +86,7 @@ class ControllerSession:
 
     def note_unsent(self) -> None:
         """Record that the controller takes no more messages."""
-        log.warning("%s does not take what is sent; starting over", self._endpoint)
+        log.warning("%s does not take messages; starting over", self._endpoint)
 
     def _send(self, header: bytes, frames: Sequence[Frame] = ()) -> bool:
         return self.dealer.is_up and self._deliver(header, frames)

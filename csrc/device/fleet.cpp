@@ -102,7 +102,7 @@ void Fleet::begin(std::uint32_t number, FleetOrder* order, Ns now) noexcept {
     order->device = number;
     const ActionKind kind = order->kind;
     if (kind == ActionKind::RESERVE) {
-        say(text, device::TEXT_BYTES, "this device makes models ready beside what it executes");
+        say(text, device::TEXT_BYTES, "this device makes models ready beside its executions");
         return refuse(order, Status::DEVICE_ERROR);
     }
     if ((kind == ActionKind::FETCH || kind == ActionKind::DROP) && fleet_.host_bytes == 0) {

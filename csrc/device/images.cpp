@@ -416,7 +416,7 @@ bool read_image(std::string_view data, const ImageForm& form, std::uint8_t* targ
         return false;
     }
     if (image.width < form.width || image.height < form.height || image.channels != form.channels)
-        throw std::logic_error("an image is smaller than what is cut out of it");
+        throw std::logic_error("an image is smaller than the piece cut out of it");
     std::size_t top = middle(height, form.height), left = middle(width, form.width);
     std::size_t row_bytes = form.width * form.channels;
     for (std::size_t row = 0; row < form.height; ++row) {

@@ -201,8 +201,7 @@ inline bool type_shapes(BatchParts& parts, RequestTensors& views, const std::vec
         view.dtype = dtypes[index];
         if (rowless != nullptr && (*rowless)[index].is_optional) {
             if (!read_value(views, view, (*rowless)[index].dims, parts.values[index]))
-                return say(text, text_bytes, "input %zu is optional, and what it is timed with is no value of it",
-                           index);
+                return say(text, text_bytes, "input %zu is optional, and its value for timing is invalid", index);
             continue;
         }
         if (view.dtype == STRING && view.rank > 0)

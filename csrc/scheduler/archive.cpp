@@ -26,7 +26,7 @@ void archive_table(Archive& archive, State& state, std::vector<T>& table, const 
         table.resize(slots, fresh);
     }
     archive(table);
-    Archive::need(table.size() == slots, "a table is not of what there is");
+    Archive::need(table.size() == slots, "a table differs in size from the objects");
 }
 
 }  // namespace
@@ -143,7 +143,7 @@ void Flight::archive(Archive& archive) {
     archive(copied_bytes);
     bool is_executed = kind == ActionKind::INFER || kind == ActionKind::PROFILE;
     Archive::need(is_executed == (executor != nullptr) && is_executed == (batch != nullptr),
-                  "an action is without what it executes");
+                  "an action does not match its batch");
 }
 
 void Residency::archive(Archive& archive) {
@@ -306,7 +306,7 @@ void State::check_read() {
         bool is_host = lane_of(flight.kind) == LaneKind::FETCH;
         Archive::need(flight.inputs <= worker.inputs.last() && (!is_host || model.slot < worker.host.size()) &&
                           (flight.kind != ActionKind::INFER || !flight.batch->pendings.empty()),
-                      "an action is of what is not there");
+                      "an action names an unknown object");
     });
     pool<Worker>().for_each_used([](Worker& worker) {
         for (const Flight* other_flight = worker.flights.front(); other_flight != nullptr;
@@ -465,7 +465,7 @@ void AdaptiveMemory::archive(Archive& archive) {
                       std::all_of(offered_.begin(), offered_.end(), [&](std::uint32_t slot) {
                           return slot == OFFERED_NOTHING || slot < models.slot_count();
                       });
-    Archive::need(are_models, "what asks to be loaded is no model");
+    Archive::need(are_models, "a load names no model");
 }
 
 void PaperMemory::archive(Archive& archive) {

@@ -60,7 +60,7 @@ public:
         std::size_t words = (std::size_t{limit} + 63) / 64;
         bool fits =
             words_.size() <= words && (words_.size() < words || limit % 64 == 0 || words_.back() >> (limit % 64) == 0);
-        Archive::need(!archive.is_reading() || fits, "a set names what is not there");
+        Archive::need(!archive.is_reading() || fits, "a set names a missing member");
     }
 
 private:

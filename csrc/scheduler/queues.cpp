@@ -212,12 +212,12 @@ void Queues::check_invariants() const {
                          request.pending->alone == request.alone && request.pending->model == model &&
                          request.pending->request.shape == queue->shape &&
                          request.pending->request.priority == queue->level,
-                     "a queue holds what does not belong there");
+                     "a queue holds a request of another queue");
                 rows += request.size;
             }
             must(rows == queue->rows(), "a queue's rows were miscounted");
             if (!queue->empty()) {
-                must(queue->front().order == queue->timer_order, "nobody looks after a queue's front");
+                must(queue->front().order == queue->timer_order, "a queue's timer is not for its front");
             }
         }
         must(waiting == waiting_[model->slot], "a model's waiting requests were miscounted");

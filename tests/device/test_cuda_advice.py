@@ -37,7 +37,7 @@ def devices(tmp_path: Path) -> Path:
         (DriverError.CUDA_ERROR_STUB_LIBRARY, "toolkit's stub: take its folder out of LD_LIBRARY_PATH"),
         (DriverError.CUDA_ERROR_SYSTEM_NOT_READY, "nvidia-fabricmanager of the driver's version has to run"),
         (DriverError.CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, "restart the machine after an update of the driver"),
-        (DriverError.CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE, "cuda-compat package, which this GPU does not take"),
+        (DriverError.CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE, "cuda-compat package, which this GPU does not support"),
         (DriverError.CUDA_ERROR_MPS_SERVER_NOT_READY, "nvidia-cuda-mps-control is to be restarted"),
         (DriverError.CUDA_ERROR_UNKNOWN, "nvidia-modprobe -u -c 0"),
     ],

@@ -192,8 +192,8 @@ def test_what_was_compiled_of_ptx_is_kept_for_this_card_and_driver_and_made_anew
 @pytest.mark.parametrize(
     ("capability", "changes", "said"),
     [
-        (75, {}, "is compiled for sm_80 .and PTX.; this device is sm_75, which runs none of it"),
-        (87, {"ptx": b""}, "is compiled for sm_80; this device is sm_87, which runs none of it"),
+        (75, {}, "is compiled for sm_80 .and PTX.; this device is sm_75, which can run none of these"),
+        (87, {"ptx": b""}, "is compiled for sm_80; this device is sm_87, which can run none of these"),
         (90, {"ptx_driver": 12090}, "the PTX of sm_80, which is all that runs on sm_90, needs a driver for CUDA 12.9, this"),
         (86, {"driver": 13000}, "it needs a driver for CUDA 13.0, this one is for 12.4"),
         (90, {"ptx": b"no PTX"}, "kernels.ptx: cuLinkAddData: CUDA_ERROR_INVALID_PTX: ptxas fatal"),

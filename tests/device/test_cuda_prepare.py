@@ -175,7 +175,9 @@ def test_a_program_that_answers_wrongly_is_refused(rig: CudaRig) -> None:
 
 def test_a_program_for_another_architecture_is_refused(rig: CudaRig) -> None:
     place = package(rig, affine())
-    with pytest.raises(InvalidModel, match="compiled for host; this device is sm_90, which runs none of it"):
+    with pytest.raises(
+        InvalidModel, match="compiled for host; this device is sm_90, which can run none of these"
+    ):
         prepare(place, rig.store, "cuda-sm_90-12", PAGE_BYTES, {})
     with pytest.raises(InvalidModel, match="a compiled program runs on CUDA devices"):
         prepare(place, rig.store, "0123456789ab", PAGE_BYTES, {})

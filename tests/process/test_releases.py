@@ -660,7 +660,10 @@ def test_an_upgrade_keeps_what_is_not_said_and_takes_only_what_fits(cluster: Clu
 
         status, told = command(cluster, "add", "up", other)
         assert status == 1
-        assert "what up@2 serves would not fit this model: its input 'x' is ['N', 32], not ['N', 64]" in told
+        assert (
+            "the requests that up@2 serves would not fit this model: its input 'x' is ['N', 32], not ['N', 64]"
+            in told
+        )
         for share in (None, 0.1):
             with pytest.raises(InvalidInput, match="would not fit this model"):
                 client.register("up", other, share=share)

@@ -421,7 +421,7 @@ def test_what_was_not_used_for_longest_makes_room(copying: Copying) -> None:
     with copying.of(a), copying.of(c):
         assert copying.fetches() == 3, "b was not used for longest"
         for one in (copying, other):
-            with pytest.raises(SourceFailed, match="what is in use leaves"), one.of(b):
+            with pytest.raises(SourceFailed, match="copies in use leave"), one.of(b):
                 pass
     with other.of(b):
         assert copying.fetches() == 4

@@ -311,7 +311,7 @@ def test_a_device_refuses_what_it_cannot_do_and_goes_on(make: Callable[..., Stag
     stage.send(Reserve(stage.action_id, 0, 77, 0, [], -NEVER_NS, NEVER_NS, MS))
     number, status, text = stage.result()
     assert (number, status) == (stage.action_id, Status.DEVICE_ERROR)
-    assert text == "this device makes models ready beside what it executes"
+    assert text == "this device makes models ready beside its executions"
     action_id = stage.infer()
     assert stage.result()[:2] == (action_id, Status.NOT_RESIDENT)
 

@@ -463,7 +463,7 @@ OF_ROWS: dict[str, tuple[Callable[[Graph], str], str]] = {
         lambda g: g.node("Add", "x", g.node(
             "ReduceSum", g.node("Slice", normal(9, WIDTH), g.ints(0), g.node("Shape", "x", start=1, end=2), g.ints(0)),
             g.ints(0))),
-        "ReduceSum mixes positions of what is no row's",
+        "ReduceSum mixes positions of a tensor without rows",
     ),
     "pieces as long as the input": (
         lambda g: g.node(

@@ -142,5 +142,7 @@ def test_a_model_of_two_inputs_reads_no_images() -> None:
     node = helper.make_node("Add", ["a", "b"], ["c"])
     shape = ["N", 3, 8, 8]
     model = model_of([node], [value("a", shape), value("b", shape)], [value("c", shape)])
-    with pytest.raises(InvalidModel, match="the model has the inputs 'a', 'b'; what reads images has 1"):
+    with pytest.raises(
+        InvalidModel, match="the model has the inputs 'a', 'b'; the operators that read images produce 1"
+    ):
         compose.with_images(model, ImageFlags())

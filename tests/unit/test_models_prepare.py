@@ -649,7 +649,7 @@ def test_a_dimension_without_a_name_shares_no_batch(workshop: Workshop) -> None:
     prepared = workshop.prepare(model)
     assert (prepared.lengths, prepared.lengths_note) == (
         {},
-        "one length in a batch: dimension 1 of input 'ids' has no name, so what it has to equal is unknown",
+        "one length in a batch: dimension 1 of input 'ids' has no name, so it is unknown which dimensions it has to equal",
     )
 
 

@@ -105,7 +105,7 @@ def test_a_worker_that_began_anew_while_it_gave_memory_back_is_noted_without_a_m
     registry.carry_out()
     [noted] = registry.troubles
     assert (noted.kind, noted.subject) == (TroubleKind.WORKER_STUCK, "w1")
-    assert noted.text.startswith("giving back what models had on worker w1 took longer")
+    assert noted.text.startswith("releasing the memory of models on worker w1 took longer")
 
 
 # ----- coming -------------------------------------------------------------------------------------
@@ -682,7 +682,7 @@ def test_a_version_that_does_not_fit_the_names_clients_takes_no_traffic_of_their
         if why and options in ({}, {"traffic": "part"}):
             (told,) = registry.answered(waiter)
             assert told.startswith(
-                f"what m@1 serves would not fit this model: {why}; register it with --no-route"
+                f"the requests that m@1 serves would not fit this model: {why}; register it with --no-route"
             )
             assert (registry.states("m"), len(registry.packages)) == ({1: "ready"}, 1)
         else:

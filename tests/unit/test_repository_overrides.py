@@ -35,7 +35,7 @@ def test_a_configuration_in_json_says_the_same_as_a_text() -> None:
     assert (config.batch_max, config.newest, config.slo_s) == (0, 0, 0.025)
     assert [(one.name, one.dims, one.reshape) for one in config.inputs] == [("x", (-1, 4), (-1, 1, 4))]
     assert config.queueing.levels == 2
-    assert config.notes == ("optimization is passed over: workers choose what is fastest on their devices",)
+    assert config.notes == ("optimization is passed over: workers choose the fastest form on their devices",)
     assert read_config(text_of_json("{}"), "m").batch_max is None
 
 

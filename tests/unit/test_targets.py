@@ -53,7 +53,7 @@ def test_the_best_target_of_a_device(has: dict[str, TargetModules], device: str,
 
 def test_what_is_there_is_said_where_nothing_runs() -> None:
     assert describe_mismatch(targets("sm_90", "sm_80", ptx="sm_90"), "sm_75") == (
-        "the program is compiled for sm_80, sm_90 (and PTX); this device is sm_75, which runs none of it"
+        "the program is compiled for sm_80, sm_90 (and PTX); this device is sm_75, which can run none of these"
     )
 
 

@@ -169,7 +169,7 @@ def test_tokenizers_that_are_not_served_are_refused(tmp_path: Path) -> None:
     composing = texts.word_pieces(lowercase=False)
     composing.normalizer = library.normalizers.NFC()  # the form of a character depends on its neighbour
     said = refusal(tokens_model(), texts.save(composing, tmp_path / "nfc"), TextFlags(tokens_max=8))
-    assert "the tokenizer is not one that is served: of " in said
+    assert "the tokenizer is not of a served kind: of " in said
     assert "cannot be read" in refusal(tokens_model(), tmp_path / "nowhere")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "tokenizer.json").write_text("{}")

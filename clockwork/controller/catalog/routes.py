@@ -216,7 +216,7 @@ def changed(now: TrafficSplit, shares: Sequence[Sequence[Any]], shadow: Sequence
         return split
     if shadow:
         raise InvalidInput(
-            f"version {copied.version} has all the traffic: there is nothing that it could be the shadow of"
+            f"version {copied.version} has all the traffic: no other version serves that it could be the shadow of"
         )
     return TrafficSplit(split.shares)  # the shadow has become the version that serves
 
@@ -248,8 +248,8 @@ def check_inputs(
         if form != forms[first]:
             ours, theirs = _say(form), _say(forms[first])
             raise InvalidInput(
-                f"{name}@{version} takes {ours}, {name}@{first} takes {theirs}: what is sent to the name cannot be for "
-                f"both; promote gives all of it to one",
+                f"{name}@{version} takes {ours}, {name}@{first} takes {theirs}: a request to the name cannot fit "
+                f"both; promote gives all traffic to one",
                 expected=theirs,
                 got=ours,
             )

@@ -213,5 +213,5 @@ class Catalog:
 def _parse(data: bytes, path: Path, parse: Callable[[dict[str, Any]], T]) -> T:
     entry = parse(unseal(data)[0])
     if entry.file_name != path.name:
-        raise ValueError(f"it is that of {entry.file_name}")
+        raise ValueError(f"it is the entry of {entry.file_name}")
     return entry

@@ -47,14 +47,14 @@ def account(fault: Fault, worker: str, is_of_model: bool = True) -> FaultAccount
             "stuck",
             TroubleKind.WORKER_STUCK,
             f"a load on {where} took longer than it may and did not end, so the worker began anew",
-            f"{EVIDENCE_MAX} loads of it, one after the other, did not end, and their workers began anew",
+            f"{EVIDENCE_MAX} successive loads of the model did not end, and their workers began anew",
             is_workers=True,
         )
     if fault is Fault.TRIAL_STUCK:
         return FaultAccount(
             "trial_stuck",
             TroubleKind.WORKER_STUCK,
-            f"{'making it ready' if is_of_model else 'giving back what models had'} on {where} took longer than it may "
+            f"{'making it ready' if is_of_model else 'releasing the memory of models'} on {where} took longer than it may "
             "and did not end, so the worker began anew",
             "",
             is_workers=True,

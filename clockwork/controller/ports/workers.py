@@ -262,7 +262,7 @@ class WorkerPort:
         if worker.worker_epoch in self._let_go:
             return False  # the worker is leaving already
         worker.faults += 1
-        text = f"worker {worker.name} answered what cannot be: {why}"
+        text = f"worker {worker.name} sent an impossible answer: {why}"
         self._effects.append(Complain("worker fault", text))
         if worker.faults < WORKER_FAULTS_MAX:
             return True

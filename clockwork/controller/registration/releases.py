@@ -72,7 +72,7 @@ def upgrade(table: ModelTable, registration: Registration, declared: Interface |
     if why:
         force = ", or with --force" if traffic == "all" else ""
         raise InvalidInput(
-            f"what {serving.label} serves would not fit this model: {why}; register it with --no-route, so that it gets no "
+            f"the requests that {serving.label} serves would not fit this model: {why}; register it with --no-route, so that it gets no "
             f"requests for {name} before you say so{force}"
         )
     if is_split:

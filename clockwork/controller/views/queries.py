@@ -87,7 +87,9 @@ class Queries:
         InvalidInput.
         """
         if argument and not argument.startswith(PAGE_MARK):
-            raise InvalidInput(f"{tell(argument)} is no page: it is what the page before calls next")
+            raise InvalidInput(
+                f"{tell(argument)} is no page: a page is named by the field `next` of the page before"
+            )
         rows: list[dict[str, Any]] = []
         name, at, version = argument[len(PAGE_MARK) :].partition("@")
         if not at:
@@ -427,7 +429,9 @@ def page_of(ids: Sequence[int], argument: str, most: int) -> tuple[Sequence[int]
     if argument:
         digits = argument[len(PAGE_MARK) :]
         if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
-            raise InvalidInput(f"{tell(argument)} is no page: it is what the page before calls next")
+            raise InvalidInput(
+                f"{tell(argument)} is no page: a page is named by the field `next` of the page before"
+            )
         first = bisect.bisect_right(ids, int(digits))
     page = ids[first : first + most]
     return page, f"{PAGE_MARK}{page[-1]}" if first + len(page) < len(ids) else ""

@@ -384,7 +384,7 @@ class _Compilation:
                 raise NotProven(f"the padded model answers differently: {text}")
             if not all(np.array_equal(left, right, equal_nan=left.dtype.kind == "f")
                        for other in others for left, right in zip(first, other, strict=True)):  # fmt: skip
-                raise NotProven("what lies behind the end reaches the answers")
+                raise NotProven("values behind the end reach the answers")
             tried += 1
         if not tried:
             raise NotProven("the model runs no shorter input that could be tried")

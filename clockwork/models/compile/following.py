@@ -194,7 +194,7 @@ class Following(OperatorReader[TensorFacts]):
         """Return the properties of a tensor without open axes, computed from tensors without open axes."""
         shape = self._concrete.get(name)
         if shape is None and name:
-            raise NotProven(f"the shape of what operator {operator(self._node)} gives is not known")
+            raise NotProven(f"the output shape of operator {operator(self._node)} is not known")
         return TensorFacts(shape or ())
 
     def _refuse(self, why: str) -> NotProven:
@@ -202,7 +202,7 @@ class Following(OperatorReader[TensorFacts]):
 
     def integers(self, value: TensorFacts) -> list[int]:
         if value.known is None or value.tells_size:
-            raise self._refuse("is told what to do by numbers that are only known when it runs")
+            raise self._refuse("depends on numbers that are only known when the model runs")
         return [size.constant for size in value.known]
 
     def axis(self, value: TensorFacts, default: int) -> int:
@@ -221,7 +221,7 @@ class Following(OperatorReader[TensorFacts]):
             if symbol == ROWS:
                 raise self._refuse("mixes rows")
             if self._by_row and value.dims.count(ROWS) != 1:
-                raise self._refuse("mixes positions of what is no row's")
+                raise self._refuse("mixes positions of a tensor without rows")
             masked = f"{name}.within.{len(self._nodes)}.{at}.{axis}"
             inputs = [self._mask(symbol, value, axis), name, self._scalar(name, neutral)]
             self._nodes.append(helper.make_node("Where", inputs, [masked]))

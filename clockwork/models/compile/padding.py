@@ -441,7 +441,7 @@ class _Proof(Following):
             raise self._refuse("mixes positions")
         dims = (left[0], right[1])
         if len(inputs) > 2 and self._broadcast([TensorFacts(dims), inputs[2]]) != dims:
-            raise self._refuse("adds what has another shape")
+            raise self._refuse("adds a tensor of another shape")
         return [TensorFacts(dims)]
 
     def normalised(self, inputs: Sequence[TensorFacts]) -> list[TensorFacts]:

@@ -194,7 +194,7 @@ class Walk(OperatorReader[Fact]):
             self._arrays.pop(name, None)
             self._int64.discard(name)
         empty = Fact(())
-        unknown = Fact(None, met=f"operator {self._name()} reads what is computed by nothing")
+        unknown = Fact(None, met=f"operator {self._name()} reads a tensor that no operator computes")
         inputs = [facts.get(name, unknown) if name else empty for name in node.input]
         domain = "" if node.domain == "ai.onnx" else node.domain
         rule = self.rules.get((domain, node.op_type))
@@ -283,7 +283,7 @@ class Walk(OperatorReader[Fact]):
 
     def sizes(self, fact: Fact) -> tuple[Size, ...]:
         if fact.known is None:
-            raise Met("is told what to do by numbers that are only known when it runs")
+            raise Met("depends on numbers that are only known when the model runs")
         return fact.known
 
     def _whole(self, size: Size) -> int:
@@ -414,7 +414,7 @@ class Walk(OperatorReader[Fact]):
         if condition.counts:
             raise Met("decides by the number of rows")
         if condition.place is not None:
-            raise Met("decides by what the rows hold")
+            raise Met("decides by the values of the rows")
         then, otherwise = (self.follow(body, facts) for body in bodies)
         self._node, self._facts = node, facts
         return [self._either(a, b) for a, b in zip(then, otherwise, strict=True)]

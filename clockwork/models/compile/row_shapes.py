@@ -111,7 +111,7 @@ class ShapeRules(Walk):
         wanted = inputs[0]
         if wanted.known is None:
             if not wanted.is_same:
-                raise Met("makes a shape of what the rows hold")
+                raise Met("makes a shape of the values of the rows")
             rank = self.dims(wanted)
             count = rank[0].constant if rank and not rank[0].terms else None
             return [Fact(None if count is None else self.fresh_dims(count))]
@@ -156,7 +156,7 @@ class ShapeRules(Walk):
         source, wanted = inputs
         if wanted.known is None:
             if not wanted.is_same:
-                raise Met("makes a shape of what the rows hold")
+                raise Met("makes a shape of the values of the rows")
             count = self.dims(wanted)[0]
             given = self.fresh_dims(self._whole(count))
             # The shape is the same in every batch, so that its size along the axis of the rows is 1.
@@ -335,7 +335,7 @@ class ShapeRules(Walk):
             if place.axis == axis:
                 raise Met("appends to the rows")
             if any(fact.place is None for fact in inputs):
-                raise Met("joins rows with what has none")
+                raise Met("joins rows with a tensor without rows")
         total = Size(0)
         for fact in inputs:
             total = total.plus(self.dims(fact)[axis])
@@ -371,7 +371,7 @@ class ShapeRules(Walk):
         elif (part := source.dims[axis].over(Size(count))) is not None:
             sizes = [part] * count
         if source.known is not None and (sizes is None or any(size.terms for size in sizes)):
-            raise Met("is told what to do by numbers that are only known when it runs")
+            raise Met("depends on numbers that are only known when the model runs")
         found, begin = [], 0
         for at in range(count):
             size = sizes[at] if sizes is not None else self.fresh()
@@ -401,7 +401,7 @@ class ShapeRules(Walk):
             steps = self.numbers(inputs, 4, "steps") or [1] * count
             for fact in inputs[1:]:
                 if fact.place is not None or fact.met:
-                    raise Met("takes a piece that depends on what the rows hold")
+                    raise Met("takes a piece that depends on the values of the rows")
         axes = [axis % max(1, rank) for axis in axes]
         dims = list(source.dims)
         known = source.known
@@ -506,7 +506,7 @@ class ShapeRules(Walk):
         if place is not None and place.axis == axis:
             raise Met("picks rows")
         if place is not None and any(fact.place is None for fact in inputs):
-            raise Met("joins rows with what has none")
+            raise Met("joins rows with a tensor without rows")
         return [Fact(shaped.dims, place)]
 
     def gather_nd(self, inputs: Sequence[Fact]) -> list[Fact]:

@@ -1,5 +1,5 @@
-// Counts the allocations of a worker's road for an INFER in steady state, and prints the number. Allocations of
-// the sockets and of the device are not counted: this program has others than libzmq's and a device's.
+// Counts the allocations of a worker's road for an INFER in steady state, and prints the number. Allocations
+// of the sockets and of the device are not counted: this program has others than libzmq's and a device's.
 #include <cstdio>
 #include <cstdlib>
 #include <new>

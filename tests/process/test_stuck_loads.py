@@ -53,7 +53,7 @@ def test_a_worker_whose_load_does_not_end_begins_anew_and_is_noted(tmp_path: Pat
         pid, mark, began = worker.pid, len(worker.lines), now_ns()
         with pytest.raises(ClockworkError):
             client.infer("one", X, slo=PATIENCE_S)
-        worker.wait_for("of an earlier session do not end", after=mark)
+        worker.wait_for("does not come back", after=mark)
         kept.rename(packed)
         took_s = (now_ns() - began) / SECOND
         assert took_s > LIMIT_S, "not before its limit"

@@ -83,7 +83,7 @@ def test_a_clock_an_hour_off_that_drifts_behind_an_asymmetric_delay(
         count = 0
         end_ns = now_ns() + seconds * 1_000_000_000
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            while now_ns() < end_ns:
+            while now_ns() < end_ns or count <= 20:
                 inputs = [rng.standard_normal((1, 64)).astype(np.float32) for _ in names]
                 slowest = max(slowest, *pool.map(ask, names, inputs))
                 count += len(names)

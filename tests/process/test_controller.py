@@ -18,7 +18,7 @@ from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
-from tests.patience import PATIENCE_NS
+from tests.patience import PATIENCE_NS, eventually
 from tests.process.peers import (
     FakeWorker,
     RawClient,
@@ -215,10 +215,19 @@ def first_with_load(*workers: FakeWorker) -> FakeWorker:
             one.wait(MS)
 
 
+def states(client: RawClient) -> dict[str, str]:
+    """Return the state of the model ``m`` on each worker."""
+    client.send(messages.Query(5, "model", "m"))
+    workers: dict[str, str] = client.receive(messages.Reply)[0].body["workers"]
+    return workers
+
+
 def test_an_action_lost_with_its_worker_is_done_by_another(served: Any) -> None:
     controller, worker, client = served
     with FakeWorker(controller, epoch=2) as second:
         second.prepare()
+        # Before the controller knows of it, the end of the first worker fails the request.
+        eventually(lambda: states(client) == {"fake1": "ready", "fake2": "ready"}, "both workers have it")
         client.infer("m", 1, [1, 2], ROW)
         doomed = first_with_load(worker, second)
         other = second if doomed is worker else worker
@@ -253,10 +262,8 @@ def test_a_late_result_of_an_earlier_worker_epoch_is_dropped(served: Any) -> Non
         worker.answer(load, frames)
         # No other worker could have done it, so it was answered when its worker was lost.
         assert client.receive(messages.Failure)[0].status == Status.UNAVAILABLE
-        ready = False
-        while not ready:  # its Prepared and the client's request come by different sockets
-            client.send(messages.Query(5, "model", "m"))
-            ready = "ready" in client.receive(messages.Reply)[0].body["workers"].values()
+        # Its Prepared and the client's request come by different sockets.
+        eventually(lambda: "ready" in states(client).values(), "the model is ready")
         client.infer("m", 2, [1, 2], ROW)
         reborn.serve_one()
         assert client.receive(messages.Answer)[0].request_id == 2

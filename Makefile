@@ -182,8 +182,8 @@ release: ## check that this checkout is a release of VERSION=1.2.3, and make its
 	@test -n "$(VERSION)" || { echo "which? make release VERSION=1.2.3"; exit 1; }
 	$(PYTHON) tools/release.py --release "$(VERSION)" $(ARGS)
 
-schema: ## write what C++ and Cython need of clockwork/wire/messages.py
-	$(PYTHON) tools/schema.py
+schema: ## write what C++ and Cython need of the schema (wire/messages.py, scheduler/types.py, config)
+	$(PYTHON) -m tools.schema
 
 proto: ## make the gateway's protobuf messages from the .proto files
 	$(PYTHON) tools/proto.py

@@ -116,7 +116,7 @@ TROUBLE_KEPT_NS = 86_400_000_000_000
 RECORD_BYTES_MAX = 1 << 30
 """Size at which a recording of a controller's events ends: some 10 million requests."""
 
-# ----- models that end workers, or do not end: csrc/scheduler/records.h has the same numbers -----
+# ----- models that end workers, or do not end -----------------------------------------------
 
 EVIDENCE_LOST = 1
 EVIDENCE_CRASHED = 2

@@ -58,6 +58,9 @@ STRING_SIZE_MIN = 64
 """Bytes, or work of an image, up to which strings count as of one size where executions are timed; longer
 ones count as of the next power of two."""
 
+DIMENSIONS_MAX = 1 << 62
+"""Largest product of a shape's dimensions, zeros left out, that numpy can express."""
+
 LENGTH_CLASS_MIN = 4
 """Size up to which dimensions count as of one size in which requests of different length share batches;
 larger ones as of the next power of two, or of the next that is one and a half."""

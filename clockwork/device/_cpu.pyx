@@ -22,7 +22,7 @@ from clockwork.device._ort cimport (
     ort_release_value, ort_run, ort_string_buffer, ort_strings, ort_strings_bytes, ort_tensor_data, ort_tensor_dims,
     ort_tensor_dtype, ort_tensor_info, ort_tensor_rank, ort_terminate, ort_unterminate, ort_wrap_tensor, round_up)
 from clockwork.device._pages cimport CpuSlot
-from clockwork.device._parts cimport PART_ALIGNMENT, RANK_MOST, Input, Output, BatchParts, Piece, copy_beginning, dtype_bits, fill_seeded
+from clockwork.device._parts cimport PART_ALIGNMENT, RANK_MAX, Input, Output, BatchParts, Piece, copy_beginning, dtype_bits, fill_seeded
 
 from clockwork.wire.messages import Status
 
@@ -293,7 +293,7 @@ cdef class CpuCore(PagedCore):
         """Join the parts of an input. A part shorter than the longest is padded with zeros."""
         cdef BatchParts* parts = &order.parts
         cdef Input* joined = &parts.inputs[index]
-        cdef int64_t[RANK_MOST] dims
+        cdef int64_t[RANK_MAX] dims
         cdef size_t part
         memset(target, 0, joined.bytes)
         for part in range(parts.part_count):
@@ -414,7 +414,7 @@ cdef class CpuCore(PagedCore):
             ort_failed(self.api, ort_tensor_info(self.api, value, &info), order.text, TEXT_BYTES)
             or ort_failed(self.api, ort_tensor_dtype(self.api, info, &output.dtype), order.text, TEXT_BYTES)
             or ort_failed(self.api, ort_tensor_rank(self.api, info, &rank), order.text, TEXT_BYTES))
-        if not failed and rank > RANK_MOST:
+        if not failed and rank > RANK_MAX:
             snprintf(order.text, TEXT_BYTES, "output '%.200s' has %zu dimensions", name, rank)
             failed = True
         if not failed:
@@ -458,7 +458,7 @@ cdef class CpuCore(PagedCore):
         """Compute the bytes of an output whose parts are cut back to their sizes."""
         cdef BatchParts* parts = &order.parts
         cdef Output* output = &parts.outputs[index]
-        cdef int64_t[RANK_MOST] dims
+        cdef int64_t[RANK_MAX] dims
         cdef int64_t count
         cdef size_t part
         cdef int axis, symbol
@@ -497,7 +497,7 @@ cdef class CpuCore(PagedCore):
         """Copy each part without its padding."""
         cdef BatchParts* parts = &order.parts
         cdef Output* output = &parts.outputs[index]
-        cdef int64_t[RANK_MOST] dims
+        cdef int64_t[RANK_MAX] dims
         cdef int64_t row_bytes = dtype_bits(output.dtype) // 8, count, end = output.begin
         cdef size_t part
         cdef int axis

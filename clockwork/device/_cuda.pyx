@@ -28,7 +28,7 @@ from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING
 from clockwork.device._orders cimport (
     NO_MEMORY, PENDING, Lane, DeviceModel, breathe, make_order, nap, now_ns, thread_time_ns)
 from clockwork.device._parts cimport (
-    RANK_MOST, Input, Output, BatchParts, copy_beginning, dtype_bits, fill_seeded)
+    RANK_MAX, Input, Output, BatchParts, copy_beginning, dtype_bits, fill_seeded)
 from clockwork.wire._messages cimport CActionKind
 
 from clockwork.wire.messages import Status
@@ -683,7 +683,7 @@ cdef class CudaCore(DeviceCore):
         cdef Tensor* tensor = &order.variant.inputs[index]
         cdef Input* joined = &parts.inputs[index]
         cdef int64_t size = tensor.used_bytes(joined.dims[0]), at = 0
-        cdef int64_t[RANK_MOST] dims
+        cdef int64_t[RANK_MAX] dims
         cdef size_t part
         memset(base, 0, size)
         memcpy(dims, joined.dims, joined.rank * sizeof(int64_t))

@@ -22,9 +22,12 @@ cdef extern from "device/notice.h" namespace "clockwork::device" nogil:
         int64_t pause_ns(const StreamMark& mark, int64_t now_ns)
         int64_t expected_end_ns()
 
+cdef extern from "wire/bounds.h" namespace "clockwork" nogil:
+    enum:
+        PADDED_MAX
+
 cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
     enum:
-        PADDED_MOST
         LOAD_AHEAD
     cppclass LoadPace:
         LoadPace()
@@ -84,7 +87,6 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
         int64_t table_end
         vector[RecordedGraph] graphs
         cbool is_recordable()
-        cbool fits(const BatchParts& parts, cbool batches, int64_t* sizes)
     cppclass CudaWeight:
         size_t run
         int64_t offset
@@ -116,7 +118,7 @@ cdef extern from "device/cuda_model.h" namespace "clockwork::device" nogil:
         int64_t run_earliest_ns
         cbool pins
         Variant* variant
-        int64_t[PADDED_MOST] sizes
+        int64_t[PADDED_MAX] sizes
         CUgraphExec graph
     void copy_starts(vector[int64_t]& target, const vector[int64_t]& source)
     void say_unserved(const BatchParts& parts, char* text, size_t text_bytes)

@@ -5,7 +5,7 @@ The objects are made when a model is prepared. Running actions only read them, e
 which the single running execution fills in.
 """
 
-from clockwork.device._parts cimport RANK_MOST, dtype_bits
+from clockwork.device._parts cimport RANK_MAX, dtype_bits
 
 cdef enum:
     SLOT_ALIGNMENT = 256  # alignment of inputs and outputs in a slot: enough for any vector load

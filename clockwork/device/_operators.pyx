@@ -14,7 +14,7 @@ cdef extern from "<string_view>" namespace "std" nogil:
     cdef cppclass string_view:
         string_view(const char* data, size_t size)
 
-cdef extern from "string_work.h" namespace "clockwork" nogil:
+cdef extern from "wire/string_work.h" namespace "clockwork" nogil:
     int64_t c_strings_work "clockwork::strings_work"(int64_t count, string_view frame)
 
 cdef extern from "device/operators.h" namespace "clockwork::device" nogil:

@@ -129,7 +129,6 @@ cdef extern from "device/pinned.h" namespace "clockwork::device" nogil:
 
 cdef extern from "device/join.h" namespace "clockwork::device" nogil:
     enum Joined "clockwork::device::Joined":
-        JOINED_DONE "clockwork::device::Joined::DONE"
         JOINED_WRONG "clockwork::device::Joined::WRONG"
         JOINED_NO_MEMORY "clockwork::device::Joined::NO_MEMORY"
     const char* NO_MEMORY

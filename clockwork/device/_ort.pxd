@@ -86,7 +86,6 @@ cdef extern from "device/memory.h" namespace "clockwork::device" nogil:
         MADV_POPULATE_READ "MADV_POPULATE_READ"
     size_t HUGE_PAGE_BYTES
     char* map_touched(size_t size)
-    cbool populate(char* base, size_t size)
     size_t round_up(size_t size, size_t unit)
 
 cdef extern from "<atomic>" nogil:

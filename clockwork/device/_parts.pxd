@@ -5,9 +5,12 @@ from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
+cdef extern from "wire/bounds.h" namespace "clockwork" nogil:
+    enum:
+        RANK_MAX
+
 cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
     enum:
-        RANK_MOST
         PART_ALIGNMENT
     int dtype_bits(int dtype)
     cppclass RequestTensor:
@@ -26,7 +29,7 @@ cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
     cppclass Input:
         int dtype
         int rank
-        int64_t[RANK_MOST] dims
+        int64_t[RANK_MAX] dims
         int64_t bytes
         int64_t place
         cbool rowless
@@ -37,12 +40,11 @@ cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
         size_t count
         vector[vector[int]] inputs
         vector[vector[int]] outputs
-        int of_input(size_t input, int axis)
         int of_output(size_t output, int axis)
     cppclass Output:
         int dtype
         int rank
-        int64_t[RANK_MOST] dims
+        int64_t[RANK_MAX] dims
         int64_t begin
         int64_t bytes
     cppclass BatchParts:
@@ -71,7 +73,6 @@ cdef extern from "device/parts.h" namespace "clockwork::device" nogil:
         char* block
         int64_t block_bytes
         const Piece& piece(size_t part, size_t input)
-        int64_t& part_end(size_t output, size_t part)
         cbool make_outputs(size_t count)
         cbool make_block()
         void divide(size_t output)

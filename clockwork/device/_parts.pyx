@@ -27,7 +27,7 @@ cdef list list_parts(BatchParts* parts):
     cdef Block block = Block.__new__(Block)
     cdef size_t part, index
     cdef int64_t begin, end
-    cdef int64_t[RANK_MOST] dims
+    cdef int64_t[RANK_MAX] dims
     cdef int axis, rank
     block.data, block.bytes = <char*>parts.output_bytes(), parts.block_bytes
     block.is_shared = parts.block == NULL
@@ -49,7 +49,7 @@ cdef list list_parts(BatchParts* parts):
 cdef void copy_beginning(char* small, const int64_t* small_dims, char* large, const int64_t* large_dims, int rank,
                          int64_t element_bytes, bint enlarge) noexcept nogil:
     """Copy an array to the beginning of each axis of a larger one, or (not enlarge) from there."""
-    cdef int64_t[RANK_MOST] at
+    cdef int64_t[RANK_MAX] at
     cdef int64_t run = element_bytes, count = 1, number, place
     cdef int last = rank - 1, axis
     while last >= 0 and small_dims[last] == large_dims[last]:

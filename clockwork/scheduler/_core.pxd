@@ -288,7 +288,6 @@ cdef extern from "scheduler/estimates.h" namespace "clockwork" nogil:
 
     cdef cppclass CEstimates "clockwork::Estimates":
         CProgram &use_program(uint32_t program, uint32_t kind) except +
-        void release_program(uint32_t program, uint32_t kind)
 
 
 cdef extern from "scheduler/edf.h" namespace "clockwork" nogil:
@@ -296,9 +295,6 @@ cdef extern from "scheduler/edf.h" namespace "clockwork" nogil:
     const int64_t C_SCHEDULE_AHEAD_NS "clockwork::SCHEDULE_AHEAD_NS"
     const int C_PROFILE_ATTEMPTS_MAX "clockwork::PROFILE_ATTEMPTS_MAX"
     const int64_t C_PROFILE_IDLE_NS "clockwork::PROFILE_IDLE_NS"
-    const uint64_t C_QUEUED_REQUESTS_MAX "clockwork::QUEUED_REQUESTS_MAX"
-    const uint64_t C_QUEUED_BYTES_MAX "clockwork::QUEUED_BYTES_MAX"
-    const int64_t C_NEVER_NS "clockwork::NEVER_NS"
 
 
 cdef class Driven:

@@ -7,12 +7,9 @@ from clockwork.scheduler.types import Command, Event, ProfilePoint, ShapeKey
 ATTEMPTS_MAX: int
 BATCH_TABLE_MAX: int
 BOUND_RATIO_MAX: float
-NEVER_NS: int
 POLICIES: tuple[str, ...]
 PROFILE_ATTEMPTS_MAX: int
 PROFILE_IDLE_NS: int
-QUEUED_BYTES_MAX: int
-QUEUED_REQUESTS_MAX: int
 SCHEDULE_AHEAD_NS: int
 SHAPES_KNOWN_MAX: int
 SHAPES_MAX: int

@@ -56,12 +56,14 @@ class ListOf(NamedTuple):
     """A list of at most ``count_max`` elements.
 
     ``pool``: of a list within another, the vector of the C++ record that holds the elements of all such
-    lists.
+    lists. ``names``: of the elements, in order, where each has a meaning of its own; a list may be shorter or
+    longer, as its writer's version has it.
     """
 
     element: Form
     count_max: int
     pool: str = ""
+    names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"a list of at most {self.count_max}"

@@ -70,6 +70,10 @@ PROTOCOL_VERSION = 1
 
 NEVER_NS = 2**62  # A time after every other: the deadline of a request that has none, an open end of a window
 
+VALUE_MARK = NEVER_NS - 1
+"""First number of an entry of a shape that holds the value of an optional input: the value's bytes follow,
+four to a number, little-endian. No tensor that has elements has a dimension of this size."""
+
 
 class Status(enum.IntEnum):
     """The outcomes of requests and actions, on the wire and inside every process."""
@@ -380,7 +384,7 @@ class Answer(NamedTuple):
     request_id: Id
     model_version: VersionNumber
     tensors: Annotated[list[NamedTensorRef], ListOf(_OUTPUT, TENSORS_MAX)]
-    times: Annotated[list[int], ListOf(Integer(INT64_MIN, INT64_MAX), 16)]
+    times: Annotated[list[int], ListOf(Integer(INT64_MIN, INT64_MAX), 16, names=ANSWER_TIMES)]
 
 
 _FAILURE_DETAILS = Record(

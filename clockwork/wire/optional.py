@@ -20,16 +20,12 @@ import numpy as np
 
 from clockwork.config.models import OPTIONAL_BYTES_MAX, OPTIONAL_INPUTS_MAX, OPTIONAL_RANK_MAX
 from clockwork.errors import InvalidModel
-from clockwork.wire.messages import NEVER_NS
+from clockwork.wire.messages import VALUE_MARK
 from clockwork.wire.telling import tell
 from clockwork.wire.tensors import DTYPES, STRING, Array, check_tensor, decode_tensor, encode_array
 
 OPTIONAL_KEY = "clockwork.optional_inputs"
 """Metadata of a model: a JSON object of ``[shape, bytes in base64]`` for each optional input, by name."""
-
-VALUE_MARK = NEVER_NS - 1
-"""First number of an entry of a shape that holds a value: the value's bytes follow, four to a number,
-little-endian. No tensor that has elements has a dimension of this size."""
 
 
 class Default(NamedTuple):

@@ -34,10 +34,12 @@ KEY_BYTES = 16
 FIRST_OFFSET = 64  # The first offset of tensors in the memory, behind MAGIC and the key
 
 ALIGNMENT = 64  # The alignment of every tensor, also in a worker's copy, so that kernels can read it in place
+SHARED_ALIGNMENT = ALIGNMENT
 
 _REFERENCE = struct.Struct(f"<qqq{KEY_BYTES}sqq{KEY_BYTES}sq")
 REFERENCE_BYTES = _REFERENCE.size
 PLACE = struct.Struct("<qq")  # The offset and the bytes of an output
+PLACE_BYTES = PLACE.size
 
 
 class Reference(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clockwork.config import MESSAGE_BYTES_MAX, RANK_MAX, STRINGS_MAX
-from clockwork.config.wire import LENGTH_CLASS_MIN, STRING_SIZE_MIN
+from clockwork.config.wire import DIMENSIONS_MAX, LENGTH_CLASS_MIN, STRING_SIZE_MIN
 from clockwork.errors import InvalidInput
 from clockwork.wire.telling import tell
 
@@ -70,7 +70,6 @@ DTYPES: dict[int, DType] = {
 _CODE_OF_NAME = {kind.name: code for code, kind in DTYPES.items() if code != STRING}
 _CODE_OF_NATIVE = {np.dtype(kind.name): code for code, kind in DTYPES.items() if kind.native}
 _LENGTH = struct.Struct("<I")
-_DIMENSIONS_MAX = 1 << 62  # Largest product of a shape's dimensions, zeros left out, that numpy can express
 
 
 def dtype_name(dtype: int) -> str:
@@ -189,7 +188,7 @@ def tensor_bytes(dtype: int, shape: Sequence[int]) -> int:
             raise unnatural_dimension(dimension)
         count *= dimension
         product *= dimension or 1
-        if product > _DIMENSIONS_MAX:
+        if product > DIMENSIONS_MAX:
             raise overflowing_dimensions(shape)
     size = (count * kind.bits + 7) >> 3
     if size > MESSAGE_BYTES_MAX:
@@ -228,7 +227,7 @@ def check_strings(count: int, frame: Any) -> None:
 
 
 def string_size(count: int, total_work: int) -> int:
-    """The size as which executions are timed for ``count`` strings of this work in all (csrc/string_work.h).
+    """The size as which executions are timed for ``count`` strings of this work (csrc/wire/string_work.h).
 
     The size is the mean, rounded up to a power of two: the time to read a string follows its bytes, or the
     work of decoding an image, as an execution's time follows a shape.

@@ -14,7 +14,7 @@ from libcpp.string_view cimport string_view
 from libcpp.vector cimport vector
 
 from clockwork.device._orders cimport DeviceOutlet, DevicePort, Order
-from clockwork.device._parts cimport RANK_MOST
+from clockwork.device._parts cimport RANK_MAX
 from clockwork.wire._messages cimport CStatus
 from clockwork.wire._zmq cimport Functions, clockwork_zmq_api
 
@@ -276,7 +276,7 @@ cdef class Road:
         cdef Ended ended = Ended.__new__(Ended)
         cdef size_t part, index, at = 0
         cdef int axis, rank
-        cdef int64_t[RANK_MOST] dims
+        cdef int64_t[RANK_MAX] dims
         cdef int64_t begin
         cdef const char* data = order.parts.output_bytes()
         ended.order, ended.road, ended.model_id = order, self, order.model_id

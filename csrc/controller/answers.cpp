@@ -59,13 +59,15 @@ void Answers::write_success(const Command& command, const HeldRequest& held, con
         answer_.tensors.push_back(
             {names[index], refs[index].dtype, {first, shape.count}, static_cast<std::int64_t>(index)});
     }
-    answer_.times = {command.queue_ns,
-                     command.load_ns,
-                     command.exec_ns,
-                     now - held.arrived_ns,
-                     took_ns(result.header.copy_in),
-                     took_ns(result.header.copy_out),
-                     static_cast<std::int64_t>(held.id)};
+    wire::AnswerTimes times;
+    times.queue_ns = command.queue_ns;
+    times.load_ns = command.load_ns;
+    times.exec_ns = command.exec_ns;
+    times.total_ns = now - held.arrived_ns;
+    times.copy_in_ns = took_ns(result.header.copy_in);
+    times.copy_out_ns = took_ns(result.header.copy_out);
+    times.request = static_cast<std::int64_t>(held.id);
+    times.fill(answer_.times);
     answer_.write(writer_);
 }
 

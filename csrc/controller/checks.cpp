@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "controller/course.h"
-#include "string_work.h"
+#include "wire/string_work.h"
 
 namespace clockwork {
 

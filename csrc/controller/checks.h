@@ -16,12 +16,6 @@ namespace clockwork {
 
 using wire::TensorRef;
 
-inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // wire.tensors._DIMENSIONS_MAX
-
-// The smallest size class where requests of different size share batches: see
-// clockwork.wire.tensors.length_class.
-inline constexpr std::int64_t LENGTH_CLASS_MIN = 4;
-
 // The most rows that an estimate distinguishes.
 inline constexpr std::int64_t ROWS_MAX = 1 << 30;
 
@@ -46,10 +40,6 @@ struct AcceptedRequest {
     std::vector<std::uint32_t> holders;  // by symbol: the first input that has it, counted from 1
     std::vector<std::int64_t> sizes;     // by symbol: its size in that input
 };
-
-// The first number of a shape's entry that holds the value of an optional input:
-// clockwork.wire.optional.VALUE_MARK.
-inline constexpr std::int64_t VALUE_MARK = NEVER_NS - 1;
 
 // Adds the defaults of omitted optional inputs to a request, with the model's frames behind the received
 // ones.

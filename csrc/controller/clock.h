@@ -5,10 +5,9 @@
 #include <cstdint>
 
 #include "scheduler/types.h"
+#include "wire/bounds.h"
 
 namespace clockwork {
-
-inline constexpr std::int64_t DRIFT_PPM = 200;  // equals clocksync.DRIFT_PPM; a test compares both
 
 class ClockBounds {
 public:

@@ -35,19 +35,13 @@
 #include <vector>
 
 #include "scheduler/types.h"
+#include "wire/bounds.h"
 
 namespace clockwork {
-
-// Approximate bytes of memory of a frame beside its content: libzmq's 64 bytes. Also more than framing and
-// encryption add to a frame on the wire.
-inline constexpr std::uint64_t FRAME_EXTRA_BYTES = 64;
 
 // Queued bytes after which a frame is marked. A mark costs 0.1 us; up to this many queued bytes are not
 // counted.
 inline constexpr std::uint64_t MARK_BYTES = 16 << 10;
-
-// Bytes of the peer's heartbeats on an idle connection, which libzmq takes itself.
-inline constexpr std::uint64_t HEARTBEAT_BYTES_PER_S = 1 << 10;
 
 // The intervals of looks at connections without a hello, and at the others. Loopback carries 50 MB in the
 // shorter time.
@@ -72,18 +66,17 @@ inline constexpr int SEAT_FREE = -1;
 inline constexpr int SEAT_NONE = -2;
 
 struct ConnectionBounds {
-    std::size_t ungreeted = 4'096;             // equals config.UNGREETED_MAX
-    std::size_t greeted = 16'384;              // equals config.CLIENTS_MAX
-    Ns hello_ns = 10 * SECOND;                 // equals config.HELLO_NS
-    Ns idle_ns = 5 * SECOND;                   // equals config.SEAT_IDLE_NS
-    std::uint64_t hello_bytes = 1 << 20;       // equals config.HELLO_BYTES_MAX
-    std::uint64_t hello_bytes_all = 64 << 20;  // config.HELLO_BYTES_ALL_MAX
-    // Equals config.RECEIVED_BYTES_MAX, for a peer that has said hello
-    std::uint64_t received_bytes = 1'280ull << 20;
-    std::uint64_t received_bytes_all = 4ull << 30;   // config.RECEIVED_BYTES_ALL_MAX
-    std::uint64_t unread_bytes = 256ull << 20;       // config.CLIENT_UNREAD_BYTES_MAX
-    std::uint64_t unread_bytes_all = 2ull << 30;     // config.UNREAD_BYTES_ALL_MAX
-    Ns unread_ns = 10 * SECOND;                      // equals config.UNREAD_NS
+    std::size_t ungreeted = UNGREETED_MAX;
+    std::size_t greeted = CLIENTS_MAX;
+    Ns hello_ns = HELLO_NS;
+    Ns idle_ns = SEAT_IDLE_NS;
+    std::uint64_t hello_bytes = HELLO_BYTES_MAX;
+    std::uint64_t hello_bytes_all = HELLO_BYTES_ALL_MAX;
+    std::uint64_t received_bytes = RECEIVED_BYTES_MAX;  // of a peer that has said hello
+    std::uint64_t received_bytes_all = RECEIVED_BYTES_ALL_MAX;
+    std::uint64_t unread_bytes = CLIENT_UNREAD_BYTES_MAX;
+    std::uint64_t unread_bytes_all = UNREAD_BYTES_ALL_MAX;
+    Ns unread_ns = UNREAD_NS;
     std::uint64_t memory_bytes = ~std::uint64_t{0};  // limits.memory_bytes(): of the whole process
 };
 

@@ -24,17 +24,18 @@
 #include "controller/shape_numbers.h"
 #include "controller/turn_results.h"
 #include "controller/workers.h"
+#include "wire/bounds.h"
 
 namespace clockwork {
 
 struct ExchangeBounds {
-    std::size_t drain_messages = 256;      // equals config.DRAIN_BATCH_EVENTS
-    std::size_t message_frames = 65'536;   // equals config.FRAMES_MAX
-    std::size_t turn_bytes = 256 << 10;    // equals config.TURN_HEADER_BYTES
-    Ns turn_python_ns = SECOND / 200;      // equals config.TURN_PYTHON_NS
-    std::int64_t priority_default = 4;     // equals config.PRIORITY_DEFAULT
-    std::size_t queued_requests = 65'536;  // config.QUEUED_REQUESTS_MAX
-    ConnectionBounds connections[2];       // bounds of the workers' socket and of the clients' socket
+    std::size_t drain_messages = DRAIN_BATCH_EVENTS;
+    std::size_t message_frames = FRAMES_MAX;
+    std::size_t turn_bytes = TURN_HEADER_BYTES;
+    Ns turn_python_ns = TURN_PYTHON_NS;
+    std::int64_t priority_default = PRIORITY_DEFAULT;
+    std::size_t queued_requests = QUEUED_REQUESTS_MAX;
+    ConnectionBounds connections[2];  // bounds of the workers' socket and of the clients' socket
 };
 
 struct ExchangeParts {

@@ -15,11 +15,11 @@
 #include "device/join.h"
 #include "device/notice.h"
 #include "device/order.h"
+#include "wire/bounds.h"
 
 namespace clockwork::device {
 
-inline constexpr int LOAD_AHEAD = 3;    // pieces of a LOAD that are under way at a time
-inline constexpr int PADDED_MOST = 16;  // equals config.PADDED_MAX
+inline constexpr int LOAD_AHEAD = 3;  // pieces of a LOAD that are under way at a time
 
 // The origin of a kernel's argument.
 enum class ArgumentSource { WEIGHT, INPUT, OUTPUT, WORKSPACE, SIZE, TABLE, VALUE };
@@ -99,10 +99,10 @@ struct Variant {
         return !launches.empty();
     }
 
-    // Whether these inputs can be run by this variant. sizes: PADDED_MOST values, set to the sizes of the
+    // Whether these inputs can be run by this variant. sizes: PADDED_MAX values, set to the sizes of the
     // padded symbols.
     bool fits(const BatchParts& parts, bool batches, std::int64_t* sizes) const {
-        for (int symbol = 0; symbol < PADDED_MOST; symbol++)
+        for (int symbol = 0; symbol < PADDED_MAX; symbol++)
             sizes[symbol] = 0;
         for (std::size_t index = 0; index < inputs.size(); index++) {
             const Input& joined = parts.inputs[index];
@@ -146,7 +146,7 @@ struct CudaModel : DeviceModel {
     // runs of the LOAD that was started last; guarded by the hub's lock
     std::vector<std::int64_t> loading_starts;
 
-    // The first variant that runs these inputs; null if none does. sizes: PADDED_MOST values, filled in.
+    // The first variant that runs these inputs; null if none does. sizes: PADDED_MAX values, filled in.
     Variant* choose(const BatchParts& parts, std::int64_t* sizes) const {
         for (Variant& variant : *variants) {
             if (variant.fits(parts, batches, sizes))
@@ -265,7 +265,7 @@ struct CudaOrder : Order {
     std::int64_t run_earliest_ns = 0;
     bool pins = false;  // LOAD: the model's copy stays in the host store until the order has been polled
     Variant* variant = nullptr;
-    std::int64_t sizes[PADDED_MOST] = {};  // sizes of the padded symbols before padding
+    std::int64_t sizes[PADDED_MAX] = {};  // sizes of the padded symbols before padding
     // the graph that was launched; null: the kernels were launched singly
     CUgraphExec graph = nullptr;
 };

@@ -307,9 +307,9 @@ Pixels converted(Pixels&& image, std::size_t channels) {
         }
     }
     // An intermediate image never has more pixels than source and target together; see resized().
-    if (const std::size_t pixels = to_width * to_height; pixels > static_cast<std::size_t>(PIXELS_MAX)) {
+    if (const std::size_t pixels = to_width * to_height; pixels > static_cast<std::size_t>(JPEG_PIXELS_MAX)) {
         problem = has + ", and " + std::to_string(pixels) + " once it is resized; at most " +
-                  std::to_string(PIXELS_MAX) + " are made";
+                  std::to_string(JPEG_PIXELS_MAX) + " are made";
         return false;
     }
     return true;

@@ -84,9 +84,9 @@ inline bool join(BatchParts& parts, const RequestTensors& views, const std::vect
             const std::int64_t* shape = views.dims.data() + view->first;
             const int dtype = view->dtype, rank = view->rank;
             Input& joined = parts.inputs[index];
-            if (rank > RANK_MOST)
+            if (rank > RANK_MAX)
                 return say(text, text_bytes, "input %zu has %d dimensions, at most %d are served", index, rank,
-                           RANK_MOST);
+                           RANK_MAX);
             if (dtype != dtypes[index])
                 return say(text, text_bytes, "input %zu is of type %d, the model takes %d", index, dtype,
                            dtypes[index]);

@@ -10,15 +10,12 @@
 #include <cstdint>
 
 #include "jpeg.h"
+#include "wire/bounds.h"
 
 namespace clockwork::device {
 
 // ----- images -----------------------------------------------------------------------------------------
 
-// equals config.models.SIDE_MAX; bound on a side of an output
-inline constexpr std::int64_t SIDE_MAX = 16'384;
-// equals config.models.JPEG_PIXELS_MAX; bound on the pixels of an image at every step
-inline constexpr std::int64_t PIXELS_MAX = 1 << 25;
 // bound on the ratio of the sides of an image that is cropped
 inline constexpr std::size_t SIDES_RATIO_MAX = 64;
 // blocks allowed at least: the smallest images have more blocks than their pixels say

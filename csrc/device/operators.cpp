@@ -149,13 +149,13 @@ struct DecodeJpeg {
                attributes.size("shortest", 0, SIDE_MAX),
                attributes.size("channels", 1, 3),
                attributes.flag("bicubic") ? Filter::BICUBIC : Filter::BILINEAR,
-               attributes.size("pixels_max", 1, PIXELS_MAX)} {
+               attributes.size("pixels_max", 1, JPEG_PIXELS_MAX)} {
         auto sides = [&] { return std::to_string(form.height) + " x " + std::to_string(form.width); };
         if (form.channels == 2)
             throw std::invalid_argument("attribute channels is 2; 1 and 3 are served");
-        if (form.height * form.width > static_cast<std::size_t>(PIXELS_MAX))
+        if (form.height * form.width > static_cast<std::size_t>(JPEG_PIXELS_MAX))
             throw std::invalid_argument("attributes height and width: " + sides() + " pixels; at most " +
-                                        std::to_string(PIXELS_MAX) + " are served");
+                                        std::to_string(JPEG_PIXELS_MAX) + " are served");
         if (form.shortest != 0 && form.shortest < std::max(form.height, form.width))
             throw std::invalid_argument("attribute shortest is " + std::to_string(form.shortest) +
                                         ", of which no middle of " + sides() + " pixels can be cut");

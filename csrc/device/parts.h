@@ -10,10 +10,11 @@
 #include <string>
 #include <vector>
 
+#include "wire/bounds.h"
+
 namespace clockwork::device {
 
-inline constexpr int BOOL = 9;        // ONNX's code of bools
-inline constexpr int RANK_MOST = 32;  // equals config.RANK_MAX
+inline constexpr int BOOL = 9;  // ONNX's code of bools
 // alignment in bytes of an input's place in a slot, and of an output's place in the block
 inline constexpr std::int64_t PART_ALIGNMENT = 64;
 
@@ -85,14 +86,10 @@ struct Rowless {
     std::vector<std::int64_t> dims;
 };
 
-// Begins a shape in a PROFILE that stands for an optional input's value, four bytes to a number; equals
-// clockwork.wire.optional.VALUE_MARK.
-inline constexpr std::int64_t VALUE_MARK = (std::int64_t{1} << 62) - 1;
-
 struct Input {
     int dtype = 0;
     int rank = 0;
-    std::int64_t dims[RANK_MOST] = {};  // dimensions of all parts joined
+    std::int64_t dims[RANK_MAX] = {};  // dimensions of all parts joined
     std::int64_t bytes = 0;
     std::int64_t place = 0;  // CPU device: offset of the input in the slot; -1: it is read in place
     bool rowless = false;    // an optional input: one value for the whole batch, the same in every part
@@ -118,7 +115,7 @@ private:
 struct Output {
     int dtype = 0;
     int rank = 0;
-    std::int64_t dims[RANK_MOST] = {};
+    std::int64_t dims[RANK_MAX] = {};
     std::int64_t begin = 0;  // offset in the block
     std::int64_t bytes = 0;
 };
@@ -213,7 +210,7 @@ struct BatchParts {
         return part_ends[output * part_count + part];
     }
 
-    // Writes the dimensions of a part's share of an output, at most RANK_MOST; returns their number.
+    // Writes the dimensions of a part's share of an output, at most RANK_MAX; returns their number.
     int output_shape(std::size_t part, std::size_t index, std::int64_t* dims) const {
         const Output& output = outputs[index];
         if (is_cut(index)) {

@@ -30,12 +30,6 @@ inline constexpr std::size_t CACHE_LINE = 64;
 // A model is set aside at this much evidence within FAULT_WINDOW_NS: evidence against one of its requests or
 // loads, or overruns. A crash that a worker reported is enough the second time. A worker that was lost
 // without a report may have been killed from outside, so two losses are not held against anybody.
-inline constexpr std::uint8_t EVIDENCE_LOST = 1;
-inline constexpr std::uint8_t EVIDENCE_CRASHED = 2;
-inline constexpr std::uint8_t EVIDENCE_MAX = 3;
-inline constexpr std::size_t OVERRUNS_MAX = 5;
-inline constexpr Ns FAULT_WINDOW_NS = 600 * SECOND;
-
 // Assumed speed of a disk until something was read from it: 2 GB/s.
 inline constexpr double DISK_DEFAULT_NS_PER_BYTE = 0.5;
 

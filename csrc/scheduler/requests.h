@@ -13,10 +13,6 @@
 
 namespace clockwork {
 
-// Defaults of SchedulerOptions; a test compares them with clockwork.config.
-inline constexpr std::uint64_t QUEUED_REQUESTS_MAX = 65'536;
-inline constexpr std::uint64_t QUEUED_BYTES_MAX = std::uint64_t{4} << 30;
-
 // Bound on the sendings of a request before a failure that is not its own is answered.
 inline constexpr int ATTEMPTS_MAX = 3;
 

@@ -32,9 +32,6 @@ inline constexpr Ns RESERVE_EARLY_NS = MS;
 // Bound on the recent lateness of results that a gap must have room for; more was an exception.
 inline constexpr Ns RESERVE_OVER_NS_MAX = 5 * MS;
 
-// Bound on the expected time, whatever a worker says.
-inline constexpr Ns RESERVE_NS_MAX = 60 * SECOND;
-
 // A device without known gaps counts as quiet when it has been idle for this long; otherwise, for twice its
 // longest recent gap.
 inline constexpr Ns RESERVE_QUIET_NS = 20 * MS;

@@ -8,10 +8,8 @@ namespace clockwork::sim {
 
 namespace {
 
-constexpr Ns RECONNECT_NS = 100 * MS;     // time from a broken connection to the next hello
-constexpr Ns SYNC_NS = 250 * MS;          // clockwork.config.HEARTBEAT_NS: the controller's ping interval
-constexpr Ns SYNC_WINDOW = 64;            // clockwork.config.controller.CLOCK_WINDOW
-constexpr double DRIFT_ALLOWED = 200e-6;  // clockwork.controller.peers.clocksync.DRIFT_PPM
+constexpr Ns RECONNECT_NS = 100 * MS;  // time from a broken connection to the next hello
+constexpr double DRIFT_ALLOWED = static_cast<double>(DRIFT_PPM) / 1e6;
 
 }  // namespace
 
@@ -182,11 +180,11 @@ Ns World::to_true(const WorkerState& worker, Ns worker_ns) const {
 // Bounds a worker's clock offset by pings, as controller/peers/clocksync.py does. The fastest way there in
 // the window gives the upper bound, the fastest way back the lower bound. Between pings the bounds widen.
 void World::sync_clock(WorkerState& worker) {
-    if (worker.synced_ns != NEVER_NS && now_ - worker.synced_ns < SYNC_NS)
+    if (worker.synced_ns != NEVER_NS && now_ - worker.synced_ns < HEARTBEAT_NS)
         return;
     Ns there = cluster_.link_jitter_ns, back = cluster_.link_jitter_ns;
     if (cluster_.link_jitter_ns) {
-        for (Ns ping = 0; ping < SYNC_WINDOW; ++ping) {
+        for (Ns ping = 0; ping < CLOCK_WINDOW; ++ping) {
             const auto bound = static_cast<std::uint64_t>(cluster_.link_jitter_ns) + 1;
             there = std::min(there, static_cast<Ns>(worker.random.below(bound)));
             back = std::min(back, static_cast<Ns>(worker.random.below(bound)));

@@ -156,12 +156,6 @@ struct RequestFate {
 
 enum class StopReason : std::uint8_t { WANTS_CHUNK, PAUSED, DONE };
 
-// Time limits of executions and loads at workers; a test compares them with clockwork.config.
-inline constexpr Ns EXECUTION_LIMIT_NS = 2 * SECOND;
-inline constexpr Ns EXECUTION_LIMIT_FACTOR = 10;
-inline constexpr Ns LOAD_LIMIT_NS = 30 * SECOND;
-inline constexpr Ns LOAD_LIMIT_FACTOR = 10;
-
 // Time of a controller's turn, which a disturbance multiplies.
 inline constexpr double TURN_NS = 10'000;
 

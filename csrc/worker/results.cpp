@@ -77,7 +77,7 @@ void ResultWriter::describe(device::Order& order, const Clock& clock, bool is_ke
     for (std::size_t part = 0; part < parts.part_count; ++part) {
         result.parts.push_back({static_cast<std::uint32_t>(result.tensors.size()), count});
         for (std::size_t index = 0; index < count; ++index) {
-            std::int64_t dims[device::RANK_MOST];
+            std::int64_t dims[RANK_MAX];
             const int rank = parts.output_shape(part, index, dims);
             wire::TensorRef& ref = result.tensors.emplace_back();
             ref.dtype = parts.outputs[index].dtype;

@@ -777,7 +777,7 @@ bool Road::is_as_declared(const Order& order) const {
         const std::int64_t rows = declared.batches ? parts.rows[part] : 0;
         for (std::size_t index = 0; index < count; ++index) {
             const Declared::Output& spec = declared.outputs[index];
-            std::int64_t dims[device::RANK_MOST];
+            std::int64_t dims[RANK_MAX];
             const int rank = parts.output_shape(part, index, dims);
             if (parts.outputs[index].dtype != spec.dtype || (rows != 0 && (rank == 0 || dims[0] != rows)))
                 return false;

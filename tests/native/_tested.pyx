@@ -49,8 +49,7 @@ from clockwork.errors import InvalidInput
 from clockwork.wire.messages import HostDrop, HostFetch, Load, Ping, Pong, Result, Revoke, Status, Unload
 from tests.native.queue_events import Ended, Received, Reject, Revoked, RevokeStarted, Start
 from clockwork.scheduler.types import (
-    ActionDone, AnswerFailed, AnswerOk, Arrived, ModelFault, ModelGone, RequestCancelled, SendDrop, SendFetch, SendInfer,
-    SendLoad, SendProfile, SendReserve, SendRevoke, SendUnload, Tick,
+    COMMANDS, ActionDone, Arrived, RequestCancelled, Tick,
 )
 
 
@@ -345,12 +344,7 @@ def sentence(templates, uint8_t number, int64_t a, int64_t b, int64_t c, str nam
     return found.data()[:found.size()].decode()
 
 
-cdef dict _kinds = {
-    SendLoad: CommandKind.SEND_LOAD, SendUnload: CommandKind.SEND_UNLOAD, SendInfer: CommandKind.SEND_INFER,
-    SendProfile: CommandKind.SEND_PROFILE, SendRevoke: CommandKind.SEND_REVOKE, AnswerOk: CommandKind.ANSWER_OK,
-    AnswerFailed: CommandKind.ANSWER_FAILED, ModelGone: CommandKind.MODEL_GONE, SendFetch: CommandKind.SEND_FETCH,
-    SendDrop: CommandKind.SEND_DROP, ModelFault: CommandKind.MODEL_FAULT, SendReserve: CommandKind.SEND_RESERVE,
-}
+include "_command_fields.pxi"
 
 
 cdef class Recorder:
@@ -419,59 +413,18 @@ cdef class Recorder:
         cdef CCommands all_
         cdef bytes text = b""
         cdef string_view shape
-        kind = type(command)
-        one.kind = _kinds[kind]
+        one.kind = <CommandKind><uint8_t><int>COMMANDS.index(type(command))
         for name in command._fields:
             value = getattr(command, name)
-            if name == "worker":
-                one.worker = value
-            elif name == "device":
-                one.device = value
-            elif name == "action_id":
-                one.action_id = value
-            elif name == "model_id":
-                one.model_id = value
-            elif name == "load_id":
-                one.load_id = value
-            elif name == "request_id":
-                one.request_id = value
-            elif name == "earliest_ns":
-                one.earliest_ns = value
-            elif name == "latest_ns":
-                one.latest_ns = value
-            elif name == "expected_ns":
-                one.expected_ns = value
-            elif name == "part":
-                one.part = value
-            elif name == "rows":
-                one.rows = value
-            elif name == "shape":
+            if name == "shape":
                 shape = self._shape(value)
             elif name == "run_starts":
                 all_.runs, one.count = value, len(value)
             elif name == "requests":
                 all_.ids, one.count = value, len(value)
-            elif name == "status":
-                one.status = <CStatus><uint8_t>value
-            elif name == "reason":
-                one.reason = <CReason><uint8_t>REASONS.index(value)
             elif name == "text":
                 text = value.encode()
-            elif name == "queue_ns":
-                one.queue_ns = value
-            elif name == "load_ns":
-                one.load_ns = value
-            elif name == "exec_ns":
-                one.exec_ns = value
-            elif name == "fault":
-                one.fault = <CFault><uint8_t>value
-            elif name == "set_aside":
-                one.set_aside = value
-            elif name == "feasible_slo_ns":
-                one.feasible_slo_ns = value
-            elif name == "retry_after_ns":
-                one.retry_after_ns = value
-            else:
+            elif not set_command_field(&one, name, REASONS.index(value) if name == "reason" else value):
                 raise TypeError(name)
         self._recorder.get().ordered(one, all_, view_of(text), shape)
         return 0

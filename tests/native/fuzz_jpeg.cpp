@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "string_work.h"
+#include "wire/string_work.h"
 
 namespace {
 

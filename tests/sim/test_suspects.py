@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clockwork.config.controller import OVERRUNS_MAX
-from clockwork.config.worker import (
-    EXECUTION_LIMIT_FACTOR,
-    EXECUTION_LIMIT_NS,
-    LOAD_LIMIT_FACTOR,
-    LOAD_LIMIT_NS,
-)
 from clockwork.formats.profiles import ModelProfile
 from clockwork.scheduler.types import AnswerOk, Fault
 from clockwork.sim.world import Cluster, Open, simulate
@@ -141,11 +134,3 @@ def test_a_simulated_load_that_does_not_end_costs_its_worker_which_begins_anew()
     )  # fmt: skip
     assert report.good.tolist() == [0]
     assert report.crashes == 3, "it came back each time"
-
-
-def test_the_simulators_limits_are_the_workers() -> None:
-    text = (Path(__file__).parents[2] / "csrc/sim/world.h").read_text(encoding="utf-8")
-    assert f"EXECUTION_LIMIT_NS = {EXECUTION_LIMIT_NS // SECOND} * SECOND;" in text
-    assert f"EXECUTION_LIMIT_FACTOR = {EXECUTION_LIMIT_FACTOR};" in text
-    assert f"LOAD_LIMIT_NS = {LOAD_LIMIT_NS // SECOND} * SECOND;" in text
-    assert f"LOAD_LIMIT_FACTOR = {LOAD_LIMIT_FACTOR};" in text

@@ -324,7 +324,6 @@ def test_only_config_reads_the_environment() -> None:
 NO_BOUNDS = {
     "wire.forms.INT64_MAX": "of the integers that msgpack has",
     "wire.forms.INT64_MIN": "of the integers that msgpack has",
-    "wire.tensors._DIMENSIONS_MAX": "of the integers that a shape has",
     "sim.recovery.REQUESTS_RATE_MAX": "drawn from, for the worlds that are disturbed",
     "models.runtime.EXTERNAL_MIN_BYTES": "where ONNX's own writer draws the line",
 }

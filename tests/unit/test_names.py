@@ -87,12 +87,12 @@ def _lies_in(path: str, place: str) -> bool:
 
 MIRRORS = (
     Mirrors(
-        "the schema of messages, and what tools/schema.py writes of it",
+        "the schema of messages, and what tools/schema writes of it",
         ("csrc/wire/", "clockwork/wire/messages.py"),
         "ActionKind Answer Cancel Failure InferRequest LaneKind Ping Pong Reason Result Revoke Status",
     ),
     Mirrors(
-        "the scheduler's events, and the records of a recording that tools/schema.py writes of them",
+        "the scheduler's events, and the records of a recording that tools/schema writes of them",
         ("csrc/recording/records.h", "clockwork/scheduler/types.py"),
         (
             "ActionDone Arrived DeviceClock DeviceLost LinkMeasured ModelReady ModelRemoved RequestCancelled"
@@ -102,7 +102,12 @@ MIRRORS = (
     Mirrors(
         "the scheduler's inputs and outputs, as records of both languages",
         ("csrc/scheduler/", "clockwork/scheduler/types.py"),
-        "Fault ModelSpec ProfilePoint Scheduler",
+        "ModelSpec ProfilePoint Scheduler",
+    ),
+    Mirrors(
+        "the scheduler's enums, which tools/schema writes beside those of messages",
+        ("csrc/wire/kinds.h", "clockwork/scheduler/types.py"),
+        "Fault",
     ),
     Mirrors(
         "a resident model, for the scheduler and in a recording that is read",

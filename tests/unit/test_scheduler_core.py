@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clockwork import config
 from clockwork.scheduler import _core, make_scheduler
 from clockwork.scheduler.types import (
     ActionDone,
@@ -29,7 +28,6 @@ from clockwork.scheduler.types import (
     WorkerJoined,
     WorkerLeft,
 )
-from clockwork.wire import messages
 from clockwork.wire.messages import NEVER_NS, Reason, Status
 from tests.unit import stories
 
@@ -46,18 +44,9 @@ def request(number: int, model: int = 1, shape: Any = SHAPE, slo_ms: int = 100, 
     return Arrived(0, Request(number, model, 1, shape, size, 0, slo_ms * MS if slo_ms else NEVER_NS, 4))
 
 
-def test_never_is_the_same_time_on_both_sides() -> None:
-    assert _core.NEVER_NS == messages.NEVER_NS
-
-
 def test_every_answer_has_its_sentence() -> None:
     for text in _core.TEXTS:
         assert text.format(name="m", a=1, b=2, a_time="1 us", b_time="2 us", c_time="3 us", said="no")
-
-
-def test_the_bounds_are_those_of_the_configuration() -> None:
-    assert config.QUEUED_REQUESTS_MAX == _core.QUEUED_REQUESTS_MAX
-    assert config.QUEUED_BYTES_MAX == _core.QUEUED_BYTES_MAX
 
 
 def test_the_sentences_name_the_model_and_the_numbers() -> None:

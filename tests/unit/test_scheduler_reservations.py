@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from clockwork.config import RESERVE_NS_MAX
 from clockwork.scheduler.types import (
     AnswerFailed,
     DeviceLost,
@@ -323,13 +320,6 @@ def test_a_time_that_cannot_be_is_not_expected(expected_ns: int) -> None:
     story.at(100)
     orders = story(TimeWanted(story.now, 1, 0, NEW, expected_ns, ()))
     assert [one.expected_ns for one in orders] == ([60_000 * MS] if expected_ns > 0 else [])
-
-
-def test_the_longest_time_is_that_of_the_configuration() -> None:
-    text = (Path(__file__).parents[2] / "csrc/scheduler/reservations.h").read_text(encoding="utf-8")
-    found = re.search(r"RESERVE_NS_MAX = (\d+) \* SECOND;", text)
-    assert found
-    assert int(found[1]) * 1_000_000_000 == RESERVE_NS_MAX
 
 
 def test_one_that_does_not_end_is_noted_and_its_worker_is_sent_nothing_more() -> None:

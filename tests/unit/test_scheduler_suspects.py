@@ -5,13 +5,10 @@ Under every policy.
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from clockwork.config import controller
 from clockwork.config.controller import FAULT_WINDOW_NS, OVERRUNS_MAX
 from clockwork.scheduler.types import (
     AnswerFailed,
@@ -409,14 +406,3 @@ def test_a_device_that_is_stuck_is_not_counted_on(policy: str) -> None:
     served = [one for one in others if isinstance(game.answers.get(one), AnswerOk)]
     assert len(served) >= 8
     assert all(one in game.answers for one in others)
-
-
-def test_the_numbers_are_those_of_the_configuration() -> None:
-    text = (Path(__file__).parents[2] / "csrc/scheduler/records.h").read_text(encoding="utf-8")
-    for name in ("EVIDENCE_LOST", "EVIDENCE_CRASHED", "EVIDENCE_MAX", "OVERRUNS_MAX"):
-        found = re.search(rf"constexpr [\w:]+ {name} = (\d+);", text)
-        assert found
-        assert int(found[1]) == getattr(controller, name)
-    found = re.search(r"FAULT_WINDOW_NS = (\d+) \* SECOND", text)
-    assert found
-    assert int(found[1]) * 1_000_000_000 == FAULT_WINDOW_NS

@@ -6,12 +6,9 @@
 #include <string_view>
 
 #include "jpeg.h"
+#include "wire/bounds.h"
 
 namespace clockwork {
-
-// Strings of at most this work count as this size, others as the next power of two:
-// clockwork.wire.tensors.string_size.
-inline constexpr std::int64_t STRING_SIZE_MIN = 64;
 
 // The sum of `count` strings, each of which follows its length in four bytes and was checked by
 // clockwork.wire.tensors.check_strings. A string counts its bytes; a JPEG image its work, in bytes of a

@@ -1,0 +1,3 @@
+from tools.schema import main
+
+main()

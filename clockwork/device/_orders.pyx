@@ -15,6 +15,7 @@ from libc.stdio cimport snprintf
 
 from clockwork.device._crash cimport crash_at, crash_enter, crash_leave
 from clockwork.device._parts cimport RequestTensor, RequestTensors, list_parts
+from clockwork.wire._messages cimport CLaneKind, lane_of
 
 from clockwork.device.base import Completion
 from clockwork.wire.messages import KIND_OF, Status
@@ -432,7 +433,7 @@ cdef class DeviceCore:
         if order.kind == CActionKind.RESERVE:
             self.begin_reserve(order)
             return
-        if (order.kind == CActionKind.FETCH or order.kind == CActionKind.DROP) and self.no_host_tier != NULL:
+        if lane_of(order.kind) == CLaneKind.FETCH and self.no_host_tier != NULL:
             snprintf(order.text, TEXT_BYTES, "%s", self.no_host_tier)
             self.refuse(order, DEVICE_ERROR)
             return
@@ -444,15 +445,12 @@ cdef class DeviceCore:
         if at == NULL:
             snprintf(order.text, TEXT_BYTES, "model %lld is not prepared here", <long long>order.model_id)
             self.refuse(order, UNKNOWN_MODEL)
-        elif order.kind == CActionKind.LOAD:
-            if self.take_runs(order):
-                self.queue(order, &self.lanes.load)
-        elif order.kind == CActionKind.UNLOAD:
-            self.queue(order, &self.lanes.load)
-        elif order.kind == CActionKind.FETCH or order.kind == CActionKind.DROP:
-            self.queue(order, &self.lanes.fetch)
-        else:
+        elif lane_of(order.kind) == CLaneKind.EXECUTE:
             self.begin_execution(order)
+        elif lane_of(order.kind) == CLaneKind.FETCH:
+            self.queue(order, &self.lanes.fetch)
+        elif order.kind != CActionKind.LOAD or self.take_runs(order):
+            self.queue(order, &self.lanes.load)
 
     cdef void begin_execution(self, Order* order) noexcept nogil:
         """Queue an INFER or PROFILE whose inputs fit the model, or end it with a text."""

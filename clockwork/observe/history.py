@@ -25,6 +25,7 @@ from clockwork.config.observe import HISTORY_ACTIONS_MAX, HISTORY_MARK_NS, HISTO
 from clockwork.scheduler.recording import Step
 from clockwork.scheduler.types import (
     NEVER_NS,
+    ORDERS,
     ActionDone,
     AnswerFailed,
     AnswerOk,
@@ -38,12 +39,9 @@ from clockwork.scheduler.types import (
     ModelReady,
     ModelRemoved,
     ModelSpec,
-    SendDrop,
-    SendFetch,
     SendInfer,
     SendLoad,
     SendProfile,
-    SendReserve,
     SendRevoke,
     SendUnload,
     ShapeKey,
@@ -53,6 +51,7 @@ from clockwork.scheduler.types import (
     WorkerJoined,
     WorkerLeft,
 )
+from clockwork.wire.messages import ACTIONS, LaneKind
 
 OUTCOMES = ("answered", "refused", "missed", "cancelled", "failed")
 """Outcomes of a request. Answered means in time, which is goodput; a late answer is never a success."""
@@ -66,8 +65,11 @@ LOADING, RESIDENT, UNLOADING = "loading", "resident", "unloading"  # States of a
 MODEL_NONE = 0  # The model id of a RESERVE, which concerns no model
 MODEL_UNKNOWN = -1  # The model id of a request of which only the answer was seen
 
-EXECUTIONS = ("infer", "profile", "reserve")
+EXECUTIONS = tuple(kind.name.lower() for kind, action in ACTIONS.items() if action.lane is LaneKind.EXECUTE)
 """Kinds of actions on a device's execute lane. All others are on its load lane."""
+
+_KIND_OF = {command: kind.name.lower() for kind, command in ORDERS.items()}
+"""The kind of action that each command orders."""
 
 _OUTCOME_OF = {
     Status.OK: "answered",
@@ -324,13 +326,11 @@ class History:
             TimeWanted: lambda event: None,  # changes nothing in a history
             ModelReady: self._model_ready,
             ModelRemoved: self._model_removed,
+            **dict.fromkeys(ORDERS.values(), self._send),
             SendInfer: self._send_infer,
             SendLoad: self._send_load,
             SendUnload: self._send_unload,
             SendProfile: self._send_profile,
-            SendFetch: lambda command: self._ordered(self._action(command, "fetch")),
-            SendDrop: lambda command: self._ordered(self._action(command, "drop")),
-            SendReserve: lambda command: self._ordered(self._action(command, "reserve")),
             SendRevoke: self._send_revoke,
             AnswerOk: self._answer_ok,
             AnswerFailed: self._answer_failed,
@@ -603,12 +603,12 @@ class History:
         self._ordered(action)
 
     def _send_profile(self, command: SendProfile) -> None:
-        action = self._action(command, "profile")
+        action = self._action(command)
         action.rows = command.rows
         self._ordered(action)
 
     def _send_load(self, command: SendLoad) -> None:
-        self._ordered(self._action(command, "load"))
+        self._ordered(self._action(command))
         device = self._device(command.worker, command.device)
         model = self._model(command.model_id)
         spec = model.specs.get(command.worker)
@@ -623,15 +623,18 @@ class History:
         self._put(device, residency)
 
     def _send_unload(self, command: SendUnload) -> None:
-        self._ordered(self._action(command, "unload"))
+        self._ordered(self._action(command))
         device = self._device(command.worker, command.device)
         residency = device.resident[command.load_id]
         residency.state = UNLOADING
         device.pages_used -= residency.pages
 
-    def _action(self, command: Any, kind: str) -> SeenAction:
+    def _send(self, command: Any) -> None:
+        self._ordered(self._action(command))
+
+    def _action(self, command: Any) -> SeenAction:
         return SeenAction(
-            command.action_id, kind, command.worker, command.device, command.model_id, command.load_id,
+            command.action_id, _KIND_OF[type(command)], command.worker, command.device, command.model_id, command.load_id,
             ordered_ns=self.now_ns, earliest_ns=command.earliest_ns, latest_ns=command.latest_ns,
             expected_ns=command.expected_ns,
         )  # fmt: skip

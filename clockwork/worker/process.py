@@ -34,6 +34,7 @@ from clockwork.wire import codec
 from clockwork.wire.complaints import Complaints
 from clockwork.wire.logs import start_log
 from clockwork.wire.messages import (
+    KIND_OF,
     TO_WORKER,
     Chunk,
     ClockChanged,
@@ -43,22 +44,15 @@ from clockwork.wire.messages import (
     Goodbye,
     Heartbeat,
     HelloNeeded,
-    HostDrop,
-    HostFetch,
-    Infer,
-    Load,
     Message,
     Mismatch,
     Ping,
     Pong,
     Prepare,
     Prepared,
-    Profile,
-    Reserve,
     Revoke,
     Status,
     TimeNeeded,
-    Unload,
     WorkerWelcome,
 )
 from clockwork.wire.shared import MACHINE, machine_id
@@ -75,8 +69,6 @@ log = logging.getLogger("clockwork.worker")
 
 EXIT_STUCK = 75
 """Exit status of a worker whose execution or load does not end and whose process does not restart itself."""
-
-ACTIONS = (Infer, Load, Unload, Profile, HostFetch, HostDrop, Reserve)
 
 
 class WorkerDevice:
@@ -135,7 +127,7 @@ class Worker:
         self._next_heartbeat_ns = now_ns() + HEARTBEAT_NS
         self._next_collect_ns = now_ns() + COLLECT_INTERVAL_NS
         self._handlers: dict[type, Callable[[Any, list[Frame], int], None]] = {
-            **dict.fromkeys((*ACTIONS, Revoke), self._on_action),
+            **dict.fromkeys((*KIND_OF, Revoke), self._on_action),
             Ping: self._on_ping,
             Prepare: self._on_prepare,
             Chunk: self._on_chunk,
@@ -421,7 +413,7 @@ class Worker:
         """Tell the controller that a message failed. number: the id of its action or model."""
         if kind is Prepare:
             self._send(codec.encode(Prepared(number, Status.INTERNAL, text, {})))
-        elif kind in ACTIONS and not self._road.holds(number):
+        elif kind in KIND_OF and not self._road.holds(number):
             # A held action is answered at the end of its window or by its device.
             self._send(refusal(number, status, text, self._clock.to_worker(now)))
 

@@ -75,7 +75,6 @@ void ResultIntake::count(WorkerLink& worker, const ExpectedResult& sent, const w
             device.load_busy_ns += course_of(result).duration_ns;
             break;
         case ActionKind::UNLOAD: ++device.unloads; break;
-        case ActionKind::RESERVE: break;
         case ActionKind::INFER:
             if (ServedModel* model = models_.find(sent.model_id); model != nullptr && model->counts != nullptr) {
                 ModelCounts& counts = *model->counts;
@@ -83,7 +82,11 @@ void ResultIntake::count(WorkerLink& worker, const ExpectedResult& sent, const w
                 counts.batches.add(sent.rows, took_ns(result.execute));
             }
             [[fallthrough]];
-        default: ++device.executions; device.busy_ns += took_ns(result.execute);
+        case ActionKind::PROFILE:
+            ++device.executions;
+            device.busy_ns += took_ns(result.execute);
+            break;
+        default: break;
     }
 }
 

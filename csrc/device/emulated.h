@@ -237,7 +237,7 @@ public:
         Ns took_ns = settings_.unload_ns;
         if (order.kind == ActionKind::FETCH && settings_.disk_bandwidth == 0) {
             took_ns = 1;
-        } else if (order.kind != ActionKind::UNLOAD && order.kind != ActionKind::DROP) {
+        } else if (!frees(order.kind)) {
             took_ns = std::max<Ns>(outside(order, draw_ns(order, now)), 1);
         } else if (took_ns == 0) {
             done = finish(which, now);
@@ -367,7 +367,7 @@ inline Ns EmulatedDevice::draw_ns(const EmulatedOrder& order, Ns now) {
         if (random_.chance(settings_.exec_outlier))
             factor *= settings_.outlier_factor;
     } else {
-        exact = order.kind == ActionKind::LOAD
+        exact = lane_of(order.kind) == LaneKind::LOAD
                     ? static_cast<double>(order.profiled_ns)
                     : static_cast<double>(order.bytes) * SECOND / static_cast<double>(settings_.disk_bandwidth);
         if (settings_.load_noise > 0)
@@ -389,8 +389,8 @@ inline EmulatedEnd EmulatedDevice::finish(LaneKind which, Ns now, Status status)
     done.waited_ns = lane.waited_ns;
     lane.running = nullptr;
     const bool is_execution = executes(order.kind);
-    const bool fails = order.kind != ActionKind::UNLOAD && order.kind != ActionKind::DROP &&
-                       random_.chance(is_execution ? settings_.exec_failures : settings_.load_failures);
+    const bool fails =
+        !frees(order.kind) && random_.chance(is_execution ? settings_.exec_failures : settings_.load_failures);
     if (fails && status == Status::OK) {
         done.status = is_execution ? settings_.exec_failure : Status::DEVICE_ERROR;
         done.cause = FailureCause::CHANCE;

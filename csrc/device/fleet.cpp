@@ -105,7 +105,7 @@ void Fleet::begin(std::uint32_t number, FleetOrder* order, Ns now) noexcept {
         say(text, device::TEXT_BYTES, "this device makes models ready beside its executions");
         return refuse(order, Status::DEVICE_ERROR);
     }
-    if ((kind == ActionKind::FETCH || kind == ActionKind::DROP) && fleet_.host_bytes == 0) {
+    if (lane_of(kind) == LaneKind::FETCH && fleet_.host_bytes == 0) {
         say(text, device::TEXT_BYTES, "these devices have no host tier");
         return refuse(order, Status::DEVICE_ERROR);
     }
@@ -121,9 +121,9 @@ void Fleet::begin(std::uint32_t number, FleetOrder* order, Ns now) noexcept {
         say(text, device::TEXT_BYTES, "%zu runs of pages for %zu", order->run_starts.size(), model.runs.size());
         return refuse(order, Status::BAD_PAGES);
     }
-    if (kind == ActionKind::FETCH || kind == ActionKind::DROP) {
+    if (lane_of(kind) == LaneKind::FETCH) {
         bytes = static_cast<std::uint64_t>(model.page_count()) * fleet_.page_bytes;
-    } else if (kind == ActionKind::INFER || kind == ActionKind::PROFILE) {
+    } else if (executes(kind)) {
         // join() reads the types of the model's inputs there
         order->residency = const_cast<FleetModel*>(&model);
         const device::Joined joined = device::join(*order);
@@ -168,8 +168,9 @@ EmulatedOrder Fleet::order_of(const FleetOrder& order, std::uint32_t token, std:
     found.earliest_ns = order.earliest_ns;
     found.latest_ns = order.latest_ns;
     found.bytes = bytes;
-    if (order.kind == ActionKind::LOAD) {
+    if (lane_of(order.kind) == LaneKind::LOAD)
         found.profiled_ns = model.load_ns;
+    if (order.kind == ActionKind::LOAD) {
         for (std::size_t run = 0; run < model.runs.size(); ++run) {
             const std::int64_t start = order.run_starts[run];
             found.pages.push_back({0 <= start && start < NO_PAGE ? static_cast<std::uint32_t>(start) : NO_PAGE,

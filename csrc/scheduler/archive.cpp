@@ -135,14 +135,14 @@ void Batch::archive(Archive& archive) {
 
 void Flight::archive(Archive& archive) {
     archive(action_id);
-    archive.choice(kind, ActionKind::DROP);
+    archive.choice(kind, static_cast<ActionKind>(ACTION_KINDS - 1));
+    Archive::need(kind != ActionKind::RESERVE, "a reservation is among the actions of models");
     archive(revoked, is_recalled, is_apart, was_executing, is_narrow, arena, residency);
     archive.maybe(executor);
     archive.maybe(batch);
     archive(expected_ns, duration_ns, sent_ns, there_ns, predicted_end_ns, waits_since_ns, leaves_work, inputs);
     archive(copied_bytes);
-    bool is_executed = kind == ActionKind::INFER || kind == ActionKind::PROFILE;
-    Archive::need(is_executed == (executor != nullptr) && is_executed == (batch != nullptr),
+    Archive::need(executes(kind) == (executor != nullptr) && executes(kind) == (batch != nullptr),
                   "an action does not match its batch");
 }
 

@@ -136,8 +136,7 @@ void Dispatcher::action_done(Ns now, const ActionResult& result) {
         return;
     }
     Flight& flight = *found;
-    bool is_stuck =
-        result.status == Status::OVERRUN && (flight.kind == ActionKind::LOAD || flight.kind == ActionKind::FETCH);
+    bool is_stuck = result.status == Status::OVERRUN && transfers(flight.kind);
     if (result.status == Status::CRASHED || is_stuck) {
         worker_draining(now, result.worker);  // the worker is about to end: nothing more is sent to it
     }

@@ -16,9 +16,12 @@ Command& Flights::order(CommandKind kind, const Flight& flight) {
 }
 
 PredictedLane& Flights::predicted_lane(const Flight& flight) {
-    return flight.kind == ActionKind::LOAD    ? flight.arena->worker->predicted_loads
-           : flight.kind == ActionKind::FETCH ? flight.arena->worker->predicted_fetches
-                                              : flight.executor->predicted;
+    switch (lane_of(flight.kind)) {
+        case LaneKind::LOAD: return flight.arena->worker->predicted_loads;
+        case LaneKind::FETCH: return flight.arena->worker->predicted_fetches;
+        case LaneKind::EXECUTE: break;
+    }
+    return flight.executor->predicted;
 }
 
 Flight* Flights::make(Arena& arena, ActionKind kind, Residency& residency, Batch* batch, Ns expected_ns,
@@ -49,10 +52,9 @@ void Flights::enter(Flight& flight) {
 void Flights::end(Flight& flight) {
     state_.flights.erase(flight.action_id);
     flight.arena->worker->flights.erase(&flight);
-    if (flight.kind == ActionKind::LOAD) {
-        flight.arena->worker->loads_ns -= flight.duration_ns;
-    } else if (flight.kind == ActionKind::FETCH) {
-        flight.arena->worker->fetches_ns -= flight.duration_ns;
+    if (transfers(flight.kind)) {
+        Worker& worker = *flight.arena->worker;
+        (lane_of(flight.kind) == LaneKind::LOAD ? worker.loads_ns : worker.fetches_ns) -= flight.duration_ns;
     }
     state_.retire(&flight);
 }
@@ -72,7 +74,7 @@ void Flights::judge(const Flight& flight, const ActionResult& result) {
         return;
     }
     Ns took = result.duration_ns != 0 ? result.duration_ns : result.end_ns - result.begin_ns;
-    bool is_load = flight.kind == ActionKind::LOAD, is_fetch = flight.kind == ActionKind::FETCH;
+    bool is_load = lane_of(flight.kind) == LaneKind::LOAD, is_fetch = lane_of(flight.kind) == LaneKind::FETCH;
     Errors& durations = is_load    ? state_.predictions.load_duration
                         : is_fetch ? state_.predictions.fetch_duration
                                    : state_.predictions.infer_duration;

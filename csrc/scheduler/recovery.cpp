@@ -110,7 +110,7 @@ void Recovery::accuse(const Flight& flight, Fault fault) {
             model.overrun_ns = state_.now;
             is_enough = model.overruns.add(state_.now);
         }
-    } else if (flight.kind == ActionKind::LOAD || flight.kind == ActionKind::FETCH) {
+    } else if (transfers(flight.kind)) {
         model.load_evidence = static_cast<std::uint8_t>(model.load_evidence + evidence);
         is_enough = model.load_evidence >= EVIDENCE_MAX;
     } else {

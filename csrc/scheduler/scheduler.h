@@ -124,7 +124,7 @@ struct FlightStatus {
     ActionId action_id = 0;
     WorkerId worker = 0;
     std::uint32_t device = 0;
-    int kind = 0;  // LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP
+    int kind = 0;  // an ActionKind
     ModelId model_id = 0;
     std::vector<RequestId> requests;
 };

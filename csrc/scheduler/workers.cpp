@@ -118,7 +118,7 @@ void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
             stand_in.spec = spec != nullptr ? spec : stand_in.spec;
             continue;
         }
-        if (flight->kind == ActionKind::LOAD) {
+        if (transfers(flight->kind)) {
             worker->predicted_loads.ended(-flight->expected_ns);
         }
         lose_flight(*flight, waiting);

@@ -53,8 +53,11 @@ struct Accounts {
             case ActionKind::UNLOAD: ++unloads; return;
             case ActionKind::FETCH: ++fetches; return;
             case ActionKind::DROP: ++drops; return;
-            default: ++infers;
+            default: break;
         }
+        if (!executes(kind))
+            return;
+        ++infers;
         if (rows >= batches.size())
             batches.resize(rows + 1);
         ++batches[rows];

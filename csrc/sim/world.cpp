@@ -430,25 +430,22 @@ void World::order(const Command& command) {
     action.rows = 0;
     action.bytes = 0;
     std::uint64_t bytes = 0;
-    switch (command.kind) {
-        case CommandKind::SEND_LOAD: {
-            action.kind = ActionKind::LOAD;
-            action.profiled_ns = model.load_ns;
+    action.kind = action_of(command.kind).value();
+    if (lane_of(action.kind) == LaneKind::LOAD)
+        action.profiled_ns = model.load_ns;
+    switch (action.kind) {
+        case ActionKind::LOAD: {
             const std::vector<std::uint32_t>& runs = runs_of(worker, number);
             demand(command.count == runs.size(), "a LOAD with the wrong number of runs");
             for (std::uint32_t run = 0; run < command.count; ++run)
                 action.pages.push_back({out.runs[command.first + run], runs[run]});
             break;
         }
-        case CommandKind::SEND_UNLOAD: action.kind = ActionKind::UNLOAD; break;
-        case CommandKind::SEND_FETCH:
-            action.kind = ActionKind::FETCH;
+        case ActionKind::FETCH:
             for (std::uint32_t pages : runs_of(worker, number))
                 action.bytes += pages * cluster_.page_bytes;
             break;
-        case CommandKind::SEND_DROP: action.kind = ActionKind::DROP; break;
-        case CommandKind::SEND_INFER: {
-            action.kind = ActionKind::INFER;
+        case ActionKind::INFER: {
             action.requests.assign(out.ids.begin() + command.first, out.ids.begin() + command.first + command.count);
             action.rows = command.count;
             action.bytes = bytes = model.input_bytes * command.count;
@@ -470,7 +467,8 @@ void World::order(const Command& command) {
             }
             break;
         }
-        default: action.kind = ActionKind::PROFILE; action.rows = std::max<std::uint32_t>(command.rows, 1);
+        case ActionKind::PROFILE: action.rows = std::max<std::uint32_t>(command.rows, 1); break;
+        default: break;
     }
     demand(worker.store || lane_of(action.kind) != LaneKind::FETCH, "an order to a host store that is none");
     if (executes(action.kind))
@@ -495,7 +493,7 @@ void World::reported(std::uint32_t slot, std::uint32_t index) {
     result.text = &said;
     note(4, static_cast<std::int64_t>(action.id), static_cast<std::int64_t>(action.status), result.begin_ns,
          result.end_ns);
-    if (action.kind == ActionKind::LOAD || action.kind == ActionKind::INFER || action.kind == ActionKind::FETCH) {
+    if (action.kind == ActionKind::INFER || transfers(action.kind)) {
         if (action.status == Status::TOO_LATE) {
             ++accounts_.too_late;
         } else if (action.status != Status::OK && action.status != Status::ACTION_CANCELLED) {

@@ -28,13 +28,6 @@ using device::Order;
 constexpr std::string_view REVOKED_TEXT = "the action was revoked";
 constexpr std::string_view CANCELLED_TEXT = "the worker ends because of another action";
 
-bool is_ordered_by_model(ActionKind kind) {
-    return kind == ActionKind::LOAD || kind == ActionKind::UNLOAD || kind == ActionKind::FETCH ||
-           kind == ActionKind::DROP;
-}
-
-bool reads_store(ActionKind kind) { return kind == ActionKind::LOAD || kind == ActionKind::FETCH; }
-
 void signal_fd(int fd) {
     const std::uint64_t count = 1;
     if (write(fd, &count, sizeof count) < 0) {
@@ -617,12 +610,12 @@ void Road::end_started(Order* order, Status status, std::string_view text, Ns no
 // Holds an order back from its device if the order, or an earlier order that it must follow, waits for a
 // check.
 bool Road::waits_for_check(Order* order) {
-    if (!is_ordered_by_model(order->kind))
+    if (executes(order->kind))
         return false;
     bool waits = std::any_of(unchecked_.begin(), unchecked_.end(), [&](const Order* earlier) {
         return earlier->model_id == order->model_id && earlier->place == order->place;
     });
-    if (!waits && reads_store(order->kind)) {
+    if (!waits && transfers(order->kind)) {
         const auto model = models_.find(order->model_id);
         if (model != models_.end() && !model->second.is_whole) {
             notify({.kind = Notice::CHECK, .number = order->model_id});

@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdlib>
+#include <charconv>
 #include <cstring>
 
 namespace clockwork::worker {
@@ -39,12 +39,16 @@ std::int64_t mount_of(int descriptor) {
     const int file = without_signals([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); });
     if (file < 0)
         return -1;
-    char content[4097];
-    const ssize_t count = without_signals([&] { return ::read(file, content, sizeof content - 1); });
+    char content[4096];
+    const ssize_t count = without_signals([&] { return ::read(file, content, sizeof content); });
     ::close(file);
-    content[count > 0 ? count : 0] = '\0';
-    const char* const field = std::strstr(content, "mnt_id:");
-    return field != nullptr ? std::atoll(field + 7) : -1;
+    const std::string_view text(content, count > 0 ? static_cast<std::size_t>(count) : 0);
+    constexpr std::string_view FIELD = "mnt_id:\t";
+    const std::size_t place = text.find(FIELD);
+    std::int64_t mount = -1;
+    if (place != text.npos)
+        std::from_chars(content + place + FIELD.size(), content + text.size(), mount);
+    return mount;
 }
 
 // Returns the number of the mount of all anonymous memory of ordinary pages; -2 if none can be made.

@@ -162,7 +162,7 @@ class CupyMemory:
     def load_module(self, path: Path) -> Any:
         path.stat()  # a missing file: clearer than CuPy's error
         # Not RawModule: CuPy caches its modules by path until the process ends.
-        module = self._cupy.cuda.function.CudaModule()
+        module = self._cupy.cuda.function.Module()
         with self._translated("cuModuleLoad"):
             module.load_file(str(path))
         return module

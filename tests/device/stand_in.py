@@ -64,7 +64,7 @@ def stub(table: DriverTable) -> types.ModuleType:
             self.ptr = memory.address
             weakref.finalize(self, table.release_host, memory)
 
-    class CudaModule:
+    class Module:
         ptr = 0
 
         def load_file(self, path: str) -> None:
@@ -88,7 +88,7 @@ def stub(table: DriverTable) -> types.ModuleType:
         Device=Device,
         Memory=Memory,
         PinnedMemory=PinnedMemory,
-        function=names(CudaModule=CudaModule),
+        function=names(Module=Module),
         memory=names(OutOfMemoryError=MemoryError),
         runtime=names(free=lambda _: None, hostAllocPortable=1, CUDARuntimeError=RuntimeFailure),
         driver=names(

@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import onnx
@@ -246,11 +247,14 @@ def to_markdown(found: Mapping[str, Mapping[str, str]]) -> str:
     return "\n".join([
         "# Operators that can be compiled",
         "",
-        (f"What `clockwork compile` makes of the {total} tests of operators that come with onnx {onnx.__version__}: "
-        f"{fine} pass, {total - fine} are refused, none gives wrong answers. Each was compiled as it is, and with all "
-        "inputs but the first as constants, as most models have them (the shape of a Reshape, the axes of a sum); it "
-        "counts as passed if one of the two gives what the test expects. A model with an operator that cannot be "
-        "compiled is refused when it is registered on a GPU, by the operator's name; CPU workers serve it."),
+        fill(
+            f"The result of `clockwork compile` for the {total} tests of operators that come with onnx {onnx.__version__}: "
+            f"{fine} pass, {total - fine} are refused, none gives wrong answers. Each was compiled as it is, and with all "
+            "inputs but the first as constants, as most models have them (the shape of a Reshape, the axes of a sum); it "
+            "counts as passed if one of the two gives what the test expects. A model with an operator that cannot be "
+            "compiled is refused when it is registered on a GPU, by the operator's name; CPU workers serve it.",
+            110,
+        ),
         "",
         "Made by `python -m tests.emulation.operators`; `make test-all` holds a sample against it, `make conformance` all.",
         "",

@@ -1,11 +1,11 @@
-"""Models that batch: judged by their graph and, as an older version did, by running three rows.
+"""Judges whether models can batch: by their graph, and by a run of three rows, as an older version did.
 
     python -m bench.batching [--json] [--changed] [FILE.onnx | FOLDER | ARCHIVE.zip ...]
 
-For each model: whether three different rows answer the same together and apart, whether the graph proves that
-rows are independent, and if not, where they meet. Rows are read from the file of the same name that ends in
-.npz, if there is one, and made up otherwise. Without files: the zoo, and small models of many exporters,
-tests/data/exported.zip.
+For each model: whether three different rows have the same answers in one batch as alone, whether the graph
+proves that rows are independent, and if not, where the graph mixes rows. Rows
+are read from the file of the same name that ends in .npz, if there is one, and made up otherwise. Without
+files: the zoo, and small models of many exporters, tests/data/exported.zip.
 """
 
 from __future__ import annotations

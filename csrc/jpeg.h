@@ -111,8 +111,8 @@ private:
     static std::int64_t parts_of(std::int64_t whole, std::int64_t part) { return (whole + part - 1) / part; }
     std::int64_t number(std::size_t at) const { return data_[at] << 8 | data_[at + 1]; }
 
-    // Goes to the next 0xff before a marker that is not a stuffed byte, fill byte or restart marker. False if
-    // there is none before the end, or the end of the budget.
+    // Moves at_ to the 0xff of the next marker, past stuffed bytes, fill bytes and restart markers. Returns
+    // false if the data or the budget ends first.
     bool find_marker() {
         // No branches, so that the time does not depend on the bytes, and compilers vectorize the loop.
         auto is_marker = [](std::uint8_t first, std::uint8_t second) {

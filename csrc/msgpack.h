@@ -104,7 +104,8 @@ public:
         return true;
     }
 
-    // Extensions, and the unused byte, are odd.
+    // Reads the head of the next value. Returns false also for extensions and for the byte 0xc1, which
+    // MessagePack does not use.
     bool head(Head& head) {
         if (at_ == end_)
             return false;

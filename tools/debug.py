@@ -93,8 +93,8 @@ def pytest_configure() -> None:
 def main() -> int:
     build()
     arguments = sys.argv[1:] or [*CHOSEN, "-k", LEFT_OUT]
-    # The plugin clockwork is loaded first, because pytest puts the checkout first on the path at a
-    # conftest.py in a package.
+    # `-p clockwork` imports the checked build before pytest meets a conftest.py in a package and puts the
+    # checkout first on the path.
     command = [
         sys.executable, "-m", "pytest", "-p", "clockwork", "-p", "tools.debug", "-o", f"pythonpath={LIBRARY} .", "-o",
         "timeout=600", "-m", "not slow and not conformance and not long", *arguments,

@@ -82,7 +82,7 @@ def check(path: Path) -> Iterator[Finding]:
 
 
 def without_comment(found: re.Match[str]) -> str:
-    """A match of BLOCK: a comment becomes its line breaks, all else stays."""
+    """Return the text for a match of BLOCK: a block comment becomes its line breaks, all else stays."""
     return found[0] if found["comment"] is None else "\n" * found[0].count("\n")
 
 

@@ -1,4 +1,4 @@
-"""The grid's table for the documents, and the part of a book that a results file keeps."""
+"""The grid's table for the documents, and the part of the measurements (the book) that is published."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Spread of execution times of one model, with one request at a time.
 
-On a V100 the paper measured next to no spread; the simulator has the given noise. The live form measures a
-CPU worker of this machine: the times of its executions on the device, and the latencies of a client.
+On a V100 the paper measured next to no spread. The simulator draws execution times with a spread of
+EXEC_NOISE. The live form runs a CPU worker on this machine, and measures the times of its executions on the
+device and the latencies of a client.
 """
 
 from __future__ import annotations

@@ -45,7 +45,10 @@ def fig6(found: Found) -> list[str]:
 
 
 def fig7(found: Found) -> list[str]:
-    """Floors by rate, for 12 and 48 models, on ladders with a factor of 1.5 and of 1.05."""
+    """Floors by rate, for 12 and 48 models. A floor: the tightest SLO from which on all are met.
+
+    One ladder raises the SLO by a factor of 1.5 in each step, a finer ladder by 1.05.
+    """
     facts = found["facts"]
     rates = sorted({row["rate"] for row in found["rows"]})
     models = sorted({row["models"] for row in found["rows"]})

@@ -216,7 +216,7 @@ parent_option = click.option("--parent", type=int, hidden=True, callback=_end_wi
 
 
 def describe_cluster(client: Client) -> ClusterDescription:
-    """Return the description of a cluster that a history of it needs."""
+    """Return the description of a cluster, which the history of the cluster needs."""
     from clockwork.observe.live import ClusterDescription
 
     return ClusterDescription(client.status(), [model.raw for model in client.models()])
@@ -242,8 +242,8 @@ def print_line(line: str, *, err: bool = False) -> None:
 
 
 def print_text(text: str) -> None:
-    """Print a text of several lines, each with its end. Characters that would control the terminal are made
-    visible."""
+    """Print a text of lines that each end with a newline. Characters that would control the terminal are
+    made visible."""
     click.echo(visible(text, "\n\t"), nl=False)
 
 

@@ -30,7 +30,7 @@ def new_keys(directory: Path) -> None:
     client.key       to infer, and to ask about models (secret)
     worker.key       for workers (secret)
     operator.key     to register, load, unload, route and remove models (secret)
-    gateway.key      for gateways: a client that gathers metrics, too (secret)
+    gateway.key      for gateways: the rights of a client, and metrics (secret)
     allowed.keys     keys that the controller accepts; beside controller.key, or at --allowed
 
     \b

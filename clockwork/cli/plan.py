@@ -176,7 +176,7 @@ def plan_rate(devices: int, slo: float | None, **given: Any) -> None:
 @_devices
 @_options
 def plan_slo(rate: float, devices: int, **given: Any) -> None:
-    """Find the tightest SLO for all models that devices hold at a rate.
+    """Find the tightest SLO, the same for all models, that the devices can meet at a request rate.
 
     \b
     Example:

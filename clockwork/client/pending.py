@@ -57,8 +57,8 @@ class PendingCall:
     def finish(self, received: Received | None, error: ClockworkError | None) -> None:
         """End the call, unless it has ended: ``received`` or ``error`` is set.
 
-        The channel refers to the call until its deadline, but drops the answer, which may be large, at the
-        end.
+        The channel keeps an ended call until its deadline. Therefore the call does not keep the answer, which
+        may be large: the future, the inbox or the caller of result() gets it.
         """
         if self.done:
             return

@@ -149,7 +149,7 @@ class ConnectionBounds:
     memory_share: float = MEMORY_SHARE_MAX  # share of limits.memory_bytes()
 
     def within(self, greeted: int, ungreeted: int) -> ConnectionBounds:
-        """Return these bounds with at most so many connections."""
+        """Return these bounds, with the numbers of connections lowered to ``greeted`` and ``ungreeted``."""
         return dataclasses.replace(
             self, greeted=min(self.greeted, greeted), ungreeted=min(self.ungreeted, ungreeted)
         )

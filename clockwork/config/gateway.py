@@ -249,7 +249,7 @@ OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDP
 
 
 def wants_traces() -> bool:
-    """Whether OpenTelemetry's own variables name a target for traces, and do not disable it."""
+    """Whether OpenTelemetry's own variables name a target for traces, and do not disable traces."""
     return not disables_traces() and any(os.environ.get(name) for name in OTLP_ENDPOINTS)
 
 

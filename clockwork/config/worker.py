@@ -153,7 +153,7 @@ def preparation_bytes(package_bytes: int) -> int:
 
 
 def load_limit_ns() -> int:
-    """Return the lower bound of the limits of LOADs and FETCHes. Raises ConfigError."""
+    """Return the shortest time limit, in ns, of a LOAD or a FETCH. Raises ConfigError."""
     said = environment("LOAD_LIMIT", "")
     try:
         seconds = float(said) if said else LOAD_LIMIT_NS / 1e9

@@ -206,7 +206,7 @@ class FailActions(NamedTuple):
 
 
 class Disconnect(NamedTuple):
-    """Shut the connection with this descriptor down; its end comes as any other."""
+    """Shut down the connection with this descriptor. Its end is then reported as that of any connection."""
 
     side: int
     fd: int

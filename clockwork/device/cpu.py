@@ -236,7 +236,7 @@ def slot_bytes(prepared: PreparedModel) -> int:
                 total += -(-4 * (len(shape) - 1) // _ALIGNMENT) * _ALIGNMENT
                 continue
             bits = DTYPES[spec.dtype].bits * math.prod(shape)
-            # A profile point of a batched model has no axis 0; the example has it.
+            # For a model that batches, a profile point's shape lacks the axis of rows; the example's has it.
             bits *= rows if rows and prepared.batches else 1
             total += -(-bits // (8 * _ALIGNMENT)) * _ALIGNMENT
         most = max(most, total)

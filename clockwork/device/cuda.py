@@ -511,8 +511,8 @@ class CudaDevice(NativeDevice[ReservingCore]):
         """Return bytes by purpose.
 
         pinned_bytes: pinned memory for weights, shared by all devices of the store. store_bytes: the part
-        that models use; host_bytes: the same in a store with a budget. graphs_missing: the number of graphs
-        without room, whose kernels are launched singly."""
+        that models use. host_bytes: equal to store_bytes if the store has a budget, else 0. graphs_missing:
+        the number of CUDA graphs beyond the limit, whose kernels are launched one by one."""
         return {
             **self._core.memory(),
             "workspace_bytes": self._workspace_bytes,

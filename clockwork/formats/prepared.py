@@ -110,7 +110,7 @@ class PreparedModel:
     batch_max: int  # largest batch that was measured to pay
     page_bytes: int
     runs: list[int]  # page counts of its runs; their sum is the model's share of the arena
-    # bound: fed to the program after the model's own inputs; program: in the program's order
+    # Holding `bound`: inputs of the program after the model's own. Holding `program`: in the program's order.
     weights: list[WeightSpec]
     weights_bytes: int
     resident_bytes: int  # memory of the loaded model; never more than the pages of its runs
@@ -133,7 +133,7 @@ class PreparedModel:
     output_lengths: list[list[str]] = dataclasses.field(default_factory=list)
 
     untried: bool = False  # whether the device has still to check and time it; there is no profile yet
-    # allowed difference of its answers from those of the checks, relative to the largest
+    # allowed difference of its answers from those of the checks, relative to an output's largest value
     check_relative: float = 0.0
     judged: int = 1  # rule that decided whether it batches: see JUDGED
 

@@ -178,7 +178,7 @@ Form: TypeAlias = Callable[[_Node], Any]  # Reads and checks a value of program.
 
 
 def _field(form: Form, default: Any = dataclasses.MISSING) -> Any:
-    """A field that is a key of program.json. With a default, the key is optional, and left out for it."""
+    """A field that is a key of program.json. The key is left out where the field has its default, if any."""
     return dataclasses.field(default=default, metadata={"form": form})
 
 
@@ -302,7 +302,7 @@ class Variant:
     # bytes; the content needs not be kept between executions
     workspace: int = _field(_whole(0, bounds.WORKSPACE_BYTES_MAX))
     launches: tuple[Launch, ...] = _field(_several(_record(Launch), bounds.LAUNCHES_MAX))
-    # weights and sizes, which kernels read from device memory: 8 bytes each
+    # entries of 8 bytes, such as a weight's address or a size, that kernels read from device memory
     table: tuple[Argument, ...] = _field(_several(_argument, bounds.TABLE_MAX), ())
 
     def resolved(self, argument: Argument) -> Argument:

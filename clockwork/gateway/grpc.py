@@ -137,7 +137,7 @@ class GrpcServer:
             ("grpc.http2.hpack_table_size.decoder", 0),
             ("grpc.http2.settings_timeout", round(bounds.GRPC_SETTINGS_S * 1000)),
             ("grpc.max_concurrent_streams", bounds.STREAMS_MAX),
-            # Connections beyond the seats, until the next sweep
+            # The connections may exceed the seats until the next sweep.
             ("grpc.max_allowed_incoming_connections", 2 * self._seats.seats_max),
             ("grpc.max_connection_idle_ms", round(bounds.GRPC_IDLE_S * 1000)),
             ("grpc.server_handshake_timeout_ms", round(settings.headers_s * 1000)),

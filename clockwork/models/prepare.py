@@ -166,7 +166,7 @@ class _Preparation:
         model_path = self._without_defaults(model, model_path)
         self._optimised = self._work / "optimised.onnx"
         size = sum(path.stat().st_size for path in self._package_dir.rglob("*") if path.is_file())
-        # Otherwise the optimised file would refer to external data of the original.
+        # Without a data file of its own, the optimised model would refer to external data of the original.
         external = "optimised.data" if size > bounds.EXTERNAL_BYTES or external_files(model) else ""
         session = optimise(model_path, self._optimised, external)
         masked = self._mask_texts(model)

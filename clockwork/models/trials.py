@@ -181,7 +181,10 @@ class _Bench:
         return found
 
     def _expected_ns(self, rows: int) -> int:
-        """Return the known time in ns of so many rows, or twice that of the next fewer; 0 if none."""
+        """Return the measured time in ns of a batch of ``rows``; 0 if no batch up to it is measured.
+
+        If only smaller batches are measured, twice the time of the largest of them is returned.
+        """
         known = [size for size in self._taken_ns if size <= rows]
         return self._taken_ns[max(known)] * (1 if rows in known else 2) if known else 0
 

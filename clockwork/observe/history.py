@@ -266,7 +266,7 @@ class SeenModel:
     name: str = ""  # name@version; "": no worker was seen to have prepared it
     version: int = 0
     specs: dict[int, ModelSpec] = dataclasses.field(default_factory=dict)
-    # time at which each worker had prepared it
+    # time at which each worker had prepared the model, by worker
     ready_ns: dict[int, int] = dataclasses.field(default_factory=dict)
     removed_ns: int = 0  # time from which the model takes no more requests; 0: none
     gone_ns: int = 0

@@ -39,7 +39,11 @@ class PeriodicReader:
         self._ended.set()
 
     def next(self) -> tuple[Overview | None, str]:
-        """Read once. The first reading, and the first after a restart, have no overview."""
+        """Ask the controller once. Returns an overview, made by comparison with the reading
+        before, and a note.
+
+        The first reading, and the first after a restart of the controller, have no overview.
+        """
         after = self._read()
         before, self._before = self._before, after
         pages = -(-after["model_count"] // METRICS_MODELS_PAGE)

@@ -162,7 +162,7 @@ class Telemetry:
         for event in step.events:
             if isinstance(event, ActionDone):
                 action = history.actions.get(event.action_id)
-                # otherwise the action was lost, and has a row
+                # A late result of a lost action adds no row, because the action already has one.
                 if action is not None and action.done_ns == event.now_ns:
                     if not action.is_execution:
                         self._copies.pop(action.model_id, None)

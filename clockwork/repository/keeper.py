@@ -127,7 +127,8 @@ class RepositoryKeeper:
         self._stop.set()
         with self._lock:
             self._ended.notify_all()
-        # Before the client's close(), after which the pools' threads would begin waiting work.
+        # Queued work is cancelled before the client is closed. Closing the client ends the calls of the
+        # pools' threads, which would then begin queued work.
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.loads.shutdown(wait=False, cancel_futures=True)
         self._client.close()

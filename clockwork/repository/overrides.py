@@ -82,7 +82,7 @@ class Override:
             self._files.cleanup()
 
     def stand_on(self, base: Repository) -> None:
-        """Use a repository's files for a load without files."""
+        """Use the model's files in a repository, because the load brought a configuration only."""
         self._base, self.is_settled, self.pool = base, base.is_settled, base.pool
 
     def __str__(self) -> str:

@@ -111,7 +111,10 @@ class FolderConfig:
 
 
 def read_config(text: str, folder: str) -> FolderConfig:
-    """Return the configuration of a folder of that name. Raises InvalidModel, naming the field."""
+    """Parse the text of a config.pbtxt. Raises InvalidModel, naming the field.
+
+    folder: name of the model's folder; a name in the text must be the same.
+    """
     if len(text) > CONFIG_BYTES_MAX:
         raise InvalidModel(f"config.pbtxt has {len(text)} characters; at most {CONFIG_BYTES_MAX} are read")
     parts = split_fields(text)

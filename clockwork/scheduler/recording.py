@@ -110,8 +110,8 @@ class Header(NamedTuple):
     start: int = 0
     cluster_steps: int = 0
     held: Sequence[ResidentModel] = ()
-    # State for Core.restore() of a scheduler that then gets the steps after those of the cluster. b"": there
-    # is no state, and `inexact` gives the reason.
+    # The scheduler's state, for Core.restore(). It includes the first `cluster_steps` steps, so a replay
+    # continues with the step after them. b"": there is no state, and `inexact` gives the reason.
     state: bytes = b""
     inexact: str = ""
 

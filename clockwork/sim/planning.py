@@ -348,7 +348,7 @@ class Planner:
         return self._plan("rate", passing, bound, at(passing), at(failing))
 
     def slo(self, tolerance: float = SLO_TOLERANCE) -> CapacityPlan:
-        """Return the tightest SLO for all requests that the devices hold at the rate."""
+        """Return the tightest SLO that the devices can meet for all requests at the scenario's rate."""
         scenario = self.scenario
 
         def at(slo_ns: int) -> Scenario:

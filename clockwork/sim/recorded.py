@@ -190,7 +190,7 @@ def _profile_name(spec: ModelSpec) -> str:
 
 
 def _label(profile_name: str) -> tuple[str, int]:
-    """Return name and version of _profile_name()."""
+    """Return the model's name and version from a result of _profile_name()."""
     name, _, rest = profile_name.rpartition("@")
     return name, int(rest.partition("#")[0])
 
@@ -424,7 +424,7 @@ class _Fold:
         return found
 
     def _speeds(self, slots: Sequence[Sequence[int]]) -> Sequence[float]:
-        """Return the workers' speeds if their devices are of several kinds."""
+        """Return a relative speed for each slot of _slots(); () if all devices are of the same kind."""
         kinds = {self._workers[worker].devices[0][0] for slot in slots for worker in slot}
         if len(kinds) == 1:
             return ()

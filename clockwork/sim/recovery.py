@@ -234,7 +234,7 @@ def outcomes(policies: Sequence[str], seeds: Sequence[int], kind: str = "") -> I
 
 
 def main() -> int:
-    """Run the command. Returns 1 if a policy of HELD has not recovered."""
+    """Run the command. Returns 1 if a policy that must recover (HELD) has not recovered, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m clockwork.sim.recovery",
         description=__doc__,

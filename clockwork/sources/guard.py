@@ -34,7 +34,10 @@ _UNICAST = ipaddress.ip_network("2000::/3")
 
 
 class Guard:
-    """The rules of connections. networks: the operator's list."""
+    """The addresses to which a reader may connect: public ones, those of named servers, and the operator's.
+
+    networks: the operator's list of networks that are allowed although they are not public.
+    """
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self._networks = tuple(networks)
@@ -94,7 +97,7 @@ class Guard:
 
 
 def guard_for(scheme: str) -> Guard | None:
-    """Return the guard for a reader of such URLs. None: object stores.
+    """Return the guard for a reader of URLs with a scheme. None: URLs of object stores need no guard.
 
     The environment chooses the servers of object stores, and their credentials come from the machine's
     metadata.

@@ -93,7 +93,7 @@ def location_of(text: str) -> Location | None:
 
 
 def require_library(location: Location) -> None:
-    """Raise ConfigError with the command to install, if the library that reads such URLs is missing."""
+    """Raise ConfigError, with the command to install it, if the library that reads a location is missing."""
     library = LIBRARIES[location.scheme]
     missing = [name for name in library.modules if importlib.util.find_spec(name) is None]
     if missing:

@@ -50,8 +50,8 @@ class BoundExceeded(Exception):
 class SourceReader:
     """Executes commands.
 
-    is_guarded: the process belongs to the reader, so from the first command on all its connections are
-    checked.
+    is_guarded: whether all connections of this process are checked from the first command on. The check
+    cannot be removed, so the process must be the reader's own.
     """
 
     def __init__(self, answer: TextIO, *, is_guarded: bool = False) -> None:
@@ -204,7 +204,8 @@ def _http_rows(fs: Any, url: str) -> Iterator[Row]:
     with ThreadPoolExecutor(bounds.HTTP_REQUESTS_AT_ONCE) as pool:
         for _ in range(bounds.LINK_DEPTH_MAX):
             links = [entry["name"] for entries in pool.map(fs.ls, folders) for entry in entries]
-            # Links with a query sort the page. A page may link to its parents.
+            # Links with a query are left out, because they only sort a page. Links to parent folders are left
+            # out too.
             links = [
                 link for link in dict.fromkeys(links) if link.startswith(root) and not set("?#") & set(link)
             ]

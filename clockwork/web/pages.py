@@ -82,8 +82,10 @@ def refusal(asking: Asking, names: Names, check_host: bool, changes: bool) -> st
 
 
 def bears_what_pages_cannot(asking: Asking) -> bool:
-    """Return whether a request has a header that a page of another site cannot send. All browsers call
-    themselves Mozilla."""
+    """Return whether a request has a header that a page of another site cannot send.
+
+    A User-Agent counts unless it begins with Mozilla, as that of every browser does.
+    """
     # A browser adds Basic credentials to the requests of any page, so they prove nothing.
     has_token = asking.authorization.strip(" \t").lower().startswith("bearer ")
     is_json = asking.content_type.partition(";")[0].strip().lower() == "application/json"

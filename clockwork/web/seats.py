@@ -118,7 +118,7 @@ class ServerSeats:
         self._count -= 1
 
     def vacate(self) -> Seat | None:
-        """Vacate the seat of lowest value. None: the server works for all."""
+        """Vacate the seat of lowest value. Returns None if the server works on a request of every seat."""
         strangers, *known = self._waiting.values()
         spared = self._strangers < self.strangers_min
         for groups in (*known, strangers) if spared else (strangers, *known):

@@ -379,7 +379,7 @@ ANSWER_TIMES = ("queue_ns", "load_ns", "exec_ns", "total_ns", "copy_in_ns", "cop
 class Answer(NamedTuple):
     """A successful inference. ``times`` as the controller saw them, ns: waiting in a queue, waiting for a
     load, on the device, in all; then the parts of the device's time that copied inputs in and outputs out.
-    Last, no time but the number by which the controller knows the request: `clockwork explain` takes it."""
+    The last value is not a time: it is the controller's number of the request, for `clockwork explain`."""
 
     request_id: Id
     model_version: VersionNumber
@@ -611,9 +611,11 @@ class ClockChanged(NamedTuple):
 
 
 class TimeNeeded(NamedTuple):
-    """The worker needs a device for itself for ``expected_ns``, to make a model ready, and pages in these
-    runs: the controller sends a RESERVE when there is a gap in the work. One at a time for a device; 0 takes
-    it back."""
+    """The worker needs a device for itself for ``expected_ns``, to make a model ready.
+
+    ``runs``: lengths of the runs of pages that it also needs. The controller sends a RESERVE when there is a
+    gap in the work. A device has one such request at a time; ``expected_ns`` 0 takes the request back.
+    """
 
     device: DeviceIndex
     model_id: Id

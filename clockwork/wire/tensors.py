@@ -404,7 +404,10 @@ def _encode_strings(array: Array) -> tuple[int, list[int], bytes]:
 
 
 def _pack(flat: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
-    """One element per byte to 8 // bits per byte, the first in the lowest bits."""
+    """Pack elements of ``bits`` bits, each in a byte of its own, so that a byte holds 8 // bits of them.
+
+    The first element is in the lowest bits.
+    """
     per_byte = 8 // bits
     padded = np.zeros(-(-flat.size // per_byte) * per_byte, np.uint8)
     padded[: flat.size] = flat & ((1 << bits) - 1)

@@ -51,8 +51,8 @@ class Given(NamedTuple):
     def contradicted_by(
         self, answers: Sequence[Sequence[TensorView]], inputs: Sequence[Sequence[TensorView]]
     ) -> str:
-        """Return a sentence that says how a batch's outputs contradict the model, or "". inputs: of each
-        part."""
+        """Return a sentence that says how a batch's outputs contradict the model, or "". answers and inputs:
+        the tensors of each part."""
         for answer, part in zip(answers, inputs):
             rows = part[self.counted].shape[0] if self.batches and part and part[self.counted].shape else 0
             for spec, (dtype, shape, data) in zip(self.outputs, answer):

@@ -107,7 +107,7 @@ class WorkerModels:
         self._reader = OpeningThread((), store, wake, self._asks)
 
     def prepare(self, message: Prepare) -> None:
-        """Begin to make a model ready. Exactly a Prepared, of success or of failure, is sent in the end."""
+        """Begin to make a model ready. In the end one Prepared is sent, which tells of success or failure."""
         model_id = message.model_id
         if model_id in self.ready or model_id in self._coming:
             text = f"model id {model_id} was announced twice"

@@ -239,7 +239,8 @@ class OpeningThread:
     def _tidy(self) -> None:
         self._tidies = False
         for device in self.devices:
-            # A failure is not final: opening the next model releases the rest, unless the device breaks.
+            # A failure here is not final: what was not released is released when the next model is opened,
+            # unless the device is broken.
             with contextlib.suppress(Interrupted, DeviceBroken):
                 device.tidy(ModelReserve(self, device, None) if device.reserves else None)
 

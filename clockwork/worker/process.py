@@ -471,7 +471,8 @@ class Worker:
     def _give_up(self, outcome: FatalOutcome, status: int) -> None:
         """Leave once the controller has read the outcome of every action, or soon if it does not answer.
 
-        All actions but that of the outcome end as cancelled: to the controller they have not begun.
+        One action ends with the given outcome. All others end as cancelled: the controller treats them as
+        not begun.
         """
         welcomed = self._session.welcomed
         self._departure.give_up(status, now_ns(), farewells=2 if welcomed else 0)

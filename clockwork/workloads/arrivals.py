@@ -325,6 +325,6 @@ def _mixed(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _edges(shares: Sequence[float]) -> Floats:
-    """Return the points between the shares on a line from 0 to 1."""
+    """Return the boundaries between the shares when these are laid end to end and scaled to [0, 1]."""
     sums: Floats = np.cumsum(np.asarray(shares, np.float64))
     return np.asarray(sums[:-1] / sums[-1], np.float64)

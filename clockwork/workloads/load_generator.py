@@ -418,8 +418,8 @@ def run_live(
 ) -> LiveRun:
     """Send the arrivals of a simulation. ``models``: names, in the order of the arrivals' indices.
 
-    A request's SLO is that of its arrival, else its model's own. seed: of the inputs. Raises ConfigError,
-    ModelNotFound, ConnectionLost.
+    A request's SLO is that of its arrival, else its model's own. seed: determines the values of the inputs.
+    Raises ConfigError, ModelNotFound, ConnectionLost.
     """
     if isinstance(workload, Arrivals):
         workload = workloads.Recorded(workload)
@@ -499,7 +499,8 @@ class _Generator:
         self.interrupted = False
 
     def open_loop(self, workload: Workload) -> float:
-        """Send everything when it is due; seconds from start to the last arrival."""
+        """Send each arrival when it is due. Return the seconds that this took, at least the run's duration
+        unless it was interrupted."""
         tally = self.tally
         chunks = iter(workload)
         chunk = next(chunks, None)  # made before the clock runs

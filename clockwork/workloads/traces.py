@@ -63,8 +63,9 @@ class Trace:
         return np.asarray(self.counts.sum(axis=0, dtype=np.int64))
 
     def scale(self, rate: float, begin: int = 0, minutes: int = 0) -> float:
-        """Return the requests for each call that give ``minutes`` minutes from ``begin`` on (0: all) this
-        mean rate per second."""
+        """Return how many requests each call must become for a mean of ``rate`` requests per second.
+
+        The mean is taken over ``minutes`` minutes (0: all) from minute ``begin`` on."""
         calls = self.minutes()
         count = minutes or len(calls)
         return rate * 60 * count / float(calls[(begin + np.arange(count)) % len(calls)].sum())

@@ -29,7 +29,7 @@ public:
         held.model->outcomes.count(command.status);
     }
 
-    // Counts a wrong request for a model, which is not held.
+    // Counts an invalid request for a model. Such a request is not among the held requests.
     void invalid(ServedModel& model) {
         model.need_counts();
         all_.count(Status::INVALID_INPUT);

@@ -261,7 +261,7 @@ inline void say_unserved(const BatchParts& parts, char* text, std::size_t text_b
 }
 
 struct CudaOrder : Order {
-    // bound on the start of the execution; the lanes before and after it do not wait for it
+    // The execution does not start before this time. Only the execute lane waits for it.
     std::int64_t run_earliest_ns = 0;
     bool pins = false;  // LOAD: the model's copy stays in the host store until the order has been polled
     Variant* variant = nullptr;

@@ -32,7 +32,7 @@ struct RingState {
 // The newest steps, bounded in bytes and in time. A single thread appends; any thread may read meanwhile.
 class Ring {
 public:
-    // Bytes of steps between two places that seek() finds.
+    // The least distance, in bytes, between two places that seek() can return.
     static constexpr std::uint64_t MARK_BYTES = 64 << 10;
 
     // bytes_max 0: nothing is kept.

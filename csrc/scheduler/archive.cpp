@@ -188,7 +188,7 @@ void PageAllocator::archive(Archive& archive) {
     }
 }
 
-// Only batches that are not known to have arrived are archived: the others are not asked for.
+// Only batches that are not known to have arrived are archived: entries of others are not read again.
 void InputsWay::archive(Archive& archive) {
     bool was_used = !sent_.empty();
     archive(was_used, last_, seen_);

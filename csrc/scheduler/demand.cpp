@@ -50,7 +50,8 @@ double pages_of(const KindSpec& spec, const std::vector<Arena*>& arenas) {
     return 0;
 }
 
-// The least number of devices with room for the models that stay, and link time to load the others.
+// The least number of devices that have both the room for the models that stay resident and the link time to
+// load the others, over all choices of the models that stay.
 double memory_devices(std::vector<Stay>& models) {
     auto saves = [](const Stay& stay) { return stay.pages > 0 ? stay.loading / stay.pages : INFINITY; };
     std::stable_sort(models.begin(), models.end(), [&](const Stay& a, const Stay& b) { return saves(a) > saves(b); });

@@ -98,7 +98,7 @@ public:
         }
         return least_ns;
     }
-    // Whether any gap was longer than from_ns and at most until_ns.
+    // Whether any of the last idle times was longer than from_ns and at most until_ns long.
     bool ended_between(Ns from_ns, Ns until_ns) const {
         return std::any_of(last_.begin(), last_.begin() + static_cast<std::ptrdiff_t>(std::min(count_, MANY)),
                            [&](Ns gap) { return from_ns < gap && gap <= until_ns; });

@@ -166,7 +166,8 @@ double AdaptiveMemory::shared_ns(const Model& model, Ns load) {
     return static_cast<double>(std::max<Ns>(load, 1)) / links;
 }
 
-// is_put_back: the last order put it back. A load that is too late for its first request always is.
+// is_put_back: whether the last put_in_order() put the model's load back. A load that is too late for its
+// first request counts as put back in any case.
 Urgency AdaptiveMemory::urgency(const Model& model, bool is_cold, bool is_put_back) const {
     const KindSpec& spec = *model.specs.front();
     Ns fetch = arenas_.fetch_wait_ns(model), load = spec.load_planned_ns();

@@ -86,7 +86,7 @@ void Reservations::look(Executor& executor) {
     Ns free = executor.free_ns(state_.now);
     reservation.until_ns = begin_ns(executor) + duration;
     reservation.action_id = state_.next_action();
-    // It may need the link, and a stalled device stalls its loads.
+    // The RESERVE may need the link, and loads to a device that it stalls are stalled as well.
     worker.reserved_ns = std::max(worker.reserved_ns, reservation.until_ns);
     worker.link_free_ns = std::max(worker.link_free_ns, reservation.until_ns);
     Command& command = state_.order(CommandKind::SEND_RESERVE);

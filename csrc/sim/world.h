@@ -120,7 +120,8 @@ struct RunSetup {
     Ns drain_ns = 10 * SECOND;  // time for which answers are awaited after until_ns
     Ns slice_ns = 0;            // length of a slice; 0: no series
     bool resident = false;
-    // pairs (device, model) that are resident instead
+    // pairs (device, model) that are loaded before the start, instead of those that preload() would choose;
+    // empty: none are given
     std::vector<std::pair<std::uint32_t, std::uint32_t>> placed;
     bool check = false;
     bool timed = false;         // measure the time spent in the scheduler

@@ -104,8 +104,8 @@ struct Cancel {
 };
 
 // A successful inference. `times` as the controller saw them, ns: waiting in a queue, waiting for a load, on
-// the device, in all; then the parts of the device's time that copied inputs in and outputs out. Last, no
-// time but the number by which the controller knows the request: `clockwork explain` takes it.
+// the device, in all; then the parts of the device's time that copied inputs in and outputs out. The last
+// value is not a time: it is the controller's number of the request, for `clockwork explain`.
 struct Answer {
     std::int64_t request_id = 0;
     std::int64_t model_version = 0;

@@ -83,7 +83,7 @@ int open_memory(const std::string& path, int mode, std::string& text) {
         return -1;
     }
     int found = -1;
-    // Memory of huge pages has another type: no huge page may be left for a read
+    // Memory of huge pages lies on another mount. It is refused, because a read may find no free huge page.
     if (mount_of(seen) != mount_of_memory()) {
         text = "it is no memory of ordinary pages";
     } else {

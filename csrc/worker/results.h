@@ -39,8 +39,8 @@ public:
     std::string_view refusal(std::int64_t action_id, Status status, std::string_view text, Ns received_ns);
     std::string_view pong(std::int64_t sent_ns, Ns received_ns, Ns returned_ns);
 
-    // Describes the result of an ended order, which must live until the result is sent. is_kept: the result's
-    // bytes must outlive the order, which gives them away.
+    // Describes the result of an ended order. The order must live until the result is sent. is_kept: it need
+    // not, as the result takes over the order's bytes.
     void describe(device::Order& order, const Clock& clock, bool is_kept, Outgoing& outgoing) const;
     // Writes the header of a result. Its frames are the outputs.
     std::string_view header(Outgoing& outgoing);

@@ -151,7 +151,8 @@ public:
     void answer_ended(device::Order* order, std::string_view text);
     void release(device::Order* order);
     bool holds(std::int64_t action_id);
-    // Answers a broken device's orders again, after its fault was sent.
+    // Called after the fault of a broken device was sent. Answers the device's ended orders, which were held
+    // back until then; later ones are answered as they end.
     void lost(std::uint32_t device);
 
     // ----- counts

@@ -113,8 +113,8 @@ def test_a_packed_models_pages_give_up_their_memory_until_a_bound_one_needs_it(
     assert driver.end(driver.load(1, 1, starts_of(driver.device, directory))).status == Status.OK
     assert resident_kib("RssAnon") < arena_kib - 14_000
     assert driver.end(driver.unload(1, 1)).status == Status.OK
-    # Between UNLOAD and the next LOAD no thread touches all pages, for a packed model either: that would take
-    # longer than the UNLOAD.
+    # No thread touches all pages between an UNLOAD and the next LOAD, not even for a packed model: that would
+    # take longer than the UNLOAD.
     assert resident_kib("RssAnon") < arena_kib - 14_000
     assert driver.end(driver.load(1, 2, starts_of(driver.device, directory))).status == Status.OK
     assert driver.end(driver.unload(1, 2)).status == Status.OK

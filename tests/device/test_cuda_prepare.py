@@ -125,7 +125,8 @@ def test_a_model_of_long_executions_is_tried_with_few(rig: CudaRig) -> None:
     rig.fake.speed()
     sizes = len({point.exec_ns for point in prepared.profile})
     assert sizes == 4
-    # Its modules, graphs, weights; and four executions of each size, or more where the machine is slow.
+    # Reservations are asked for the model's modules, graphs and weights, and for four executions of each
+    # size, or more where the machine is slow.
     assert len(asked_ns) <= 4 + 6.5 * sizes, asked_ns
 
 

@@ -274,7 +274,8 @@ def test_attention_is_compiled_as_the_operators_that_define_it(tmp_path: Path, n
 
 
 def test_attention_of_a_model_with_two_versions_of_onnx_is_refused(tmp_path: Path) -> None:
-    """Some exporters write the domain's other name beside it, with the same version: that is accepted."""
+    """Some exporters import ONNX's operators under both names, "" and "ai.onnx". This is accepted if both
+    have the same version."""
     shapes = [ATTENTION[name] for name in ("x", "k", "v")]
     inputs = [value(name, ATTENTION[name]) for name in ("x", "k", "v")]
     node = helper.make_node("Attention", ["x", "k", "v"], ["y"], q_num_heads=4, kv_num_heads=2)

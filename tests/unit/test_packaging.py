@@ -207,8 +207,9 @@ def test_help_is_the_default_and_lists_every_target() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_wheel_has_the_package_and_nothing_of_the_tests(tmp_path: Path) -> None:
-    """The doubles, above all the fake driver: objects of `make build` are linked, and stale sources are
-    compiled anew."""
+    """No test double may be in the wheel, above all not the fake driver.
+
+    The wheel is made from the objects of `make build`; only stale sources are compiled anew."""
     left = tmp_path / "lib/clockwork/device/_left.so"  # a file left by an earlier build
     left.parent.mkdir(parents=True)
     left.touch()

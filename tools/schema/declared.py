@@ -138,7 +138,9 @@ def fields_of_messages() -> Iterator[tuple[type, str, Form]]:
 
 
 def rows() -> dict[str, dict[str, Form]]:
-    """The records that fields of messages consist of. Rows of one record have its fields or some of them."""
+    """The records whose rows are in fields of messages, each with its fields.
+
+    A row may have only some of the fields of its record."""
     found: dict[str, dict[str, Form]] = {}
     for kind, name, field in fields_of_messages():
         for form, _ in walk(field):

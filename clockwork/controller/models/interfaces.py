@@ -42,7 +42,7 @@ def read_summary(summary: dict[str, Any]) -> PreparedModel:
 
 
 def may_share_lengths(prepared: PreparedModel, lengths: Iterable[str]) -> bool:
-    """Whether a worker's program, prepared so, takes batches of requests that differ in these symbols."""
+    """Whether a prepared program takes batches of requests whose sizes differ in these symbols."""
     return all(symbol in prepared.lengths for symbol in lengths)
 
 

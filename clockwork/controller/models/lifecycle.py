@@ -33,7 +33,7 @@ class ModelState(enum.StrEnum):
 
     @property
     def is_live(self) -> bool:
-        """Whether workers and scheduler know of it, or are about to."""
+        """Whether workers and scheduler know of the version, or will soon be told of it."""
         return self not in (ModelState.NEW, ModelState.UNLOADED, ModelState.REMOVED)
 
 

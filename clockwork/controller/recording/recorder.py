@@ -156,7 +156,7 @@ class EncodedEvent(NamedTuple):
 
     @classmethod
     def of(cls, event: Event) -> EncodedEvent:
-        """The kept parts of an event that the scheduler is told."""
+        """Encode an event that the scheduler is told."""
         number = 0
         match event:
             case DeviceClock() | DeviceLost():
@@ -338,7 +338,7 @@ class Content:
 
 
 class Dumps:
-    """The newest dumps in a directory. Used by the thread that writes them alone."""
+    """The newest dumps in a directory. Only the thread that writes dumps uses it."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -460,7 +460,7 @@ class FlightRecorder:
             self._tail.told(self._noted.popleft()[1])
 
     def paused(self, now_ns: int) -> None:
-        """Keep the scheduler's state: the pause between two decisions that States asked for."""
+        """Keep the scheduler's state. Called in the pause between two decisions that States asked for."""
         self._states.take(now_ns)
 
     # ----- queries -----------------------------------------------------------------------------

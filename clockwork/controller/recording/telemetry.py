@@ -59,7 +59,7 @@ class TelemetryProcess:
         return found
 
     def close(self) -> None:
-        """Have the rest written, and the process end."""
+        """End the telemetry process, after it has written the rest of the recording."""
         # the thread may be waiting for a process that does not read
         if not self._follower.close(TELEMETRY_END_S):
             self._is_closing = True

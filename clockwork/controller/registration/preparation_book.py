@@ -128,7 +128,7 @@ class PreparationBook:
         return list(self._workers)
 
     def has_workers(self) -> bool:
-        """Whether there is a worker that does not leave."""
+        """Whether any connected worker is not draining."""
         return any(not worker.is_draining for worker in self._workers.values())
 
     def count(self, worker: int) -> dict[str, int]:

@@ -18,7 +18,7 @@ from clockwork.wire.messages import Offer, Unregister
 
 @dataclasses.dataclass(slots=True)
 class ClientTask:
-    """A change that a client asks for, and waits for. owner: its number, as in messages.Prepare."""
+    """A change that a client asks for, and waits for. owner: the client's number, as in messages.Prepare."""
 
     name: str
     waiter: Waiter

@@ -380,7 +380,7 @@ class PredictionsFigure:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Return powers of ten, and threes between them where there is room for their labels."""
+    """Return the ticks of a logarithmic axis: powers of ten, and their triples where the labels have room."""
     digits = (1, 3) if high / low < 10_000 else (1,)
     return [float(f"{digit}e{power}") for power in range(-3, 7) for digit in digits]
 

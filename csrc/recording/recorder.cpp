@@ -149,41 +149,40 @@ RingState Ring::state() const {
 
 // ----- events ------------------------------------------------------------------------------------
 
-void Recorder::arrived(Ns now, const Request& request, std::string_view shape) {
-    Ns time = time_ns(now);
+template <typename Event>
+void Recorder::write(const Event& event) {
+    const Ns time = time_ns(event.now_ns);
     ++event_count_;
-    recorded::Arrived{.now_ns = now,
-                      .id = request.id,
-                      .model_id = request.model_id,
-                      .rows = request.rows,
-                      .shape = shape,
-                      .bytes = request.bytes,
-                      .arrived_ns = request.arrived_ns,
-                      .deadline_ns = request.deadline_ns,
-                      .priority = request.priority,
-                      .copied_bytes = request.copied_bytes}
-        .write(events_, time);
+    event.write(events_, time);
+}
+
+void Recorder::arrived(Ns now, const Request& request, std::string_view shape) {
+    write(recorded::Arrived{.now_ns = now,
+                            .id = request.id,
+                            .model_id = request.model_id,
+                            .rows = request.rows,
+                            .shape = shape,
+                            .bytes = request.bytes,
+                            .arrived_ns = request.arrived_ns,
+                            .deadline_ns = request.deadline_ns,
+                            .priority = request.priority,
+                            .copied_bytes = request.copied_bytes});
 }
 
 void Recorder::cancelled(Ns now, RequestId request_id) {
-    Ns time = time_ns(now);
-    ++event_count_;
-    recorded::RequestCancelled{.now_ns = now, .request_id = request_id}.write(events_, time);
+    write(recorded::RequestCancelled{.now_ns = now, .request_id = request_id});
 }
 
 void Recorder::action_done(Ns now, const ActionResult& result, std::string_view text) {
-    Ns time = time_ns(now);
-    ++event_count_;
-    recorded::ActionDone{.now_ns = now,
-                         .worker = result.worker,
-                         .action_id = result.action_id,
-                         .status = result.status,
-                         .text = text,
-                         .begin_ns = result.begin_ns,
-                         .end_ns = result.end_ns,
-                         .duration_ns = result.duration_ns,
-                         .ready_ns = result.ready_ns}
-        .write(events_, time);
+    write(recorded::ActionDone{.now_ns = now,
+                               .worker = result.worker,
+                               .action_id = result.action_id,
+                               .status = result.status,
+                               .text = text,
+                               .begin_ns = result.begin_ns,
+                               .end_ns = result.end_ns,
+                               .duration_ns = result.duration_ns,
+                               .ready_ns = result.ready_ns});
 }
 
 void Recorder::noted(std::string_view event) {

@@ -133,6 +133,9 @@ public:
     void forget_shapes() { shapes_.clear(); }
 
 private:
+    template <typename Event>
+    void write(const Event& event);
+
     std::shared_ptr<Ring> ring_;
     const bool is_on_;
     Ns time_ns_ = 0;  // events of the step to come

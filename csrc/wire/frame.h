@@ -3,8 +3,11 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <new>
+#include <string>
 #include <string_view>
+#include <vector>
 
 #include "zmq_api.h"
 
@@ -68,5 +71,14 @@ private:
 
     clockwork_zmq_message message_;
 };
+
+// Returns the frame behind the header that a tensor is in; null, with a sentence, if there is none.
+inline Frame* frame_of_tensor(std::vector<Frame>& message, std::int64_t number, std::string& flaw) {
+    const std::size_t place = static_cast<std::size_t>(number);
+    if (place + 1 < message.size())
+        return &message[place + 1];
+    flaw = "a tensor in frame " + std::to_string(place) + " of a message with " + std::to_string(message.size() - 1);
+    return nullptr;
+}
 
 }  // namespace clockwork

@@ -32,10 +32,10 @@ std::string Lending::begin(wire::ActionMessage& action, std::vector<Frame>& fram
         OutputRoom& room = inputs->rooms.emplace_back();
         for (std::uint32_t index = 0; index < part.count; ++index, ++tensor) {
             const wire::TensorRef& ref = action.tensors[tensor];
-            if (static_cast<std::size_t>(ref.frame) + 1 >= frames.size())
-                return "a tensor in frame " + std::to_string(ref.frame) + " of a message with " +
-                       std::to_string(frames.size() - 1);
-            const std::string_view frame = frames[static_cast<std::size_t>(ref.frame) + 1].view();
+            Frame* const found = frame_of_tensor(frames, ref.frame, flaw);
+            if (found == nullptr)
+                return flaw;
+            const std::string_view frame = found->view();
             arriving->bytes.push_back(frame);
             if (!wire::is_shared(ref))
                 continue;

@@ -343,16 +343,14 @@ bool Road::take_action(std::int64_t tag, Ns now) {
     }
     note_views();
     for (std::size_t place = 0; place < action_.tensors.size(); ++place) {
-        const std::size_t number = static_cast<std::size_t>(action_.tensors[place].frame);
-        if (number + 1 >= message_.size()) {
-            refuse(action_.action_id, Status::INVALID_INPUT,
-                   format("a tensor in frame %zu of a message with %zu", number, message_.size() - 1),
-                   clock_.to_worker(now));
+        std::string flaw;
+        Frame* const frame = frame_of_tensor(message_, action_.tensors[place].frame, flaw);
+        if (frame == nullptr) {
+            refuse(action_.action_id, Status::INVALID_INPUT, flaw, clock_.to_worker(now));
             return true;
         }
-        Frame& frame = message_[number + 1];
-        views_.tensors[place].data = static_cast<const char*>(frame.data());
-        views_.tensors[place].bytes = static_cast<std::int64_t>(frame.size());
+        views_.tensors[place].data = static_cast<const char*>(frame->data());
+        views_.tensors[place].bytes = static_cast<std::int64_t>(frame->size());
     }
     std::unique_ptr<HeldInputs> inputs;
     if (!action_.tensors.empty()) {

@@ -735,18 +735,17 @@ cdef extern from "worker/lent_copies.h" namespace "clockwork::worker" nogil:
         string_view bytes
         int64_t place
 
-    cdef cppclass CInputCopy "clockwork::worker::InputCopy":
-        CInputCopy(int64_t action_id, int64_t process, size_t piece_bytes, shared_ptr[CSnapshots] snapshots) except +
+    cdef cppclass CCopy "clockwork::worker::Copy":
         cbool step() except +
         void close()
         string flaw
+
+    cdef cppclass CInputCopy "clockwork::worker::InputCopy"(CCopy):
+        CInputCopy(int64_t action_id, int64_t process, size_t piece_bytes, shared_ptr[CSnapshots] snapshots) except +
         vector[CInput] inputs
 
-    cdef cppclass COutputCopy "clockwork::worker::OutputCopy":
+    cdef cppclass COutputCopy "clockwork::worker::OutputCopy"(CCopy):
         COutputCopy(int64_t action_id, const CLentMemory &room, size_t piece_bytes, COutputBlock block) except +
-        cbool step() except +
-        void close()
-        string flaw
         vector[COutput] outputs
 
     cdef cppclass CRoomPlaces "clockwork::worker::RoomPlaces":
@@ -819,6 +818,15 @@ cdef class SnapshotPlace:
         self.place = CSnapshotPlace()
 
 
+cdef cbool step_of(CCopy* copy) except *:
+    cdef cbool more = copy.step()
+    if not more:
+        copy.close()
+    if not copy.flaw.empty():
+        raise InvalidInput(copy.flaw.decode())
+    return more
+
+
 cdef class InputCopy:
     """The copy of a request's inputs. inputs: (bytes, reference's frame) of each."""
 
@@ -834,12 +842,7 @@ cdef class InputCopy:
 
     def step(self):
         """Whether there is more. Raises InvalidInput."""
-        cdef cbool more = self.copy.get().step()
-        if not more:
-            self.copy.get().close()
-        if not self.copy.get().flaw.empty():
-            raise InvalidInput(self.copy.get().flaw.decode())
-        return more
+        return step_of(self.copy.get())
 
     def contents(self):
         """The bytes of each input."""
@@ -869,9 +872,4 @@ cdef class OutputCopy:
 
     def step(self):
         """Whether there is more. Raises InvalidInput."""
-        cdef cbool more = self.copy.get().step()
-        if not more:
-            self.copy.get().close()
-        if not self.copy.get().flaw.empty():
-            raise InvalidInput(self.copy.get().flaw.decode())
-        return more
+        return step_of(self.copy.get())

@@ -19,7 +19,6 @@ import random
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ import onnx
 from bench import report
 from bench.cluster import Cluster, rss_bytes
 from bench.reference import Plain, relative_error
+from bench.registration import architectures, register_all
 from clockwork.client.blocking import Client
 from clockwork.models import zoo
 from clockwork.system.clock import now_ns
@@ -139,19 +139,6 @@ def settled(client: Client) -> tuple[dict[str, int], dict[str, int], int]:
 # ----- thousands of small ones ---------------------------------------------------------------
 
 
-def architectures(count: int) -> list[onnx.ModelProto]:
-    """Networks of 0.5 to 4 MB, all different; three in four convolve, for a millisecond or two."""
-    found = []
-    for index in range(count):
-        if index % 4 == 3:
-            found.append(zoo.build("mlp", seed=index, width=256 + 32 * (index // 2), depth=3))
-        else:
-            widths = (16 + 8 * (index % 2), 48, 96, 128 + 2 * index)
-            options = {"widths": widths, "blocks": (1, 1, 1, 1), "image": 64 + 16 * (index % 3)}
-            found.append(zoo.build("residual_cnn", seed=index, **options))
-    return found
-
-
 def input_of(model: onnx.ModelProto, rng: np.random.Generator) -> dict[str, Any]:
     """A random input of a single row."""
     spec = model.graph.input[0]
@@ -224,18 +211,16 @@ def _register(
 ) -> tuple[float, float]:
     """(models per second, seconds for making them here, not counted). Several are registered at once."""
     making_ns = taken_ns = 0
-    with ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
-        for first in range(families, len(names), MADE_AHEAD):
-            begin_ns = now_ns()
-            bodies = {
-                names[index]: zoo.fine_tune(bases[index % families], seed=seed + index).SerializeToString()
-                for index in range(first, min(first + MADE_AHEAD, len(names)))
-            }
-            made_ns = now_ns()
-            for _ in pool.map(client.register, bodies, bodies.values()):
-                pass
-            making_ns += made_ns - begin_ns
-            taken_ns += now_ns() - made_ns
+    for first in range(families, len(names), MADE_AHEAD):
+        begin_ns = now_ns()
+        bodies = {
+            names[index]: zoo.fine_tune(bases[index % families], seed=seed + index).SerializeToString()
+            for index in range(first, min(first + MADE_AHEAD, len(names)))
+        }
+        made_ns = now_ns()
+        register_all(client, bodies, UPLOADS_AT_ONCE)
+        making_ns += made_ns - begin_ns
+        taken_ns += now_ns() - made_ns
     return max(1, len(names) - families) / (taken_ns / 1e9), making_ns / 1e9
 
 

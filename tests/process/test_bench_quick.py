@@ -35,6 +35,7 @@ from bench import (
     promise,
     pump,
     recovery,
+    registration,
     report,
     rot,
     roundtrip,
@@ -159,6 +160,14 @@ def test_many_small_models_share_programs() -> None:
     assert facts["answers checked"] == 12
     assert facts["largest relative error"] < paging.TOLERANCE
     assert facts["latency, ms"], "nothing was answered"
+
+
+@pytest.mark.slow
+def test_fine_tunes_are_registered_at_a_rate() -> None:
+    facts = registration.measure(models=6, families=1, megabytes=0.1, at_once=3)
+    assert facts["models/s"] > 0
+    assert set(facts["processor time of a model, ms"]) == {"client", "controller", "worker", "preparation"}
+    assert facts["restart until all are ready, s"] > 0
 
 
 @pytest.mark.slow

@@ -3,11 +3,10 @@
     python -m bench.registration [--quick] [--json] [--models 600] [--architectures 20] [--megabytes 1.5]
         [--at-once 8]
 
-A cluster of a controller and one CPU worker registers the first model of each architecture, which is optimised
-and measured. Then the others, fine-tunes that lie on disk, are registered in one run, several at once, as
-`clockwork models add` and a program do with the client. Measured are the models of each second of that run;
-the processor time of each process for a model; the memory of a model that is registered and not loaded; and
-the time of a restart, until all models are ready.
+A cluster of a controller and one CPU worker registers the first model of each architecture, which is
+optimised and measured. Then the others, fine-tunes that lie on disk, are registered in one run, several at
+once. Measured are the models of each second of that run; the processor time of each process for a model; the
+memory of a model that is registered and not loaded; and the time of a restart, until all models are ready.
 """
 
 from __future__ import annotations

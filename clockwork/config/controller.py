@@ -72,6 +72,8 @@ UPLOADS_MAX = 64
 """Uploads at a time. A further upload ends an upload of the client or key with the most of them, or a stalled
 upload."""
 
+SYNCS_AT_ONCE = 8  # Threads that sync files, where several changes wait for syncs
+
 UPLOAD_STALL_NS = 2_000_000_000
 UPLOAD_IDLE_NS = 60_000_000_000
 UPLOAD_BYTES_LEAST = 256 << 10

@@ -2,6 +2,9 @@
 
 A Journal changes several files together or not at all: a change that was reported as failed must not reappear
 in part after a restart. Every system call goes through ``os``, so that a test can make it fail.
+
+A sync takes milliseconds, in which the file system can sync other files as well. So this work is also offered
+in steps (Steps), whose syncs a caller can do together for several works.
 """
 
 from __future__ import annotations
@@ -9,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 from clockwork.system.files import fsync_directory
 
@@ -20,8 +24,34 @@ KEPT = ".old"
 with a dot."""
 
 
+T = TypeVar("T")
+
+Steps: TypeAlias = Generator[Sequence[int], None, T]
+"""Work on files that stops before each sync: it yields descriptors, and continues when they are synced. Where
+that fails, the OSError is thrown in. It yields ALONE to continue when no other work is under way."""
+
+ALONE: Sequence[int] = ()
+
+
 class NotUndone(OSError):
     """A change failed and could not be undone. A restart may find the new state or the state before."""
+
+
+def run_alone(steps: Steps[T]) -> T:
+    """Do the work, with its syncs, and return its result. Raises the work's exceptions."""
+    try:
+        descriptors = next(steps)
+        while True:
+            try:
+                for descriptor in descriptors:
+                    os.fsync(descriptor)
+            except OSError as error:
+                descriptors = steps.throw(error)
+            else:
+                descriptors = next(steps)
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -29,13 +59,22 @@ def write_durably(path: Path, data: bytes) -> None:
 
     If syncing the directory fails, the new content is in place already.
     """
-    temporary = _write_aside(path, data)
+    temporary = run_alone(_write_aside(path, data))
     try:
         os.replace(temporary, path)
     except OSError:
         _remove(temporary)
         raise
     fsync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> Steps[None]:
+    """fsync_directory() as a step. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield (descriptor,)
+    finally:
+        os.close(descriptor)
 
 
 class Journal:
@@ -75,7 +114,13 @@ class Journal:
     def change(self, changes: Mapping[Path, bytes | None]) -> None:
         """Write or remove (None) these files. Raises OSError: all files are as before; NotUndone: perhaps
         not."""
+        run_alone(self.change_in_steps(changes))
+
+    def change_in_steps(self, changes: Mapping[Path, bytes | None]) -> Steps[None]:
+        """Do the work of change(). Changes of one file each, of different files, may be under way at once."""
         several = len(changes) > 1
+        if several or self._owed:
+            yield ALONE
         aside: dict[Path, Path] = {}
         kept: dict[Path, Path | None] = {}
         if self._owed:
@@ -84,11 +129,11 @@ class Journal:
             self._make_room(needed=several)
             for path, data in changes.items():
                 if data is not None:
-                    aside[path] = _write_aside(path, data)
+                    aside[path] = yield from _write_aside(path, data)
             for path in changes:
                 kept[path] = self._keep(path, several)
             if several:
-                fsync_directory(self._undo)
+                yield from sync_directory(self._undo)
         except OSError:
             _remove_all((*aside.values(), *kept.values()))
             raise
@@ -99,10 +144,10 @@ class Journal:
                 elif kept[path] is not None:
                     os.unlink(path)
             for folder in dict.fromkeys(path.parent for path in changes):
-                fsync_directory(folder)
+                yield from sync_directory(folder)
             if several:
                 os.rename(self._undo, self._done)
-                fsync_directory(self._root)
+                yield from sync_directory(self._root)
         except OSError as error:
             self._roll_back(kept, error)
             _remove_all(aside.values())
@@ -204,7 +249,7 @@ def _empty(folder: Path) -> None:
         fsync_directory(folder)
 
 
-def _write_aside(path: Path, data: bytes) -> Path:
+def _write_aside(path: Path, data: bytes) -> Steps[Path]:
     """Write and sync content under a temporary name beside its final place; return that path."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -213,7 +258,7 @@ def _write_aside(path: Path, data: bytes) -> Path:
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
+            yield (descriptor,)
         finally:
             os.close(descriptor)
     except OSError:

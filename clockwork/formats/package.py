@@ -26,7 +26,7 @@ from typing import Any
 from clockwork.config import FILES_MAX, PACKAGE_BYTES_MAX
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import pieces_of, read_plain
-from clockwork.formats.durable import remove_tree, write_durably
+from clockwork.formats.durable import Steps, remove_tree, run_alone, sync_directory
 from clockwork.system.files import fsync_directory
 from clockwork.wire.packages import FIRST_FILES, LIST_FILE
 from clockwork.wire.telling import tell
@@ -141,8 +141,9 @@ class PackageStore:
 class PackageWriter:
     """Writes a package chunk by chunk, checks it, and renames it into place.
 
-    Only the file written last is kept open: a package may have more files than a process may have
-    descriptors. Not thread-safe; all methods do file I/O and must not run on the event loop.
+    A file that arrives in order is hashed on the way; any other is read again at the end. Only the file
+    written last is kept open: a package may have more files than a process may have descriptors. Not
+    thread-safe; all methods do file I/O and must not run on the event loop.
     """
 
     def __init__(self, store: PackageStore, files: Sequence[PackageFile]) -> None:
@@ -152,6 +153,10 @@ class PackageWriter:
         self._temporary = Path(tempfile.mkdtemp(prefix=".incoming-", dir=store.root / "packages"))
         self._open: int | None = None  # index of the file to which _descriptor belongs
         self._descriptor = -1
+        self._begun: set[int] = set()  # files of which the first bytes have come
+        self._hash = hashlib.sha256()
+        self._hashed = (-1, 0)  # file that _hash follows, and its bytes so far
+        self._sums: dict[int, str] = {}  # by file: sha256 of its content, where all of it came in order
 
     def write(self, file: int, offset: int, data: Any) -> None:
         """Write a chunk. Raises InvalidModel if it lies outside its file."""
@@ -160,30 +165,55 @@ class PackageWriter:
         size = memoryview(data).nbytes
         if offset < 0 or offset + size > self.files[file].bytes:
             raise InvalidModel(f"chunk [{offset}, {offset + size}) outside {self.files[file].path!r}")
+        self._follow(file, offset, data, size)
         descriptor = self._descriptor_of(file)
         view = memoryview(data).cast("B")
         while view:
             written = os.pwrite(descriptor, view, offset)
             view, offset = view[written:], offset + written
 
+    def _follow(self, file: int, offset: int, data: Any, size: int) -> None:
+        """Hash a chunk, if all that is before it in its file was hashed."""
+        if offset == 0 and file not in self._begun:
+            self._begun.add(file)
+            self._hash, self._hashed = hashlib.sha256(), (file, 0)
+        if self._hashed != (file, offset):
+            self._hashed = (-1, 0)
+            self._sums.pop(file, None)
+            self._begun.add(file)
+            return
+        self._hash.update(data)
+        self._hashed = (file, offset + size)
+        if offset + size == self.files[file].bytes:
+            self._sums[file] = self._hash.hexdigest()
+
     def commit(self) -> None:
         """Verify every checksum, sync the files, and put the package in place. Raises InvalidModel."""
+        run_alone(self.commit_in_steps())
+
+    def commit_in_steps(self) -> Steps[None]:
+        """Do the work of commit()."""
         try:
             for index, file in enumerate(self.files):
-                # the sync covers writes through earlier descriptors of the file
-                os.fsync(self._descriptor_of(index))
-                size, sha256 = hash_file(self._temporary / file.path)
+                sha256 = self._sums.get(index)
+                size = file.bytes
+                if sha256 is None:
+                    self._descriptor_of(index)  # makes a file that is empty
+                    size, sha256 = hash_file(self._temporary / file.path)
                 if size != file.bytes or sha256 != file.sha256:
                     raise InvalidModel(
                         f"{file.path!r} arrived damaged: {size} bytes, sha256 {sha256[:12]}..., "
                         f"expected {file.bytes} bytes, {file.sha256[:12]}..."
                     )
-            self._close()
+            for index in range(len(self.files) - 1):
+                # the sync covers writes through earlier descriptors of the file
+                yield (self._descriptor_of(index),)
             for folder in dict.fromkeys(PurePosixPath(file.path).parent for file in self.files):
                 # The last parent is the package itself, which is synced with its list.
                 for inner in (folder, *folder.parents)[:-1]:
-                    fsync_directory(self._temporary / inner)
-            write_durably(self._temporary / LIST_FILE, json.dumps(rows_of(self.files)).encode())
+                    yield from sync_directory(self._temporary / inner)
+            yield from self._list(self._descriptor_of(len(self.files) - 1))
+            self._close()
             target = self._store.directory(self.digest)
             try:
                 os.rename(self._temporary, target)
@@ -191,10 +221,28 @@ class PackageWriter:
                 if not self._store.has(self.digest):  # otherwise another process has stored the same content
                     raise
                 self.abort()
-            fsync_directory(target.parent)
+            yield from sync_directory(target.parent)
         except BaseException:
             self.abort()
             raise
+
+    def _list(self, last: int) -> Steps[None]:
+        """Write the package's list of files, and sync list, directory and the last file, of this
+        descriptor."""
+        data = json.dumps(rows_of(self.files)).encode()
+        path = self._temporary / LIST_FILE
+        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            folder = os.open(self._temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                yield (last, descriptor, folder)
+            finally:
+                os.close(folder)
+        finally:
+            os.close(descriptor)
 
     def abort(self) -> None:
         """Remove the files written. Idempotent."""

@@ -7,6 +7,7 @@ holds after a restart, a refused one does not, and no change holds in part.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
 import hashlib
@@ -317,6 +318,60 @@ def test_a_crash_between_any_two_calls_leaves_all_of_an_order_or_nothing(
     for kind in (0, 1):  # the process is killed, and the machine: a change that once holds continues to hold
         holds = [one == after for one in found[kind:acknowledged:2]]
         assert holds == sorted(holds)
+
+
+class Inline(concurrent.futures.ThreadPoolExecutor):
+    """An executor that does everything on the caller's thread, where a Disk sees it."""
+
+    def map(self, function: Any, *columns: Any, **_: Any) -> Iterator[Any]:
+        return map(function, *columns)
+
+
+def test_registrations_that_share_syncs_each_hold_once_they_are_acknowledged(
+    stages: Callable[[], Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(concurrent.futures, "ThreadPoolExecutor", Inline)
+    disk = Disk(monkeypatch)
+    stage = stages()
+    before = {model["name"] for model in stage.models()}
+    left: list[Path] = []
+    synced = Synced(stage.data)
+
+    def crash(call: str, args: tuple[Any, ...]) -> None:
+        synced.before(call, args)
+        if call in ("fsync", "replace", "rename"):
+            left.append(Path(shutil.copytree(stage.data, tmp_path / "killed" / str(len(left)))))
+            left.append(synced.materialise(tmp_path / "lost" / str(len(left))))
+
+    disk.watch(crash, synced.after)
+    contents = {400 + index: f"new{index}".encode() for index in range(6)}
+    for number, content in contents.items():
+        row = ["model.onnx", len(content), hashlib.sha256(content).hexdigest()]
+        stage.client.send(messages.Register(number, content.decode(), [row], {}))
+    acknowledged: dict[str, int] = {}
+    deadline = now_ns() + PATIENCE_NS
+    while len(acknowledged) < len(contents):
+        assert now_ns() < deadline, acknowledged
+        stage.serve()
+        frames = stage.client.dealer.receive()
+        if frames is None:
+            stage.client.wait(MS)
+            continue
+        answer = codec.decode(frames[0], messages.TO_CLIENT)
+        if type(answer) is messages.UploadNeed:
+            chunk = messages.UploadChunk(answer.request_id, 0, 0)
+            stage.client.send(chunk, contents[answer.request_id])
+        elif type(answer) is not messages.UploadAck and type(answer) is not messages.Progress:
+            assert type(answer) is messages.Reply, answer
+            acknowledged[contents[answer.request_id].decode()] = len(left)
+    disk.watch(None)
+    left.append(synced.materialise(tmp_path / "lost" / "at last"))
+    synced.close()
+    for index, path in enumerate(left):
+        found = {name for name, *_ in state_of(path, tmp_path)[0]}
+        assert before <= found
+        assert {name for name, since in acknowledged.items() if since <= index} <= found - before
+    assert disk.calls.count("fsync") >= 3 * len(contents)
 
 
 def test_a_version_that_was_refused_and_cannot_be_erased_is_erased_when_it_can(

@@ -19,6 +19,7 @@ from clockwork.controller.catalog.routes import NameRoute, whole
 from clockwork.controller.catalog.store import Catalog
 from clockwork.errors import ConfigError
 from clockwork.formats.checksums import ASIDE, seal, unseal
+from clockwork.formats.durable import run_alone
 from clockwork.formats.package import PackageFile, digest_of, rows_of
 
 FILES = [PackageFile("model.onnx", 4, hashlib.sha256(b"data").hexdigest())]
@@ -35,8 +36,8 @@ def catalog(tmp_path: Path) -> Iterator[Catalog]:
     writer = catalog.store.writer(FILES)
     writer.write(0, 0, b"data")
     writer.commit()
-    catalog.change(Change(save=[RECORD]))
-    catalog.change(Change(route=ROUTE))
+    run_alone(catalog.change(Change(save=[RECORD])))
+    run_alone(catalog.change(Change(route=ROUTE)))
     yield catalog
     catalog.close()
 

@@ -26,7 +26,7 @@ from clockwork.controller.catalog.records import Change, Complaint, ModelRecord
 from clockwork.controller.catalog.routes import NameRoute
 from clockwork.errors import ConfigError, InvalidInput, InvalidModel
 from clockwork.formats.checksums import mend, read_plain, set_aside, unseal
-from clockwork.formats.durable import Journal, write_durably
+from clockwork.formats.durable import ALONE, Journal, Steps, write_durably
 from clockwork.formats.interface import Interface, read_interface
 from clockwork.formats.package import DamagedPackage, PackageFile, PackageStore, check_package
 from clockwork.wire.telling import printable, tell
@@ -138,18 +138,20 @@ class Catalog:
             complaints.append(Complaint(printable(name, 200), number, text, False))
         return found, complaints
 
-    def change(self, change: Change) -> str:
+    def change(self, change: Change) -> Steps[str]:
         """Make a change durably. Raises OSError: then nothing has changed (or, NotUndone, nobody knows).
 
         Returns a sentence about packages that could not be removed, or "".
         """
+        if change.packages:
+            yield ALONE
         files: dict[Path, bytes | None] = {self._path(record): record.to_json() for record in change.save}
         files |= dict.fromkeys(map(self._path, change.remove))
         if change.route is not None:
             files[self._route_path(change.route.name)] = change.route.to_json()
         if change.unroute:
             files[self._route_path(change.unroute)] = None
-        self._journal.change(files)
+        yield from self._journal.change_in_steps(files)
         left = []
         for digest in change.packages:
             try:
@@ -157,6 +159,11 @@ class Catalog:
             except OSError as error:
                 left.append(f"package {digest} cannot be removed: {error.strerror}")
         return "; ".join(left)
+
+    def remove(self, digest: str) -> Steps[None]:
+        """Remove a package. Raises OSError; the next start then removes the remains."""
+        yield ALONE
+        self.store.remove(digest)
 
     def is_whole(self, digest: str) -> bool:
         """Whether a package is stored whole and durably; sets a damaged one aside. Raises OSError."""

@@ -24,6 +24,7 @@ from typing import Any
 
 from bench import report
 from bench.grid import markdown as policies
+from bench.million import tables as million
 from bench.paper import tables as figures
 from bench.peers import show
 
@@ -254,6 +255,8 @@ COMMANDS = {
     "fidelity-http": "python -m bench.fidelity --over http --publish --seconds 20",
     "disturbance": "python -m bench.disturbance --publish --rounds 6 --seconds 5",
     "recovery": "python -m bench.recovery --publish",
+    "million": "python -m bench.million --publish",
+    "million-live": "python -m bench.million --live --publish",
     "dashboard-cost": "python -m bench.dashboard_cost --publish --triples 40 --nice -10",
     "roundtrip": "python -m bench.roundtrip --publish",
     "shared-memory": "python -m bench.shared_memory --publish",
@@ -276,6 +279,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[str]]]] = {
     "disturbance": ("disturbance", _disturbance),
     "recovery": ("recovery", _recovery),
     "dashboard-cost": ("dashboard-cost", _dashboard_cost),
+    "million": ("million", million.simulated),
+    "million-live": ("million-live", million.live),
     "roundtrip": ("roundtrip", _roundtrip),
     "shared-memory": ("shared-memory", _shared_memory),
     "grid-resident": ("grid", _grid(resident=True)),

@@ -218,6 +218,89 @@ void pump_client(void* socket, const char* const* names, int name_count, std::si
     }
 }
 
+// Requests at given times, and how each ended. Arrays have an entry for each request, in the order of due_ns.
+struct PumpSchedule {
+    const std::int64_t* due_ns;  // times on the monotonic clock
+    const std::int32_t* model;   // index into the names
+    std::int64_t* sent_ns;       // 0: not yet
+    std::int64_t* ended_ns;      // 0: not yet
+    std::uint64_t count, sent, ended;
+    char* kept;  // failures, and answers later than the SLO: size of a header as four bytes, then the header
+    std::uint64_t kept_bytes, kept_max;
+};
+
+// Send each request when it is due, with what is left of slo_ns since then, and note when its answer comes.
+// Returns at until_ns, when every request has ended, or when `kept` has no room for another header of
+// KEPT_BYTES. A request's id is its index plus 1.
+void pump_schedule(void* socket, const char* const* names, std::int64_t slo_ns, std::int64_t until_ns,
+                   PumpSchedule* schedule) {
+    constexpr std::uint64_t KEPT_BYTES = 4096;
+    Dealer dealer(socket);
+    Writer writer;
+    Frame input;
+    Frame shared;
+    fill(input, 0);
+    std::vector<Frame> frames;
+    std::size_t count = 0;
+    for (Ns now = now_ns(); now < until_ns && schedule->ended < schedule->count; now = now_ns()) {
+        while (schedule->sent < schedule->count && schedule->due_ns[schedule->sent] <= now) {
+            const std::uint64_t place = schedule->sent;
+            writer.clear();
+            writer.array(6);
+            writer.integer(TAG_INFER_REQUEST);
+            writer.natural(place + 1);
+            writer.text(names[schedule->model[place]]);
+            writer.integer(std::max<Ns>(slo_ns - (now - schedule->due_ns[place]), 1));
+            writer.integer(0);
+            writer.array(1);
+            writer.array(4);
+            writer.text("input");
+            writer.integer(2);
+            writer.array(2);
+            writer.integer(1);
+            writer.natural(0);
+            writer.integer(0);
+            if (!dealer.send(writer.view(), true))
+                break;
+            shared.share(input);
+            dealer.send(shared, false);
+            schedule->sent_ns[place] = now;
+            ++schedule->sent;
+            now = now_ns();
+        }
+        bool found = false;
+        while (dealer.receive(frames, count)) {
+            found = true;
+            std::string_view header = frames[0].view();
+            Reader reader(header.data(), header.size());
+            std::uint32_t fields = 0;
+            std::int64_t tag = 0;
+            std::int64_t id = 0;
+            reader.array(fields);
+            reader.integer(tag);
+            reader.integer(id);
+            if ((tag != TAG_ANSWER && tag != TAG_FAILURE) || id < 1 || static_cast<std::uint64_t>(id) > schedule->sent)
+                continue;
+            now = now_ns();
+            const std::uint64_t place = static_cast<std::uint64_t>(id) - 1;
+            schedule->ended_ns[place] = now;
+            ++schedule->ended;
+            if (tag == TAG_ANSWER && now - schedule->due_ns[place] <= slo_ns)
+                continue;
+            const std::uint32_t size = static_cast<std::uint32_t>(std::min<std::uint64_t>(header.size(), KEPT_BYTES));
+            std::copy_n(reinterpret_cast<const char*>(&size), sizeof(size), schedule->kept + schedule->kept_bytes);
+            std::copy_n(header.data(), size, schedule->kept + schedule->kept_bytes + sizeof(size));
+            schedule->kept_bytes += sizeof(size) + size;
+            if (schedule->kept_bytes + sizeof(size) + KEPT_BYTES > schedule->kept_max)
+                return;
+        }
+        if (!found) {
+            const Ns due = schedule->sent < schedule->count ? schedule->due_ns[schedule->sent] : until_ns;
+            dealer.wait(std::min({due, until_ns, now_ns() + 10 * MS}) - now_ns());
+        }
+    }
+}
+
 // A worker's orders, kept from one call of pump_worker() to the next.
 void* pump_lanes(int devices) { return new std::vector<DeviceLane>(static_cast<std::size_t>(devices)); }
 

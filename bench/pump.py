@@ -29,6 +29,7 @@ import shlex
 import signal
 import statistics
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import threading
@@ -37,6 +38,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import zmq
 
 from bench.cluster import Cluster, thread_cpu_s
@@ -67,8 +70,11 @@ from clockwork.wire.transport import socket_functions
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("bench/pump.cpp",)
 HEADER_BYTES_MAX = 4 << 20  # bytes of messages to this worker
+KEPT_BYTES_MAX = 1 << 20  # bytes of headers that a ScheduledClient keeps in one call
 SLICE_NS = 100 * MS
 """Longest call of a worker, after which it checks whether it should end."""
+
+Int64s = npt.NDArray[np.int64]
 
 
 class Counts(ctypes.Structure):
@@ -106,6 +112,15 @@ class Arrivals(ctypes.Structure):
                 ("next_ns", ctypes.c_int64), ("due", ctypes.c_uint64)]  # fmt: skip
 
 
+class Schedule(ctypes.Structure):
+    """Requests at given times, and how each ended; see PumpSchedule in bench/pump.cpp."""
+
+    _fields_ = [("due_ns", ctypes.c_void_p), ("model", ctypes.c_void_p), ("sent_ns", ctypes.c_void_p),
+                ("ended_ns", ctypes.c_void_p), ("count", ctypes.c_uint64), ("sent", ctypes.c_uint64),
+                ("ended", ctypes.c_uint64), ("kept", ctypes.c_void_p), ("kept_bytes", ctypes.c_uint64),
+                ("kept_max", ctypes.c_uint64)]  # fmt: skip
+
+
 class End:
     """A DEALER socket of a client or a worker."""
 
@@ -123,6 +138,12 @@ class End:
         self._context.term()
 
 
+def _greet(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    socket.send(codec.encode(ClientHello(PROTOCOL_VERSION, __version__, "pump")))
+    if type(codec.decode(socket.recv(), TO_CLIENT)) is not ClientWelcome:
+        raise ConnectionError(f"{endpoint} does not greet back")
+
+
 class PumpClient(End):
     """Sends requests for some models: at a rate, with at most in_flight under way, or else always
     in_flight.
@@ -134,9 +155,7 @@ class PumpClient(End):
     ) -> None:  # fmt: skip
         """burst: requests due at once; times between bursts are exponential, drawn with the seed."""
         super().__init__(endpoint)
-        self.socket.send(codec.encode(ClientHello(PROTOCOL_VERSION, __version__, "pump")))
-        if type(codec.decode(self.socket.recv(), TO_CLIENT)) is not ClientWelcome:
-            raise ConnectionError(f"{endpoint} does not greet back")
+        _greet(self.socket, endpoint)
         self._names = (ctypes.c_char_p * len(names))(*(name.encode() for name in names))
         self._input_bytes = input_bytes
         self.in_flight = in_flight
@@ -152,6 +171,49 @@ class PumpClient(End):
             ctypes.byref(self.arrivals),
         )  # fmt: skip
         return int(self.counts.answered) - int(before)
+
+
+class ScheduledClient(End):
+    """Sends requests at given times, whatever became of those before, and notes when each ended."""
+
+    def __init__(
+        self, endpoint: str, names: Sequence[str], due_ns: Int64s, model: npt.NDArray[np.int32], slo_ns: int
+    ) -> None:
+        """due_ns: ascending times on the monotonic clock. model: index of each request's name."""
+        super().__init__(endpoint)
+        _greet(self.socket, endpoint)
+        self._names = (ctypes.c_char_p * len(names))(*(name.encode() for name in names))
+        self._slo_ns = slo_ns
+        self.due_ns = np.ascontiguousarray(due_ns, np.int64)
+        self.model = np.ascontiguousarray(model, np.int32)
+        self.sent_ns, self.ended_ns = np.zeros_like(self.due_ns), np.zeros_like(self.due_ns)
+        self._kept = ctypes.create_string_buffer(KEPT_BYTES_MAX)
+        self.schedule = Schedule(
+            self.due_ns.ctypes.data, self.model.ctypes.data, self.sent_ns.ctypes.data, self.ended_ns.ctypes.data,
+            len(self.due_ns), 0, 0, ctypes.addressof(self._kept), 0, KEPT_BYTES_MAX,
+        )  # fmt: skip
+
+    @property
+    def is_over(self) -> bool:
+        return int(self.schedule.ended) >= int(self.schedule.count)
+
+    def run(self, until_ns: int) -> list[bytes]:
+        """Run until a time, or until every request has ended. Returns the headers of failures and of answers
+        that came later than the SLO."""
+        found = []
+        while not self.is_over and now_ns() < until_ns:
+            library().pump_schedule(
+                self.address, self._names, ctypes.c_int64(self._slo_ns), ctypes.c_int64(until_ns),
+                ctypes.byref(self.schedule),
+            )  # fmt: skip
+            kept = self._kept.raw[: self.schedule.kept_bytes]
+            place = 0
+            while place < len(kept):
+                size = int.from_bytes(kept[place : place + 4], sys.byteorder)
+                found.append(kept[place + 4 : place + 4 + size])
+                place += 4 + size
+            self.schedule.kept_bytes = 0
+        return found
 
 
 class PumpWorker(End):

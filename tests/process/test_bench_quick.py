@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from rich.console import Console
 
 from bench import (
     batching,
@@ -52,6 +54,8 @@ from bench.gpu_peers import measure as gpu_peers
 from bench.gpu_peers import ours, theirs
 from bench.gpu_peers.measure import _row as gpu_peers_row
 from bench.gpu_peers.theirs import ON_A_CPU
+from bench.million import live as million
+from bench.million import tables as million_tables
 from bench.paper import fig11, live
 from bench.paper.common import Setting
 from bench.relay import Relay
@@ -652,3 +656,17 @@ def test_recordings_are_read_folded_and_explained() -> None:
     found = history.measure(4, 1000.0, quick=True)
     assert found["answered"] <= found["requests"]
     assert found["both_per_cpu_s"] > 100
+
+
+def test_requests_outside_of_their_slo_are_counted_live_and_blamed() -> None:
+    setting = million.Setting("adaptive", 200, 200.0, 1, warmup_s=0.2, models=5)
+    row = million.measure(setting, Console(file=io.StringIO()))
+    assert 120 < row["requests"] < 280
+    assert (
+        row["outside"]
+        == len(row["listed"])
+        == sum(row[f"outside, {verdict}"] for verdict in million.VERDICTS)
+    )
+    assert row["machine"]["seconds"] > 1
+    assert row["controller, cores"] > 0
+    assert len(million_tables.live({"rows": [row]})) >= 5

@@ -1,0 +1,1 @@
+"""Requests outside their SLOs at half of the capacity of the paper's cluster, counted one by one."""

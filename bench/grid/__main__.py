@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import published, report
-from bench.grid import bounds, cells, extras, markdown, policies, run, tables
+from bench.grid import cells, extras, markdown, policies, run, tables, whole
 from clockwork.errors import ConfigError
 from clockwork.scheduler import known_options
 
@@ -167,8 +167,8 @@ def bounds_command(
     count = planned(quick, seed, None, requests).requests
     rows = []
     for cell in chosen_cells(names):
-        found = bounds.bounds(cell, [seed], count, 0.0 if cell.cold else extras.LIGHT_WARMUP_S)
-        rows.append({"cell": cell.name} | {name: values[0] for name, values in found.items()})
+        found = whole.every_bound(cell, seed, count, 0.0 if cell.cold else extras.LIGHT_WARMUP_S)
+        rows.append({"cell": cell.name} | found)
     report.show("upper bounds, requests a second", seed, rows, {}, False)
 
 

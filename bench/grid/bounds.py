@@ -60,7 +60,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +79,9 @@ from clockwork.sim import fluid
 from clockwork.sim._bounds import best_batches
 
 BAD_MAX = 0.01
+"""Largest bad part of all requests."""
+GROUP_BAD_MAX = 0.02
+"""Largest bad part of the requests of each popularity decile, and of each class."""
 NOISE_SIGMAS = 4
 NETWORK_NS = 2 * LINK_NS  # fixed delay, to which jitter is added
 
@@ -139,9 +142,15 @@ class Relaxation:
         *,
         clairvoyant: bool,
         any_order: bool = False,
+        group: int | None = None,
     ) -> None:
+        """group: the requests of this class alone."""
         served = profiles(cell)
         slos = np.asarray(cell.slos_ns(), np.int64)
+        if group is not None:
+            own = offered.group == group
+            offered = TimedArrivals(offered.t_ns[own], offered.model[own], np.zeros_like(offered.group[own]))
+            slos = slos[:, group : group + 1]
         begin, end = int(begin_s * 1e9), int(end_s * 1e9)
         # By model, each model's in order of time.
         order = np.argsort(offered.model, kind="stable")
@@ -300,11 +309,36 @@ def rate_bound(
         return 0.0
     while possible(high):  # chance, and the ends of the window, may leave room
         high *= 1.02
+    return lowest_impossible(possible, high)
+
+
+def class_bound(cell: Cell, arrivals: Arrivals, requests: int, warmup_s: float, highest: float) -> float:
+    """A rate at which the requests of some class could not be served, were they alone; highest if none below
+    it was found.
+    """
+
+    def possible(rate: float) -> bool:
+        end_s = warmup_s + cell.window_s(rate, requests)
+        offered = arrivals.at(rate, end_s)
+        for group in range(len(cell.classes)):
+            relaxed = Relaxation(cell, offered, warmup_s, end_s, clairvoyant=True, group=group)
+            if not relaxed.enough((1 - GROUP_BAD_MAX) * relaxed.count):
+                return False
+        return True
+
+    return lowest_impossible(possible, highest) if len(cell.classes) > 1 else highest
+
+
+def lowest_impossible(possible: Callable[[float], bool], high: float) -> float:
+    """The lowest rate up to `high` that a bisection finds impossible; high if it is possible."""
+    if high == 0 or possible(high):
+        return high
+    lowest = high / 1e6
     low = high / 1.1
     while not possible(low):
         high, low = low, low / 1.5
-        if low < high / 1e6:
-            raise ValueError(f"{cell.name}: nothing can be served at {low:g} requests a second")
+        if low < lowest:
+            raise ValueError(f"nothing can be served at {low:g} requests a second")
     while high / low > RATE_STEP:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if possible(middle) else (low, middle)
@@ -317,22 +351,6 @@ def in_order(cell: Cell) -> bool:
     True also where the order makes no difference to the bound: on one device.
     """
     return cell.devices == 1 or len(cell.classes) == 1
-
-
-def bounds(cell: Cell, seeds: Sequence[int], requests: int, warmup_s: float) -> dict[str, list[float]]:
-    """Both bounds in requests/s for each seed, and the clairvoyant bound for any order of requests."""
-    found: dict[str, list[float]] = {"fluid": [], "clairvoyant": [], "clairvoyant, any order": []}
-    for seed in seeds:
-        arrivals = cell.draw(seed, needed_arrivals(cell, requests, warmup_s))
-        fluid = rate_bound(cell, arrivals, requests, warmup_s, clairvoyant=False)
-        loose = rate_bound(cell, arrivals, requests, warmup_s, clairvoyant=True, any_order=cell.devices > 1)
-        known = loose
-        if in_order(cell) and cell.devices > 1:
-            known = rate_bound(cell, arrivals, requests, warmup_s, clairvoyant=True)
-        found["fluid"].append(fluid)
-        found["clairvoyant"].append(min(known, loose, fluid))
-        found["clairvoyant, any order"].append(min(loose, fluid))
-    return found
 
 
 def needed_arrivals(cell: Cell, requests: int, warmup_s: float, overload: float = 1.0) -> int:

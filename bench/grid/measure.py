@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.grid.arrivals import Arrivals, TimedArrivals
+from bench.grid.bounds import BAD_MAX, GROUP_BAD_MAX
 from bench.grid.cells import (
     EXEC_NOISE,
     LINK_JITTER_NS,
@@ -22,11 +23,6 @@ from bench.grid.cells import (
 )
 from bench.grid.policies import Setting
 from clockwork.sim import Cluster, Open, Report, simulate
-
-BAD_MAX = 0.01
-"""Largest bad part of all requests."""
-GROUP_BAD_MAX = 0.02
-"""Largest bad part of the requests of each popularity decile, and of each class."""
 
 PROMPT_NS = 10_000_000
 """Time after an arrival within which a refusal leaves its client time to ask elsewhere."""

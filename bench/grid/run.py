@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.grid import bounds, measure, policies, search
+from bench.grid import bounds, measure, policies, search, whole
 from bench.grid.cells import Cell
 from bench.grid.policies import Setting
 from bench.report import conditions
@@ -120,8 +120,7 @@ def prepare(task: Task) -> dict[str, Any]:
 
 
 def bound(task: Task) -> dict[str, Any]:
-    found = bounds.bounds(task.cell, [task.seed], task.plan.requests, task.warmup_s)
-    return {name: values[0] for name, values in found.items()}
+    return whole.every_bound(task.cell, task.seed, task.plan.requests, task.warmup_s)
 
 
 def screen(task: Task) -> dict[str, Any]:

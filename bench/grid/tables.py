@@ -90,7 +90,7 @@ def commits(book: dict[str, Any]) -> str:
 
 
 def _row(name: str, memory: str, found: dict[str, Any]) -> Row:
-    limits = [min(bounds["fluid"], bounds["clairvoyant"]) for bounds in found["bounds"].values()]
+    limits = [min(bounds.values()) for bounds in found["bounds"].values()]
     bound = sum(limits) / len(limits) if limits else 0.0
     floor = NOTHING * found["rough_bound"]
     seeds: dict[str, dict[str, Any]] = {}

@@ -16,3 +16,27 @@ def best_batches(
     Requests are sorted by model, then by arrival: model m's are starts[m] to starts[m + 1]. exec_ns and
     span_ns: a row for each model, a column for each batch size (0 unused); see csrc/sim/bounds.h.
     """
+
+def most_served_by_one(
+    arrived_ns: npt.NDArray[np.int64], exec_ns: npt.NDArray[np.int64], room_ns: int
+) -> int:
+    """Return the most requests of one model that one device can serve in time, exactly.
+
+    arrived_ns rises; exec_ns never falls with the batch size, and entry 0 is unused; a batch ends within
+    room_ns of its first request's arrival. See csrc/sim/schedules.h.
+    """
+
+def most_served(
+    arrived_ns: npt.NDArray[np.int64],
+    starts: npt.NDArray[np.int64],
+    exec_ns: npt.NDArray[np.int64],
+    room_ns: npt.NDArray[np.int64],
+    devices: int,
+    width: int,
+) -> tuple[int, int]:
+    """Return (the most requests that the devices can serve in time, how often the search had to be cut).
+
+    0 cuts: the number is exact for schedules that take each model's requests in order of arrival, else an
+    upper bound. Requests and execution times are those of best_batches(); room_ns is by model. width: the
+    number of states from which the search is cut. See csrc/sim/schedules.h.
+    """

@@ -1,6 +1,6 @@
 # distutils: language = c++
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""csrc/sim/bounds.h applied to the models of a cell."""
+"""csrc/sim/bounds.h and csrc/sim/schedules.h applied to the models of a cell."""
 
 from libc.stdint cimport int64_t, uint8_t
 
@@ -12,6 +12,26 @@ cdef extern from "sim/bounds.h" namespace "clockwork" nogil:
         BatchPrices() except +
         double best(const int64_t*, const double*, int64_t, const double*, const int64_t*, int64_t, double,
                     uint8_t*, double*) except +
+
+cdef extern from "sim/schedules.h" namespace "clockwork::sim" nogil:
+    int64_t most_of_one_model(const int64_t*, int64_t, const int64_t*, int64_t, int64_t) except +
+    cdef cppclass Found "clockwork::sim::Schedules::Found":
+        int64_t served, joined
+    Found most_of_models(const int64_t*, const int64_t*, int64_t, const int64_t*, int64_t, const int64_t*, int64_t,
+                         int64_t) except +
+
+
+cdef int check_starts(starts, int64_t requests) except -1:
+    """Check that starts divides the requests among models."""
+    cdef const int64_t *firsts = <const int64_t *>memory_of(starts, "int64", 1)
+    cdef int64_t models = starts.shape[0] - 1
+    cdef int64_t model
+    if models < 0 or firsts[0] != 0 or firsts[models] != requests:
+        raise ValueError("the arrays do not fit each other")
+    for model in range(models):
+        if firsts[model + 1] < firsts[model]:
+            raise ValueError(f"starts falls at model {model}")
+    return 0
 
 
 def best_batches(arrived_ns, worth, starts, exec_ns, span_ns, double price, served):
@@ -30,16 +50,11 @@ def best_batches(arrived_ns, worth, starts, exec_ns, span_ns, double price, serv
     cdef double exec_total_ns = 0.0
     if (
         not worth.shape[0] == served.shape[0] == requests
-        or models < 0
         or not exec_ns.shape == span_ns.shape == (models, columns)
-        or firsts[0] != 0
-        or firsts[models] != requests
         or not served.flags.writeable
     ):
         raise ValueError("the arrays do not fit each other")
-    for model in range(models):
-        if firsts[model + 1] < firsts[model]:
-            raise ValueError(f"starts falls at model {model}")
+    check_starts(starts, requests)
     if requests == 0:
         return 0.0, 0.0
     with nogil:
@@ -50,3 +65,36 @@ def best_batches(arrived_ns, worth, starts, exec_ns, span_ns, double price, serv
                 value += prices.best(arrivals + begin, worths + begin, count, execs + model * columns,
                                      spans + model * columns, columns - 1, price, are_served + begin, &exec_total_ns)
     return value, exec_total_ns
+
+
+def most_served_by_one(arrived_ns, exec_ns, int64_t room_ns):
+    cdef const int64_t *arrivals = <const int64_t *>memory_of(arrived_ns, "int64", 1)
+    cdef const int64_t *execs = <const int64_t *>memory_of(exec_ns, "int64", 1)
+    cdef int64_t count = arrived_ns.shape[0]
+    cdef int64_t batch_max = exec_ns.shape[0] - 1
+    cdef int64_t found
+    if batch_max < 0:
+        raise ValueError("the array of execution times is empty")
+    with nogil:
+        found = most_of_one_model(arrivals, count, execs, batch_max, room_ns)
+    return found
+
+
+def most_served(arrived_ns, starts, exec_ns, room_ns, int64_t devices, int64_t width):
+    cdef const int64_t *arrivals = <const int64_t *>memory_of(arrived_ns, "int64", 1)
+    cdef const int64_t *firsts = <const int64_t *>memory_of(starts, "int64", 1)
+    cdef const int64_t *execs = <const int64_t *>memory_of(exec_ns, "int64", 2)
+    cdef const int64_t *rooms = <const int64_t *>memory_of(room_ns, "int64", 1)
+    cdef int64_t models = starts.shape[0] - 1
+    cdef int64_t columns = exec_ns.shape[1]
+    cdef Found found
+    if not exec_ns.shape[0] == room_ns.shape[0] == models or columns < 2:
+        raise ValueError("the arrays do not fit each other")
+    if devices < 1 or width < 1:
+        raise ValueError(f"{devices} devices, {width} states: there is at least one of each")
+    check_starts(starts, arrived_ns.shape[0])
+    if arrived_ns.shape[0] == 0:
+        return 0, 0
+    with nogil:
+        found = most_of_models(arrivals, firsts, models, execs, columns, rooms, devices, width)
+    return found.served, found.joined

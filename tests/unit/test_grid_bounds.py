@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.grid import bounds, cells
+from bench.grid import bounds, cells, whole
 from bench.grid.arrivals import TimedArrivals
 from clockwork.sim._bounds import best_batches
 
@@ -203,7 +203,7 @@ def test_what_the_slo_leaves_no_room_for_is_bounded_by_nothing_served() -> None:
 def test_the_rate_of_the_bound_is_near_what_one_device_can_do() -> None:
     """Exec 4 ms, no batch fits: 250 a second, plus the 1 % that may be lost."""
     cell = cells.parse("devices=1,models=1,slo=1.4x,gain=1")
-    found = bounds.bounds(cell, [1], 4000, 1.0)
+    found = whole.every_bound(cell, 1, 4000, 1.0)
     assert bounds.fluid_rate(cell) == pytest.approx(252.5, rel=0.01)
-    assert found["fluid"][0] == pytest.approx(252.5, rel=0.03)
+    assert found["fluid"] == pytest.approx(252.5, rel=0.03)
     assert found["clairvoyant"] <= found["fluid"]

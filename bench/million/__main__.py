@@ -1,6 +1,6 @@
 """Requests outside of their SLO on the paper's cluster at half of its capacity: how many in a million, and why.
 
-    python -m bench.million [--requests 1e8] [--policies adaptive,edf] [--workloads trace,poisson]
+    python -m bench.million [--requests 1e8] [--policies adaptive,edf] [--workloads trace,poisson,bursty:1e7]
         [--load 0.5] [--processes 2] [--seed 1] [--shard 1e6] [--out DIR] [--json] [--publish] [--quick]
     python -m bench.million --live [--requests 1e6] [--policies adaptive] [--rate N] [--out DIR] ...
 
@@ -25,8 +25,10 @@ from rich.console import Console
 
 from bench import published, report
 from bench.million import cases, live
-from bench.million.run import POLICIES, QUICK, Plan, measure
+from bench.million.run import POLICIES, QUICK, QUICK_WORKLOADS, Plan, brief, measure
+from clockwork.errors import ConfigError
 
+DEFAULT_WORKLOADS = "trace,poisson,bursty:1e7"
 OUT = Path("bench/results/million")
 LISTED_MAX = 20
 """Requests of a row that the terminal shows; the files have all."""
@@ -45,6 +47,17 @@ def told(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             yield f"{row['workload']}, {row['policy']}: {len(row['listed']) - LISTED_MAX} more, see the files"
 
 
+def workloads_of(text: str) -> dict[str, int]:
+    """The requests of each workload; 0 where the text says nothing. Raises ConfigError."""
+    found = {}
+    for part in text.split(","):
+        name, _, count = part.partition(":")
+        if name not in cases.WORKLOADS:
+            raise ConfigError(f"no workload {name!r} (there is {', '.join(cases.WORKLOADS)})")
+        found[name] = int(float(count)) if count else 0
+    return found
+
+
 def main() -> None:
     parser = report.command_line(__doc__)
     report.publishing(parser)
@@ -52,10 +65,17 @@ def main() -> None:
     parser.add_argument("--requests", type=lambda text: int(float(text)), default=0)
     parser.add_argument("--shard", type=lambda text: int(float(text)), default=Plan.shard)
     parser.add_argument("--policies", default="")
-    parser.add_argument("--workloads", default="trace,poisson", help=f"of {', '.join(cases.WORKLOADS)}")
+    parser.add_argument(
+        "--workloads",
+        default=DEFAULT_WORKLOADS,
+        help=f"of {', '.join(cases.WORKLOADS)}, each perhaps with its requests (default: %(default)s)",
+    )
     parser.add_argument("--load", type=float, default=Plan.load, help="part of the capacity")
     parser.add_argument(
         "--rate", type=float, default=0.0, help="live: requests/s (default: --load of capacity)"
+    )
+    parser.add_argument(
+        "--explain", type=int, default=Plan.explained, help="requests of each shard to explain"
     )
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seed", type=int, default=Plan.seed)
@@ -67,14 +87,16 @@ def main() -> None:
             live.main(given, console)
             return
         if given.quick:
-            plan = QUICK
+            plan, workloads = QUICK, QUICK_WORKLOADS
         else:
-            plan = Plan(given.requests or Plan.requests, given.shard, given.load, given.seed)
+            workloads = workloads_of(given.workloads)
+            plan = Plan(given.requests or Plan.requests, given.shard, given.load, given.seed, given.explain)
         out = given.out or (OUT.with_name(f"{OUT.name}-quick") if given.quick else OUT)
         policies = tuple(given.policies.split(",")) if given.policies else POLICIES
-        rows, facts = measure(plan, given.workloads.split(","), policies, out, given.processes, console)
+        rows, facts = measure(plan, workloads, policies, out, given.processes, console)
     if given.publish:
-        published.save("million", {"rows": rows, "facts": facts}, plan.seed)
+        kept = [{**row, "listed": brief(row["listed"])} for row in rows]
+        published.save("million", {"rows": kept, "facts": facts}, plan.seed)
     if given.json:
         report.show("outside of the SLO at half of capacity", plan.seed, rows, facts, True)
         return

@@ -37,7 +37,7 @@ from bench import published, report
 from bench.cluster import Cluster, thread_cpu_s
 from bench.million import cases, counting, machine, recordings
 from bench.million.machine import overlap_ns
-from bench.million.run import POLICIES, save, saved
+from bench.million.run import POLICIES, brief, save, saved
 from bench.paper.common import MS, SECOND
 from bench.pump import ScheduledClient, library
 from clockwork.device.emulation import EmulatedSettings
@@ -279,7 +279,8 @@ def explain_all(recording: Path, rows: list[dict[str, Any]]) -> None:
     """Add the sentences of `clockwork explain` to the rows whose requests the recording has."""
     wanted = {row["number"]: row for row in rows if row.get("number")}
     for number, found in recordings.explained(recording, wanted, lambda number: number).items():
-        wanted[number]["said"] = found.sentences
+        wanted[number]["result_took_ms"] = round(found.result_ns / MS, 3)
+        wanted[number]["said"] = list(found.sentences)
 
 
 # ----- the command -----------------------------------------------------------------------------
@@ -331,7 +332,8 @@ def main(given: argparse.Namespace, console: Console) -> None:
         "noise of executions, loads, outliers": [cases.EXEC_NOISE, cases.cluster().load_noise, cases.OUTLIER],
     }
     if given.publish:
-        published.save("million-live", {"rows": rows, "facts": facts}, given.seed)
+        kept = [{**row, "listed": brief(row["listed"])} for row in rows]
+        published.save("million-live", {"rows": kept, "facts": facts}, given.seed)
     if given.json:
         report.show("live, outside of the SLO", given.seed, rows, facts, True)
         return

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from bench.paper.common import SECOND
-from clockwork.observe.explain import Explanation, explain
+from clockwork.observe.explain import explain
 from clockwork.observe.history import History
 from clockwork.observe.recorded import opened
 from clockwork.scheduler.types import NEVER_NS, Arrived
@@ -18,14 +19,24 @@ KEPT_NS = SECOND
 HISTORY_MAX = 50_000
 
 
-def explained(path: Path, wanted: Collection[int], key_of: Callable[[int], int]) -> dict[int, Explanation]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Told:
+    """What a recording tells of a request."""
+
+    outcome: str
+    sentences: Sequence[str]
+    devices: Sequence[str]
+    result_ns: int  # time from the end of its last execution until the controller had the result; 0: none
+
+
+def explained(path: Path, wanted: Collection[int], key_of: Callable[[int], int]) -> dict[int, Told]:
     """What `clockwork explain` says of these requests, by their key.
 
     key_of: the key of a request's id in the recording. Requests that the recording lacks are left out.
     """
     left = set(wanted)
     due: list[tuple[int, int]] = []
-    said: dict[int, Explanation] = {}
+    said: dict[int, Told] = {}
     if not left:
         return {}
     with opened(path) as (header, steps):
@@ -34,7 +45,12 @@ def explained(path: Path, wanted: Collection[int], key_of: Callable[[int], int])
         def tell(until_ns: int) -> None:
             while due and due[0][0] <= until_ns:
                 request_id = due.pop(0)[1]
-                said[key_of(request_id)] = explain(history, request_id)
+                found = explain(history, request_id)
+                action = history.requests[request_id].action
+                result_ns = (
+                    action.done_ns - action.end_ns if action and action.end_ns and action.done_ns else 0
+                )
+                said[key_of(request_id)] = Told(found.outcome, found.sentences, found.devices, result_ns)
                 left.discard(key_of(request_id))
 
         for number, step in enumerate(steps):

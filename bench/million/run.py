@@ -9,7 +9,8 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from bench.paper.common import MS
 from clockwork.errors import ConfigError
 
 POLICIES = ("adaptive", "edf")
+LISTED_MAX, EXPLAINED_MAX = 200, 20
+"""Requests of a row that a published file has; the files of the shards have all."""
+
 MARKS = (50.0, 99.0, 99.99, 99.9999)
 
 
@@ -41,11 +45,13 @@ class Plan:
     shard: int = 1_000_000
     load: float = 0.5
     seed: int = 1
+    explained: int = 20  # requests of each shard
     capacity_requests: int = cases.CAPACITY_REQUESTS
     places: int = cases.CAPACITY_PLACES
 
 
-QUICK = Plan(4_000, 2_000, 0.5, 1, 1_500, 1)
+QUICK = Plan(4_000, 2_000, capacity_requests=1_500, places=1)
+QUICK_WORKLOADS = {"trace": 0, "poisson": 0, "bursty": 2_000}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,13 +145,13 @@ def capacities(found: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def measure(
     plan: Plan,
-    workloads: Sequence[str],
+    workloads: Mapping[str, int],
     policies: Sequence[str],
     out: Path,
     processes: int,
     console: Console,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows by workload and policy, and facts of the run."""
+    """Rows by workload and policy, and facts of the run. workloads: the requests of each; 0: the plan's."""
     opened(out, plan)
     begun_s = time.monotonic()
     wanted = [
@@ -163,7 +169,8 @@ def measure(
         rows = []
         for workload, policy in itertools.product(workloads, policies):
             rate = plan.load * carried[workload]
-            found = whole(plan, workload, policy, rate, out, processes, progress)
+            size = dataclasses.replace(plan, requests=workloads[workload] or plan.requests)
+            found = whole(size, workload, policy, rate, out, processes, progress)
             rows.append(summary(workload, policy, carried[workload], rate, found))
     facts = {
         "load": plan.load,
@@ -182,7 +189,10 @@ def whole(
     count = -(-plan.requests // plan.shard)
     row = progress.add_task(f"{workload}, {policy}", total=count)
     while True:
-        tasks = [Shard(workload, policy, number, rate, plan.shard, plan.seed) for number in range(count)]
+        tasks = [
+            Shard(workload, policy, number, rate, plan.shard, plan.seed, plan.explained)
+            for number in range(count)
+        ]
         before = progress.tasks[row].completed
         found = done(
             tasks, out, processes,
@@ -227,8 +237,17 @@ def summary(
         **errors,
         "too_late": sum(shard["too_late"] for shard in found),
         "us/request": round(1e6 * sum(shard["cpu_s"] for shard in found) / offered, 2),
+        "fates": dict(Counter(f"{row['outcome']} {row['reason']}".strip() for row in rows)),
         "listed": rows,
     }
+
+
+def brief(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first LISTED_MAX requests, the first EXPLAINED_MAX of them with their explanations."""
+    kept = [dict(row) for row in rows[:LISTED_MAX]]
+    for row in kept[EXPLAINED_MAX:]:
+        row.pop("said", None)
+    return kept
 
 
 def _ms(ns: float | None) -> float | None:

@@ -25,8 +25,6 @@ from clockwork.workloads import Arrivals, Workload
 MINUTES_APART = 5
 """Minutes of the trace from the beginning of a shard to that of the next."""
 
-EXPLAINED_MAX = 20
-"""Requests of a shard that are explained; the others are listed with their fates."""
 
 SEQUENCE_SHIFT = 24
 """A simulated request's id has its number in the order of arrival, from 1, above so many bits."""
@@ -43,6 +41,7 @@ class Shard:
     rate: float
     requests: int  # expected number
     seed: int  # seed of the whole run
+    explained: int  # requests that are explained; the others are listed with their fates
 
     @property
     def name(self) -> str:
@@ -95,8 +94,8 @@ def perform(shard: Shard, tick: Callable[[float], None] = lambda part: None) -> 
         fates=True, on_progress=lambda now_ns, _: tick(min(1.0, now_ns / total_ns)),
     )  # fmt: skip
     rows = outside(found, *seen.arrays())
-    if rows:
-        explained(shard, rows[:EXPLAINED_MAX])
+    if rows and shard.explained:
+        explain(shard, rows[: shard.explained])
     counts = {name: int(getattr(found.models, name).sum()) for name in ("offered", *OUTCOME_NAMES, "cold")}
     if len(rows) != int(found.models.bad.sum()):
         raise AssertionError(f"{len(rows)} fates outside of the SLO, {int(found.models.bad.sum())} counted")
@@ -138,7 +137,7 @@ def outside(found: Report, t_ns: Any, model: Any) -> list[dict[str, Any]]:
     ]
 
 
-def explained(shard: Shard, rows: list[dict[str, Any]]) -> None:
+def explain(shard: Shard, rows: list[dict[str, Any]]) -> None:
     """Add to each row the sentences of `clockwork explain`, from a second, recorded simulation."""
     last_ns = cases.WARMUP_NS + int(rows[-1]["at_s"] * SECOND) + cases.SLO_NS + 2 * recordings.AFTERWARDS_NS
     with tempfile.TemporaryDirectory(prefix="clockwork-million-") as directory:

@@ -7,7 +7,7 @@ from typing import Any
 
 Found = dict[str, Any]
 
-LISTED_MAX = 20
+LISTED_MAX = 10
 """Requests outside of their SLO that a document names for each row; the file has all."""
 
 
@@ -26,7 +26,13 @@ def simulated(found: Found) -> list[str]:
     lines += ["", *_sentences(found["facts"]["workloads"])]
     for row in found["rows"]:
         if row["listed"]:
-            lines += ["", f"Outside, {row['workload']}, `{row['policy']}`:", "", *_listed(row["listed"])]
+            fates = ", ".join(f"{count:,} {fate}" for fate, count in row["fates"].items())
+            lines += [
+                "",
+                f"Outside, {row['workload']}, `{row['policy']}`: {fates}.",
+                "",
+                *_listed(row["listed"], row["outside"]),
+            ]
     return lines
 
 
@@ -59,7 +65,7 @@ def live(found: Found) -> list[str]:
             ),
         ]
         if row["listed"]:
-            lines += ["", f"Outside, `{row['policy']}`:", "", *_listed(row["listed"])]
+            lines += ["", f"Outside, `{row['policy']}`:", "", *_listed(row["listed"], row["outside"])]
     return lines
 
 
@@ -67,7 +73,7 @@ def _sentences(workloads: dict[str, str]) -> Iterator[str]:
     yield "; ".join(f"*{name}*: {text}" for name, text in workloads.items()) + "."
 
 
-def _listed(rows: Sequence[Found]) -> Iterator[str]:
+def _listed(rows: Sequence[Found], outside: int) -> Iterator[str]:
     """A line for each request, the first of them."""
     for row in rows[:LISTED_MAX]:
         where = f"shard {row['shard']}, " if "shard" in row else ""
@@ -77,5 +83,5 @@ def _listed(rows: Sequence[Found]) -> Iterator[str]:
             f"- {where}request {row['request']} for {row['model']} at {row['at_s']:.3f} s: {row['outcome']}{reason} after"
             f" {row['after_ms']:.1f} ms{blamed}"
         )
-    if len(rows) > LISTED_MAX:
-        yield f"- and {len(rows) - LISTED_MAX:,} more"
+    if outside > LISTED_MAX:
+        yield f"- and {outside - LISTED_MAX:,} more"

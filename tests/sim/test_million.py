@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bench.million import __main__ as program
 from bench.million import cases, counting, live, recordings, run, shards, tables
 from bench.million.machine import Span, overlap_ns
 from bench.million.shards import Shard
@@ -19,11 +20,12 @@ from bench.paper.common import MS, SECOND
 from clockwork.errors import ConfigError
 
 SMALL = run.Plan(requests=1_500, shard=1_000, load=0.5, seed=3, capacity_requests=500, places=1)
+EXPLAINED = 5
 CONSOLE = Console(file=io.StringIO())
 
 
 def measured(out: Path, plan: run.Plan = SMALL) -> list[dict[str, Any]]:
-    rows, facts = run.measure(plan, ("poisson",), ("adaptive",), out, 1, CONSOLE)
+    rows, facts = run.measure(plan, {"poisson": 0}, ("adaptive",), out, 1, CONSOLE)
     assert facts["load"] == plan.load
     return rows
 
@@ -57,17 +59,17 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_each_request_outside_of_its_slo_is_listed_and_explained() -> None:
-    found = shards.perform(Shard("bursty", "edf", 0, 12_000.0, 2_000, 1))
+    found = shards.perform(Shard("bursty", "edf", 0, 12_000.0, 2_000, 1, EXPLAINED))
     counts = found["counts"]
     rows = found["outside"]
     assert (
         len(rows) == sum(counts[name] for name in ("refused", "missed", "late", "failed", "unanswered")) > 20
     )
     assert counts["offered"] == counts["good"] + len(rows)
-    for row in rows[: shards.EXPLAINED_MAX]:
+    for row in rows[:EXPLAINED]:
         assert row["model"] in row["said"][0]
-    assert "said" not in rows[shards.EXPLAINED_MAX]
-    line = next(iter(tables._listed([{"shard": 0, **rows[0]}])))
+    assert "said" not in rows[EXPLAINED]
+    line = next(iter(tables._listed([{"shard": 0, **rows[0]}], 1)))
     assert rows[0]["model"] in line
 
 
@@ -102,6 +104,18 @@ def test_percentiles_of_histograms_in_parts() -> None:
     assert counting.percentile(buckets, 99) == 20
     assert counting.percentile(buckets, 99.9) == 500
     assert counting.percentile([], 50) is None
+
+
+def test_a_published_file_has_the_first_requests_and_fewer_explanations() -> None:
+    kept = run.brief([{"request": number, "said": ["it was late"]} for number in range(run.LISTED_MAX + 1)])
+    assert len(kept) == run.LISTED_MAX
+    assert sum("said" in row for row in kept) == run.EXPLAINED_MAX
+
+
+def test_a_workload_may_have_a_number_of_requests_of_its_own() -> None:
+    assert program.workloads_of("trace,bursty:1e7") == {"trace": 0, "bursty": 10_000_000}
+    with pytest.raises(ConfigError, match="no workload 'even'"):
+        program.workloads_of("even:3")
 
 
 def test_stalls_count_where_they_overlap() -> None:

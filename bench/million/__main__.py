@@ -1,4 +1,4 @@
-"""Requests outside of their SLO on the paper's cluster at half of its capacity: how many in a million, and why.
+"""Requests outside of their SLO on the paper's cluster at half of its capacity, and the cause of each.
 
     python -m bench.million [--requests 1e8] [--policies adaptive,edf] [--workloads trace,poisson,bursty:1e7]
         [--load 0.5] [--processes 2] [--seed 1] [--shard 1e6] [--out DIR] [--json] [--publish] [--quick]
@@ -37,12 +37,12 @@ LISTED_MAX = 20
 def told(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """A line for each request outside of its SLO, the first of each row."""
     for row in rows:
-        for one in row["listed"][:LISTED_MAX]:
+        for request in row["listed"][:LISTED_MAX]:
             yield (
-                f"{row['workload']}, {row['policy']}, shard {one['shard']}, request {one['request']} at {one['at_s']:.3f} s"
-                f" for {one['model']}: {one['outcome']} {one['reason']} after {one['after_ms']:g} ms"
+                f"{row['workload']}, {row['policy']}, shard {request['shard']}, request {request['request']} at {request['at_s']:.3f} s"
+                f" for {request['model']}: {request['outcome']} {request['reason']} after {request['after_ms']:g} ms"
             )
-            yield from (f"    {sentence}" for sentence in one.get("said", ()))
+            yield from (f"    {sentence}" for sentence in request.get("said", ()))
         if len(row["listed"]) > LISTED_MAX:
             yield f"{row['workload']}, {row['policy']}: {len(row['listed']) - LISTED_MAX} more, see the files"
 

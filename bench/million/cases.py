@@ -1,9 +1,9 @@
 """The paper's cluster, its models and noise, and the workloads that are offered to it at a part of its
 capacity.
 
-Times of executions are noisier than in the figures of bench.paper, so that the controller's mispredictions are
-at least the published ones (Fig. 10: p99 of 144 us over and 55 us under), and as many executions as the paper
-says were mispredicted take twice their time.
+Times of executions are noisier than in the figures of bench.paper, so that the controller's mispredictions
+are at least the published ones (Fig. 10: p99 of 144 us over and 55 us under), and as many executions as the
+paper says were mispredicted take twice their time.
 """
 
 from __future__ import annotations

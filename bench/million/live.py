@@ -13,8 +13,8 @@ records all that its scheduler sees and does, and processes beside it watch the 
 - client: the client sent the request later than it was due, by at least that time;
 - scheduler: anything else.
 
-A request lacks its lateness; a refused one what the refusal says that its SLO should have been longer, and one
-that missed its deadline, or was refused without that number, any stall of a millisecond.
+A request lacks its lateness; a refused one what the refusal says that its SLO should have been longer, and
+one that missed its deadline, or was refused without that number, any stall of a millisecond.
 """
 
 from __future__ import annotations
@@ -341,9 +341,9 @@ def main(given: argparse.Namespace, console: Console) -> None:
         for name, value in row.items():
             if name not in ("listed", "stalls", "versions"):
                 print(f"  {name}: {value}")
-        for one in row["listed"][:LISTED_MAX]:
-            said = one.pop("said", ())
-            print(f"  {', '.join(f'{name} {value}' for name, value in one.items())}")
+        for request in row["listed"][:LISTED_MAX]:
+            said = request.pop("said", ())
+            print(f"  {', '.join(f'{name} {value}' for name, value in request.items())}")
             for sentence in said:
                 print(f"      {sentence}")
 

@@ -1,9 +1,9 @@
 """Stalls of the machine, seen by processes that have no part in what is measured.
 
 On every core a process of the highest real-time class sleeps for a millisecond at a time: nothing that this
-machine runs can delay it, so where it wakes late the core itself stood still (another guest of the host, or the
-kernel). A process of the ordinary class beside it wakes late also where other processes had the core. A third
-kind of process reads how long each thread of the measured processes was ready and waited for a core.
+machine runs can delay it, so where it wakes late the core itself stood still (another guest of the host, or
+the kernel). A process of the ordinary class beside it wakes late also where other processes had the core. A
+third kind of process reads how long each thread of the measured processes was ready and waited for a core.
 """
 
 from __future__ import annotations

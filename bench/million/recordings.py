@@ -21,7 +21,7 @@ HISTORY_MAX = 50_000
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Told:
-    """What a recording tells of a request."""
+    """The explanation of a request by a recording."""
 
     outcome: str
     sentences: Sequence[str]
@@ -30,7 +30,7 @@ class Told:
 
 
 def explained(path: Path, wanted: Collection[int], key_of: Callable[[int], int]) -> dict[int, Told]:
-    """What `clockwork explain` says of these requests, by their key.
+    """Return the explanations of `clockwork explain` for these requests, by their key.
 
     key_of: the key of a request's id in the recording. Requests that the recording lacks are left out.
     """

@@ -137,9 +137,9 @@ def done(
 def capacities(found: Sequence[dict[str, Any]]) -> dict[str, float]:
     """By workload: the mean over places of the better policy's capacity."""
     best: dict[str, dict[int, float]] = {}
-    for one in found:
-        places = best.setdefault(one["workload"], {})
-        places[one["minute"]] = max(places.get(one["minute"], 0.0), one["rate"])
+    for task in found:
+        places = best.setdefault(task["workload"], {})
+        places[task["minute"]] = max(places.get(task["minute"], 0.0), task["rate"])
     return {workload: sum(places.values()) / len(places) for workload, places in best.items()}
 
 

@@ -1,4 +1,4 @@
-"""The tables of the documents: requests outside of their SLO, simulated and live, and what happened to each."""
+"""The tables of the documents: requests outside of their SLO, simulated and live, and the fate of each."""
 
 from __future__ import annotations
 

@@ -27,6 +27,12 @@ WORKSPACE_SHARE = 2
 """All executions of a process may take 1 / WORKSPACE_SHARE of the machine's memory, unless
 CLOCKWORK_WORKSPACE_BYTES says how much."""
 
+# ----- operators ---------------------------------------------------------------------------------
+
+SEARCHED_BYTES_MAX = 8 << 20
+"""Size of an ONNX file beyond which it is mapped, not read, to search it for operators. Below it, faults of
+pages take longer than a copy."""
+
 # ----- CUDA devices ------------------------------------------------------------------------------
 
 CUDA_LOAD_PIECE_BYTES = 4 << 20

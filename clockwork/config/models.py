@@ -9,6 +9,19 @@ import os
 LENGTH_SECONDS = 0.04  # Time for timing executions at a length class of a model, in batches of one size
 LENGTHS_TIMED = 16  # Lengths at which a model is timed whose lengths share batches: the smallest classes
 
+# ----- models/fine_tunes.py --------------------------------------------------------------------
+
+FINE_TUNE_BYTES_MAX = 64 << 20
+"""Largest file that is prepared as a fine-tune: its preparation takes a few times as much memory."""
+
+PLACES_MAX = (1 << 24) - 1
+"""Most places of weights that are followed: as many integers as float32 can express."""
+
+SKELETON_BYTES_MAX = 1 << 20  # Largest file without its weights of which a preparation process keeps a copy
+ARCHITECTURES_MAX = 256  # Architectures that a preparation process remembers
+TEMPLATES_MAX = 64  # Architectures of which it keeps sessions, and
+TEMPLATES_BYTES_MAX = 256 << 20  # the places of their weights: as many bytes as the prepared models
+
 # ----- models/measure.py -----------------------------------------------------------------------
 
 BATCH_MAX = 16  # Largest batch that is measured, unless the user asks for another bound

@@ -300,7 +300,7 @@ Value: TypeAlias = int | range
 _GRAPH, _METADATA = 7, 14  # field numbers of ModelProto
 _INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 5, 11, 12, 15  # field numbers of GraphProto
 _VALUES = 1  # field of SparseTensorProto
-_TENSOR_NAME = 8  # field number of TensorProto
+_TENSOR_NAME, _RAW_DATA = 8, 9  # field numbers of TensorProto
 _NAME, _TYPE = 1, 2  # fields of ValueInfoProto
 _TENSOR_TYPE, _OTHER_TYPES = 1, (4, 5, 7, 8, 9)  # field numbers of TypeProto
 _ELEMENT, _SHAPE = 1, 2  # fields of TypeProto.Tensor
@@ -333,6 +333,20 @@ def read_onnx(file: BinaryIO) -> Interface:
         ]
         metadata[texts[0]] = texts[1]
     return _checked(inputs, outputs, metadata)
+
+
+def places_of_weights(file: BinaryIO) -> dict[str, range]:
+    """The place in an ONNX file of the bytes of each of its graph's weights that has them as raw data, by
+    name. Raises InvalidModel, OSError."""
+    file.seek(0, 2)
+    reader = _Reader(file)
+    graph = _single(reader.read(range(file.tell()), {_GRAPH: range})[_GRAPH], "graph")
+    found = {}
+    for weight in reader.read(graph, {_INITIALIZER: range})[_INITIALIZER]:
+        fields = reader.read(weight, {_TENSOR_NAME: range, _RAW_DATA: range})
+        if len(fields[_RAW_DATA]) == 1:
+            found[reader.text(_single(fields[_TENSOR_NAME], "a weight's name"))] = fields[_RAW_DATA][0]
+    return found
 
 
 def _single(values: list[Any], what: str) -> Any:

@@ -270,6 +270,25 @@ class DamagedPackage(InvalidModel):
     """A stored package differs from its digest: the store is at fault, not the model."""
 
 
+def listed_files(directory: Path) -> list[PackageFile]:
+    """Return the files of a stored package by its list. Raises DamagedPackage, OSError."""
+    try:
+        if directory.is_symlink():
+            raise DamagedPackage(f"package {directory.name} is damaged: it is a link")
+        files = parse_files(json.loads(read_plain(directory / LIST_FILE)))
+    except DamagedPackage:
+        raise
+    except (ValueError, RecursionError, InvalidModel) as error:
+        raise DamagedPackage(
+            f"package {directory.name} is damaged: its list cannot be read: {error}"[:300]
+        ) from None
+    if digest_of(files) != directory.name:
+        raise DamagedPackage(
+            f"package {directory.name} is damaged: its list belongs to package {digest_of(files)}"
+        )
+    return files
+
+
 def check_package(
     directory: Path, busy_share: float = 1.0, stop: threading.Event | None = None
 ) -> list[PackageFile]:
@@ -278,14 +297,7 @@ def check_package(
     busy_share, stop: see pieces_of().
     """
     try:
-        if directory.is_symlink():
-            raise DamagedPackage(f"package {directory.name} is damaged: it is a link")
-        rows = json.loads(read_plain(directory / LIST_FILE))
-        files = parse_files(rows)
-        if digest_of(files) != directory.name:
-            raise DamagedPackage(
-                f"package {directory.name} is damaged: its list belongs to package {digest_of(files)}"
-            )
+        files = listed_files(directory)
         for file in files:
             size, sha256 = hash_file(directory / file.path, busy_share, stop)
             if (size, sha256) != (file.bytes, file.sha256):
@@ -297,12 +309,6 @@ def check_package(
         what = Path(error.filename).name if error.filename else "a file of it"
         raise DamagedPackage(
             f"package {directory.name} is damaged: {what} cannot be read: {error.strerror}"
-        ) from None
-    except DamagedPackage:
-        raise
-    except (ValueError, RecursionError, InvalidModel) as error:
-        raise DamagedPackage(
-            f"package {directory.name} is damaged: its list cannot be read: {error}"[:300]
         ) from None
     return files
 

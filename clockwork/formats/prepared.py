@@ -153,9 +153,13 @@ class PreparedModel:
             del body[name]
         return body
 
-    def write(self, directory: Path) -> None:
-        """Write prepared.json into a directory whose other files are complete."""
-        self.checksums = checksums_of(directory, but=[PREPARED_FILE])
+    def write(self, directory: Path, checksums: Mapping[str, int] | None = None) -> None:
+        """Write prepared.json into a directory whose other files are complete.
+
+        checksums: of these, where they are known.
+        """
+        found = checksums_of(directory, but=[PREPARED_FILE]) if checksums is None else dict(checksums)
+        self.checksums = found
         (directory / PREPARED_FILE).write_bytes(seal(fields_of(self)))
 
     def rewrite(self, directory: Path) -> None:

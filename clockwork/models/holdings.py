@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import mmap
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -177,30 +176,34 @@ class Packed:
     error: str  # reason why the holding does not work; "": it works
 
 
-def build_packed(optimised: Path, directory: Path, reference: ReferenceRun) -> Packed:
-    """Write packed.onnx and packed.data, then run that model."""
+def build_packed(
+    optimised: Path | bytes,
+    directory: Path,
+    reference: ReferenceRun,
+    libraries: Sequence[str] | None = None,
+) -> Packed:
+    """Write packed.onnx and packed.data, then run that model.
+
+    optimised: the file, or its content. libraries: see ModelSession.
+    """
     target = directory / PACKED_FILE
     data = directory / PACKED_DATA_FILE
     try:
-        ModelSession(optimised, optimise=False, save_to=target, packed_data=PACKED_DATA_FILE)
+        ModelSession(
+            optimised, optimise=False, save_to=target, packed_data=PACKED_DATA_FILE, libraries=libraries
+        )
         before = _heap_bytes()
-        session = ModelSession(target, optimise=False)
+        session = ModelSession(target, optimise=False, libraries=libraries)
         heap = max(_heap_bytes() - before, target.stat().st_size)
     except RunError as error:
         return Packed(0, str(error))
-    for path in (target, data):
-        if path.is_file():
-            _fsync(path)
     mapped = data.stat().st_size if data.is_file() else 0
     return Packed(mapped + heap, reference.difference(session.run))
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def packed_runs(resident_bytes: int, page_bytes: int, pages_min: int = 0) -> list[int]:
+    """The runs of pages that a packed model is charged for."""
+    return [1] * max(1, pages_min, -(-resident_bytes // page_bytes))
 
 
 class _MallocInfo(ctypes.Structure):

@@ -235,7 +235,7 @@ def program_path(directory: Path, program: str) -> Path:
 
 
 def weight_addresses(
-    weights: Sequence[WeightSpec], runs: Sequence[int], page_bytes: int, memory: mmap.mmap
+    weights: Sequence[WeightSpec], runs: Sequence[int], page_bytes: int, memory: mmap.mmap | memoryview
 ) -> list[tuple[int, Sequence[int], int]]:
     """Return (dtype, shape, address) of each weight. memory: contains the runs, one after another."""
     base = np.frombuffer(memory, np.uint8).ctypes.data

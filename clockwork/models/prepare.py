@@ -2,7 +2,8 @@
 
 Preparation runs in a separate process, one model at a time. A model that crashes ONNX Runtime ends only that
 process, and no process with deadlines. The measurement of a program (its holding, profile, proof of batching)
-is kept beside the program, so that the next model of equal architecture is only split and verified.
+is kept beside the program, so that the next model of equal architecture is only split and verified. Of
+further fine-tunes even the split is known (models.fine_tunes).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import fields_of, find_damage, read_plain, seal, unseal
 from clockwork.formats.interface import difference as interface_difference
 from clockwork.formats.interface import is_named, read_interface, undisputed
-from clockwork.formats.package import PackageFile, check_package, digest_of, hash_file
+from clockwork.formats.package import PackageFile, check_package, digest_of, hash_file, listed_files
 from clockwork.formats.prepared import (
     FORMAT_VERSION,
     JUDGED,
@@ -40,8 +41,9 @@ from clockwork.formats.prepared import (
     program_name,
 )
 from clockwork.formats.program import stored_damage
-from clockwork.models import answers, batching, lengths, measure, prepare_program, samples
+from clockwork.models import answers, batching, fine_tunes, lengths, measure, prepare_program, samples
 from clockwork.models import inputs as trial
+from clockwork.models.fine_tunes import Templates
 from clockwork.models.holdings import (
     Bound,
     Packed,
@@ -51,6 +53,7 @@ from clockwork.models.holdings import (
     choose_program,
     is_quantised,
     is_random,
+    packed_runs,
     write_program,
 )
 from clockwork.models.onnx_import import (
@@ -101,14 +104,21 @@ def prepare(
     found = _intact(target, page_bytes)
     if found is not None and (found.judged == JUDGED or _judge_anew(found, package_dir, target, options)):
         return found
-    declared = None  # a plain folder declares no interface
-    if (package_dir / LIST_FILE).is_file():
-        declared = read_interface(package_dir, check_package(package_dir), options)
     (store / "prepared").mkdir(parents=True, exist_ok=True)
     _remove_leftovers(store)
     work = Path(tempfile.mkdtemp(prefix=".preparing-", dir=store / "prepared"))
     made: list[Path] = [work]
+    conditions = json.dumps([str(store), fingerprint, page_bytes, dict(options)], sort_keys=True)
     try:
+        tuned = _prepare_fine_tune(package_dir, store, digest, fingerprint, conditions, work)
+        if tuned is not None:
+            tuned.write(work, tuned.checksums)
+            _install(work, target, page_bytes)
+            return tuned
+        declared = None  # a plain folder declares no interface
+        if (package_dir / LIST_FILE).is_file():
+            declared = read_interface(package_dir, check_package(package_dir), options)
+        job: _Preparation | None = None
         if prepare_program.is_for(fingerprint):
             directory = work
             prepared = prepare_program.prepare_program(
@@ -123,11 +133,47 @@ def prepare(
         if why:
             raise InvalidModel(f"the model differs from its package's declaration: {why}")
         prepared.write(directory)
+        if job is not None and declared is not None:
+            job.note(conditions, prepared, directory)
         _install(directory, target, page_bytes)
         return prepared
     finally:
         for path in made:
             shutil.rmtree(path, ignore_errors=True)
+
+
+_TEMPLATES = Templates()
+
+
+def _prepare_fine_tune(
+    package_dir: Path, store: Path, digest: str, fingerprint: str, conditions: str, work: Path
+) -> PreparedModel | None:
+    """Prepare a package in ``work`` as a fine-tune of a model that this process has prepared before, if it
+    is one."""
+    path = package_dir / MODEL_FILE
+    try:
+        size = path.stat().st_size
+        if not _TEMPLATES.may_fit(conditions, size):
+            return None
+        data = path.read_bytes()
+        files = listed_files(package_dir)
+    except OSError:  # a full preparation says what is wrong
+        return None
+    if [(file.path, file.bytes) for file in files] != [(MODEL_FILE, len(data))]:
+        return None
+    template = _TEMPLATES.find(conditions, data)
+    if template is None or hashlib.sha256(data).hexdigest() != files[0].sha256:
+        return None
+    write_program(store, program_name(template.program, fingerprint), template.program, fingerprint)
+    try:
+        prepared = template.prepare(data, digest, work)
+    except InvalidModel:
+        _TEMPLATES.drop(conditions, data)
+        raise
+    if prepared is None:
+        for left in work.iterdir():
+            left.unlink()
+    return prepared
 
 
 @dataclasses.dataclass
@@ -163,13 +209,14 @@ class _Preparation:
         self._contents = samples.contents_of(self._metadata)
         self._examples = read_examples(self._package_dir, model)
         self._defaults = optional_inputs(model)
-        model_path = self._without_defaults(model, model_path)
+        path, model_path = model_path, self._without_defaults(model, model_path)
         self._optimised = self._work / "optimised.onnx"
         size = sum(path.stat().st_size for path in self._package_dir.rglob("*") if path.is_file())
         # Without a data file of its own, the optimised model would refer to external data of the original.
         external = "optimised.data" if size > bounds.EXTERNAL_BYTES or external_files(model) else ""
         session = optimise(model_path, self._optimised, external)
         masked = self._mask_texts(model)
+        self._changed = masked or model_path != path
         self._describe(session, model)
         if self._batching != "off":
             self._meet = batching.why_rows_meet(model, masked)
@@ -194,6 +241,7 @@ class _Preparation:
             program = bound.program
             finding = self._find(program)
         del splitter
+        self._program_model = program.model
         write_program(self._store, self._program, program.model, self._fingerprint)
 
         total = program.weights_bytes + program.kept_bytes
@@ -213,7 +261,7 @@ class _Preparation:
             choices[prepared.holding] = (prepared, bound_dir)
         if packed is not None and not packed.error:
             prepared = self._prepared("packed", "")
-            prepared.runs = [1] * max(1, self._pages_min, -(-packed.resident_bytes // self._page_bytes))
+            prepared.runs = packed_runs(packed.resident_bytes, self._page_bytes, self._pages_min)
             prepared.weights_bytes = total
             prepared.resident_bytes = packed.resident_bytes
             choices["packed"] = (prepared, packed_dir)
@@ -245,6 +293,25 @@ class _Preparation:
                 for shape, rowless in zip(prepared.example, self._rowless)
             ]
         return prepared, directory
+
+    def note(self, conditions: str, prepared: PreparedModel, directory: Path) -> None:
+        """Have later fine-tunes of the model prepared by what this preparation found, where they can be."""
+        path = self._package_dir / MODEL_FILE
+        is_plain = not (self._changed or self._examples or self._sharing is not None or self._pages_min)
+        if (
+            is_plain
+            and self._forced == "auto"
+            and self._reference.deterministic
+            and prepared.holding in ("bound", "packed")
+            and not lengths.has_open_axis(self._inputs)
+            and [file.path for file in listed_files(self._package_dir)] == [MODEL_FILE]
+            and path.stat().st_size <= bounds.FINE_TUNE_BYTES_MAX
+        ):
+            made = fine_tunes.Prepared(
+                path.read_bytes(), directory, self._work, self._optimised, prepared, self._program_model,
+                self._reference, self._meet,
+            )  # fmt: skip
+            _TEMPLATES.note(conditions, made)
 
     # ----- the steps -------------------------------------------------------------------------
 

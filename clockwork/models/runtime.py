@@ -118,8 +118,11 @@ class ModelSession:
         packed_data: str = "",
         external_data: str = "",
         portable: bool = False,
+        libraries: Sequence[str] | None = None,
     ) -> None:
         """Raises RunError if ONNX Runtime rejects the model.
+
+        libraries: of the model's operators; None: as libraries_for() finds them in the model.
 
         save_to: path to which the optimised model is written. packed_data: name of a file beside it for
         prepacked weights. external_data: name of a file beside it for weights that are not prepacked (for
@@ -145,7 +148,7 @@ class ModelSession:
             if packed_data:
                 options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
         try:
-            for library in libraries_for(model):
+            for library in libraries_for(model) if libraries is None else libraries:
                 options.register_custom_ops_library(library)
             self._session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model),

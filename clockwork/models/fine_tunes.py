@@ -1,0 +1,432 @@
+"""Prepare a fine-tune by what was learnt from an earlier model of its architecture.
+
+Preparing a model takes two optimisations by ONNX Runtime, a split, a proof and many parsed files. Of a
+fine-tune all this is known: its file differs from that of an earlier model in the elements of weights alone
+(Skeleton). Its prepared files then differ in these elements alone, too, if preparation only moves them: it
+transposes, blocks and pads weights, and packs them for the processor's products. A Recipe says how. To find
+it, the architecture is prepared twice with weights that are numbers of places, so that each word of the
+prepared weights tells the place in the original that it comes from. If a word does not, because ONNX Runtime
+computed it (it folded a batch norm into a convolution), there is no recipe, and each fine-tune is prepared in
+full.
+
+A recipe is not believed. The answers of each fine-tune's prepared files are compared with those of its
+original graph in ONNX Runtime, as in a full preparation; the graph is that of the file, whose weights are
+inputs here, so that all fine-tunes share its session. Its batching was proved without knowing the elements of
+weights. Everything else in a file, such as constants of other types and scalars, is compared byte for byte.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import logging
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from clockwork.config import models as bounds
+from clockwork.device.operators import libraries_for
+from clockwork.errors import InvalidModel
+from clockwork.formats.checksums import checksums_of
+from clockwork.formats.interface import places_of_weights
+from clockwork.formats.prepared import WEIGHTS_FILE, PreparedModel
+from clockwork.models.batching import why_rows_meet
+from clockwork.models.holdings import ReferenceRun, build_packed, packed_runs
+from clockwork.models.measure import weight_addresses
+from clockwork.models.onnx_import import real_inputs
+from clockwork.models.runtime import ModelSession, RunError, optimise
+from clockwork.models.split import SplitModel, Splitter
+from clockwork.wire.tensors import Array
+
+log = logging.getLogger("clockwork.preparation")
+
+Words: TypeAlias = npt.NDArray[np.uint32]
+Indices: TypeAlias = npt.NDArray[np.int32]
+
+WORD_BYTES = 4
+_ALIGNED = 16
+"""Words between the beginnings of weights: ONNX Runtime's alignment of tensors."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Skeleton:
+    """An ONNX file without the elements of its weights.
+
+    size: bytes of the file. rest: the pieces between the weights, each with its place.
+    """
+
+    size: int
+    rest: tuple[tuple[range, bytes], ...]
+
+    @staticmethod
+    def of(data: bytes, places: Sequence[range]) -> Skeleton:
+        """places: of the weights' elements, which do not overlap."""
+        pieces, at = [], 0
+        for place in sorted(places, key=lambda place: place.start):
+            pieces.append(range(at, place.start))
+            at = place.stop
+        pieces.append(range(at, len(data)))
+        return Skeleton(len(data), tuple((piece, data[piece.start : piece.stop]) for piece in pieces))
+
+    def fits(self, data: bytes) -> bool:
+        """Whether a file differs from this one in the elements of weights at most."""
+        return len(data) == self.size and all(data.startswith(held, piece.start) for piece, held in self.rest)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a file is made of the words of an original's weights.
+
+    base: the file's content but for the parts; b"": zeros. parts: places of whole words in the file, with the
+    index of each word's source.
+    """
+
+    size: int
+    base: bytes
+    parts: list[tuple[range, Indices]]
+
+    def make(self, source: Words) -> npt.NDArray[np.uint8]:
+        """The file's content, aligned as ONNX Runtime's tensors are."""
+        content = _aligned_words(-(-self.size // WORD_BYTES)).view(np.uint8)[: self.size]
+        if self.base:
+            content[:] = np.frombuffer(self.base, np.uint8)
+        for place, indices in self.parts:
+            content[place.start : place.stop] = source.take(indices).view(np.uint8)
+        return content
+
+    @property
+    def taken_bytes(self) -> int:
+        """Memory that the recipe takes."""
+        return len(self.base) + sum(indices.nbytes for _, indices in self.parts)
+
+
+@dataclasses.dataclass(slots=True)
+class Prepared:
+    """A full preparation, from which fine_tunes may learn. reference: answers of the original model."""
+
+    data: bytes  # of the package's only file, model.onnx
+    directory: Path
+    work: Path  # for temporary files
+    optimised: Path
+    prepared: PreparedModel
+    program: bytes
+    reference: ReferenceRun
+    why_rows_meet: str
+
+
+class Originals:
+    """The original graph of an architecture, with its weights as inputs, and their places in its file.
+
+    Raises Unlike in its constructor where the graph has no weights that only move.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.model = onnx.ModelProto.FromString(data)
+        graph = self.model.graph
+        if len(real_inputs(self.model)) != len(graph.input):
+            raise Unlike("initializers are inputs")
+        places = places_of_weights(io.BytesIO(data))
+        self.tensors = [tensor for tensor in graph.initializer if _is_weight(tensor, places)]
+        self.places = [places[tensor.name] for tensor in self.tensors]
+        self.skeleton = Skeleton.of(data, self.places)
+        self.starts, self.count = [], 0  # of each weight among the words, and the number of words
+        for place in self.places:
+            self.starts.append(self.count)
+            self.count += -(-len(place) // (WORD_BYTES * _ALIGNED)) * _ALIGNED
+        if not self.tensors or self.count > bounds.PLACES_MAX:
+            raise Unlike("it has no weights that could be followed")
+
+    def words_of(self, data: bytes, more: int = 0) -> Words:
+        """The words of all weights in a file, and room for ``more`` words behind them."""
+        words = _aligned_words(self.count + more)
+        for place, start in zip(self.places, self.starts):
+            count = len(place) // WORD_BYTES
+            words[start : start + count] = np.frombuffer(data, np.uint32, count, place.start)
+        return words
+
+    def addresses(self, words: Words) -> list[tuple[int, Sequence[int], int]]:
+        """(dtype, shape, address) of each weight among the words."""
+        base = words.ctypes.data
+        return [
+            (tensor.data_type, list(tensor.dims), base + start * WORD_BYTES)
+            for tensor, start in zip(self.tensors, self.starts)
+        ]
+
+    def with_weights(self, words: Words) -> onnx.ModelProto:
+        """The model with other weights."""
+        marked = onnx.ModelProto()
+        marked.CopyFrom(self.model)
+        held = {tensor.name: tensor for tensor in marked.graph.initializer}
+        for tensor, place, start in zip(self.tensors, self.places, self.starts):
+            held[tensor.name].raw_data = words[start : start + len(place) // WORD_BYTES].tobytes()
+        return marked
+
+    def without_weights(self) -> onnx.ModelProto:
+        """The model with its weights as inputs, behind its own."""
+        bare = onnx.ModelProto()
+        bare.CopyFrom(self.model)
+        names = {tensor.name for tensor in self.tensors}
+        kept = [tensor for tensor in self.model.graph.initializer if tensor.name not in names]
+        del bare.graph.initializer[:]
+        bare.graph.initializer.extend(kept)
+        bare.graph.input.extend(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            for tensor in self.tensors
+        )
+        return bare
+
+    def with_unknown_weights(self) -> onnx.ModelProto:
+        """The model for a proof that does not know the elements of weights."""
+        model = self.with_weights(_aligned_words(self.count))
+        names = {tensor.name for tensor in self.tensors}
+        for tensor in model.graph.initializer:
+            if tensor.name in names:
+                tensor.ClearField("raw_data")
+                tensor.data_location = TensorProto.EXTERNAL
+        return model
+
+
+class Unlike(Exception):
+    """Nothing is learnt from a model, because its fine-tunes may differ in more than is known."""
+
+
+class Template:
+    """The common part of the fine-tunes of an architecture. Its sessions belong to the thread that learnt it."""
+
+    def __init__(self, made: Prepared) -> None:
+        """Raises Unlike, RunError, InvalidModel."""
+        self._originals = originals = Originals(made.data)
+        self.skeleton = originals.skeleton
+        if why_rows_meet(originals.with_unknown_weights()) != made.why_rows_meet:
+            raise Unlike("the proof about rows depends on weights")
+        self._prepared = made.prepared
+        self._inputs = made.reference.inputs
+        self._relative = made.reference.relative
+        self._shapes = [[array.shape for array in answer] for answer in made.reference.outputs]
+        self._original = ModelSession(originals.without_weights().SerializeToString(), optimise=False)
+        words = originals.words_of(made.data)
+        if self._reference(words).difference(_answers_of(made.reference)):
+            raise Unlike("its graph answers differently with weights as inputs")
+        self.program = made.program
+        is_bound = made.prepared.holding == "bound"
+        self._session = ModelSession(made.program, optimise=False) if is_bound else None
+        self._libraries = libraries_for(made.optimised)
+        self._recipe, self._constants = self._learn(made, words)
+
+    @property
+    def taken_bytes(self) -> int:
+        """Memory that the template takes, but for its sessions."""
+        return self._constants.nbytes + self._recipe.taken_bytes
+
+    def prepare(self, data: bytes, digest: str, directory: Path) -> PreparedModel | None:
+        """Write the prepared files of a fine-tune, but for prepared.json. Return the description with its
+        checksums.
+
+        None: the files do not answer as the original does, or its answers have other shapes. Raises
+        RunsTooLong.
+        """
+        count = self._originals.count
+        source = self._originals.words_of(data, len(self._constants))
+        source[count:] = self._constants
+        try:
+            reference = self._reference(source)
+        except RunError:
+            return None
+        if [[array.shape for array in answer] for answer in reference.outputs] != self._shapes:
+            return None
+        prepared = dataclasses.replace(self._prepared, digest=digest, checksums={})
+        content = self._recipe.make(source).data
+        session = self._session
+        if session is None:
+            packed = build_packed(bytes(content), directory, reference, self._libraries)
+            if packed.error:
+                return None
+            prepared.resident_bytes = packed.resident_bytes
+            prepared.runs = packed_runs(packed.resident_bytes, prepared.page_bytes)
+            prepared.checksums = checksums_of(directory)
+            return prepared
+        (directory / WEIGHTS_FILE).write_bytes(content)
+        prepared.checksums[WEIGHTS_FILE] = zlib.crc32(content)
+        addresses = weight_addresses(prepared.weights, prepared.runs, prepared.page_bytes, content)
+        return None if reference.difference(lambda inputs: session.run(inputs, addresses)) else prepared
+
+    def _reference(self, words: Words) -> ReferenceRun:
+        """Run the original graph with these weights. Raises RunError."""
+        addresses = self._originals.addresses(words)
+
+        def run(inputs: Sequence[Array]) -> list[Array]:
+            return self._original.run(inputs, addresses)
+
+        return ReferenceRun(run, self._inputs, [run(inputs) for inputs in self._inputs], self._relative)
+
+    def _learn(self, made: Prepared, words: Words) -> tuple[Recipe, Words]:
+        """Return the recipe of weights.bin, or else of the optimised model, and the words that all fine-tunes
+        have in it."""
+        count = self._originals.count
+        numbers = np.arange(count, dtype=np.float32)
+        # Words that were computed, scaled or rectified do not agree on a place in both.
+        marks = (numbers + 1, numbers - count)
+        whole = Splitter(made.optimised).program()
+        marked = [self._split(made, mark.view(np.uint32)) for mark in marks]
+        if any(split.model != self.program for split in (whole, *marked)):
+            raise Unlike("its program depends on its weights")
+        base, places = self._places(made, whole)
+        parts, constants = [], _aligned_words(0)
+        for place, *three in zip(places, whole.weights, *(split.weights for split in marked), strict=True):
+            contents = [bytes(constant.data()) for constant in three]
+            if base and len(set(contents)) == 1:
+                continue
+            if place is None or len(set(map(len, contents))) > 1 or len(contents[0]) % WORD_BYTES:
+                raise Unlike("a weight of it cannot be replaced")
+            own, *others = (np.frombuffer(content, np.uint32) for content in contents)
+            indices, more = _sources([own, *others], words, count, count + len(constants))
+            constants = np.concatenate([constants, more])
+            parts.append((range(place, place + len(contents[0])), indices))
+        size = len(base) or sum(made.prepared.runs) * made.prepared.page_bytes
+        return Recipe(size, base, parts), constants
+
+    def _places(self, made: Prepared, whole: SplitModel) -> tuple[bytes, list[int | None]]:
+        """Return the content of the optimised model, or b"" for weights.bin, and the place of each weight in
+        that file."""
+        if self._session is not None:
+            starts = list(itertools.accumulate(made.prepared.runs, initial=0))
+            page_bytes = made.prepared.page_bytes
+            return b"", [starts[weight.run] * page_bytes + weight.offset for weight in made.prepared.weights]
+        content = made.optimised.read_bytes()
+        found = places_of_weights(io.BytesIO(content))
+        names = [constant.tensor.name for constant in whole.weights]
+        return content, [found[name].start if name in found else None for name in names]
+
+    def _split(self, made: Prepared, words: Words) -> SplitModel:
+        """Optimise and split the architecture with these weights. Its names and the order of its operators
+        are canonical only after that."""
+        path, optimised = made.work / "marked.onnx", made.work / "marked-optimised.onnx"
+        path.write_bytes(self._originals.with_weights(words).SerializeToString())
+        optimise(path, optimised)
+        return Splitter(optimised).program()
+
+
+def _sources(three: Sequence[Words], words: Words, count: int, first: int) -> tuple[Indices, Words]:
+    """Return the index of the source of each word, and the constants among the words, from index ``first``
+    on. Raises Unlike where a word was computed.
+
+    three: the words of a file with the weights ``words``, and with weights that are places.
+    """
+    own, *marked = three
+    upward, downward = (content.view(np.float32) for content in marked)
+    with np.errstate(invalid="ignore"):
+        place = upward - 1
+        is_moved = (place >= 0) & (place < count) & (downward == place - count) & (np.floor(place) == place)
+    indices = np.where(is_moved, place, 0).astype(np.int32)
+    is_fixed = ~is_moved
+    if (words[indices] != own)[is_moved].any() or any((own != other)[is_fixed].any() for other in marked):
+        raise Unlike("a word of it is computed")
+    constants, which = np.unique(own[is_fixed], return_inverse=True)
+    indices[is_fixed] = first + which.astype(np.int32)
+    return indices, constants
+
+
+def _answers_of(reference: ReferenceRun) -> Callable[[Sequence[Array]], list[Array]]:
+    """A run that gives the known answers again, in the order of the inputs."""
+    answers = iter(reference.outputs)
+    return lambda inputs: next(answers)
+
+
+def _is_weight(tensor: TensorProto, places: Mapping[str, range]) -> bool:
+    """Whether a tensor of the graph is a weight that fine-tuning changes. Scalars belong to the graph."""
+    size = math.prod(tensor.dims)
+    return (
+        tensor.data_type == TensorProto.FLOAT
+        and len(tensor.dims) > 0
+        and size > 0
+        and len(places.get(tensor.name, range(0))) == WORD_BYTES * size
+    )
+
+
+def _aligned_words(count: int) -> Words:
+    """Zeros that begin at a multiple of ONNX Runtime's alignment."""
+    words = np.zeros(count + _ALIGNED, np.uint32)
+    start = -words.ctypes.data // WORD_BYTES % _ALIGNED
+    return words[start : start + count]
+
+
+@dataclasses.dataclass(slots=True)
+class _Entry:
+    """An architecture that was prepared in full. template: None until its second model, or if it has none."""
+
+    skeleton: Skeleton
+    template: Template | None = None
+    is_tried: bool = False  # whether there was an attempt to learn
+
+
+class Templates:
+    """The templates of a process. Those used last are kept, within bounds of number and memory.
+
+    conditions: text that stands for everything but the model on which a preparation depends.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, list[_Entry]] = {}  # by conditions and size of the file
+
+    def may_fit(self, conditions: str, size: int) -> bool:
+        """Whether there is a template for files of this size."""
+        entries = self._entries.get(f"{conditions} {size}", ())
+        return any(entry.template is not None for entry in entries)
+
+    def find(self, conditions: str, data: bytes) -> Template | None:
+        """The template for a model, whose file's content is ``data``."""
+        entry = self._find(conditions, data)
+        return entry.template if entry is not None else None
+
+    def note(self, conditions: str, made: Prepared) -> None:
+        """Take a full preparation: the first of an architecture is remembered, and its second learnt from."""
+        entry = self._find(conditions, made.data)
+        try:
+            if entry is None:
+                skeleton = Originals(made.data).skeleton
+                if sum(len(held) for _, held in skeleton.rest) <= bounds.SKELETON_BYTES_MAX:
+                    self._entries.setdefault(f"{conditions} {len(made.data)}", []).append(_Entry(skeleton))
+                    self._bound()
+            elif not entry.is_tried:
+                entry.is_tried = True
+                entry.template = Template(made)
+                self._bound()
+        except (Unlike, RunError, InvalidModel) as error:
+            log.debug("nothing is learnt for fine-tunes: %s", error)
+
+    def drop(self, conditions: str, data: bytes) -> None:
+        """Forget a template whose session is unusable."""
+        entry = self._find(conditions, data)
+        if entry is not None:
+            entry.template = None
+
+    def _find(self, conditions: str, data: bytes) -> _Entry | None:
+        key = f"{conditions} {len(data)}"
+        entries = self._entries.get(key, ())
+        for entry in entries:
+            if entry.skeleton.fits(data):
+                self._entries[key] = self._entries.pop(key)  # used last
+                return entry
+        return None
+
+    def _bound(self) -> None:
+        """Drop the architectures that were used least recently, beyond the bounds."""
+        while len(self._entries) > 1:
+            entries = [entry for found in self._entries.values() for entry in found]
+            templates = [entry.template for entry in entries if entry.template is not None]
+            taken = sum(template.taken_bytes for template in templates)
+            if (
+                len(entries) <= bounds.ARCHITECTURES_MAX
+                and len(templates) <= bounds.TEMPLATES_MAX
+                and taken <= bounds.TEMPLATES_BYTES_MAX
+            ):
+                return
+            del self._entries[next(iter(self._entries))]

@@ -1,0 +1,292 @@
+"""Fine-tunes that are prepared by what was learnt from an earlier model of their architecture: their files
+are those of a full preparation, and whatever is not known to be alike is prepared in full.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from clockwork.config import models as bounds
+from clockwork.device.cpu import fingerprint
+from clockwork.errors import InvalidModel
+from clockwork.formats.package import DamagedPackage, PackageFile, PackageStore
+from clockwork.formats.prepared import PreparedModel, prepared_directory
+from clockwork.models import fine_tunes, zoo
+from clockwork.models import prepare as preparation
+from clockwork.models.answers import difference
+from clockwork.models.fine_tunes import Recipe, Skeleton, Template, Templates
+from clockwork.models.inputs import seeded
+from clockwork.models.measure import Bench
+from clockwork.models.prepare import prepare
+from clockwork.models.runtime import ModelSession, RunsTooLong
+from tests.unit.models_onnx import initializer, model_of, value
+
+PAGE_BYTES = 64 << 10
+FINGERPRINT = fingerprint(1)
+ROWS = 3
+
+
+class Shop:
+    """Stores and packages below one directory. ``tuned``: the fine-tunes that were prepared by a template."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._root = root
+        self._count = itertools.count()
+        self.tuned: list[str] = []
+        self.templates = Templates()
+        monkeypatch.setattr(preparation, "_TEMPLATES", self.templates)
+        whole = Template.prepare
+
+        def prepared(template: Template, data: bytes, digest: str, directory: Path) -> PreparedModel | None:
+            found = whole(template, data, digest, directory)
+            if found is not None:
+                self.tuned.append(digest)
+            return found
+
+        monkeypatch.setattr(Template, "prepare", prepared)
+
+    def package(self, model: onnx.ModelProto) -> Path:
+        data = model.SerializeToString()
+        packages = PackageStore(self._root / f"packages{next(self._count)}")
+        writer = packages.writer([PackageFile("model.onnx", len(data), hashlib.sha256(data).hexdigest())])
+        writer.write(0, 0, data)
+        writer.commit()
+        return packages.directory(writer.digest)
+
+    def prepare(
+        self, package: onnx.ModelProto | Path, store: str = "store", **options: Any
+    ) -> tuple[PreparedModel, Path]:
+        """Return the preparation, and its directory."""
+        package = package if isinstance(package, Path) else self.package(package)
+        prepared = prepare(package, self._root / store, FINGERPRINT, PAGE_BYTES, options)
+        return prepared, prepared_directory(self._root / store, prepared.digest, FINGERPRINT, options)
+
+    def learn(self, make: Callable[[int], onnx.ModelProto], store: str = "store", **options: Any) -> None:
+        """Prepare two models of an architecture."""
+        for seed in (101, 102):
+            self.prepare(make(seed), store, **options)
+
+    def check(self, model: onnx.ModelProto, store: str = "store", **options: Any) -> bool:
+        """Prepare a model, and compare its answers with plain ONNX Runtime's. Return whether a template was
+        used."""
+        prepared, directory = self.prepare(model, store, **options)
+        session = ModelSession(model.SerializeToString(), optimise=True)
+        rng = np.random.default_rng(5)
+        inputs = [
+            seeded(spec.dtype, [ROWS if prepared.batches else shape[0], *shape[1:]], rng)
+            for spec, shape in zip(prepared.inputs, prepared.example)
+        ]
+        bench = Bench(FINGERPRINT, PAGE_BYTES, [directory])
+        try:
+            bench.load(0)
+            assert difference(bench.run(0, inputs)[0], session.run(inputs)) == ""
+        finally:
+            bench.close()
+        return prepared.digest in self.tuned
+
+
+@pytest.fixture
+def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    return Shop(tmp_path, monkeypatch)
+
+
+def tuned(base: onnx.ModelProto) -> Callable[[int], onnx.ModelProto]:
+    return lambda seed: zoo.fine_tune(base, seed=seed)
+
+
+def network(**changes: Any) -> onnx.ModelProto:
+    """x [N, 6] -> Gemm -> Mul by a scalar -> Gemm. Every weight from the seed."""
+    given = {"seed": 1, "scalar": 0.5, "bias": True, "negate": False, "dtype": TensorProto.FLOAT} | changes
+    rng = np.random.default_rng(given["seed"])
+    kind = helper.tensor_dtype_to_np_dtype(given["dtype"])
+    weights = [
+        initializer("w1", rng.standard_normal((6, 5)), kind),
+        initializer("w2", rng.standard_normal((5, 1)), kind),
+        initializer("b2", rng.standard_normal(1), kind),
+        initializer("scalar", given["scalar"], kind),
+    ]
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1"], ["h"]),
+        helper.make_node("Neg" if given["negate"] else "Abs", ["h"], ["a"]),
+        helper.make_node("Mul", ["a", "scalar"], ["m"]),
+        helper.make_node("Gemm", ["m", "w2", "b2"], ["y"]),
+    ]
+    inputs, outputs = [value("x", ["N", 6], given["dtype"])], [value("y", ["N", 1], given["dtype"])]
+    return model_of(nodes, inputs, outputs, weights)
+
+
+ALIKE: dict[str, onnx.ModelProto] = {
+    "convolutions": zoo.build("residual_cnn", seed=1, widths=(8, 16, 16, 24), image=16),
+    "products": zoo.build("mlp", seed=1, width=40, depth=2),
+    "with a scalar": network(),
+}
+
+
+@pytest.mark.parametrize("holding", ["bound", "packed"])
+@pytest.mark.parametrize("name", ALIKE)
+def test_a_fine_tune_is_prepared_as_in_full(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, name: str, holding: str
+) -> None:
+    monkeypatch.setattr(preparation.measure, "overall", lambda _: 2.0 if holding == "packed" else 1.0)
+    make = tuned(ALIKE[name])
+    shop.learn(make)
+    assert not shop.tuned
+    monkeypatch.setattr(preparation, "optimise", lambda *_: pytest.fail("prepared in full"))
+    third, directory = shop.prepare(make(3))
+    monkeypatch.undo()
+    assert shop.tuned == [third.digest]
+    assert PreparedModel.read(directory) == third
+    monkeypatch.setattr(preparation.measure, "overall", lambda _: 2.0 if holding == "packed" else 1.0)
+    whole, other = shop.prepare(make(3), "other store")
+    assert (third.holding, whole.holding) == (holding, holding)
+    assert sorted(os.listdir(directory)) == sorted(os.listdir(other))
+    measured = ["profile", "load_ns", "workspace_bytes", "batch_max", "resident_bytes", "runs"]
+    if holding == "packed":
+        measured.append("checksums")  # the operators of packed.onnx have other names each time
+    else:
+        assert (directory / "weights.bin").read_bytes() == (other / "weights.bin").read_bytes()
+    unmeasured: Any = dict.fromkeys(measured)
+    assert dataclasses.replace(third, **unmeasured) == dataclasses.replace(whole, **unmeasured)
+
+
+@pytest.mark.parametrize("holding", ["bound", "packed"])
+@pytest.mark.parametrize("name", ALIKE)
+def test_a_fine_tune_answers_as_plain_onnx_runtime(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, name: str, holding: str
+) -> None:
+    monkeypatch.setattr(preparation.measure, "overall", lambda _: 2.0 if holding == "packed" else 1.0)
+    make = tuned(ALIKE[name])
+    shop.learn(make)
+    assert shop.check(make(3))
+    assert shop.check(make(4))
+
+
+DIFFERENT: dict[str, Callable[[int], onnx.ModelProto]] = {
+    "another scalar": lambda seed: network(seed=seed, scalar=0.5 + seed),
+    "a batch norm that is folded": tuned(
+        zoo.build("residual_cnn", seed=1, widths=(8, 16, 16, 24), image=16, fold=False)
+    ),
+    "weights of 64 bits": lambda seed: network(seed=seed, dtype=TensorProto.DOUBLE),
+    "an open length": tuned(
+        model_of(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])],
+            [value("x", ["N", "length", 4])],
+            [value("y", ["N", "length", 3])],
+            [initializer("w", np.ones((4, 3)))],
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_what_may_differ_in_more_than_weights_is_prepared_in_full(shop: Shop, name: str) -> None:
+    make = DIFFERENT[name]
+    shop.learn(make)
+    assert not shop.check(make(3))
+
+
+def test_another_operator_in_a_file_of_equal_size_is_noticed(shop: Shop) -> None:
+    shop.learn(lambda seed: network(seed=seed))
+    other = network(seed=3, negate=True)
+    assert len(other.SerializeToString()) == len(network(seed=3).SerializeToString())
+    assert not shop.check(other)
+    assert shop.check(network(seed=4))
+
+
+def test_other_options_are_learnt_anew(shop: Shop) -> None:
+    shop.learn(lambda seed: network(seed=seed))
+    assert not shop.check(network(seed=3), batching="off")
+    assert not shop.check(network(seed=4), batching="off")
+    assert shop.check(network(seed=5), batching="off")
+    assert shop.check(network(seed=6))
+
+
+def test_weights_that_are_no_numbers_are_prepared_all_the_same(shop: Shop) -> None:
+    shop.learn(lambda seed: network(seed=seed))
+    model = network(seed=3)
+    model.graph.initializer[0].raw_data = np.full((6, 5), np.nan, np.float32).tobytes()
+    assert shop.check(model)
+
+
+def test_a_recipe_that_makes_something_else_is_found_out(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.learn(lambda seed: network(seed=seed))
+    make = Recipe.make
+
+    def wrong(recipe: Recipe, source: Any) -> Any:
+        content = make(recipe, source)
+        content[4 * 10 :] = 0
+        return content
+
+    monkeypatch.setattr(Recipe, "make", wrong)
+    assert not shop.check(network(seed=3))
+
+
+def test_a_damaged_fine_tune_is_not_prepared(shop: Shop) -> None:
+    shop.learn(lambda seed: network(seed=seed))
+    package = shop.package(network(seed=3))
+    path = package / "model.onnx"
+    data = bytearray(path.read_bytes())
+    data[data.index(network(seed=3).graph.initializer[0].raw_data) + 5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedPackage, match=f"package {package.name} is damaged"):
+        shop.prepare(package)
+
+
+def test_a_session_that_was_ended_is_used_no_more(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.learn(lambda seed: network(seed=seed))
+
+    def ended(*_: Any) -> None:
+        raise RunsTooLong
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Template, "_reference", ended)
+        with pytest.raises(InvalidModel, match="takes longer than"):
+            shop.prepare(network(seed=3))
+    assert not shop.check(network(seed=4))
+
+
+def test_what_is_remembered_is_bounded(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "TEMPLATES_MAX", 2)
+    monkeypatch.setattr(bounds, "ARCHITECTURES_MAX", 3)
+    makes = [tuned(zoo.build("mlp", seed=1, width=width, depth=1)) for width in (8, 9, 10, 11)]
+    for make in makes:
+        shop.learn(make)
+    assert [shop.check(make(3)) for make in makes[2:]] == [True, True]
+    assert not shop.check(makes[0](3))
+    assert sum(map(len, shop.templates._entries.values())) <= 3
+    monkeypatch.setattr(bounds, "TEMPLATES_BYTES_MAX", 1)
+    shop.learn(makes[1], "other store")
+    assert not shop.check(makes[3](4))
+    assert len(shop.templates._entries) == 1
+
+
+def test_a_skeleton_is_all_but_the_holes() -> None:
+    skeleton = Skeleton.of(b"abcdefgh", [range(5, 7), range(1, 3)])
+    assert skeleton.fits(b"aXXdeYYh")
+    assert not skeleton.fits(b"aXXdeYYi")
+    assert not skeleton.fits(b"aXXdeYYhh")
+    assert not skeleton.fits(b"XXXdeYYh")
+
+
+def test_a_computed_word_has_no_source() -> None:
+    own = np.array([1.5, 2.5, 0.0], np.float32).view(np.uint32)
+    up, down = (np.array(marks, np.float32).view(np.uint32) for marks in ([2, 1, 0], [-1, -2, 0]))
+    words = np.array([2.5, 1.5], np.float32).view(np.uint32)
+    indices, constants = fine_tunes._sources([own, up, down], words, 2, 2)
+    assert indices.tolist() == [1, 0, 2]
+    assert constants.tolist() == [0]
+    for computed in ([4, 1, 0], [2.5, 1, 0], [np.nan, 1, 0], [2, 1, 7]):
+        other = np.array(computed, np.float32).view(np.uint32)
+        with pytest.raises(fine_tunes.Unlike):
+            fine_tunes._sources([own, other, down], words, 2, 2)

@@ -88,6 +88,9 @@ class WorkerModels:
         self._checking = 0  # the preparation process's job that checks ``_checked``; 0: none
         self._checked: list[Path] = []
         self._known: dict[int, WorkerModel] = {}  # models that are ready
+        self._of_directory: dict[
+            Path, dict[int, None]
+        ] = {}  # ids of these models, by each of their directories
         self._repairing: dict[int, str] = {}  # reason why each model that was ready is prepared again
         self._damaged = self._repaired = 0
         self._damage = ""  # the last damage, as a sentence
@@ -148,7 +151,10 @@ class WorkerModels:
         self._road.model_gone(model_id, absence)
         model = self._known.pop(model_id)
         for directory in model.checksums:
-            if all(directory not in other.checksums for other in self._known.values()):
+            sharing = self._of_directory[directory]
+            del sharing[model_id]
+            if not sharing:
+                del self._of_directory[directory]
                 self._checks.drop(directory)
         left = True
         for device in self._devices:
@@ -330,6 +336,7 @@ class WorkerModels:
         self._known[model_id] = model
         self._road.model_ready(model_id, *model.given.declared())
         for directory, checksums in model.checksums.items():
+            self._of_directory.setdefault(directory, {})[model_id] = None
             if model.was_prepared:
                 self._checks.made(directory)
             else:
@@ -365,18 +372,19 @@ class WorkerModels:
         log.error("%s", text)
 
     def _note_checked(self, checked: Checked) -> None:
+        sharing = list(self._of_directory.get(checked.directory, ()))
         if self._checks.note(checked):
-            for model_id, model in self._known.items():
-                if checked.directory in model.checksums:
-                    self._tell_whole(model_id)
+            for model_id in sharing:
+                self._tell_whole(model_id)
             return
         text = f"{checked.directory.name[:12]}: {checked.damage}"
         self._note_damage(text)
         aside: Path | None = checked.directory
-        for model_id, before in list(self._known.items()):
+        for model_id in sharing:
+            before = self._known[model_id]
             # The model was not loaded since the start, so no device holds it.
             absence = f"the model is prepared again: {text}"
-            if checked.directory in before.checksums and self._leave(model_id, absence):
+            if self._leave(model_id, absence):
                 self._repairing[model_id] = text
                 model = WorkerModel(before.message, before.files, layout=before.layout, aside=aside)
                 self._coming[model_id] = model

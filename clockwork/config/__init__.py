@@ -124,7 +124,7 @@ TROUBLE_CHARS_MAX = 300  # Longest subject and longest sentence of a trouble
 
 # ----- stored bytes -------------------------------------------------------------------------
 
-CHECK_BUSY_SHARE = 0.25  # Share of a core that checks of stored bytes take in idle time
+CHECK_BUSY_SHARE = 0.25  # Share of a core that a worker's checks of stored bytes take in idle time
 
 # ----- liveness ------------------------------------------------------------------------------
 

@@ -182,3 +182,9 @@ LOST_NS = 500_000_000
 """Uncertainty of a clock's offset at which windows are meaningless, and the worker's clock counts as lost."""
 
 RESET_TOLD_NS = 10_000_000_000  # Time for which a jump of a clock is reported
+
+# ----- stored packages -------------------------------------------------------------------------
+
+INSPECTION_BUSY_SHARE = 0.05
+"""Share of a core that the check of stored packages takes after a start. It runs beside requests, at the
+priority of the loop, and nothing waits for it."""

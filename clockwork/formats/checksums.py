@@ -89,37 +89,47 @@ def read_plain(path: Path | str, bytes_max: int = SEALED_BYTES_MAX) -> bytes:
 
 
 class Stopped(Exception):
-    """The event ``stop`` of pieces_of() was set."""
+    """The event ``stop`` of a Pace was set."""
 
 
-def pieces_of(
-    path: Path, busy_share: float = 1.0, stop: threading.Event | None = None
-) -> Iterator[memoryview]:
-    """The bytes of a file, piece by piece; each piece is valid until the next. Raises OSError.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pace:
+    """How a file is read: at once, or beside work that must not notice."""
 
-    busy_share: part of the time to spend on reading and on the caller's work; the rest is slept. stop: when
-    set, the generator raises Stopped.
-    """
+    busy_share: float = 1.0  # part of the time for reading and for the caller's work; the rest is slept
+    stop: threading.Event | None = None  # when set, reading ends with Stopped
+    keeps_cached: bool = True  # False: the bytes leave the OS's cache, where others' files have more use
+
+
+AT_ONCE = Pace()
+
+
+def pieces_of(path: Path, pace: Pace = AT_ONCE) -> Iterator[memoryview]:
+    """The bytes of a file, piece by piece; each piece is valid until the next. Raises OSError."""
     buffer = memoryview(bytearray(CHECK_PIECE_BYTES))
+    done = 0
     with open(path, "rb", buffering=0) as file:
         while True:
             started = time.monotonic()
             size = file.readinto(buffer)
             if not size:
                 return
+            if not pace.keeps_cached:
+                os.posix_fadvise(file.fileno(), done, size, os.POSIX_FADV_DONTNEED)
+            done += size
             yield buffer[:size]
-            pause_s = (time.monotonic() - started) * (1 / busy_share - 1)
-            if stop is not None:
-                if stop.wait(pause_s):
+            pause_s = (time.monotonic() - started) * (1 / pace.busy_share - 1)
+            if pace.stop is not None:
+                if pace.stop.wait(pause_s):
                     raise Stopped
             elif pause_s > 0:
                 time.sleep(pause_s)
 
 
-def checksum_of(path: Path, busy_share: float = 1.0) -> int:
+def checksum_of(path: Path, pace: Pace = AT_ONCE) -> int:
     """The CRC-32 of a file. Raises OSError."""
     value = 0
-    for piece in pieces_of(path, busy_share):
+    for piece in pieces_of(path, pace):
         value = zlib.crc32(piece, value)
     return value
 
@@ -131,12 +141,12 @@ def checksums_of(directory: Path, but: Iterable[str] = ()) -> dict[str, int]:
     return {name: checksum_of(directory / name) for name in names}
 
 
-def find_damage(directory: Path, checksums: Mapping[str, int], busy_share: float = 1.0) -> str:
+def find_damage(directory: Path, checksums: Mapping[str, int], pace: Pace = AT_ONCE) -> str:
     """Return the damage of the first file without its expected checksum, as a sentence; "" if there
     is none."""
     for name, expected in checksums.items():
         try:
-            found = checksum_of(directory / name, busy_share)
+            found = checksum_of(directory / name, pace)
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
         if found != expected:

@@ -18,14 +18,13 @@ import os
 import re
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clockwork.config import FILES_MAX, PACKAGE_BYTES_MAX
 from clockwork.errors import InvalidModel
-from clockwork.formats.checksums import pieces_of, read_plain
+from clockwork.formats.checksums import AT_ONCE, Pace, pieces_of, read_plain
 from clockwork.formats.durable import Steps, remove_tree, run_alone, sync_directory
 from clockwork.system.files import fsync_directory
 from clockwork.wire.packages import FIRST_FILES, LIST_FILE
@@ -94,10 +93,10 @@ def digest_of(files: Sequence[PackageFile]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def hash_file(path: Path, busy_share: float = 1.0, stop: threading.Event | None = None) -> tuple[int, str]:
-    """Return the size in bytes and the sha256 of a file. busy_share, stop: see pieces_of()."""
+def hash_file(path: Path, pace: Pace = AT_ONCE) -> tuple[int, str]:
+    """Return the size in bytes and the sha256 of a file."""
     digest, size = hashlib.sha256(), 0
-    for piece in pieces_of(path, busy_share, stop):
+    for piece in pieces_of(path, pace):
         digest.update(piece)
         size += len(piece)
     return size, digest.hexdigest()
@@ -289,17 +288,12 @@ def listed_files(directory: Path) -> list[PackageFile]:
     return files
 
 
-def check_package(
-    directory: Path, busy_share: float = 1.0, stop: threading.Event | None = None
-) -> list[PackageFile]:
-    """Check every byte of a stored package and return its files. Raises DamagedPackage.
-
-    busy_share, stop: see pieces_of().
-    """
+def check_package(directory: Path, pace: Pace = AT_ONCE) -> list[PackageFile]:
+    """Check every byte of a stored package and return its files. Raises DamagedPackage."""
     try:
         files = listed_files(directory)
         for file in files:
-            size, sha256 = hash_file(directory / file.path, busy_share, stop)
+            size, sha256 = hash_file(directory / file.path, pace)
             if (size, sha256) != (file.bytes, file.sha256):
                 raise DamagedPackage(
                     f"package {directory.name} is damaged: {file.path!r} has {size} bytes with sha256 {sha256[:12]}..., "

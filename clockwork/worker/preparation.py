@@ -48,7 +48,7 @@ from clockwork.config.worker import (
 )
 from clockwork.device.lacking import lacked_memory
 from clockwork.errors import InvalidModel
-from clockwork.formats.checksums import find_damage, set_aside
+from clockwork.formats.checksums import Pace, find_damage, set_aside
 from clockwork.formats.package import DamagedPackage
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.system.limits import bounded_memory, free_bytes, go_first
@@ -439,7 +439,7 @@ def _check(directories: dict[str, dict[str, int]]) -> dict[str, Any]:
     damage = {
         directory: found
         for directory, checksums in directories.items()
-        if (found := find_damage(Path(directory), checksums, CHECK_BUSY_SHARE))
+        if (found := find_damage(Path(directory), checksums, Pace(CHECK_BUSY_SHARE)))
     }
     return {"status": int(Status.OK), "text": "", "damage": damage}
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from clockwork.config.formats import DAMAGED_KEPT_MAX, MENDED_BYTES_MAX
+from clockwork.config.formats import CHECK_PIECE_BYTES, DAMAGED_KEPT_MAX, MENDED_BYTES_MAX
 from clockwork.formats.checksums import (
     ASIDE,
+    Pace,
     checksums_of,
     find_damage,
     mend,
+    pieces_of,
     read_plain,
     seal,
     set_aside,
@@ -84,6 +86,20 @@ def test_a_link_and_what_is_too_long_are_not_read(tmp_path: Path) -> None:
     assert read_plain(tmp_path / "pipe") == b""  # the reader does not wait for a writer
 
 
+def test_bytes_that_nobody_reads_soon_leave_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 2 * CHECK_PIECE_BYTES + 5
+    (tmp_path / "file").write_bytes(os.urandom(size))
+    left: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, *rest: left.append(rest))
+    assert sum(len(piece) for piece in pieces_of(tmp_path / "file")) == size
+    assert left == []
+    assert sum(len(piece) for piece in pieces_of(tmp_path / "file", Pace(keeps_cached=False))) == size
+    assert sum(length for _, length, _ in left) == size
+    assert {advice for *_, advice in left} == {os.POSIX_FADV_DONTNEED}
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(os.urandom(3 << 20))
@@ -91,7 +107,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     sums = checksums_of(tmp_path, but=["left out"])
     assert set(sums) == {"a", "b"}
     assert find_damage(tmp_path, sums) == ""
-    assert find_damage(tmp_path, sums, busy_share=0.5) == ""
+    assert find_damage(tmp_path, sums, Pace(busy_share=0.5)) == ""
     data = bytearray((tmp_path / "b").read_bytes())
     data[-1] ^= 1
     (tmp_path / "b").write_bytes(data)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +24,7 @@ from clockwork.config.formats import FORMAT_BYTES_MAX
 from clockwork.controller.catalog.records import Change, Complaint, ModelRecord
 from clockwork.controller.catalog.routes import NameRoute
 from clockwork.errors import ConfigError, InvalidInput, InvalidModel
-from clockwork.formats.checksums import mend, read_plain, set_aside, unseal
+from clockwork.formats.checksums import AT_ONCE, Pace, mend, read_plain, set_aside, unseal
 from clockwork.formats.durable import ALONE, Journal, Steps, write_durably
 from clockwork.formats.interface import Interface, read_interface
 from clockwork.formats.package import DamagedPackage, PackageFile, PackageStore, check_package
@@ -175,15 +174,12 @@ class Catalog:
             return False
         return True
 
-    def inspect(self, digest: str, busy_share: float = 1.0, stop: threading.Event | None = None) -> None:
+    def inspect(self, digest: str, pace: Pace = AT_ONCE) -> None:
         """Compare a package with its checksums. Raises DamagedPackage: the package, if there was one, is set
-        aside.
-
-        busy_share, stop: see models.checksums.pieces_of().
-        """
+        aside."""
         directory = self.store.directory(digest)
         try:
-            check_package(directory, busy_share, stop)
+            check_package(directory, pace)
         except DamagedPackage:
             set_aside(directory)
             raise

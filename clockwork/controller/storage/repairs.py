@@ -15,13 +15,13 @@ import threading
 from collections import deque
 from typing import Any
 
-from clockwork.config import CHECK_BUSY_SHARE
+from clockwork.config.controller import INSPECTION_BUSY_SHARE
 from clockwork.controller.catalog.store import Catalog
 from clockwork.controller.effects import ClearTrouble, Effect, NoteTrouble, SendWorker
 from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.storage.thread import StorageThread
 from clockwork.controller.troubles import TroubleKind
-from clockwork.formats.checksums import Stopped
+from clockwork.formats.checksums import Pace, Stopped
 from clockwork.formats.fetching import Fetched, PackageFetcher
 from clockwork.formats.package import DamagedPackage, PackageFile
 from clockwork.wire.messages import Chunk, Fetch, Status
@@ -49,6 +49,9 @@ class Repairs:
         self._catalog = catalog
         self._table = table
         self._stop = threading.Event()
+        # Nothing reads a package again unless a worker asks for it; what the workers read of their own copies
+        # has more use in the OS's cache.
+        self._pace = Pace(INSPECTION_BUSY_SHARE, self._stop, keeps_cached=False)
         self._thread = StorageThread("inspection")
         self._fetcher = PackageFetcher(catalog.store, self._send, self._thread.wake)
         self._queue: deque[str] = deque()  # digests of packages to repair
@@ -133,7 +136,7 @@ class Repairs:
             digest = self._queue.popleft()
             if digest not in self._open and self._table.uses(digest):
                 self._inspecting = digest
-                job = functools.partial(self._catalog.inspect, digest, CHECK_BUSY_SHARE, self._stop)
+                job = functools.partial(self._catalog.inspect, digest, self._pace)
                 self._thread.submit(job, functools.partial(self._inspected, digest))
 
     def _inspected(self, digest: str, _: Any, error: BaseException | None) -> None:

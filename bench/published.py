@@ -24,6 +24,7 @@ from typing import Any
 
 from bench import report
 from bench.grid import markdown as policies
+from bench.many import show as many
 from bench.million import tables as million
 from bench.paper import tables as figures
 from bench.peers import show
@@ -121,6 +122,14 @@ def table(name: str, before: str, root: Path = ROOT) -> str:
 
 def _peers(transport: str, models: int) -> Callable[[dict[str, Any]], Lines]:
     return lambda found: [*show.markdown(show.of(found["rows"], transport, models)), "", show.quiet(found)]
+
+
+def _many(share: float, pattern: str, is_first: bool = False) -> Callable[[dict[str, Any]], Lines]:
+    """is_first: with a sentence about models and machine."""
+    return lambda found: [
+        *many.markdown(many.of(found["rows"], share, pattern)),
+        *(("", many.facts(found)) if is_first else ()),
+    ]
 
 
 def _overload(found: dict[str, Any]) -> Lines:
@@ -250,6 +259,7 @@ GRID_LEFT_OUT = (
 
 COMMANDS = {
     "peers": "python -m bench.peers --publish",
+    "many": "python -m bench.many --publish",
     "overload": "python -m bench.overload --policies edf,adaptive --publish",
     "fidelity": "python -m bench.fidelity --publish --seconds 20",
     "fidelity-http": "python -m bench.fidelity --over http --publish --seconds 20",
@@ -273,6 +283,11 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[str]]]] = {
     "peers-grpc": ("peers", _peers("grpc", 1)),
     "peers-many": ("peers", _peers("http", 30)),
     "peers-details": ("peers", lambda found: show.details(found["rows"])),
+    "many": ("many", _many(0.05, "zipf", is_first=True)),
+    "many-bursts": ("many", _many(0.05, "bursts")),
+    "many-fifth": ("many", _many(0.2, "zipf")),
+    "many-fifth-bursts": ("many", _many(0.2, "bursts")),
+    "many-details": ("many", lambda found: many.details(found["rows"])),
     "overload": ("overload", _overload),
     "fidelity": ("fidelity", _fidelity),
     "fidelity-http": ("fidelity-http", _fidelity),

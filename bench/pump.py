@@ -22,20 +22,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import hashlib
 import os
 import re
-import shlex
 import signal
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +39,7 @@ import numpy.typing as npt
 import zmq
 
 from bench.cluster import Cluster, thread_cpu_s
+from bench.native import compiled
 from bench.report import command_line, show
 from clockwork import __version__
 from clockwork.config import POLICY
@@ -67,8 +64,6 @@ from clockwork.wire.messages import (
 )
 from clockwork.wire.transport import socket_functions
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("bench/pump.cpp",)
 HEADER_BYTES_MAX = 4 << 20  # bytes of messages to this worker
 KEPT_BYTES_MAX = 1 << 20  # bytes of headers that a ScheduledClient keeps in one call
 SLICE_NS = 100 * MS
@@ -85,20 +80,8 @@ class Counts(ctypes.Structure):
 
 @cache
 def library() -> Any:
-    """The compiled pump, a file for each state of its sources."""
-    root = ROOT / "csrc"
-    paths = [ROOT / name for name in SOURCES]
-    parts = [*paths, *sorted(root.rglob("*.h"))]
-    state = hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:16]
-    found = ROOT / "build" / f"pump-{state}.so"
-    if not found.exists():
-        found.parent.mkdir(exist_ok=True)
-        compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
-        partial = found.with_suffix(f".{os.getpid()}")
-        flags = ["-O3", "-std=c++20", "-shared", "-fPIC", f"-I{root}", "-o", str(partial)]
-        subprocess.run([*compiler, *flags, *map(str, paths)], check=True)
-        partial.rename(found)
-    pump = ctypes.CDLL(str(found))
+    """The compiled pump."""
+    pump = compiled("bench/pump.cpp")
     pump.pump_functions(ctypes.c_void_p(socket_functions().address))
     pump.pump_worker.restype = ctypes.c_size_t
     pump.pump_lanes.restype = ctypes.c_void_p

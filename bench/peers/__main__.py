@@ -174,7 +174,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.quick:
         asked.rounds, asked.seconds, asked.loads = 1, 2.0, asked.loads or "0.6,1.5"
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, end)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(OPEN_FILES, hard)), hard))
     console = Console(stderr=True)
@@ -203,7 +203,7 @@ def main() -> None:
     report.show("Clockwork and its peers", measure.SEED, shown, facts, False)
 
 
-def _end(number: int, _: FrameType | None) -> None:
+def end(number: int, _: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 

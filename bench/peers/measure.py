@@ -201,7 +201,7 @@ class Server:
         plan, spoken, port = self._plan, self._spoken[transport], self._site.ports[transport]
         rates = [load * capacity * share for share in zipf(plan.models, ZIPF)]
         arrivals = poisson(rates, round(plan.seconds * SECOND), seed=SEED + turn).collect()
-        idle_cores = self._cores(WINDOW_S * 3)
+        idle_cores = self._kept.cores(WINDOW_S * 3)
         machine_s, server_s, mine_s, begin_ns = busy_s(), self._kept.cpu_s(), cpu_s(os.getpid()), now_ns()
         offered = client.run(
             client.offer(
@@ -211,7 +211,7 @@ class Server:
         left_ns, left_cpu_s = now_ns(), self._kept.cpu_s()
         server_used_s, mine_used_s = left_cpu_s - server_s, cpu_s(os.getpid()) - mine_s
         others_s = busy_s() - machine_s - server_used_s - mine_used_s
-        gone_busy_s = self._busy_until_idle(left_ns, idle_cores)
+        gone_busy_s = busy_until_idle(self._kept, left_ns, idle_cores)
         if self._kept.status is not None:
             raise PeerFailed(f"it ended with status {self._kept.status}:\n{self._kept.log()}")
         return Cell(
@@ -219,22 +219,6 @@ class Server:
             max(0.0, self._kept.cpu_s() - left_cpu_s - idle_cores * (now_ns() - left_ns) / SECOND),
             server_used_s, mine_used_s, max(0.0, others_s / ((left_ns - begin_ns) / SECOND)), self._kept.rss_bytes(),
         )  # fmt: skip
-
-    def _cores(self, seconds: float) -> float:
-        """Measure the server's processor time per second from now on."""
-        before_s, begin_ns = self._kept.cpu_s(), now_ns()
-        threading.Event().wait(seconds)
-        return (self._kept.cpu_s() - before_s) / ((now_ns() - begin_ns) / SECOND)
-
-    def _busy_until_idle(self, left_ns: int, idle_cores: float) -> float:
-        """Seconds from a time until the server's processes were as idle as before."""
-        last_busy_s, quiet = 0.0, 0
-        while quiet < QUIET_WINDOWS and (now_ns() - left_ns) / SECOND < IDLE_LIMIT_S:
-            if self._cores(WINDOW_S) > idle_cores + BUSY:
-                last_busy_s, quiet = (now_ns() - left_ns) / SECOND, 0
-            else:
-                quiet += 1
-        return last_busy_s
 
 
 @contextlib.contextmanager
@@ -262,14 +246,19 @@ def serving(
 
 def wait_until_ready(system: System, site: Site, kept: Kept) -> None:
     """Wait until each model is ready. Raises PeerFailed where the server ends, or takes too long."""
-    limit_ns = now_ns() + round(READY_S * SECOND)
+    wait_for_paths(system.ready_paths(site), site.ports["http"], kept, READY_S)
+
+
+def wait_for_paths(paths: Sequence[str], port: int, kept: Kept, limit_s: float) -> None:
+    """Wait until each path answers 200. Raises PeerFailed where the server ends, or takes too long."""
+    limit_ns = now_ns() + round(limit_s * SECOND)
     pause = threading.Event()
-    for path in system.ready_paths(site):
-        while not answers(site.ports["http"], path):
+    for path in paths:
+        while not answers(port, path):
             if kept.status is not None:
                 raise PeerFailed(f"it ended with status {kept.status}:\n{kept.log()}")
             if now_ns() > limit_ns:
-                raise PeerFailed(f"it was not ready within {READY_S:g} s:\n{kept.log()}")
+                raise PeerFailed(f"it was not ready within {limit_s:g} s:\n{kept.log()}")
             pause.wait(0.05)
 
 
@@ -279,6 +268,17 @@ def answers(port: int, path: str) -> bool:
             return bool(response.status == 200)
     except OSError:
         return False
+
+
+def busy_until_idle(kept: Kept, left_ns: int, idle_cores: float) -> float:
+    """Seconds from a time until the server's processes were as idle as before."""
+    last_busy_s, quiet = 0.0, 0
+    while quiet < QUIET_WINDOWS and (now_ns() - left_ns) / SECOND < IDLE_LIMIT_S:
+        if kept.cores(WINDOW_S) > idle_cores + BUSY:
+            last_busy_s, quiet = (now_ns() - left_ns) / SECOND, 0
+        else:
+            quiet += 1
+    return last_busy_s
 
 
 def busy_s() -> float:
@@ -333,19 +333,20 @@ def _row(key: tuple[str, str, int, float], group: Sequence[Cell], slo_ns: int) -
         "of_capacity_by_round": [
             count / cell.seconds / cell.capacity for count, cell in zip(good, group, strict=True)
         ],
-        "p50_ms": _percentile(elapsed[answered], 50),
-        "p99_ms": _percentile(elapsed[answered], 99),
-        "refused_p99_ms": _percentile(elapsed[refused], 99),
+        "p50_ms": percentile_ms(elapsed[answered], 50),
+        "p99_ms": percentile_ms(elapsed[answered], 99),
+        "refused_p99_ms": percentile_ms(elapsed[refused], 99),
         "gone_busy_s": float(np.median([cell.gone_busy_s for cell in group])),
         "gone_cpu_s": float(np.median([cell.gone_cpu_s for cell in group])),
         "server_cores": sum(cell.server_cpu_s for cell in group) / seconds,
         "client_cores": sum(cell.client_cpu_s for cell in group) / seconds,
         "other_cores": max(cell.other_cores for cell in group),
-        "lag_p99_ms": _percentile(np.concatenate([cell.offered.lag_ns for cell in group]), 99),
+        "lag_p99_ms": percentile_ms(np.concatenate([cell.offered.lag_ns for cell in group]), 99),
         "rss_mib": max(cell.rss_bytes for cell in group) / 2**20,
         "said": dict(said.most_common(3)),
     }
 
 
-def _percentile(values_ns: np.ndarray, mark: float) -> float | None:
+def percentile_ms(values_ns: np.ndarray, mark: float) -> float | None:
+    """A percentile in milliseconds; None of no values."""
     return float(np.percentile(values_ns, mark)) / 1e6 if len(values_ns) else None

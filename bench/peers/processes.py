@@ -7,12 +7,14 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from bench.cluster import rss_bytes
 from bench.peers import keeper
+from clockwork.system.clock import SECOND, now_ns
 
 GRACE_S = 5.0
 """Time that a server may take to end when it is asked to; then its processes are killed."""
@@ -64,6 +66,12 @@ class Kept:
                 # time of the process, and of its children that have ended
                 ticks += sum(int(field) for field in fields[11:15])
         return ticks / _TICK
+
+    def cores(self, seconds: float) -> float:
+        """Measure the processes' processor time per second from now on."""
+        before_s, begin_ns = self.cpu_s(), now_ns()
+        threading.Event().wait(seconds)
+        return (self.cpu_s() - before_s) / ((now_ns() - begin_ns) / SECOND)
 
     def rss_bytes(self) -> int:
         """Resident memory of the server's processes, with shared memory counted in each."""

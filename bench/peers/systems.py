@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 import numpy as np
@@ -137,6 +138,59 @@ instance_group [ {{
 """
 
 
+ONE_AT_A_TIME = ("--rate-limit", "execution_count", "--rate-limit-resource", "executor:1")
+"""Arguments with which the models of Triton take turns on one executor."""
+
+
+def triton_model(given: str, answer: str, shape: Sequence[int], outputs: int) -> str:
+    """The configuration of a model with a batch of 1 and one executor."""
+    return TRITON_MODEL.format(
+        input=given, output=answer, dims=", ".join(map(str, shape[1:])), outputs=outputs
+    )
+
+
+def add_triton_model(
+    directory: Path, name: str, config: str, model: Path | None, program: str = "triton_model"
+) -> None:
+    """Add a model to the repository in a directory: configuration, a program of SERVERS, and an ONNX file."""
+    place = directory / "repository" / name / "1"
+    place.mkdir(parents=True)
+    (place.parent / "config.pbtxt").write_text(config)
+    shutil.copy(SERVERS / f"{program}.py", place / "model.py")
+    for module in ("session.py", "manifest.py"):
+        shutil.copy(SERVERS / module, place)
+    if model is not None:
+        (place / "model.onnx").symlink_to(model)
+
+
+def launch_triton(
+    environment: Environment, directory: Path, ports: Mapping[Transport, int], more: Sequence[str],
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Launch:  # fmt: skip
+    """Triton with the models of the repository in a directory."""
+    home = environment.packages / "pytriton" / "tritonserver"
+    backends = directory / "backends"
+    shutil.copytree(home / "backends", backends, symlinks=True)
+    stub = home / "python_backend_stubs" / "3.11" / "triton_python_backend_stub"
+    shutil.copy(stub, backends / "python" / stub.name)
+    command = [
+        str(home / "bin" / "tritonserver"),
+        *("--model-repository", str(directory / "repository"), "--backend-directory", str(backends)),
+        *("--http-address", "127.0.0.1", "--http-port", str(ports["http"])),
+        *("--grpc-address", "127.0.0.1", "--grpc-port", str(ports["grpc"])),
+        *("--allow-metrics", "false", "--exit-timeout-secs", "2"),
+        *more,
+    ]
+    return Launch(
+        command,
+        {
+            "PATH": f"{environment.path / 'bin'}:{os.environ['PATH']}",
+            "LD_LIBRARY_PATH": str(environment.packages / "nvidia_pytriton.libs"),
+            **variables,
+        },
+    )
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Triton(Oip):
     """Triton from its wheel, Python backend; its rate limiter makes its models take turns on one executor."""
@@ -151,38 +205,13 @@ class Triton(Oip):
 
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None
-        home = environment.packages / "pytriton" / "tritonserver"
-        backends = site.directory / "backends"
-        shutil.copytree(home / "backends", backends, symlinks=True)
-        stub = home / "python_backend_stubs" / "3.11" / "triton_python_backend_stub"
-        shutil.copy(stub, backends / "python" / stub.name)
-        config = TRITON_MODEL.format(
-            input=INPUT, output=OUTPUT, dims=", ".join(map(str, site.shape[1:])), outputs=site.outputs
-        )
-        if self.queue_policy:
-            config += QUEUE_POLICY.format(timeout_us=int(QUEUE_SHARE * site.slo_ns) // 1000)
         for name, path in site.models.items():
-            place = site.directory / "repository" / name / "1"
-            place.mkdir(parents=True)
-            (place.parent / "config.pbtxt").write_text(config)
-            shutil.copy(SERVERS / "triton_model.py", place / "model.py")
-            shutil.copy(SERVERS / "session.py", place)
-            os.link(path, place / "model.onnx")
-        one_at_a_time = ("--rate-limit", "execution_count", "--rate-limit-resource", "executor:1")
-        command = [
-            str(home / "bin" / "tritonserver"),
-            *("--model-repository", str(site.directory / "repository"), "--backend-directory", str(backends)),
-            *("--http-address", "127.0.0.1", "--http-port", str(site.ports["http"])),
-            *("--grpc-address", "127.0.0.1", "--grpc-port", str(site.ports["grpc"])),
-            *("--allow-metrics", "false", "--exit-timeout-secs", "2"),
-            *(one_at_a_time if len(site.models) > 1 else ()),
-        ]
-        return Launch(
-            command,
-            {
-                "PATH": f"{environment.path / 'bin'}:{os.environ['PATH']}",
-                "LD_LIBRARY_PATH": str(environment.packages / "nvidia_pytriton.libs"),
-            },
+            config = triton_model(INPUT, OUTPUT, site.shape, site.outputs)
+            if self.queue_policy:
+                config += QUEUE_POLICY.format(timeout_us=int(QUEUE_SHARE * site.slo_ns) // 1000)
+            add_triton_model(site.directory, name, config, path)
+        return launch_triton(
+            environment, site.directory, site.ports, ONE_AT_A_TIME if len(site.models) > 1 else ()
         )
 
 
@@ -302,25 +331,49 @@ class RayServe:
 
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None
-        models = [f"{name}={path}" for name, path in site.models.items()]
-        command = [
-            *(str(environment.python), str(SERVERS / "ray_app.py"), str(site.ports["http"])),
-            # a short path, because Ray's sockets lie below it
-            *(str(site.directory / "r"), str(site.room), *models),
-        ]
-        more = {"RAY_USAGE_STATS_ENABLED": "0"} | (RAY_HIGH_THROUGHPUT if self.high_throughput else {})
-        return Launch(command, _python(environment) | more, site.directory)
+        entries = {
+            name: (str(path), INPUT, site.shape, site.weights_bytes) for name, path in site.models.items()
+        }
+        more = RAY_HIGH_THROUGHPUT if self.high_throughput else {}
+        return launch_ray(environment, site.directory, site.ports["http"], site.room, entries, more)
 
     def ready_paths(self, site: Site) -> list[str]:
         return ["/"]
 
     def speak(self, transport: Transport, site: Site, image: np.ndarray) -> Http | Grpc:
-        names = site.names
-        return Http(
-            ["/"] * len(names),
-            [{"Content-Type": "application/octet-stream", "serve_multiplexed_model_id": name} for name in names],
-            [image.tobytes()] * len(names), lambda reply: floats(reply.body),
-        )  # fmt: skip
+        return ray_requests(site.names, [image.tobytes()] * len(site.names))
+
+
+def launch_ray(
+    environment: Environment, directory: Path, port: int, room: int,
+    entries: Mapping[str, tuple[str, str, Sequence[int], int]], more: Mapping[str, str],
+) -> Launch:  # fmt: skip
+    """Ray Serve with models: by name the path, the input's name and shape, and the bytes of weights."""
+    # The path is short, because Ray's sockets lie below it.
+    command = [
+        str(environment.python),
+        str(SERVERS / "ray_app.py"),
+        str(port),
+        str(directory / "r"),
+        str(room),
+    ]
+    variables = {"RAY_USAGE_STATS_ENABLED": "0", "PEER_MANIFEST": write_manifest(directory, entries), **more}
+    return Launch(command, _python(environment) | variables, directory)
+
+
+def ray_requests(names: Sequence[str], bodies: Sequence[bytes]) -> Http:
+    return Http(
+        ["/"] * len(names),
+        [{"Content-Type": "application/octet-stream", "serve_multiplexed_model_id": name} for name in names],
+        bodies, lambda reply: floats(reply.body),
+    )  # fmt: skip
+
+
+def write_manifest(directory: Path, entries: Mapping[str, tuple[str, str, Sequence[int], int]]) -> str:
+    """The path of a file that names the models; servers/manifest.py reads it."""
+    path = directory / "manifest.json"
+    path.write_text(json.dumps(entries))
+    return str(path)
 
 
 def _python(environment: Environment) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""Ray Serve with one replica: python ray_app.py PORT TEMPORARY ROOM NAME=MODEL.onnx...
+"""Ray Serve with one replica: python ray_app.py PORT TEMPORARY ROOM
 
-One model is loaded at the start. Of several models, a replica holds ROOM (model multiplexing, the least
-recently used is evicted). Tensors travel as raw bytes.
+PEER_MANIFEST names the models. One model is loaded at the start. Of several models, a replica holds ROOM
+(model multiplexing, the least recently used is evicted). Tensors travel as raw bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import manifest
 import numpy as np
 import onnxruntime
 import ray
@@ -20,34 +21,41 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 PORT, TEMPORARY, ROOM = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-MODELS = dict(argument.split("=", 1) for argument in sys.argv[4:])
 
 
 @serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 1})
 class Peer:
-    def __init__(self, models: dict[str, str]) -> None:
+    def __init__(self, models: dict[str, manifest.Entry]) -> None:
         self._models = models
         self._executor = ThreadPoolExecutor(1)
-        self._only = session(*models.values()) if len(models) == 1 else None
+        self._loader = ThreadPoolExecutor(1)
+        self._loads = 0
+        self._only = next(iter(models)) if len(models) == 1 else ""
+        self._session = session(models[self._only].path) if self._only else None
 
     @serve.multiplexed(max_num_models_per_replica=ROOM or 1)
     async def load(self, name: str) -> onnxruntime.InferenceSession:
-        return session(self._models[name])
+        self._loads += 1
+        return await asyncio.get_running_loop().run_in_executor(
+            self._loader, session, self._models[name].path
+        )
 
     async def __call__(self, request: Request) -> Response:
         if request.method == "GET":
-            return Response()
-        model = self._only or await self.load(serve.get_multiplexed_model_id())
-        x = np.frombuffer(await request.body(), np.float32).reshape(1, 3, 64, 64)
+            return Response(str(self._loads))
+        name = self._only or serve.get_multiplexed_model_id()
+        model = self._session or await self.load(name)
+        entry = self._models[name]
+        x = np.frombuffer(await request.body(), np.float32).reshape(entry.shape)
         # The model runs outside the event loop, which answers the router meanwhile. Ray serves fewer requests
         # if it runs inside.
         loop = asyncio.get_running_loop()
-        [scores] = await loop.run_in_executor(self._executor, model.run, None, {"image": x})
+        [scores] = await loop.run_in_executor(self._executor, model.run, None, {entry.input: x})
         return Response(scores.tobytes(), media_type="application/octet-stream")
 
 
 if __name__ == "__main__":
     ray.init(num_cpus=2, include_dashboard=False, _temp_dir=TEMPORARY, object_store_memory=100 << 20)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-    serve.run(Peer.bind(MODELS), route_prefix="/")
+    serve.run(Peer.bind(manifest.read()), route_prefix="/")
     signal.pause()

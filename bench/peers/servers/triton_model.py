@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -13,11 +14,13 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         place = os.path.join(args["model_repository"], args["model_version"])
         self._session = session(os.path.join(place, "model.onnx"))
+        config = json.loads(args["model_config"])
+        self._input, self._output = config["input"][0]["name"], config["output"][0]["name"]
 
     def execute(self, requests: list[Any]) -> list[Any]:
         answers = []
         for request in requests:
-            image = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
-            [scores] = self._session.run(None, {"image": image})
-            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("scores", scores)]))
+            given = pb_utils.get_input_tensor_by_name(request, self._input).as_numpy()
+            [found] = self._session.run(None, {self._input: given})
+            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor(self._output, found)]))
         return answers

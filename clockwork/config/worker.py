@@ -83,6 +83,8 @@ PREPARATION_SLOW_NS = 10_000_000_000
 
 PREPARATIONS_MAX = 3  # Preparations that run at once, of a worker and of all workers that share a store
 
+SYNCS_AT_ONCE = 4  # Prepared models whose files are synced at once
+
 PREPARATION_IDLE_NS = 60_000_000_000
 """Idle time after which the preparation process ends, which frees its memory."""
 

@@ -48,7 +48,7 @@ def lay_out(sizes: Sequence[int], page_bytes: int) -> WeightLayout:
 
 
 def write_weights(path: Path, layout: WeightLayout, tensors: Sequence[Any], page_bytes: int) -> None:
-    """Write the runs one after another, durably. tensors: bytes-like, in the order of lay_out()'s sizes."""
+    """Write the runs one after another. tensors: bytes-like, in the order of lay_out()'s sizes."""
     starts = [0]
     for pages in layout.runs:
         starts.append(starts[-1] + pages * page_bytes)
@@ -60,7 +60,6 @@ def write_weights(path: Path, layout: WeightLayout, tensors: Sequence[Any], page
             while view:
                 written = os.pwrite(descriptor, view, position)
                 view, position = view[written:], position + written
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -772,8 +772,9 @@ def _replace(path: Path, data: bytes) -> None:
 def _install(directory: Path, target: Path, page_bytes: int) -> None:
     """Rename the finished directory into place.
 
-    Weights and program are synced already; the other files are not. If a crash of the machine loses the
-    directory or the content of prepared.json, the loss is detected, and the model prepared again.
+    The program is synced already. The other files are synced by the worker (worker.syncing) before it opens
+    the model. If a crash of the machine loses the directory or the content of its files, the loss is
+    detected, and the model prepared again.
     """
     os.chmod(directory, 0o755)
     if target.exists() and _read(target, page_bytes) is None:

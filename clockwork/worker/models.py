@@ -3,7 +3,7 @@
     Prepare -> opening thread: is it prepared already? --yes--> device.open -> Prepared
                     | no
                     v
-               fetch the package (unless it is here) -> preparation process -> opening thread again
+               fetch the package (unless it is here) -> preparation process -> sync -> opening thread again
 
 A package for emulated devices is only a profile: the opening thread (worker.opening) prepares it itself. On a
 GPU, the opening thread also checks and times the model, and reserves the device's time before steps that
@@ -35,6 +35,7 @@ from clockwork.worker.given import Given
 from clockwork.worker.opening import LAYOUT, Opened, OpeningThread, ReadPiece, WorkerModel
 from clockwork.worker.preparation import JobDone, PreparationProcess
 from clockwork.worker.preparation_pool import PreparationPool
+from clockwork.worker.syncing import SyncPool
 from clockwork.worker.turns import JobQueue
 
 log = logging.getLogger("clockwork.worker")
@@ -103,6 +104,7 @@ class WorkerModels:
         self._job_id = 0
         self._fetcher = PackageFetcher(store, self._send_fetch, wake)
         self._preparation = PreparationPool(lambda: PreparationProcess(wake))
+        self._syncing: SyncPool[WorkerModel] = SyncPool(wake)
         self._need_time = need_time
         self._asks: deque[tuple[ModelHolder, int, int, list[int]]] = deque()  # appended by the opening thread
         self._opener = OpeningThread(devices, store, wake, self._asks)
@@ -226,7 +228,7 @@ class WorkerModels:
                 pass
             elif done.status == Status.OK:
                 model.was_prepared = True
-                self._opener.put(model)
+                self._syncing.put(model, self._opener.directories(model))
             elif done.refetch:
                 self._note_damage(done.text)
                 self._fetch(model, done.text)
@@ -234,6 +236,13 @@ class WorkerModels:
                 self._queue(model, is_anew=True)
             else:
                 self._failed(model, done.status, done.text)
+        for model, failure in self._syncing.poll():
+            if model.cancelled:
+                pass
+            elif failure:
+                self._failed(model, Status.INTERNAL, failure)
+            else:
+                self._opener.put(model)
         for opened in self._opener.poll():
             self._opened(opened)
         self._prepare_next()
@@ -291,6 +300,7 @@ class WorkerModels:
         for model in self._coming.values():
             model.cancelled = True
         self._preparation.close()
+        self._syncing.close()
         self._fetcher.close()
         self._opener.interrupt()
         self._opener.close()

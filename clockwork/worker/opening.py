@@ -158,6 +158,11 @@ class OpeningThread:
     def put(self, model: WorkerModel) -> None:
         self._orders.put(model)
 
+    def directories(self, model: WorkerModel) -> list[Path]:
+        """The directories of a model's preparations for the devices."""
+        found = (self._directory(model.message, device) for device in self.devices)
+        return list(dict.fromkeys(found))
+
     def has_lost(self, device: ModelHolder) -> bool:
         """Whether a device is broken, or offline."""
         return bool(device.fault) or device not in self.devices

@@ -4,22 +4,24 @@
         [--patterns zipf,bursts] [--loads 0.3,0.6,0.9,1.2] [--rounds 3] [--seconds 10] [--json] [--publish]
 
 Three thousand models, fine-tunes of 20 architectures (residual and plain convolutional networks, encoders,
-perceptrons, ensembles of trees; a few of 100 MB), all asked for, popularity by Zipf's law; memory for 5 and 20 %
-of their bytes. "zipf" arrivals are Poisson; "bursts" have a coefficient of variation of 4 for each model. Capacity
-is what a core executes of this mix by plain ONNX Runtime with every model in memory; loads come on top. Client,
-requests and times are the same for all servers: a native client over HTTP, whose processor time is in the
-output. Servers take turns, in another order each round. Each is started for each memory, answers a sample of all
-architectures right, and is warmed up; its models' files are in the OS's cache. A request is cold where a cache with the least recently used policy and
-the same memory would not have its model.
+perceptrons, ensembles of trees; a few of 100 MB), all asked for, popularity by Zipf's law; memory for 5 and
+20 % of their bytes. "zipf" arrivals are Poisson; "bursts" have a coefficient of variation of 4 for each
+model. Capacity is the rate at which a core executes this mix by plain ONNX Runtime with every model in
+memory; loads come on top. Client, requests and times are the same for all servers: a native client over HTTP,
+whose processor time is in the output. Servers take turns, in another order each round. Each is started for
+each memory, answers a sample of all architectures right, and is warmed up; its models' files are in the OS's
+cache. A request is cold where a cache with the least recently used policy and the same memory would not have
+its model.
 
-The peers: Triton with one model of its Python backend that holds as many ONNX sessions as fit; Triton in explicit
-mode, with a loader in front of it that keeps to the same memory (its wheel has the Python backend alone, which
-takes a process for each model, so that at most 96 are loaded at once); Ray Serve's model multiplexing, which bounds
-the number of models. MLServer, LitServe and BentoML are not measured: they cannot hold a part of their models.
+The peers: Triton with one model of its Python backend that holds as many ONNX sessions as fit; Triton in
+explicit mode, with a loader in front of it that keeps to the same memory (its wheel has the Python backend
+alone, which takes a process for each model, so that at most 96 are loaded at once); Ray Serve's model
+multiplexing, which bounds the number of models. MLServer, LitServe and BentoML are not measured: they cannot
+hold a part of their models.
 
-Each cell is written as soon as it is measured; the same command goes on with those that are missing, and --fresh
-begins anew. Models are made in build/many, 8 GB, beside the servers' own data, twice as much. `--publish` writes
-docs/results/many.json and the tables of the documents.
+Each cell is written as soon as it is measured; the same command goes on with those that are missing, and
+--fresh begins anew. Models are made in build/many, 8 GB, beside the servers' own data, twice as much.
+`--publish` writes docs/results/many.json and the tables of the documents.
 """
 
 from __future__ import annotations

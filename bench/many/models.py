@@ -16,7 +16,7 @@ SEED = 27
 """Seed of weights, inputs and arrivals; fine-tune i of an architecture has the seed SEED + i."""
 
 CACHE = Path(__file__).resolve().parents[2] / "build" / "many"
-"""What is kept from run to run; build/ is ignored by git."""
+"""Directory of everything that is kept from run to run; build/ is ignored by git."""
 
 
 def oblivious_trees(

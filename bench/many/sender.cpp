@@ -1,8 +1,8 @@
-// An open-loop client of HTTP/1.1 that costs little: it sends requests when they are due, over connections
-// that are kept, and notes status and time of each answer. bench/many/sender.py compiles this file.
+// A cheap open-loop client of HTTP/1.1: it sends requests when they are due, over connections that are kept,
+// and notes status and time of each answer. bench/many/sender.py compiles this file.
 //
-// It can also be the loader of a server that loads and unloads models by request but does not decide about
-// either: least recently used models are unloaded for a model that is asked for, within a budget of bytes.
+// It can also be the loader of a server that loads and unloads models by request but decides about neither:
+// the least recently used models are unloaded for a model that is asked for, within a budget of bytes.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>

@@ -60,7 +60,7 @@ class System(Protocol):
     environment: str  # name of its lock file, or "" for this interpreter's packages
 
     def prepare(self, site: Site) -> None:
-        """What is done once for all starts."""
+        """Make what all starts need."""
         ...
 
     def launch(self, site: Site, environment: Environment | None) -> Launch: ...

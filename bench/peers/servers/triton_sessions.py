@@ -1,5 +1,5 @@
-"""Triton's Python backend with a cache of its own: as many ONNX sessions as fit, the least recently used gives
-way. A request names its model by number; number -1 asks for the count of loads.
+"""Triton's Python backend with a cache of its own: as many ONNX sessions as fit; the least recently used
+gives way. A request names its model by number; number -1 asks for the count of loads.
 """
 
 from __future__ import annotations

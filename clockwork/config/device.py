@@ -15,6 +15,10 @@ LANE_SPIN_NS = 30_000
 sleeping and spins: about the cost of a wake-up, so that starting on time takes a core for no longer than
 that."""
 
+SPARE_PAGES_NS = 5_000_000_000
+"""Time after which pages of an arena that need no memory, because their model has its own, return it to the
+system. Until then a bound model that is loaded there finds it in place."""
+
 EXECUTION_WORKSPACE_BYTES = 512 << 20
 """Memory that every execution on a CPU device may take, whatever its profile says: inputs of a shape that was
 not measured may need far more."""

@@ -11,6 +11,7 @@ class CpuCore(PagedCore):
         run_ahead: int,
         slot_bytes_most: int,
         spin_ns: int,
+        spare_ns: int,
         cpu_time: bool,
         output_bytes_most: int,
     ) -> None: ...

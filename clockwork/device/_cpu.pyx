@@ -54,7 +54,7 @@ cdef class CpuCore(PagedCore):
     """The lanes over an arena. The loop's thread calls the methods, unless a docstring says otherwise."""
 
     def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, size_t slot_bytes_most,
-                  int64_t spin_ns, bint cpu_time, size_t output_bytes_most):
+                  int64_t spin_ns, int64_t spare_ns, bint cpu_time, size_t output_bytes_most):
         self.first = &self.lanes.execute
         self.no_host_tier = b"this device has no host tier: it loads from where its models were prepared"
         self.cpu_time = cpu_time

@@ -14,14 +14,14 @@ cdef extern from "<sys/mman.h>" nogil:
 
 cdef extern from "device/arena_memory.h" namespace "clockwork::device" nogil:
     cppclass ArenaMemory:
-        cbool map(int64_t page_count, size_t page_bytes)
+        cbool map(int64_t page_count, size_t page_bytes, int64_t spare_ns)
         void unmap()
         char* page(int64_t)
         size_t bytes()
         size_t held_bytes()
         int64_t late_count()
         cbool take(int64_t start, int64_t count)
-        void give_up(int64_t start, int64_t count)
+        void spare(int64_t start, int64_t count)
         cbool touch_below(int64_t end)
         void keep()
         void want(int64_t end)
@@ -88,7 +88,7 @@ cdef class PagedCore(DeviceCore):
     cdef int64_t count_pages(self, CpuModel* model, int64_t times) noexcept nogil
     cdef int64_t pages_ahead(self) noexcept nogil
     cdef void evict(self, DeviceModel* at) noexcept nogil
-    cdef void give_up_memory(self, CpuModel* model) noexcept nogil
+    cdef void spare_memory(self, CpuModel* model) noexcept nogil
     cdef bint take_memory(self, CpuModel* model) noexcept nogil
     cdef bint fill(self, CpuModel* model, char* text) noexcept nogil
     cdef bint grow_slot(self, CpuSlot* slot, size_t bytes) noexcept nogil

@@ -34,6 +34,7 @@ class PagedCore(DeviceCore):
         run_ahead: int,
         slot_bytes_most: int,
         spin_ns: int,
+        spare_ns: int,
         *lanes: int,
     ) -> None: ...
     def open_with(self, model: PagedModel, libraries: tuple[str, ...]) -> None: ...

@@ -239,13 +239,13 @@ cdef class PagedCore(DeviceCore):
     """Pages, slots and known models, guarded by the lock of a hub."""
 
     def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, size_t slot_bytes_most,
-                  int64_t spin_ns, *lanes):
-        """lanes: further arguments of a subclass."""
+                  int64_t spin_ns, int64_t spare_ns, *lanes):
+        """spare_ns: see ArenaMemory.map(). lanes: further arguments of a subclass."""
         cdef int index
         self.runtime = runtime()
         self.api = self.runtime.api
         # First: the page lists of an arena far beyond the machine's memory would fill that memory.
-        if not self.memory_of_pages.map(arena_bytes // page_bytes, page_bytes):
+        if not self.memory_of_pages.map(arena_bytes // page_bytes, page_bytes, spare_ns):
             raise MemoryError(f"no memory for an arena of {arena_bytes} bytes")
         self.set_bounds(arena_bytes // page_bytes, page_bytes, run_ahead, spin_ns)
         self.slot_bytes_most = slot_bytes_most
@@ -396,7 +396,8 @@ cdef class PagedCore(DeviceCore):
         self.memory_of_pages.want(end)
 
     def keep_memory(self):
-        """Back pages with memory as UNLOADs make that necessary, until stop(). The target of a thread."""
+        """Back pages with memory as UNLOADs make that necessary, and take it from spare ones, until stop().
+        The target of a thread."""
         with nogil:
             self.memory_of_pages.keep()
 
@@ -405,11 +406,11 @@ cdef class PagedCore(DeviceCore):
         self.memory_of_pages.stop()
         DeviceCore.stop(self)
 
-    cdef void give_up_memory(self, CpuModel* model) noexcept nogil:
-        """Release the memory of a model's pages until it is needed again."""
+    cdef void spare_memory(self, CpuModel* model) noexcept nogil:
+        """Release the memory of a model's pages, unless it is needed again soon."""
         cdef size_t run
         for run in range(model.claim.run_pages.size()):
-            self.memory_of_pages.give_up(model.claim.run_starts[run], model.claim.run_pages[run])
+            self.memory_of_pages.spare(model.claim.run_starts[run], model.claim.run_pages[run])
 
     cdef bint take_memory(self, CpuModel* model) noexcept nogil:
         """Back the pages of a model with memory. False if memory ran out."""
@@ -431,10 +432,10 @@ cdef class PagedCore(DeviceCore):
         cdef char* base
         cdef CpuWeight* weight
         if model.packed:
-            # The session has its own memory, so the pages charged for it release theirs. They get memory
-            # again when a bound model is loaded there: touching it takes as long as a load, and the next
-            # model may be packed.
-            self.give_up_memory(model)
+            # The session has its own memory, so the pages charged for it release theirs, if they are not
+            # needed again soon. They get memory again when a bound model is loaded there: touching it takes
+            # as long as a load, and the next model may be packed.
+            self.spare_memory(model)
             if not self.runtime.open(model.options, model.path.c_str(), NULL, 0, &model.own, text):
                 return False
             if model.own.input_count != model.fed_count():

@@ -85,6 +85,7 @@ class CpuDevice(NativeDevice[CpuCore]):
                 run_ahead,
                 config.IO_SLOT_BYTES_MAX,
                 bounds.LANE_SPIN_NS,
+                bounds.SPARE_PAGES_NS,
                 cpu_time,
                 config.MESSAGE_BYTES_MAX,
             )

@@ -4,10 +4,16 @@
 // then hold gigabytes. Memory that is taken at the first write would make the first LOAD to a page several
 // times as long as the next. So the low part of the arena has memory, and a thread beside the lanes extends
 // it ahead of use: up to the lowest page that the free pages can reach once every known model is loaded.
+//
+// A model with memory of its own (a packed one) needs none in its pages, which are spare while it is there.
+// Spare pages give their memory up after a while. If they did at once, models that follow each other on the
+// same pages would have the system clear every page anew: for a mixture of bound and packed models, loads
+// would spend twice as long on that as on copying weights.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -25,7 +31,9 @@ public:
     ~ArenaMemory() { unmap(); }
 
     // Reserves the address space; returns false if there is none. Must be called before any other function.
-    bool map(std::int64_t page_count, std::size_t page_bytes) {
+    // spare_ns: pages give their memory up when they have been spare for that long, or twice as long at most.
+    bool map(std::int64_t page_count, std::size_t page_bytes, std::int64_t spare_ns) {
+        age_ = std::chrono::nanoseconds(spare_ns);
         bytes_ = round_up(std::size_t(page_count) * page_bytes, HUGE_PAGE_BYTES);
         base_ = map_untouched(bytes_);
         if (base_ == nullptr)
@@ -53,7 +61,7 @@ public:
     std::size_t held_bytes() const {
         std::size_t held = 0;
         for (std::int64_t page = 0; page < page_count_; page++)
-            held += pages_[page].load(std::memory_order_relaxed) == Page::HELD;
+            held += has_memory(pages_[page].load(std::memory_order_relaxed));
         return held * page_bytes_;
     }
 
@@ -75,19 +83,28 @@ public:
                 continue;
             if (before == Page::NEW)
                 late_count_.fetch_add(1, std::memory_order_relaxed);
-            if (!populate(this->page(page), page_bytes_))
+            if (!has_memory(before) && !populate(this->page(page), page_bytes_))
                 return false;
             pages_[page].store(Page::HELD, std::memory_order_release);
         }
         return true;
     }
 
-    // Returns the memory of `count` pages from `start` on to the kernel.
-    void give_up(std::int64_t start, std::int64_t count) {
-        std::lock_guard<std::mutex> held(changing_);
-        madvise(page(start), std::size_t(count) * page_bytes_, MADV_DONTNEED);
-        for (std::int64_t page = start; page < start + count; page++)
-            pages_[page].store(Page::GIVEN_UP, std::memory_order_relaxed);
+    // Lets `count` pages from `start` on give up their memory, unless it is taken again soon. Their content
+    // is lost.
+    void spare(std::int64_t start, std::int64_t count) {
+        {
+            std::lock_guard<std::mutex> held(changing_);
+            for (std::int64_t page = start; page < start + count; page++) {
+                const bool has = has_memory(pages_[page].load(std::memory_order_relaxed));
+                pages_[page].store(has ? Page::SPARE : Page::GIVEN_UP, std::memory_order_relaxed);
+            }
+        }
+        std::lock_guard<std::mutex> held(asking_);
+        if (!has_spare_) {
+            has_spare_ = true;
+            changed_.notify_one();
+        }
     }
 
     // ----- any thread but a lane ---------------------------------------------------------------
@@ -113,18 +130,41 @@ public:
         }
     }
 
-    // Populates pages up to the bound given by want(), until stop() is called. The body of a thread.
+    // Populates pages up to the bound given by want(), and takes the memory of pages that stay spare, until
+    // stop() is called. The body of a thread.
     void keep() {
         std::unique_lock<std::mutex> held(asking_);
+        auto due = std::chrono::steady_clock::now();  // of the next look at spare pages
+        bool looks = false;
         for (;;) {
-            changed_.wait(held, [this] { return is_stopping_ || wanted_ > kept_; });
+            const auto has_work = [&] { return is_stopping_ || wanted_ > kept_ || has_spare_ != looks; };
+            if (looks)
+                changed_.wait_until(held, due, has_work);
+            else
+                changed_.wait(held, has_work);
             if (is_stopping_)
                 return;
-            const std::int64_t wanted = wanted_;
-            held.unlock();
-            touch_below(wanted);  // if memory runs out here, the LOAD that needs the page reports it
-            held.lock();
-            kept_ = wanted;
+            const auto now = std::chrono::steady_clock::now();
+            if (has_spare_ && !looks) {
+                looks = true;
+                due = now + age_;
+            }
+            if (wanted_ > kept_) {
+                const std::int64_t wanted = wanted_;
+                held.unlock();
+                touch_below(wanted);  // if memory runs out here, the LOAD that needs the page reports it
+                held.lock();
+                kept_ = wanted;
+            }
+            if (looks && now >= due) {
+                has_spare_ = false;  // spare() sets it again for a page that the look has passed
+                held.unlock();
+                const bool left = grow_old();
+                held.lock();
+                has_spare_ |= left;
+                looks = has_spare_;
+                due = now + age_;
+            }
         }
     }
 
@@ -143,7 +183,34 @@ public:
     }
 
 private:
-    enum class Page : std::uint8_t { NEW, HELD, GIVEN_UP };
+    // SPARE and OLD: spare since the last look at spare pages, or for longer.
+    enum class Page : std::uint8_t { NEW, HELD, SPARE, OLD, GIVEN_UP };
+
+    static bool has_memory(Page page) { return page == Page::HELD || page == Page::SPARE || page == Page::OLD; }
+
+    // Takes the memory of OLD pages, and makes SPARE pages OLD. Returns whether any page is OLD now.
+    bool grow_old() {
+        bool left = false;
+        for (std::int64_t begin = 0; begin < page_count_; begin += LOOKED_AT_ONCE) {
+            std::lock_guard<std::mutex> held(changing_);
+            const std::int64_t end = std::min(begin + LOOKED_AT_ONCE, page_count_);
+            for (std::int64_t page = begin; page < end; page++) {
+                const Page before = pages_[page].load(std::memory_order_relaxed);
+                if (before == Page::OLD) {
+                    madvise(this->page(page), page_bytes_, MADV_DONTNEED);
+                    pages_[page].store(Page::GIVEN_UP, std::memory_order_relaxed);
+                } else if (before == Page::SPARE) {
+                    pages_[page].store(Page::OLD, std::memory_order_relaxed);
+                    left = true;
+                }
+            }
+        }
+        return left;
+    }
+
+    static constexpr std::int64_t LOOKED_AT_ONCE = 64;  // pages between two releases of the lock
+
+    std::chrono::nanoseconds age_{0};
 
     char* base_ = nullptr;
     std::size_t bytes_ = 0;
@@ -154,10 +221,11 @@ private:
     std::atomic<std::int64_t> late_count_{0};
     std::mutex changing_;
     std::int64_t touched_ = 0;  // no page below this index is NEW; guarded by changing_
-    std::mutex asking_;         // guards wanted_, kept_ and is_stopping_
+    std::mutex asking_;         // guards wanted_, kept_, has_spare_ and is_stopping_
     std::condition_variable changed_;
     std::int64_t wanted_ = 0;
-    std::int64_t kept_ = 0;  // the last value of wanted_ that keep() has carried out
+    std::int64_t kept_ = 0;   // the last value of wanted_ that keep() has carried out
+    bool has_spare_ = false;  // whether a page may be spare
     bool is_stopping_ = false;
 };
 

@@ -1,6 +1,6 @@
-// An arena's memory under its three threads, for ThreadSanitizer: the load lane takes and gives up pages,
-// while a thread that prepares models and the keeper populate pages. Bytes that a lane has written stay until
-// it gives the page up.
+// An arena's memory under its three threads, for ThreadSanitizer: the load lane takes and spares pages,
+// while a thread that prepares models and the keeper populate pages, and the keeper takes the memory of pages
+// that stay spare. Bytes that a lane has written stay until it spares the page.
 //
 // Usage: threads_arena SEED ROUNDS.
 #include <cstdio>
@@ -33,7 +33,7 @@ void load_lane(ArenaMemory& memory, std::uint64_t seed) {
         for (std::int64_t page = start; page < start + count; page++)
             demand(written[page] == 0 || holds_only(memory.page(page), written[page]), "a page has lost what it held");
         if (draw(seed) % 4 == 0) {
-            memory.give_up(start, count);
+            memory.spare(start, count);
             std::memset(written + start, 0, std::size_t(count));
             continue;
         }
@@ -47,7 +47,7 @@ void load_lane(ArenaMemory& memory, std::uint64_t seed) {
 
 void run_round(std::uint64_t seed) {
     ArenaMemory memory;
-    demand(memory.map(PAGES, PAGE_BYTES), "there is address space");
+    demand(memory.map(PAGES, PAGE_BYTES, 100'000), "there is address space");
     demand(memory.held_bytes() == 0, "an arena begins without memory");
     std::thread keeper([&] { memory.keep(); });
     std::thread lane([&memory, own = seed] { load_lane(memory, own); });
@@ -57,10 +57,29 @@ void run_round(std::uint64_t seed) {
         demand(memory.held_bytes() <= memory.bytes(), "no page is counted twice");
     }
     lane.join();
+    memory.spare(0, PAGES);
+    while (memory.held_bytes() > 0)
+        std::this_thread::yield();
     memory.stop();
     keeper.join();
-    demand(memory.touch_below(PAGES), "there is memory");
     demand(memory.late_count() <= PAGES, "a page is late once at most");
+}
+
+// A page that is taken again soon keeps its memory: it is not cleared in between.
+void take_again() {
+    ArenaMemory memory;
+    demand(memory.map(PAGES, PAGE_BYTES, 3'600'000'000'000), "there is address space");
+    std::thread keeper([&] { memory.keep(); });
+    demand(memory.take(0, 3), "there is memory");
+    std::memset(memory.page(1), 7, PAGE_BYTES);
+    memory.spare(1, 2);
+    demand(memory.held_bytes() == 3 * PAGE_BYTES, "spare pages have memory");
+    demand(memory.take(1, 2), "there is memory");
+    demand(holds_only(memory.page(1), 7), "the page was cleared");
+    memory.spare(100, 1);
+    demand(memory.held_bytes() == 3 * PAGE_BYTES, "a page without memory gets none");
+    memory.stop();
+    keeper.join();
 }
 
 }  // namespace
@@ -70,6 +89,7 @@ int main(int count, char** arguments) {
         return 2;
     const std::uint64_t seed = std::strtoull(arguments[1], nullptr, 10);
     const int rounds = std::atoi(arguments[2]);
+    take_again();
     for (int round = 0; round < rounds; round++)
         run_round(seed + std::uint64_t(round));
     std::printf("%d rounds\n", rounds);

@@ -1,4 +1,4 @@
-"""The client of all servers, native (bench/many/sender.cpp): requests over HTTP/1.1, and a loader of models."""
+"""The native client of all servers (bench/many/sender.cpp): requests over HTTP/1.1, a loader of models."""
 
 from __future__ import annotations
 

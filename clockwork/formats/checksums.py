@@ -29,7 +29,14 @@ ASIDE = ".damaged-"  # Prefix of the name of a damaged file or directory that is
 def fields_of(record: Any) -> dict[str, Any]:
     """Return a dataclass's fields without copies. dataclasses.asdict() would copy the elements of lists one
     by one."""
-    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    kind = type(record)
+    names = _NAMES.get(kind)
+    if names is None:
+        names = _NAMES[kind] = tuple(field.name for field in dataclasses.fields(record))
+    return {name: getattr(record, name) for name in names}
+
+
+_NAMES: dict[type, tuple[str, ...]] = {}  # the fields of each dataclass, of which thousands are written
 
 
 def seal(body: Mapping[str, Any]) -> bytes:

@@ -199,7 +199,7 @@ class Unlike(Exception):
 
 
 class Template:
-    """The common part of the fine-tunes of an architecture. Its sessions belong to the thread that made it."""
+    """The common part of the fine-tunes of an architecture. Its sessions are of the thread that made it."""
 
     def __init__(self, made: Prepared) -> None:
         """Raises Unlike, RunError, InvalidModel."""

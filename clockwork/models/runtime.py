@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from clockwork.wire.packages import padded_strings
 from clockwork.wire.tensors import INT2, UINT2, Array, decode_tensor, encode_array, tensor_bytes
 
 SILENT = 4  # ONNX Runtime's severity "fatal": errors come as exceptions, not as lines on stderr
+
+FOREVER_NS = 1 << 62
 
 EXTERNAL_MIN_BYTES = 1024
 """Size below which tensors stay in the model file: external tensors prevent shape inference."""
@@ -75,35 +79,77 @@ class Limit:
     """
 
     def __init__(self, terminate: Callable[[], None]) -> None:
-        self._terminate = terminate
-        self._ended = threading.Event()
-        self._was_terminated = False
-        self._thread = threading.Thread(target=self._watch, name="limit", daemon=True)
-
-    def _watch(self) -> None:
         limit_ns = preparation_run_ns()
         long_ns = min(PREPARATION_LONG_RUN_NS, limit_ns)
-        if self._ended.wait(long_ns / 1e9):
-            return
-        on_long_run()
-        if self._ended.wait((limit_ns - long_ns) / 1e9):
-            return
+        self._waits_ns = deque((long_ns, limit_ns - long_ns, EXECUTION_GRACE_NS))
+        self._steps: deque[Callable[[], None]] = deque(
+            (lambda: on_long_run(), self._end, lambda: on_endless_run())
+        )
+        self._terminate = terminate
+        self._was_terminated = False
+        self.due_ns = 0  # time of the next step
+
+    def _end(self) -> None:
         self._was_terminated = True
         self._terminate()
-        if not self._ended.wait(EXECUTION_GRACE_NS / 1e9):
-            on_endless_run()
+
+    def advance(self, now_ns: int) -> None:
+        """Take the steps that are due. Called with the watch's lock, so that none is taken after the
+        execution."""
+        while self._steps and now_ns >= self.due_ns:
+            self._steps.popleft()()
+            self.due_ns += self._waits_ns.popleft() if self._waits_ns else FOREVER_NS
 
     def __enter__(self) -> None:
-        try:
-            self._thread.start()
-        except RuntimeError as error:  # the system has no memory for the thread's stack
-            raise MemoryError(str(error)) from None
+        self.due_ns = time.monotonic_ns() + self._waits_ns.popleft()
+        _WATCH.begin(self)
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
+        _WATCH.end(self)
         if self._was_terminated:
             raise RunsTooLong from None
+
+
+class _Watch:
+    """The thread that watches all limits. A thread for each execution would cost more than a small model's
+    execution."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._limits: dict[int, Limit] = {}
+        self._wakes_ns = 0  # time at which the thread looks again
+        self._thread: threading.Thread | None = None
+
+    def begin(self, limit: Limit) -> None:
+        with self._changed:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="limit", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # the system has no memory for the thread's stack
+                    raise MemoryError(str(error)) from None
+                self._thread = thread
+            self._limits[id(limit)] = limit
+            if limit.due_ns < self._wakes_ns:
+                self._changed.notify()
+
+    def end(self, limit: Limit) -> None:
+        with self._changed:
+            del self._limits[id(limit)]
+
+    def _run(self) -> None:
+        with self._changed:
+            while True:
+                now_ns = time.monotonic_ns()
+                for limit in list(self._limits.values()):
+                    limit.advance(now_ns)
+                # Also without a limit the thread wakes up now and then: to wake it for each would cost more.
+                due = [limit.due_ns for limit in self._limits.values()]
+                self._wakes_ns = min(due, default=now_ns + PREPARATION_LONG_RUN_NS)
+                self._changed.wait((self._wakes_ns - now_ns) / 1e9)
+
+
+_WATCH = _Watch()
 
 
 class ModelSession:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,14 @@ def _names(text: str) -> list[str]:
 )
 @click.option(
     "--copies", type=click.IntRange(1), default=1, show_default=True, help="Copies of each such model."
+)
+@click.option(
+    "--each",
+    type=EXISTING,
+    multiple=True,
+    metavar="PATH",
+    help="In place of NAME and FILE: every ONNX file of a directory, or a file, under its name without .onnx. May be "
+    "given several times.",
 )
 @click.option(
     "--slo", type=Duration(0), help="The default SLO of its requests: 100ms, or a number of seconds; 0: none."
@@ -163,7 +172,8 @@ def _names(text: str) -> list[str]:
 )
 @client_options
 def add(
-    name: str | None, file: Path | Location | None, profiles: str | None, copies: int, slo: float | None,
+    name: str | None, file: Path | Location | None, profiles: str | None, copies: int, each: tuple[Path, ...],
+    slo: float | None,
     examples: Path | None, batching: Any, batch_max: int | None, dtype: Any,
     optional_inputs: list[str] | None, image: bool, resize: int | None,
     mean: str | None, std: str | None, scale: float | None, filter_: str | None,
@@ -183,6 +193,9 @@ def add(
     serving version, except those given here. Inputs or outputs that would break that version's clients are an
     error, unless --force or --no-route is given. `models rollback` returns to the version that served before.
 
+    With --each it registers many files in one run: hundreds of fine-tunes take little longer than their
+    upload. A failure with one file stops no other.
+
     With --image, decoding, resizing, cropping and normalising become part of the model, so that their time is
     predicted; the model's metadata completes the flags. With --tokenizer, tokenization does
     (docs/strings-and-images.md).
@@ -193,6 +206,7 @@ def add(
       clockwork models add resnet50 resnet50.onnx --image --resize 256 \\
           --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
       clockwork models add resnet50 retrained.onnx --canary 10%
+      clockwork models add --each fine-tunes/ --slo 0.1
       clockwork models add bert bert.onnx --examples inputs.npz --batching off
       clockwork models add sentences encoder.onnx --tokenizer all-MiniLM-L6-v2/
       clockwork models add resnet50-gpu resnet50.program --slo 0.05
@@ -204,9 +218,11 @@ def add(
     from clockwork.cli import files, joined
     from clockwork.launch.profiles import read_profiles, register_profiles
 
-    if profiles is None and (name is None or file is None):
-        raise click.UsageError("models add takes a NAME and an ONNX FILE, or --profiles")
+    if profiles is None and not each and (name is None or file is None):
+        raise click.UsageError("models add takes a NAME and an ONNX FILE, or --each, or --profiles")
     if profiles is not None:
+        if each:
+            raise click.UsageError("models add takes --each or --profiles")
         if file is not None:
             raise click.UsageError("models add --profiles takes no ONNX FILE")
         if canary is not None or no_route or force:
@@ -217,9 +233,21 @@ def add(
             register_profiles(client, found, slo, connect.timeout, tell)
         print_line(f"{say_count(len(found), 'model is', 'models are')} ready")
         return
-    assert name is not None, "only --profiles goes without"
     with as_usage():
         given = files.read_examples(examples) if examples is not None else None
+    if each:
+        alone = [name, image, tokenizer, labels, canary, no_route]
+        if any(value not in (None, False) for value in alone):
+            raise click.UsageError(
+                "models add --each takes no NAME, --image, --tokenizer, --labels, --canary or --no-route"
+            )
+        options = {
+            "slo": slo, "examples": given, "batching": batching, "batch_max": batch_max, "dtype": dtype,
+            "optional_inputs": optional_inputs, "force": force,
+        }  # fmt: skip
+        _add_each(connect, _files_of(each), options)
+        return
+    assert name is not None, "only --profiles and --each go without"
     if canary is not None and no_route:
         raise click.UsageError("--canary and --no-route exclude each other")
     image_flags = {"--resize": resize, "--mean": mean, "--std": std, "--scale": scale, "--filter": filter_}
@@ -264,6 +292,39 @@ def add(
         print_line(
             f"  {info.name} has a route, so that it gets no traffic until `clockwork models route` says so"
         )
+
+
+def _files_of(paths: Sequence[Path]) -> dict[str, Path]:
+    """Return the ONNX files of directories, and files, by the names of their models."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        files = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
+        if not files:
+            raise click.UsageError(f"{path} holds no ONNX file")
+        for file in files:
+            if file.stem in found:
+                raise click.UsageError(f"{found[file.stem]} and {file} would have the same name")
+            found[file.stem] = file
+    return found
+
+
+def _add_each(connect: Connect, files: Mapping[str, Path], options: Mapping[str, Any]) -> None:
+    """Register files, and tell of each that could not be. Exits with status 1 if there are any."""
+    from clockwork.launch.many import register_each
+
+    with connect() as client, _progress("Registering models") as tell:
+        failed = register_each(
+            {
+                name: functools.partial(client.register, name, file, timeout=connect.timeout, **options)
+                for name, file in files.items()
+            },
+            tell,
+        )
+    for name, error in failed.items():
+        print_line(f"clockwork: {name}: {error}", err=True)
+    print_line(f"{say_count(len(files) - len(failed), 'model is', 'models are')} ready")
+    if failed:
+        raise click.exceptions.Exit(1)
 
 
 @contextmanager

@@ -17,10 +17,12 @@ READY_NS = 120 * 1_000_000_000  # Time that the cluster may take to become ready
 FOUND_SHOWN = 8  # Models from earlier starts that the greeting of `clockwork up` names
 LAST_LINES = 20  # Lines of a child's output that are shown when it dies
 
-# ----- launch/profiles.py ----------------------------------------------------------------------
+# ----- launch/many.py --------------------------------------------------------------------------
 
 REGISTRATIONS_AT_ONCE = 16
 """Registrations under way: enough that their disk writes overlap, far below a controller's bound."""
+
+# ----- launch/profiles.py ----------------------------------------------------------------------
 
 COPIES_MAX = 100_000
 

@@ -12,7 +12,7 @@ FILES_MAX = 10_000  # Most files of a version
 
 # ----- repository/keeper.py -----------------------------------------------------------------------
 
-REGISTERING_MAX = 4  # Versions that are registered at once; workers prepare them one by one in any case
+REGISTERING_MAX = 16  # Versions that are registered at once, so that their disk writes overlap
 FAILED_SHOWN = 8  # Failed models of its repositories that a gateway names at the end of its start
 LOADING_MAX = 4  # Calls to load a model of a repository that are carried out at once; further calls wait
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clockwork.config.launch import COPIES_MAX, REGISTRATIONS_AT_ONCE
+from clockwork.config.launch import COPIES_MAX
 from clockwork.errors import ConfigError
 from clockwork.formats.profiles import ModelProfile, load_profiles, paper_varieties
 from clockwork.formats.profiles import copies as copies_of
+from clockwork.launch.many import register_each
 
 if TYPE_CHECKING:
     from clockwork.client.blocking import Client
@@ -50,13 +51,6 @@ def register_profiles(
         content = dataclasses.replace(profile, name=profile.program or profile.name)
         client.register(profile.name, content, slo=default, force=True, timeout=timeout)
 
-    with concurrent.futures.ThreadPoolExecutor(REGISTRATIONS_AT_ONCE) as pool:
-        futures = [pool.submit(register, profile) for profile in profiles]
-        try:
-            for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
-                future.result()
-                tell("register", done, len(profiles))
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+    failed = register_each({profile.name: functools.partial(register, profile) for profile in profiles}, tell)
+    if failed:
+        raise next(iter(failed.values()))

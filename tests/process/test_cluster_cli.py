@@ -137,6 +137,39 @@ def test_plans_are_made_for_what_a_cluster_serves(cluster: Cluster) -> None:
     assert "no model 'gpt' (there is digits" in text
 
 
+def test_files_are_registered_in_one_run_and_a_bad_one_stops_no_other(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tunes"
+    folder.mkdir()
+    base = zoo.build("mlp", width=16, depth=1)
+    for index in range(6):
+        (folder / f"tune-{index}.onnx").write_bytes(zoo.fine_tune(base, index).SerializeToString())
+    (folder / "tune-3.onnx").write_bytes(b"no model")
+    (folder / "notes.txt").write_text("beside the models")
+    alone = tmp_path / "alone.onnx"
+    alone.write_bytes(zoo.fine_tune(base, 9).SerializeToString())
+    add = ["models", "add", "--each", str(folder), "--each", str(alone), "--slo", "5"]
+    status, text = cluster.run(*add)
+    assert status == 1
+    assert "clockwork: tune-3: tune-3.onnx is not an ONNX model (8 bytes)" in text
+    assert "6 models are ready" in text
+    names = ["alone", *(f"tune-{index}" for index in (0, 1, 2, 4, 5))]
+    for name in names:
+        shown = json.loads(cluster.run("models", "show", name, "--json")[1])
+        assert (shown["state"], shown["slo_ns"]) == ("ready", 5 * SECOND)
+    (folder / "tune-3.onnx").unlink()
+    status, text = cluster.run(*add)
+    assert (status, text.splitlines()[-1]) == (0, "6 models are ready")
+    same = tmp_path / "alone"
+    same.mkdir()
+    (same / "alone.onnx").write_bytes(b"")
+    status, text = cluster.run("models", "add", "--each", str(same), "--each", str(alone))
+    assert status == 2
+    assert "would have the same name" in text
+    cluster.run("models", "remove", *names)
+
+
 def test_models_come_are_shown_and_go(cluster: Cluster, tmp_path: Path) -> None:
     onnx.save_model(zoo.build("mlp"), tmp_path / "mlp.onnx")
     np.savez(tmp_path / "examples.npz", x=np.ones((4, 64), np.float32))

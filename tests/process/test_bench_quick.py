@@ -42,6 +42,7 @@ from bench import (
     rot,
     roundtrip,
     shared_memory,
+    spike,
     worker,
 )
 from bench.attacks import gateway_bytes, gateway_seats, seats
@@ -583,6 +584,27 @@ def test_a_worker_that_stood_still_serves_again() -> None:
     (found,) = recovery.measure("stop", "adaptive", 1, recovery.QUICK)
     assert found.steady > 0
     assert found.second > 0
+
+
+def test_a_simulated_spike_has_windows_in_it_and_after_it() -> None:
+    rows = spike.measure(spike.QUICK_SHAPES, spike.POLICIES, 1, spike.QUICK)
+    assert [(row["shape"], row["policy"]) for row in rows] == [
+        (shape, policy) for shape in spike.QUICK_SHAPES for policy in spike.POLICIES
+    ]
+    assert all(row["of"] == row["of windows"] == 9 for row in rows)
+    assert all(row["spike least"] > 0 and row["offered"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_live_rounds_of_a_spike_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "spike.jsonl"
+    for kinds in (("emulated",), ("cpu",)):
+        [windows] = spike.live_rounds(kinds, ("adaptive",), 1, spike.QUICK, out)[kinds[0], "adaptive"]
+        assert windows.spike.sum() > 0, "nothing was answered"
+        assert windows.offered.sum() > 0
+    monkeypatch.setattr(spike, "LIVE", {})
+    again = spike.live_rounds(("cpu",), ("adaptive",), 1, spike.QUICK, out)["cpu", "adaptive"][0]
+    assert again.to_json() == windows.to_json()
 
 
 @pytest.mark.slow

@@ -64,10 +64,15 @@ double Adaptive::need() const {
     if (believes_surges_) {
         arrives = std::max(arrives, surge_.rate(-RECENT_SIGMAS));
     }
-    return need_of(arrives, parts_.state.now);
+    double least = parts_.state.now < full_until_ns_ ? FULL_NEED : 0;
+    return std::max(need_of(arrives, parts_.state.now), least);
 }
 
 double Adaptive::need_at_most() const { return std::min(need(), need_of(lull_.rate(LULL_SIGMAS), parts_.state.now)); }
+
+double Adaptive::last_need_at_most() const {
+    return need_of(last_.rate_at_most(parts_.state.now, LAST_SIGMAS), parts_.state.now);
+}
 
 double Adaptive::need_of(double arrives, Ns now) const {
     return parts_.state.executors.empty()
@@ -235,6 +240,8 @@ bool Adaptive::admit(Pending& pending) {
     if (Residency* asked = model.next_asked()) {
         ask_for(*asked, parts_.state.now, request.shape, pending.size, pending.deadline_ns - parts_.state.now);
     }
+    double recent = there.ideal_ns * pending.size;
+    last_.add(parts_.state.now, recent);
     if (refuses_) {
         if (parts_.state.now >= share_at_ns_) {
             share_at_ns_ = parts_.state.now + SHARE_EVERY_NS;
@@ -249,7 +256,6 @@ bool Adaptive::admit(Pending& pending) {
         batch_copied_max_ = std::max(batch_copied_max_, request.copied_bytes * spec->batch_max);
     }
     // Only admitted requests count: a client that retries at once must not look like a flood.
-    double recent = there.ideal_ns * pending.size;
     surge_.add(recent);
     lull_.add(recent);
     double cost = recent * weights_.weight();
@@ -284,10 +290,23 @@ void Adaptive::turn_away(Pending& pending, Ns after_ns) {
     contest_devices(*pending.model, parts_.state.now);
 }
 
-// Refuses a request that would wait too long behind its own model's requests, within the model's share. True:
-// refused.
+// The device time of all waiting requests at their ideal cost, divided evenly among the devices.
+double Adaptive::backlog_ns() {
+    if (parts_.state.now >= backlog_at_ns_) {
+        backlog_at_ns_ = parts_.state.now + BACKLOG_EVERY_NS;
+        double sum = 0;
+        parts_.queues.for_each_waiting([&](std::uint32_t slot, std::uint32_t rows) {
+            sum += rows * traffic_.of(parts_.state.at<Model>(slot)).ideal_ns;
+        });
+        backlog_ns_ = sum / static_cast<double>(std::max<std::size_t>(parts_.state.executors.size(), 1));
+    }
+    return backlog_ns_;
+}
+
+// Refuses a request that would wait too long behind its own model's requests, within the model's share, and
+// behind those of all models. True: refused.
 bool Adaptive::refuse_beyond_share(Pending& pending, const KindSpec& spec, const Traffic& known) {
-    bool is_crowded = share_ > 0;
+    bool is_crowded = share_ > 0 && last_need_at_most() > REFUSE_NEED;
     if (is_crowded && rate(known.rows) * known.ideal_ns <= share_) {
         return false;
     }
@@ -303,9 +322,13 @@ bool Adaptive::refuse_beyond_share(Pending& pending, const KindSpec& spec, const
     double level = is_crowded ? share_ : static_cast<double>(std::max<std::size_t>(parts_.state.executors.size(), 1));
     double wait = waiting * known.ideal_ns / level;
     double room = (is_crowded ? SHARE_WAIT : 1) * static_cast<double>(slack - batch_ns(1));
-    if (wait <= std::max(room, static_cast<double>(batch_ns(pending.size)))) {
+    double enough = std::max(room, static_cast<double>(batch_ns(pending.size)));
+    // A queue empties by whole batches, so a model's own queue may be at its bound although the devices are
+    // about to have time.
+    if (wait <= enough || (is_crowded && backlog_ns() <= enough)) {
         return false;
     }
+    full_until_ns_ = parts_.state.now + FULL_NS;
     turn_away(pending, static_cast<Ns>(wait - room));
     return true;
 }
@@ -351,7 +374,8 @@ bool Adaptive::refuse_late(Pending& pending) {
         // One of many other devices may be free earlier.
         begins = parts_.state.now + soonest->arena->worker->there_ns;
     }
-    bool is_contested = parts_.state.now < soonest->arena->shares.contested_until_ns;
+    bool is_contested =
+        parts_.state.now < soonest->arena->shares.contested_until_ns && last_need_at_most() > REFUSE_NEED;
     double part = refuse_wait_ > 0 ? refuse_wait_ : is_contested ? wait_part(soonest->spec->kind) : 1;
     Ns takes = takes_ns(*soonest->spec, pending.request.shape, pending.size);
     Ns rest = pending.deadline_ns - begins - takes - soonest->arena->worker->back_ns;

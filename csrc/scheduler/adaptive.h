@@ -44,6 +44,9 @@ inline constexpr double RECENT_SIGMAS = 2;
 inline constexpr Ns LULL_HALF_LIFE_NS = 200 * MS;
 inline constexpr double LULL_SIGMAS = 3;
 
+// The present need is at most what the last requests make, plus this many standard deviations of their count.
+inline constexpr double LAST_SIGMAS = 1;
+
 // Lower bounds of the time that rates are averaged over, so that the first requests are no flood.
 inline constexpr Ns MEMORY_MIN_NS = 70 * MS;
 inline constexpr Ns RECENT_MEMORY_MIN_NS = 20 * MS;
@@ -85,6 +88,14 @@ inline constexpr double SHARE_WAIT = 0.6;
 
 // Interval at which the fair share of a model is computed.
 inline constexpr Ns SHARE_EVERY_NS = 50 * MS;
+
+// Interval at which the waiting requests of all models are summed up.
+inline constexpr Ns BACKLOG_EVERY_NS = MS;
+
+// While requests are refused beyond their models' shares, and for this long after, the need is at least
+// FULL_NEED. The requests that were admitted say nothing about the load then.
+inline constexpr Ns FULL_NS = RECENT_HALF_LIFE_NS;
+inline constexpr double FULL_NEED = 1;
 
 // Where batches save little, on a device that turned a request away within CONTEST_NS, a request is refused
 // if the wait before it is longer than this part of the time it has. The part shrinks by WAIT_PART_NOISE
@@ -255,6 +266,7 @@ private:
     void share_out();
     void see_who_came(const Batch& batch);
     void turn_away(Pending& pending, Ns after_ns);
+    double backlog_ns();
     bool refuse_beyond_share(Pending& pending, const KindSpec& spec, const Traffic& known);
     Ns before_ns(const Arena& arena, const Pending& pending, Ns enough_ns);
     bool refuse_late(Pending& pending);
@@ -269,6 +281,8 @@ private:
     // that arrives.
     double need() const;
     double need_at_most() const;
+    // Upper bound of the need that the last requests make, refused ones too.
+    double last_need_at_most() const;
     // The need if so much ideal device time arrives per nanosecond.
     double need_of(double arrives, Ns now) const;
     double hold_share(const Model& model) const;
@@ -302,6 +316,10 @@ private:
     Weights weights_{NEED_HALF_LIFE_NS, MEMORY_MIN_NS};
     ArrivalRate surge_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};  // arrivals over all models
     ArrivalRate lull_{LULL_HALF_LIFE_NS, MEMORY_MIN_NS};
+    LastArrivals last_;                   // arrivals over all models, refused ones too
+    Ns full_until_ns_ = -NEVER_NS;        // until then, the need is at least FULL_NEED
+    double backlog_ns_ = 0;               // device time of all waiting requests, per device
+    Ns backlog_at_ns_ = 0;                // time at which backlog_ns_ is computed next
     std::vector<Margin> margins_;         // margins by the device's kind
     std::uint64_t batch_bytes_max_ = 0;   // bound on the input bytes of any batch
     std::uint64_t batch_copied_max_ = 0;  // bound on the copied bytes of any batch

@@ -173,7 +173,7 @@ void Model::archive(Archive& archive) {
             background);
     archive(live, served, unloads, fetches, drops, place_cursor, asked_cursor, load_cursor, touched);
     homes.archive(archive, archive.books->pool<Executor>().slot_count());
-    archive(demand, unanswerable, overruns, overrun_ns);
+    archive(demand, asked, unanswerable, overruns, overrun_ns);
     Archive::need(!specs.empty(), "a model is prepared nowhere");
 }
 
@@ -432,8 +432,8 @@ void Queued::archive(Archive& archive) {
 
 void Adaptive::archive(Archive& archive) {
     traffic_.archive(archive, parts_.state.pool<Model>().slot_count());
-    archive(cost_sum_, square_sum_, weights_, surge_, lull_, margins_, batch_bytes_max_, batch_copied_max_, share_,
-            share_at_ns_, pace_);
+    archive(cost_sum_, square_sum_, weights_, surge_, lull_, last_, full_until_ns_, backlog_ns_, backlog_at_ns_,
+            margins_, batch_bytes_max_, batch_copied_max_, share_, share_at_ns_, pace_);
 }
 
 void SlotHeap::archive(Archive& archive, std::uint32_t limit) {

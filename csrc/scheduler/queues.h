@@ -39,6 +39,18 @@ public:
     std::uint32_t rows(const Model& model, std::uint32_t shape) const;
     // The non-empty queue of a model and shape with the highest level below this one; null: there is none.
     Queue* below(const Model& model, std::uint32_t shape, std::uint8_t level) const;
+    // Calls function(slot, rows) for every model with waiting requests.
+    template <typename Function>
+    void for_each_waiting(Function&& function) const {
+        asked_.for_each([&](std::uint32_t slot) {
+            std::uint32_t rows = 0;
+            for (const auto& queue : states_[slot].queues) {
+                rows += queue->rows();
+            }
+            function(slot, rows);
+            return true;
+        });
+    }
     // Requests in a model's queues.
     std::uint32_t waiting(const Model& model) const { return waiting_[model.slot]; }
 

@@ -20,6 +20,7 @@
 #include "scheduler/estimates.h"
 #include "scheduler/shares.h"
 #include "scheduler/types.h"
+#include "scheduler/weights.h"
 
 namespace clockwork {
 
@@ -398,6 +399,7 @@ struct alignas(CACHE_LINE) Model {
     std::uint32_t generation = 0;
     Bits homes;  // slots of the executors of arenas where it is resident
     ModelDemand demand;
+    ArrivalRate asked{ASKED_HALF_LIFE_NS, ASKED_MEMORY_MIN_NS};  // device time of its last requests
     RecentTimes<EVIDENCE_MAX> unanswerable;  // evidence of executions whose requests had all been answered
     RecentTimes<OVERRUNS_MAX> overruns;
     Ns overrun_ns = 0;  // end of the last overrun
@@ -423,6 +425,7 @@ struct alignas(CACHE_LINE) Model {
         live = served = 0;
         unloads = fetches = drops = touched = place_cursor = asked_cursor = load_cursor = 0;
         demand = ModelDemand();
+        asked = ArrivalRate(ASKED_HALF_LIFE_NS, ASKED_MEMORY_MIN_NS);
     }
     void archive(Archive& archive);
 

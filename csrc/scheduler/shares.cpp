@@ -24,6 +24,15 @@ double batched_ns(Curve& curve, std::uint32_t batch_max, Ns slack_ns) {
     return least;
 }
 
+// The device time per nanosecond that a model asks for, of which `asked` was counted: at least its part of
+// what surely arrives now.
+double asked_now(const Residency& residency, double asked, Ns now) {
+    const Model& model = *residency.model;
+    ArrivalRate recent = model.asked;
+    recent.advance(now);
+    return std::max(asked, recent.rate(-ASKED_SIGMAS) / static_cast<double>(model.residencies.size()));
+}
+
 void divide(Arena& arena, Ns now) {
     DeviceShares& shares = arena.shares;
     shares = {shares.contested_until_ns, now};
@@ -36,28 +45,36 @@ void divide(Arena& arena, Ns now) {
             wanted.push_back(rate);
         }
     }
-    double level = level_of(wanted, 1, SHARE_ASKED), had_sum = 0;
-    shares.level = level;
-    if (level == 0) {
+    if (level_of(wanted, 1, SHARE_ASKED) == 0) {
         return;
     }
-    std::size_t greedy_count = 0;
+    wanted.clear();
     for (Residency* resident = arena.resident.front(); resident != nullptr; resident = arena.resident.next(resident)) {
-        if (ShareUse use = use_of(*resident, resident->share, now, is_late); use.asked > level) {
-            had_sum += use.had;
+        double rate = use_of(*resident, resident->share, now, is_late).asked;
+        wanted.push_back(asked_now(*resident, rate, now));
+    }
+    std::vector<double> asked = wanted;  // in the order of the device's models
+    double level = level_of(wanted, 1, SHARE_ASKED), had_sum = 0;
+    shares.level = level;
+    std::size_t greedy_count = 0, place = 0;
+    for (Residency* resident = arena.resident.front(); resident != nullptr; resident = arena.resident.next(resident)) {
+        if (asked[place++] > level) {
+            had_sum += use_of(*resident, resident->share, now, is_late).had;
             ++greedy_count;
         }
     }
+    place = 0;
     double had_mean = had_sum / static_cast<double>(std::max<std::size_t>(greedy_count, 1));
     bool some_within = false;
     for (Residency* other_residency = arena.resident.front(); other_residency != nullptr;
          other_residency = arena.resident.next(other_residency)) {
         ModelShare& share = other_residency->share;
         ShareUse use = use_of(*other_residency, other_residency->share, now, is_late);
-        share.is_modest = use.asked <= SHARE_MODEST * level;
-        share.is_greedy = use.asked > level;
+        double wants = asked[place++];
+        share.is_modest = wants <= SHARE_MODEST * level;
+        share.is_greedy = wants > level;
         share.is_beyond = share.is_greedy && use.had >= had_mean;
-        share.sigmas = std::clamp(use.asked / level, SHARE_SIGMAS_MIN, SHARE_SIGMAS_MAX);
+        share.sigmas = std::clamp(wants / level, SHARE_SIGMAS_MIN, SHARE_SIGMAS_MAX);
         if (share.is_beyond || share.arrivals == 0 || now - share.asked_ns > ACTIVE_NS) {
             continue;
         }
@@ -112,6 +129,8 @@ void ask_for(Residency& residency, Ns now, std::uint32_t shape, std::uint32_t ro
     share.slack_ns = std::min(share.slack_ns, slack_ns);
     share.asked_ns = now;
     share.asked.add(now, share.batched_ns * rows);
+    residency.model->asked.advance(now);
+    residency.model->asked.add(share.batched_ns * rows);
     share.requests.add(now, 1);
 }
 

@@ -5,7 +5,7 @@
 // rules, with formulas; docs/sharing.md is for users.
 //
 //     asked   = device time a second that the model's requests would take, refused ones too, in batches as
-//               large as half of their SLO allows
+//               large as half of their SLO allows; at least what surely arrives now
 //     had     = device time a second that its batches took
 //     level   = the largest with  sum over the device's models of min(asked, level) <= 1
 //     modest  : asked <= SHARE_MODEST * level
@@ -35,6 +35,13 @@ inline constexpr Ns DIVIDE_EVERY_NS = 50 * MS;
 
 // A device stays contested for this long after it turned a request away.
 inline constexpr Ns CONTEST_NS = 2 * SECOND;
+
+// On a divided device, a model asks for at least what surely arrives now: the mean over this half-life less
+// ASKED_SIGMAS standard deviations, divided evenly among its devices. The window alone follows a surge too
+// late: models of which all ask for ten times their share at once would count as modest for half a second.
+inline constexpr Ns ASKED_HALF_LIFE_NS = 50 * MS;
+inline constexpr Ns ASKED_MEMORY_MIN_NS = 50 * MS;
+inline constexpr double ASKED_SIGMAS = 1;
 
 // Bound on the devices that a refusal contests.
 inline constexpr std::size_t CONTEST_MAX = 16;

@@ -1,6 +1,7 @@
 #include "scheduler/weights.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "scheduler/decay.h"
@@ -43,6 +44,19 @@ int Weights::move_to(Ns now) {
     double memory = (integral - before_) / weight_;
     memory_ns_ = std::max(memory * static_cast<double>(half_life_ns_), static_cast<double>(memory_min_ns_));
     return static_cast<int>(doublings);
+}
+
+double LastArrivals::rate_at_most(Ns now, double sigmas) const {
+    double least = std::numeric_limits<double>::infinity(), sum = 0;
+    for (std::uint32_t back = 0; back <= MOST && back < count_; ++back) {
+        const Arrival& arrival = ring_[(count_ - 1 - back) % ring_.size()];
+        if (back == LEAST || back == MOST) {
+            double span_ns = static_cast<double>(std::max<Ns>(now - arrival.at_ns, 1));
+            least = std::min(least, sum * (1 + sigmas / std::sqrt(static_cast<double>(back))) / span_ns);
+        }
+        sum += arrival.cost;
+    }
+    return least;
 }
 
 }  // namespace clockwork

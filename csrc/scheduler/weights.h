@@ -1,7 +1,10 @@
 // Sums of recent events, weighted by time.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstdint>
 
 #include "scheduler/archive.h"
 #include "scheduler/types.h"
@@ -68,6 +71,33 @@ private:
     double sum_ = 0;
     double square_sum_ = 0;  // sum of each request's squared cost
     Weights weights_;
+};
+
+// The last arrivals by their times. Their rate falls within a few requests of the end of a surge, where a
+// mean over time still contains the surge.
+class LastArrivals {
+public:
+    void add(Ns now, double cost) { ring_[count_++ % ring_.size()] = {now, cost}; }
+    // An upper bound of the present cost per nanosecond: the lesser of two means, over the last LEAST and
+    // over the last MOST requests, each since the request before them, plus `sigmas` standard deviations of
+    // such a count. Infinite until there are as many.
+    double rate_at_most(Ns now, double sigmas) const;
+
+    void archive(Archive& archive) { archive(ring_, count_); }
+
+private:
+    static constexpr std::uint32_t LEAST = 16;
+    static constexpr std::uint32_t MOST = 32;
+
+    struct Arrival {
+        Ns at_ns = 0;
+        double cost = 0;
+
+        void archive(Archive& archive) { archive(at_ns, cost); }
+    };
+
+    std::array<Arrival, MOST + 1> ring_{};
+    std::uint64_t count_ = 0;
 };
 
 }  // namespace clockwork

@@ -1,0 +1,51 @@
+"""Goodput in every window of 50 ms of a spike, and after it (bench/spike.py), in simulated clusters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench.spike import AFTER_KEPT, FIRST, SHAPES, SPIKE_KEPT, WINDOW_NS, cell_of, costs, simulated, used
+from clockwork.formats.profiles import linear
+
+MS = 1_000_000
+
+
+# Of these, while a spike lasted, some gave up too little of their backlog for full batches: the need was that of
+# the admitted requests alone. In others all models counted as modest for half a second, gave nothing up, and
+# left small batches, because their demand was counted over two seconds.
+@pytest.mark.parametrize("shape", ["one-low-25", "one-high-100", "many-zipf-100", "zoo-250"])
+def test_a_spike_is_served_at_capacity_from_its_second_window_on(shape: str) -> None:
+    for seed in range(2):
+        found = simulated(cell_of(shape), "adaptive", seed)
+        assert found.spike[FIRST:].min() >= SPIKE_KEPT, (seed, found.spike.round(3))
+
+
+# Requests after a spike were refused because their model's queue was still at its bound, or because the mean
+# arrivals of the last seconds were still above all devices.
+@pytest.mark.parametrize("shape", ["one-none-25", "few-high-100", "few-high-250", "many-mid-250"])
+def test_nothing_is_refused_after_a_spike(shape: str) -> None:
+    runs = [simulated(cell_of(shape), "adaptive", seed) for seed in range(4)]
+    good, offered = (sum(getattr(run, name)[FIRST:].sum() for run in runs) for name in ("good", "offered"))
+    assert good >= AFTER_KEPT * offered, f"{offered - good} of {offered}"
+    assert all((run.quiet_good == run.quiet_offered).all() for run in runs)
+
+
+def test_every_shape_is_a_cell_with_a_capacity() -> None:
+    for shape in SHAPES:
+        cell = cell_of(shape)
+        assert cell.resident, shape
+
+
+def test_capacity_is_of_models_that_take_turns() -> None:
+    models = [linear(f"m{index}", MS, 9 * MS, 16) for index in range(3)]
+    alone = costs(models[:1], 50 * MS, devices=1)  # a request waits for one batch, and is in the next
+    assert (alone.batch_ns[0], alone.row_ns[0]) == (25 * MS, 25 * MS / 16)
+    turns = costs(models, 50 * MS, devices=1)  # four batches in 50 ms
+    assert (turns.batch_ns[0], turns.row_ns[0]) == (12 * MS, 12 * MS / 3)
+
+
+def test_an_execution_counts_evenly_over_its_time() -> None:
+    begin_ns, end_ns = np.array([WINDOW_NS // 2]), np.array([3 * WINDOW_NS // 2])
+    found = used(np.array([float(WINDOW_NS)]), begin_ns, end_ns, 0, 3 * WINDOW_NS, devices=2)
+    assert found.tolist() == [0.25, 0.25, 0.0]

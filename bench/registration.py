@@ -1,12 +1,13 @@
 """The rate at which fine-tunes of a few architectures are registered, and the cost of each.
 
     python -m bench.registration [--quick] [--json] [--models 600] [--architectures 20] [--megabytes 1.5]
-        [--at-once 8]
+        [--at-once 16] [--through client|command]
 
 A cluster of a controller and one CPU worker registers the first model of each architecture, which is
 optimised and measured. Then the others, fine-tunes that lie on disk, are registered in one run, several at
-once. Measured are the models of each second of that run; the processor time of each process for a model; the
-memory of a model that is registered and not loaded; and the time of a restart, until all models are ready.
+once: by the client in this process, or by `clockwork models add --each`. Measured are the models of each
+second of that run; the processor time of each process for a model; the memory of a model that is registered
+and not loaded; and the time of a restart, until all models are ready.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -34,7 +38,8 @@ MEAN_BYTES = 1.94e6
 """Mean size of the architectures at a scale of 1."""
 
 PAGE_BYTES = 64 << 10
-ARENA_BYTES = 64 << 20
+ARENA_BYTES = 16 << 20
+"""Small, because the arena counts to the memory of the worker."""
 
 
 def architectures(count: int, scale: float = 1.0) -> list[onnx.ModelProto]:
@@ -81,12 +86,21 @@ def anonymous_bytes(pid: int) -> int:
     return next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("RssAnon"))
 
 
+def register_folder(cluster: Cluster, folder: Path) -> None:
+    """Register a folder's files by the command."""
+    command = [sys.executable, "-m", "clockwork", "models", "add", "--endpoint", cluster.endpoint]
+    done = subprocess.run([*command, "--each", str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"models add failed: {done.stderr}\n{cluster.log()}")
+
+
 def spent_s(cluster: Cluster) -> dict[str, float]:
-    """Processor time so far, by process; the benchmark's own process is the client."""
+    """Processor time so far, by process; the client is the benchmark's own process or a child of it."""
     (worker,) = cluster.workers
     preparing = sum(map(cpu_s, children_of(worker.pid))) + ended_children_s(worker.pid)
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
-        "client": time.process_time(),
+        "client": time.process_time() + ended.ru_utime + ended.ru_stime,
         "controller": cpu_s(cluster.controller.pid),
         "worker": cpu_s(worker.pid),
         "preparation": preparing,
@@ -104,13 +118,16 @@ def write_models(
     for index in range(models):
         base = bases[index % families]
         model = base if index < families else zoo.fine_tune(base, seed=seed + index)
-        path = folder / f"model-{index}.onnx"
+        path = folder / ("first" if index < families else "others") / f"model-{index}.onnx"
+        path.parent.mkdir(exist_ok=True)
         written += path.write_bytes(model.SerializeToString())
         files[index >= families][path.stem] = path
     return files, written // models
 
 
-def measure(models: int, families: int, megabytes: float, at_once: int, seed: int = SEED) -> dict[str, Any]:
+def measure(
+    models: int, families: int, megabytes: float, at_once: int, through: str = "client", seed: int = SEED
+) -> dict[str, Any]:
     """Facts about the registration of ``models`` fine-tunes of ``families`` architectures."""
     arguments = ("--arena", str(ARENA_BYTES), "--page-size", str(PAGE_BYTES))
     with tempfile.TemporaryDirectory(prefix="clockwork-bench-") as folder:
@@ -126,7 +143,10 @@ def measure(models: int, families: int, megabytes: float, at_once: int, seed: in
                 held = list(map(anonymous_bytes, pids))
                 spent = spent_s(cluster)
                 begin_ns = now_ns()
-                register_all(client, others, at_once)
+                if through == "command":
+                    register_folder(cluster, Path(folder) / "others")
+                else:
+                    register_all(client, others, at_once)
                 taken_s = (now_ns() - begin_ns) / SECOND
                 after = spent_s(cluster)
                 grown = [anonymous_bytes(pid) - before for pid, before in zip(pids, held, strict=True)]
@@ -141,7 +161,7 @@ def measure(models: int, families: int, megabytes: float, at_once: int, seed: in
         "models": models,
         "architectures": families,
         "mean size, MB": round(mean_bytes / 1e6, 2),
-        "registered at once": at_once,
+        "registered by": f"the client, {at_once} at once" if through == "client" else "models add --each",
         "first of each architecture, s": round(first_s, 2),
         "models/s": round(count / taken_s, 1),
         "processor time of a model, ms": each,
@@ -157,12 +177,19 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=600)
     parser.add_argument("--architectures", type=int, default=20)
     parser.add_argument("--megabytes", type=float, default=1.5, help="mean size of a model")
-    parser.add_argument("--at-once", type=int, default=8, help="registrations that are under way at once")
+    parser.add_argument("--at-once", type=int, default=16, help="registrations that are under way at once")
+    parser.add_argument("--through", choices=("client", "command"), default="client")
     arguments = parser.parse_args()
     facts = (
-        measure(12, 2, 0.1, 4)
+        measure(12, 2, 0.1, 4, arguments.through)
         if arguments.quick
-        else measure(arguments.models, arguments.architectures, arguments.megabytes, arguments.at_once)
+        else measure(
+            arguments.models,
+            arguments.architectures,
+            arguments.megabytes,
+            arguments.at_once,
+            arguments.through,
+        )
     )
     report.show("registration of fine-tunes", SEED, [], facts, arguments.json)
 

@@ -168,8 +168,9 @@ def test_many_small_models_share_programs() -> None:
 
 
 @pytest.mark.slow
-def test_fine_tunes_are_registered_at_a_rate() -> None:
-    facts = registration.measure(models=6, families=1, megabytes=0.1, at_once=3)
+@pytest.mark.parametrize("through", ["client", "command"])
+def test_fine_tunes_are_registered_at_a_rate(through: str) -> None:
+    facts = registration.measure(models=6, families=1, megabytes=0.1, at_once=3, through=through)
     assert facts["models/s"] > 0
     assert set(facts["processor time of a model, ms"]) == {"client", "controller", "worker", "preparation"}
     assert facts["restart until all are ready, s"] > 0

@@ -14,6 +14,10 @@ LENGTHS_TIMED = 16  # Lengths at which a model is timed whose lengths share batc
 FINE_TUNE_BYTES_MAX = 64 << 20
 """Largest file that is prepared as a fine-tune: its preparation takes a few times as much memory."""
 
+REFERENCE_NS_MAX = 1_000_000_000
+"""Longest execution of an original graph without optimisation that serves as a reference: well below the
+limit of an execution."""
+
 PLACES_MAX = (1 << 24) - 1
 """Most places of weights that are followed: as many integers as float32 can express."""
 

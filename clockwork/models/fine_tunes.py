@@ -44,6 +44,7 @@ from clockwork.models.measure import weight_addresses
 from clockwork.models.onnx_import import real_inputs
 from clockwork.models.runtime import ModelSession, RunError, optimise
 from clockwork.models.split import SplitModel, Splitter
+from clockwork.system.clock import now_ns
 from clockwork.wire.tensors import Array
 
 log = logging.getLogger("clockwork.preparation")
@@ -213,8 +214,11 @@ class Template:
         self._shapes = [[array.shape for array in answer] for answer in made.reference.outputs]
         self._original = ModelSession(originals.without_weights().SerializeToString(), optimise=False)
         words = originals.words_of(made.data)
+        begun_ns = now_ns()
         if self._reference(words).difference(_answers_of(made.reference)):
             raise Unlike("its graph answers differently with weights as inputs")
+        if now_ns() - begun_ns > bounds.REFERENCE_NS_MAX:
+            raise Unlike("its graph takes too long without optimisation")
         self.program = made.program
         is_bound = made.prepared.holding == "bound"
         self._session = ModelSession(made.program, optimise=False) if is_bound else None
@@ -399,7 +403,13 @@ class Templates:
                 entry.is_tried = True
                 entry.template = Template(made)
                 self._bound()
-        except (Unlike, RunError, InvalidModel) as error:
+        except (
+            Unlike,
+            RunError,
+            InvalidModel,
+            OSError,
+            MemoryError,
+        ) as error:  # the model itself is prepared
             log.debug("nothing is learnt for fine-tunes: %s", error)
 
     def drop(self, conditions: str, data: bytes) -> None:

@@ -167,9 +167,9 @@ def _prepare_fine_tune(
     write_program(store, program_name(template.program, fingerprint), template.program, fingerprint)
     try:
         prepared = template.prepare(data, digest, work)
-    except InvalidModel:
+    except (InvalidModel, MemoryError):  # a full preparation takes less time and memory
         _TEMPLATES.drop(conditions, data)
-        raise
+        prepared = None
     if prepared is None:
         for left in work.iterdir():
             left.unlink()

@@ -243,17 +243,40 @@ def test_a_damaged_fine_tune_is_not_prepared(shop: Shop) -> None:
         shop.prepare(package)
 
 
-def test_a_session_that_was_ended_is_used_no_more(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RunsTooLong, MemoryError])
+def test_a_template_that_fails_is_used_no_more(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
     shop.learn(lambda seed: network(seed=seed))
 
-    def ended(*_: Any) -> None:
-        raise RunsTooLong
+    def fail(*_: Any) -> None:
+        raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(Template, "_reference", ended)
-        with pytest.raises(InvalidModel, match="takes longer than"):
-            shop.prepare(network(seed=3))
+        patched.setattr(Template, "_reference", fail)
+        assert not shop.check(network(seed=3))
     assert not shop.check(network(seed=4))
+
+
+@pytest.mark.parametrize("error", [MemoryError, OSError, InvalidModel])
+def test_a_model_is_prepared_even_if_nothing_can_be_learnt_from_it(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Template, "_learn", fail)
+        shop.learn(lambda seed: network(seed=seed))
+        assert not shop.check(network(seed=3))
+
+
+def test_a_graph_that_is_slow_without_optimisation_is_no_reference(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "REFERENCE_NS_MAX", 0)
+    shop.learn(lambda seed: network(seed=seed))
+    assert not shop.check(network(seed=3))
 
 
 def test_what_is_remembered_is_bounded(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,24 +11,24 @@ searched for the one that serves the most requests, which are all known beforeha
   has both, with their proofs.)
 
 Assumptions are those of the clairvoyant bound: a batch starts when its last request has arrived, ends by the
-first deadline in it, and holds consecutive requests of its model. With several devices the requests of a model
-are taken in order of their deadlines, as by every policy of the grid. Memory is left out, which can only raise
-the bound, and with several SLOs in a model each request is given the longest of them.
+first deadline in it, and holds consecutive requests of its model. With several devices the requests of a
+model are taken in order of their deadlines, as by every policy of the grid. Memory is left out, which can
+only raise the bound, and with several SLOs in a model each request is given the longest of them.
 
-*A class alone.* At most GROUP_BAD_MAX of each class may be bad. A schedule for all requests is also one for the
-requests of a class, with smaller batches where it had others beside them. So the rate at which one class could
-not be served, were it alone, bounds the goodput. Where a model has several SLOs this is the sharper bound: the
-class has its own SLO instead of the longest. It holds for the duals in the same way.
+*A class alone.* At most GROUP_BAD_MAX of each class may be bad. A schedule for all requests is also one for
+the requests of a class, with smaller batches where it had others beside them. So the rate at which a class
+could not be served, were it alone, bounds the goodput. Where a model has several SLOs this is the sharper
+bound: the class has its own SLO instead of the longest. It holds for the duals in the same way.
 
-Models whose SLO leaves no room for a batch of two, with equal times and SLOs, are searched as one model: their
-requests only ask for a device. It makes the search exact with many devices.
+Models whose SLO leaves no room for a batch of two, with equal times and SLOs, are searched as one model:
+their requests only ask for a device. It makes the search exact with many devices.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from bench.grid import bounds
+from bench.grid import bounds, stints
 from bench.grid.arrivals import Arrivals, TimedArrivals
 from bench.grid.cells import Cell, profiles
 from clockwork.sim._bounds import most_served, most_served_by_one
@@ -114,10 +114,12 @@ def every_bound(cell: Cell, seed: int, requests: int, warmup_s: float) -> dict[s
         known = bounds.rate_bound(cell, arrivals, requests, warmup_s, clairvoyant=True)
     clairvoyant = min(known, loose, fluid)
     of_class = bounds.class_bound(cell, arrivals, requests, warmup_s, clairvoyant)
+    of_stints = stints.rate_bound(cell, arrivals, requests, warmup_s, of_class)
     return {
         "fluid": fluid,
         "clairvoyant": clairvoyant,
         "clairvoyant, any order": min(loose, fluid),
         "class": of_class,
-        "whole": rate_bound(cell, arrivals, requests, warmup_s, of_class),
+        "stints": of_stints,
+        "whole": rate_bound(cell, arrivals, requests, warmup_s, of_stints),
     }

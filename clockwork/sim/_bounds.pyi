@@ -40,3 +40,22 @@ def most_served(
     upper bound. Requests and execution times are those of best_batches(); room_ns is by model. width: the
     number of states from which the search is cut. See csrc/sim/schedules.h.
     """
+
+def best_stints(
+    arrived_ns: npt.NDArray[np.float64],
+    starts: npt.NDArray[np.int64],
+    exec_ns: npt.NDArray[np.float64],
+    room_ns: npt.NDArray[np.float64],
+    load_ns: npt.NDArray[np.float64],
+    pages: npt.NDArray[np.float64],
+    held: bool,
+    device: float,
+    link: float,
+    page: float,
+) -> tuple[float, tuple[float, float, float]]:
+    """Return the value of the best batches and stints, and the device-ns, link-ns and page-ns that they use.
+
+    Requests are sorted by model, then by arrival, in ns after the beginning of the window. The other arrays
+    are by model. held: models may be in memory when the window begins. device, link, page: the price of a ns
+    of a device, of a ns of a link, and of a page for a ns. See csrc/sim/stints.h.
+    """

@@ -1,6 +1,6 @@
 # distutils: language = c++
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""csrc/sim/bounds.h and csrc/sim/schedules.h applied to the models of a cell."""
+"""csrc/sim/bounds.h, schedules.h and stints.h applied to the models of a cell."""
 
 from libc.stdint cimport int64_t, uint8_t
 
@@ -19,6 +19,20 @@ cdef extern from "sim/schedules.h" namespace "clockwork::sim" nogil:
         int64_t served, joined
     Found most_of_models(const int64_t*, const int64_t*, int64_t, const int64_t*, int64_t, const int64_t*, int64_t,
                          int64_t) except +
+
+cdef extern from "sim/stints.h" namespace "clockwork::sim" nogil:
+    cdef cppclass Charged:
+        double value, device_ns, link_ns, page_ns
+    cdef cppclass StintPrices:
+        double device, link, page
+    cdef cppclass StintModel:
+        const double *exec_ns
+        int64_t batch_max
+        double room_ns, load_ns, pages
+        bint held
+    cdef cppclass Stints:
+        Stints() except +
+        Charged best(const double*, int64_t, const StintModel&, const StintPrices&) except +
 
 
 cdef int check_starts(starts, int64_t requests) except -1:
@@ -98,3 +112,36 @@ def most_served(arrived_ns, starts, exec_ns, room_ns, int64_t devices, int64_t w
     with nogil:
         found = most_of_models(arrivals, firsts, models, execs, columns, rooms, devices, width)
     return found.served, found.joined
+
+
+def best_stints(arrived_ns, starts, exec_ns, room_ns, load_ns, pages, bint held, double device, double link,
+                double page):
+    cdef Stints stints
+    cdef StintModel model
+    cdef StintPrices prices
+    cdef Charged found, total
+    cdef const double *arrivals = <const double *>memory_of(arrived_ns, "float64", 1)
+    cdef const int64_t *firsts = <const int64_t *>memory_of(starts, "int64", 1)
+    cdef const double *execs = <const double *>memory_of(exec_ns, "float64", 2)
+    cdef const double *rooms = <const double *>memory_of(room_ns, "float64", 1)
+    cdef const double *loads = <const double *>memory_of(load_ns, "float64", 1)
+    cdef const double *sizes = <const double *>memory_of(pages, "float64", 1)
+    cdef int64_t models = starts.shape[0] - 1
+    cdef int64_t columns = exec_ns.shape[1]
+    cdef int64_t index
+    if not exec_ns.shape[0] == room_ns.shape[0] == load_ns.shape[0] == pages.shape[0] == models or columns < 2:
+        raise ValueError("the arrays do not fit each other")
+    check_starts(starts, arrived_ns.shape[0])
+    prices.device, prices.link, prices.page = device, link, page
+    with nogil:
+        for index in range(models):
+            model.exec_ns = execs + index * columns
+            model.batch_max = columns - 1
+            model.room_ns, model.load_ns, model.pages = rooms[index], loads[index], sizes[index]
+            model.held = held
+            found = stints.best(arrivals + firsts[index], firsts[index + 1] - firsts[index], model, prices)
+            total.value += found.value
+            total.device_ns += found.device_ns
+            total.link_ns += found.link_ns
+            total.page_ns += found.page_ns
+    return total.value, (total.device_ns, total.link_ns, total.page_ns)

@@ -1,4 +1,4 @@
-// The most requests that whole devices can serve in time when every arrival is known: see bench/grid/whole.py.
+// The most requests that whole devices can serve when every arrival is known: see bench/grid/whole.py.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@ namespace clockwork::sim {
 
 inline constexpr std::int64_t NEVER = std::numeric_limits<std::int64_t>::max();
 
-// What most_of_one_model() keeps for the requests before one of them.
+// The state of most_of_one_model() after the requests before one of them.
 struct Prefix {
     std::int64_t least = -1;            // least number served that is kept; -1: none
     std::vector<std::int64_t> free_ns;  // entry i: when the device is free with least + i served, or NEVER
@@ -34,14 +34,15 @@ struct Prefix {
 };
 
 // Requests of one model, in order of arrival, on one device. A batch of b takes exec_ns[b], which never falls
-// with b; entry 0 is unused. It starts when its last request has arrived, and ends within room_ns of its first
-// one's arrival. Returns the most requests that batches can serve.
+// with b; entry 0 is unused. It starts when its last request has arrived, and ends within room_ns of its
+// first one's arrival. Returns the most requests that batches can serve.
 //
-// An optimal schedule has batches of consecutive requests in order (bench/grid/bounds.py), so a dynamic program
-// over the prefixes is exact. For each prefix it keeps, by the number served, the earliest time at which the
-// device is free. A number that is served no later than a larger one is dropped, and so is every number but
-// the largest whose device is free by the next arrival, so the numbers kept are at most those that the device can
-// serve within room_ns. It takes O(count * kept * b), where b is the largest batch that room_ns allows.
+// An optimal schedule has batches of consecutive requests in order (bench/grid/bounds.py), so a dynamic
+// program over the prefixes is exact. For each prefix it keeps, by the number served, the earliest time at
+// which the device is free. A number that is served no later than a larger one is dropped, and so is every
+// number but the largest whose device is free by the next arrival, so the numbers kept are at most those that
+// the device can serve within room_ns. It takes O(count * kept * b), where b is the largest batch that
+// room_ns allows.
 inline std::int64_t most_of_one_model(const std::int64_t* arrived_ns, std::int64_t count, const std::int64_t* exec_ns,
                                       std::int64_t batch_max, std::int64_t room_ns) {
     if (count == 0)
@@ -97,17 +98,18 @@ inline std::int64_t most_of_one_model(const std::int64_t* arrived_ns, std::int64
 // batches are of consecutive requests, and are taken in the order of their arrival within each model.
 //
 // Search over states in the order of the time at which a device is free. A state holds the times at which the
-// devices are free, the first undecided request of each model, and the number served. Two rules keep states few:
-//   - A batch need not start at or after the time at which a batch of one undecided request could have ended: to
-//     insert that batch takes no device time from later ones, and the request from at most one of them.
-//   - State A dominates state B if A's devices are free no later, and A has served as many as B and, beside them,
-//     as many as the requests that are undecided in B and not in A.
+// devices are free, the first undecided request of each model, and the number served. By two rules few
+// states are needed:
+//   - No batch starts at or after the time at which a batch of one undecided request could have ended. To
+//     insert that batch takes no device time from later ones, and its request from at most one of them.
+//   - State A dominates state B if A's devices are free no later, and A has served as many as B and, beside
+//     them, as many as the requests that are undecided in B and not in A.
 // Where more than `width` states wait, all of them become one that dominates each: the earliest times, the
 // furthest requests, and the requests between counted as served. The result is then an upper bound.
 class Schedules {
 public:
-    // starts: model m's requests are starts[m] to starts[m + 1]. exec_ns: a row for each model, a column for each
-    // batch size. room_ns: time from the arrival of a batch's first request to its latest end, by model.
+    // starts: model m's requests are starts[m] to starts[m + 1]. exec_ns: a row for each model, a column for
+    // each batch size. room_ns: time from the arrival of a batch's first request to its latest end, by model.
     Schedules(const std::int64_t* arrived_ns, const std::int64_t* starts, std::int64_t models,
               const std::int64_t* exec_ns, std::int64_t columns, const std::int64_t* room_ns, std::int64_t devices,
               std::int64_t width)

@@ -1,4 +1,4 @@
-"""The bounds of whole devices, compared with every schedule of small instances and with what policies serve."""
+"""The bounds of whole devices, compared with every schedule of small instances and with runs of policies."""
 
 from __future__ import annotations
 

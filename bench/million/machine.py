@@ -120,7 +120,7 @@ def processor_s() -> dict[str, float]:
 
 
 def pressure_s() -> float | None:
-    """Seconds so far in which some process of this machine waited for a core; None: the kernel does not say."""
+    """Seconds so far in which some process waited for a core; None: the kernel does not say."""
     try:
         text = Path("/proc/pressure/cpu").read_text()
     except OSError:

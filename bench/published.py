@@ -194,6 +194,7 @@ def _grid(resident: bool) -> Callable[[dict[str, Any]], Lines]:
         *policies.table(found["rows"], resident),
         "",
         policies.extent(found["plan"]),
+        *policies.bounds_line(found),
     ]
 
 

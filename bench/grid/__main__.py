@@ -88,6 +88,9 @@ def main() -> None:
 @click.option("--any-commit", is_flag=True, help="Continue a book that another commit began.")
 @click.option("--forget", multiple=True, callback=policy_names, help="Measure this policy anew.")
 @click.option("--no-bounds", is_flag=True, help="Leave out the upper bounds.")
+@click.option(
+    "--bounds-only", is_flag=True, help="Compute the upper bounds alone, for the published goodputs."
+)
 @click.option("--publish", is_flag=True, help="Write docs/results/ and the tables of the documents.")
 def run_command(
     names: tuple[str, ...],
@@ -102,10 +105,14 @@ def run_command(
     any_commit: bool,
     forget: tuple[str, ...],
     no_bounds: bool,
+    bounds_only: bool,
     publish: bool,
 ) -> None:
     """Measure, save after each result, print the table; continue an interrupted run."""
-    path = out or RESULTS / f"grid-{'quick' if quick else 'full'}-{seed}.json"
+    if no_bounds and bounds_only:
+        raise click.UsageError("--no-bounds and --bounds-only leave nothing to compute")
+    kind = "bounds" if bounds_only else "quick" if quick else "full"
+    path = out or RESULTS / f"grid-{kind}-{seed}.json"
     plan = planned(quick, seed, seeds, requests)
     try:
         book = run.run(
@@ -115,20 +122,30 @@ def run_command(
             path,
             processes=processes,
             with_bounds=not no_bounds,
+            with_goodputs=not bounds_only,
             any_commit=any_commit,
             forgotten=forget,
             console=Console(stderr=True),
         )
+        kept = published.load("grid") if bounds_only else markdown.kept(book)
+        if bounds_only:
+            kept = markdown.with_bounds(kept, book, published.command())
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    tables.show(book, Console(width=None if os.isatty(1) else 220))
+    console = Console(width=None if os.isatty(1) else 220)
+    if bounds_only:
+        found = tables.published(kept["rows"])
+        tables.show_bounds(found, console)
+        tables.show_gaps(found, console)
+    else:
+        tables.show(book, console)
     click.echo(f"saved as {path}")
     if publish:
         published.save(
             "grid",
-            markdown.kept(book),
+            kept,
             plan.first_seed,
-            lambda _, place: tables.plot(book, place),
+            lambda body, place: tables.plot(tables.published(body["rows"]), markdown.title(body), place),
             begun_s=time.monotonic() - book["took_s"],  # the time of an interrupted run counts as well
         )
 
@@ -146,7 +163,8 @@ def table_command(book: Path) -> None:
 def plot_command(book: Path, png: Path) -> None:
     """Draw a book as a PNG."""
     try:
-        tables.plot(json.loads(book.read_text(encoding="utf-8")), png)
+        kept = markdown.kept(json.loads(book.read_text(encoding="utf-8")))
+        tables.plot(tables.published(kept["rows"]), markdown.title(kept), png)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
 

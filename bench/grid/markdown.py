@@ -35,6 +35,36 @@ def kept(book: dict[str, Any]) -> Kept:
     }
 
 
+def with_bounds(published: Kept, book: dict[str, Any], command: str) -> Kept:
+    """Published results with the bounds of a book, and the commit, command and time of their computation.
+
+    Raises ValueError unless the bounds are those of the published seeds and requests, or for a cell that the book
+    lacks.
+    """
+    for name in ("first_seed", "seeds", "requests"):
+        if book["plan"][name] != published["plan"][name]:
+            raise ValueError(f"{name}={book['plan'][name]}: published are {name}={published['plan'][name]}")
+    missing = {row["cell"] for row in published["rows"]} - set(book["cells"])
+    if missing:
+        raise ValueError(f"no bounds for the published cells {', '.join(sorted(missing))}")
+    for row in published["rows"]:
+        if row["spec"] != book["cells"][row["cell"]]["spec"]:
+            raise ValueError(f"cell {row['cell']} was published as {row['spec']}")
+    return published | {
+        "rows": [row | {"bound": tables.bound(book["cells"][row["cell"]])} for row in published["rows"]],
+        "bounds": {
+            "commit": book["conditions"]["commit"],
+            "command": command,
+            "took_s": round(book["took_s"]),
+        },
+    }
+
+
+def title(kept: Kept) -> str:
+    """The title of the plot."""
+    return f"commit {kept['commit']}, seeds from {kept['plan']['first_seed']}"
+
+
 def _finite(value: Any) -> Any:
     """The value, with None in the place of infinities and NaNs, which JSON does not have."""
     if isinstance(value, dict):
@@ -82,6 +112,9 @@ def _means(shown: Sequence[Kept], memory: str) -> str:
         )
         if ratios
     )
+    closed = tables.gap_closed(tables.published(shown))
+    if math.isfinite(closed) and closed > 0:
+        means += f"; {100 * closed:.0f} % of the gap between the best other and the bound is closed"
     lost = ", ".join(row["cell"] for row in shown if row["lost"])
     whose = f"With the memory rules of `{memory}`: geometric means" if memory else "Geometric means"
     return f"{whose}: {means}. Lost: {lost or 'none'}."
@@ -93,6 +126,14 @@ def extent(plan: Kept) -> str:
         f"{plan['seeds']} seeds from {plan['first_seed']}, at least {plan['requests']:,} requests in every window;"
         f" settings chosen with {plan['screen_requests']:,}."
     )
+
+
+def bounds_line(found: Kept) -> list[str]:
+    """The origin of bounds that were computed after the measurement, as a line."""
+    if "bounds" not in found:
+        return []
+    made = found["bounds"]
+    return ["", f"Bounds: commit {made['commit']}: `{made['command']}` ({made['took_s'] / 60:.0f} min)."]
 
 
 def _beyond(row: Kept, times: str) -> str:

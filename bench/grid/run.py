@@ -236,7 +236,13 @@ def enter(book: dict[str, Any], task: Task, result: dict[str, Any]) -> None:
 
 
 def ready(
-    book: dict[str, Any], plan: Plan, cells: Sequence[Cell], chosen: Sequence[str], with_bounds: bool
+    book: dict[str, Any],
+    plan: Plan,
+    cells: Sequence[Cell],
+    chosen: Sequence[str],
+    *,
+    with_bounds: bool,
+    with_goodputs: bool,
 ) -> Iterator[Task]:
     """The tasks that can run now and have no result in the book; in an order that finishes cells."""
     for cell in cells:
@@ -247,7 +253,7 @@ def ready(
         if found["spec"] != cell.spec:
             raise ValueError(f"cell {cell.name} is {found['spec']} in the book, not {cell.spec}")
         base = Task("", cell, plan, warmup_s=found["warmup_s"], bound=found["rough_bound"])
-        for policy in chosen:
+        for policy in chosen if with_goodputs else ():
             for memory in policies.memories(policy, cell):
                 yield from _of_policy(found, base, policies.settings(policy, memory, cell))
         if with_bounds:
@@ -295,17 +301,21 @@ def run(
     *,
     processes: int,
     with_bounds: bool = True,
+    with_goodputs: bool = True,
     any_commit: bool = False,
     forgotten: Sequence[str] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Measure missing results, save after each, and return the book.
 
-    any_commit: continue a book of another commit. forgotten: policies that are measured anew.
+    with_bounds, with_goodputs: parts to leave out. any_commit: continue a book of another commit. forgotten: policies that are measured anew.
     """
     book = load(path, plan, any_commit)
     forget(book, forgotten)
     before_s, begun_s = book.setdefault("took_s", 0.0), time.monotonic()
+
+    def tasks() -> Iterator[Task]:
+        return ready(book, plan, cells, chosen, with_bounds=with_bounds, with_goodputs=with_goodputs)
 
     def keep() -> None:
         book["took_s"] = round(before_s + time.monotonic() - begun_s, 1)
@@ -320,7 +330,7 @@ def run(
     with Progress(*columns, console=console, disable=console is None) as progress:
         bar = progress.add_task("grid", total=None)
         if processes == 1:
-            while task := next(ready(book, plan, cells, chosen, with_bounds), None):
+            while task := next(tasks(), None):
                 progress.update(bar, description=" ".join(str(part) for part in task.key))
                 enter(book, task, perform(task))
                 keep()
@@ -331,9 +341,7 @@ def run(
             flying: dict[Future[dict[str, Any]], Task] = {}
             while True:
                 keys = {task.key for task in flying.values()}
-                waiting = [
-                    task for task in ready(book, plan, cells, chosen, with_bounds) if task.key not in keys
-                ]
+                waiting = [task for task in tasks() if task.key not in keys]
                 for task in waiting[: processes - len(flying)]:
                     flying[pool.submit(perform, task)] = task
                 if not flying:

@@ -89,9 +89,29 @@ def commits(book: dict[str, Any]) -> str:
     )
 
 
+def bound(found: dict[str, Any]) -> float:
+    """The mean over seeds of a cell's least bound, requests a second; 0 if none was computed."""
+    return _mean(min(bounds.values()) for bounds in found["bounds"].values())
+
+
+def published(kept: Sequence[dict[str, Any]]) -> list[Row]:
+    """The rows from what markdown.kept() made of them, where None stands for infinities and NaNs."""
+    names = [field.name for field in dataclasses.fields(Row)]
+
+    def ratio(interval: Sequence[float | None]) -> tuple[float, float, float]:
+        mean, low, high = (math.inf if value is None else value for value in interval)
+        return mean, low, high
+
+    return [
+        Row(
+            **{name: row[name] for name in names}
+            | {"ratio": {of: ratio(row["ratio"][of]) for of in row["ratio"]}}
+        )
+        for row in kept
+    ]
+
+
 def _row(name: str, memory: str, found: dict[str, Any]) -> Row:
-    limits = [min(bounds.values()) for bounds in found["bounds"].values()]
-    bound = sum(limits) / len(limits) if limits else 0.0
     floor = NOTHING * found["rough_bound"]
     seeds: dict[str, dict[str, Any]] = {}
     chosen: dict[str, str] = {}
@@ -113,7 +133,7 @@ def _row(name: str, memory: str, found: dict[str, Any]) -> Row:
     return Row(
         name,
         memory,
-        bound,
+        bound(found),
         {
             policy: _mean(measured["goodput"] for measured in entry.values())
             for policy, entry in seeds.items()
@@ -209,6 +229,7 @@ def show(book: dict[str, Any], console: Console) -> None:
     for row in found:
         table.add_row(*_cells(row, _shown(found)))
     console.print(table)
+    show_gaps(found, console)
     for title, part in _groups(found):
         for other in ("best other", *REFERENCES):
             ratios = [
@@ -220,7 +241,6 @@ def show(book: dict[str, Any], console: Console) -> None:
                 console.print(
                     f"{title}: geometric mean of ours / {other}: {geometric_mean(ratios):.3f} ({len(ratios)})"
                 )
-        console.print(f"{title}: part of the gap to the bound closed: {gap_closed(part):.2f}")
     lost = [f"{row.cell} {row.memory}".strip() for row in found if row.lost]
     console.print(f"lost: {', '.join(lost) or 'none'}")
     below = [
@@ -236,6 +256,23 @@ def show(book: dict[str, Any], console: Console) -> None:
         if abs(drift) > DRIFT_MAX
     ]
     console.print(f"not stationary: {', '.join(drifting) or 'none'}")
+
+
+def show_gaps(found: Sequence[Row], console: Console) -> None:
+    """Print the part of the gap to the bound that ours closes."""
+    for title, part in _groups(found):
+        console.print(f"{title}: part of the gap to the bound closed: {gap_closed(part):.2f}")
+
+
+def show_bounds(found: Sequence[Row], console: Console) -> None:
+    """Print each cell's bound and ours, relative to the best other policy."""
+    for row in found:
+        if row.bound and row.goodput.get(row.best_other, 0) > 0:
+            other = row.goodput[row.best_other]
+            console.print(
+                f"{row.cell:28} {row.memory:9} bound {row.bound:9,.0f}"
+                f"  ours / best other {row.goodput.get(OURS, 0.0) / other:.3f}  bound / best other {row.bound / other:.3f}"
+            )
 
 
 def _groups(found: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
@@ -276,7 +313,7 @@ def _cells(row: Row, shown: Sequence[str]) -> list[str]:
     ]
 
 
-def plot(book: dict[str, Any], path: Path) -> None:
+def plot(found: Sequence[Row], title: str, path: Path) -> None:
     """Draw every policy's part of the bound in each cell as a PNG file. Needs the extra [plots]."""
     try:
         import matplotlib
@@ -285,7 +322,6 @@ def plot(book: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    found = list(rows(book))
     figure, axes = pyplot.subplots(figsize=(11, 0.32 * len(found) + 1.6), layout="constrained")
     marks = dict(zip(policies.POLICIES, "svxD*"))
     for policy in _shown(found):
@@ -308,7 +344,7 @@ def plot(book: dict[str, Any], path: Path) -> None:
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlim(0, 1.05)
     axes.set_xlabel("goodput as a part of the upper bound")
-    axes.set_title(f"commit {commits(book)}, seeds from {book['plan']['first_seed']}", fontsize=8)
+    axes.set_title(title, fontsize=8)
     axes.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

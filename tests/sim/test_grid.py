@@ -158,7 +158,15 @@ def test_the_table_tells_lost_from_won() -> None:
     assert kept["commit"] == "abc1234"
     lines = markdown.table(kept["rows"], resident=True)
     assert lines[3] == "| won | 200 | 132 | 0.66 | fifo | 1.100 [1.100, 1.100] | - | 1.38 | 1.10 | 1.10 |"
-    assert lines[-1] == "Geometric means: 1.02 of the best other, 1.28 of `edf`. Lost: lost."
+    closed = 100 * math.log(1.1 * 0.95) / (2 * math.log(200 / 120))
+    assert lines[-1] == (
+        "Geometric means: 1.02 of the best other, 1.28 of `edf`;"
+        f" {closed:.0f} % of the gap between the best other and the bound is closed. Lost: lost."
+    )
+    again = tables.published(kept["rows"])
+    assert [(row.ratio, row.bound, row.lost) for row in again] == [
+        (row.ratio, row.bound, row.lost) for row in (lost, won)
+    ]
     assert len(markdown.table(kept["rows"], resident=False)) == 2, "all models are resident in both"
     assert markdown.extent(dataclasses.asdict(TINY)).startswith(
         f"{TINY.seeds} seeds from {TINY.first_seed}, at least {TINY.requests:,} requests"
@@ -191,6 +199,26 @@ def test_dispatch_under_the_papers_memory_rules_is_compared_among_those_that_hav
     ]
 
 
+def test_bounds_are_computed_anew_for_published_goodputs(tmp_path: Path) -> None:
+    whole = run.run(TINY, TWO[:1], ("edf",), tmp_path / "whole.json", processes=1)
+    kept = json.loads(json.dumps(markdown.kept(whole) | {"took_s": 1}, allow_nan=False))
+    bounds_only = run.run(TINY, TWO[:1], ("edf",), tmp_path / "bounds.json", processes=1, with_goodputs=False)
+    (name,) = bounds_only["cells"]
+    assert not bounds_only["cells"][name]["settings"]
+    assert bounds_only["cells"][name]["bounds"] == whole["cells"][name]["bounds"]
+    for found in bounds_only["cells"][name]["bounds"].values():
+        found["whole"] = 10.0
+    anew = markdown.with_bounds(kept, bounds_only, "python -m bench.grid run --bounds-only")
+    assert [row["bound"] for row in anew["rows"]] == [10.0]
+    assert [row | {"bound": 0} for row in anew["rows"]] == [row | {"bound": 0} for row in kept["rows"]]
+    assert markdown.bounds_line(kept) == []
+    assert "`python -m bench.grid run --bounds-only`" in markdown.bounds_line(anew)[1]
+    with pytest.raises(ValueError, match="seeds=7"):
+        markdown.with_bounds(kept, bounds_only | {"plan": bounds_only["plan"] | {"seeds": 7}}, "")
+    with pytest.raises(ValueError, match="no bounds"):
+        markdown.with_bounds(kept, bounds_only | {"cells": {}}, "")
+
+
 def test_cells_are_left_out() -> None:
     every = list(cells.CELLS)
     assert [one.name for one in program.chosen_cells((), ())] == every
@@ -208,7 +236,8 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
         processes=1,
         with_bounds=False,
     )
-    tables.plot(book, tmp_path / "one.png")
+    kept = json.loads(json.dumps(markdown.kept(book), allow_nan=False))
+    tables.plot(tables.published(kept["rows"]), markdown.title(kept), tmp_path / "one.png")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 

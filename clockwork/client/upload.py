@@ -40,16 +40,17 @@ def register(
     tell = progress if progress is not None else lambda stage, done, total: None
     limit_ns = config.CLIENT_TIMEOUT_NS if timeout_ns is None else timeout_ns
     files = _package(model, examples, calls.checked_names(optional))
-    rows = []
+    rows, sources = [], []
     for index, (path, source) in enumerate(files):
         tell("hash", index, len(files))
-        rows.append([path, *_size_and_sha256(source)])
+        sources.append(_held(source))
+        rows.append([path, *_size_and_sha256(sources[-1])])
     stall_ns = bounds.CLIENT_STALL_NS if timeout_ns is None else timeout_ns
     stream = channel.open_stream(calls.REGISTER, stall_ns, timeout_ns is None, name, rows, options)
     if opened is not None:
         opened(stream)
     try:
-        info = _upload(stream, [source for _, source in files], rows, tell)
+        info = _upload(stream, sources, rows, tell)
     finally:
         stream.close()
     if not share:
@@ -71,6 +72,16 @@ def _package(model: Any, examples: Any, optional: Sequence[str] | None) -> Packa
             raise
         from clockwork.client.plain_package import package_of
     return package_of(model, examples, optional)
+
+
+def _held(source: Path | bytes) -> Path | bytes:
+    """Return the content of a small file, so that it is read once for its hash and its upload."""
+    if isinstance(source, bytes):
+        return source
+    try:
+        return source.read_bytes() if source.stat().st_size <= bounds.HELD_BYTES_MAX else source
+    except OSError as error:
+        raise InvalidModel(f"{source} cannot be read: {error.strerror}") from None
 
 
 def _size_and_sha256(source: Path | bytes) -> tuple[int, str]:

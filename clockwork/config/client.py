@@ -45,3 +45,7 @@ SLO_DOUBTED_NS = 10_000_000_000  # An SLO from which on a client warns: it may h
 
 CLOSE_S = 5.0
 """Time for which close() waits for the thread that owns the socket; only a hanging callback takes so long."""
+
+# ----- client/upload.py ------------------------------------------------------------------------
+
+HELD_BYTES_MAX = 4 << 20  # Largest file of a package that is held in memory while it is uploaded

@@ -8,6 +8,8 @@ FIELDS_MAX = 1 << 17
 """Fields of an ONNX file that are read or skipped: nodes, weights, strings of a weight. They take half a
 second at most."""
 
+READ_WHOLE_BYTES_MAX = 16 << 20  # Largest ONNX file that is held in memory while its interface is read
+
 PROGRAM_HEAD_BYTES = 1 << 20
 """Bytes at the beginning of a program.json that hold its inputs and outputs; the weights and launches behind
 them may be 64 times as much."""

@@ -12,14 +12,16 @@ another wire type) is refused, so that every reader finds the same interface in 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from clockwork.config import NAME_BYTES_MAX, SUMMARY_BYTES_MAX
-from clockwork.config.formats import FIELDS_MAX, PROGRAM_HEAD_BYTES
+from clockwork.config.formats import FIELDS_MAX, PROGRAM_HEAD_BYTES, READ_WHOLE_BYTES_MAX
 from clockwork.errors import InvalidModel
 from clockwork.formats.package import PackageFile
 from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
@@ -242,7 +244,9 @@ def read_interface(package: Path, files: Sequence[PackageFile], options: Mapping
     # a program may have a model file beside it for its metadata
     if any(file.path == MODEL_FILE for file in files):
         with open(package / MODEL_FILE, "rb") as file:
-            declared = read_onnx(file)
+            size = os.fstat(file.fileno()).st_size
+            # A small file is read once; the reader seeks in it hundreds of times.
+            declared = read_onnx(io.BytesIO(file.read()) if size <= READ_WHOLE_BYTES_MAX else file)
     if kind == PROGRAM_JSON:
         with open(package / PROGRAM_JSON, "rb") as file:
             metadata = without_defaults(declared.metadata)

@@ -133,7 +133,8 @@ class Uploads:
             self._opened(upload, is_needed=value)
         elif isinstance(job, WriteChunk):
             upload.outstanding -= 1
-            self._tell(upload, UploadAck(upload.waiter.request_id, 1))
+            if upload.missing:  # otherwise the client has no chunk left to send
+                self._tell(upload, UploadAck(upload.waiter.request_id, 1))
             self._commit_if_whole(upload)
         else:
             self._arrived(upload)

@@ -132,10 +132,9 @@ class StorageThread:
     def _step(self, works: Sequence[_Work], syncing: concurrent.futures.Executor) -> list[_Work]:
         """Sync for these works, and do each up to its next sync. Returns the works that are left."""
         if len(works) == 1:
-            _sync(works[0])
+            works[0].error = _sync(*works[0].unsynced)
         else:
-            for _ in syncing.map(_sync, works):
-                pass
+            _sync_together(works, syncing)
         return [left for work in works if (left := self._advance(work)) is not None]
 
     def _advance(self, work: _Work) -> _Work | None:
@@ -158,12 +157,32 @@ class StorageThread:
         os.eventfd_write(self._event, 1)
 
 
-def _sync(work: _Work) -> None:
+def _sync_together(works: Sequence[_Work], syncing: concurrent.futures.Executor) -> None:
+    """Sync for several works, each file once: many of them have changed the same directories."""
+    places: dict[tuple[int, int], int] = {}  # by device and inode: a descriptor
+    users: list[tuple[_Work, tuple[int, int]]] = []
+    for work in works:
+        try:
+            for descriptor in work.unsynced:
+                status = os.fstat(descriptor)
+                place = (status.st_dev, status.st_ino)
+                places.setdefault(place, descriptor)
+                users.append((work, place))
+        except OSError as error:
+            work.error = error
+    errors = dict(zip(places, syncing.map(_sync, places.values()), strict=True))
+    for work, place in users:
+        work.error = work.error or errors[place]
+
+
+def _sync(*descriptors: int) -> OSError | None:
+    """Sync files one after another. Returns the first error."""
     try:
-        for descriptor in work.unsynced:
+        for descriptor in descriptors:
             os.fsync(descriptor)
     except OSError as error:
-        work.error = error
+        return error
+    return None
 
 
 class CatalogJobs:

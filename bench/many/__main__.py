@@ -51,7 +51,7 @@ LOADS = "0.3,0.6,0.9,1.2"
 QUICK_SECONDS = 1.0
 
 
-def plan_of(asked: Any, say: measure.Say) -> Plan:
+def plan_of(asked: Any) -> Plan:
     chosen = asked.systems.split(",")
     unknown = [name for name in chosen if name not in SYSTEMS]
     if unknown:
@@ -59,9 +59,9 @@ def plan_of(asked: Any, say: measure.Say) -> Plan:
     patterns = asked.patterns.split(",")
     if not set(patterns) <= set(measure.PATTERNS):
         raise SystemExit(f"--patterns takes {', '.join(measure.PATTERNS)}, not {asked.patterns}")
-    made = models.made(asked.models, 0 if asked.quick else LARGE, say, asked.kept / "models")
+    listed = models.listed(asked.models, 0 if asked.quick else LARGE)
     return Plan(
-        [SYSTEMS[name] for name in chosen], made, _numbers(asked.shares), patterns, _numbers(asked.loads),
+        [SYSTEMS[name] for name in chosen], listed, _numbers(asked.shares), patterns, _numbers(asked.loads),
         asked.seconds, asked.warm, asked.rounds, asked.checked,
     )  # fmt: skip
 
@@ -76,9 +76,10 @@ def run(asked: Any, console: Console) -> dict[str, Any]:
     def say(text: str) -> None:
         console.print(text.partition("\n")[0], highlight=False)
 
-    plan = plan_of(asked, say)
-    environments = set_up(plan.systems, asked.cache, console)
+    plan = plan_of(asked)
+    environments = set_up([system.environment for system in plan.systems], asked.cache, console)
     if asked.setup_only:
+        measure.prepare(plan, asked.kept, say)
         return {}
     if asked.fresh:
         shutil.rmtree(asked.kept / f"cells-{plan.key()}", ignore_errors=True)
@@ -118,7 +119,7 @@ def run(asked: Any, console: Console) -> dict[str, Any]:
 def main() -> None:
     parser = report.command_line(__doc__)
     parser.add_argument(
-        "--setup-only", action="store_true", help="install peers, make models, measure nothing"
+        "--setup-only", action="store_true", help="install peers, prepare models, measure nothing"
     )
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="[%(default)s]")
     parser.add_argument("--models", type=int, default=0, help=f"number of models  [{MODELS}]")

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from bench.cluster import cpu_s
 from bench.many.models import ARCHITECTURES, SEED, Model, input_of
@@ -41,6 +40,7 @@ from bench.peers.measure import (
 )
 from bench.peers.processes import Kept
 from bench.peers.roads import Http, Road, Verdict
+from bench.peers.systems import Transport
 from bench.reference import Plain, relative_error
 from clockwork.formats.checksums import pieces_of
 from clockwork.launch.local import held_ports
@@ -112,7 +112,7 @@ class Reference:
 
     def __init__(self, models: Sequence[Model], say: Say) -> None:
         first = {model.architecture: model for model in reversed(models)}
-        self._plain = {family: Plain(onnx.load(model.path)) for family, model in first.items()}
+        self._plain = {family: Plain(model.build()) for family, model in first.items()}
         self._feeds = {family: {model.input: input_of(model)} for family, model in first.items()}
         self.exec_s: dict[int, float] = {}
         self._shares = dict.fromkeys(first, 0.0)
@@ -204,15 +204,10 @@ def measure(
                 where = f"round {turn + 1} of {plan.rounds}: {system.title}, memory {share:g}"
                 say(f"{where}: starts")
                 try:
-                    with serving(
-                        plan,
-                        system,
-                        share,
-                        environments.get(system.environment),
-                        kept,
-                        system.name not in prepared,
-                    ) as server:
+                    if system.name not in prepared:
+                        system.prepare(site_of(plan, share, kept, kept, {}), say)
                         prepared.add(system.name)
+                    with serving(plan, system, share, environments.get(system.environment), kept) as server:
                         server.warm_up(capacity)
                         for key in missing:
                             say(f"{where}: {key.pattern}, load {key.load:g}")
@@ -316,31 +311,36 @@ def load_times(system: System, site: Site) -> np.ndarray:
     by_family: dict[int, int] = {}
     for model in site.models:
         if model.architecture not in by_family:
-            body = onnx.load(model.path)
+            body = model.build()
             begin_ns = now_ns()
             Plain(body)
             by_family[model.architecture] = now_ns() - begin_ns
     return np.array([by_family[model.architecture] for model in site.models], np.int64)
 
 
+def site_of(
+    plan: Plan, share: float, directory: Path, kept: Path, ports: Mapping[Transport, int], control: int = 0
+) -> Site:
+    return Site(directory, kept, plan.models, plan.budget_bytes(share), ports, control)
+
+
+def prepare(plan: Plan, kept: Path, say: Say) -> None:
+    """Make what starts of the servers need: models are registered, or optimised for the peers."""
+    for system in plan.systems:
+        say(f"{system.title} is prepared")
+        system.prepare(site_of(plan, plan.shares[0], kept, kept, {}), say)
+
+
 @contextlib.contextmanager
 def serving(
-    plan: Plan, system: System, share: float, environment: Environment | None, kept: Path, prepare: bool
+    plan: Plan, system: System, share: float, environment: Environment | None, kept: Path
 ) -> Iterator[Server]:
     """A server with memory for a part of the models; at the end all of its processes are ended."""
     with tempfile.TemporaryDirectory(prefix="many-") as scratch:
-        with held_ports(2) as found:  # the ports are free again here, because a server may not share its port
-            ports = dict(zip(("http", "grpc"), found))
-        site = Site(
-            Path(scratch),
-            kept,
-            plan.models,
-            plan.budget_bytes(share),
-            ports,
-            three_ports(),  # type: ignore[arg-type]
-        )
-        if prepare:
-            system.prepare(site)
+        with held_ports(2) as [http, grpc]:
+            pass  # the ports are free again here, because a server may not share its port
+        ports: dict[Transport, int] = {"http": http, "grpc": grpc}
+        site = site_of(plan, share, Path(scratch), kept, ports, three_ports())
         for path in system.files(site):
             for _ in pieces_of(path):
                 pass
@@ -405,7 +405,7 @@ async def _check(road: Road, requests: Http, index: int, model: Model) -> None:
         reply = await client.ask(road, index, ANSWER_S)
     if reply.verdict is not Verdict.ANSWERED:
         raise PeerFailed(f"no answer of {model.name}: {reply.said}")
-    expected = Plain(onnx.load(model.path)).run({model.input: input_of(model)})[0].ravel()
+    expected = Plain(model.build()).run({model.input: input_of(model)})[0].ravel()
     found = requests.scores(reply)
     if len(found) != len(expected) or not (error := relative_error(found, expected)) < TOLERANCE:
         raise PeerFailed(

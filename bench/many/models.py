@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 
 from clockwork.models import zoo
 
@@ -50,11 +51,9 @@ class Architecture:
     slo_s: float = 0.1
 
 
-def _residual(name: str, widths: Sequence[int], image: int) -> Architecture:
-    blocks = (1,) * len(widths)
-    return Architecture(
-        name, functools.partial(zoo.residual_cnn, widths=tuple(widths), blocks=blocks, image=image)
-    )
+def _residual(name: str, widths: Sequence[int], blocks: Sequence[int], image: int) -> Architecture:
+    build = functools.partial(zoo.residual_cnn, widths=tuple(widths), blocks=tuple(blocks), image=image)
+    return Architecture(name, build)
 
 
 def _encoder(name: str, layers: int, width: int, heads: int, sequence: int) -> Architecture:
@@ -68,21 +67,21 @@ LARGE = Architecture("resnet50", functools.partial(zoo.resnet50, image=64), slo_
 """The architecture of the few models of 100 MB."""
 
 ARCHITECTURES: Sequence[Architecture] = (
-    _residual("residual-0.5", (16, 32, 48, 64), 112),
-    _residual("residual-0.8", (16, 32, 64, 80), 112),
-    _residual("residual-1.4", (24, 48, 80, 112), 96),
-    _residual("residual-1.5", (24, 48, 88, 112), 96),
-    _residual("residual-2.5", (32, 64, 96, 160), 80),
-    _residual("residual-3.6", (32, 64, 128, 192), 80),
-    _residual("residual-4", (32, 96, 144, 192), 64),
-    _residual("residual-9", (48, 112, 208, 304), 64),
-    _encoder("encoder-0.4", 2, 64, 4, 64),
-    _encoder("encoder-0.8", 1, 128, 4, 64),
-    _encoder("encoder-1.6", 2, 128, 4, 64),
-    _encoder("encoder-3.2", 4, 128, 4, 48),
-    _encoder("encoder-3.6", 2, 192, 6, 48),
+    _residual("residual-0.7", (16, 32, 48, 64), (6, 4, 1, 1), 112),
+    _residual("residual-0.8", (32, 32, 48, 64), (4, 3, 1, 1), 96),
+    _residual("residual-1.5", (32, 48, 64, 96), (4, 3, 1, 1), 96),
+    _residual("residual-1.8", (32, 48, 80, 112), (4, 2, 1, 1), 96),
+    _residual("residual-2.8", (32, 64, 96, 144), (4, 3, 1, 1), 80),
+    _residual("residual-3.3", (48, 64, 112, 160), (4, 2, 1, 1), 80),
+    _residual("residual-4.4", (48, 80, 128, 176), (3, 2, 1, 1), 80),
+    _residual("residual-9", (64, 112, 192, 256), (3, 2, 1, 1), 80),
+    _encoder("encoder-0.4", 2, 64, 4, 192),
+    _encoder("encoder-0.8", 1, 128, 4, 192),
+    _encoder("encoder-1.6", 2, 128, 4, 192),
+    _encoder("encoder-3.2", 4, 128, 4, 160),
+    _encoder("encoder-3.6", 2, 192, 6, 128),
     Architecture("mlp-1.4", functools.partial(zoo.mlp, width=384, depth=3, inputs=128)),
-    Architecture("mlp-2", functools.partial(zoo.mlp, width=448, depth=3, inputs=256)),
+    Architecture("mlp-1.6", functools.partial(zoo.mlp, width=384, depth=3, inputs=256)),
     Architecture("mlp-4", functools.partial(zoo.mlp, width=544, depth=4, inputs=256)),
     Architecture("cnn-0.7", functools.partial(zoo.cnn, image=48, channels=3, widths=(32, 64, 128, 64))),
     Architecture("trees-1", functools.partial(oblivious_trees, trees=512, depth=6)),
@@ -93,17 +92,26 @@ ARCHITECTURES: Sequence[Architecture] = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Model:
-    """A model on disk, and the shape of its requests."""
+    """A fine-tune of an architecture, and the shape of its requests."""
 
     name: str
-    path: Path
     architecture: int  # index into ARCHITECTURES
+    number: int  # among the fine-tunes of its architecture
     weights_bytes: int
     input: str
     shape: tuple[int, ...]  # of a request, with its batch of 1
     output: str
     outputs: int  # floats of an answer
     slo_ns: int
+
+    def build(self) -> onnx.ModelProto:
+        return zoo.fine_tune(base_of(self.architecture), seed=SEED + self.number)
+
+
+@functools.cache
+def base_of(architecture: int) -> onnx.ModelProto:
+    """The model whose fine-tunes are those of an architecture."""
+    return ARCHITECTURES[architecture].build(seed=SEED)
 
 
 def families(models: int, large: int) -> list[int]:
@@ -120,35 +128,47 @@ def families(models: int, large: int) -> list[int]:
     return found
 
 
-def made(models: int, large: int, say: Callable[[str], None], cache: Path) -> list[Model]:
-    """The models; files that are missing are made. Names and files do not depend on their number."""
-    cache.mkdir(parents=True, exist_ok=True)
-    bases: dict[int, onnx.ModelProto] = {}
-    tuned: dict[int, int] = {}
+def listed(models: int, large: int) -> list[Model]:
+    """The models. A model is the same, however many there are."""
+    made: dict[int, int] = {}
     found = []
-    for index, family in enumerate(families(models, large)):
-        architecture = ARCHITECTURES[family]
-        if family not in bases:
-            bases[family] = architecture.build(seed=SEED)
-        base = bases[family]
-        number = tuned[family] = tuned.get(family, -1) + 1
-        path = cache / f"{architecture.name}-{number}.onnx"
-        if not path.exists():
-            if index % 100 == 0:
-                say(f"model {index} of {models} is made")
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(zoo.fine_tune(base, seed=SEED + number).SerializeToString())
-            partial.rename(path)
-        found.append(_model(path, family, base))
+    for family in families(models, large):
+        number = made[family] = made.get(family, -1) + 1
+        base = base_of(family)
+        [given], [answer] = base.graph.input, base.graph.output
+        found.append(
+            Model(
+                f"{ARCHITECTURES[family].name}-{number}", family, number, zoo.weights_bytes(base), given.name,
+                _shape(given), answer.name, int(np.prod(_shape(answer))), round(ARCHITECTURES[family].slo_s * 1e9),
+            )
+        )  # fmt: skip
     return found
 
 
-def _model(path: Path, family: int, base: onnx.ModelProto) -> Model:
-    [given], [answer] = base.graph.input, base.graph.output
-    return Model(
-        path.stem, path, family, zoo.weights_bytes(base), given.name, _shape(given), answer.name,
-        int(np.prod(_shape(answer))), round(ARCHITECTURES[family].slo_s * 1e9),
-    )  # fmt: skip
+def optimised(models: Sequence[Model], directory: Path, say: Callable[[str], None]) -> list[Path]:
+    """The files that the peers load: as ONNX Runtime has optimised them for this processor. Files that are
+    missing are made.
+
+    An operator of many models does so once for each: a session is made several times as fast, and executes
+    the same.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [directory / f"{model.name}.onnx" for model in models]
+    for index, (model, path) in enumerate(zip(models, paths, strict=True)):
+        if path.exists():
+            continue
+        if index % 100 == 0:
+            say(f"model {index} of {len(models)} is optimised")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        partial = path.with_suffix(".partial.onnx")
+        options.optimized_model_filepath = str(partial)
+        onnxruntime.InferenceSession(
+            model.build().SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        partial.rename(path)
+    return paths
 
 
 def _shape(tensor: onnx.ValueInfoProto) -> tuple[int, ...]:

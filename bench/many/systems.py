@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import sys
 import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from bench.cluster import Cluster
-from bench.many.models import Model, input_of
+from bench.many.models import Model, input_of, optimised
 from bench.many.sender import Loader
 from bench.peers import systems as peers
 from bench.peers.environments import Environment
@@ -41,6 +41,11 @@ class Site:
     control: int  # a free port, before two others, for Clockwork's clients
 
     @property
+    def optimised(self) -> list[Path]:
+        """The files of the models for the peers."""
+        return [self.kept / OPTIMISED / f"{model.name}.onnx" for model in self.models]
+
+    @property
     def names(self) -> list[str]:
         return [model.name for model in self.models]
 
@@ -59,7 +64,7 @@ class System(Protocol):
     title: str
     environment: str  # name of its lock file, or "" for this interpreter's packages
 
-    def prepare(self, site: Site) -> None:
+    def prepare(self, site: Site, say: Callable[[str], None]) -> None:
         """Make what all starts need."""
         ...
 
@@ -100,7 +105,7 @@ class Clockwork:
     policy: str = ""  # policy; "": the default
     environment: str = ""
 
-    def prepare(self, site: Site) -> None:
+    def prepare(self, site: Site, say: Callable[[str], None]) -> None:
         """Register the models that the data directory lacks."""
         data = self._data(site)
         data.mkdir(parents=True, exist_ok=True)
@@ -112,7 +117,7 @@ class Clockwork:
             known = {info.name for info in client.models()}
 
             def register(model: Model) -> None:
-                client.register(model.name, model.path.read_bytes())
+                client.register(model.name, model.build())
 
             with ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
                 list(pool.map(register, [model for model in site.models if model.name not in known]))
@@ -151,6 +156,10 @@ class Clockwork:
         return site.kept / "clockwork"
 
 
+OPTIMISED = "optimised"
+"""Directory of the models' files for the peers."""
+
+IS_OPTIMISED = 'parameters { key: "is_optimised" value: { string_value: "yes" } }\n'
 LOADER_SHED = peers.QUEUE_SHARE
 EXPLICIT_MODELS_MAX = 96
 """Models that Triton's explicit mode may have loaded: its Python backend takes a process for each."""
@@ -167,15 +176,15 @@ class TritonExplicit:
     title: str = "Triton, explicit mode, LRU loader"
     environment: str = "triton"
 
-    def prepare(self, site: Site) -> None:
-        pass
+    def prepare(self, site: Site, say: Callable[[str], None]) -> None:
+        optimised(site.models, site.kept / OPTIMISED, say)
 
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None
-        for model in site.models:
-            config = peers.triton_model(model.input, model.output, model.shape, model.outputs)
+        for model, path in zip(site.models, site.optimised, strict=True):
+            config = peers.triton_model(model.input, model.output, model.shape, model.outputs) + IS_OPTIMISED
             config += peers.QUEUE_POLICY.format(timeout_us=int(peers.QUEUE_SHARE * model.slo_ns) // 1000)
-            peers.add_triton_model(site.directory, model.name, config, model.path)
+            peers.add_triton_model(site.directory, model.name, config, path)
         explicit = ("--model-control-mode", "explicit")
         return peers.launch_triton(environment, site.directory, site.ports, (*explicit, *peers.ONE_AT_A_TIME))
 
@@ -194,7 +203,7 @@ class TritonExplicit:
         )  # fmt: skip
 
     def files(self, site: Site) -> Iterable[Path]:
-        return (model.path for model in site.models)
+        return site.optimised
 
     def loads(self, site: Site) -> int:
         raise NotImplementedError("the loader counts them")
@@ -220,8 +229,8 @@ class TritonSessions:
     title: str = "Triton, LRU of sessions in its Python backend"
     environment: str = "triton"
 
-    def prepare(self, site: Site) -> None:
-        pass
+    def prepare(self, site: Site, say: Callable[[str], None]) -> None:
+        optimised(site.models, site.kept / OPTIMISED, say)
 
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None
@@ -253,7 +262,7 @@ class TritonSessions:
         return None
 
     def files(self, site: Site) -> Iterable[Path]:
-        return (model.path for model in site.models)
+        return site.optimised
 
     def loads(self, site: Site) -> int:
         body, headers = self._request(-1, np.zeros(1, np.float32), 10**10)
@@ -273,8 +282,8 @@ class RayServe:
     title: str = "Ray Serve, multiplexed"
     environment: str = "ray"
 
-    def prepare(self, site: Site) -> None:
-        pass
+    def prepare(self, site: Site, say: Callable[[str], None]) -> None:
+        optimised(site.models, site.kept / OPTIMISED, say)
 
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None
@@ -291,7 +300,7 @@ class RayServe:
         return None
 
     def files(self, site: Site) -> Iterable[Path]:
-        return (model.path for model in site.models)
+        return site.optimised
 
     def loads(self, site: Site) -> int:
         url = f"http://127.0.0.1:{site.ports['http']}/"
@@ -299,10 +308,13 @@ class RayServe:
             return int(response.read())
 
 
-def entries(site: Site) -> dict[str, tuple[str, str, Sequence[int], int]]:
+def entries(site: Site) -> dict[str, dict[str, Any]]:
     """The models as a peer's manifest."""
     return {
-        model.name: (str(model.path), model.input, model.shape, model.weights_bytes) for model in site.models
+        model.name: peers.manifest_entry(
+            path, model.input, model.shape, model.weights_bytes, is_optimised=True
+        )
+        for model, path in zip(site.models, site.optimised, strict=True)
     }
 
 

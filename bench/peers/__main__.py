@@ -34,7 +34,7 @@ from bench import published, report
 from bench.peers import measure, show
 from bench.peers.environments import CACHE, Environment
 from bench.peers.measure import Cell, Plan
-from bench.peers.systems import SYSTEMS, System, Transport
+from bench.peers.systems import SYSTEMS, Transport
 from clockwork.system.clock import SECOND
 
 LOADS = (0.6, 0.75, 1.2, 1.5)
@@ -88,10 +88,9 @@ def _transports(text: str) -> list[Transport]:
     return [name for name in known if name in asked]
 
 
-def set_up(systems: Sequence[System], cache: Path, console: Console) -> dict[str, Environment]:
-    """The environments of these systems; missing ones are installed."""
-    names = dict.fromkeys(system.environment for system in systems if system.environment)
-    found = {name: Environment(name, cache) for name in names}
+def set_up(names: Sequence[str], cache: Path, console: Console) -> dict[str, Environment]:
+    """The environments of these names ("": none is needed); missing ones are installed."""
+    found = {name: Environment(name, cache) for name in dict.fromkeys(names) if name}
     missing = [system for system in found.values() if not system.is_ready]
     if missing:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -111,7 +110,9 @@ def run(asked: Any, console: Console) -> dict[str, Any]:
     cells: list[Cell] = []
     failed: dict[str, str] = {}
     capacities: list[float] = []
-    environments = set_up([system for plan in todo for system in plan.systems], asked.cache, console)
+    environments = set_up(
+        [system.environment for plan in todo for system in plan.systems], asked.cache, console
+    )
     total = sum(
         plan.rounds * len(plan.loads[system.name]) * len(plan.transports[system.name])
         for plan in todo
@@ -179,7 +180,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(OPEN_FILES, hard)), hard))
     console = Console(stderr=True)
     if asked.setup_only:
-        set_up([system for plan in plans(asked) for system in plan.systems], asked.cache, console)
+        set_up([system.environment for plan in plans(asked) for system in plan.systems], asked.cache, console)
         return
     found = run(asked, console)
     if asked.plot is not None:

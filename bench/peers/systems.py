@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -332,7 +332,8 @@ class RayServe:
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None
         entries = {
-            name: (str(path), INPUT, site.shape, site.weights_bytes) for name, path in site.models.items()
+            name: manifest_entry(path, INPUT, site.shape, site.weights_bytes)
+            for name, path in site.models.items()
         }
         more = RAY_HIGH_THROUGHPUT if self.high_throughput else {}
         return launch_ray(environment, site.directory, site.ports["http"], site.room, entries, more)
@@ -346,9 +347,9 @@ class RayServe:
 
 def launch_ray(
     environment: Environment, directory: Path, port: int, room: int,
-    entries: Mapping[str, tuple[str, str, Sequence[int], int]], more: Mapping[str, str],
+    entries: Mapping[str, dict[str, Any]], more: Mapping[str, str],
 ) -> Launch:  # fmt: skip
-    """Ray Serve with models: by name the path, the input's name and shape, and the bytes of weights."""
+    """Ray Serve with models, which are entries of a manifest by name."""
     # The path is short, because Ray's sockets lie below it.
     command = [
         str(environment.python),
@@ -369,8 +370,17 @@ def ray_requests(names: Sequence[str], bodies: Sequence[bytes]) -> Http:
     )  # fmt: skip
 
 
-def write_manifest(directory: Path, entries: Mapping[str, tuple[str, str, Sequence[int], int]]) -> str:
-    """The path of a file that names the models; servers/manifest.py reads it."""
+def manifest_entry(
+    path: Path, given: str, shape: Sequence[int], weights_bytes: int, is_optimised: bool = False
+) -> dict[str, Any]:
+    """A model as servers/manifest.py reads it."""
+    return {
+        "path": str(path), "input": given, "shape": shape, "weights_bytes": weights_bytes, "is_optimised": is_optimised
+    }  # fmt: skip
+
+
+def write_manifest(directory: Path, entries: Mapping[str, dict[str, Any]]) -> str:
+    """The path of a file that names the models."""
     path = directory / "manifest.json"
     path.write_text(json.dumps(entries))
     return str(path)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip("aiohttp", reason="the gateway's libraries are not installed ([gateway])")
@@ -19,6 +20,7 @@ from bench.many.models import ARCHITECTURES, Model
 from bench.many.sender import BROKEN, GAVE_UP, REFUSED_BY_LOADER, Loader, Sender
 from bench.many.systems import SYSTEMS
 from bench.peers.roads import Http, Verdict, floats
+from bench.reference import Plain, relative_error
 from clockwork.system.clock import MS, SECOND
 from clockwork.workloads import Arrivals
 
@@ -159,7 +161,7 @@ def test_a_request_that_waits_too_long_for_its_model_is_refused() -> None:
 
 def test_a_request_is_cold_where_the_least_recently_used_are_gone() -> None:
     def model(size: int) -> Model:
-        return Model("m", Path("m"), 0, size, "x", (1,), "y", 1, SECOND)
+        return Model("m", 0, 0, size, "x", (1,), "y", 1, SECOND)
 
     residents = Residents([model(40), model(40), model(40), model(90)], 100)
     assert residents.cold([0, 1, 0, 2, 0, 1]).tolist() == [True, True, False, True, False, True]
@@ -173,6 +175,19 @@ def test_models_are_fine_tunes_of_twenty_architectures_and_few_are_large() -> No
     assert counts[-1] == 12
     assert set(counts[:-1]) <= {157, 158}
     assert models.families(3000, 0).count(19) == 0
+
+
+@pytest.mark.slow
+def test_an_optimised_model_answers_the_same(tmp_path: Path) -> None:
+    some = [model for model in models.listed(40, 0) if model.number == 1][:3]
+    paths = models.optimised(some, tmp_path, lambda text: None)
+    for model, path in zip(some, paths, strict=True):
+        feeds = {model.input: models.input_of(model)}
+        expected, found = (Plain(onnx_model).run(feeds)[0] for onnx_model in (model.build(), onnx.load(path)))
+        assert relative_error(found, expected) < 1e-5
+    written = [path.stat().st_mtime_ns for path in paths]
+    models.optimised(some, tmp_path, lambda text: None)
+    assert [path.stat().st_mtime_ns for path in paths] == written
 
 
 def test_trees_answer_the_mean_of_their_leaves() -> None:
@@ -193,10 +208,11 @@ def test_trees_answer_the_mean_of_their_leaves() -> None:
 
 @pytest.mark.slow
 def test_forty_models_are_measured_live_and_a_run_goes_on_where_it_ended(tmp_path: Path) -> None:
-    made = models.made(40, 0, lambda text: None, tmp_path / "models")
-    assert {model.architecture for model in made} == set(range(19))
+    listed = models.listed(40, 0)
+    assert {model.architecture for model in listed} == set(range(19))
+    assert len({model.name for model in listed}) == 40
     system = SYSTEMS["clockwork"]
-    plan = Plan([system], made, [0.3], ["zipf", "bursts"], [0.05], 0.5, 0.2, 1, 5)
+    plan = Plan([system], listed, [0.3], ["zipf", "bursts"], [0.05], 0.5, 0.2, 1, 5)
     done: list[measure.Key] = []
     directory, failed = measure.measure(plan, {}, tmp_path, done.append, lambda text: None)
     assert failed == {}

@@ -16,11 +16,10 @@ class Entry:
     input: str
     shape: tuple[int, ...]
     weights_bytes: int
+    is_optimised: bool
 
 
 def read() -> dict[str, Entry]:
     """The models by name."""
     found = json.loads(Path(os.environ["PEER_MANIFEST"]).read_text())
-    return {
-        name: Entry(path, given, tuple(shape), size) for name, (path, given, shape, size) in found.items()
-    }
+    return {name: Entry(**{**fields, "shape": tuple(fields["shape"])}) for name, fields in found.items()}

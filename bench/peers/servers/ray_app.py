@@ -31,14 +31,15 @@ class Peer:
         self._loader = ThreadPoolExecutor(1)
         self._loads = 0
         self._only = next(iter(models)) if len(models) == 1 else ""
-        self._session = session(models[self._only].path) if self._only else None
+        self._session = self._open(self._only) if self._only else None
 
     @serve.multiplexed(max_num_models_per_replica=ROOM or 1)
     async def load(self, name: str) -> onnxruntime.InferenceSession:
         self._loads += 1
-        return await asyncio.get_running_loop().run_in_executor(
-            self._loader, session, self._models[name].path
-        )
+        return await asyncio.get_running_loop().run_in_executor(self._loader, self._open, name)
+
+    def _open(self, name: str) -> onnxruntime.InferenceSession:
+        return session(self._models[name].path, self._models[name].is_optimised)
 
     async def __call__(self, request: Request) -> Response:
         if request.method == "GET":

@@ -13,8 +13,9 @@ from session import session
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         place = os.path.join(args["model_repository"], args["model_version"])
-        self._session = session(os.path.join(place, "model.onnx"))
         config = json.loads(args["model_config"])
+        optimised = "is_optimised" in config.get("parameters", {})
+        self._session = session(os.path.join(place, "model.onnx"), optimised)
         self._input, self._output = config["input"][0]["name"], config["output"][0]["name"]
 
     def execute(self, requests: list[Any]) -> list[Any]:

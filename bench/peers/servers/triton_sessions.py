@@ -30,7 +30,7 @@ class TritonPythonModel:
         while self._sessions and self._used + size > self._budget:
             evicted, _ = self._sessions.popitem(last=False)
             self._used -= self._models[evicted].weights_bytes
-        self._sessions[index] = session(self._models[index].path)
+        self._sessions[index] = session(self._models[index].path, self._models[index].is_optimised)
         self._used += size
         self._loads += 1
         return self._sessions[index]

@@ -113,7 +113,7 @@ class Recipe:
 class Prepared:
     """A full preparation, from which fine_tunes may learn. reference: answers of the original model."""
 
-    data: bytes  # of the package's only file, model.onnx
+    data: bytes  # of the package's model.onnx
     directory: Path
     work: Path  # for temporary files
     optimised: Path

@@ -28,7 +28,14 @@ from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import fields_of, find_damage, read_plain, seal, unseal
 from clockwork.formats.interface import difference as interface_difference
 from clockwork.formats.interface import is_named, read_interface, undisputed
-from clockwork.formats.package import PackageFile, check_package, digest_of, hash_file, listed_files
+from clockwork.formats.package import (
+    PackageFile,
+    check_package,
+    digest_of,
+    hash_file,
+    listed_files,
+    rows_of,
+)
 from clockwork.formats.prepared import (
     FORMAT_VERSION,
     JUDGED,
@@ -67,7 +74,7 @@ from clockwork.models.onnx_import import (
 from clockwork.models.runtime import ModelSession, RunError, optimise
 from clockwork.models.split import SplitModel, Splitter
 from clockwork.scheduler.types import ProfilePoint
-from clockwork.wire.packages import LIST_FILE, MODEL_FILE, PROGRAM_JSON
+from clockwork.wire.packages import EXAMPLES_FILE, LIST_FILE, MODEL_FILE, PROGRAM_JSON
 from clockwork.wire.tensors import STRING, Array, length_class, length_classes
 
 TIE = 1.10  # Largest ratio of execution times, bound to packed, at which bound is chosen, as it loads faster
@@ -108,7 +115,7 @@ def prepare(
     _remove_leftovers(store)
     work = Path(tempfile.mkdtemp(prefix=".preparing-", dir=store / "prepared"))
     made: list[Path] = [work]
-    conditions = json.dumps([str(store), fingerprint, page_bytes, dict(options)], sort_keys=True)
+    conditions = _conditions(package_dir, store, fingerprint, page_bytes, options)
     try:
         tuned = _prepare_fine_tune(package_dir, store, digest, fingerprint, conditions, work)
         if tuned is not None:
@@ -133,7 +140,7 @@ def prepare(
         if why:
             raise InvalidModel(f"the model differs from its package's declaration: {why}")
         prepared.write(directory)
-        if job is not None and declared is not None:
+        if job is not None and conditions:
             job.note(conditions, prepared, directory)
         _install(directory, target, page_bytes)
         return prepared
@@ -145,6 +152,22 @@ def prepare(
 _TEMPLATES = Templates()
 
 
+def _conditions(
+    package_dir: Path, store: Path, fingerprint: str, page_bytes: int, options: Mapping[str, Any]
+) -> str:
+    """Return everything but the model on which a preparation depends; "" where that is not known."""
+    if not (package_dir / LIST_FILE).is_file():
+        return ""
+    try:
+        others = [file for file in listed_files(package_dir) if file.path != MODEL_FILE]
+    except OSError:  # a full preparation says what is wrong
+        return ""
+    if any(file.path != EXAMPLES_FILE for file in others):
+        return ""
+    given = [str(store), fingerprint, page_bytes, dict(options), rows_of(others)]
+    return json.dumps(given, sort_keys=True)
+
+
 def _prepare_fine_tune(
     package_dir: Path, store: Path, digest: str, fingerprint: str, conditions: str, work: Path
 ) -> PreparedModel | None:
@@ -152,17 +175,14 @@ def _prepare_fine_tune(
     is one."""
     path = package_dir / MODEL_FILE
     try:
-        size = path.stat().st_size
-        if not _TEMPLATES.may_fit(conditions, size):
+        if not conditions or not _TEMPLATES.may_fit(conditions, path.stat().st_size):
             return None
         data = path.read_bytes()
-        files = listed_files(package_dir)
-    except OSError:  # a full preparation says what is wrong
-        return None
-    if [(file.path, file.bytes) for file in files] != [(MODEL_FILE, len(data))]:
+        sums = [file.sha256 for file in listed_files(package_dir) if file.path == MODEL_FILE]
+    except OSError:
         return None
     template = _TEMPLATES.find(conditions, data)
-    if template is None or hashlib.sha256(data).hexdigest() != files[0].sha256:
+    if template is None or sums != [hashlib.sha256(data).hexdigest()]:
         return None
     write_program(store, program_name(template.program, fingerprint), template.program, fingerprint)
     try:
@@ -297,14 +317,13 @@ class _Preparation:
     def note(self, conditions: str, prepared: PreparedModel, directory: Path) -> None:
         """Have later fine-tunes of the model prepared by what this preparation found, where they can be."""
         path = self._package_dir / MODEL_FILE
-        is_plain = not (self._changed or self._examples or self._sharing is not None or self._pages_min)
+        is_plain = not (self._changed or self._sharing is not None or self._pages_min)
         if (
             is_plain
             and self._forced == "auto"
             and self._reference.deterministic
             and prepared.holding in ("bound", "packed")
             and not lengths.has_open_axis(self._inputs)
-            and [file.path for file in listed_files(self._package_dir)] == [MODEL_FILE]
             and path.stat().st_size <= bounds.FINE_TUNE_BYTES_MAX
         ):
             made = fine_tunes.Prepared(

@@ -28,6 +28,7 @@ from clockwork.models.answers import difference
 from clockwork.models.fine_tunes import Recipe, Skeleton, Template, Templates
 from clockwork.models.inputs import seeded
 from clockwork.models.measure import Bench
+from clockwork.models.onnx_import import pack_examples
 from clockwork.models.prepare import prepare
 from clockwork.models.runtime import ModelSession, RunsTooLong
 from tests.unit.models_onnx import initializer, model_of, value
@@ -56,11 +57,16 @@ class Shop:
 
         monkeypatch.setattr(Template, "prepare", prepared)
 
-    def package(self, model: onnx.ModelProto) -> Path:
-        data = model.SerializeToString()
+    def package(self, model: onnx.ModelProto, examples: Any = None) -> Path:
+        contents = [("model.onnx", model.SerializeToString())]
+        if examples is not None:
+            contents.append(("examples.npz", pack_examples(model, examples)))
         packages = PackageStore(self._root / f"packages{next(self._count)}")
-        writer = packages.writer([PackageFile("model.onnx", len(data), hashlib.sha256(data).hexdigest())])
-        writer.write(0, 0, data)
+        writer = packages.writer(
+            [PackageFile(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in contents]
+        )
+        for index, (_, data) in enumerate(contents):
+            writer.write(index, 0, data)
         writer.commit()
         return packages.directory(writer.digest)
 
@@ -210,6 +216,16 @@ def test_other_options_are_learnt_anew(shop: Shop) -> None:
     assert not shop.check(network(seed=4), batching="off")
     assert shop.check(network(seed=5), batching="off")
     assert shop.check(network(seed=6))
+
+
+def test_fine_tunes_share_their_examples(shop: Shop) -> None:
+    examples = {"x": np.linspace(0, 1, 12, dtype=np.float32).reshape(2, 6)}
+    for seed in (1, 2, 3):
+        third, _ = shop.prepare(shop.package(network(seed=seed), examples))
+    assert shop.tuned == [third.digest]
+    assert third.example == [[1, 6]]
+    other, _ = shop.prepare(shop.package(network(seed=4), {"x": np.ones((3, 6), np.float32)}))
+    assert other.digest not in shop.tuned
 
 
 def test_weights_that_are_no_numbers_are_prepared_all_the_same(shop: Shop) -> None:

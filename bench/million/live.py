@@ -36,7 +36,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from bench import published, report
 from bench.cluster import Cluster, thread_cpu_s
 from bench.million import cases, counting, machine, recordings
-from bench.million.machine import overlap_ns
 from bench.million.run import POLICIES, brief, save, saved
 from bench.paper.common import MS, SECOND
 from bench.pump import ScheduledClient, library
@@ -196,7 +195,7 @@ def served(
                 "ms": round(span.lost_ns / MS, 2),
                 "where": span.where,
             }
-            for span in sorted(watch.machine, key=lambda span: span.begin_ns)
+            for span in watch.machine.spans
             if span.lost_ns >= STALL_NS
         ][:STALLS_MAX],
         "bad": rows,
@@ -238,8 +237,8 @@ def fate(
     ended_ns = int(client.ended_ns[place]) or due_ns + cases.SLO_NS
     from_ns = due_ns - cases.SLO_NS
     lost = {
-        MACHINE: overlap_ns(watch.machine, from_ns, ended_ns),
-        CONTENTION: overlap_ns(watch.waits, from_ns, ended_ns),
+        MACHINE: watch.machine.overlap_ns(from_ns, ended_ns),
+        CONTENTION: watch.waits.overlap_ns(from_ns, ended_ns),
     }
     lag_ns = max(0, sent_ns - due_ns)
     lacked_ns = lacking_ns(outcome, ended_ns - due_ns, told.get("feasible_slo_ns", 0), lag_ns)
@@ -261,7 +260,7 @@ def fate(
         "sent_late_ms": round(lag_ns / MS, 3),
         "core_stood_still_ms": round(lost[MACHINE] / MS, 3),
         "thread_waited_ms": round(lost[CONTENTION] / MS, 3),
-        "ordinary_process_waited_ms": round(overlap_ns(watch.shared, from_ns, ended_ns) / MS, 3),
+        "ordinary_process_waited_ms": round(watch.shared.overlap_ns(from_ns, ended_ns) / MS, 3),
         "verdict": verdict,
     }
 

@@ -43,14 +43,29 @@ class Span:
     where: str
 
 
-def overlap_ns(spans: Sequence[Span], begin_ns: int, end_ns: int) -> int:
-    """The time lost within an interval at the place that lost most. Spans of a place hardly overlap."""
-    lost: dict[str, int] = {}
-    for span in spans:
-        shared = min(span.end_ns, end_ns) - max(span.begin_ns, begin_ns)
-        if shared > 0:
-            lost[span.where] = lost.get(span.where, 0) + min(span.lost_ns, shared)
-    return max(lost.values(), default=0)
+class Spans:
+    """Spans by the time of their begin, of which an interval meets few."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        self.spans = ordered = sorted(spans, key=lambda span: span.begin_ns)
+        places = sorted({span.where for span in ordered})
+        self._place_count = len(places)
+        self._where = np.array([places.index(span.where) for span in ordered], np.int64)
+        self._begin, self._end, self._lost = (
+            np.array([getattr(span, name) for span in ordered], np.int64)
+            for name in ("begin_ns", "end_ns", "lost_ns")
+        )
+        self._longest_ns = int((self._end - self._begin).max(initial=0))
+
+    def overlap_ns(self, begin_ns: int, end_ns: int) -> int:
+        """The time lost within an interval at the place that lost most. Spans of a place hardly overlap."""
+        first, last = self._begin.searchsorted((begin_ns - self._longest_ns, end_ns))
+        if first == last:
+            return 0
+        near = slice(int(first), int(last))
+        shared = np.minimum(self._end[near], end_ns) - np.maximum(self._begin[near], begin_ns)
+        lost = np.minimum(self._lost[near], np.maximum(shared, 0))
+        return int(np.bincount(self._where[near], lost, self._place_count).max())
 
 
 def _watch_core(ends: Connection, core: int, is_realtime: bool) -> None:
@@ -129,34 +144,34 @@ def pressure_s() -> float | None:
 
 
 class Watch:
-    """Stalls during a block; the lists are there when it has ended."""
+    """Stalls during a block; they are there when it has ended."""
 
     def __init__(self, pids: Sequence[int]) -> None:
         """pids: processes whose threads are watched, as they are at the beginning."""
         self._pids = pids
-        self.machine: list[Span] = []  # the core stood still
-        self.shared: list[Span] = []  # an ordinary process got the core late
-        self.waits: list[Span] = []  # threads of the measured processes were ready, and waited
+        self.machine = Spans([])  # the core stood still
+        self.shared = Spans([])  # an ordinary process got the core late
+        self.waits = Spans([])  # threads of the measured processes were ready, and waited
         self.facts: dict[str, Any] = {}
 
     def __enter__(self) -> Watch:
         context = multiprocessing.get_context("spawn")
-        self._children: list[tuple[Any, Connection, list[Span]]] = []
+        self._children: list[tuple[Any, Connection, str]] = []
         kinds = []
-        wanted: list[tuple[Any, tuple[Any, ...], list[Span]]] = [(_watch_threads, (self._pids,), self.waits)]
+        wanted: list[tuple[Any, tuple[Any, ...], str]] = [(_watch_threads, (self._pids,), "waits")]
         for core in sorted(os.sched_getaffinity(0)):
             wanted += [
-                (_watch_core, (core, True), self.machine), (_watch_core, (core, False), self.shared)
+                (_watch_core, (core, True), "machine"), (_watch_core, (core, False), "shared")
             ]  # fmt: skip
-        for function, arguments, spans in wanted:
+        for function, arguments, name in wanted:
             ours, theirs = context.Pipe()
             child = context.Process(target=function, args=(theirs, *arguments), daemon=True)
             child.start()
             theirs.close()
-            self._children.append((child, ours, spans))
-        for _, ends, spans in self._children:
+            self._children.append((child, ours, name))
+        for _, ends, name in self._children:
             kind = ends.recv()
-            if spans is self.machine:
+            if name == "machine":
                 kinds.append(kind)
         self._is_realtime = all(kind == REALTIME for kind in kinds)
         self._before, self._pressure_s, self._begun_ns = processor_s(), pressure_s(), now_ns()
@@ -165,11 +180,13 @@ class Watch:
     def __exit__(self, *error: object) -> None:
         seconds = (now_ns() - self._begun_ns) / SECOND
         after, pressure = processor_s(), pressure_s()
-        for child, ends, spans in self._children:
+        found: dict[str, list[Span]] = {"machine": [], "shared": [], "waits": []}
+        for child, ends, name in self._children:
             with contextlib.suppress(BrokenPipeError, EOFError):
                 ends.send(None)
-                spans += ends.recv()
+                found[name] += ends.recv()
             child.join()
+        self.machine, self.shared, self.waits = (Spans(spans) for spans in found.values())
         self.facts = {
             "seconds": round(seconds, 1),
             "class of the processes that see the cores stand still": REALTIME
@@ -181,9 +198,9 @@ class Watch:
                 if pressure is None or self._pressure_s is None
                 else round(pressure - self._pressure_s, 2)
             ),
-            **dict(self._told("cores stood still", self.machine)),
-            **dict(self._told("an ordinary process got its core late", self.shared)),
-            **dict(self._told("threads measured waited for a core", self.waits)),
+            **dict(self._told("cores stood still", self.machine.spans)),
+            **dict(self._told("an ordinary process got its core late", self.shared.spans)),
+            **dict(self._told("threads measured waited for a core", self.waits.spans)),
         }
 
     @staticmethod

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from bench.million import __main__ as program
 from bench.million import cases, counting, live, recordings, run, shards, tables
-from bench.million.machine import Span, overlap_ns
+from bench.million.machine import Span, Spans
 from bench.million.shards import Shard
 from bench.paper.common import MS, SECOND
 from clockwork.errors import ConfigError
@@ -119,10 +119,12 @@ def test_a_workload_may_have_a_number_of_requests_of_its_own() -> None:
 
 
 def test_stalls_count_where_they_overlap() -> None:
-    spans = [Span(10, 20, 10, "core 0"), Span(30, 40, 10, "core 0"), Span(12, 18, 6, "core 1")]
-    assert overlap_ns(spans, 0, 9) == 0
-    assert overlap_ns(spans, 15, 35) == 10
-    assert overlap_ns(spans, 12, 18) == 6
+    spans = Spans([Span(30, 40, 10, "core 0"), Span(10, 20, 10, "core 0"), Span(12, 18, 4, "core 1")])
+    assert spans.overlap_ns(0, 9) == 0
+    assert spans.overlap_ns(15, 35) == 10
+    assert spans.overlap_ns(12, 18) == 6
+    assert spans.overlap_ns(39, 100) == 1
+    assert Spans([]).overlap_ns(0, 9) == 0
 
 
 @pytest.mark.parametrize(
@@ -137,10 +139,10 @@ def test_a_late_answer_is_blamed_on_what_took_as_long_as_it_lacked(
         due_ns=[due_ns], sent_ns=[due_ns + lag_ms * MS], ended_ns=[due_ns + cases.SLO_NS + 5 * MS], model=[0]
     )
 
-    def spans(ms: int) -> list[Span]:
-        return [Span(due_ns, due_ns + ms * MS, ms * MS, "there")] if ms else []
+    def spans(ms: int) -> Spans:
+        return Spans([Span(due_ns, due_ns + ms * MS, ms * MS, "there")] if ms else [])
 
-    watch: Any = SimpleNamespace(machine=spans(stood_still_ms), waits=spans(waited_ms), shared=[])
+    watch: Any = SimpleNamespace(machine=spans(stood_still_ms), waits=spans(waited_ms), shared=spans(0))
     row = live.fate(0, client, ["m"], 0, "late", {}, watch)
     assert row["lacked_ms"] == 5
     assert row["verdict"] == verdict

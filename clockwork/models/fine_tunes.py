@@ -23,7 +23,7 @@ import itertools
 import logging
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -42,7 +42,7 @@ from clockwork.models.batching import why_rows_meet
 from clockwork.models.holdings import ReferenceRun, build_packed, packed_runs
 from clockwork.models.measure import weight_addresses
 from clockwork.models.onnx_import import real_inputs
-from clockwork.models.runtime import ModelSession, RunError, optimise
+from clockwork.models.runtime import BoundRun, ModelSession, RunError, optimise
 from clockwork.models.split import SplitModel, Splitter
 from clockwork.system.clock import now_ns
 from clockwork.wire.tensors import Array
@@ -94,14 +94,18 @@ class Recipe:
     base: bytes
     parts: list[tuple[range, Indices]]
 
-    def make(self, source: Words) -> npt.NDArray[np.uint8]:
-        """The file's content, aligned as ONNX Runtime's tensors are."""
+    def begin(self) -> npt.NDArray[np.uint8]:
+        """The file's content without the parts, aligned as ONNX Runtime's tensors are."""
         content = _aligned_words(-(-self.size // WORD_BYTES)).view(np.uint8)[: self.size]
         if self.base:
             content[:] = np.frombuffer(self.base, np.uint8)
-        for place, indices in self.parts:
-            content[place.start : place.stop] = source.take(indices).view(np.uint8)
         return content
+
+    def make(self, source: Words, content: npt.NDArray[np.uint8]) -> None:
+        """Write the parts into a content of begin()."""
+        for place, indices in self.parts:
+            part = content[place.start : place.stop].view(np.uint32)
+            source.take(indices, out=part, mode="clip")  # the other modes take a copy
 
     @property
     def taken_bytes(self) -> int:
@@ -145,9 +149,10 @@ class Originals:
         if not self.tensors or self.count > bounds.PLACES_MAX:
             raise Unlike("it has no weights that could be followed")
 
-    def words_of(self, data: bytes, more: int = 0) -> Words:
-        """The words of all weights in a file, and room for ``more`` words behind them."""
-        words = _aligned_words(self.count + more)
+    def words_of(self, data: bytes, words: Words | None = None) -> Words:
+        """The words of all weights in a file, in a new array or at the beginning of ``words``."""
+        if words is None:
+            words = _aligned_words(self.count)
         for place, start in zip(self.places, self.starts):
             count = len(place) // WORD_BYTES
             words[start : start + count] = np.frombuffer(data, np.uint32, count, place.start)
@@ -215,7 +220,8 @@ class Template:
         self._original = ModelSession(originals.without_weights().SerializeToString(), optimise=False)
         words = originals.words_of(made.data)
         begun_ns = now_ns()
-        if self._reference(words).difference(_answers_of(made.reference)):
+        references = self._bound(self._original, originals.addresses(words))
+        if made.reference.difference(lambda inputs: self._run_of(references, inputs)):
             raise Unlike("its graph answers differently with weights as inputs")
         if now_ns() - begun_ns > bounds.REFERENCE_NS_MAX:
             raise Unlike("its graph takes too long without optimisation")
@@ -223,12 +229,26 @@ class Template:
         is_bound = made.prepared.holding == "bound"
         self._session = ModelSession(made.program, optimise=False) if is_bound else None
         self._libraries = libraries_for(made.optimised)
-        self._recipe, self._constants = self._learn(made, words)
+        self._recipe, constants = self._learn(made, words)
+        # The memory over which the sessions run for one fine-tune after another
+        self._source = _aligned_words(originals.count + len(constants))
+        self._source[originals.count :] = constants
+        self._content = self._recipe.begin()
+        self._references = self._bound(self._original, originals.addresses(self._source))
+        if self._session is not None:
+            known = made.prepared
+            addresses = weight_addresses(known.weights, known.runs, known.page_bytes, self._content.data)
+            self._runs = self._bound(self._session, addresses)
+
+    def _bound(
+        self, session: ModelSession, weights: Sequence[tuple[int, Sequence[int], int]]
+    ) -> list[BoundRun]:
+        return [session.bound(inputs, weights) for inputs in self._inputs]
 
     @property
     def taken_bytes(self) -> int:
         """Memory that the template takes, but for its sessions."""
-        return self._constants.nbytes + self._recipe.taken_bytes
+        return self._source.nbytes + self._content.nbytes + self._recipe.taken_bytes
 
     def prepare(self, data: bytes, digest: str, directory: Path) -> PreparedModel | None:
         """Write the prepared files of a fine-tune, but for prepared.json. Return the description with its
@@ -237,19 +257,18 @@ class Template:
         None: the files do not answer as the original does, or its answers have other shapes. Raises
         RunsTooLong.
         """
-        count = self._originals.count
-        source = self._originals.words_of(data, len(self._constants))
-        source[count:] = self._constants
+        self._originals.words_of(data, self._source)
         try:
-            reference = self._reference(source)
+            answers = [run.run() for run in self._references]
         except RunError:
             return None
-        if [[array.shape for array in answer] for answer in reference.outputs] != self._shapes:
+        if [[array.shape for array in answer] for answer in answers] != self._shapes:
             return None
+        reference = ReferenceRun(self._run_original, self._inputs, answers, self._relative)
         prepared = dataclasses.replace(self._prepared, digest=digest, checksums={})
-        content = self._recipe.make(source).data
-        session = self._session
-        if session is None:
+        self._recipe.make(self._source, self._content)
+        content = self._content.data
+        if self._session is None:
             packed = build_packed(bytes(content), directory, reference, self._libraries)
             if packed.error:
                 return None
@@ -259,17 +278,19 @@ class Template:
             return prepared
         (directory / WEIGHTS_FILE).write_bytes(content)
         prepared.checksums[WEIGHTS_FILE] = zlib.crc32(content)
-        addresses = weight_addresses(prepared.weights, prepared.runs, prepared.page_bytes, content)
-        return None if reference.difference(lambda inputs: session.run(inputs, addresses)) else prepared
+        return None if reference.difference(self._run_prepared) else prepared
 
-    def _reference(self, words: Words) -> ReferenceRun:
-        """Run the original graph with these weights. Raises RunError."""
-        addresses = self._originals.addresses(words)
+    def _run_original(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run the original graph with the fine-tune's weights. inputs: one of the known sets."""
+        return self._run_of(self._references, inputs)
 
-        def run(inputs: Sequence[Array]) -> list[Array]:
-            return self._original.run(inputs, addresses)
+    def _run_prepared(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run the program with the fine-tune's prepared weights. inputs: one of the known sets."""
+        return self._run_of(self._runs, inputs)
 
-        return ReferenceRun(run, self._inputs, [run(inputs) for inputs in self._inputs], self._relative)
+    def _run_of(self, runs: Sequence[BoundRun], inputs: Sequence[Array]) -> list[Array]:
+        known = next(run for run, known in zip(runs, self._inputs, strict=True) if known is inputs)
+        return known.run()
 
     def _learn(self, made: Prepared, words: Words) -> tuple[Recipe, Words]:
         """Return the recipe of weights.bin, or else of the optimised model, and the words that all fine-tunes
@@ -336,12 +357,6 @@ def _sources(three: Sequence[Words], words: Words, count: int, first: int) -> tu
     constants, which = np.unique(own[is_fixed], return_inverse=True)
     indices[is_fixed] = first + which.astype(np.int32)
     return indices, constants
-
-
-def _answers_of(reference: ReferenceRun) -> Callable[[Sequence[Array]], list[Array]]:
-    """A run that gives the known answers again, in the order of the inputs."""
-    answers = iter(reference.outputs)
-    return lambda inputs: next(answers)
 
 
 def _is_weight(tensor: TensorProto, places: Mapping[str, range]) -> bool:

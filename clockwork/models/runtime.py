@@ -196,7 +196,7 @@ class ModelSession:
         try:
             for library in libraries_for(model) if libraries is None else libraries:
                 options.register_custom_ops_library(library)
-            self._session = ort.InferenceSession(
+            self.session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model),
                 options,
                 providers=["CPUExecutionProvider"],
@@ -206,13 +206,13 @@ class ModelSession:
             raise RunError(str(error)) from None
         except Exception as error:  # pybind11 raises one class per status, and RuntimeError
             raise RunError(_one_line(error)) from None
-        self._run_options = ort.RunOptions()
-        self._run_options.log_severity_level = SILENT
+        self.run_options = ort.RunOptions()
+        self.run_options.log_severity_level = SILENT
         self.inputs = [
-            (tensor.name, _dtype(tensor.type), _shape(tensor.shape)) for tensor in self._session.get_inputs()
+            (tensor.name, _dtype(tensor.type), _shape(tensor.shape)) for tensor in self.session.get_inputs()
         ]
         self.outputs = [
-            (output.name, _dtype(output.type), _shape(output.shape)) for output in self._session.get_outputs()
+            (output.name, _dtype(output.type), _shape(output.shape)) for output in self.session.get_outputs()
         ]
 
     def run(
@@ -223,40 +223,72 @@ class ModelSession:
 
         weights: (dtype, shape, address) of the inputs that follow; the caller owns the memory.
         """
-        with Limit(self._end):
-            return self._run(inputs, weights)
+        return self.bound(inputs, weights).run()
 
-    def _end(self) -> None:
-        self._run_options.terminate = True
+    def bound(
+        self, inputs: Sequence[Array], weights: Sequence[tuple[int, Sequence[int], int]] = ()
+    ) -> BoundRun:
+        """Bind a run's inputs and weights, for any number of runs. Raises RunError. See run()."""
+        return BoundRun(self, inputs, weights)
 
-    def _run(self, inputs: Sequence[Array], weights: Sequence[tuple[int, Sequence[int], int]]) -> list[Array]:
-        try:
-            if any(dtype == TensorProto.STRING for _, dtype, _ in self.inputs):
-                return self._run_strings(inputs, weights)
-            binding = self._session.io_binding()
-            held = []
-            for (name, dtype, _), array in zip(self.inputs, inputs):
-                _, dims, frame = encode_array(array)
-                held.append(np.frombuffer(frame, np.uint8))
-                binding.bind_input(name, "cpu", 0, dtype, dims, held[-1].ctypes.data)
-            for (name, _, _), (dtype, shape, address) in zip(self.inputs[len(inputs) :], weights):
-                binding.bind_input(name, "cpu", 0, dtype, list(shape), address)
-            for name, _, _ in self.outputs:
-                binding.bind_output(name, "cpu")
-            self._session.run_with_iobinding(binding, self._run_options)
-            return [_from_value(value) for value in binding.get_outputs()]
-        except RunError:
-            raise
-        except Exception as error:
-            raise RunError(_one_line(error)) from None
+    def end(self) -> None:
+        """End the run that is under way. The session is unusable from then on."""
+        self.run_options.terminate = True
 
-    def _run_strings(
+    def run_strings(
         self, inputs: Sequence[Array], weights: Sequence[tuple[int, Sequence[int], int]]
     ) -> list[Array]:
+        """Run a model with inputs of strings, which cannot be bound."""
         feed: dict[str, Any] = {name: _feedable(array) for (name, _, _), array in zip(self.inputs, inputs)}
         for (name, _, _), (dtype, shape, address) in zip(self.inputs[len(inputs) :], weights):
             feed[name] = _memory(address, dtype, shape)
-        return [np.asarray(output) for output in self._session.run(None, feed, self._run_options)]
+        return [np.asarray(output) for output in self.session.run(None, feed, self.run_options)]
+
+
+class BoundRun:
+    """A run of a session over memory that may change between runs: the caller owns that of weights."""
+
+    def __init__(
+        self,
+        session: ModelSession,
+        inputs: Sequence[Array],
+        weights: Sequence[tuple[int, Sequence[int], int]],
+    ) -> None:
+        self._session = session
+        self._strings: tuple[Any, ...] = ()
+        if any(dtype == TensorProto.STRING for _, dtype, _ in session.inputs):
+            self._strings = (inputs, weights)
+            return
+        self._held: list[Array] = []
+        self._binding = session.session.io_binding()
+        try:
+            for (name, dtype, _), array in zip(session.inputs, inputs):
+                _, dims, frame = encode_array(array)
+                self._held.append(np.frombuffer(frame, np.uint8))
+                self._binding.bind_input(name, "cpu", 0, dtype, dims, self._held[-1].ctypes.data)
+            for (name, _, _), (dtype, shape, address) in zip(session.inputs[len(inputs) :], weights):
+                self._binding.bind_input(name, "cpu", 0, dtype, list(shape), address)
+        except Exception as error:  # pybind11 raises one class per status, and RuntimeError
+            raise RunError(_one_line(error)) from None
+
+    def run(self) -> list[Array]:
+        """Return the outputs. Raises RunError; RunsTooLong, after which the session is unusable."""
+        with Limit(self._session.end):
+            return self._run()
+
+    def _run(self) -> list[Array]:
+        try:
+            if self._strings:
+                return self._session.run_strings(*self._strings)
+            self._binding.clear_binding_outputs()
+            for name, _, _ in self._session.outputs:
+                self._binding.bind_output(name, "cpu")
+            self._session.session.run_with_iobinding(self._binding, self._session.run_options)
+            return [_from_value(value) for value in self._binding.get_outputs()]
+        except RunError:
+            raise
+        except Exception as error:  # as above
+            raise RunError(_one_line(error)) from None
 
 
 def _feedable(array: Array) -> Array:

@@ -239,10 +239,9 @@ def test_a_recipe_that_makes_something_else_is_found_out(shop: Shop, monkeypatch
     shop.learn(lambda seed: network(seed=seed))
     make = Recipe.make
 
-    def wrong(recipe: Recipe, source: Any) -> Any:
-        content = make(recipe, source)
+    def wrong(recipe: Recipe, source: Any, content: Any) -> None:
+        make(recipe, source, content)
         content[4 * 10 :] = 0
-        return content
 
     monkeypatch.setattr(Recipe, "make", wrong)
     assert not shop.check(network(seed=3))
@@ -269,7 +268,7 @@ def test_a_template_that_fails_is_used_no_more(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(Template, "_reference", fail)
+        patched.setattr(fine_tunes.Originals, "words_of", fail)
         assert not shop.check(network(seed=3))
     assert not shop.check(network(seed=4))
 

@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from bench import published, report
-from bench.many import measure, models
+from bench.many import measure, models, show
 from bench.many.measure import Key, Plan
 from bench.many.systems import SYSTEMS
 from bench.peers.__main__ import OPEN_FILES, end, set_up
@@ -169,6 +169,7 @@ def main() -> None:
     facts = {
         "capacity, requests/s": [round(rate, 1) for rate in found["capacity/s"]],
         "models, GB": f"{found['models']}, {found['bytes'] / 1e9:.2f}",
+        "table": show.facts(found),
         **{f"failed: {name}": why for name, why in found["failed"].items()},
     }
     report.show("Thousands of models", models.SEED, shown, facts, False)

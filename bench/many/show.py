@@ -45,7 +45,23 @@ def facts(found: Row) -> str:
         f" Capacity is what a core executes of this mix with every model in memory: {min(capacities):,.0f} to"
         f" {max(capacities):,.0f} requests/s. The client took at most"
         f" {max(row['client_cores'] for row in rows):.2f} cores, other work on the machine"
-        f" {max(row['other_cores'] for row in rows):.2f} in any cell."
+        f" {max(row['other_cores'] for row in rows):.2f} in any cell.{_beside_the_best(rows)}"
+    )
+
+
+def _beside_the_best(rows: Sequence[Row]) -> str:
+    """Clockwork's goodput as a multiple of the best peer's where memory is shortest, as a sentence."""
+    share = min(row["share"] for row in rows)
+    said = []
+    for load in sorted({row["load"] for row in rows}):
+        by = {row["system"]: row["goodput/s"] for row in of(rows, share, "zipf") if row["load"] == load}
+        best = max((rate for name, rate in by.items() if not name.startswith("clockwork")), default=0.0)
+        if best > 0 and "clockwork" in by:
+            said.append(f"{by['clockwork'] / best:.1f} at {load:g}")
+    return (
+        f" Clockwork's goodput in multiples of the best peer's: {', '.join(said)} of capacity."
+        if said
+        else ""
     )
 
 

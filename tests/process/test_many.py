@@ -177,6 +177,22 @@ def test_models_are_fine_tunes_of_twenty_architectures_and_few_are_large() -> No
     assert models.families(3000, 0).count(19) == 0
 
 
+def test_goodput_is_held_against_the_best_peer() -> None:
+    rows = [
+        {"system": name, "share": share, "pattern": "zipf", "load": 0.9, "goodput/s": rate,
+         "client_cores": 0.1, "other_cores": 0.0}
+        for name, share, rate in [
+            ("clockwork", 0.05, 400.0), ("clockwork-edf", 0.05, 500.0), ("triton-sessions", 0.05, 100.0),
+            ("ray", 0.05, 50.0), ("triton-sessions", 0.2, 300.0),
+        ]
+    ]  # fmt: skip
+    found = {
+        "rows": rows, "capacity/s": [600.0], "models": 3000, "architectures": 20, "bytes": 8e9,
+        "median_bytes": 1.5e6, "largest_bytes": 1e8, "zipf": 0.9, "slo_ms": 100.0, "large_slo_ms": 250.0,
+    }  # fmt: skip
+    assert show.facts(found).endswith("in multiples of the best peer's: 4.0 at 0.9 of capacity.")
+
+
 @pytest.mark.slow
 def test_an_optimised_model_answers_the_same(tmp_path: Path) -> None:
     some = [model for model in models.listed(40, 0) if model.number == 1][:3]

@@ -14,7 +14,7 @@ records all that its scheduler sees and does, and processes beside it watch the 
 - scheduler: anything else.
 
 A request lacks its lateness; a refused one what the refusal says that its SLO should have been longer, and
-one that missed its deadline, or was refused without that number, any stall of a millisecond.
+one that missed its deadline, or was refused without that number, is taken to lack UNKNOWN_NS.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ DRAIN_NS = 2 * SECOND
 RECORDING_BYTES = "4GiB"
 EXPLAINED_MAX = 200
 """Requests that are explained from the recording; the others are listed without sentences."""
+UNKNOWN_NS = 5 * MS
+"""Stall from which a request that nothing else explains is attributed to it."""
 STALL_NS = 5 * MS
 STALLS_MAX = 1000
 """Stalls of STALL_NS and more that the result has one by one."""
@@ -266,12 +268,12 @@ def fate(
 
 
 def lacking_ns(outcome: str, latency_ns: int, feasible_slo_ns: int, lag_ns: int) -> int:
-    """The time that a request lacked; a millisecond where nothing says it."""
+    """The time that a request lacked; UNKNOWN_NS where nothing says it."""
     if outcome == "late":
         return latency_ns - cases.SLO_NS
     if feasible_slo_ns:
         return max(0, feasible_slo_ns - (cases.SLO_NS - lag_ns))
-    return MS
+    return UNKNOWN_NS
 
 
 def explain_all(recording: Path, rows: list[dict[str, Any]]) -> None:

@@ -45,7 +45,7 @@ class Plan:
     shard: int = 1_000_000
     load: float = 0.5
     seed: int = 1
-    explained: int = 20  # requests of each shard
+    explained: int = 5  # requests of each shard
     capacity_requests: int = cases.CAPACITY_REQUESTS
     places: int = cases.CAPACITY_PLACES
 

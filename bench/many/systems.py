@@ -274,6 +274,10 @@ class TritonSessions:
         return int(floats(found)[0])
 
 
+RAY_QUEUED = 32
+"""Requests that may wait for the replica: about as many as it serves within an SLO."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class RayServe:
     """Ray Serve with model multiplexing: one replica, which holds as many models as fit on average."""
@@ -287,7 +291,9 @@ class RayServe:
 
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None
-        return peers.launch_ray(environment, site.directory, site.ports["http"], site.room, entries(site), {})
+        return peers.launch_ray(
+            environment, site.directory, site.ports["http"], site.room, entries(site), {}, RAY_QUEUED
+        )
 
     def ready_path(self, site: Site) -> str:
         return "/"

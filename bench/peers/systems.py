@@ -347,9 +347,12 @@ class RayServe:
 
 def launch_ray(
     environment: Environment, directory: Path, port: int, room: int,
-    entries: Mapping[str, dict[str, Any]], more: Mapping[str, str],
+    entries: Mapping[str, dict[str, Any]], more: Mapping[str, str], queued: int = -1,
 ) -> Launch:  # fmt: skip
-    """Ray Serve with models, which are entries of a manifest by name."""
+    """Ray Serve with models, which are entries of a manifest by name.
+
+    queued: most requests that wait; -1: any number.
+    """
     # The path is short, because Ray's sockets lie below it.
     command = [
         str(environment.python),
@@ -357,6 +360,7 @@ def launch_ray(
         str(port),
         str(directory / "r"),
         str(room),
+        str(queued),
     ]
     variables = {"RAY_USAGE_STATS_ENABLED": "0", "PEER_MANIFEST": write_manifest(directory, entries), **more}
     return Launch(command, _python(environment) | variables, directory)

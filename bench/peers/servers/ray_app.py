@@ -1,7 +1,8 @@
-"""Ray Serve with one replica: python ray_app.py PORT TEMPORARY ROOM
+"""Ray Serve with one replica: python ray_app.py PORT TEMPORARY ROOM QUEUED
 
 PEER_MANIFEST names the models. One model is loaded at the start. Of several models, a replica holds ROOM
-(model multiplexing, the least recently used is evicted). Tensors travel as raw bytes.
+(model multiplexing, the least recently used is evicted). At most QUEUED requests wait (-1: any number), and
+others are refused. Tensors travel as raw bytes.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from session import session
 from starlette.requests import Request
 from starlette.responses import Response
 
-PORT, TEMPORARY, ROOM = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+PORT, TEMPORARY, ROOM, QUEUED = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 
 
-@serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 1})
+@serve.deployment(num_replicas=1, max_queued_requests=QUEUED, ray_actor_options={"num_cpus": 1})
 class Peer:
     def __init__(self, models: dict[str, manifest.Entry]) -> None:
         self._models = models

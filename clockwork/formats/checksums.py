@@ -21,22 +21,10 @@ from typing import Any
 from clockwork.config.formats import CHECK_PIECE_BYTES, DAMAGED_KEPT_MAX, MENDED_BYTES_MAX, SEALED_BYTES_MAX
 from clockwork.formats.durable import remove_tree
 from clockwork.system.files import fsync_directory
+from clockwork.system.records import fields_of
 
 _SEAL = re.compile(rb', "seal": "([0-9a-f]{8})"\}\Z')
 ASIDE = ".damaged-"  # Prefix of the name of a damaged file or directory that is kept for inspection
-
-
-def fields_of(record: Any) -> dict[str, Any]:
-    """Return a dataclass's fields without copies. dataclasses.asdict() would copy the elements of lists one
-    by one."""
-    kind = type(record)
-    names = _NAMES.get(kind)
-    if names is None:
-        names = _NAMES[kind] = tuple(field.name for field in dataclasses.fields(record))
-    return {name: getattr(record, name) for name in names}
-
-
-_NAMES: dict[type, tuple[str, ...]] = {}  # the fields of each dataclass, of which thousands are written
 
 
 def seal(body: Mapping[str, Any]) -> bytes:

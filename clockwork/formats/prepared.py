@@ -26,9 +26,10 @@ from typing import Any
 
 from clockwork.config import RANK_MAX, STRINGS_MAX
 from clockwork.errors import InvalidModel
-from clockwork.formats.checksums import checksums_of, fields_of, read_plain, seal, unseal
+from clockwork.formats.checksums import checksums_of, read_plain, seal, unseal
 from clockwork.formats.durable import write_durably
 from clockwork.scheduler.types import ProfilePoint
+from clockwork.system.records import fields_of
 from clockwork.wire.optional import Default, read_defaults
 from clockwork.wire.tensors import DTYPES, STRING, dtype_name
 

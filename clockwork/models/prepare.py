@@ -25,7 +25,7 @@ import onnx
 
 from clockwork.config import models as bounds
 from clockwork.errors import InvalidModel
-from clockwork.formats.checksums import fields_of, find_damage, read_plain, seal, unseal
+from clockwork.formats.checksums import find_damage, read_plain, seal, unseal
 from clockwork.formats.interface import difference as interface_difference
 from clockwork.formats.interface import is_named, read_interface, undisputed
 from clockwork.formats.package import (
@@ -74,6 +74,7 @@ from clockwork.models.onnx_import import (
 from clockwork.models.runtime import ModelSession, RunError, optimise
 from clockwork.models.split import SplitModel, Splitter
 from clockwork.scheduler.types import ProfilePoint
+from clockwork.system.records import fields_of
 from clockwork.wire.packages import EXAMPLES_FILE, LIST_FILE, MODEL_FILE, PROGRAM_JSON
 from clockwork.wire.tensors import STRING, Array, length_class, length_classes
 

@@ -22,6 +22,7 @@ from clockwork.errors import InvalidInput, ModelNotFound
 from clockwork.formats.prepared import PreparedModel, TensorSpec
 from clockwork.scheduler.types import Scheduler
 from clockwork.system.clock import now_ns
+from clockwork.system.records import fields_of
 from clockwork.wire.messages import Query, Reason
 from clockwork.wire.telling import tell
 from clockwork.wire.tensors import dtype_name
@@ -380,7 +381,7 @@ def _describe(model: ModelVersion, names: Mapping[int, str]) -> dict[str, Any]:
             "pages": sum(prepared.runs),
             "runs": list(prepared.runs),
             "load_ns": prepared.load_ns,
-            "profile": [dataclasses.asdict(point) for point in prepared.profile],
+            "profile": list(map(fields_of, prepared.profile)),
             "constants_note": prepared.constants_note,
             "metadata": prepared.metadata,
             "example": prepared.example,

@@ -38,8 +38,8 @@ def kept(book: dict[str, Any]) -> Kept:
 def with_bounds(published: Kept, book: dict[str, Any], command: str) -> Kept:
     """Published results with the bounds of a book, and the commit, command and time of their computation.
 
-    Raises ValueError unless the bounds are those of the published seeds and requests, or for a cell that the book
-    lacks.
+    Raises ValueError unless the bounds are those of the published seeds and requests, or for a cell that the
+    book lacks.
     """
     for name in ("first_seed", "seeds", "requests"):
         if book["plan"][name] != published["plan"][name]:

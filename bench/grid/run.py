@@ -308,7 +308,8 @@ def run(
 ) -> dict[str, Any]:
     """Measure missing results, save after each, and return the book.
 
-    with_bounds, with_goodputs: parts to leave out. any_commit: continue a book of another commit. forgotten: policies that are measured anew.
+    with_bounds, with_goodputs: parts to leave out. any_commit: continue a book of another commit. forgotten:
+    policies that are measured anew.
     """
     book = load(path, plan, any_commit)
     forget(book, forgotten)

@@ -17,7 +17,7 @@ the window W is charged from W to z + exec(b), and no load. In a cold cell there
 
 As in bounds.py, device time, link time and memory have prices, and for every schedule
 
-    served <= sum over models of (its served requests - the cost of its batches and stints) + prices . budgets.
+    served <= sum over models of (its served requests - cost of its batches and stints) + prices . budgets.
 
 The right side is maximised over batches and stints for each model by itself (csrc/sim/stints.h), at prices
 that an inexact search finds, which can only make it loose. Batches may be taken to be of consecutive requests

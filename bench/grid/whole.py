@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.grid import bounds, stints
+from bench.grid import bounds, moments, stints
 from bench.grid.arrivals import Arrivals, TimedArrivals
 from bench.grid.cells import Cell, profiles
 from clockwork.sim._bounds import most_served, most_served_by_one
@@ -115,11 +115,16 @@ def every_bound(cell: Cell, seed: int, requests: int, warmup_s: float) -> dict[s
     clairvoyant = min(known, loose, fluid)
     of_class = bounds.class_bound(cell, arrivals, requests, warmup_s, clairvoyant)
     of_stints = stints.rate_bound(cell, arrivals, requests, warmup_s, of_class)
+    of_whole = rate_bound(cell, arrivals, requests, warmup_s, of_stints)
+    of_moments = of_whole
+    if of_whole == of_stints:  # the search had too many states
+        of_moments = moments.rate_bound(cell, arrivals, requests, warmup_s, of_stints)
     return {
         "fluid": fluid,
         "clairvoyant": clairvoyant,
         "clairvoyant, any order": min(loose, fluid),
         "class": of_class,
         "stints": of_stints,
-        "whole": rate_bound(cell, arrivals, requests, warmup_s, of_stints),
+        "whole": of_whole,
+        "moments": of_moments,
     }

@@ -59,3 +59,19 @@ def best_stints(
     are by model. held: models may be in memory when the window begins. device, link, page: the price of a ns
     of a device, of a ns of a link, and of a page for a ns. See csrc/sim/stints.h.
     """
+
+def best_by_moment(
+    arrived: npt.NDArray[np.float64],
+    starts: npt.NDArray[np.int64],
+    exec: npt.NDArray[np.float64],
+    room: npt.NDArray[np.float64],
+    up_to: npt.NDArray[np.float64],
+    values: npt.NDArray[np.float64],
+    used: npt.NDArray[np.float64],
+) -> None:
+    """Set values[g] to the value of group g's best batches, and add their time in each slot to used.
+
+    Requests are sorted by group, then by arrival: group g's are starts[g] to starts[g + 1]. Times are in
+    slots; exec has a row for each group, a column for each batch size (0 unused), and room is by group.
+    up_to[i] is the price of all slots before slot i. See csrc/sim/moments.h.
+    """

@@ -1,6 +1,6 @@
 # distutils: language = c++
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""csrc/sim/bounds.h, schedules.h and stints.h applied to the models of a cell."""
+"""csrc/sim/bounds.h, schedules.h, stints.h and moments.h applied to the models of a cell."""
 
 from libc.stdint cimport int64_t, uint8_t
 
@@ -19,6 +19,10 @@ cdef extern from "sim/schedules.h" namespace "clockwork::sim" nogil:
         int64_t served, joined
     Found most_of_models(const int64_t*, const int64_t*, int64_t, const int64_t*, int64_t, const int64_t*, int64_t,
                          int64_t) except +
+
+cdef extern from "sim/moments.h" namespace "clockwork::sim" nogil:
+    double best_at_moments(const double*, int64_t, const double*, int64_t, double, const double*, int64_t,
+                           double*) except +
 
 cdef extern from "sim/stints.h" namespace "clockwork::sim" nogil:
     cdef cppclass Charged:
@@ -145,3 +149,30 @@ def best_stints(arrived_ns, starts, exec_ns, room_ns, load_ns, pages, bint held,
             total.link_ns += found.link_ns
             total.page_ns += found.page_ns
     return total.value, (total.device_ns, total.link_ns, total.page_ns)
+
+
+def best_by_moment(arrived, starts, exec, room, up_to, values, used):
+    cdef const double *arrivals = <const double *>memory_of(arrived, "float64", 1)
+    cdef const int64_t *firsts = <const int64_t *>memory_of(starts, "int64", 1)
+    cdef const double *execs = <const double *>memory_of(exec, "float64", 2)
+    cdef const double *rooms = <const double *>memory_of(room, "float64", 1)
+    cdef const double *costs = <const double *>memory_of(up_to, "float64", 1)
+    cdef double *found = <double *>memory_of(values, "float64", 1)
+    cdef double *uses = <double *>memory_of(used, "float64", 1)
+    cdef int64_t groups = starts.shape[0] - 1
+    cdef int64_t columns = exec.shape[1]
+    cdef int64_t slots = used.shape[0]
+    cdef int64_t group
+    if (
+        not exec.shape[0] == room.shape[0] == values.shape[0] == groups
+        or columns < 2
+        or up_to.shape[0] != slots + 1
+        or not values.flags.writeable
+        or not used.flags.writeable
+    ):
+        raise ValueError("the arrays do not fit each other")
+    check_starts(starts, arrived.shape[0])
+    with nogil:
+        for group in range(groups):
+            found[group] = best_at_moments(arrivals + firsts[group], firsts[group + 1] - firsts[group],
+                                           execs + group * columns, columns - 1, rooms[group], costs, slots, uses)

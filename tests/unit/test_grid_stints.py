@@ -1,4 +1,4 @@
-"""The bound of whole copies in memory, compared with schedules of small instances and with runs of policies."""
+"""The bound of whole copies in memory, compared with schedules of small instances and runs of policies."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ Device = tuple[int, int, tuple[Copy, ...]]  # when the device is free, when its 
 
 
 def most_of_schedules(instance: Instance) -> int:
-    """Return the most requests that schedules serve whose loads are in the order of the batches that need them."""
+    """Return the most requests that schedules serve.
+
+    Loads are in the order of the batches that need them.
+    """
 
     def filled(copies: tuple[Copy, ...]) -> int:
         return sum(instance.pages[model] for model, _, _ in copies)

@@ -24,6 +24,18 @@ std::uint32_t most_rows(const Takes& takes, Ns time_ns, std::uint32_t rows_max) 
     return low;
 }
 
+// Executors of other arenas, at most `most`, that could take the model's requests and execute nothing.
+std::uint32_t idle_others(const RuleParts& parts, const Arena& arena, const Model& model, std::uint32_t most) {
+    std::uint32_t count = 0;
+    Bits::for_each_in_both(parts.queues.hungry(), model.homes, [&](std::uint32_t slot) {
+        const Executor& executor = parts.state.at<Executor>(slot);
+        count += executor.arena != &arena && executor.lane.empty() && executor.usable() &&
+                 is_usable(executor.arena->find(&model));
+        return count < most;
+    });
+    return count;
+}
+
 }  // namespace
 
 Adaptive::Adaptive(const RuleParts& parts, const SchedulerOptions& options)
@@ -553,6 +565,18 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     if (queue.is_plain() && alone * rows <= BATCH_WORTH * static_cast<double>(batch_ns(rows))) {
         rows = 1;
     }
+    // Several devices that have nothing else to do divide a queue, where device time is not dear. Otherwise
+    // clients that were answered together would be answered one batch after the other for ever.
+    bool is_part = false;
+    if (!saves_devices_ && queue.is_plain() && rows > 1 && given_up == 0 && rows == size - first) {
+        std::uint32_t others = idle_others(parts_, *residency.arena, *queue.model, rows - 1);
+        std::uint32_t part = (rows + others) / (others + 1);
+        double cost = static_cast<double>(batch_ns(part)) / part;
+        if (part < rows && cost * hold_need_ * need_at_most() <= known.ideal_ns) {
+            rows = part;
+            is_part = true;
+        }
+    }
     found.queue = &queue;
     found.residency = &residency;
     found.first = first;
@@ -569,7 +593,7 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     found.duration_ns = batch_ns(batch_rows);
     found.start_ns = found.own_start_ns = deadline - worker.back_ns - takes(batch_rows);
     found.filled = 0;
-    if (parts_.queues.of(*queue.model).size() > 1 && !queue[first + given_up].alone) {
+    if (!is_part && parts_.queues.of(*queue.model).size() > 1 && !queue[first + given_up].alone) {
         filling_.clear();
         Filled full = fill_up(queue, {batch_rows, std::min(deadline - until, longest)}, takes, until, spec.batch_max);
         Ns duration = batch_ns(full.rows);

@@ -222,7 +222,7 @@ void Executor::archive(Archive& archive) {
 void Arena::archive(Archive& archive) {
     archive(worker, index, number, kind, kind_said, executors, page_bytes, pages, run_ahead);
     models.archive(archive, archive.books->pool<Model>().slot_count());
-    archive(resident, doomed, pending, loading, shares, evicted_early, mark);
+    archive(resident, doomed, pending, loading, shares, asked, evicted_early, mark);
     Archive::need(!executors.empty(), "a device is without an executor");
     if (archive.is_reading()) {
         for (Residency* residency = resident.front(); residency != nullptr; residency = resident.next(residency)) {

@@ -207,6 +207,7 @@ struct Arena {
     std::vector<Residency*> pending;  // loads that were not sent, by key
     std::uint32_t loading = 0;        // LOADs under way
     DeviceShares shares;
+    LastArrivals asked;               // device time of the last requests that were charged to it
     std::uint64_t evicted_early = 0;  // models evicted soon after a load, see EVICTED_EARLY_NS
     std::uint32_t mark = 0;           // number of the last search that visited the arena
 

@@ -33,6 +33,10 @@ double asked_now(const Residency& residency, double asked, Ns now) {
     return std::max(asked, recent.rate(-ASKED_SIGMAS) / static_cast<double>(model.residencies.size()));
 }
 
+// Whether the last requests ask for no more than the device's time. The sums over the window still contain a
+// surge that has ended, and a division by them would refuse requests that nothing competes with.
+bool is_surge_over(const Arena& arena, Ns now) { return arena.asked.rate_at_most(now, ASKED_SIGMAS) <= SHARE_ASKED; }
+
 void divide(Arena& arena, Ns now) {
     DeviceShares& shares = arena.shares;
     shares = {shares.contested_until_ns, now};
@@ -45,7 +49,7 @@ void divide(Arena& arena, Ns now) {
             wanted.push_back(rate);
         }
     }
-    if (level_of(wanted, 1, SHARE_ASKED) == 0) {
+    if (level_of(wanted, 1, SHARE_ASKED) == 0 || is_surge_over(arena, now)) {
         return;
     }
     wanted.clear();
@@ -129,6 +133,11 @@ void ask_for(Residency& residency, Ns now, std::uint32_t shape, std::uint32_t ro
     share.slack_ns = std::min(share.slack_ns, slack_ns);
     share.asked_ns = now;
     share.asked.add(now, share.batched_ns * rows);
+    Arena& arena = *residency.arena;
+    arena.asked.add(now, share.batched_ns * rows);
+    if (arena.shares.is_divided && is_surge_over(arena, now)) {
+        arena.shares.is_divided = false;
+    }
     residency.model->asked.advance(now);
     residency.model->asked.add(share.batched_ns * rows);
     share.requests.add(now, 1);

@@ -10,11 +10,11 @@ import sys
 
 import pytest
 
-from clockwork.sim.recovery import HELD, KINDS, PolicyGoodput, outcomes, scenario
+from clockwork.sim.recovery import HELD, KINDS, PolicyGoodput, is_stuck, outcomes, scenario
 from clockwork.sim.world import Closed, Cluster, Disturbance, simulate
 from tests.sim.harness import MS, SECOND
 
-STUCK_MAX = 6
+STUCK_MAX = 0
 
 # Each of these seeds had no good answer left, or half as many, for a reason of its own. Executions and links
 # that had been slow were believed slow for as long as nothing was tried. A profile was ten times too long. A
@@ -66,20 +66,29 @@ def test_what_was_learnt_of_a_small_disturbance_is_forgotten_too(policy: str, se
     assert outcome.has_recovered, str(outcome)
 
 
+# Four clients that were answered by one batch asked together from then on, and stayed one batch on one of
+# several idle devices.
+@pytest.mark.parametrize("seed", [25, 431, 490])
+def test_clients_that_were_answered_together_are_divided_among_idle_devices(seed: int) -> None:
+    [outcome] = outcomes(["adaptive"], [seed])
+    assert outcome.kept > 0.9, str(outcome)
+
+
+# These have less at times without a disturbance: two begin with empty devices or lose them, one retries.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("policy", "seed"), [("edf", 175), ("adaptive", 175), ("adaptive", 304), ("edf", 532)]
+)
+def test_a_world_that_varies_by_itself_is_not_stuck(policy: str, seed: int) -> None:
+    [outcome] = outcomes([policy], [seed])
+    assert not is_stuck(outcome), str(outcome)
+
+
 # Few clients wait for their answers: after a burst, requests were held back for further requests that no
 # client could send.
 @pytest.mark.parametrize("seed", [34, 98, 205, 403])
 def test_nobody_is_waited_for_who_does_not_come(seed: int) -> None:
     [outcome] = outcomes(["adaptive"], [seed])
-    assert outcome.has_recovered, str(outcome)
-
-
-def test_a_world_that_comes_to_less_by_itself_is_held_against_that() -> None:
-    """Four clients come to ask in step, and are answered in one batch."""
-    [outcome] = outcomes(["adaptive"], [490])
-    one = scenario(490)
-    assert one.is_closed
-    assert outcome.usual < 0.9 * one.good("adaptive", disturbed=False)
     assert outcome.has_recovered, str(outcome)
 
 
@@ -94,8 +103,8 @@ def test_the_default_recovers_from_every_kind_of_disturbance(kind: str) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("policy", HELD)
 def test_of_hundreds_of_worlds_all_but_a_few_recover(policy: str) -> None:
-    """Seeds that do not recover are printed: each is a defect that is left."""
-    stuck = [str(one) for one in outcomes([policy], range(300)) if not one.has_recovered]
+    """Worlds that are stuck are printed: each is a defect that is left."""
+    stuck = [str(one) for one in outcomes([policy], range(300)) if is_stuck(one)]
     print("\n".join(stuck))
     assert len(stuck) <= STUCK_MAX, "\n".join(stuck)
 
@@ -106,6 +115,10 @@ def test_what_is_reported_says_who_has_not_recovered() -> None:
     assert not dataclasses.replace(one, good=84).has_recovered
     assert not dataclasses.replace(one, good=9399, usual=10_000).has_recovered
     assert dataclasses.replace(one, good=0, usual=0).has_recovered
+    less = dataclasses.replace(one, good=70, least=75)
+    assert less.is_by_itself
+    assert not is_stuck(less)
+    assert is_stuck(dataclasses.replace(less, least=100))
     command = [
         sys.executable,
         "-m",

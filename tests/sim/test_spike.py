@@ -11,9 +11,9 @@ from clockwork.formats.profiles import linear
 MS = 1_000_000
 
 
-# Of these, while a spike lasted, some gave up too little of their backlog for full batches: the need was that of
-# the admitted requests alone. In others all models counted as modest for half a second, gave nothing up, and
-# left small batches, because their demand was counted over two seconds.
+# While a spike lasted, the first two gave up too little of their backlog for full batches, because the need
+# was that of the admitted requests alone. In the others all models counted as modest for half a second and
+# gave nothing up, because their demand was counted over two seconds.
 @pytest.mark.parametrize("shape", ["one-low-25", "one-high-100", "many-zipf-100", "zoo-250"])
 def test_a_spike_is_served_at_capacity_from_its_second_window_on(shape: str) -> None:
     for seed in range(2):
@@ -22,10 +22,21 @@ def test_a_spike_is_served_at_capacity_from_its_second_window_on(shape: str) -> 
 
 
 # Requests after a spike were refused because their model's queue was still at its bound, or because the mean
-# arrivals of the last seconds were still above all devices.
-@pytest.mark.parametrize("shape", ["one-none-25", "few-high-100", "few-high-250", "many-mid-250"])
-def test_nothing_is_refused_after_a_spike(shape: str) -> None:
-    runs = [simulated(cell_of(shape), "adaptive", seed) for seed in range(4)]
+# arrivals of the last seconds were still above all devices, or because a device was still divided.
+@pytest.mark.parametrize(
+    ("policy", "shape"),
+    [
+        ("adaptive", "one-none-25"),
+        ("adaptive", "few-high-100"),
+        ("adaptive", "few-high-250"),
+        ("adaptive", "many-mid-250"),
+        ("edf", "many-zipf-100"),
+        ("edf", "zoo-100"),
+        ("edf", "zoo-250"),
+    ],
+)
+def test_nothing_is_refused_after_a_spike(policy: str, shape: str) -> None:
+    runs = [simulated(cell_of(shape), policy, seed) for seed in range(4)]
     good, offered = (sum(getattr(run, name)[FIRST:].sum() for run in runs) for name in ("good", "offered"))
     assert good >= AFTER_KEPT * offered, f"{offered - good} of {offered}"
     assert all((run.quiet_good == run.quiet_offered).all() for run in runs)

@@ -13,13 +13,13 @@ LISTED_MAX = 10
 
 def simulated(found: Found) -> list[str]:
     lines = [
-        "| workload | policy | requests | rate, of capacity | outside | in a million, at most | p50 | p99 | p99.9999 | max | busy, devices and links |",
+        "| workload | policy | requests | rate, of capacity | outside | in a million; 95 % bound | p50 | p99 | p99.9999 | max | busy, devices and links |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
         lines.append(
             f"| {row['workload']} | `{row['policy']}` | {row['requests']:,} | {row['rate/s']:,.0f} of"
-            f" {row['capacity/s']:,.0f}/s | {row['outside']:,} | {row['in a million']:.3g}, {row['at most, 95 %']:.2g} |"
+            f" {row['capacity/s']:,.0f}/s | {row['outside']:,} | {row['in a million']:.3g}; {row['at most, 95 %']:.2g} |"
             f" {row['p50_ms']:.1f} ms | {row['p99_ms']:.1f} ms | {row['p99.9999_ms']:.1f} ms | {row['max_ms']:.1f} ms |"
             f" {row['executing_%']:.0f} %, {row['loading_%']:.0f} % |"
         )

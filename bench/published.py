@@ -250,6 +250,26 @@ def _recovery(found: dict[str, Any]) -> Lines:
     ]
 
 
+def _spike(found: dict[str, Any]) -> Lines:
+    policies = list(dict.fromkeys(row["policy"] for row in found["rows"]))
+    lines = [
+        "| | " + " | ".join(f"`{name}`: spike, least and mean | lost after" for name in policies) + " |",
+        "|---" * (1 + 2 * len(policies)) + "|",
+    ]
+    for shape in dict.fromkeys(row["shape"] for row in found["rows"]):
+        rows = {row["policy"]: row for row in found["rows"] if row["shape"] == shape}
+        cells = [
+            cell
+            for row in (rows[name] for name in policies)
+            for cell in (
+                f"{row['spike least']:.2f}, {row['mean']:.2f}",
+                f"{row['lost']:,} of {row['offered']:,}",
+            )
+        ]
+        lines.append(f"| `{shape}` | {' | '.join(cells)} |")
+    return lines
+
+
 SIMULATED = [name for name in figures.TABLES if name != "fig2"]
 """Figures of the paper whose live form is not published."""
 
@@ -266,6 +286,8 @@ COMMANDS = {
     "fidelity-http": "python -m bench.fidelity --over http --publish --seconds 20",
     "disturbance": "python -m bench.disturbance --publish --rounds 6 --seconds 5",
     "recovery": "python -m bench.recovery --publish",
+    "spike": "python -m bench.spike --seeds 10 --publish",
+    "spike-live": "python -m bench.spike --live --rounds 5 --publish",
     "million": "python -m bench.million --publish",
     "million-live": "python -m bench.million --live --publish",
     "dashboard-cost": "python -m bench.dashboard_cost --publish --triples 40 --nice -10",
@@ -294,6 +316,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[str]]]] = {
     "fidelity-http": ("fidelity-http", _fidelity),
     "disturbance": ("disturbance", _disturbance),
     "recovery": ("recovery", _recovery),
+    "spike": ("spike", _spike),
+    "spike-live": ("spike-live", _spike),
     "dashboard-cost": ("dashboard-cost", _dashboard_cost),
     "million": ("million", million.simulated),
     "million-live": ("million-live", million.live),

@@ -18,7 +18,8 @@ request in it. Capacity is no bound: a policy may attain more.
 
 The first window of each is a transition and does not count. The goals are SPIKE_KEPT and AFTER_KEPT in every
 other window. "quiet" has the requests that are lost without a spike: simulated, in the same windows of the
-same world; live, in the second before the spike.
+same world; live, in the second before the spike. "sent late" are the requests that a live generator sent more
+than SENT_LATE_NS after they were due, because the machine did other things.
 
 Simulated, a shape is a cell of bench.grid (a name of SHAPES, or key=value,...). Live, a controller and a
 worker are started for each round: "emulated" has two emulated devices and four models, "cpu" a real network
@@ -41,7 +42,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench import report
+from bench import published, report
 from bench.cluster import Cluster
 from bench.grid.cells import LINK_NS, Cell, profiles, specified
 from bench.grid.measure import cluster
@@ -66,6 +67,7 @@ WINDOW_NS = 50 * MS
 LOAD, FACTOR = 0.5, 10.0
 SPIKE_KEPT, AFTER_KEPT = 0.95, 0.999
 FIRST = 1  # index of the first window that counts
+SENT_LATE_NS = 10 * MS
 
 SHAPES = {
     f"{name}-{slo_ms}": f"slo={slo_ms}ms,{spec}"
@@ -121,15 +123,24 @@ class Windows:
     good: Integers
     quiet_offered: Integers  # requests without a spike
     quiet_good: Integers
+    sent_late: int = 0  # requests
 
-    def to_json(self) -> dict[str, list[float]]:
-        return {field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)}
+    def to_json(self) -> dict[str, Any]:
+        return {
+            field.name: value if field.name == "sent_late" else value.tolist()
+            for field in dataclasses.fields(self)
+            for value in [getattr(self, field.name)]
+        }
 
     @staticmethod
     def of_json(found: dict[str, Any]) -> Windows:
         return Windows(
-            np.array(found["spike"], np.float64),
-            *(np.array(found[name], np.int64) for name in ("offered", "good", "quiet_offered", "quiet_good")),
+            spike=np.array(found["spike"], np.float64),
+            offered=np.array(found["offered"], np.int64),
+            good=np.array(found["good"], np.int64),
+            quiet_offered=np.array(found["quiet_offered"], np.int64),
+            quiet_good=np.array(found["quiet_good"], np.int64),
+            sent_late=found["sent_late"],
         )
 
 
@@ -264,33 +275,30 @@ def emulated_profiles() -> list[ModelProfile]:
     ]  # fmt: skip
 
 
-def offer(
-    endpoint: str, begin_ns: int, offered: Arrivals, names: Sequence[str]
-) -> tuple[Integers, Flags, Integers]:
-    """Send requests from begin_ns on. Returns, by request, its due time from the first one's, whether it was
-    answered in time, and its latency in ns. Runs in a process of its own."""
+Sent = tuple[Integers, Flags, Integers, Integers]
+"""Arrays by request: due time from the beginning, whether it was answered in time, and the times in ns from
+when it was due until its outcome and until it was sent."""
+
+
+def offer(endpoint: str, begin_ns: int, offered: Arrivals, names: Sequence[str]) -> Sent:
+    """Send requests from begin_ns on, in a process of its own."""
     with Client(endpoint, timeout=30.0, name="spike") as client:
         wait_until(begin_ns)
         found = load_generator.run_live(client, offered, names, seed=SEED)
     good = np.asarray(found.outcome) == load_generator.Outcome.GOOD
-    return found.arrivals.t_ns, good, np.asarray(found.latency_ns, np.int64)
+    return found.arrivals.t_ns, good, np.asarray(found.latency_ns), np.array(found.lag_ns)
 
 
-def live_windows(
-    devices: int,
-    cost: Costs,
-    offered: Arrivals,
-    found: tuple[Integers, Flags, Integers],
-    times: Times,
-) -> Windows:
+def live_windows(devices: int, cost: Costs, offered: Arrivals, found: Sent, times: Times) -> Windows:
     """The windows of a live run. The batches are not known: an answer counts over a batch of capacity."""
-    t_ns, good, latency_ns = found
+    t_ns, good, latency_ns, lag_ns = found
     end_ns, model = t_ns[good] + latency_ns[good], offered.model[good]
     begin_ns = end_ns - cost.batch_ns[model].astype(np.int64)
     return Windows(
         used(cost.row_ns[model], begin_ns, end_ns, times.before, times.spike_end, devices),
         *counts(t_ns, good, times.spike_end, times.end),
         *counts(t_ns, good, times.before - min(times.before, SECOND), times.before),
+        sent_late=int((lag_ns > SENT_LATE_NS).sum()),
     )
 
 
@@ -391,6 +399,7 @@ def row(name: str, policy: str, found: Sequence[Windows]) -> dict[str, Any]:
         "of windows": below.size,
         "quiet lost": int((quiet_offered - quiet_good).sum()),
         "quiet below": int((quiet_good < AFTER_KEPT * quiet_offered).sum()),
+        "sent late": sum(windows.sent_late for windows in found),
     }
 
 
@@ -411,6 +420,7 @@ def measure(
 
 def main() -> None:
     parser = report.command_line(__doc__)
+    report.publishing(parser)
     parser.add_argument("--live", action="store_true", help="a real controller and worker, not the simulator")
     parser.add_argument("--policy", default=",".join(POLICIES), help=f"default {','.join(POLICIES)}")
     parser.add_argument(
@@ -440,6 +450,8 @@ def main() -> None:
         rows = measure(shapes, policies, seeds, times)
         facts["seeds"] = seeds
         facts["capacity, requests/s"] = {shape: round(capacity(cell_of(shape))[0], 1) for shape in shapes}
+    if options.publish:
+        published.save("spike-live" if options.live else "spike", {"rows": rows, "facts": facts}, SEED)
     report.show("goodput in windows of 50 ms in and after a spike", SEED, rows, facts, options.json)
 
 

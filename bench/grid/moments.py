@@ -4,7 +4,7 @@ The clairvoyant dual of bounds.py gives all device time one price, so a burst ma
 before it. Here every slot of time has a price of its own. A batch pays for the slots in which it is executed,
 at the start that is cheapest for it, and for every schedule
 
-    served <= sum over models of (its served requests - the prices of its batches) + devices x sum of the prices,
+    served <= sum over models of (its served requests - prices of its batches) + devices x sum of prices,
 
 because in no slot more than `devices` batches are executed at once. The right side is maximised for each
 model by itself, by a dynamic program over batches of consecutive requests (csrc/sim/moments.h). It is a bound
@@ -12,9 +12,9 @@ at all prices. Batches keep their starts in the argument of bounds.py for consec
 here.
 
 Requests are cut into segments in order of arrival, each of which gets the device for itself, from its first
-arrival to its last deadline. What the segments can serve adds up to at least what all can serve together. A
-segment serves a whole number of requests, so its bound is rounded down, and each segment keeps the best
-prices that were found for it.
+arrival to its last deadline. The numbers that segments can serve add up to at least the number that all can
+serve together. A segment serves a whole number of requests, so its bound is rounded down, and each segment
+keeps the best prices that were found for it.
 
 A search with several models is exact where an SLO leaves room for few requests (whole.py); this bound is for
 the loose SLOs beyond it, and sharper than the dual in bursts.

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bench.grid import tables
 from bench.grid.statistics import geometric_mean
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +102,9 @@ def test_goodput_beside_the_best_other_policy_in_the_grid() -> None:
     assert f"it is {geometric_mean(to_edf):.2f} times `edf`'s" in text("docs/policies.md")
     assert 12 <= max(to_edf) < 13
     assert "up to twelve times the goodput of `edf`" in text("docs/policies.md")
+    closed = f"{100 * tables.gap_closed(tables.published(resident)):.0f} % of the gap"
+    assert f"{closed} between the best other and the upper bound is closed" in text("docs/policies.md")
+    assert f"closes {closed} between the best other policy and the bound" in text("bench/grid/README.md")
     pressed = [row["ratio"][row["best_other"]][0] for row in rows("grid", memory="adaptive")]
     counts = (len(pressed), sum(r > 1.01 for r in pressed), sum(0.99 < r < 1.01 for r in pressed))
     assert counts == (6, 1, 4)

@@ -1,4 +1,4 @@
-"""The bound of a price at every moment, compared with schedules of small instances and with runs of policies."""
+"""The bound of a price at every moment, compared with schedules of small instances and runs of policies."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,15 @@ def architectures(count: int, scale: float = 1.0) -> list[onnx.ModelProto]:
     return found
 
 
-def register_all(client: Client, models: Mapping[str, Any], at_once: int) -> None:
-    """Register models, several at once. models: arguments of Client.register(), by name."""
+def register_all(
+    client: Client, models: Mapping[str, Any], at_once: int, halfway: Callable[[], None] = lambda: None
+) -> None:
+    """Register models, several at once. models: arguments of Client.register(), by name. halfway: is called
+    once half of them are registered."""
     with ThreadPoolExecutor(at_once) as pool:
-        for _ in pool.map(client.register, models, models.values()):
-            pass
+        for index, _ in enumerate(pool.map(client.register, models, models.values()), 1):
+            if index == len(models) // 2:
+                halfway()
 
 
 def children_of(pid: int) -> list[int]:
@@ -140,16 +144,17 @@ def measure(
                 register_all(client, first, 1)
                 first_s = (now_ns() - begin_ns) / SECOND
                 pids = (cluster.controller.pid, cluster.workers[0].pid)
-                held = list(map(anonymous_bytes, pids))
+                held: list[int] = []
                 spent = spent_s(cluster)
                 begin_ns = now_ns()
                 if through == "command":
                     register_folder(cluster, Path(folder) / "others")
                 else:
-                    register_all(client, others, at_once)
+                    # In the first half, buffers grow to their size.
+                    register_all(client, others, at_once, lambda: held.extend(map(anonymous_bytes, pids)))
                 taken_s = (now_ns() - begin_ns) / SECOND
                 after = spent_s(cluster)
-                grown = [anonymous_bytes(pid) - before for pid, before in zip(pids, held, strict=True)]
+                grown = [anonymous_bytes(pid) - before for pid, before in zip(pids, held)]
                 ready = client.status()["models"].get("ready", 0)
             if ready != models:
                 raise AssertionError(f"{ready} of {models} models are ready")
@@ -166,8 +171,10 @@ def measure(
         "models/s": round(count / taken_s, 1),
         "processor time of a model, ms": each,
         "processor time of a model in all, ms": round(sum(each.values()), 2),
-        "controller memory of a model, KB": round(grown[0] / count / 1e3, 2),
-        "worker memory of a model, KB": round(grown[1] / count / 1e3, 2),
+        "memory of a model in the second half, KB": {
+            name: round(bytes_ / (count - count // 2) / 1e3, 2)
+            for name, bytes_ in zip(("controller", "worker"), grown)
+        },
         "restart until all are ready, s": round(restart_s, 2),
     }
 

@@ -34,8 +34,18 @@ double asked_now(const Residency& residency, double asked, Ns now) {
 }
 
 // Whether the last requests ask for no more than the device's time. The sums over the window still contain a
-// surge that has ended, and a division by them would refuse requests that nothing competes with.
-bool is_surge_over(const Arena& arena, Ns now) { return arena.asked.rate_at_most(now, ASKED_SIGMAS) <= SHARE_ASKED; }
+// surge that has ended, and a division by them would refuse requests that nothing competes with. Where
+// executions take longer than expected, the expected times of requests do not say so.
+bool is_surge_over(const Arena& arena, Ns now) {
+    if (arena.asked.rate_at_most(now, ASKED_SIGMAS) > SHARE_ASKED || has_overdue(arena, now)) {
+        return false;
+    }
+    const Residency* residency = arena.resident.front();
+    while (residency != nullptr && !residency->share.is_mistaken(now)) {
+        residency = arena.resident.next(residency);
+    }
+    return residency == nullptr;
+}
 
 void divide(Arena& arena, Ns now) {
     DeviceShares& shares = arena.shares;

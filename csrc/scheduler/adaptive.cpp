@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "scheduler/queue_memory.h"
+
 namespace clockwork {
 
 namespace {
@@ -50,7 +52,8 @@ Adaptive::Adaptive(const RuleParts& parts, const SchedulerOptions& options)
       refuse_wait_(option(options, "refuse_wait", 0)),
       refuses_(option(options, "off_refuse", 0) == 0),
       believes_surges_(option(options, "off_surge", 0) == 0),
-      sacrifice_need_(option(options, "sacrifice_need", SACRIFICE_NEED)) {}
+      sacrifice_need_(option(options, "sacrifice_need", SACRIFICE_NEED)),
+      in_order_(parts.state, parts.queues) {}
 
 // ----- what arrives, and what it needs ------------------------------------------------------------
 
@@ -340,7 +343,11 @@ bool Adaptive::refuse_beyond_share(Pending& pending, const KindSpec& spec, const
     if (wait <= enough || (is_crowded && backlog_ns() <= enough)) {
         return false;
     }
-    full_until_ns_ = parts_.state.now + FULL_NS;
+    const std::vector<Residency*>& there = pending.model->residencies;
+    if (!there.empty() &&
+        asks_for(*there[pending.model->asked_cursor % there.size()]->arena, parts_.state.now, FULL_ASKED)) {
+        full_until_ns_ = parts_.state.now + FULL_NS;
+    }
     turn_away(pending, static_cast<Ns>(wait - room));
     return true;
 }
@@ -386,14 +393,15 @@ bool Adaptive::refuse_late(Pending& pending) {
         // One of many other devices may be free earlier.
         begins = parts_.state.now + soonest->arena->worker->there_ns;
     }
-    bool is_contested =
-        parts_.state.now < soonest->arena->shares.contested_until_ns && last_need_at_most() > REFUSE_NEED;
-    double part = refuse_wait_ > 0 ? refuse_wait_ : is_contested ? wait_part(soonest->spec->kind) : 1;
+    bool has_overload =
+        asks_for(*soonest->arena, parts_.state.now, OVERLOAD_ASKED) && last_need_at_most() > REFUSE_NEED;
+    double part = refuse_wait_ > 0 ? refuse_wait_ : has_overload ? wait_part(soonest->spec->kind) : 1;
     Ns takes = takes_ns(*soonest->spec, pending.request.shape, pending.size);
     Ns rest = pending.deadline_ns - begins - takes - soonest->arena->worker->back_ns;
     Ns room = std::max({static_cast<Ns>(part * static_cast<double>(rest)), takes, std::min(rest, PROMPT_NS)});
     Ns wait = before_ns(*soonest->arena, pending, room);
-    if (wait <= room) {
+    bool is_told = refuse_wait_ > 0 || has_overload;
+    if (wait <= room || (!is_told && in_order_.serves(pending)) || parts_.memory->could_copy(pending)) {
         return false;
     }
     contest_devices(*pending.model, parts_.state.now);
@@ -652,6 +660,9 @@ Choice Adaptive::choose(Executor& executor, Ns free_ns) {
 // otherwise, and the result corrects the estimates.
 Choice Adaptive::attempt(Executor& executor, Ns free_ns) {
     Choice found{};
+    if (yields_) {
+        return found;
+    }
     const Worker& worker = *executor.worker;
     Ns covered = free_ns - std::max(parts_.state.now, worker.inputs.free_ns()) - worker.there_ns;
     auto is_wanted = [](const Model&, std::uint64_t) { return true; };
@@ -697,6 +708,51 @@ void Adaptive::give_up_first(const Candidate& chosen) {
     }
 }
 
+// The first requests of a model that the device loads, which no other device has: the tightest of them.
+Adaptive::Coming Adaptive::first_coming(const Executor& executor) const {
+    const Worker& worker = *executor.worker;
+    Coming found;
+    for (const Flight* flight = worker.flights.front(); flight != nullptr;
+         flight = decltype(worker.flights)::next(flight)) {
+        if (flight->kind != ActionKind::LOAD || flight->residency->arena != executor.arena ||
+            flight->residency->model->residencies.size() > 1) {
+            continue;
+        }
+        const Residency& residency = *flight->residency;
+        for (const auto& queue : parts_.queues.of(*residency.model)) {
+            if (queue->empty()) {
+                continue;
+            }
+            std::uint32_t rows = std::min(queue->rows(), residency.spec->batch_max);
+            Ns takes = takes_ns(*residency.spec, queue->shape, std::max(rows, queue->front().size));
+            Ns latest = queue->front().deadline_ns - worker.back_ns -
+                        takes_ns(*residency.spec, queue->shape, queue->front().size);
+            bool is_due = residency.ready_ns > parts_.state.now;  // nothing waits for an overdue load
+            if (is_due && residency.ready_ns <= latest && latest < found.latest_ns) {
+                found = {residency.ready_ns, latest, takes};
+            }
+        }
+    }
+    return found;
+}
+
+// Leaves a batch that would make requests late whose model is about to be loaded, if it can wait for them or
+// another device can serve it. True: it is left.
+bool Adaptive::make_way(const Candidate& candidate, const Coming& coming, Ns free_ns) {
+    if (free_ns + candidate.duration_ns <= coming.latest_ns || coming.ready_ns - free_ns > candidate.duration_ns) {
+        return false;
+    }
+    if (candidate.own_start_ns >= std::max(coming.ready_ns, free_ns) + coming.takes_ns) {
+        return true;
+    }
+    const Pending& first = *(*candidate.queue)[candidate.first + candidate.given_up].pending;
+    if (!parts_.memory->is_served_elsewhere(first, *candidate.residency->arena)) {
+        return false;
+    }
+    parts_.memory->press(*candidate.queue);
+    return true;
+}
+
 // Chooses the device's next batch, and the requests that it gives up. False: there is none.
 bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     keep_time();
@@ -706,6 +762,8 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     auto is_behind = [&](const Residency& residency) { return is_shared && !residency.share.is_modest; };
     Ns behind = is_shared ? executor.arena->shares.slack_min_ns / static_cast<Ns>(parts_.state.executors.size()) : 0;
     candidates_.clear();
+    yields_ = false;
+    Coming coming = executor.arena->loading > 0 ? first_coming(executor) : Coming{};
     Candidate best{};
     // Lower bounds of the rank prune most queues: the queue's rank is its deadline; the last start is earlier
     // by the way back and by late inputs; for models that leave the rest to other devices also by a full
@@ -737,6 +795,13 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
         }
         Candidate considered{};
         if (consider(queue, residency, free_ns, considered)) {
+            if (make_way(considered, coming, free_ns)) {
+                if (considered.own_start_ns > parts_.state.now) {
+                    executor.wake_at(considered.own_start_ns);
+                }  // otherwise the end of the load wakes the device
+                yields_ = true;
+                return;
+            }
             // Where other devices can go on with the rest of the queue, the last start decides: a long queue
             // is worth beginning early.
             auto rank_ns = [&](const Candidate& candidate) {

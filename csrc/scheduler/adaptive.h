@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "scheduler/decay.h"
+#include "scheduler/in_order.h"
 #include "scheduler/margin.h"
 #include "scheduler/rules.h"
 #include "scheduler/weights.h"
@@ -96,6 +97,11 @@ inline constexpr Ns BACKLOG_EVERY_NS = MS;
 // FULL_NEED. The requests that were admitted say nothing about the load then.
 inline constexpr Ns FULL_NS = RECENT_HALF_LIFE_NS;
 inline constexpr double FULL_NEED = 1;
+
+// A contested device has an overload if its models ask for this part of its time. Requests are given up for
+// full batches from FULL_ASKED on, so that a burst of a few requests is served whole.
+inline constexpr double OVERLOAD_ASKED = 0.9;
+inline constexpr double FULL_ASKED = 0.6;
 
 // Where batches save little, on a device that turned a request away within CONTEST_NS, a request is refused
 // if the wait before it is longer than this part of the time it has. The part shrinks by WAIT_PART_NOISE
@@ -204,6 +210,12 @@ private:
         void archive(Archive& archive) { archive(cost, rows, ideal_ns, slack_ns, saves, is_told, company, arrivals); }
     };
 
+    struct Coming {  // requests whose model is about to be loaded
+        Ns ready_ns = 0;
+        Ns latest_ns = NEVER_NS;  // latest start of the first
+        Ns takes_ns = 0;
+    };
+
     struct Candidate {
         Queue* queue;
         Residency* residency;
@@ -288,6 +300,8 @@ private:
     double hold_share(const Model& model) const;
     // Whether another device that holds the model could take work and has found none.
     bool has_other_device(const Model& model) const { return parts_.queues.find_hungry(model) != nullptr; }
+    Coming first_coming(const Executor& executor) const;
+    bool make_way(const Candidate& candidate, const Coming& coming, Ns free_ns);
     bool pick(Executor& executor, Ns free_ns, Candidate& chosen);
     void give_up_first(const Candidate& chosen);
     bool consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found);
@@ -327,6 +341,8 @@ private:
     Ns share_at_ns_ = 0;                  // time at which share_ is computed next
     std::vector<double> wanted_;          // devices that each model asks for; scratch of share_out()
     Fading pace_{1};                      // ratio of executed to planned time
+    InOrder in_order_;
+    bool yields_ = false;  // the last pick() left a batch for a coming load
     std::vector<Candidate> candidates_;
     std::vector<QueueRange> filling_;  // fillings of the candidate that was considered last
     std::vector<Waiting> victims_;

@@ -458,7 +458,7 @@ void AdaptiveMemory::archive(Archive& archive) {
     archive_table<Model>(archive, state_, demands_);
     archive_table<Arena>(archive, state_, again_ns_);
     archive_table<Arena>(archive, state_, offered_, OFFERED_NOTHING);
-    archive(ordered_ns_);
+    archive(shortfalls_, ordered_ns_);
     Pool<Model>& models = state_.pool<Model>();
     bool are_models = std::all_of(asking_.slots().begin(), asking_.slots().end(),
                                   [&](std::uint32_t slot) { return models.is_used(slot); }) &&

@@ -24,7 +24,7 @@
 
 namespace clockwork {
 
-inline constexpr std::uint32_t STATE_FORMAT = 10;
+inline constexpr std::uint32_t STATE_FORMAT = 11;
 
 class State;
 

@@ -31,6 +31,10 @@ public:
         return index / 64 < words_.size() && (words_[index / 64] >> (index % 64) & 1) != 0;
     }
 
+    bool any() const {
+        return std::any_of(words_.begin(), words_.end(), [](std::uint64_t word) { return word != 0; });
+    }
+
     // Calls function(index) for each member, ascending, until it returns false.
     template <typename Function>
     void for_each(Function&& function) const {

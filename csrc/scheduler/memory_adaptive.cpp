@@ -117,7 +117,10 @@ bool AdaptiveMemory::asks(const Model& model, bool is_cold) {
         return is_cold && waiting(model) > 0;
     }
     Demand& record = demand(model);
-    if (record.is_everywhere || now() - record.pressed_ns > PRESSED_NS || is_coming(model)) {
+    if (record.is_everywhere || now() - record.pressed_ns > PRESSED_NS) {
+        return false;
+    }
+    if (is_coming(model) && (!shortfalls_.has_time(model) || shortfalls_.of(model).late == 0)) {
         return false;
     }
     record.is_everywhere = !placement_.is_loadable_somewhere(model);
@@ -252,11 +255,48 @@ void AdaptiveMemory::waits(Pending& pending) {
     }
     if (is_cold(model) || asking_.holds(model.slot)) {
         ask(model);
-    } else if (waits_long(model)) {
+    } else if (waits_long(model) || is_short(model)) {
         record.pressed_ns = now();
         ask(model);
     } else if (model.specs.size() > 1 && now() - record.pressed_ns <= PRESSED_NS) {
         ask(model);  // requests left in vain: the kind of device that has the model may be too slow for them
+    }
+}
+
+// Presses the models whose requests the arrival makes late: those due later, on devices of its model.
+void AdaptiveMemory::went_before(const Model& model, Ns due_ns) {
+    if (!queues_.hungry().any()) {
+        return;  // no idle device could take a copy
+    }
+    displaced_.clear();
+    std::size_t count = std::min(model.residencies.size(), DISPLACED_DEVICES_MAX);
+    for (std::size_t place = 0; place < count; ++place) {
+        const Arena& arena = *model.residencies[place]->arena;
+        if (arena.is_idle()) {
+            return;  // it takes the arrival
+        }
+        collect_displaced(arena, model, due_ns);
+    }
+    press_displaced();
+}
+
+// Collects models other than this one whose requests wait for the device and are due from due_ns on.
+void AdaptiveMemory::collect_displaced(const Arena& arena, const Model& but, Ns due_ns) {
+    queues_.for_each_model(arena, [&](std::uint32_t slot) {
+        if (slot != but.slot && queues_.first_due_ns(slot) >= due_ns && displaced_.size() < DISPLACED_MAX) {
+            displaced_.push_back(slot);
+        }
+        return displaced_.size() < DISPLACED_MAX;
+    });
+}
+
+void AdaptiveMemory::press_displaced() {
+    for (std::uint32_t slot : displaced_) {
+        Model& displaced = state_.at<Model>(slot);
+        if (!asking_.holds(slot) && is_short(displaced)) {
+            demand(displaced).pressed_ns = now();
+            ask(displaced);
+        }
     }
 }
 
@@ -275,6 +315,20 @@ bool AdaptiveMemory::waits_long(const Model& model) const {
     return false;
 }
 
+bool AdaptiveMemory::could_copy(const Pending& pending) const {
+    const Demand* record = known(*pending.model);
+    return (record == nullptr || !record->is_everywhere) && shortfalls_.could_copy(pending);
+}
+
+bool AdaptiveMemory::is_served_elsewhere(const Pending& pending, const Arena& arena) const {
+    return shortfalls_.is_served_by_another(pending, arena) || could_copy(pending);
+}
+
+// Whether requests of the model would be late although another device could load it.
+bool AdaptiveMemory::is_short(const Model& model) {
+    return shortfalls_.has_time(model) && !demand(model).is_everywhere && shortfalls_.of(model).late > 0;
+}
+
 void AdaptiveMemory::leaves(Pending& pending) {
     if (waiting(*pending.model) == 0) {
         asking_.erase(pending.model->slot);
@@ -283,9 +337,26 @@ void AdaptiveMemory::leaves(Pending& pending) {
 
 void AdaptiveMemory::sent(Flight& flight) {
     const Model& model = *flight.residency->model;
+    shortfalls_.note_execution(flight.duration_ns);
     if (!asking_.empty() && waiting(model) == 0) {
         asking_.erase(model.slot);
     }
+    if (!queues_.hungry().any()) {
+        return;
+    }
+    displaced_.clear();
+    const Arena& arena = *flight.executor->arena;
+    collect_displaced(arena, model, 0);
+    if (arena.loading > 0) {
+        for (const Flight* other = arena.worker->flights.front(); other != nullptr;
+             other = decltype(arena.worker->flights)::next(other)) {
+            if (other->kind == ActionKind::LOAD && other->residency->arena == &arena &&
+                waiting(*other->residency->model) > 0) {
+                displaced_.push_back(other->residency->model->slot);
+            }
+        }
+    }
+    press_displaced();
 }
 
 void AdaptiveMemory::press(Queue& queue) {
@@ -329,17 +400,6 @@ void AdaptiveMemory::ask(Model& model) {
     }
 }
 
-// The queue whose first request is due first; null if none waits.
-const Queue* AdaptiveMemory::first_queue(const Model& model) const {
-    const Queue* first = nullptr;
-    for (const auto& queue : queues_.of(model)) {
-        if (!queue->empty() && (first == nullptr || queue->front().deadline_ns < first->front().deadline_ns)) {
-            first = queue.get();
-        }
-    }
-    return first;
-}
-
 // The time at which a device that has the model from `ready_ns` on could have served its first request.
 // Results of at least enough_ns are lower bounds.
 Ns AdaptiveMemory::served_ns(const Arena& arena, const KindSpec& spec, const Queue& queue, Ns ready_ns,
@@ -365,7 +425,7 @@ Ns AdaptiveMemory::loaded_ns(const Arena& arena, const KindSpec& spec, const Mod
 // another load, and of equal devices the one with fewest models wins, because all of them will be asked for
 // again.
 Score AdaptiveMemory::score(const Arena& arena, const KindSpec& spec, const Model& model, const Score& least) const {
-    const Queue* first = first_queue(model);
+    const Queue* first = queues_.first_due(model);
     if (first == nullptr || Placement::loading(arena) >= OUTSTANDING_MAX) {
         return {-1};
     }
@@ -379,14 +439,25 @@ Score AdaptiveMemory::score(const Arena& arena, const KindSpec& spec, const Mode
 // Whether a copy on this device would serve the first request sooner than the devices that have the model, or
 // hardly later.
 bool AdaptiveMemory::earns_copy(const Arena& arena, const KindSpec& spec, const Model& model) const {
-    const Queue* first = first_queue(model);
+    const Queue* first = queues_.first_due(model);
     if (first == nullptr) {
         return false;
     }
     Ns loaded = loaded_ns(arena, spec, model), later = spec.load_planned_ns() / COPY_PART;
     Ns least = loaded + spec.alone_ns(first->shape, first->front().size);  // here, if nothing waits
-    Ns soonest = NEVER_NS;
     placement_.begin_backlogs();
+    if (asking_.size() * ASKING_PART <= model.workers.size() && shortfalls_.has_time(model)) {
+        Shortfall short_of = shortfalls_.of(model);
+        Ns latest = short_of.due_ns - arena.worker->back_ns;
+        if (short_of.late > 0 && least <= latest &&
+            (arena.is_idle() || served_ns(arena, spec, *first, loaded, latest + 1) <= latest)) {
+            return true;
+        }
+    }
+    if (is_coming(model)) {
+        return false;
+    }
+    Ns soonest = NEVER_NS;
     for (const Residency* residency : model.residencies) {
         if (residency->arena->usable() && !residency->doomed) {
             soonest = std::min(soonest, served_ns(*residency->arena, *residency->spec, *first, 0, soonest));
@@ -517,6 +588,7 @@ void AdaptiveMemory::look(Arena& arena) {
     const Worker& worker = *arena.worker;
     Ns delays = worker.there_ns + 2 * worker.back_ns;
     aside_.clear();
+    loaded_.clear();
     int scanned = 0, passed = 0;
     bool is_denied = false;
     while (!asking_.empty() && scanned < CANDIDATE_SCAN_MAX && passed < PASSED_OVER_MAX &&
@@ -547,6 +619,7 @@ void AdaptiveMemory::look(Arena& arena) {
             Ns begin = std::max(worker.link_free_ns, now() + fetch + worker.there_ns);
             if (benefit(model, *spec, begin, spec->load_planned_ns(), delays, cold) > 0 &&
                 arenas_.bring(*arena.worker, model) && try_load(arena, model, *spec)) {
+                loaded_.push_back(slot);
                 continue;
             }
         }
@@ -556,6 +629,13 @@ void AdaptiveMemory::look(Arena& arena) {
     for (auto [slot, is_put_back] : aside_) {
         const Model& model = state_.at<Model>(slot);
         asking_.set(slot, urgency(model, is_cold(model), is_put_back));
+    }
+    for (std::uint32_t slot : loaded_) {
+        Model& model = state_.at<Model>(slot);
+        if (waiting(model) > 0 && is_short(model)) {
+            demand(model).pressed_ns = now();
+            ask(model);  // a single copy is not enough
+        }
     }
     if (is_denied) {
         again_ns_[arena.slot] = now() + LOOK_AGAIN_NS;
@@ -569,6 +649,7 @@ bool AdaptiveMemory::try_load(Arena& arena, Model& model, KindSpec& spec) {
     Demand& record = demand(model);
     if (arenas_.find_room(arena, spec, victims_)) {
         arenas_.load_over(arena, model, spec, victims_);
+        shortfalls_.note_load(spec);
         record.denied_ns = 0;
         return true;
     }
@@ -577,6 +658,7 @@ bool AdaptiveMemory::try_load(Arena& arena, Model& model, KindSpec& spec) {
     } else if (now() - record.denied_ns > record.slo_ns / DENIED_PART && is_cold(model)) {
         record.denied_ns = 0;
         if (arenas_.load_by_force(arena, model, spec)) {
+            shortfalls_.note_load(spec);
             for (const Residency* victim : model.residencies.back()->victims) {
                 ask(*victim->model);  // the victim may be cold now
             }

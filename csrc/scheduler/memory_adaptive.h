@@ -14,6 +14,7 @@
 
 #include "scheduler/decay.h"
 #include "scheduler/queue_memory.h"
+#include "scheduler/shortfalls.h"
 
 namespace clockwork {
 
@@ -34,6 +35,9 @@ inline constexpr double SPARE_ASKED = 1;
 
 inline constexpr Ns COPY_PART = 3;
 
+// Copies for single requests are loaded while at most 1/ASKING_PART as many models ask as there are links.
+inline constexpr std::size_t ASKING_PART = 4;
+
 // Interval at which the loads to put back are determined.
 inline constexpr Ns ORDER_EVERY_NS = MS;
 
@@ -47,6 +51,10 @@ inline constexpr int PASSED_OVER_MAX = 64;
 
 // Devices on which a model would be served within the same such step are equal.
 inline constexpr Ns SCORE_STEP_NS = 100'000;
+
+// Bounds on the devices and the models that are checked for requests that an arrival makes late.
+inline constexpr std::size_t DISPLACED_DEVICES_MAX = 8;
+inline constexpr std::size_t DISPLACED_MAX = 16;
 
 // Number of models that are sorted at once for eviction: few loads need more.
 inline constexpr std::size_t EVICTABLE_ORDERED = 8;
@@ -107,13 +115,20 @@ private:
 class AdaptiveMemory final : public QueueMemory {
 public:
     AdaptiveMemory(SchedulerParts& parts, const Queues& queues, const Rules& rules)
-        : state_(parts.state), arenas_(parts.arenas), queues_(queues), placement_(state_, arenas_, queues, rules) {}
+        : state_(parts.state),
+          arenas_(parts.arenas),
+          queues_(queues),
+          placement_(state_, arenas_, queues, rules),
+          shortfalls_(state_, arenas_, queues, placement_) {}
 
     void waits(Pending& pending) override;
     void leaves(Pending& pending) override;
     void sent(Flight& flight) override;
     void look(Arena& arena) override;
     void press(Queue& queue) override;
+    void went_before(const Model& model, Ns due_ns) override;
+    bool is_served_elsewhere(const Pending& pending, const Arena& arena) const override;
+    bool could_copy(const Pending& pending) const override;
     void found_all_busy(Model& model) override;
     bool may_evict(const Residency& residency) const override;
     std::size_t order_evictable(std::vector<Residency*>& found, std::size_t ordered) override;
@@ -173,12 +188,14 @@ private:
     double standing(const Model& model, Ns load) const;
     double rate(const Model& model) const;
     bool waits_long(const Model& model) const;
+    bool is_short(const Model& model);
+    void collect_displaced(const Arena& arena, const Model& but, Ns due_ns);
+    void press_displaced();
     void ask(Model& model);
     Ns latest_ns(const Model& model, const KindSpec& spec, Ns hops) const;
     static double shared_ns(const Model& model, Ns load);
     Urgency urgency(const Model& model, bool is_cold, bool is_put_back) const;
     void put_in_order(const Arena& arena);
-    const Queue* first_queue(const Model& model) const;
     Ns served_ns(const Arena& arena, const KindSpec& spec, const Queue& queue, Ns ready_ns, Ns enough_ns) const;
     Ns loaded_ns(const Arena& arena, const KindSpec& spec, const Model& model) const;
     bool earns_copy(const Arena& arena, const KindSpec& spec, const Model& model) const;
@@ -206,6 +223,7 @@ private:
     Arenas& arenas_;
     const Queues& queues_;
     Placement placement_;
+    Shortfalls shortfalls_;
     SlotHeap asking_;              // models that ask; the benefit may have shrunk since
     std::vector<Demand> demands_;  // demand by the model's slot
     std::vector<Ns> again_ns_;     // by the arena's slot: no load is considered before this time
@@ -221,6 +239,8 @@ private:
     std::vector<std::pair<std::uint32_t, bool>> aside_;
     std::vector<Residency*> victims_;
     std::vector<Density> densities_;
+    std::vector<std::uint32_t> loaded_;     // models that a device loads in a look
+    std::vector<std::uint32_t> displaced_;  // models whose requests an arrival may make late
 };
 
 }  // namespace clockwork

@@ -14,6 +14,8 @@ class QueueMemory : public Memory {
 public:
     // A request waits in a queue now (again, if it was sent before).
     virtual void waits(Pending& pending) = 0;
+    // A request of the model, with this deadline, waits in a ready queue, before those that are due later.
+    virtual void went_before(const Model& /*model*/, Ns /*due_ns*/) {}
     // A request was answered unsent, and no longer waits.
     virtual void leaves(Pending& pending) = 0;
     // A batch was sent, and its requests no longer wait; or it ended, successfully or not.
@@ -24,6 +26,12 @@ public:
     // The policy finds that the requests waiting for a model cannot all be in time on the devices that have
     // it.
     virtual void press(Queue& /*queue*/) {}
+    // Whether a copy of the model, loaded now onto an idle device over an idle link, would serve an arriving
+    // request in time that those devices cannot which have the model.
+    virtual bool could_copy(const Pending& /*pending*/) const { return false; }
+    // Whether another device than this one, which has, loads or could load the model, would serve a request
+    // in time.
+    virtual bool is_served_elsewhere(const Pending& /*pending*/, const Arena& /*arena*/) const { return false; }
     // A model that is on devices wants another device now, and none of its devices could take work.
     virtual void found_all_busy(Model& /*model*/) {}
 

@@ -13,7 +13,7 @@ Queued::Queued(SchedulerParts& parts, const SchedulerOptions& options, const Mak
       recovery_(parts.recovery),
       idle_(parts.idle),
       queues_(parts.state),
-      rules_(make_rules({state_, arenas_, requests_, idle_, queues_, *this}, options)),
+      rules_(make_rules({state_, arenas_, requests_, idle_, queues_, *this, memory_}, options)),
       habits_(rules_->habits),
       memory_(make_memory(options.memory.empty() ? habits_.memory : options.memory, parts, queues_, *rules_, options)) {
 }
@@ -97,12 +97,16 @@ void Queued::enqueue(Pending& pending, Queue& queue) {
     queues_.enter(pending, queue);
     memory_->waits(pending);
     bool was_ready = queue.ready;
+    Ns due = pending.deadline_ns;
     if (!queue.ready || queue.front().pending == &pending) {
         review(queue);
     }
     // A device that found no request in time in this queue may find this one.
-    if (was_ready && queue.ready && !summoned_.test(pending.model->slot)) {
-        wake(*pending.model);
+    if (was_ready && queue.ready && !summoned_.test(queue.model->slot)) {
+        wake(*queue.model);
+    }
+    if (queue.ready) {
+        memory_->went_before(*queue.model, due);
     }
 }
 

@@ -227,4 +227,14 @@ void Queues::check_invariants() const {
     }
 }
 
+const Queue* Queues::first_due(const Model& model) const {
+    const Queue* first = nullptr;
+    for (const auto& queue : of(model)) {
+        if (!queue->empty() && (first == nullptr || queue->front().deadline_ns < first->front().deadline_ns)) {
+            first = queue.get();
+        }
+    }
+    return first;
+}
+
 }  // namespace clockwork

@@ -52,6 +52,8 @@ public:
         });
     }
     // Requests in a model's queues.
+    // The queue whose first request is due first; null if none waits.
+    const Queue* first_due(const Model& model) const;
     std::uint32_t waiting(const Model& model) const { return waiting_[model.slot]; }
 
     // Whether any request waits for a model's load.

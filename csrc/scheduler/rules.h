@@ -2,6 +2,7 @@
 // device.
 #pragma once
 
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -70,6 +71,8 @@ protected:
     ~Dropper() = default;
 };
 
+class QueueMemory;
+
 // The parts that rules may use.
 struct RuleParts {
     State& state;
@@ -78,6 +81,7 @@ struct RuleParts {
     Idle& idle;
     Queues& queues;
     Dropper& dropper;
+    const std::unique_ptr<QueueMemory>& memory;  // set after the rules
 
     // The last time at which even the shortest batch, at once and on the fastest kind of device, would still
     // be in time.

@@ -59,6 +59,7 @@ void divide(Arena& arena, Ns now) {
             wanted.push_back(rate);
         }
     }
+    shares.asked = std::accumulate(wanted.begin(), wanted.end(), 0.0);
     if (level_of(wanted, 1, SHARE_ASKED) == 0 || is_surge_over(arena, now)) {
         return;
     }
@@ -229,6 +230,11 @@ bool is_divided(Arena& arena, Ns now) {
         divide(arena, now);
     }
     return arena.shares.is_divided;
+}
+
+bool asks_for(Arena& arena, Ns now, double part) {
+    is_divided(arena, now);
+    return now < arena.shares.contested_until_ns && arena.shares.asked >= part;
 }
 
 bool is_beyond_share(Residency& residency, Ns now) {

@@ -158,11 +158,12 @@ struct DeviceShares {
     Ns alone_max_ns = 0;         // the longest execution of a request of models within their shares
     Ns slack_min_ns = NEVER_NS;  // least SLO of models within their shares
     Ns batch_max_ns = NEVER_NS;  // longest batch of models beyond their shares, unless it is a single request
+    double asked = 0;            // part of the time that all models ask for
     double level = 0;            // level of the shares; 0: all that is asked for fits
 
     void archive(Archive& archive) {
         archive(contested_until_ns, divided_ns, is_divided, busy, spread_ns, alone_max_ns, slack_min_ns, batch_max_ns,
-                level);
+                asked, level);
     }
 };
 
@@ -198,6 +199,9 @@ void contest_devices(Model& model, Ns now);
 
 // Whether some of the device's models are beyond their shares, at the cost of others that are not.
 bool is_divided(Arena& arena, Ns now);
+
+// Whether the models of a contested device ask for this part of its time, or more.
+bool asks_for(Arena& arena, Ns now, double part);
 
 // Whether the residency's model is beyond its share of the device, at the cost of others.
 bool is_beyond_share(Residency& residency, Ns now);

@@ -36,8 +36,9 @@ ORDER = [
     # the policies and their parts
     ["plan", "queues"],
     ["admission", "rules"],
-    ["spare", "placement", "adaptive", "deferred", "fifo", "paper", "scripted"],
-    ["edf", "queue_memory"],
+    ["in_order", "placement", "deferred", "fifo", "paper", "scripted", "spare"],
+    ["queue_memory", "shortfalls"],
+    ["adaptive", "edf"],
     ["memory_adaptive", "memory_paper", "queued"],
     # the parts that drive the others
     ["dispatcher"],

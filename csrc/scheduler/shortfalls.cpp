@@ -1,0 +1,168 @@
+#include "scheduler/shortfalls.h"
+
+#include <algorithm>
+#include <functional>
+
+namespace clockwork {
+
+// Has the waiting requests of a model served in the order of their deadlines by the devices that have or load
+// it, each by the first to be free.
+Shortfall Shortfalls::of(const Model& model) const {
+    Shortfall found;
+    const Queue* first = queues_.first_due(model);
+    if (first == nullptr) {
+        return found;
+    }
+    servers_.clear();
+    placement_.begin_backlogs();
+    for (const Residency* residency : model.residencies) {
+        const Arena& arena = *residency->arena;
+        if (!arena.usable() || residency->doomed || residency->is_stuck || servers_.size() == SHORT_DEVICES_MAX) {
+            continue;
+        }
+        servers_.push_back({free_ns(*residency, first->front().deadline_ns), residency->spec, arena.worker->back_ns});
+    }
+    if (servers_.empty()) {
+        return found;
+    }
+    auto later = std::greater<>();
+    std::make_heap(servers_.begin(), servers_.end(), later);
+    std::uint32_t seen = 0;
+    for (const auto& queue : queues_.of(model)) {
+        std::uint32_t rows = 0;  // of the batch that the last server is given
+        Ns took = 0, batch_due = 0;
+        auto give = [&] {
+            servers_.back().free_ns += took;
+            std::push_heap(servers_.begin(), servers_.end(), later);
+            rows = 0;
+            took = 0;
+        };
+        for (std::uint32_t place = 0; place < queue->size() && seen < SHORT_REQUESTS_MAX; ++place, ++seen) {
+            const Waiting& waiting = (*queue)[place];
+            if (rows > 0) {
+                const Server& server = servers_.back();
+                const KindSpec& spec = *server.spec;
+                Ns together = spec.alone_ns(queue->shape, std::min(rows + waiting.size, spec.batch_max));
+                bool saves = together < took + spec.alone_ns(queue->shape, waiting.size) * BATCH_SAVES / 100;
+                if (saves && rows + waiting.size <= spec.batch_max &&
+                    server.free_ns + together + server.back_ns <= batch_due) {
+                    rows += waiting.size;
+                    took = together;
+                    continue;
+                }
+                give();
+            }
+            std::pop_heap(servers_.begin(), servers_.end(), later);
+            const Server& server = servers_.back();
+            Ns alone = server.spec->alone_ns(queue->shape, waiting.size);
+            if (server.free_ns + alone + server.back_ns > waiting.deadline_ns) {
+                ++found.late;
+                found.due_ns = std::max(found.due_ns, waiting.deadline_ns);
+                give();
+            } else {
+                rows = waiting.size;
+                took = alone;
+                batch_due = waiting.deadline_ns;
+            }
+        }
+        if (rows > 0) {
+            give();
+        }
+    }
+    return found;
+}
+
+bool Shortfalls::has_time(const Model& model) const {
+    auto links = static_cast<double>(model.workers.size()), devices = static_cast<double>(state_.arenas.size());
+    return loading_.rate(state_.now, LOADING_HALF_LIFE_NS) <= LOADING_MAX * links &&
+           executing_.rate(state_.now, EXECUTING_HALF_LIFE_NS) <= EXECUTING_MAX * devices;
+}
+
+// When a device could begin with a model's request, behind the requests of others that are due by due_ns.
+Ns Shortfalls::free_ns(const Residency& residency, Ns due_ns) const {
+    const Arena& arena = *residency.arena;
+    const Worker& worker = *arena.worker;
+    Ns free = std::max(arena.free_ns(state_.now), state_.now + worker.there_ns);
+    if (residency.state != ResidencyState::RESIDENT) {
+        free = std::max(free, residency.ready_ns);
+    }
+    free += placement_.backlog_ns(arena, {due_ns, *residency.model}, NEVER_NS);
+    if (arena.loading > 0) {  // and of models that are about to be loaded
+        for (const Flight* flight = worker.flights.front(); flight != nullptr;
+             flight = decltype(worker.flights)::next(flight)) {
+            const Residency* coming = flight->kind == ActionKind::LOAD ? flight->residency : nullptr;
+            if (coming == nullptr || coming == &residency || coming->arena != &arena) {
+                continue;
+            }
+            const Queue* queue = queues_.first_due(*coming->model);
+            if (queue != nullptr && queue->front().deadline_ns <= due_ns) {
+                std::uint32_t rows = std::max(std::min(queue->rows(), coming->spec->batch_max), queue->front().size);
+                free = std::max(free, coming->ready_ns) + coming->spec->alone_ns(queue->shape, rows);
+            }
+        }
+    }
+    return free;
+}
+
+bool Shortfalls::is_served_by_another(const Pending& pending, const Arena& arena) const {
+    for (const Residency* residency : pending.model->residencies) {
+        if (residency->arena == &arena || !residency->arena->usable() || residency->doomed || residency->is_stuck) {
+            continue;
+        }
+        placement_.begin_backlogs();
+        Ns end = free_ns(*residency, pending.deadline_ns) +
+                 residency->spec->alone_ns(pending.request.shape, pending.size) + residency->arena->worker->back_ns;
+        if (end <= pending.deadline_ns) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool Shortfalls::could_copy(const Pending& pending) const {
+    const Model& model = *pending.model;
+    if (!has_time(model)) {
+        return false;
+    }
+    std::uint32_t wanted = of(model).late + 1;
+    Ns seen = 0;
+    for (WorkerId worker_id : model.workers) {
+        const Worker* worker = state_.find_worker(worker_id);
+        if (worker == nullptr || worker->draining) {
+            continue;
+        }
+        Ns begin =
+            std::max(worker->link_free_ns, state_.now + arenas_.fetch_wait_ns(*worker, model) + worker->there_ns);
+        for (const Arena* arena : worker->arenas) {
+            const KindSpec* spec = Placement::loadable(*arena, model);
+            if (spec == nullptr) {
+                continue;
+            }
+            Ns loaded = begin + spec->load_planned_ns();
+            Ns alone = spec->alone_ns(pending.request.shape, pending.size);
+            Ns latest = pending.deadline_ns - worker->back_ns - alone;
+            Ns start = loaded + worker->back_ns + worker->there_ns;
+            if (start > latest) {
+                break;  // the link cannot load another in time
+            }
+            if (!arena->is_idle()) {
+                Ns free = arena->free_ns(state_.now);
+                if (free <= latest) {
+                    free += placement_.backlog_ns(*arena, {pending.deadline_ns, model}, latest + 1 - free);
+                }
+                start = std::max(start, free);
+            }
+            if (start > latest) {
+                continue;
+            }
+            begin = loaded;
+            seen += 1 + (latest - start) / std::max<Ns>(alone, 1);
+            if (seen >= wanted) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+}  // namespace clockwork

@@ -1,0 +1,74 @@
+// Shortfalls: waiting requests of a model that would be late on the devices which have or load it, and copies
+// of the model that would serve them. docs/policies/memory.md explains the rule.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "scheduler/decay.h"
+#include "scheduler/in_order.h"
+#include "scheduler/placement.h"
+
+namespace clockwork {
+
+// Bounds on the requests and the devices that a shortfall is computed from.
+inline constexpr std::uint32_t SHORT_REQUESTS_MAX = 64;
+inline constexpr std::size_t SHORT_DEVICES_MAX = 64;
+
+// Copies for single requests are loaded while the links load, and the devices execute, for at most these
+// parts of their time.
+inline constexpr double LOADING_MAX = 0.5;
+inline constexpr Ns LOADING_HALF_LIFE_NS = 200 * MS;
+inline constexpr double EXECUTING_MAX = 0.7;
+inline constexpr Ns EXECUTING_HALF_LIFE_NS = SECOND;
+
+struct Shortfall {
+    std::uint32_t late = 0;  // requests that would be late
+    Ns due_ns = 0;           // the latest deadline of them
+};
+
+class Shortfalls {
+public:
+    Shortfalls(State& state, const Arenas& arenas, const Queues& queues, const Placement& placement)
+        : state_(state), arenas_(arenas), queues_(queues), placement_(placement) {}
+
+    // The model's shortfall, if its devices serve its requests in the order of their deadlines.
+    Shortfall of(const Model& model) const;
+    // Whether copies, loaded now, would serve an arriving request in time, beside those of the shortfall.
+    bool could_copy(const Pending& pending) const;
+    // Counts the planned time of a load, or of an execution.
+    void note_load(const KindSpec& spec) {
+        loading_.add(state_.now, static_cast<double>(spec.load_planned_ns()), LOADING_HALF_LIFE_NS);
+    }
+    void note_execution(Ns duration_ns) {
+        executing_.add(state_.now, static_cast<double>(duration_ns), EXECUTING_HALF_LIFE_NS);
+    }
+    // Whether the links and the devices have time for copies that serve single requests.
+    bool has_time(const Model& model) const;
+
+    void archive(Archive& archive) { archive(loading_, executing_); }
+
+    // Whether another device than this one, which has or loads the model, would serve a request in time.
+    bool is_served_by_another(const Pending& pending, const Arena& arena) const;
+
+private:
+    // A device that has or loads the model.
+    struct Server {
+        Ns free_ns;
+        const KindSpec* spec;
+        Ns back_ns;
+        bool operator>(const Server& other) const { return free_ns > other.free_ns; }
+    };
+
+    Ns free_ns(const Residency& residency, Ns due_ns) const;
+
+    State& state_;
+    const Arenas& arenas_;
+    const Queues& queues_;
+    const Placement& placement_;
+    DecayedCount loading_;                 // planned times of loads, ns
+    DecayedCount executing_;               // planned times of executions, ns
+    mutable std::vector<Server> servers_;  // heap, the first to be free first
+};
+
+}  // namespace clockwork

@@ -145,18 +145,7 @@ Ns Adaptive::soonest_ns(const Model& model, std::uint32_t shape, std::uint32_t r
 }
 
 void Adaptive::depart(Flight& flight) {
-    Worker& worker = *flight.executor->worker;
-    std::uint64_t bytes = 0;
-    for (const Pending* pending : flight.batch->pendings) {
-        bytes += pending->request.bytes;
-        flight.copied_bytes += pending->request.copied_bytes;
-    }
-    // References are tiny messages, and their arrival is not reported.
-    bool is_sent = flight.copied_bytes == 0 || bytes >= INPUTS_SAMPLE_BYTES;
-    flight.inputs = worker.inputs.depart(parts_.state.now, is_sent ? bytes : 0);
-    worker.copies.depart(flight.copied_bytes);
-    flight.there_ns =
-        worker.inputs.free_ns() + worker.there_ns + worker.copies.takes_ns(parts_.state.now, flight.copied_bytes);
+    send_inputs(flight, parts_.state.now);
     if (parts_.queues.waiting(*flight.residency->model) == 0) {
         see_who_came(*flight.batch);
     }
@@ -184,13 +173,7 @@ void Adaptive::see_who_came(const Batch& batch) {
 }
 
 void Adaptive::delivered(const Flight& flight, Ns ready_ns, bool is_ok) {
-    Worker& worker = *flight.executor->worker;
-    if (flight.copied_bytes == 0 && flight.inputs > 0) {
-        worker.inputs.arrived(parts_.state.now, flight.inputs, ready_ns, worker.there_ns);
-        // a batch whose inputs came both by message and from memory is no clear sample
-    } else if (is_ok && flight.copied_bytes > 0 && flight.inputs == 0) {
-        worker.copies.arrived(parts_.state.now, flight.copied_bytes, flight.sent_ns + worker.there_ns, ready_ns);
-    }
+    learn_inputs(flight, parts_.state.now, ready_ns, is_ok);
 }
 
 void Adaptive::executed(const Flight& flight, Ns took_ns) {

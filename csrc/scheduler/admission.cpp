@@ -84,6 +84,59 @@ void Admission::for_some_residencies(const Model& model, Function&& function) co
     }
 }
 
+namespace {
+
+// Bytes of inputs that are sent to a worker, and that it copies.
+struct InputBytes {
+    std::uint64_t sent = 0, copied = 0;
+
+    void add(const Pending& pending) {
+        sent += pending.request.bytes;
+        copied += pending.request.copied_bytes;
+    }
+    void add(const Batch& batch) {
+        for (const Pending* pending : batch.pendings) {
+            add(*pending);
+        }
+    }
+    Ns takes_ns(const Worker& worker, Ns now) const {
+        return worker.inputs.takes_ns(now, sent) + worker.copies.takes_ns(now, copied);
+    }
+};
+
+bool counts_inputs(const Worker& worker, Ns now) {
+    return worker.inputs.byte_ns(now) > 0 || worker.copies.byte_ns(now) > 0;
+}
+
+}  // namespace
+
+Ns Admission::inputs_ns(const Executor& executor) const {
+    const Plan& plan = plans_.of(executor);
+    const Worker& worker = *executor.worker;
+    if (plan.empty() || !counts_inputs(worker, state_.now)) {
+        return 0;
+    }
+    InputBytes bytes;
+    bytes.add(*plan[0]);
+    return bytes.takes_ns(worker, state_.now);
+}
+
+Ns Admission::begin_ns(const Executor& executor, Ns free, const Batch* batch, const Pending* more) const {
+    const Worker& worker = *executor.worker;
+    if (!counts_inputs(worker, state_.now)) {
+        return free;
+    }
+    InputBytes bytes;
+    if (batch != nullptr) {
+        bytes.add(*batch);
+    }
+    if (more != nullptr) {
+        bytes.add(*more);
+    }
+    Ns sent = std::max(state_.now, worker.inputs.free_ns());
+    return std::max(free, sent + worker.there_ns + bytes.takes_ns(worker, state_.now));
+}
+
 // Finds a place for the request in the plan of an executor, with every promise kept. False: there is none.
 bool Admission::find_slot(Executor& executor, Residency& residency, const Pending& pending, Slot& slot) {
     Arena& arena = *executor.arena;
@@ -97,7 +150,7 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
         return false;
     }
     Ns limit = limit_ns(executor, deadline);
-    Ns free = executor.free_ns(state_.now);
+    Ns free = begin_ns(executor, executor.free_ns(state_.now), plan.empty() ? nullptr : plan[0], &pending);
     if (free + duration > limit) {
         // An idle device tries it at once, and no other request loses anything: see Edf::trim().
         slot = {free + duration, 0, nullptr, deadline};

@@ -73,6 +73,11 @@ public:
 
     // Time before a device is planned to be free at which its next batch is sent.
     Ns ahead_ns(const Executor& executor) const { return std::max(SCHEDULE_AHEAD_NS, executor.lead.ns(state_.now)); }
+    // The time of the next batch's inputs to its worker, beyond the delay of the link.
+    Ns inputs_ns(const Executor& executor) const;
+    // The earliest begin of a batch that is sent now to an executor that is free from `free` on: the inputs
+    // of its requests, and of another, must be there. null: no batch, no other.
+    Ns begin_ns(const Executor& executor, Ns free, const Batch* batch, const Pending* more = nullptr) const;
     // Promise a request its deadline on the device that finishes it first. False if none can.
     bool place(Pending& pending);
     // Make room by displacing requests of lower priority: the lowest first, then the latest deadline.

@@ -96,7 +96,7 @@ void Edf::dispatch(Executor& executor) {
         if (lane >= executor.run_ahead) {
             // One more action must be under way before the results are back, or the device waits a round
             // trip.
-            Ns due = free - worker.there_ns - worker.back_ns - FEED_NS;
+            Ns due = free - worker.there_ns - worker.back_ns - FEED_NS - admission_.inputs_ns(executor);
             if (lane >= OUTSTANDING_MAX || due > state_.now) {
                 if (lane < OUTSTANDING_MAX && has_work) {
                     executor.wake_at(due);
@@ -104,7 +104,7 @@ void Edf::dispatch(Executor& executor) {
                 return;
             }
         }
-        Ns due = free - worker.there_ns - admission_.ahead_ns(executor);
+        Ns due = free - worker.there_ns - admission_.ahead_ns(executor) - admission_.inputs_ns(executor);
         if (due > state_.now) {
             if (has_work) {
                 executor.wake_at(due);
@@ -173,7 +173,7 @@ bool Edf::trim(Executor& executor, Batch& batch, Ns free) {
     while (!batch.pendings.empty()) {
         Pending& tightest = **std::min_element(batch.pendings.begin(), batch.pendings.end(), by_deadline);
         Ns slack = tightest.deadline_ns - worker.back_ns;
-        if (free + batch.expected_ns(batch.size) <= slack) {
+        if (admission_.begin_ns(executor, free, &batch) + batch.expected_ns(batch.size) <= slack) {
             break;
         }
         Ns alone = batch.expected_ns(tightest.size);
@@ -185,7 +185,7 @@ bool Edf::trim(Executor& executor, Batch& batch, Ns free) {
         } else if (batch.pendings.size() == 1) {
             break;
             // in time only by the best estimate: it must not make other requests late
-        } else if (free + alone > slack) {
+        } else if (admission_.begin_ns(executor, free, nullptr, &tightest) + alone > slack) {
             requests_.fail(tightest, Status::DEADLINE_MISSED, AnswerText::CANNOT_BE_IN_TIME);
         } else {
             Pending* latest = *std::max_element(batch.pendings.begin(), batch.pendings.end(), by_deadline);
@@ -262,6 +262,7 @@ bool Edf::gains(const Executor& executor, const Batch& batch, const Pending& pen
     if (pending.alone || total > batch.residency->spec->batch_max) {
         return false;
     }
+    Ns begin = admission_.begin_ns(executor, free, &batch, &pending);
     Ns duration = batch.curve->planned_ns(total), longer = duration - batch.duration_ns;
     if (is_beyond_share(*batch.residency, state_.now) && duration > executor.arena->shares.batch_max_ns) {
         return false;
@@ -269,7 +270,7 @@ bool Edf::gains(const Executor& executor, const Batch& batch, const Pending& pen
     if (longer * JOIN_GAIN > batch.curve->planned_ns(pending.size) * (JOIN_GAIN - 1)) {
         return false;
     }
-    Ns time = free + duration;
+    Ns time = begin + duration;
     if (time > std::min(batch.limit_ns, pending.deadline_ns - executor.worker->back_ns)) {
         return false;
     }

@@ -50,6 +50,11 @@ public:
     }
     void joined(Executor& executor) override { plans_.add(executor); }
 
+    void depart(Flight& flight) override { send_inputs(flight, state_.now); }
+    void delivered(const Flight& flight, Ns ready_ns, bool is_ok) override {
+        learn_inputs(flight, state_.now, ready_ns, is_ok);
+    }
+
     void load_done(Residency& residency, Ns took_ns) override { plans_.load_done(residency, took_ns); }
     void load_given_up(Residency& residency, const AnswerSentence& said) override;
     void evacuate(Residency& residency, std::vector<Pending*>& waiting) override { plans_.clear(residency, waiting); }

@@ -24,6 +24,30 @@ PredictedLane& Flights::predicted_lane(const Flight& flight) {
     return flight.executor->predicted;
 }
 
+void send_inputs(Flight& flight, Ns now) {
+    Worker& worker = *flight.executor->worker;
+    std::uint64_t bytes = 0;
+    for (const Pending* pending : flight.batch->pendings) {
+        bytes += pending->request.bytes;
+        flight.copied_bytes += pending->request.copied_bytes;
+    }
+    // References are tiny messages, and their arrival is not reported.
+    bool is_sent = flight.copied_bytes == 0 || bytes >= INPUTS_SAMPLE_BYTES;
+    flight.inputs = worker.inputs.depart(now, is_sent ? bytes : 0);
+    worker.copies.depart(flight.copied_bytes);
+    flight.there_ns = worker.inputs.free_ns() + worker.there_ns + worker.copies.takes_ns(now, flight.copied_bytes);
+}
+
+void learn_inputs(const Flight& flight, Ns now, Ns ready_ns, bool is_ok) {
+    Worker& worker = *flight.executor->worker;
+    if (flight.copied_bytes == 0 && flight.inputs > 0) {
+        worker.inputs.arrived(now, flight.inputs, ready_ns, worker.there_ns);
+        // a batch whose inputs came both by message and from memory is no clear sample
+    } else if (is_ok && flight.copied_bytes > 0 && flight.inputs == 0) {
+        worker.copies.arrived(now, flight.copied_bytes, flight.sent_ns + worker.there_ns, ready_ns);
+    }
+}
+
 Flight* Flights::make(Arena& arena, ActionKind kind, Residency& residency, Batch* batch, Ns expected_ns,
                       Ns duration_ns) {
     Flight* flight = state_.pool<Flight>().make();

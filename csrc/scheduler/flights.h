@@ -5,6 +5,11 @@
 
 namespace clockwork {
 
+// Notes that a batch leaves with its inputs: its arrival time is that of its inputs.
+void send_inputs(Flight& flight, Ns now);
+// Learns from the arrival of a batch with its inputs at ready_ns. is_ok: it was executed.
+void learn_inputs(const Flight& flight, Ns now, Ns ready_ns, bool is_ok);
+
 class Flights {
 public:
     explicit Flights(State& state) : state_(state) {}

@@ -50,7 +50,7 @@ def first_failure(policy: str, with_losses: bool) -> random_world.RandomWorld:
 
 @pytest.mark.parametrize(
     ("rule", "requests_max", "models_max"),
-    [(too_many_evictions, 4, 3), (refusals, 3, 2)],
+    [(too_many_evictions, 5, 5), (refusals, 3, 2)],
     ids=["evictions", "refusals"],
 )
 @pytest.mark.parametrize("policy", ["edf", "fifo"])

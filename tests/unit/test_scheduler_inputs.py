@@ -1,4 +1,4 @@
-"""Estimates of `adaptive` for the time of inputs to a worker (csrc/scheduler/inputs.h), as stories."""
+"""Estimates of the time of inputs to a worker (csrc/scheduler/inputs.h) and their use, as stories."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from clockwork.scheduler._core import SCHEDULE_AHEAD_NS
 from clockwork.scheduler.types import SendInfer
 from clockwork.wire.messages import Status
+from tests.unit import stories
 from tests.unit.stories import MS, Story, spec
 
 LARGE = 602_000  # bytes of a request's inputs
@@ -181,3 +183,52 @@ def test_a_request_that_refers_to_nothing_teaches_nothing() -> None:
         send_copied(story, at_ms, 20)
         send_copied(story, at_ms + 50, 0.2, Status.INVALID_INPUT)
     assert copies_ms(story) == pytest.approx(20 - DELAY_MS, rel=0.01)
+
+
+def promising(way_ms: float) -> Story:
+    """A story of `edf` in which the inputs of a request have taken so long lately; the time is 1000 ms.
+
+    Model 1 takes 5 ms, model 2 takes 50 ms.
+    """
+    story = Story("edf", spec(1), spec(2, exec_ms=50))
+    for at_ms in range(0, 1000, 100):
+        send_large(story, at_ms, way_ms)
+    story.at(1000)
+    assert learnt_ms(story) == pytest.approx(way_ms - DELAY_MS, rel=0.01)
+    return story
+
+
+def test_a_promise_counts_the_time_of_inputs() -> None:
+    """5 ms of execution and 20 ms for inputs do not fit into 24 ms. The worker would be told too late."""
+    story = promising(20)
+    _, [refusal] = story.request(slo_ms=24, size=LARGE)
+    assert refusal.status is Status.REFUSED
+    _, [order] = story.request(slo_ms=30, size=LARGE)
+    assert isinstance(order, SendInfer)
+
+
+def test_a_promised_batch_leaves_early_by_the_time_of_its_inputs() -> None:
+    """Otherwise the device would wait for them, and the promises behind would be broken."""
+    story = promising(20)
+    story.request(2, slo_ms=500)
+    _, commands = story.request(1, slo_ms=500, size=LARGE)
+    assert commands == []
+    [(at_ms, order)] = story.until(1050)
+    assert isinstance(order, SendInfer)
+    lead_ms = SCHEDULE_AHEAD_NS / MS
+    assert at_ms == pytest.approx(1050 - lead_ms - 20, abs=2)
+
+
+def test_a_batch_that_cannot_have_all_its_inputs_in_time_is_sent_with_fewer() -> None:
+    """Two requests that were planned as a batch are sent late: the inputs of both would miss the window."""
+    story = Story("edf", spec(1, batch_max=2), spec(2, exec_ms=50))
+    for at_ms in range(0, 1000, 100):
+        send_large(story, at_ms, 20)
+    story.at(1000)
+    _, [first] = story.request(2, slo_ms=500)
+    asked = [story.request(1, slo_ms=110, size=LARGE)[0] for _ in range(2)]
+    story.at(1070)  # the controller stood still
+    assert stories.told(story.done(first, 69))[1:] == [
+        ("deadline_missed", asked[0]),
+        ("infer", 1, (asked[1],)),
+    ]

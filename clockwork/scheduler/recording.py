@@ -48,7 +48,7 @@ from clockwork.scheduler.types import (
     Tick,
     Wake,
 )
-from clockwork.wire.messages import Reason, Status
+from clockwork.wire.messages import NEVER_NS, Reason, Status
 
 FORMAT = 3
 """Version of the format of recordings. Every change of the fields of events or commands needs a new
@@ -281,8 +281,11 @@ def decode_step(body: bytes) -> Step:
     except (TypeError, ValueError, struct.error, msgpack.UnpackException) as error:
         raise ValueError(f"it is no step ({error})") from None
     events = _records(told, _EVENT_READERS, EVENTS, time_ns)
-    if not events or (settled and max(event[0] for event in events) < time_ns + settled):
+    latest_ns = max((event[0] for event in events), default=time_ns)
+    if not events or (settled and latest_ns < time_ns + settled):
         events.append(Tick(time_ns + settled))
+    if max(latest_ns, time_ns + settled) >= NEVER_NS:
+        raise ValueError(f"its time is {max(latest_ns, time_ns + settled)} ns, not below {NEVER_NS}")
     return Step(events, _records(ordered, _COMMAND_READERS, COMMANDS, time_ns))
 
 

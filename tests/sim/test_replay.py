@@ -31,6 +31,7 @@ from clockwork.scheduler.types import (
     WorkerJoined,
 )
 from clockwork.sim.replay import replay
+from clockwork.wire.messages import NEVER_NS
 from tests.sim.test_scheduler_random import random_world
 
 Trace = Sequence[tuple[Any, Sequence[Any]]]
@@ -75,6 +76,14 @@ def test_time_that_passes_before_the_decision_is_kept() -> None:
     body = msgpack.unpackb(encode_step(told, [Wake(9_000)]))
     assert decode_step(body) == Step(told, [])
     assert decode_step(msgpack.unpackb(encode_step([Tick(7)], []))) == Step([Tick(7)], [])
+
+
+@pytest.mark.parametrize("settled_ns", [0, 5])
+def test_a_step_at_the_end_of_time_is_damaged(settled_ns: int) -> None:
+    """Every timer would be due then, those of the scheduler that never are, too."""
+    body = msgpack.packb((NEVER_NS - settled_ns, settled_ns, (), ()))
+    with pytest.raises(ValueError, match=rf"its time is {NEVER_NS} ns, not below {NEVER_NS}"):
+        decode_step(body)
 
 
 def test_a_fault_of_a_model_is_kept() -> None:

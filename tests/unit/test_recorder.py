@@ -71,6 +71,7 @@ edges = [0, 1, 127, 128, 255, 256, 65535, 65536, (1 << 32) - 1, 1 << 32]
 ids = st.sampled_from([*edges, (1 << 64) - 1]) | st.integers(0, (1 << 64) - 1)
 small = st.sampled_from([*edges[:5], (1 << 31) - 1]) | st.integers(0, (1 << 31) - 1)
 times = st.sampled_from([*edges, NEVER_NS]) | st.integers(0, NEVER_NS)
+nows = st.sampled_from([*edges, NEVER_NS - 1]) | st.integers(0, NEVER_NS - 1)
 spans = times | st.integers(-NEVER_NS, NEVER_NS)
 texts = st.text(max_size=40) | st.sampled_from(["ü" * 20, "x" * 300, "x" * 70_000])
 shapes = st.lists(st.lists(times, max_size=20).map(tuple), max_size=20).map(tuple)
@@ -83,12 +84,12 @@ specs = st.builds(
     st.lists(points, max_size=3),
 )  # fmt: skip
 EVENT_STRATEGIES = [
-    st.builds(Arrived, times, requests),
-    st.builds(RequestCancelled, times, ids),
-    st.builds(ActionDone, times, small, ids, st.sampled_from(Status), texts, times, times, spans, times),
-    st.builds(LinkMeasured, times, small, times, times),
-    st.builds(ModelReady, times, small, specs),
-    st.builds(WorkerJoined, times, small, st.just((("v100", 1 << 24, 100, 2),)), ids),
+    st.builds(Arrived, nows, requests),
+    st.builds(RequestCancelled, nows, ids),
+    st.builds(ActionDone, nows, small, ids, st.sampled_from(Status), texts, times, times, spans, times),
+    st.builds(LinkMeasured, nows, small, times, times),
+    st.builds(ModelReady, nows, small, specs),
+    st.builds(WorkerJoined, nows, small, st.just((("v100", 1 << 24, 100, 2),)), ids),
 ]
 COMMAND_STRATEGIES = [
     st.builds(SendLoad, *headed, st.lists(small, max_size=20).map(tuple), *window),
@@ -107,7 +108,7 @@ COMMAND_STRATEGIES = [
     st.builds(ModelFault, small, small, st.sampled_from(Fault), st.booleans()),
 ]
 steps = st.tuples(
-    st.lists(st.one_of(*EVENT_STRATEGIES), max_size=6), st.lists(st.one_of(*COMMAND_STRATEGIES), max_size=6), times
+    st.lists(st.one_of(*EVENT_STRATEGIES), max_size=6), st.lists(st.one_of(*COMMAND_STRATEGIES), max_size=6), nows
 )  # fmt: skip
 
 

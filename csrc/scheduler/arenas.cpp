@@ -251,12 +251,28 @@ bool Arenas::fits_somewhere(Model& model) {
 
 bool Arenas::takes_load(Arena& arena, std::uint32_t under_way) const {
     const Worker& worker = *arena.worker;
-    Ns due = worker.link_free_ns - worker.there_ns - worker.back_ns - FEED_NS;
-    if (under_way < arena.run_ahead || (under_way < OUTSTANDING_MAX && due <= state_.now)) {
+    if (under_way < arena.run_ahead) {
         return true;
     }
-    if (under_way < OUTSTANDING_MAX) {
-        arena.wake_at(due);
+    if (under_way >= OUTSTANDING_MAX || is_load_overdue(worker)) {
+        return false;  // the result of a load wakes the device
+    }
+    Ns due = worker.link_free_ns - worker.there_ns - worker.back_ns - FEED_NS;
+    if (due <= state_.now) {
+        return true;
+    }
+    arena.wake_at(due);
+    return false;
+}
+
+// Whether the oldest load under way on the link should have ended. The predicted end of those behind it is
+// worth nothing then, and loads sent now would wait in the worker for as long as it takes.
+bool Arenas::is_load_overdue(const Worker& worker) const {
+    for (const Flight* flight = worker.flights.front(); flight != nullptr;
+         flight = decltype(worker.flights)::next(flight)) {
+        if (flight->kind == ActionKind::LOAD) {
+            return state_.now > worker.loads_from_ns + flight->duration_ns + worker.back_ns + FEED_NS;
+        }
     }
     return false;
 }

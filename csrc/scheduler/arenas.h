@@ -111,7 +111,7 @@ public:
 
     void start_loads(Arena& arena);
     // Return whether another LOAD may be sent now with this many under way: the link is kept filled for one
-    // round trip. If the link is full, the device is woken when it no longer is.
+    // round trip, unless a load is overdue. If the link is full, the device is woken when it no longer is.
     bool takes_load(Arena& arena, std::uint32_t under_way) const;
     // Load into free pages, or over models that have idled for WARM_IDLE_NS. False if there are none.
     bool load_idly(Arena& arena, Model& model, KindSpec& spec) {
@@ -178,6 +178,7 @@ private:
     // Order an UNLOAD or a DROP without a window.
     void order_release(ActionKind kind, CommandKind order, Residency& residency);
     bool find_victims(Residency& residency, bool doom);
+    bool is_load_overdue(const Worker& worker) const;
     void find_busy(Arena& arena);
     // Free room for these runs on trial_ by evicting idle models, which are appended to the victims. False:
     // they do not suffice.

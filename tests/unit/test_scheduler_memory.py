@@ -192,6 +192,14 @@ def test_the_link_of_a_worker_has_run_ahead_loads_at_once() -> None:
     assert sent == [[("load", 1)], [("load", 2)], [], []]
 
 
+def test_no_load_is_sent_behind_one_that_is_overdue() -> None:
+    """It would wait in the worker, and its request might be over before it begins."""
+    story = story_of("adaptive", *(spec(model) for model in range(1, 6)), devices=2, pages=10, resident=False)
+    first, *_ = [order for model in range(1, 6) for order in story.request(model, 1000)[1]]
+    assert [order for _, order in story.until(100) if isinstance(order, SendLoad)] == []
+    assert ("load", 3) in told(story.at(100).done(first, 100))
+
+
 def test_adaptive_keeps_a_far_link_filled_for_a_round_trip() -> None:
     story = story_of("adaptive", *(spec(model, load_ms=2) for model in range(1, 5)), pages=8, resident=False)
     story(LinkMeasured(story.now, 1, 3 * MS, 3 * MS))

@@ -114,7 +114,7 @@ class Recipe:
 
 
 @dataclasses.dataclass(slots=True)
-class Prepared:
+class FullPreparation:
     """A full preparation, from which fine_tunes may learn. reference: answers of the original model."""
 
     data: bytes  # of the package's model.onnx
@@ -207,7 +207,7 @@ class Unlike(Exception):
 class Template:
     """The common part of the fine-tunes of an architecture. Its sessions are of the thread that made it."""
 
-    def __init__(self, made: Prepared) -> None:
+    def __init__(self, made: FullPreparation) -> None:
         """Raises Unlike, RunError, InvalidModel."""
         self._originals = originals = Originals(made.data)
         self.skeleton = originals.skeleton
@@ -292,7 +292,7 @@ class Template:
         known = next(run for run, known in zip(runs, self._inputs, strict=True) if known is inputs)
         return known.run()
 
-    def _learn(self, made: Prepared, words: Words) -> tuple[Recipe, Words]:
+    def _learn(self, made: FullPreparation, words: Words) -> tuple[Recipe, Words]:
         """Return the recipe of weights.bin, or else of the optimised model, and the words that all fine-tunes
         have in it."""
         count = self._originals.count
@@ -318,7 +318,7 @@ class Template:
         size = len(base) or sum(made.prepared.runs) * made.prepared.page_bytes
         return Recipe(size, base, parts), constants
 
-    def _places(self, made: Prepared, whole: SplitModel) -> tuple[bytes, list[int | None]]:
+    def _places(self, made: FullPreparation, whole: SplitModel) -> tuple[bytes, list[int | None]]:
         """Return the content of the optimised model, or b"" for weights.bin, and the place of each weight in
         that file."""
         if self._session is not None:
@@ -330,7 +330,7 @@ class Template:
         names = [constant.tensor.name for constant in whole.weights]
         return content, [found[name].start if name in found else None for name in names]
 
-    def _split(self, made: Prepared, words: Words) -> SplitModel:
+    def _split(self, made: FullPreparation, words: Words) -> SplitModel:
         """Optimise and split the architecture with these weights. Its names and the order of its operators
         are canonical only after that."""
         path, optimised = made.work / "marked.onnx", made.work / "marked-optimised.onnx"
@@ -405,7 +405,7 @@ class Templates:
         entry = self._find(conditions, data)
         return entry.template if entry is not None else None
 
-    def note(self, conditions: str, made: Prepared) -> None:
+    def note(self, conditions: str, made: FullPreparation) -> None:
         """Take a full preparation: the first of an architecture is remembered, and its second learnt from."""
         entry = self._find(conditions, made.data)
         try:

@@ -327,7 +327,7 @@ class _Preparation:
             and not lengths.has_open_axis(self._inputs)
             and path.stat().st_size <= bounds.FINE_TUNE_BYTES_MAX
         ):
-            made = fine_tunes.Prepared(
+            made = fine_tunes.FullPreparation(
                 path.read_bytes(), directory, self._work, self._optimised, prepared, self._program_model,
                 self._reference, self._meet,
             )  # fmt: skip

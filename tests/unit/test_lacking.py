@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clockwork.device.lacking import is_lack, lacked_memory
+from clockwork.models import runtime
 from clockwork.models.runtime import ModelSession, RunError
 from clockwork.system.limits import bounded_memory
 from tests.device import wild
@@ -23,9 +24,10 @@ def test_the_runtime_says_that_it_was_given_no_memory() -> None:
     assert lacked_memory(str(failure.value))
 
 
-def test_a_thread_for_which_there_is_no_memory_is_the_machines_fault() -> None:
+def test_a_thread_for_which_there_is_no_memory_is_the_machines_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread's stack takes 2 MiB or more: waiting threads here reuse the stacks of threads that have
     ended."""
+    monkeypatch.setattr(runtime, "_WATCH", runtime._Watch())  # its thread starts with its first execution
     session = ModelSession(wild.expand().model.SerializeToString(), optimise=False)
     is_over = threading.Event()
     waiting = [threading.Thread(target=is_over.wait, daemon=True) for _ in range(8)]

@@ -31,7 +31,7 @@ class Site:
     def submit(self, name: str, job: Callable[[], Any]) -> None:
         self.thread.submit(job, lambda value, error: self.ended.append((name, value, error)))
 
-    def wait(self, count: int) -> list[str]:
+    def names_of_ended(self, count: int) -> list[str]:
         """Wait until so many jobs have ended. Return their names."""
         while len(self.ended) < count:
             assert select.select([self.thread.fileno()], [], [], PATIENCE_S)[0], self.ended
@@ -83,7 +83,7 @@ def test_jobs_that_wait_for_syncs_go_on_together_and_a_failed_sync_is_its_jobs_a
     site.submit("plain", lambda: log.append("plain"))
     site.submit("b", lambda: writing(log, "b", [[file]]))
     release()
-    assert site.wait(5) == ["hold", "plain", "bad", "b", "a"]
+    assert site.names_of_ended(5) == ["hold", "plain", "bad", "b", "a"]
     assert log == ["a0", "bad0", "plain", "b0", "a1", "b.", "a."]
     assert [value for _, value, _ in site.ended] == [None, None, None, "b", "a"]
     [error] = [error for _, _, error in site.ended if error is not None]
@@ -102,7 +102,7 @@ def test_a_job_that_has_to_be_alone_waits_for_those_before_it_and_those_behind_i
     site.submit("alone", lambda: writing(log, "alone", [ALONE, [file]]))
     site.submit("b", lambda: writing(log, "b", [[file]]))
     release()
-    assert site.wait(4) == ["hold", "a", "alone", "b"]
+    assert site.names_of_ended(4) == ["hold", "a", "alone", "b"]
     assert log == ["a0", "alone0", "a1", "a.", "alone1", "alone.", "b0", "b."]
     os.close(file)
 

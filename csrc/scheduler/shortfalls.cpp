@@ -74,8 +74,9 @@ Shortfall Shortfalls::of(const Model& model) const {
 
 bool Shortfalls::has_time(const Model& model) const {
     auto links = static_cast<double>(model.workers.size()), devices = static_cast<double>(state_.arenas.size());
-    return loading_.rate(state_.now, LOADING_HALF_LIFE_NS) <= LOADING_MAX * links &&
-           executing_.rate(state_.now, EXECUTING_HALF_LIFE_NS) <= EXECUTING_MAX * devices;
+    double loading = loading_.rate(state_.now, LOADING_HALF_LIFE_NS) / links;
+    double executing = executing_.rate(state_.now, EXECUTING_HALF_LIFE_NS) / devices;
+    return loading + executing <= BUSY_SUM;
 }
 
 // When a device could begin with a model's request, behind the requests of others that are due by due_ns.

@@ -15,11 +15,10 @@ namespace clockwork {
 inline constexpr std::uint32_t SHORT_REQUESTS_MAX = 64;
 inline constexpr std::size_t SHORT_DEVICES_MAX = 64;
 
-// Copies for single requests are loaded while the links load, and the devices execute, for at most these
-// parts of their time.
-inline constexpr double LOADING_MAX = 0.5;
+// Copies for single requests are loaded while the parts of their time for which the links load and the
+// devices execute sum to at most BUSY_SUM.
+inline constexpr double BUSY_SUM = 1.1;
 inline constexpr Ns LOADING_HALF_LIFE_NS = 200 * MS;
-inline constexpr double EXECUTING_MAX = 0.7;
 inline constexpr Ns EXECUTING_HALF_LIFE_NS = SECOND;
 
 struct Shortfall {

@@ -29,7 +29,7 @@ bool InOrder::collect(const Pending& pending) {
         devices_.push_back({&arena, std::max(arena.free_ns(state_.now), state_.now + arena.worker->there_ns)});
         queues_.for_each_model(arena, [&](std::uint32_t slot) {
             for (const auto& queue : queues_.of(state_.at<Model>(slot))) {
-                if (queue->ready && goes_before(*queue, queue->front(), pending) &&
+                if (queue->ready && !queue->empty() && goes_before(*queue, queue->front(), pending) &&
                     std::none_of(cursors_.begin(), cursors_.end(),
                                  [&](const Cursor& cursor) { return cursor.queue == queue.get(); })) {
                     cursors_.push_back({queue.get()});

@@ -62,7 +62,8 @@ Ns Placement::backlog_ns(const Arena& arena, const Ahead& ahead, Ns enough_ns) c
         const KindSpec& spec = *model.spec(arena);
         std::uint32_t count = 0;
         for (const auto& queue : queues_.of(model)) {
-            if (queue->ready && queue->front().deadline_ns <= ahead.due_ns) {
+            // A queue whose last requests have just been sent is ready and empty.
+            if (queue->ready && !queue->empty() && queue->front().deadline_ns <= ahead.due_ns) {
                 std::uint32_t most = std::max(spec.batch_max, 1u), rows = queue->rows();
                 Ns takes = rules_.duration_ns(spec, queue->shape, std::min(rows, most));
                 double all = static_cast<double>(takes) * std::max(1.0, static_cast<double>(rows) / most);

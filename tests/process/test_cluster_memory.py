@@ -69,10 +69,11 @@ def test_twelve_fine_tunes_on_an_arena_for_three(tmp_path: Path, architecture: s
     models = {name: Reference(proto) for name, proto in protos.items()}
     with running_cluster(tmp_path) as cluster, cluster.client() as client:
         pages = client.register("tune-0", protos["tune-0"]).raw["pages"]
-        arena_bytes = (3 * pages + (pages > 1)) * PAGE_BYTES
+        # The memory of a packed model is measured, so it may vary by a page.
+        arena_bytes = (3 * pages + 3 * (pages > 1)) * PAGE_BYTES
         restart_worker(cluster, arena_bytes)
         for name, proto in protos.items():
-            assert client.register(name, proto).raw["pages"] == pages
+            assert abs(client.register(name, proto).raw["pages"] - pages) <= (pages > 1)
         status = client.status()
         assert status["programs"] == 1
         sent = {kind: total_sent(status, kind) for kind in ("load", "unload", "infer")}

@@ -328,7 +328,7 @@ bool Adaptive::refuse_beyond_share(Pending& pending, const KindSpec& spec, const
     }
     const std::vector<Residency*>& there = pending.model->residencies;
     if (!there.empty() &&
-        asks_for(*there[pending.model->asked_cursor % there.size()]->arena, parts_.state.now, FULL_ASKED)) {
+        is_asked_for(*there[pending.model->asked_cursor % there.size()]->arena, parts_.state.now, FULL_ASKED)) {
         full_until_ns_ = parts_.state.now + FULL_NS;
     }
     turn_away(pending, static_cast<Ns>(wait - room));
@@ -377,14 +377,14 @@ bool Adaptive::refuse_late(Pending& pending) {
         begins = parts_.state.now + soonest->arena->worker->there_ns;
     }
     bool has_overload =
-        asks_for(*soonest->arena, parts_.state.now, OVERLOAD_ASKED) && last_need_at_most() > REFUSE_NEED;
+        is_asked_for(*soonest->arena, parts_.state.now, OVERLOAD_ASKED) && last_need_at_most() > REFUSE_NEED;
     double part = refuse_wait_ > 0 ? refuse_wait_ : has_overload ? wait_part(soonest->spec->kind) : 1;
     Ns takes = takes_ns(*soonest->spec, pending.request.shape, pending.size);
     Ns rest = pending.deadline_ns - begins - takes - soonest->arena->worker->back_ns;
     Ns room = std::max({static_cast<Ns>(part * static_cast<double>(rest)), takes, std::min(rest, PROMPT_NS)});
     Ns wait = before_ns(*soonest->arena, pending, room);
-    bool is_told = refuse_wait_ > 0 || has_overload;
-    if (wait <= room || (!is_told && in_order_.serves(pending)) || parts_.memory->could_copy(pending)) {
+    bool is_burst = refuse_wait_ == 0 && !has_overload;
+    if (wait <= room || (is_burst && in_order_.serves(pending)) || parts_.memory->could_copy(pending)) {
         return false;
     }
     contest_devices(*pending.model, parts_.state.now);
@@ -692,30 +692,25 @@ void Adaptive::give_up_first(const Candidate& chosen) {
 }
 
 // The first requests of a model that the device loads, which no other device has: the tightest of them.
-Adaptive::Coming Adaptive::first_coming(const Executor& executor) const {
-    const Worker& worker = *executor.worker;
+// Nothing waits for an overdue load.
+Adaptive::Coming Adaptive::first_coming(const Arena& arena) const {
     Coming found;
-    for (const Flight* flight = worker.flights.front(); flight != nullptr;
-         flight = decltype(worker.flights)::next(flight)) {
-        if (flight->kind != ActionKind::LOAD || flight->residency->arena != executor.arena ||
-            flight->residency->model->residencies.size() > 1) {
-            continue;
+    for_each_coming(arena, [&](const Residency& residency) {
+        if (residency.model->residencies.size() > 1 || residency.ready_ns <= parts_.state.now) {
+            return;
         }
-        const Residency& residency = *flight->residency;
         for (const auto& queue : parts_.queues.of(*residency.model)) {
             if (queue->empty()) {
                 continue;
             }
-            std::uint32_t rows = std::min(queue->rows(), residency.spec->batch_max);
-            Ns takes = takes_ns(*residency.spec, queue->shape, std::max(rows, queue->front().size));
-            Ns latest = queue->front().deadline_ns - worker.back_ns -
-                        takes_ns(*residency.spec, queue->shape, queue->front().size);
-            bool is_due = residency.ready_ns > parts_.state.now;  // nothing waits for an overdue load
-            if (is_due && residency.ready_ns <= latest && latest < found.latest_ns) {
-                found = {residency.ready_ns, latest, takes};
+            const Waiting& front = queue->front();
+            std::uint32_t rows = std::max(std::min(queue->rows(), residency.spec->batch_max), front.size);
+            Ns latest = front.deadline_ns - arena.worker->back_ns - takes_ns(*residency.spec, queue->shape, front.size);
+            if (residency.ready_ns <= latest && latest < found.latest_ns) {
+                found = {residency.ready_ns, latest, takes_ns(*residency.spec, queue->shape, rows)};
             }
         }
-    }
+    });
     return found;
 }
 
@@ -746,7 +741,7 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     Ns behind = is_shared ? executor.arena->shares.slack_min_ns / static_cast<Ns>(parts_.state.executors.size()) : 0;
     candidates_.clear();
     yields_ = false;
-    Coming coming = executor.arena->loading > 0 ? first_coming(executor) : Coming{};
+    Coming coming = first_coming(*executor.arena);
     Candidate best{};
     // Lower bounds of the rank prune most queues: the queue's rank is its deadline; the last start is earlier
     // by the way back and by late inputs; for models that leave the rest to other devices also by a full

@@ -300,7 +300,7 @@ private:
     double hold_share(const Model& model) const;
     // Whether another device that holds the model could take work and has found none.
     bool has_other_device(const Model& model) const { return parts_.queues.find_hungry(model) != nullptr; }
-    Coming first_coming(const Executor& executor) const;
+    Coming first_coming(const Arena& arena) const;
     bool make_way(const Candidate& candidate, const Coming& coming, Ns free_ns);
     bool pick(Executor& executor, Ns free_ns, Candidate& chosen);
     void give_up_first(const Candidate& chosen);

@@ -13,14 +13,22 @@ bool goes_before(const Queue& queue, const Waiting& waiting, const Pending& pend
 
 }  // namespace
 
+Ns longer_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows, Ns took_ns, std::uint32_t size) {
+    if (rows + size > spec.batch_max) {
+        return NEVER_NS;
+    }
+    Ns longer = spec.alone_ns(shape, rows + size) - took_ns;
+    return longer < spec.alone_ns(shape, size) * BATCH_SAVES / 100 ? longer : NEVER_NS;
+}
+
 // Collects the model's devices, and the queues that they serve before the request. False: too many.
 bool InOrder::collect(const Pending& pending) {
     devices_.clear();
     cursors_.clear();
-    std::size_t queued = 0;
+    std::size_t models = 0;
     for (const Residency* residency : pending.model->residencies) {
         const Arena& arena = *residency->arena;
-        if (!arena.usable() || residency->doomed || residency->is_stuck) {
+        if (!is_promised(*residency)) {
             continue;
         }
         if (devices_.size() == ORDERED_DEVICES_MAX) {
@@ -35,9 +43,9 @@ bool InOrder::collect(const Pending& pending) {
                     cursors_.push_back({queue.get()});
                 }
             }
-            return ++queued <= ORDERED_REQUESTS_MAX;
+            return ++models <= ORDERED_REQUESTS_MAX;
         });
-        if (queued > ORDERED_REQUESTS_MAX) {
+        if (models > ORDERED_REQUESTS_MAX) {
             return false;
         }
     }
@@ -78,18 +86,16 @@ bool InOrder::serve(const Model& model, std::uint32_t shape, const Waiting& wait
     Ns begin = NEVER_NS;
     for (Device& device : devices_) {
         const Residency* residency = device.arena->find(&model);
-        if (residency == nullptr || residency->doomed || residency->is_stuck) {
+        if (residency == nullptr || !is_promised(*residency)) {
             continue;
         }
         const KindSpec& here = *residency->spec;
-        std::uint32_t rows = device.rows + waiting.size;
-        if (device.model == &model && device.shape == shape && !waiting.alone && rows <= here.batch_max) {
-            Ns longer = here.alone_ns(shape, rows) - device.took_ns;
-            bool saves = longer < here.alone_ns(shape, waiting.size) * BATCH_SAVES / 100;
-            if (saves && device.free_ns + longer + device.arena->worker->back_ns <= device.due_ns) {
+        if (device.model == &model && device.shape == shape && !waiting.alone) {
+            Ns longer = longer_ns(here, shape, device.rows, device.took_ns, waiting.size);
+            if (longer < NEVER_NS && device.free_ns + longer + device.arena->worker->back_ns <= device.due_ns) {
                 device.free_ns += longer;
                 device.took_ns += longer;
-                device.rows = rows;
+                device.rows += waiting.size;
                 return true;
             }
         }

@@ -19,6 +19,10 @@ inline constexpr std::uint32_t ORDERED_REQUESTS_MAX = 64;
 // A request joins a batch that then takes at most this percentage of the request's own time longer.
 inline constexpr Ns BATCH_SAVES = 90;
 
+// The time by which a request of `size` rows prolongs a batch of `rows` rows that takes took_ns; NEVER_NS:
+// the batch has no room for it, or hardly saves anything.
+Ns longer_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows, Ns took_ns, std::uint32_t size);
+
 class InOrder {
 public:
     InOrder(State& state, const Queues& queues) : state_(state), queues_(queues) {}

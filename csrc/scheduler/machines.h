@@ -7,6 +7,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "scheduler/inputs.h"
@@ -337,6 +338,26 @@ inline bool Arena::is_idle() const {
 inline KindSpec* Model::spec(const Arena& arena) const {
     std::uint32_t variant = arena.worker->variant_of(*this);
     return variant != 0 ? spec(arena.kind, variant) : nullptr;
+}
+
+// Whether requests can count on a residency: the model is there or is being loaded, and is not about to go.
+inline bool is_promised(const Residency& residency) {
+    return !residency.doomed && !residency.is_stuck && residency.arena->usable();
+}
+
+// Calls function(residency) for each model whose LOAD to the arena is under way, in the order of sending.
+template <typename Function>
+void for_each_coming(const Arena& arena, Function&& function) {
+    if (arena.loading == 0) {
+        return;
+    }
+    const auto& flights = arena.worker->flights;
+    for (const Flight* flight = flights.front(); flight != nullptr;
+         flight = std::remove_cvref_t<decltype(flights)>::next(flight)) {
+        if (flight->kind == ActionKind::LOAD && flight->residency->arena == &arena) {
+            function(*flight->residency);
+        }
+    }
 }
 
 inline bool Model::is_somewhere() const {

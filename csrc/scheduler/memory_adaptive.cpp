@@ -347,15 +347,11 @@ void AdaptiveMemory::sent(Flight& flight) {
     displaced_.clear();
     const Arena& arena = *flight.executor->arena;
     collect_displaced(arena, model, 0);
-    if (arena.loading > 0) {
-        for (const Flight* other = arena.worker->flights.front(); other != nullptr;
-             other = decltype(arena.worker->flights)::next(other)) {
-            if (other->kind == ActionKind::LOAD && other->residency->arena == &arena &&
-                waiting(*other->residency->model) > 0) {
-                displaced_.push_back(other->residency->model->slot);
-            }
+    for_each_coming(arena, [&](const Residency& coming) {
+        if (waiting(*coming.model) > 0) {
+            displaced_.push_back(coming.model->slot);
         }
-    }
+    });
     press_displaced();
 }
 

@@ -172,15 +172,13 @@ private:
     }
     // Whether no device has the model, or all that do have doomed it or leave.
     static bool is_cold(const Model& model) {
-        return std::all_of(model.residencies.begin(), model.residencies.end(), [](const Residency* residency) {
-            return residency->doomed || residency->is_stuck || !residency->arena->usable();
-        });
+        return std::none_of(model.residencies.begin(), model.residencies.end(),
+                            [](const Residency* residency) { return is_promised(*residency); });
     }
     // Whether a load of the model is decided or under way.
     static bool is_coming(const Model& model) {
         return std::any_of(model.residencies.begin(), model.residencies.end(), [](const Residency* residency) {
-            return residency->state != ResidencyState::RESIDENT && !residency->doomed && !residency->is_stuck &&
-                   residency->arena->usable();
+            return residency->state != ResidencyState::RESIDENT && is_promised(*residency);
         });
     }
     bool asks(const Model& model, bool is_cold);

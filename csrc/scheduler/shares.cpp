@@ -232,7 +232,7 @@ bool is_divided(Arena& arena, Ns now) {
     return arena.shares.is_divided;
 }
 
-bool asks_for(Arena& arena, Ns now, double part) {
+bool is_asked_for(Arena& arena, Ns now, double part) {
     is_divided(arena, now);
     return now < arena.shares.contested_until_ns && arena.shares.asked >= part;
 }

@@ -201,7 +201,7 @@ void contest_devices(Model& model, Ns now);
 bool is_divided(Arena& arena, Ns now);
 
 // Whether the models of a contested device ask for this part of its time, or more.
-bool asks_for(Arena& arena, Ns now, double part);
+bool is_asked_for(Arena& arena, Ns now, double part);
 
 // Whether the residency's model is beyond its share of the device, at the cost of others.
 bool is_beyond_share(Residency& residency, Ns now);

@@ -16,11 +16,10 @@ Shortfall Shortfalls::of(const Model& model) const {
     servers_.clear();
     placement_.begin_backlogs();
     for (const Residency* residency : model.residencies) {
-        const Arena& arena = *residency->arena;
-        if (!arena.usable() || residency->doomed || residency->is_stuck || servers_.size() == SHORT_DEVICES_MAX) {
-            continue;
+        if (is_promised(*residency) && servers_.size() < SHORT_DEVICES_MAX) {
+            Ns free = free_ns(*residency, first->front().deadline_ns);
+            servers_.push_back({free, residency->spec, residency->arena->worker->back_ns});
         }
-        servers_.push_back({free_ns(*residency, first->front().deadline_ns), residency->spec, arena.worker->back_ns});
     }
     if (servers_.empty()) {
         return found;
@@ -42,12 +41,10 @@ Shortfall Shortfalls::of(const Model& model) const {
             if (rows > 0) {
                 const Server& server = servers_.back();
                 const KindSpec& spec = *server.spec;
-                Ns together = spec.alone_ns(queue->shape, std::min(rows + waiting.size, spec.batch_max));
-                bool saves = together < took + spec.alone_ns(queue->shape, waiting.size) * BATCH_SAVES / 100;
-                if (saves && rows + waiting.size <= spec.batch_max &&
-                    server.free_ns + together + server.back_ns <= batch_due) {
+                Ns longer = longer_ns(spec, queue->shape, rows, took, waiting.size);
+                if (longer < NEVER_NS && server.free_ns + took + longer + server.back_ns <= batch_due) {
                     rows += waiting.size;
-                    took = together;
+                    took += longer;
                     continue;
                 }
                 give();
@@ -79,35 +76,28 @@ bool Shortfalls::has_time(const Model& model) const {
     return loading + executing <= BUSY_SUM;
 }
 
-// When a device could begin with a model's request, behind the requests of others that are due by due_ns.
+// When a device could begin with a model's request, behind the requests of others that are due by due_ns,
+// also of models that are being loaded there.
 Ns Shortfalls::free_ns(const Residency& residency, Ns due_ns) const {
     const Arena& arena = *residency.arena;
-    const Worker& worker = *arena.worker;
-    Ns free = std::max(arena.free_ns(state_.now), state_.now + worker.there_ns);
+    Ns free = std::max(arena.free_ns(state_.now), state_.now + arena.worker->there_ns);
     if (residency.state != ResidencyState::RESIDENT) {
         free = std::max(free, residency.ready_ns);
     }
     free += placement_.backlog_ns(arena, {due_ns, *residency.model}, NEVER_NS);
-    if (arena.loading > 0) {  // and of models that are about to be loaded
-        for (const Flight* flight = worker.flights.front(); flight != nullptr;
-             flight = decltype(worker.flights)::next(flight)) {
-            const Residency* coming = flight->kind == ActionKind::LOAD ? flight->residency : nullptr;
-            if (coming == nullptr || coming == &residency || coming->arena != &arena) {
-                continue;
-            }
-            const Queue* queue = queues_.first_due(*coming->model);
-            if (queue != nullptr && queue->front().deadline_ns <= due_ns) {
-                std::uint32_t rows = std::max(std::min(queue->rows(), coming->spec->batch_max), queue->front().size);
-                free = std::max(free, coming->ready_ns) + coming->spec->alone_ns(queue->shape, rows);
-            }
+    for_each_coming(arena, [&](const Residency& coming) {
+        const Queue* queue = &coming == &residency ? nullptr : queues_.first_due(*coming.model);
+        if (queue != nullptr && queue->front().deadline_ns <= due_ns) {
+            std::uint32_t rows = std::max(std::min(queue->rows(), coming.spec->batch_max), queue->front().size);
+            free = std::max(free, coming.ready_ns) + coming.spec->alone_ns(queue->shape, rows);
         }
-    }
+    });
     return free;
 }
 
 bool Shortfalls::is_served_by_another(const Pending& pending, const Arena& arena) const {
     for (const Residency* residency : pending.model->residencies) {
-        if (residency->arena == &arena || !residency->arena->usable() || residency->doomed || residency->is_stuck) {
+        if (residency->arena == &arena || !is_promised(*residency)) {
             continue;
         }
         placement_.begin_backlogs();

@@ -59,8 +59,10 @@ mean.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -286,6 +288,33 @@ def minimum(
     return best
 
 
+class Dual(Protocol):
+    """A relaxation of what a cell can serve of the arrivals in a window, by the prices of its resources."""
+
+    count: int  # requests
+
+    def enough(self, needed: float) -> bool:
+        """Whether so many requests can be served as far as the relaxation knows."""
+        ...
+
+
+def leaves_room(
+    dual: Callable[[Cell, TimedArrivals, float, float], Dual],
+    cell: Cell,
+    arrivals: Arrivals,
+    requests: int,
+    warmup_s: float,
+) -> Callable[[float], bool]:
+    """Whether a kind of dual leaves room for a good rate, for a search by rate."""
+
+    def possible(rate: float) -> bool:
+        end_s = warmup_s + cell.window_s(rate, requests)
+        relaxed = dual(cell, arrivals.at(rate, end_s), warmup_s, end_s)
+        return relaxed.enough((1 - BAD_MAX) * relaxed.count)
+
+    return possible
+
+
 def rate_bound(
     cell: Cell,
     arrivals: Arrivals,
@@ -296,14 +325,8 @@ def rate_bound(
     any_order: bool = False,
 ) -> float:
     """A rate (requests per second) at which these arrivals cannot be served: above every policy's goodput."""
-
-    def possible(rate: float) -> bool:
-        end_s = warmup_s + cell.window_s(rate, requests)
-        relaxed = Relaxation(
-            cell, arrivals.at(rate, end_s), warmup_s, end_s, clairvoyant=clairvoyant, any_order=any_order
-        )
-        return relaxed.enough((1 - BAD_MAX) * relaxed.count)
-
+    dual = functools.partial(Relaxation, clairvoyant=clairvoyant, any_order=any_order)
+    possible = leaves_room(dual, cell, arrivals, requests, warmup_s)
     high = fluid_rate(cell)
     if high == 0:
         return 0.0

@@ -150,10 +150,5 @@ def rate_bound(cell: Cell, arrivals: Arrivals, requests: int, warmup_s: float, h
     """
     if cell.devices > 1:
         return highest
-
-    def possible(rate: float) -> bool:
-        end_s = warmup_s + cell.window_s(rate, requests)
-        dual = MomentDual(cell, arrivals.at(rate, end_s), warmup_s, end_s)
-        return dual.enough((1 - bounds.BAD_MAX) * dual.count)
-
+    possible = bounds.leaves_room(MomentDual, cell, arrivals, requests, warmup_s)
     return bounds.lowest_impossible(possible, highest)

@@ -142,10 +142,5 @@ def rate_bound(cell: Cell, arrivals: Arrivals, requests: int, warmup_s: float, h
     """
     if cell.resident or not bounds.in_order(cell):
         return highest
-
-    def possible(rate: float) -> bool:
-        end_s = warmup_s + cell.window_s(rate, requests)
-        dual = StintDual(cell, arrivals.at(rate, end_s), warmup_s, end_s)
-        return dual.enough((1 - bounds.BAD_MAX) * dual.count)
-
+    possible = bounds.leaves_room(StintDual, cell, arrivals, requests, warmup_s)
     return bounds.lowest_impossible(possible, highest)

@@ -149,6 +149,25 @@ double uniform(std::uint64_t& state) {
     return static_cast<double>(((mixed ^ (mixed >> 31)) >> 11) + 1) * 0x1p-53;
 }
 
+// Write the header of a request with one input, uint8[1, input_bytes].
+void write_request(Writer& writer, std::uint64_t number, const char* name, Ns slo_ns, std::size_t input_bytes) {
+    writer.clear();
+    writer.array(6);
+    writer.integer(TAG_INFER_REQUEST);
+    writer.natural(number);
+    writer.text(name);
+    writer.integer(slo_ns);
+    writer.integer(0);
+    writer.array(1);
+    writer.array(4);
+    writer.text("input");
+    writer.integer(2);
+    writer.array(2);
+    writer.integer(1);
+    writer.natural(input_bytes);
+    writer.integer(0);
+}
+
 // Count the requests that are due by now.
 void advance(PumpArrivals& arrivals, Ns now) {
     if (arrivals.next_ns == 0)
@@ -183,21 +202,7 @@ void pump_client(void* socket, const char* const* names, int name_count, std::si
         while (counts->sent - counts->answered - counts->failed < static_cast<std::uint64_t>(in_flight) &&
                (!is_open || counts->sent < arrivals->due)) {
             std::uint64_t number = counts->sent + 1;
-            writer.clear();
-            writer.array(6);
-            writer.integer(TAG_INFER_REQUEST);
-            writer.natural(number);
-            writer.text(names[number % static_cast<std::uint64_t>(name_count)]);
-            writer.integer(slo_ns);
-            writer.integer(0);
-            writer.array(1);
-            writer.array(4);
-            writer.text("input");
-            writer.integer(2);
-            writer.array(2);
-            writer.integer(1);
-            writer.natural(input_bytes);
-            writer.integer(0);
+            write_request(writer, number, names[number % static_cast<std::uint64_t>(name_count)], slo_ns, input_bytes);
             if (!dealer.send(writer.view(), true))
                 break;
             shared.share(input);
@@ -245,21 +250,8 @@ void pump_schedule(void* socket, const char* const* names, std::int64_t slo_ns, 
     for (Ns now = now_ns(); now < until_ns && schedule->ended < schedule->count; now = now_ns()) {
         while (schedule->sent < schedule->count && schedule->due_ns[schedule->sent] <= now) {
             const std::uint64_t place = schedule->sent;
-            writer.clear();
-            writer.array(6);
-            writer.integer(TAG_INFER_REQUEST);
-            writer.natural(place + 1);
-            writer.text(names[schedule->model[place]]);
-            writer.integer(std::max<Ns>(slo_ns - (now - schedule->due_ns[place]), 1));
-            writer.integer(0);
-            writer.array(1);
-            writer.array(4);
-            writer.text("input");
-            writer.integer(2);
-            writer.array(2);
-            writer.integer(1);
-            writer.natural(0);
-            writer.integer(0);
+            Ns left_ns = std::max<Ns>(slo_ns - (now - schedule->due_ns[place]), 1);
+            write_request(writer, place + 1, names[schedule->model[place]], left_ns, 0);
             if (!dealer.send(writer.view(), true))
                 break;
             shared.share(input);

@@ -297,9 +297,8 @@ class Server:
         }
 
     def _loads(self) -> int:
-        if self._system.loader(self._site) is not None:
-            return self._sender.loads
-        return self._system.loads(self._site)
+        own = self._system.loads(self._site)
+        return self._sender.loads if own is None else own
 
 
 def load_times(system: System, site: Site) -> np.ndarray:

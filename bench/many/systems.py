@@ -76,8 +76,8 @@ class System(Protocol):
         """The files of the models that the server reads; they are in the OS's cache when it starts."""
         ...
 
-    def loads(self, site: Site) -> int:
-        """Loads since the start, unless a loader counts them."""
+    def loads(self, site: Site) -> int | None:
+        """Loads since the start; None: the loader counts them."""
         ...
 
 
@@ -168,16 +168,26 @@ EXPLICIT_LOADS_MAX = 2
 """Loads under way at once: a process start each, on two cores."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class TritonExplicit:
+class Peer:
+    """A server of optimised files, which loads models by itself unless it says otherwise."""
+
+    def prepare(self, site: Site, say: Callable[[str], None]) -> None:
+        optimised(site.models, site.kept / OPTIMISED, say)
+
+    def loader(self, site: Site) -> Loader | None:
+        return None
+
+    def files(self, site: Site) -> Iterable[Path]:
+        return site.optimised
+
+
+@dataclasses.dataclass(frozen=True)
+class TritonExplicit(Peer):
     """Triton in explicit mode, with a loader in front of it (bench/many/sender.cpp)."""
 
     name: str = "triton-explicit"
     title: str = "Triton, explicit mode, LRU loader"
     environment: str = "triton"
-
-    def prepare(self, site: Site, say: Callable[[str], None]) -> None:
-        optimised(site.models, site.kept / OPTIMISED, say)
 
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None
@@ -202,11 +212,8 @@ class TritonExplicit:
             EXPLICIT_LOADS_MAX, LOADER_SHED,
         )  # fmt: skip
 
-    def files(self, site: Site) -> Iterable[Path]:
-        return site.optimised
-
-    def loads(self, site: Site) -> int:
-        raise NotImplementedError("the loader counts them")
+    def loads(self, site: Site) -> int | None:
+        return None
 
 
 SESSIONS = "sessions"
@@ -221,16 +228,13 @@ dynamic_batching {
 """
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class TritonSessions:
+@dataclasses.dataclass(frozen=True)
+class TritonSessions(Peer):
     """Triton with a single model of its Python backend, which holds sessions of all others as they fit."""
 
     name: str = "triton-sessions"
     title: str = "Triton, LRU of sessions in its Python backend"
     environment: str = "triton"
-
-    def prepare(self, site: Site, say: Callable[[str], None]) -> None:
-        optimised(site.models, site.kept / OPTIMISED, say)
 
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None
@@ -258,12 +262,6 @@ class TritonSessions:
         timeout_us = int(peers.QUEUE_SHARE * slo_ns) // 1000
         return oip_http_request({"model": number, "x": image.reshape(1, -1)}, ["y"], timeout_us)
 
-    def loader(self, site: Site) -> Loader | None:
-        return None
-
-    def files(self, site: Site) -> Iterable[Path]:
-        return site.optimised
-
     def loads(self, site: Site) -> int:
         body, headers = self._request(-1, np.zeros(1, np.float32), 10**10)
         asked = urllib.request.Request(
@@ -278,16 +276,13 @@ RAY_QUEUED = 32
 """Requests that may wait for the replica: about as many as it serves within an SLO."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class RayServe:
+@dataclasses.dataclass(frozen=True)
+class RayServe(Peer):
     """Ray Serve with model multiplexing: one replica, which holds as many models as fit on average."""
 
     name: str = "ray"
     title: str = "Ray Serve, multiplexed"
     environment: str = "ray"
-
-    def prepare(self, site: Site, say: Callable[[str], None]) -> None:
-        optimised(site.models, site.kept / OPTIMISED, say)
 
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None
@@ -301,12 +296,6 @@ class RayServe:
     def requests(self, site: Site) -> Http:
         made = {model.architecture: input_of(model).tobytes() for model in site.models}
         return peers.ray_requests(site.names, [made[model.architecture] for model in site.models])
-
-    def loader(self, site: Site) -> Loader | None:
-        return None
-
-    def files(self, site: Site) -> Iterable[Path]:
-        return site.optimised
 
     def loads(self, site: Site) -> int:
         url = f"http://127.0.0.1:{site.ports['http']}/"

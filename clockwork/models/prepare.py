@@ -116,9 +116,9 @@ def prepare(
     _remove_leftovers(store)
     work = Path(tempfile.mkdtemp(prefix=".preparing-", dir=store / "prepared"))
     made: list[Path] = [work]
-    conditions = _conditions(package_dir, store, fingerprint, page_bytes, options)
+    conditions, listed = _conditions(package_dir, store, fingerprint, page_bytes, options)
     try:
-        tuned = _prepare_fine_tune(package_dir, store, digest, fingerprint, conditions, work)
+        tuned = _prepare_fine_tune(package_dir, store, digest, fingerprint, conditions, listed, work)
         if tuned is not None:
             tuned.write(work, tuned.checksums)
             _install(work, target, page_bytes)
@@ -155,35 +155,44 @@ _TEMPLATES = Templates()
 
 def _conditions(
     package_dir: Path, store: Path, fingerprint: str, page_bytes: int, options: Mapping[str, Any]
-) -> str:
-    """Return everything but the model on which a preparation depends; "" where that is not known."""
+) -> tuple[str, str]:
+    """Return everything but the model on which a preparation depends, and the SHA-256 that the package lists
+    for the model; two "" where that is not known."""
+    unknown = "", ""
     if not (package_dir / LIST_FILE).is_file():
-        return ""
+        return unknown
     try:
-        others = [file for file in listed_files(package_dir) if file.path != MODEL_FILE]
+        files = listed_files(package_dir)
     except OSError:  # a full preparation says what is wrong
-        return ""
-    if any(file.path != EXAMPLES_FILE for file in others):
-        return ""
+        return unknown
+    others = [file for file in files if file.path != MODEL_FILE]
+    sums = [file.sha256 for file in files if file.path == MODEL_FILE]
+    if len(sums) != 1 or any(file.path != EXAMPLES_FILE for file in others):
+        return unknown
     given = [str(store), fingerprint, page_bytes, dict(options), rows_of(others)]
-    return json.dumps(given, sort_keys=True)
+    return json.dumps(given, sort_keys=True), sums[0]
 
 
 def _prepare_fine_tune(
-    package_dir: Path, store: Path, digest: str, fingerprint: str, conditions: str, work: Path
+    package_dir: Path,
+    store: Path,
+    digest: str,
+    fingerprint: str,
+    conditions: str,
+    listed: str,
+    work: Path,
 ) -> PreparedModel | None:
     """Prepare a package in ``work`` as a fine-tune of a model that this process has prepared before, if it
-    is one."""
+    is one. listed: the SHA-256 that the model must have."""
     path = package_dir / MODEL_FILE
     try:
         if not conditions or not _TEMPLATES.may_fit(conditions, path.stat().st_size):
             return None
         data = path.read_bytes()
-        sums = [file.sha256 for file in listed_files(package_dir) if file.path == MODEL_FILE]
     except OSError:
         return None
     template = _TEMPLATES.find(conditions, data)
-    if template is None or sums != [hashlib.sha256(data).hexdigest()]:
+    if template is None or listed != hashlib.sha256(data).hexdigest():
         return None
     write_program(store, program_name(template.program, fingerprint), template.program, fingerprint)
     try:

@@ -89,9 +89,8 @@ class WorkerModels:
         self._checking = 0  # the preparation process's job that checks ``_checked``; 0: none
         self._checked: list[Path] = []
         self._known: dict[int, WorkerModel] = {}  # models that are ready
-        self._of_directory: dict[
-            Path, dict[int, None]
-        ] = {}  # ids of these models, by each of their directories
+        # ids of these models, by each of their directories, in order
+        self._of_directory: dict[Path, dict[int, None]] = {}
         self._repairing: dict[int, str] = {}  # reason why each model that was ready is prepared again
         self._damaged = self._repaired = 0
         self._damage = ""  # the last damage, as a sentence

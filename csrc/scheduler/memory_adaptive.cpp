@@ -280,7 +280,7 @@ void AdaptiveMemory::went_before(const Model& model, Ns due_ns) {
     press_displaced();
 }
 
-// Collects models other than this one whose requests wait for the device and are due from due_ns on.
+// Collects models, except `but`, whose requests wait for the device and are due from due_ns on.
 void AdaptiveMemory::collect_displaced(const Arena& arena, const Model& but, Ns due_ns) {
     queues_.for_each_model(arena, [&](std::uint32_t slot) {
         if (slot != but.slot && queues_.first_due_ns(slot) >= due_ns && displaced_.size() < DISPLACED_MAX) {

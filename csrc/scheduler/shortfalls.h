@@ -47,7 +47,7 @@ public:
 
     void archive(Archive& archive) { archive(loading_, executing_); }
 
-    // Whether another device than this one, which has or loads the model, would serve a request in time.
+    // Whether a device other than `arena`, which has or loads the model, would serve a request in time.
     bool is_served_by_another(const Pending& pending, const Arena& arena) const;
 
 private:

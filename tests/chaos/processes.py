@@ -230,8 +230,8 @@ class World:
             self._start(arena, preload or (lambda name: {}))
             self.client = Client(self.endpoint, timeout=PATIENCE_S, name="harness")
             for worker in self.workers:
-                assert worker.said("serves controller", 0), worker.program.text
-            assert self.gateway.said(" listens: ", 0), self.gateway.program.text
+                assert worker.said("serves controller", 0), worker.program.so_far
+            assert self.gateway.said(" listens: ", 0), self.gateway.program.so_far
         except BaseException:
             self.destroy()
             raise
@@ -245,7 +245,7 @@ class World:
             "--events", f"tcp://{self.address}:5557", "--data", str(self.root / "controller"), "--policy", "edf",
             "--recorder-bytes", "1MiB",
         ], more)  # fmt: skip
-        assert self.controller.said("listens for clients", 0), self.controller.program.text
+        assert self.controller.said("listens for clients", 0), self.controller.program.so_far
         self.worker_links = [self._link(self.worker_endpoint) for _ in range(WORKERS)]
         self.client_link = self._link(self.endpoint)
         for index, link in enumerate(self.worker_links):

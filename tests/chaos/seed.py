@@ -138,7 +138,7 @@ def run(
         [[one.rule, one.text] for one in breaches],
         (now_ns() - begin_ns) / SECOND,
         pressure.waited_ns(begin_ns, now_ns()) / SECOND,
-        {one.name: "\n--- started again\n".join(program.text[-4000:] for program in one.programs) for one in world.supervised}
+        {one.name: "\n--- started again\n".join(program.so_far[-4000:] for program in one.programs) for one in world.supervised}
         if breaches
         else {},
     )  # fmt: skip

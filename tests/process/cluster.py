@@ -63,6 +63,15 @@ class Program:
 
     @property
     def text(self) -> str:
+        """All that it printed. It must have ended: of a running process, `wait_for` awaits a line."""
+        if self.process.poll() is not None:
+            self._reader.join(PATIENCE_S)  # its descendants may still hold its output
+        assert self._over, f"{self.process.args} still runs; it has printed:\n{self.so_far}"
+        return self.so_far
+
+    @property
+    def so_far(self) -> str:
+        """Its lines that were read until now, for messages."""
         return "\n".join(self.lines)
 
     def wait_for(self, pattern: str | re.Pattern[str], after: int = 0) -> re.Match[str]:
@@ -75,9 +84,9 @@ class Program:
                     if match := re.search(pattern, line):
                         return match
                 index = len(self.lines)
-                assert not self._over, f"it ended without saying {pattern!r}:\n{self.text}"
+                assert not self._over, f"it ended without saying {pattern!r}:\n{self.so_far}"
                 left_s = (deadline_ns - now_ns()) / SECOND
-                assert left_s > 0, f"it did not say {pattern!r}:\n{self.text}"
+                assert left_s > 0, f"it did not say {pattern!r}:\n{self.so_far}"
                 self._changed.wait(left_s)
 
     def send(self, number: int) -> None:
@@ -88,7 +97,7 @@ class Program:
         try:
             status = self.process.wait(within_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.process.args} did not end:\n{self.text}") from None
+            raise AssertionError(f"{self.process.args} did not end:\n{self.so_far}") from None
         self._reader.join(PATIENCE_S)
         return status
 
@@ -246,7 +255,7 @@ def running_cluster(
             yield cluster
         except BaseException:
             for program in cluster._programs:
-                print(f"--- {program.process.args[1:]}\n{program.text[-6000:]}")
+                print(f"--- {program.process.args[1:]}\n{program.so_far[-6000:]}")
             raise
         cluster.check_end()
     finally:

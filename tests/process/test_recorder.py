@@ -198,7 +198,7 @@ def test_a_lost_worker_is_an_alert(tmp_path: Path) -> None:
         body = (running.data / "controller" / "recordings" / dumps[0]["name"]).read_bytes()
         _, steps = read_dump(body)
         assert len(arrivals(steps)) > 50
-        assert "the flight recorder was dumped (worker-lost)" in running.controller.text
+        running.controller.wait_for(r"the flight recorder was dumped \(worker-lost\)")
 
 
 def test_a_recorder_that_is_off_says_so(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ from clockwork.config.gateway import CONNECTIONS_MAX
 from clockwork.models import zoo
 from clockwork.models.compile import compiler
 from tests.device.fake import LIBRARY, FakeDriver
+from tests.patience import eventually
 
 
 def test_models_are_listed_with_the_verdict_of_before(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,10 +81,16 @@ def test_round_trip_beside_a_relay() -> None:
     with Cluster() as cluster, cluster.client() as client, Relay() as relay:
         client.register("null", zoo.build("null"))
         ours, bare = roundtrip.measure(client, relay, 2)
-    assert len(ours) == len(bare) == 2 * roundtrip.BLOCK
-    assert roundtrip.compare(ours, bare)["p50 ratio"] > 0
-    # A request takes the relay's path and more. (Other processes' time is in the medians.)
-    assert min(ours) > min(bare)
+        assert len(ours) == len(bare) == 2 * roundtrip.BLOCK
+        assert roundtrip.compare(ours, bare)["p50 ratio"] > 0
+
+        def takes_longer() -> bool:
+            for times, more in zip((ours, bare), roundtrip.measure(client, relay, 2)):
+                times += more
+            return min(ours) > min(bare)
+
+        # A request takes the relay's path and more. Other processes' time is in most samples, but not in all.
+        assert min(ours) > min(bare) or eventually(takes_longer, "a request takes longer than the relay")
 
 
 @pytest.mark.slow
@@ -601,7 +608,7 @@ def test_live_rounds_of_a_spike_are_gone_on_with(tmp_path: Path, monkeypatch: py
     out = tmp_path / "spike.jsonl"
     for kinds in (("emulated",), ("cpu",)):
         [windows] = spike.live_rounds(kinds, ("adaptive",), 1, spike.QUICK, out)[kinds[0], "adaptive"]
-        assert windows.spike.sum() > 0, "nothing was answered"
+        assert windows.spike.sum() + windows.quiet_good.sum() > 0, "nothing was answered"
         assert windows.offered.sum() > 0
     monkeypatch.setattr(spike, "LIVE", {})
     again = spike.live_rounds(("cpu",), ("adaptive",), 1, spike.QUICK, out)["cpu", "adaptive"][0]

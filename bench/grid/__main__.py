@@ -82,6 +82,8 @@ def main() -> None:
 @main.command("run")
 @common
 @click.option("--without", multiple=True, type=click.Choice(list(cells.CELLS)), help="Leave out this cell.")
+@click.option("--drawn", type=click.IntRange(1), help="So many cells at random, instead of the grid's.")
+@click.option("--draw", type=click.IntRange(0), default=1, show_default=True, help="Seed of these cells.")
 @click.option("--seeds", type=click.IntRange(1), help="Number of seeds that are reported.")
 @click.option("--processes", type=click.IntRange(1), default=os.cpu_count(), show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The book to begin or continue.")
@@ -99,6 +101,8 @@ def run_command(
     quick: bool,
     requests: int | None,
     without: tuple[str, ...],
+    drawn: int | None,
+    draw: int,
     seeds: int | None,
     processes: int,
     out: Path | None,
@@ -111,13 +115,15 @@ def run_command(
     """Measure, save after each result, print the table; continue an interrupted run."""
     if no_bounds and bounds_only:
         raise click.UsageError("--no-bounds and --bounds-only leave nothing to compute")
-    kind = "bounds" if bounds_only else "quick" if quick else "full"
+    if drawn is not None and (names or publish):
+        raise click.UsageError("--drawn goes with neither --cell nor --publish")
+    kind = "bounds" if bounds_only else "quick" if quick else "full" if drawn is None else f"drawn{draw}"
     path = out or RESULTS / f"grid-{kind}-{seed}.json"
     plan = planned(quick, seed, seeds, requests)
     try:
         book = run.run(
             plan,
-            chosen_cells(names, without),
+            chosen_cells(names, without) if drawn is None else cells.drawn(draw, drawn),
             chosen or policies.POLICIES,
             path,
             processes=processes,

@@ -17,6 +17,9 @@ zipf        exponent of popularity; 0: all alike
 fits        the share of all models' pages that all devices together hold; 1: every device holds every model
             from the start; v100: 1,376 pages of 16 MiB a device, the paper's
 priorities  levels, drawn per request
+speeds      1/0.5: the devices' speeds in turn, the fastest 1; 1: all alike
+
+`drawn` makes cells at random, as a check that the grid's own were not chosen in anyone's favour.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -90,6 +94,7 @@ class Cell:
     zipf: float = 0.0
     fits: str = "1"
     priorities: int = 1
+    speeds: tuple[float, ...] = (1.0,)
 
     @property
     def resident(self) -> bool:
@@ -169,7 +174,10 @@ class Cell:
     @property
     def spec(self) -> str:
         """The specification of this cell, without its name."""
-        return ",".join(f"{key}={write(self)}" for key, write in WRITTEN.items())
+        written = {key: write(self) for key, write in WRITTEN.items()}
+        if self.speeds == (1.0,):
+            del written["speeds"]
+        return ",".join(f"{key}={value}" for key, value in written.items())
 
 
 WRITTEN: dict[str, Callable[[Cell], object]] = {
@@ -182,6 +190,7 @@ WRITTEN: dict[str, Callable[[Cell], object]] = {
     "zipf": lambda cell: f"{cell.zipf:g}",
     "fits": lambda cell: cell.fits,
     "priorities": lambda cell: cell.priorities,
+    "speeds": lambda cell: "/".join(f"{speed:g}" for speed in cell.speeds),
 }
 
 
@@ -256,6 +265,7 @@ def specified(name: str, spec: str) -> Cell:
         zipf=float(given.get("zipf", 0)),
         fits=given.get("fits", "1"),
         priorities=int(given.get("priorities", 1)),
+        speeds=tuple(float(speed) for speed in given.get("speeds", "1").split("/")),
     )
     if cell.devices < 1 or cell.models < 1 or cell.priorities < 1 or cell.exec_ns < 1:
         raise ValueError(f"{spec!r}: devices, models, priorities and exec are at least 1")
@@ -265,6 +275,8 @@ def specified(name: str, spec: str) -> Cell:
         raise ValueError(f"gain={cell.gain} is below 0")
     if cell.fits not in ("1", "v100") and not 0 < float(cell.fits) < 1:
         raise ValueError(f"fits={cell.fits}: 1, v100, or a share between 0 and 1")
+    if max(cell.speeds) != 1 or min(cell.speeds) <= 0:
+        raise ValueError(f"speeds={given['speeds']}: above 0, the fastest 1")
     for row in cell.slos_ns()[:1]:
         if min(row) < 1:
             raise ValueError(f"slo={cell.slo} is below 1 ns")
@@ -320,3 +332,37 @@ _TABLE: Mapping[str, str] = {
 
 CELLS: dict[str, Cell] = {name: specified(name, spec) for name, spec in _TABLE.items()}
 """The cells by name. Quick mode runs all of them with fewer requests and seeds."""
+
+_RATIOS = ("1.5x", "2x", "3x", "5x", "8x", "15x", "25x")
+_TIMES = ("25ms", "50ms", "100ms", "250ms")
+
+
+def drawn(seed: int, count: int) -> list[Cell]:
+    """Cells at random: one to forty devices, alike or not, one to 400 models, SLOs from 1.5 times a request
+    upward, mixed in a third of the cells, and memory for a twentieth to all of the models.
+    """
+    draws = random.Random(seed)
+    found = []
+    for index in range(count):
+        devices = draws.choice((1, 2, 4, 8, 16, 40))
+        models = draws.choice((1, 4, 12, 40, 120, 400))
+        gain = draws.choice(("0.5", "2", "8", "20", "zoo"))
+        scale = _TIMES if gain == "zoo" else _RATIOS
+        slos = draws.sample(scale, draws.choice((1, 1, 1, 1, 2, 3)))
+        fits = draws.choice(("1", "1", "0.05", "0.1", "0.2", "0.4", "0.7")) if models >= 12 else "1"
+        arrivals = draws.choice(("poisson", "poisson", "cv4", "cv4", "bursts" if fits != "1" else "poisson"))
+        pairs = {
+            "devices": devices,
+            "models": models,
+            "slo": "/".join(sorted(slos, key=scale.index)),
+            "gain": gain,
+            "exec": draws.choice(("4ms", "10ms", "20ms")),
+            "arrivals": arrivals,
+            "zipf": draws.choice(("0", "0.6", "0.9", "1.1")),
+            "fits": fits,
+            "priorities": draws.choice((1, 1, 1, 2)),
+            "speeds": draws.choice(("1", "1", "1/0.5", "1/0.7/0.4")) if devices > 1 else "1",
+        }
+        spec = ",".join(f"{key}={value}" for key, value in pairs.items())
+        found.append(specified(f"drawn-{seed}-{index + 1:02}", spec))
+    return found

@@ -82,6 +82,7 @@ def cluster(cell: Cell) -> Cluster:
         devices_per_worker=1,
         page_bytes=PAGE_BYTES,
         page_count=cell.page_count,
+        speeds=cell.speeds,
         exec_noise=EXEC_NOISE,
         load_noise=LOAD_NOISE,
         link_there_ns=LINK_NS,

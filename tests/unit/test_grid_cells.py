@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -40,11 +42,42 @@ def test_a_cell_is_its_specification(cell: cells.Cell) -> None:
         ("slo=5", "no time"),
         ("arrivals=never", "poisson"),
         ("fits=2", "share"),
+        ("speeds=0.5/0.25", "the fastest 1"),
+        ("speeds=1/0", "above 0"),
     ],
 )
 def test_a_wrong_cell_is_refused_with_a_reason(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         cells.parse(text)
+
+
+def test_drawn_cells_are_those_of_their_seed_and_differ() -> None:
+    found = cells.drawn(27, 30)
+    assert found == cells.drawn(27, 30) != cells.drawn(28, 30)
+    assert found[:10] == cells.drawn(27, 10)
+    assert [cells.specified(cell.name, cell.spec) for cell in found] == found
+    assert len({cell.spec for cell in found}) == 30
+    many = cells.drawn(1, 300)
+    assert {cell.arrivals for cell in many} == {"poisson", "cv4", "bursts"}
+    assert {cell.resident for cell in many} == {cell.priorities == 1 for cell in many} == {True, False}
+    assert {len(cell.slo.split("/")) for cell in many} == {1, 2, 3}
+    assert len({cell.speeds for cell in many}) == 3
+
+
+def test_uneven_devices_execute_at_their_speeds() -> None:
+    cell = cells.parse("devices=3,models=1,slo=100x,exec=10ms,speeds=1/0.5")
+    even = dataclasses.replace(cell, speeds=(1.0,))
+    assert "speeds" not in even.spec
+    assert cells.specified(cell.name, cell.spec) == cell
+
+    def served(there: cells.Cell) -> int:
+        report = measure.run(
+            there, policies.Setting("adaptive"), there.draw(3, 9000).at(900.0, 10.0), seed=3, warmup_s=0.0,
+            until_s=10.0,
+        )  # fmt: skip
+        return int(report.good.sum())
+
+    assert served(cell) / served(even) == pytest.approx(2.5 / 3, abs=0.02)
 
 
 @pytest.mark.parametrize("arrivals", ["poisson", "cv4", "bursts"])

@@ -1,4 +1,4 @@
-"""A TCP proxy that can delay, hold and cut its connections."""
+"""A TCP proxy that can delay, slow, hold and cut its connections."""
 
 from __future__ import annotations
 
@@ -27,15 +27,23 @@ class Link:
 
     A held link is half open: both ends have a connection, and nothing arrives until the link is released.
     Data sent meanwhile arrives then, as if TCP retransmitted it. New connections are accepted, and held, too.
+
+    bandwidth: bytes/s of each connection from the target, which feels the backpressure; 0: no bound.
     """
 
     def __init__(
-        self, target: str, there_ms: Delays = (0, 0), back_ms: Delays = (0, 0), seed: int = 0
+        self,
+        target: str,
+        there_ms: Delays = (0, 0),
+        back_ms: Delays = (0, 0),
+        seed: int = 0,
+        bandwidth: int = 0,
     ) -> None:
         host, _, port = target.removeprefix("tcp://").rpartition(":")
         self._target = (host, int(port))
         self._delays = (there_ms, back_ms)
         self._seed = seed
+        self._bandwidth = bandwidth
         self._listener = socket.create_server((host, 0))
         self.endpoint = f"tcp://{host}:{self._listener.getsockname()[1]}"
         self._lock = threading.Lock()
@@ -112,12 +120,19 @@ class Link:
         rng: random.Random,
     ) -> None:
         data = b"-"
+        free_ns = 0
+        bandwidth = self._bandwidth if direction == 1 else 0
         while data:
             try:
                 data = source.recv(PIECE_BYTES)
             except OSError:
                 data = b""
-            pieces.put((now_ns() + int(rng.uniform(*self._delays[direction]) * 1e6), data))
+            due_ns = now_ns() + int(rng.uniform(*self._delays[direction]) * 1e6)
+            if bandwidth:
+                due_ns = free_ns = max(due_ns, free_ns) + len(data) * 1_000_000_000 // bandwidth
+            pieces.put((due_ns, data))
+            if bandwidth and self._closed.wait(max(free_ns - now_ns(), 0) / 1e9):  # the piece is on its way
+                return
 
     def _write(
         self, source: socket.socket, target: socket.socket, pieces: queue.SimpleQueue[tuple[int, bytes]]

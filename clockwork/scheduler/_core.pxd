@@ -280,11 +280,15 @@ cdef extern from "scheduler/estimates.h" namespace "clockwork" nogil:
         int64_t bound_ns(const CShapes &shapes, uint32_t shape, uint32_t batch) except +
         cbool measure(uint32_t shape, uint32_t batch, int64_t ns, uint32_t *forgotten, int64_t now) except +
 
+    cdef cppclass CLoadTimes "clockwork::LoadTimes":
+        pass
+
     cdef cppclass CLoads "clockwork::LoadEstimates":
-        int64_t load_ns(int64_t model_id, int64_t seed_ns, uint32_t page_count)
-        int64_t measure(int64_t model_id, int64_t seed_ns, uint32_t page_count, int64_t ns,
-                        int64_t now) except +
-        void forget(int64_t model_id)
+        CLoadTimes &use(uint32_t program, uint32_t page_count) except +
+        void release(uint32_t program, uint32_t page_count)
+        CLoadTimes *find(uint32_t program, uint32_t page_count)
+        int64_t load_ns(const CLoadTimes &own, int64_t seed_ns, uint32_t page_count)
+        void measure(CLoadTimes &own, int64_t seed_ns, uint32_t page_count, int64_t ns, int64_t now) except +
 
     cdef cppclass CEstimates "clockwork::Estimates":
         CProgram &use_program(uint32_t program, uint32_t kind) except +

@@ -760,15 +760,19 @@ cdef class LoadEstimates:
     cdef CLoads _loads
     cdef int64_t _now
 
-    def load_ns(self, model_id, seed_ns, page_count):
-        return self._loads.load_ns(model_id, seed_ns, page_count)
+    cdef CLoadTimes *_times(self, uint32_t program, uint32_t page_count) except NULL:
+        cdef CLoadTimes *times = self._loads.find(program, page_count)
+        return times if times != NULL else &self._loads.use(program, page_count)
 
-    def measure(self, model_id, seed_ns, page_count, ns):
+    def load_ns(self, program, seed_ns, page_count):
+        return self._loads.load_ns(self._times(program, page_count)[0], seed_ns, page_count)
+
+    def measure(self, program, seed_ns, page_count, ns):
         self._now += ns  # loads follow each other without gaps
-        self._loads.measure(model_id, seed_ns, page_count, ns, self._now)
+        self._loads.measure(self._times(program, page_count)[0], seed_ns, page_count, ns, self._now)
 
-    def forget(self, model_id):
-        self._loads.forget(model_id)
+    def release(self, program, page_count):
+        self._loads.release(program, page_count)
 
 
 cdef class Estimates:

@@ -149,12 +149,15 @@ def _models(rng: np.random.Generator, count: int) -> list[ModelProfile]:
         first = math.exp(rng.uniform(math.log(0.5), math.log(12))) * MS
         row = first * rng.choice([0.05, 0.2, 0.5, 0.9, 1.0])
         curves.append({batch: round(first + row * (batch - 1)) for batch in (1, 2, 4, 8, 16)})
-    models = []
+    models: list[ModelProfile] = []
+    loads: dict[tuple[int, int], int] = {}
     for number in range(count):
         program, pages = int(rng.integers(len(curves))), int(rng.integers(1, 9))
+        load_ns = round(pages * rng.uniform(0.3, 1.5) * MS)
         models.append(
             ModelProfile(
-                f"m{number}", curves[program], pages * PAGE_BYTES, round(pages * rng.uniform(0.3, 1.5) * MS),
+                # Models of one program and size load alike.
+                f"m{number}", curves[program], pages * PAGE_BYTES, loads.setdefault((program, pages), load_ns),
                 program=f"p{program}", slo_ns=SECOND,
             )
         )  # fmt: skip

@@ -98,8 +98,13 @@ void ProgramEstimates::archive(Archive& archive) {
     }
 }
 
+void LoadTimes::archive(Archive& archive) {
+    archive(window, ns, users);
+    Archive::need((ns > 0) == !window.empty(), "a load time is of no load, or none of loads");
+}
+
 void LoadEstimates::archive(Archive& archive) {
-    archive.table(windows_, [&](auto& layouts) { archive(layouts); });
+    archive.table(times_, [&](LoadTimes& times) { archive(times); });
     archive(ratios_, ratio_, page_ns_);
 }
 
@@ -156,7 +161,7 @@ void Residency::archive(Archive& archive) {
 // ----- models -------------------------------------------------------------------------------------
 
 void KindSpec::archive(Archive& archive) {
-    archive(kind, variant, page_count, load_ns, load_own_ns, fetch_own_ns, host_bytes, batch_max, program_number);
+    archive(kind, variant, page_count, load_ns, host_bytes, batch_max, program_number);
     archive(model_id, worker_count, runs);
     if (archive.is_reading()) {
         State& state = *archive.books;
@@ -164,6 +169,9 @@ void KindSpec::archive(Archive& archive) {
         Archive::need(program != nullptr, "a model is of a program without estimates");
         loads = &state.estimates.loads(kind);
         fetches = &state.estimates.fetches(kind);
+        load_times = loads->find(program_number, page_count);
+        fetch_times = fetches->find(program_number, page_count);
+        Archive::need(load_times != nullptr && fetch_times != nullptr, "a model's loads are without estimates");
         shapes = &state.shapes;
     }
 }

@@ -175,7 +175,7 @@ void Dispatcher::load_done(Flight& flight, const ActionResult& result) {
     arenas_.load_ended(flight);
     if (result.status == Status::OK) {
         Ns took = took_ns(result);
-        parts_.learning.loaded(model, spec, took);
+        parts_.learning.loaded(spec, took);
         arenas_.loaded(residency);
         policy_->load_done(residency, took);
     } else if (!arenas_.failed(residency)) {
@@ -213,7 +213,7 @@ void Dispatcher::fetch_done(Flight& flight, const ActionResult& result) {
         recovery_.accuse(flight, Fault::STUCK);
     }
     if (result.status == Status::OK) {
-        parts_.learning.fetched(model, spec, took_ns(result));
+        parts_.learning.fetched(spec, took_ns(result));
     }
     if (!arenas_.fetch_ended(flight, result.status) && model.residencies.empty()) {
         give_up_load(*flight.residency, result);

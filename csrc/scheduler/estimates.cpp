@@ -496,26 +496,35 @@ bool ProgramEstimates::measure(std::uint32_t shape, std::uint32_t batch, Ns ns, 
     return known->measure(batch, ns, now);
 }
 
+namespace {
+
+std::uint64_t load_key(std::uint32_t program, std::uint32_t page_count) {
+    return std::uint64_t{program} << 32 | page_count;
+}
+
+}  // namespace
+
 LoadEstimates::LoadEstimates() {
     ratios_.push(1000);
     ratios_.push(1000);
 }
 
-Window* LoadEstimates::own(ModelId model_id, std::uint32_t page_count) {
-    auto found = windows_.find(model_id);
-    if (found != windows_.end()) {
-        for (auto& [pages, window] : found->second) {
-            if (pages == page_count) {
-                return &window;
-            }
-        }
-    }
-    return nullptr;
+LoadTimes& LoadEstimates::use(std::uint32_t program, std::uint32_t page_count) {
+    LoadTimes& times = times_[load_key(program, page_count)];
+    ++times.users;
+    return times;
 }
 
-Ns LoadEstimates::own_ns(ModelId model_id, std::uint32_t page_count) const {
-    const Window* window = own(model_id, page_count);
-    return window != nullptr ? window->robust() : 0;
+void LoadEstimates::release(std::uint32_t program, std::uint32_t page_count) {
+    auto found = times_.find(load_key(program, page_count));
+    if (found != times_.end() && --found->second.users == 0) {
+        times_.erase(found);
+    }
+}
+
+LoadTimes* LoadEstimates::find(std::uint32_t program, std::uint32_t page_count) {
+    auto found = times_.find(load_key(program, page_count));
+    return found != times_.end() ? &found->second : nullptr;
 }
 
 namespace {
@@ -535,43 +544,29 @@ bool reset_stale(Window& window, Ns told, Ns now) {
 
 }  // namespace
 
-bool LoadEstimates::is_raised(ModelId model_id, Ns seed_ns, std::uint32_t page_count) const {
-    const Window* window = own(model_id, page_count);
-    return is_raised_window(ratios_, 1000) || is_raised_window(page_ns_, 0) ||
-           (window != nullptr && is_raised_window(*window, seed_ns));
+bool LoadEstimates::is_raised(const LoadTimes& own, Ns seed_ns) const {
+    return is_raised_window(ratios_, 1000) || is_raised_window(page_ns_, 0) || is_raised_window(own.window, seed_ns);
 }
 
-bool LoadEstimates::forget_stale(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns now) {
-    bool changed = reset_stale(ratios_, 1000, now);
-    if (changed) {
+void LoadEstimates::forget_stale(LoadTimes& own, Ns seed_ns, Ns now) {
+    if (reset_stale(ratios_, 1000, now)) {
         ratio_ = 1000;
     }
-    changed |= reset_stale(page_ns_, 0, now);
-    if (Window* window = own(model_id, page_count); window != nullptr) {
-        changed |= reset_stale(*window, seed_ns, now);
+    reset_stale(page_ns_, 0, now);
+    if (reset_stale(own.window, seed_ns, now)) {
+        own.ns = own.window.robust();
     }
-    return changed;
 }
 
-Ns LoadEstimates::measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns, Ns now) {
+void LoadEstimates::measure(LoadTimes& own, Ns seed_ns, std::uint32_t page_count, Ns ns, Ns now) {
     ns = std::max<Ns>(ns, 1);
-    auto& layouts = windows_[model_id];
-    auto layout =
-        std::find_if(layouts.begin(), layouts.end(), [=](const auto& layout) { return layout.first == page_count; });
-    if (layout == layouts.end()) {
-        Ns seed = first_ns(seed_ns, page_count);
-        if (layouts.size() >= LAYOUTS_MAX) {
-            layouts.erase(layouts.begin());
-        }
-        layout = layouts.insert(layouts.end(), {page_count, Window{}});
-        if (seed > 0) {
-            layout->second.push(seed);
-            layout->second.push(seed);
-        }
+    if (Ns seed = own.ns == 0 ? first_ns(seed_ns, page_count) : 0; seed > 0) {
+        own.window.push(seed);
+        own.window.push(seed);
     }
-    Window& window = layout->second;
-    window.push(ns, ns, now);
-    window.fall();
+    own.window.push(ns, ns, now);
+    own.window.fall();
+    own.ns = own.window.robust();
     if (seed_ns > 0) {
         ratios_.push(ns * 1000 / seed_ns, ns, now);
         ratios_.fall();
@@ -581,7 +576,6 @@ Ns LoadEstimates::measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count
         page_ns_.push(ns / page_count, ns, now);
         page_ns_.fall();
     }
-    return window.robust();
 }
 
 ProgramEstimates& Estimates::use_program(std::uint32_t program, std::uint32_t kind) {

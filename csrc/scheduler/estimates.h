@@ -331,53 +331,55 @@ private:
     std::unordered_map<std::uint32_t, Curve*> index_;
 };
 
-// Load times on one device kind: each model has its own window once it was loaded, and its profile before.
+// The last loads of all models of one program into as many pages, on one device kind: fine-tunes load alike.
+struct LoadTimes {
+    Window window;
+    Ns ns = 0;                // estimate; 0: no load yet
+    std::uint32_t users = 0;  // number of models, by preparation, that load so
+
+    void archive(Archive& archive);
+};
+
+// Load times on one device kind: each program has its own window once a model of it was loaded, and its
+// profile before. Workers may hold one model differently, bound or packed, in another number of pages.
 //
 // The ratio of loads to their profiles is kept for the whole kind (in thousandths), so that the first load of
-// the hundredth model already accounts for a machine that is slower than it was.
+// the hundredth program already accounts for a machine that is slower than it was.
 class LoadEstimates {
 public:
     LoadEstimates();
 
-    // Returns the expected duration of a load.
-    Ns load_ns(ModelId model_id, Ns seed_ns, std::uint32_t page_count) const {
-        Ns own = own_ns(model_id, page_count);
-        return own > 0 ? own : first_ns(seed_ns, page_count);
-    }
-    // Returns the estimate of the model's own loads into as many pages (workers may hold one model
-    // differently, bound or packed); 0 if there were none.
-    Ns own_ns(ModelId model_id, std::uint32_t page_count) const;
-    // Returns the expected duration for a model that was never loaded.
-    Ns first_ns(Ns seed_ns, std::uint32_t page_count) const {
-        return seed_ns > 0 ? seed_ns * ratio_ / 1000 : page_ns_.empty() ? 0 : page_ns_.robust() * page_count;
-    }
-    // Adds a sample, and returns the new own_ns().
-    Ns measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns, Ns now);
+    // Returns the times of a program's loads. Valid until each use was released.
+    LoadTimes& use(std::uint32_t program, std::uint32_t page_count);
+    void release(std::uint32_t program, std::uint32_t page_count);
+    // Returns null if no model uses them.
+    LoadTimes* find(std::uint32_t program, std::uint32_t page_count);
 
-    // Whether loads take far longer than before, or than the model's profile.
-    bool is_raised(ModelId model_id, Ns seed_ns, std::uint32_t page_count) const;
-    // Forgets a raised estimate that is stale. True if something changed.
-    bool forget_stale(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns now);
-    void forget(ModelId model_id) { windows_.erase(model_id); }
+    // Returns the expected duration of a load.
+    Ns load_ns(const LoadTimes& own, Ns seed_ns, std::uint32_t page_count) const {
+        return own.ns > 0 ? own.ns : first_ns(seed_ns, page_count);
+    }
+    // Adds a sample.
+    void measure(LoadTimes& own, Ns seed_ns, std::uint32_t page_count, Ns ns, Ns now);
+
+    // Whether loads take far longer than before, or than the program's profile.
+    bool is_raised(const LoadTimes& own, Ns seed_ns) const;
+    // Forgets raised estimates that are stale.
+    void forget_stale(LoadTimes& own, Ns seed_ns, Ns now);
 
     void archive(Archive& archive);
 
 private:
-    Window* own(ModelId model_id, std::uint32_t page_count);
-    const Window* own(ModelId model_id, std::uint32_t page_count) const {
-        return const_cast<LoadEstimates*>(this)->own(model_id, page_count);
+    // Returns the expected duration for a program of which no model was ever loaded.
+    Ns first_ns(Ns seed_ns, std::uint32_t page_count) const {
+        return seed_ns > 0 ? seed_ns * ratio_ / 1000 : page_ns_.empty() ? 0 : page_ns_.robust() * page_count;
     }
 
-    // windows of each model, by page count
-    std::unordered_map<ModelId, std::vector<std::pair<std::uint32_t, Window>>> windows_;
+    std::unordered_map<std::uint64_t, LoadTimes> times_;
     Window ratios_;
     Ns ratio_ = 1000;  // estimate of the ratio, in thousandths
     Window page_ns_;
 };
-
-// Bound on the layouts of one model whose loads are remembered on a device kind; the oldest is forgotten
-// first.
-inline constexpr std::size_t LAYOUTS_MAX = 8;
 
 // All estimates, by device kind. Estimates that no model uses are dropped.
 class Estimates {

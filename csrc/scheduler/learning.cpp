@@ -83,24 +83,22 @@ void Learning::executed(const Flight& flight, Ns took_ns) {
     }
 }
 
-void Learning::loaded(Model& model, KindSpec& spec, Ns took_ns) {
-    Ns own = spec.loads->measure(model.model_id, spec.load_ns, spec.page_count, took_ns, state_.now);
-    model.for_each_alike(spec, [own](KindSpec& spec) { spec.load_own_ns = own; });
+void Learning::loaded(KindSpec& spec, Ns took_ns) {
+    spec.loads->measure(*spec.load_times, spec.load_ns, spec.page_count, took_ns, state_.now);
 }
 
-void Learning::fetched(Model& model, KindSpec& spec, Ns took_ns) {
-    Ns own = spec.fetches->measure(model.model_id, 0, spec.page_count, took_ns, state_.now);
-    model.for_each_alike(spec, [own](KindSpec& spec) { spec.fetch_own_ns = own; });
+void Learning::fetched(KindSpec& spec, Ns took_ns) {
+    spec.fetches->measure(*spec.fetch_times, 0, spec.page_count, took_ns, state_.now);
 }
 
 void Learning::load_ended(const KindSpec& spec) {
-    if (spec.loads->is_raised(spec.model_id, spec.load_ns, spec.page_count)) {
+    if (spec.loads->is_raised(*spec.load_times, spec.load_ns)) {
         note_raised();
     }
 }
 
 void Learning::fetch_ended(const KindSpec& spec) {
-    if (spec.fetches->is_raised(spec.model_id, 0, spec.page_count)) {
+    if (spec.fetches->is_raised(*spec.fetch_times, 0)) {
         note_raised();
     }
 }
@@ -118,15 +116,13 @@ void Learning::look_for_stale() {
             is_raised |=
                 spec->program->forget_stale(now, [&](std::uint32_t shape) { changed_shapes_.push_back(shape); });
             tell_changed(*spec->program);
-            if (spec->loads->is_raised(model->model_id, spec->load_ns, spec->page_count)) {
-                spec->loads->forget_stale(model->model_id, spec->load_ns, spec->page_count, now);
-                spec->load_own_ns = spec->loads->own_ns(model->model_id, spec->page_count);
-                is_raised |= spec->loads->is_raised(model->model_id, spec->load_ns, spec->page_count);
+            if (spec->loads->is_raised(*spec->load_times, spec->load_ns)) {
+                spec->loads->forget_stale(*spec->load_times, spec->load_ns, now);
+                is_raised |= spec->loads->is_raised(*spec->load_times, spec->load_ns);
             }
-            if (spec->fetches->is_raised(model->model_id, 0, spec->page_count)) {
-                spec->fetches->forget_stale(model->model_id, 0, spec->page_count, now);
-                spec->fetch_own_ns = spec->fetches->own_ns(model->model_id, spec->page_count);
-                is_raised |= spec->fetches->is_raised(model->model_id, 0, spec->page_count);
+            if (spec->fetches->is_raised(*spec->fetch_times, 0)) {
+                spec->fetches->forget_stale(*spec->fetch_times, 0, now);
+                is_raised |= spec->fetches->is_raised(*spec->fetch_times, 0);
             }
         }
     }

@@ -34,8 +34,8 @@ public:
 
     // Adds samples of an execution, a load, and a fetch.
     void executed(const Flight& flight, Ns took_ns);
-    void loaded(Model& model, KindSpec& spec, Ns took_ns);
-    void fetched(Model& model, KindSpec& spec, Ns took_ns);
+    void loaded(KindSpec& spec, Ns took_ns);
+    void fetched(KindSpec& spec, Ns took_ns);
     // Notes that a load or a fetch ended, successfully or not.
     void load_ended(const KindSpec& spec);
     void fetch_ended(const KindSpec& spec);

@@ -96,9 +96,9 @@ KindSpec& Models::join_spec(Model& model, Arena& arena, std::uint32_t variant, c
         fresh.page_count += size;
     }
     fresh.load_ns = told.load_ns;
-    fresh.load_own_ns = fresh.loads->own_ns(told.model_id, fresh.page_count);
+    fresh.load_times = &fresh.loads->use(told.program, fresh.page_count);
     fresh.fetches = &state_.estimates.fetches(arena.kind);
-    fresh.fetch_own_ns = fresh.fetches->own_ns(told.model_id, fresh.page_count);
+    fresh.fetch_times = &fresh.fetches->use(told.program, fresh.page_count);
     fresh.host_bytes = arena.page_bytes * fresh.page_count;
     fresh.program->seed(told.profile);
     fresh.program->set_scale(learning_.scale(arena.kind));
@@ -162,8 +162,6 @@ void Models::check_removed(Model& model) {
         }
     }
     for (KindSpec* spec : model.specs) {
-        spec->loads->forget(model.model_id);
-        spec->fetches->forget(model.model_id);
         state_.retire(spec);
     }
     deciders_.policy->model_gone(model);

@@ -233,10 +233,10 @@ struct alignas(CACHE_LINE) KindSpec {
     std::uint32_t variant = 0;  // number of the preparation, see Worker::variant_of()
     std::uint32_t page_count = 0;
     LoadEstimates* loads = nullptr;
-    Ns load_ns = 0;      // duration measured at preparation
-    Ns load_own_ns = 0;  // estimate of its own loads; 0: there were none
-    LoadEstimates* fetches = nullptr;
-    Ns fetch_own_ns = 0;           // estimate of its own fetches, from disk to a host store; 0: none
+    LoadTimes* load_times = nullptr;
+    Ns load_ns = 0;                    // duration measured at preparation
+    LoadEstimates* fetches = nullptr;  // from disk to a host store
+    LoadTimes* fetch_times = nullptr;
     std::uint64_t host_bytes = 0;  // size of the model in the host store
     ProgramEstimates* program = nullptr;
     const Shapes* shapes = nullptr;
@@ -252,14 +252,11 @@ struct alignas(CACHE_LINE) KindSpec {
     void reset() { worker_count = 0; }
     void archive(Archive& archive);
 
-    Ns load_expected_ns() const { return load_own_ns > 0 ? load_own_ns : loads->first_ns(load_ns, page_count); }
+    Ns load_expected_ns() const { return loads->load_ns(*load_times, load_ns, page_count); }
     Ns load_planned_ns() const { return with_margin(load_expected_ns()); }
     Ns fetch_expected_ns() const {
-        if (fetch_own_ns > 0) {
-            return fetch_own_ns;
-        }
-        Ns by_others = fetches->first_ns(0, page_count);
-        return by_others > 0 ? by_others : static_cast<Ns>(static_cast<double>(host_bytes) * DISK_DEFAULT_NS_PER_BYTE);
+        Ns known = fetches->load_ns(*fetch_times, 0, page_count);
+        return known > 0 ? known : static_cast<Ns>(static_cast<double>(host_bytes) * DISK_DEFAULT_NS_PER_BYTE);
     }
     Ns fetch_planned_ns() const { return with_margin(fetch_expected_ns()); }
 
@@ -464,17 +461,6 @@ struct alignas(CACHE_LINE) Model {
     }
     // Returns the preparation by the arena's worker; null if there is none.
     KindSpec* spec(const Arena& arena) const;
-
-    // Calls function(spec) for the preparations of the same kind and page count, whose loads take equally
-    // long.
-    template <typename Function>
-    void for_each_alike(const KindSpec& spec, Function&& function) {
-        for (KindSpec* known : specs) {
-            if (known->kind == spec.kind && known->page_count == spec.page_count) {
-                function(*known);
-            }
-        }
-    }
 
     // Notes that no worker of the kind has this preparation any more. True if it leaves the list, because
     // others of the kind have prepared the model otherwise: decisions must not count with a preparation that

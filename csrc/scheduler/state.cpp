@@ -12,8 +12,11 @@ void State::recycle_all() {
     pool<Flight>().recycle();
     pool<Batch>().recycle();
     pool<Residency>().recycle();
-    pool<KindSpec>().recycle(
-        [this](const KindSpec& spec) { estimates.release_program(spec.program_number, spec.kind); });
+    pool<KindSpec>().recycle([this](const KindSpec& spec) {
+        estimates.release_program(spec.program_number, spec.kind);
+        spec.loads->release(spec.program_number, spec.page_count);
+        spec.fetches->release(spec.program_number, spec.page_count);
+    });
     pool<Model>().recycle();
     pool<Arena>().recycle();
     pool<Executor>().recycle();

@@ -21,7 +21,9 @@ cached = functools.lru_cache(maxsize=None)(simulated)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", [name for name, flood in FLOODS.items() if not flood.pages and not flood.wire])
+@pytest.mark.parametrize(
+    "name", [name for name, flood in FLOODS.items() if not flood.pages and not flood.wire]
+)
 def test_the_quiet_model_is_served_as_if_alone_and_the_flood_has_the_rest(policy: str, name: str) -> None:
     flood = FLOODS[name]
     alone, beside, without = cached(policy, None), cached(policy, flood), cached(policy, flood, 0)

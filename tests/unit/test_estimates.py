@@ -179,7 +179,7 @@ def test_an_unseen_shape_is_bounded_by_the_smallest_that_is_as_large() -> None:
         assert program.bound_ns(((length,),), 1) == with_margin(bound_ms * MS), length
 
 
-def test_loads_know_the_model_the_profile_and_the_machine() -> None:
+def test_loads_know_the_program_the_profile_and_the_machine() -> None:
     loads = LoadEstimates()
     assert loads.load_ns(1, 10 * MS, 100) == 10 * MS
     for _ in range(10):
@@ -189,5 +189,5 @@ def test_loads_know_the_model_the_profile_and_the_machine() -> None:
     assert loads.load_ns(3, 0, 50) == 10 * MS, "without a profile: by the page"
     loads.measure(1, 10 * MS, 100, 500 * MS)
     assert loads.load_ns(1, 10 * MS, 100) == 20 * MS, "one outlier"
-    loads.forget(1)
+    loads.release(1, 100)
     assert loads.load_ns(1, 10 * MS, 100) < 25 * MS

@@ -123,12 +123,12 @@ def test_a_forgotten_number_is_given_to_another_shape_without_harm() -> None:
     )
 
 
-def test_an_order_to_load_expects_what_the_estimates_of_loads_say() -> None:
-    """Two models in turn, with room for one: loads take twice the profiles' time, and one ten times as long;
-    a third model."""
-    story = stories.Story(
-        "fifo", *(stories.spec(model, load_ms=5) for model in (1, 2, 3)), pages=2, resident=False
-    )
+def expected_loads(program: str) -> list[int]:
+    """The expected load times in ms of two models in turn, with room for one, and of a third: loads take twice
+    the profiles' time, and one ten times as long. program: that of all models; "": each has its own.
+    """
+    specs = [stories.spec(model, load_ms=5, program=program) for model in (1, 2, 3)]
+    story = stories.Story("fifo", *specs, pages=2, resident=False)
     estimates = _core.LoadEstimates()
     expected = []
     for model, took_ms in [*[(1, 10), (2, 10)] * 3, (1, 100), (2, 10), (1, 10), (3, 10)]:
@@ -136,12 +136,22 @@ def test_an_order_to_load_expects_what_the_estimates_of_loads_say() -> None:
         if isinstance(orders[0], SendUnload):
             orders += story.done(orders[0])
         [load] = [one for one in orders if isinstance(one, SendLoad)]
-        assert load.expected_ns == estimates.load_ns(model, 5 * MS, 2)
+        of = 0 if program else model
+        assert load.expected_ns == estimates.load_ns(of, 5 * MS, 2)
         expected.append(load.expected_ns // MS)
-        estimates.measure(model, 5 * MS, 2, took_ms * MS)
+        estimates.measure(of, 5 * MS, 2, took_ms * MS)
         [send] = story.done(load, took_ms)
         story.done(send)
-    assert expected == [5, 5, 5, 5, 10, 10, 10, 10, 10, 10]
+    return expected
+
+
+def test_an_order_to_load_expects_what_the_estimates_of_loads_say() -> None:
+    assert expected_loads("") == [5, 5, 5, 5, 10, 10, 10, 10, 10, 10]
+
+
+def test_fine_tunes_learn_from_each_others_loads() -> None:
+    """Thousands of models are of a few programs, and most of them are loaded for the first time."""
+    assert expected_loads("p") == [5, 5, 10, 10, 10, 10, 10, 10, 10, 10]
 
 
 def test_an_event_that_is_none_is_a_mistake() -> None:

@@ -171,11 +171,18 @@ Queue* Queues::first_ready(const Arena& arena, Residency*& residency) {
     }
 }
 
-Executor* Queues::find_hungry(const Model& model) const {
+Ns Queues::first_alone_ns(const Model& model, const KindSpec& spec) const {
+    const Queue* first = first_due(model);
+    return first != nullptr ? spec.alone_ns(first->shape, first->front().size) : 0;
+}
+
+Executor* Queues::find_hungry(const Model& model, Ns below_ns) const {
     Executor* found = nullptr;
     Bits::for_each_in_both(hungry_, model.homes, [&](std::uint32_t slot) {
         Executor& executor = state_.at<Executor>(slot);
-        if (executor.usable() && is_usable(executor.arena->find(&model))) {
+        const Residency* residency = executor.arena->find(&model);
+        if (executor.usable() && is_usable(residency) &&
+            (below_ns >= NEVER_NS || first_alone_ns(model, *residency->spec) < below_ns)) {
             found = &executor;
         }
         return found == nullptr;

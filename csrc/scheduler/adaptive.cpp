@@ -742,10 +742,12 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     candidates_.clear();
     yields_ = false;
     Coming coming = first_coming(*executor.arena);
-    Candidate best{};
+    // Models on every device leave the rest of their queue to the others, and are ranked among each other by
+    // the last start: a long queue is worth beginning early. The best of them, and of the others, is found.
+    Candidate everywhere{}, best{};
     // Lower bounds of the rank prune most queues: the queue's rank is its deadline; the last start is earlier
-    // by the way back and by late inputs; for models that leave the rest to other devices also by a full
-    // batch. Queues of the lowest level cannot go before others.
+    // by the way back and by late inputs; for models on every device also by a full batch. Queues of the lowest
+    // level cannot go before others.
     const InputsWay& way = executor.worker->inputs;
     Ns covered = free_ns - std::max(parts_.state.now, way.free_ns()) - executor.worker->there_ns;
     Ns latest = way.takes_ns(parts_.state.now, batch_bytes_max_) +
@@ -755,19 +757,21 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     bool is_level = parts_.requests.is_one_level();
     // Queues with a packed rank at or above it are not better than the best.
     std::uint64_t bound = UINT64_MAX;
-    std::size_t everywhere = parts_.state.arenas.size() > 1 ? parts_.state.arenas.size() : SIZE_MAX;
-    auto is_everywhere = [everywhere](const Model& model) { return model.residencies.size() >= everywhere; };
+    std::size_t arenas = parts_.state.arenas.size() > 1 ? parts_.state.arenas.size() : SIZE_MAX;
+    auto is_everywhere = [arenas](const Model& model) { return model.residencies.size() >= arenas; };
     double share = margin(executor.arena->kind);
     auto is_wanted = [&](const Model& model, std::uint64_t rank) { return rank < bound || is_everywhere(model); };
     parts_.queues.for_each_ready(*executor.arena, is_wanted, [&](Queue& queue, Residency& residency) {
-        if (best.queue != nullptr && queue.level >= lowest) {
+        bool leaves_rest = is_everywhere(*queue.model);
+        Candidate& first = leaves_rest ? everywhere : best;
+        if (first.queue != nullptr && queue.level >= lowest) {
             const KindSpec& spec = *residency.spec;
             Ns earliest = queue.front().deadline_ns;  // lower bound of the batch's last start
             earliest -= nearer - (is_behind(residency) ? behind : 0);
-            if (is_everywhere(*queue.model)) {
+            if (leaves_rest) {
                 earliest -= Durations(spec, queue.shape, share)(std::min(queue.rows(), spec.batch_max));
             }
-            if (earliest >= best.rank_ns) {
+            if (earliest >= first.rank_ns) {
                 return;
             }
         }
@@ -780,33 +784,34 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
                 yields_ = true;
                 return;
             }
-            // Where other devices can go on with the rest of the queue, the last start decides: a long queue
-            // is worth beginning early.
-            auto rank_ns = [&](const Candidate& candidate) {
-                return (is_everywhere(*queue.model) ? candidate.own_start_ns
-                                                    : candidate.start_ns + candidate.duration_ns) +
-                       (is_behind(residency) ? behind : 0);
+            auto rank = [&](Candidate& candidate) {
+                Ns later = is_behind(residency) ? behind : 0;
+                candidate.due_ns = candidate.start_ns + candidate.duration_ns + later;
+                candidate.rank_ns = leaves_rest ? candidate.own_start_ns + later : candidate.due_ns;
+                candidate.level = candidate.queue->level;
             };
-            considered.rank_ns = rank_ns(considered);
-            considered.level = queue.level;
+            rank(considered);
             if (Candidate lead{}; !is_level && find_lead(considered, free_ns, lead)) {
-                lead.rank_ns = rank_ns(lead);
-                lead.level = lead.queue->level;
+                rank(lead);
                 if (considered.rank_ns < lead.rank_ns) {
                     lead.rank_ns = considered.rank_ns;
+                    lead.due_ns = considered.due_ns;
                     lead.level = considered.level;
                 }
                 considered = lead;
             }
             candidates_.push_back(considered);
-            if (best.queue == nullptr || considered.rank_ns < best.rank_ns) {
-                best = considered;
-                if (is_level) {
+            if (first.queue == nullptr || considered.rank_ns < first.rank_ns) {
+                first = considered;
+                if (is_level && !leaves_rest) {
                     bound = packed_rank(queue.level, best.rank_ns + nearer);
                 }
             }
         }
     });
+    if (everywhere.queue != nullptr && (best.queue == nullptr || everywhere.due_ns <= best.due_ns)) {
+        best = everywhere;
+    }
     if (best.queue == nullptr) {
         return false;
     }

@@ -226,8 +226,9 @@ private:
         Ns start_ns;             // last start at which all of the batch is in time
         Ns own_start_ns;         // latest own start, without the requests that fill the batch up
         Ns duration_ns;
-        Ns rank_ns;          // rank of the batch: the lowest goes first
-        std::uint8_t level;  // the level that rank_ns belongs to
+        Ns rank_ns;          // rank of the batch among those of its kind: the lowest goes first
+        Ns due_ns;           // rank among all batches
+        std::uint8_t level;  // the level that the ranks belong to
     };
 
     static KindSpec* spec_of(const Model& model);

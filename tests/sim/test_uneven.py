@@ -1,12 +1,13 @@
-"""Devices that differ in speed."""
+"""Devices that differ, in speed or in the models that they hold."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from clockwork.formats.profiles import linear
 from clockwork.sim.world import Cluster, Open, Report, simulate
-from clockwork.workloads import poisson
+from clockwork.workloads import poisson, zipf
 
 MS, SECOND = 1_000_000, 1_000_000_000
 DURATION_NS = 40 * SECOND
@@ -27,3 +28,18 @@ def test_a_slow_device_that_would_be_late_hides_no_fast_one(policy: str, speeds:
         [model], Cluster(devices=12, speeds=speeds), [Open([arrivals.collect()])], policy=policy, seed=3, resident=True
     )  # fmt: skip
     assert good_part(report) > 0.99
+
+
+def test_a_model_on_every_device_goes_before_no_earlier_deadline_of_another() -> None:
+    """Two devices hold eight of twelve models, of which the popular ones are on both: those could be served
+    elsewhere, but that is no reason to serve them first."""
+    models = [linear(f"m{i}", 7 * MS, 13 * MS, 8, weights_bytes=7 << 20, load_ns=8 * MS, slo_ns=60 * MS, program="p")
+              for i in range(12)]  # fmt: skip
+    cluster = Cluster(devices=2, page_bytes=1 << 20, page_count=28)
+    rates = np.array(zipf(12, 0.6)) * 50.0
+    bad = {}
+    for policy in ("adaptive", "edf"):
+        arrivals = poisson(list(rates), 100 * SECOND, seed=5)
+        report = simulate(models, cluster, [Open([arrivals.collect()])], policy=policy, seed=5, resident=True)
+        bad[policy] = 1 - good_part(report)
+    assert bad["adaptive"] < max(0.004, 1.5 * bad["edf"]), bad

@@ -68,7 +68,15 @@ class Flood:
     quiet_exec_ms: int = EXEC_MS
     quiet_input_bytes: int = 0
     quiet_part: float = QUIET_RATE * EXEC_MS / 1000
-    """What the quiet model takes of what the flood is short of."""
+    """Share of the flooded resource that the quiet model takes."""
+
+    def rest(self, part: float) -> float:
+        """Share of the flooded resource that is left, if this part of the quiet requests is served."""
+        return 1 - self.quiet_part * part
+
+    def without_room(self) -> Flood:
+        """The flood without memory for the quiet model, where that is short."""
+        return dataclasses.replace(self, pages=self.pages - 1) if self.pages > self.devices else self
 
     @property
     def longest_ms(self) -> float:
@@ -101,6 +109,8 @@ FLOODS |= {
         ("cold loads on 4 devices", dataclasses.replace(COLD, pages=4), 4),
         ("wire", WIRE, 1),
         ("a tenth of the wire", WIRE_TENTH, 1),
+        ("wire on 4 devices", WIRE, 4),
+        ("a tenth of the wire on 4 devices", WIRE_TENTH, 4),
     )
     for slo_ms in (40, 100, 1000)
 }
@@ -158,6 +168,7 @@ def simulated(
         page_count=kind.pages // kind.devices or SimulatedCluster().page_count,
         exec_noise=0.003,
         link_jitter_ns=10_000,
+        ping_ns=250 * MS if kind.wire else 0,
         input_bandwidth=kind.wire or (INPUT_BANDWIDTH if kind.input_bytes else 0),
     )
     return simulate(profiles(kind), cluster, workloads, policy=policy, resident=True, seed=seed)
@@ -171,10 +182,9 @@ def simulated_row(policy: str, name: str, seconds: int) -> dict[str, Any]:
     flood = FLOODS[name]
     alone = simulated(policy, None, seconds=seconds, kind=flood)
     beside = simulated(policy, flood, seconds=seconds)
-    less = dataclasses.replace(flood, pages=flood.pages - (flood.pages > flood.models // 2))
-    without = simulated(policy, flood, quiet_rate=0, seconds=seconds, kind=less)
+    without = simulated(policy, flood, quiet_rate=0, seconds=seconds, kind=flood.without_room())
     good = [int(report.classes.good[QUIET]) for report in (alone, beside)]
-    rest = 1 - flood.quiet_part * good[1] / max(int(beside.classes.offered[QUIET]), 1)
+    rest = flood.rest(good[1] / int(beside.classes.offered[QUIET]))
     return {
         "policy": policy,
         "flood": name,

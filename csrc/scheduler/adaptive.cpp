@@ -236,7 +236,7 @@ bool Adaptive::admit(Pending& pending) {
         return false;
     }
     if (Residency* asked = model.next_asked()) {
-        ask_for(*asked, parts_.state.now, request.shape, pending.size, pending.deadline_ns - parts_.state.now);
+        ask_for(*asked, parts_.state.now, asked_for(pending, parts_.state.now));
     }
     double recent = there.ideal_ns * pending.size;
     last_.add(parts_.state.now, recent);

@@ -137,6 +137,39 @@ Ns Admission::begin_ns(const Executor& executor, Ns free, const Batch* batch, co
     return std::max(free, sent + worker.there_ns + bytes.takes_ns(worker, state_.now));
 }
 
+// The time that the inputs of a planned batch take to its worker. Its requests have about equally many bytes.
+Ns Admission::planned_inputs_ns(const Batch& batch) const {
+    std::uint64_t bytes = batch.pendings.front()->request.bytes * batch.pendings.size();
+    return clockwork::inputs_ns(*batch.executor->arena, state_.now, bytes);
+}
+
+// When inputs that take `more` are at the worker, behind those of the batches before this place of the plan.
+Ns Admission::inputs_there_ns(const Executor& executor, std::size_t index, Ns more) const {
+    const Plan& plan = plans_.of(executor);
+    const Worker& worker = *executor.worker;
+    Ns time = std::max(state_.now, worker.inputs.free_ns()) + worker.there_ns + more;
+    for (std::size_t place = 0; place < index; ++place) {
+        time += planned_inputs_ns(*plan[place]);
+    }
+    return time;
+}
+
+// Whether the batches from this place of the plan on still get their inputs in time behind inputs that take
+// `more`.
+bool Admission::keeps_inputs(const Executor& executor, std::size_t index, Ns more) const {
+    const Plan& plan = plans_.of(executor);
+    Ns time = inputs_there_ns(executor, index, 0);
+    for (std::size_t place = index; place < plan.size(); ++place) {
+        const Batch& batch = *plan[place];
+        time += planned_inputs_ns(batch);
+        Ns latest = batch.limit_ns - batch.duration_ns;
+        if (time <= latest && time + more > latest) {
+            return false;
+        }
+    }
+    return true;
+}
+
 // Finds a place for the request in the plan of an executor, with every promise kept. False: there is none.
 bool Admission::find_slot(Executor& executor, Residency& residency, const Pending& pending, Slot& slot) {
     Arena& arena = *executor.arena;
@@ -158,6 +191,7 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
                free + spec.hoped_ns(shape, size) <= limit;
     }
     bool is_beyond = is_beyond_share(residency, state_.now);
+    Ns inputs = clockwork::inputs_ns(arena, state_.now, pending.request.bytes);
     bool may_join = curve != nullptr && spec.batch_max > 1 && !residency.batches.empty() && !pending.alone;
     if (may_join) {
         Search search{executor, residency, pending, curve, duration, limit, free, is_beyond};
@@ -182,9 +216,13 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
     // promises allow.
     bool goes_between = is_divided(arena, state_.now) && !is_beyond;
     for (std::size_t tries = goes_between ? BETWEEN_MAX : 1; tries > 0; --tries) {
-        Ns begin = std::max(plan.finish_ns(free, index), residency.ready_ns), finish = begin + duration;
+        Ns begin = std::max(plan.finish_ns(free, index), residency.ready_ns);
+        if (inputs > 0) {
+            begin = std::max(begin, inputs_there_ns(executor, index, inputs));
+        }
+        Ns finish = begin + duration;
         Ns latest = finish + (is_beyond ? passing_ns(executor, residency, begin, index) : 0);
-        if (latest > limit) {
+        if (latest > limit || (inputs > 0 && !keeps_inputs(executor, index, inputs))) {
             return false;
         }
         std::size_t late = goes_between ? first_owed_late(plan, latest, index) : plan.first_late(latest, index);
@@ -219,11 +257,18 @@ bool Admission::join(const Search& search, Batch* batch, Slot& slot) {
     if (growth * JOIN_GAIN > search.duration * (JOIN_GAIN - 1)) {
         return false;
     }
-    if (search.is_beyond && batch->duration_ns + growth > executor.arena->shares.batch_max_ns) {
+    std::size_t index = plan.batches.back() == batch ? plan.size() : plan.index(batch) + 1;
+    Ns finish = plan.finish_ns(search.free, index) + growth, longest = batch->duration_ns + growth;
+    if (Ns more = clockwork::inputs_ns(*executor.arena, state_.now, search.pending.request.bytes); more > 0) {
+        finish = std::max(finish, inputs_there_ns(executor, index, more) + batch->duration_ns + growth);
+        longest = std::max(longest, planned_inputs_ns(*batch) + more);
+        if (!keeps_inputs(executor, index, more)) {
+            return false;
+        }
+    }
+    if (search.is_beyond && longest > executor.arena->shares.batch_max_ns) {
         return false;
     }
-    std::size_t index = plan.batches.back() == batch ? plan.size() : plan.index(batch) + 1;
-    Ns finish = plan.finish_ns(search.free, index) + growth;
     Ns latest = finish;
     if (search.is_beyond) {
         latest += passing_ns(executor, search.residency, plan.finish_ns(search.free, index - 1), index - 1);
@@ -328,7 +373,13 @@ std::size_t Admission::first_owed_late(const Plan& plan, Ns time, std::size_t st
 // The time by which a batch at this place of the plan may be delayed by requests of models within their
 // shares; 0 for a batch that is sent at once.
 Ns Admission::passing_ns(const Executor& executor, const Residency& residency, Ns begin, std::size_t index) const {
-    bool is_next = index == 0 && begin - executor.worker->there_ns - ahead_ns(executor) <= state_.now;
+    // Inputs that are sent at once are not waited for.
+    const Worker& worker = *executor.worker;
+    Ns device =
+        worker.inputs.byte_ns(state_.now) == 0
+            ? begin
+            : std::max({executor.free_ns(state_.now), residency.ready_ns, worker.inputs.free_ns() + worker.there_ns});
+    bool is_next = index == 0 && device - worker.there_ns - ahead_ns(executor) <= state_.now;
     return is_next ? 0 : clockwork::passing_ns(residency, begin - state_.now);
 }
 
@@ -530,17 +581,17 @@ bool Admission::delay_loads(Executor& executor, Residency& residency, const Pend
 void Admission::note_asked(Pending& pending) {
     Model& model = *pending.model;
     std::uint32_t shape = pending.request.shape, rows = pending.size;
-    Ns slack = pending.deadline_ns - state_.now;
+    AskedFor asked = asked_for(pending, state_.now);
     if (pending.batch != nullptr) {
-        ask_for(*pending.batch->residency, state_.now, shape, rows, slack);
+        ask_for(*pending.batch->residency, state_.now, asked);
         return;
     }
     Residency* turn = model.next_asked();
     Ns alone = turn != nullptr ? turn->spec->alone_ns(shape, rows) : 0;
-    if (alone == 0 || alone > slack) {
+    if (alone == 0 || alone > asked.slack_ns) {
         return;  // no device could serve the request, so it counts as no demand
     }
-    ask_for(*turn, state_.now, shape, rows, slack);
+    ask_for(*turn, state_.now, asked);
     contest_devices(model, state_.now);
 }
 

@@ -130,6 +130,9 @@ private:
     void change_places(Pending& pending);
     std::size_t first_owed_late(const Plan& plan, Ns time, std::size_t start) const;
     Ns passing_ns(const Executor& executor, const Residency& residency, Ns begin, std::size_t index) const;
+    Ns planned_inputs_ns(const Batch& batch) const;
+    Ns inputs_there_ns(const Executor& executor, std::size_t index, Ns more) const;
+    bool keeps_inputs(const Executor& executor, std::size_t index, Ns more) const;
     static std::size_t place_of(const Plan& plan, const Residency& residency, Ns key_ns);
     bool keeps_loads(Executor& executor, Ns free, std::size_t index, Ns added);
     void commit(Pending& pending, Executor& executor, Residency& residency, const Slot& slot);

@@ -145,7 +145,8 @@ void Flight::archive(Archive& archive) {
     archive(revoked, is_recalled, is_apart, was_executing, is_narrow, arena, residency);
     archive.maybe(executor);
     archive.maybe(batch);
-    archive(expected_ns, duration_ns, sent_ns, there_ns, predicted_end_ns, waits_since_ns, leaves_work, inputs);
+    archive(expected_ns, duration_ns, charged_ns, sent_ns, there_ns, predicted_end_ns, waits_since_ns, leaves_work,
+            inputs);
     archive(copied_bytes);
     Archive::need(executes(kind) == (executor != nullptr) && executes(kind) == (batch != nullptr),
                   "an action does not match its batch");
@@ -203,9 +204,9 @@ void InputsWay::archive(Archive& archive) {
     Archive::need(seen_ <= last_ && last_ - seen_ <= INPUTS_UNDER_WAY && (was_used || last_ == 0),
                   "more inputs are under way than can be");
     sent_.resize(was_used ? INPUTS_UNDER_WAY : 0);
-    for (std::uint64_t number = seen_ + 1; number <= last_; ++number) {
+    for (std::uint64_t number = first(); number <= last_; ++number) {
         Sent& sent = sent_[number % INPUTS_UNDER_WAY];
-        archive(sent.sent_ns, sent.end_bytes);
+        archive(sent.sent_ns, sent.end_bytes, sent.ready_ns);
     }
     archive(sent_bytes_, seen_bytes_, seen_ready_ns_, sample_bytes_, sample_ns_);
     archive(time_, batches_, free_ns_);
@@ -230,7 +231,7 @@ void Executor::archive(Archive& archive) {
 void Arena::archive(Archive& archive) {
     archive(worker, index, number, kind, kind_said, executors, page_bytes, pages, run_ahead);
     models.archive(archive, archive.books->pool<Model>().slot_count());
-    archive(resident, doomed, pending, loading, shares, asked, evicted_early, mark);
+    archive(resident, doomed, pending, loading, shares, asked, inputs_asked, evicted_early, mark);
     Archive::need(!executors.empty(), "a device is without an executor");
     if (archive.is_reading()) {
         for (Residency* residency = resident.front(); residency != nullptr; residency = resident.next(residency)) {
@@ -241,7 +242,7 @@ void Arena::archive(Archive& archive) {
 
 void Worker::archive(Archive& archive) {
     archive(worker_id, arenas, link, there_ns, back_ns, link_free_ns, reserved_ns, loads_ns, loads_from_ns);
-    archive(predicted_loads, inputs, copies, flights);
+    archive(predicted_loads, inputs, inputs_asked, copies, flights);
     archive(variants, host_bytes, host_used, host, fetching, disk_free_ns, fetches_ns, predicted_fetches);
     archive(draining);
 }

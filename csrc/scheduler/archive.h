@@ -24,7 +24,7 @@
 
 namespace clockwork {
 
-inline constexpr std::uint32_t STATE_FORMAT = 12;
+inline constexpr std::uint32_t STATE_FORMAT = 13;
 
 class State;
 

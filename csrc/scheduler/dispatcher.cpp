@@ -334,7 +334,7 @@ void Dispatcher::infer_failed(Flight& flight, const ActionResult& result) {
     bool is_back = status == Status::ACTION_CANCELLED && flight.is_recalled;
     bool is_counted = !is_late && !is_back;
     if (is_back) {
-        charge(*flight.residency, state_.now, -flight.expected_ns);
+        charge(*flight.residency, state_.now, -flight.charged_ns);
     }
     for (Pending* pending : waiting_) {
         pending->widenings = static_cast<std::uint8_t>(pending->widenings + is_late);

@@ -105,6 +105,10 @@ void Edf::dispatch(Executor& executor) {
             }
         }
         Ns due = free - worker.there_ns - admission_.ahead_ns(executor) - admission_.inputs_ns(executor);
+        if (!plan.empty() && is_beyond_share(*plan[0]->residency, state_.now)) {
+            due = std::max(due, inputs_due_ns(*executor.arena, state_.now,
+                                              admission_.ahead_ns(executor) + admission_.inputs_ns(executor)));
+        }
         if (due > state_.now) {
             if (has_work) {
                 executor.wake_at(due);

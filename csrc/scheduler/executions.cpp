@@ -48,11 +48,11 @@ Flight* Executions::send(Batch& batch) {
     const Worker& worker = *executor.worker;
     Ns expected = executor.paced(batch.expected_ns(batch.size));
     Flight* flight = fly(ActionKind::INFER, batch, expected, executor.paced(batch.duration_ns));
-    charge(residency, state_.now, expected);
     Command& command = flights_.order(CommandKind::SEND_INFER, *flight);
     command.first = static_cast<std::uint32_t>(state_.out.ids.size());
     command.count = static_cast<std::uint32_t>(batch.pendings.size());
     Ns deadline = NEVER_NS, since = state_.now;
+    std::uint64_t bytes = 0;
     std::uint32_t part = 0;
     for (Pending* pending : batch.pendings) {
         since = std::min(since, pending->request.arrived_ns);
@@ -61,8 +61,11 @@ Flight* Executions::send(Batch& batch) {
         pending->flight = flight;
         pending->part = part++;
         flight->is_apart |= pending->evidence > 0;
+        bytes += pending->request.bytes;
         state_.out.ids.push_back(pending->request.id);
     }
+    flight->charged_ns = std::max(expected, inputs_ns(*executor.arena, state_.now, bytes));
+    charge(residency, state_.now, flight->charged_ns);
     must(!flight->is_apart || (executor.lane.size() == 1 && part == 1), "a suspect was not sent by itself");
     flight->waits_since_ns = std::max(since, residency.loaded_ns);
     flight->leaves_work = deciders_.policy->has_work(executor);

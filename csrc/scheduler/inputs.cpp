@@ -55,7 +55,7 @@ std::uint64_t InputsWay::depart(Ns now, std::uint64_t bytes) {
     }
     sent_bytes_ += bytes;
     ++last_;
-    sent_[last_ % INPUTS_UNDER_WAY] = {now, sent_bytes_};
+    sent_[last_ % INPUTS_UNDER_WAY] = {now, sent_bytes_, NEVER_NS};
     return last_;
 }
 
@@ -70,11 +70,33 @@ void InputsWay::arrived(Ns now, std::uint64_t number, Ns ready_ns, Ns there_ns) 
     Ns begin = std::max(at(seen_ + 1).sent_ns + there_ns, seen_ready_ns_);
     sample_ns_ += std::max<Ns>(ready_ns - begin, 0);
     sample_bytes_ += at(number).end_bytes - seen_bytes_;
+    for (std::uint64_t other = seen_ + 1; other <= number; ++other) {
+        sent_[other % INPUTS_UNDER_WAY].ready_ns = ready_ns;
+    }
     seen_ = number;
     seen_bytes_ = at(number).end_bytes;
     seen_ready_ns_ = std::max(seen_ready_ns_, ready_ns);
     Ns left = std::max(ready_ns - there_ns, seen_ < last_ ? at(seen_ + 1).sent_ns : 0);
     free_ns_ = left + takes_ns(now, sent_bytes_ - seen_bytes_);
+}
+
+Ns InputsWay::wait_ns(Ns now, Ns sent_ns) const {
+    if (byte_ns(now) == 0) {
+        return 0;
+    }
+    std::uint64_t last = last_;
+    while (last >= first() && at(last).sent_ns > sent_ns) {
+        --last;
+    }
+    std::uint64_t before = last;  // the last batch that was there before
+    while (before >= first() && at(before).ready_ns > sent_ns) {
+        --before;
+    }
+    if (before == last) {
+        return 0;
+    }
+    std::uint64_t from = before >= first() ? at(before).end_bytes : before == 0 ? 0 : at(first()).end_bytes;
+    return static_cast<Ns>(INPUTS_WAIT_PART * byte_ns(now) * static_cast<double>(at(last).end_bytes - from));
 }
 
 void InputsWay::learn(Ns now) {

@@ -8,6 +8,7 @@
 // that a single observation cannot make batches seem impossible for longer.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -27,6 +28,9 @@ inline constexpr Ns INPUTS_KEPT_NS = SECOND;
 
 // Upper bound of the time per byte: 10 MB/s.
 inline constexpr double INPUTS_BYTE_NS_MAX = 100;
+
+// The wait behind inputs is at most this much longer than predicted.
+inline constexpr double INPUTS_WAIT_PART = 1.5;
 
 // Bound on the remembered batches under way; older ones are taken to have arrived.
 inline constexpr std::size_t INPUTS_UNDER_WAY = 1024;
@@ -99,6 +103,9 @@ private:
     Ns ready_ns_ = 0;  // end of the last copies
 };
 
+// Bound on the batches that are remembered after their arrival.
+inline constexpr std::uint64_t INPUTS_ARRIVED = 64;
+
 class InputsWay {
 public:
     // Notes that a batch of inputs is sent. Returns its number, from 1 on; 0, for a batch without bytes, is
@@ -118,6 +125,10 @@ public:
     Ns free_ns() const { return free_ns_; }
     std::uint64_t bytes_under_way() const { return sent_bytes_ - seen_bytes_; }
 
+    // The time for which a message that was sent at sent_ns may have waited behind inputs, at most; 0 while
+    // the time per byte is unknown.
+    Ns wait_ns(Ns now, Ns sent_ns) const;
+
     // Number of the last batch sent.
     std::uint64_t last() const { return last_; }
     void archive(Archive& archive);
@@ -126,8 +137,14 @@ private:
     struct Sent {
         Ns sent_ns = 0;
         std::uint64_t end_bytes = 0;  // sum of the bytes of all batches sent up to and including this one
+        Ns ready_ns = NEVER_NS;       // time at which it was at the worker; NEVER_NS: that is not known
     };
     const Sent& at(std::uint64_t number) const { return sent_[number % INPUTS_UNDER_WAY]; }
+    // The number of the first batch that is remembered.
+    std::uint64_t first() const {
+        std::uint64_t arrived = seen_ < INPUTS_ARRIVED ? 1 : seen_ - INPUTS_ARRIVED + 1;
+        return std::max(arrived, last_ < INPUTS_UNDER_WAY ? 1 : last_ - INPUTS_UNDER_WAY + 1);
+    }
     void learn(Ns now);
 
     std::vector<Sent> sent_;          // ring by number; allocated with the first batch

@@ -209,6 +209,7 @@ struct Arena {
     std::uint32_t loading = 0;        // LOADs under way
     DeviceShares shares;
     LastArrivals asked;               // device time of the last requests that were charged to it
+    Windowed inputs_asked;            // time of the link that inputs of its requests would take, ns
     std::uint64_t evicted_early = 0;  // models evicted soon after a load, see EVICTED_EARLY_NS
     std::uint32_t mark = 0;           // number of the last search that visited the arena
 
@@ -277,6 +278,7 @@ struct Worker {
     Ns loads_from_ns = 0;           // predicted start of the oldest LOAD under way
     PredictedLane predicted_loads;  // the same lane, predicted without margins
     InputsWay inputs;
+    Windowed inputs_asked;  // time of the link that inputs of all requests would take, ns
     CopyTime copies;
     Chain<Flight, &Flight::before, &Flight::after> flights;  // actions in the order of their sending
     // number of the worker's preparation, by the model's slot; see variant_of()

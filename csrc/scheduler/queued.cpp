@@ -335,6 +335,7 @@ bool Queued::feed(Executor& executor) {
             }
         }
         Ns due = free - worker.there_ns - rules_->ahead_ns(executor) - inputs;
+        due = std::max(due, inputs_due_ns(*executor.arena, state_.now, rules_->ahead_ns(executor) + inputs));
         if (due > state_.now) {
             executor.wake_at(due);
             return false;

@@ -105,6 +105,11 @@ struct Pending {
     void archive(Archive& archive);
 };
 
+// The device time for which a request asks.
+inline AskedFor asked_for(const Pending& pending, Ns now) {
+    return {pending.request.shape, pending.size, pending.request.bytes, pending.deadline_ns - now};
+}
+
 // Waiting requests, each in at most one list, which it knows: the highest level first, and in the order of
 // arrival within a level. Entering and leaving take time in proportion to the number of levels, not of
 // requests.
@@ -343,6 +348,7 @@ struct Flight {
     Batch* batch = nullptr;
     Ns expected_ns = 0;
     Ns duration_ns = 0;  // planned duration with margin
+    Ns charged_ns = 0;   // device time for which its model was charged
     Ns sent_ns = 0;
     Ns there_ns = 0;          // predicted arrival, including its inputs
     Ns predicted_end_ns = 0;  // predicted end without margins; see predictions.h
@@ -363,7 +369,7 @@ struct Flight {
     void reset() {
         revoked = is_recalled = is_narrow = is_apart = was_executing = leaves_work = false;
         batch = nullptr;
-        predicted_end_ns = waits_since_ns = 0;
+        charged_ns = predicted_end_ns = waits_since_ns = 0;
         inputs = copied_bytes = 0;
     }
     void archive(Archive& archive);

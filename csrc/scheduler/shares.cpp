@@ -129,14 +129,22 @@ double level_of(std::vector<double>& wanted, double there, double enough) {
     return 0;
 }
 
-void ask_for(Residency& residency, Ns now, std::uint32_t shape, std::uint32_t rows, Ns slack_ns) {
+void ask_for(Residency& residency, Ns now, const AskedFor& request) {
     ModelShare& share = residency.share;
     const KindSpec& spec = *residency.spec;
+    Arena& arena = *residency.arena;
+    auto [shape, rows, bytes, slack_ns] = request;
+    if (Ns takes = arena.worker->inputs.takes_ns(now, bytes); takes > 0) {
+        arena.inputs_asked.add(now, static_cast<double>(takes));
+        arena.worker->inputs_asked.add(now, static_cast<double>(takes));
+    }
     if (share.arrivals++ % SHARE_COST_EVERY == 0) {
         Curve* curve = spec.program->curve(shape);
-        share.alone_ns = spec.alone_ns(shape, rows);
+        Ns takes = inputs_ns(arena, now, bytes);
+        share.alone_ns = std::max(spec.alone_ns(shape, rows), takes);
         double each = curve != nullptr ? batched_ns(*curve, spec.batch_max, slack_ns)
                                        : static_cast<double>(share.alone_ns) / rows;
+        each = std::max(each, static_cast<double>(takes) / rows);
         bool is_first = share.arrivals == 1;
         share.batched_ns += (each - share.batched_ns) * (is_first ? 1 : SHARE_COST_PART);
         share.slack_ns = slack_ns;
@@ -144,7 +152,6 @@ void ask_for(Residency& residency, Ns now, std::uint32_t shape, std::uint32_t ro
     share.slack_ns = std::min(share.slack_ns, slack_ns);
     share.asked_ns = now;
     share.asked.add(now, share.batched_ns * rows);
-    Arena& arena = *residency.arena;
     arena.asked.add(now, share.batched_ns * rows);
     if (arena.shares.is_divided && is_surge_over(arena, now)) {
         arena.shares.is_divided = false;
@@ -154,8 +161,22 @@ void ask_for(Residency& residency, Ns now, std::uint32_t shape, std::uint32_t ro
     share.requests.add(now, 1);
 }
 
-void charge(Residency& residency, Ns now, Ns duration_ns) {
-    residency.share.had.add(now, static_cast<double>(duration_ns));
+Ns inputs_due_ns(Arena& arena, Ns now, Ns ahead) {
+    Ns due = arena.worker->inputs.free_ns() - ahead;
+    return due > now && is_divided(arena, now) ? due : now;
+}
+
+void charge(Residency& residency, Ns now, Ns charged_ns) {
+    residency.share.had.add(now, static_cast<double>(charged_ns));
+}
+
+Ns inputs_ns(Arena& arena, Ns now, std::uint64_t bytes) {
+    Ns takes = arena.worker->inputs.takes_ns(now, bytes);
+    if (takes == 0) {
+        return 0;
+    }
+    double all = arena.worker->inputs_asked.rate(now), here = arena.inputs_asked.rate(now);
+    return all > 1 && here > 0 ? static_cast<Ns>(static_cast<double>(takes) * std::max(all / here, 1.0)) : takes;
 }
 
 void charge_overdue(Residency& residency, Ns now, Ns excess_ns) {

@@ -171,11 +171,28 @@ struct DeviceShares {
 // level. 0 if the wants are at most there * enough. Sorts `wanted`.
 double level_of(std::vector<double>& wanted, double there, double enough);
 
-// Counts a request of this many rows that was sent, or would have been, to this device.
-void ask_for(Residency& residency, Ns now, std::uint32_t shape, std::uint32_t rows, Ns slack_ns);
+// A request that asks for device time, or would have.
+struct AskedFor {
+    std::uint32_t shape = 0;
+    std::uint32_t rows = 1;
+    std::uint64_t bytes = 0;  // inputs that take the link to the worker
+    Ns slack_ns = 0;          // time that it has left
+};
 
-// Counts a batch of the model that was sent, with its duration.
-void charge(Residency& residency, Ns now, Ns duration_ns);
+// The earliest time for the next batch to a device that is divided: the link for inputs is kept busy for
+// `ahead` more, so that inputs of models beyond their shares are not on it already when others come.
+Ns inputs_due_ns(Arena& arena, Ns now, Ns ahead);
+
+// Counts a request that was sent, or would have been, to this device.
+void ask_for(Residency& residency, Ns now, const AskedFor& request);
+
+// Counts device time of the model; negative: takes it back. Where its inputs take longer than the execution,
+// a batch costs their time.
+void charge(Residency& residency, Ns now, Ns charged_ns);
+
+// The time that inputs take to a device: of a link that is asked for more than its time, the device has the
+// part for which its requests ask.
+Ns inputs_ns(Arena& arena, Ns now, std::uint64_t bytes);
 
 // Counts an execution that exceeded its charged time by this much, which contests its device.
 void charge_overdue(Residency& residency, Ns now, Ns excess_ns);

@@ -268,7 +268,9 @@ void Dispatcher::time_wanted(Ns now, WorkerId worker_id, std::int32_t index, Mod
 void Dispatcher::link_measured(Ns now, WorkerId worker_id, Ns there_ns, Ns back_ns) {
     state_.advance(now);
     if (Worker* worker = state_.find_worker(worker_id); worker != nullptr) {
-        worker->link.measured(there_ns, back_ns);
+        // The message may have waited behind inputs, which are counted separately.
+        Ns wait = worker->inputs.wait_ns(now, now - there_ns - back_ns);
+        worker->link.measured(std::max(there_ns - wait, std::min(there_ns, worker->there_ns)), back_ns);
         worker->there_ns = worker->link.there_ns();
         worker->back_ns = worker->link.back_ns();
     }

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from clockwork.scheduler._core import SCHEDULE_AHEAD_NS
-from clockwork.scheduler.types import SendInfer
+from clockwork.scheduler.types import LinkMeasured, SendInfer
 from clockwork.wire.messages import Status
 from tests.unit import stories
 from tests.unit.stories import MS, Story, spec
@@ -85,6 +85,25 @@ def test_bytes_that_wait_behind_others_are_not_charged_for_it() -> None:
             story.at(at_ms + 5.2 + place).done(order, 5, ready_ms=at_ms + DELAY_MS + place)
     assert learnt_ms(story) == pytest.approx(1, rel=0.05)
     assert under_way(story) == 0
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "edf"])
+def test_a_ping_that_waited_behind_inputs_says_nothing_about_the_link(policy: str) -> None:
+    """Four inputs of 12 ms each are on their way when a ping is sent, which takes 48 ms longer."""
+    story = Story(policy, *(spec(number) for number in range(1, 5)), devices=4, pages=2)
+    for at_ms in range(0, 1000, 100):
+        orders = []
+        for number in range(1, 5):
+            _, commands = story.at(at_ms).request(number, slo_ms=200, size=LARGE)
+            orders += [order for order in commands if isinstance(order, SendInfer)]
+        for place, order in enumerate(orders, 1):
+            story.at(at_ms + 5.2 + 12 * place).done(order, 5, ready_ms=at_ms + DELAY_MS + 12 * place)
+        way_ms = 12 * len(orders) + DELAY_MS
+        story.at(at_ms + way_ms + DELAY_MS)(
+            LinkMeasured(story.now, 1, round(way_ms * MS), round(DELAY_MS * MS))
+        )
+    _, commands = story.at(1000).request(slo_ms=10)
+    assert [type(one) for one in commands] == [SendInfer]
 
 
 def test_a_worker_that_stood_still_is_thought_slow_for_a_second_at_most() -> None:

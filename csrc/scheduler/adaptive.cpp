@@ -31,8 +31,9 @@ std::uint32_t idle_others(const RuleParts& parts, const Arena& arena, const Mode
     std::uint32_t count = 0;
     Bits::for_each_in_both(parts.queues.hungry(), model.homes, [&](std::uint32_t slot) {
         const Executor& executor = parts.state.at<Executor>(slot);
-        count += executor.arena != &arena && executor.lane.empty() && executor.usable() &&
-                 is_usable(executor.arena->find(&model));
+        const Residency* residency = executor.arena->find(&model);
+        count += executor.arena != &arena && executor.lane.empty() && executor.usable() && is_usable(residency) &&
+                 !parts.queues.is_too_slow(model, *residency->spec);
         return count < most;
     });
     return count;
@@ -54,6 +55,17 @@ Adaptive::Adaptive(const RuleParts& parts, const SchedulerOptions& options)
       believes_surges_(option(options, "off_surge", 0) == 0),
       sacrifice_need_(option(options, "sacrifice_need", SACRIFICE_NEED)),
       in_order_(parts.state, parts.queues) {}
+
+bool Adaptive::has_other_device(const Model& model) const {
+    bool has_one = false;
+    Bits::for_each_in_both(parts_.queues.hungry(), model.homes, [&](std::uint32_t slot) {
+        const Executor& executor = parts_.state.at<Executor>(slot);
+        const Residency* residency = executor.arena->find(&model);
+        has_one = executor.usable() && is_usable(residency) && !parts_.queues.is_too_slow(model, *residency->spec);
+        return !has_one;
+    });
+    return has_one;
+}
 
 // ----- what arrives, and what it needs ------------------------------------------------------------
 
@@ -90,9 +102,7 @@ double Adaptive::last_need_at_most() const {
 }
 
 double Adaptive::need_of(double arrives, Ns now) const {
-    return parts_.state.executors.empty()
-               ? 0
-               : arrives * pace_.at(now) / static_cast<double>(parts_.state.executors.size());
+    return parts_.state.executors.empty() ? 0 : arrives * pace_.at(now) / devices();
 }
 
 PolicyStatus Adaptive::status(Ns now) const {
@@ -104,18 +114,38 @@ PolicyStatus Adaptive::status(Ns now) const {
     return {true, pace_.at(now), need, std::min(need, need_of(lull.rate(LULL_SIGMAS), now)), share_};
 }
 
-// The preparation by which a model is counted: the preparation of a device that has the model, otherwise of a
-// device that could load it.
-KindSpec* Adaptive::spec_of(const Model& model) {
-    if (!model.residencies.empty()) {
-        return model.residencies.front()->spec;
+double Adaptive::devices() const { return part_ * static_cast<double>(parts_.state.executors.size()); }
+
+// The preparation by which a model is counted: the fastest of devices that have the model, otherwise of
+// devices that could load it.
+KindSpec* Adaptive::spec_of(const Model& model, std::uint32_t shape) {
+    if (model.specs.size() == 1) [[likely]] {
+        return model.specs.front();
     }
+    auto is_there = [&](const KindSpec* spec) {
+        return model.residencies.empty()
+                   ? spec->worker_count > 0
+                   : std::any_of(model.residencies.begin(), model.residencies.end(),
+                                 [spec](const Residency* residency) { return residency->spec == spec; });
+    };
+    KindSpec* best = nullptr;
+    Ns least = NEVER_NS;
     for (KindSpec* spec : model.specs) {
-        if (spec->worker_count > 0) {
-            return spec;
+        Ns alone = is_there(spec) ? spec->alone_ns(shape, 1) : NEVER_NS;
+        if (alone > 0 && alone < least) {
+            best = spec;
+            least = alone;
         }
     }
-    return model.specs.front();
+    return best != nullptr ? best : model.residencies.empty() ? model.specs.front() : model.residencies.front()->spec;
+}
+
+double Adaptive::slower(const Model& model, const KindSpec& spec, std::uint32_t shape) {
+    if (model.specs.size() == 1) [[likely]] {
+        return 1;
+    }
+    Ns least = spec_of(model, shape)->alone_ns(shape, 1);
+    return least > 0 ? static_cast<double>(spec.alone_ns(shape, 1)) / static_cast<double>(least) : 1;
 }
 
 Ns Adaptive::link_ns(const Model& model) {
@@ -195,14 +225,42 @@ std::uint32_t Adaptive::Durations::rows_within(Ns time_ns, std::uint32_t rows_ma
     return most_rows(*this, time_ns, rows_max);
 }
 
-// Computes the ideal cost of a model's requests for their SLO.
-void Adaptive::look_up(Traffic& known, const KindSpec& spec, std::uint32_t shape) const {
+double Adaptive::ideal_ns(const KindSpec& spec, std::uint32_t shape, Ns time_ns) const {
     Durations batch_ns = durations(spec, shape);
-    std::uint32_t most = std::max(batch_ns.rows_within(static_cast<Ns>(known.slack_ns), spec.batch_max), 1u);
-    known.ideal_ns = static_cast<double>(batch_ns(most)) / most;
-    for (std::uint32_t rows = 1; rows < most; rows *= 2) {
-        known.ideal_ns = std::min(known.ideal_ns, static_cast<double>(batch_ns(rows)) / rows);
+    std::uint32_t most = batch_ns.rows_within(time_ns, spec.batch_max);
+    if (most == 0) {
+        return 0;
     }
+    double ideal = static_cast<double>(batch_ns(most)) / most;
+    for (std::uint32_t rows = 1; rows < most; rows *= 2) {
+        ideal = std::min(ideal, static_cast<double>(batch_ns(rows)) / rows);
+    }
+    return ideal;
+}
+
+double Adaptive::part_of_devices(const Model& model, std::uint32_t shape, const Traffic& known) const {
+    if (model.specs.size() == 1 || parts_.state.executors.empty()) [[likely]] {
+        return 1;
+    }
+    double sum = 0;
+    for (const Executor* executor : parts_.state.executors) {
+        const KindSpec* spec = model.spec(*executor->arena);
+        double ideal = spec != nullptr ? ideal_ns(*spec, shape, static_cast<Ns>(known.slack_ns)) : 0;
+        sum += ideal > 0 ? std::min(known.ideal_ns / ideal, 1.0) : 0;
+    }
+    // No model is counted as if there were no device.
+    return std::max(sum, 1.0) / static_cast<double>(parts_.state.executors.size());
+}
+
+// Computes the ideal cost of a model's requests for their SLO.
+void Adaptive::look_up(Traffic& known, const Model& model, std::uint32_t shape) const {
+    const KindSpec& spec = *spec_of(model, shape);
+    Durations batch_ns = durations(spec, shape);
+    Ns slack = static_cast<Ns>(known.slack_ns);
+    double ideal = ideal_ns(spec, shape, slack);
+    known.ideal_ns = ideal > 0 ? ideal : static_cast<double>(batch_ns(1));
+    known.part = part_of_devices(model, shape, known);
+    std::uint32_t most = std::max(batch_ns.rows_within(slack, spec.batch_max), 1u);
     const Curve* curve = batch_ns.curve();
     double saving = curve != nullptr ? curve->saving(most) : 1;
     known.saves = saving > SAVING_MIN;
@@ -215,12 +273,12 @@ bool Adaptive::admit(Pending& pending) {
     keep_time();
     Model& model = *pending.model;
     const Request& request = pending.request;
-    KindSpec& spec = *spec_of(model);
+    KindSpec& spec = *spec_of(model, request.shape);
     Traffic& there = traffic_.of(model);
     double slack = static_cast<double>(pending.deadline_ns - parts_.state.now);
     there.slack_ns += (slack - there.slack_ns) / (there.arrivals < IDEAL_EVERY ? there.arrivals + 1 : IDEAL_EVERY);
     if (there.arrivals++ % IDEAL_EVERY == 0) {
-        look_up(there, spec, request.shape);
+        look_up(there, model, request.shape);
     }
     Ns slo = pending.deadline_ns - request.arrived_ns;
     Ns soonest = soonest_ns(model, request.shape, pending.size);
@@ -268,17 +326,21 @@ double Adaptive::crowd() const {
     if (square_sum_ <= 0 || parts_.state.executors.empty()) {
         return 0;
     }
-    return cost_sum_ * cost_sum_ / square_sum_ / static_cast<double>(parts_.state.executors.size());
+    return cost_sum_ * cost_sum_ / square_sum_ / devices();
 }
 
 void Adaptive::share_out() {
     wanted_.clear();
+    double cost = 0, part = 0;
     traffic_.for_each([&](const Traffic& traffic) {
-        if (double devices = rate(traffic.rows) * traffic.ideal_ns; devices > 0) {
-            wanted_.push_back(devices);
+        if (double wanted = rate(traffic.rows) * traffic.ideal_ns; wanted > 0) {
+            wanted_.push_back(wanted);
+            cost += wanted;
+            part += wanted * traffic.part;
         }
     });
-    share_ = level_of(wanted_, static_cast<double>(parts_.state.executors.size()), REFUSE_NEED);
+    part_ = cost > 0 ? std::min(part / cost, 1.0) : 1;
+    share_ = level_of(wanted_, devices(), REFUSE_NEED);
 }
 
 void Adaptive::turn_away(Pending& pending, Ns after_ns) {
@@ -296,7 +358,7 @@ double Adaptive::backlog_ns() {
         parts_.queues.for_each_waiting([&](std::uint32_t slot, std::uint32_t rows) {
             sum += rows * traffic_.of(parts_.state.at<Model>(slot)).ideal_ns;
         });
-        backlog_ns_ = sum / static_cast<double>(std::max<std::size_t>(parts_.state.executors.size(), 1));
+        backlog_ns_ = sum / std::max(devices(), 1.0);
     }
     return backlog_ns_;
 }
@@ -317,7 +379,7 @@ bool Adaptive::refuse_beyond_share(Pending& pending, const KindSpec& spec, const
     if (waiting < batch_ns.rows_within(slack, spec.batch_max)) {
         return false;  // the request would only make the next batch cheaper
     }
-    double level = is_crowded ? share_ : static_cast<double>(std::max<std::size_t>(parts_.state.executors.size(), 1));
+    double level = is_crowded ? share_ : std::max(devices(), 1.0);
     double wait = waiting * known.ideal_ns / level;
     double room = (is_crowded ? SHARE_WAIT : 1) * static_cast<double>(slack - batch_ns(1));
     double enough = std::max(room, static_cast<double>(batch_ns(pending.size)));
@@ -422,7 +484,7 @@ Ns Adaptive::ready_ns(Queue& queue) {
     if (!holds_ || front.alone || model.residencies.empty()) {
         return 0;
     }
-    const KindSpec& spec = *model.residencies.front()->spec;
+    const KindSpec& spec = *spec_of(model, queue.shape);
     std::uint32_t rows = parts_.queues.rows(model, queue.shape);  // all levels of a model share batches
     if (rows >= spec.batch_max) {
         return 0;
@@ -534,7 +596,8 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     bool may_sacrifice =
         sacrifices_ && known.saves && !is_modest && queue.is_plain() && queue.level >= parts_.requests.lowest_level();
     if (may_sacrifice && rows < std::min(size - first, spec.batch_max)) {
-        double limit = known.ideal_ns / std::max(sacrifice_need_ * need(), 1e-9);
+        double limit =
+            known.ideal_ns * slower(*queue.model, spec, queue.shape) / std::max(sacrifice_need_ * need(), 1e-9);
         double cost = static_cast<double>(batch_ns(rows)) / rows;
         if (cost > limit && !has_other_device(*queue.model)) {
             std::uint32_t last = std::min(size - first, SACRIFICE_MAX);
@@ -563,7 +626,8 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
         std::uint32_t others = idle_others(parts_, *residency.arena, *queue.model, rows - 1);
         std::uint32_t part = (rows + others) / (others + 1);
         double cost = static_cast<double>(batch_ns(part)) / part;
-        if (part < rows && cost * hold_need_ * need_at_most() <= known.ideal_ns) {
+        double ideal = known.ideal_ns * slower(*queue.model, spec, queue.shape);
+        if (part < rows && cost * hold_need_ * need_at_most() <= ideal) {
             rows = part;
             is_part = true;
         }
@@ -696,7 +760,11 @@ void Adaptive::give_up_first(const Candidate& chosen) {
 Adaptive::Coming Adaptive::first_coming(const Arena& arena) const {
     Coming found;
     for_each_coming(arena, [&](const Residency& residency) {
-        if (residency.model->residencies.size() > 1 || residency.ready_ns <= parts_.state.now) {
+        const std::vector<Residency*>& there = residency.model->residencies;
+        bool is_elsewhere = std::any_of(there.begin(), there.end(), [&](const Residency* other) {
+            return other != &residency && !parts_.queues.is_too_slow(*residency.model, *other->spec);
+        });
+        if (is_elsewhere || residency.ready_ns <= parts_.state.now) {
             return;
         }
         for (const auto& queue : parts_.queues.of(*residency.model)) {

@@ -199,7 +199,8 @@ private:
     struct Traffic {
         double cost = 0;  // ideal device time, ns
         double rows = 0;
-        double ideal_ns = 0;  // ideal device time of one row
+        double ideal_ns = 0;  // ideal device time of one row, on the kind of device that is best for it
+        double part = 1;      // of all devices, those that can serve it, by their speed
         double slack_ns = 0;  // mean SLO of its requests
         bool saves = false;   // batches save more than SAVING_MIN
         // whether requests are refused at arrival because of the work before them
@@ -207,7 +208,9 @@ private:
         std::array<Company, COMPANIES> company;  // by the number of waiting rows: see company()
         std::uint32_t arrivals = 0;
 
-        void archive(Archive& archive) { archive(cost, rows, ideal_ns, slack_ns, saves, is_told, company, arrivals); }
+        void archive(Archive& archive) {
+            archive(cost, rows, ideal_ns, part, slack_ns, saves, is_told, company, arrivals);
+        }
     };
 
     struct Coming {  // requests whose model is about to be loaded
@@ -231,7 +234,7 @@ private:
         std::uint8_t level;  // the level that the ranks belong to
     };
 
-    static KindSpec* spec_of(const Model& model);
+    static KindSpec* spec_of(const Model& model, std::uint32_t shape);
     // Delay of the way to the first device that has the model, and back; 0 while no device has it.
     static Ns link_ns(const Model& model);
     Ns soonest_ns(const Model& model, std::uint32_t shape, std::uint32_t rows) const;
@@ -273,7 +276,14 @@ private:
     Ns hoped_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const {
         return durations(spec, shape).hoped_ns(rows);
     }
-    void look_up(Traffic& known, const KindSpec& spec, std::uint32_t shape) const;
+    void look_up(Traffic& known, const Model& model, std::uint32_t shape) const;
+    // The ideal cost of a row in the best batch within the time, on devices of this preparation; 0: none is.
+    double ideal_ns(const KindSpec& spec, std::uint32_t shape, Ns time_ns) const;
+    double part_of_devices(const Model& model, std::uint32_t shape, const Traffic& known) const;
+    // Number of devices, those of slower kinds by their speed for what arrives.
+    double devices() const;
+    // How many times as long a row takes here as on the kind of device that is best for the model.
+    static double slower(const Model& model, const KindSpec& spec, std::uint32_t shape);
     // Number of models that matter, per device.
     double crowd() const;
     void share_out();
@@ -299,8 +309,8 @@ private:
     // The need if so much ideal device time arrives per nanosecond.
     double need_of(double arrives, Ns now) const;
     double hold_share(const Model& model) const;
-    // Whether another device that holds the model could take work and has found none.
-    bool has_other_device(const Model& model) const { return parts_.queues.find_hungry(model) != nullptr; }
+    // Whether another device that holds the model could take work and has found none, and is not too slow.
+    bool has_other_device(const Model& model) const;
     Coming first_coming(const Arena& arena) const;
     bool make_way(const Candidate& candidate, const Coming& coming, Ns free_ns);
     bool pick(Executor& executor, Ns free_ns, Candidate& chosen);
@@ -340,6 +350,7 @@ private:
     std::uint64_t batch_copied_max_ = 0;  // bound on the copied bytes of any batch
     double share_ = 0;                    // bound on the devices of a model; 0: no limit
     Ns share_at_ns_ = 0;                  // time at which share_ is computed next
+    double part_ = 1;                     // of all devices, those that serve what arrives, by their speed
     std::vector<double> wanted_;          // devices that each model asks for; scratch of share_out()
     Fading pace_{1};                      // ratio of executed to planned time
     InOrder in_order_;

@@ -442,7 +442,7 @@ void Queued::archive(Archive& archive) {
 void Adaptive::archive(Archive& archive) {
     traffic_.archive(archive, parts_.state.pool<Model>().slot_count());
     archive(cost_sum_, square_sum_, weights_, surge_, lull_, last_, full_until_ns_, backlog_ns_, backlog_at_ns_,
-            margins_, batch_bytes_max_, batch_copied_max_, share_, share_at_ns_, pace_);
+            margins_, batch_bytes_max_, batch_copied_max_, share_, share_at_ns_, part_, pace_);
 }
 
 void SlotHeap::archive(Archive& archive, std::uint32_t limit) {

@@ -83,7 +83,7 @@ bool InOrder::serves(const Pending& pending) {
 bool InOrder::serve(const Model& model, std::uint32_t shape, const Waiting& waiting) {
     Device* best = nullptr;
     const KindSpec* spec = nullptr;
-    Ns begin = NEVER_NS;
+    Ns begin = NEVER_NS, end = NEVER_NS;
     for (Device& device : devices_) {
         const Residency* residency = device.arena->find(&model);
         if (residency == nullptr || !is_promised(*residency)) {
@@ -100,8 +100,10 @@ bool InOrder::serve(const Model& model, std::uint32_t shape, const Waiting& wait
             }
         }
         bool is_resident = residency->state == ResidencyState::RESIDENT;
-        if (Ns free = is_resident ? device.free_ns : std::max(device.free_ns, residency->ready_ns); free < begin) {
+        Ns free = is_resident ? device.free_ns : std::max(device.free_ns, residency->ready_ns);
+        if (Ns ends = free + here.alone_ns(shape, waiting.size); ends < end) {
             begin = free;
+            end = ends;
             best = &device;
             spec = &here;
         }

@@ -422,7 +422,7 @@ Ns AdaptiveMemory::loaded_ns(const Arena& arena, const KindSpec& spec, const Mod
 // again.
 Score AdaptiveMemory::score(const Arena& arena, const KindSpec& spec, const Model& model, const Score& least) const {
     const Queue* first = queues_.first_due(model);
-    if (first == nullptr || Placement::loading(arena) >= OUTSTANDING_MAX) {
+    if (first == nullptr || Placement::loading(arena) >= OUTSTANDING_MAX || queues_.is_too_slow(model, spec)) {
         return {-1};
     }
     Ns room = arena.has_room(spec) ? 0 : spec.load_planned_ns();
@@ -562,7 +562,8 @@ void AdaptiveMemory::copy_freely(Arena& arena) {
     offered_[arena.slot] = OFFERED_NOTHING;
     KindSpec* spec = Placement::loadable(arena, model);
     if (asking_.empty() && arena.pending.empty() && Placement::loading(arena) == 0 && spec != nullptr &&
-        waiting(model) > 0 && rate(model) * static_cast<double>(spec->load_planned_ns()) >= SPARE_ASKED) {
+        waiting(model) > 0 && !queues_.is_too_slow(model, *spec) &&
+        rate(model) * static_cast<double>(spec->load_planned_ns()) >= SPARE_ASKED) {
         arenas_.load_now(arena, model, *spec, 0);
     }
 }
@@ -599,6 +600,9 @@ void AdaptiveMemory::look(Arena& arena) {
         bool is_put_back = asking_.urgency(slot).is_put_back;
         asking_.erase(slot);
         KindSpec* spec = Placement::loadable(arena, model);
+        if (spec != nullptr && queues_.is_too_slow(model, *spec)) {
+            spec = nullptr;
+        }
         ++(spec != nullptr ? scanned : passed);
         if (spec != nullptr && (cold || earns_copy(arena, *spec, model))) {
             if (Arena* other = roomier(arena, *spec, model); other != nullptr) {

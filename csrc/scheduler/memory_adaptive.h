@@ -170,15 +170,17 @@ private:
     const Demand* known(const Model& model) const {
         return model.slot < demands_.size() ? &demands_[model.slot] : nullptr;
     }
-    // Whether no device has the model, or all that do have doomed it or leave.
-    static bool is_cold(const Model& model) {
-        return std::none_of(model.residencies.begin(), model.residencies.end(),
-                            [](const Residency* residency) { return is_promised(*residency); });
+    // Whether no device has the model, or all that do have doomed it, leave, or are too slow.
+    bool is_cold(const Model& model) const {
+        return std::none_of(model.residencies.begin(), model.residencies.end(), [&](const Residency* residency) {
+            return is_promised(*residency) && !queues_.is_too_slow(model, *residency->spec);
+        });
     }
     // Whether a load of the model is decided or under way.
-    static bool is_coming(const Model& model) {
-        return std::any_of(model.residencies.begin(), model.residencies.end(), [](const Residency* residency) {
-            return residency->state != ResidencyState::RESIDENT && is_promised(*residency);
+    bool is_coming(const Model& model) const {
+        return std::any_of(model.residencies.begin(), model.residencies.end(), [&](const Residency* residency) {
+            return residency->state != ResidencyState::RESIDENT && is_promised(*residency) &&
+                   !queues_.is_too_slow(model, *residency->spec);
         });
     }
     bool asks(const Model& model, bool is_cold);

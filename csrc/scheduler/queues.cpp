@@ -171,6 +171,15 @@ Queue* Queues::first_ready(const Arena& arena, Residency*& residency) {
     }
 }
 
+bool Queues::is_too_slow(const Model& model, const KindSpec& spec) const {
+    const Queue* first = model.specs.size() > 1 ? first_due(model) : nullptr;
+    if (first == nullptr) [[likely]] {
+        return false;
+    }
+    const Request& request = first->front().pending->request;
+    return spec.alone_ns(first->shape, first->front().size) > request.deadline_ns - request.arrived_ns;
+}
+
 Ns Queues::first_alone_ns(const Model& model, const KindSpec& spec) const {
     const Queue* first = first_due(model);
     return first != nullptr ? spec.alone_ns(first->shape, first->front().size) : 0;

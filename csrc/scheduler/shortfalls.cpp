@@ -16,7 +16,8 @@ Shortfall Shortfalls::of(const Model& model) const {
     servers_.clear();
     placement_.begin_backlogs();
     for (const Residency* residency : model.residencies) {
-        if (is_promised(*residency) && servers_.size() < SHORT_DEVICES_MAX) {
+        if (is_promised(*residency) && servers_.size() < SHORT_DEVICES_MAX &&
+            !queues_.is_too_slow(model, *residency->spec)) {
             Ns free = free_ns(*residency, first->front().deadline_ns);
             servers_.push_back({free, residency->spec, residency->arena->worker->back_ns});
         }
@@ -126,11 +127,11 @@ bool Shortfalls::could_copy(const Pending& pending) const {
             std::max(worker->link_free_ns, state_.now + arenas_.fetch_wait_ns(*worker, model) + worker->there_ns);
         for (const Arena* arena : worker->arenas) {
             const KindSpec* spec = Placement::loadable(*arena, model);
-            if (spec == nullptr) {
+            Ns alone = spec != nullptr ? spec->alone_ns(pending.request.shape, pending.size) : 0;
+            if (spec == nullptr || alone > pending.deadline_ns - pending.request.arrived_ns) {
                 continue;
             }
             Ns loaded = begin + spec->load_planned_ns();
-            Ns alone = spec->alone_ns(pending.request.shape, pending.size);
             Ns latest = pending.deadline_ns - worker->back_ns - alone;
             Ns start = loaded + worker->back_ns + worker->there_ns;
             if (start > latest) {

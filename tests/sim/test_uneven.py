@@ -30,6 +30,33 @@ def test_a_slow_device_that_would_be_late_hides_no_fast_one(policy: str, speeds:
     assert good_part(report) > 0.99
 
 
+def test_devices_too_slow_for_an_slo_do_not_count() -> None:
+    """Batches that wait for company because half of the devices are idle, which are too slow for any request."""
+    models = [
+        linear(f"m{i}", 10 * MS // 21, 20 * 10 * MS // 21, 64, slo_ns=20 * MS, program="p") for i in range(4)
+    ]
+    arrivals = poisson([2500 * share for share in zipf(4, 0.9)], 10 * SECOND, seed=4).collect()
+    served = [
+        good_part(simulate(models, cluster, [Open([arrivals])], policy="adaptive", seed=4, resident=True))
+        for cluster in (Cluster(devices=8), Cluster(devices=16, speeds=(1.0, 0.5)))
+    ]
+    assert served[1] > served[0] - 0.002 > 0.99, served
+
+
+def test_a_model_on_devices_too_slow_for_it_is_cold() -> None:
+    """Two fast devices hold 8 of 12 models; beside them, two hold models that they cannot serve in time."""
+    models = [linear(f"m{i}", MS // 2, 19 * MS // 2, 8, weights_bytes=7 << 20, load_ns=8 * MS, slo_ns=20 * MS, program="p")
+              for i in range(12)]  # fmt: skip
+    cluster = Cluster(devices=4, speeds=(1.0, 0.5), page_bytes=1 << 20, page_count=28)
+    arrivals = poisson([20 * share for share in zipf(12, 0.6)], 200 * SECOND, seed=6).collect()
+    bad = {
+        policy: 1
+        - good_part(simulate(models, cluster, [Open([arrivals])], policy=policy, seed=6, resident=True))
+        for policy in ("adaptive", "edf")
+    }
+    assert bad["adaptive"] < 2 * bad["edf"] < 0.02, bad
+
+
 def test_a_model_on_every_device_goes_before_no_earlier_deadline_of_another() -> None:
     """Two devices hold eight of twelve models, of which the popular ones are on both: those could be served
     elsewhere, but that is no reason to serve them first."""

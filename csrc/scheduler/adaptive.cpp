@@ -755,7 +755,7 @@ void Adaptive::give_up_first(const Candidate& chosen) {
     }
 }
 
-// The first requests of a model that the device loads, which no other device has: the tightest of them.
+// The first requests of a model that the device loads: the tightest of them.
 // Nothing waits for an overdue load.
 Adaptive::Coming Adaptive::first_coming(const Arena& arena) const {
     Coming found;
@@ -764,7 +764,7 @@ Adaptive::Coming Adaptive::first_coming(const Arena& arena) const {
         bool is_elsewhere = std::any_of(there.begin(), there.end(), [&](const Residency* other) {
             return other != &residency && !parts_.queues.is_too_slow(*residency.model, *other->spec);
         });
-        if (is_elsewhere || residency.ready_ns <= parts_.state.now) {
+        if (residency.ready_ns <= parts_.state.now) {
             return;
         }
         for (const auto& queue : parts_.queues.of(*residency.model)) {
@@ -775,7 +775,8 @@ Adaptive::Coming Adaptive::first_coming(const Arena& arena) const {
             std::uint32_t rows = std::max(std::min(queue->rows(), residency.spec->batch_max), front.size);
             Ns latest = front.deadline_ns - arena.worker->back_ns - takes_ns(*residency.spec, queue->shape, front.size);
             if (residency.ready_ns <= latest && latest < found.latest_ns) {
-                found = {residency.ready_ns, latest, takes_ns(*residency.spec, queue->shape, rows)};
+                Ns takes = takes_ns(*residency.spec, queue->shape, rows);
+                found = {residency.ready_ns, latest, takes, is_elsewhere ? residency.model : nullptr};
             }
         }
     });
@@ -786,6 +787,9 @@ Adaptive::Coming Adaptive::first_coming(const Arena& arena) const {
 // another device can serve it. True: it is left.
 bool Adaptive::make_way(const Candidate& candidate, const Coming& coming, Ns free_ns) {
     if (free_ns + candidate.duration_ns <= coming.latest_ns || coming.ready_ns - free_ns > candidate.duration_ns) {
+        return false;
+    }
+    if (coming.elsewhere != nullptr && !parts_.memory->is_needed(*coming.elsewhere, *candidate.residency->arena)) {
         return false;
     }
     if (candidate.own_start_ns >= std::max(coming.ready_ns, free_ns) + coming.takes_ns) {

@@ -217,6 +217,7 @@ private:
         Ns ready_ns = 0;
         Ns latest_ns = NEVER_NS;  // latest start of the first
         Ns takes_ns = 0;
+        const Model* elsewhere = nullptr;  // their model, if other devices have or load it, too
     };
 
     struct Candidate {

@@ -129,6 +129,9 @@ public:
     void went_before(const Model& model, Ns due_ns) override;
     bool is_served_elsewhere(const Pending& pending, const Arena& arena) const override;
     bool could_copy(const Pending& pending) const override;
+    bool is_needed(const Model& model, const Arena& arena) const override {
+        return shortfalls_.of(model, &arena).late > 0;
+    }
     void found_all_busy(Model& model) override;
     bool may_evict(const Residency& residency) const override;
     std::size_t order_evictable(std::vector<Residency*>& found, std::size_t ordered) override;

@@ -32,6 +32,8 @@ public:
     // Whether a device other than `arena`, which has, loads or could load the model, would serve a request in
     // time.
     virtual bool is_served_elsewhere(const Pending& /*pending*/, const Arena& /*arena*/) const { return false; }
+    // Whether requests of a model that `arena` loads would be late on the other devices that have or load it.
+    virtual bool is_needed(const Model& /*model*/, const Arena& /*arena*/) const { return false; }
     // A model that is on devices wants another device now, and none of its devices could take work.
     virtual void found_all_busy(Model& /*model*/) {}
 

@@ -7,7 +7,7 @@ namespace clockwork {
 
 // Has the waiting requests of a model served in the order of their deadlines by the devices that have or load
 // it, each by the first to be free.
-Shortfall Shortfalls::of(const Model& model) const {
+Shortfall Shortfalls::of(const Model& model, const Arena* without) const {
     Shortfall found;
     const Queue* first = queues_.first_due(model);
     if (first == nullptr) {
@@ -16,7 +16,7 @@ Shortfall Shortfalls::of(const Model& model) const {
     servers_.clear();
     placement_.begin_backlogs();
     for (const Residency* residency : model.residencies) {
-        if (is_promised(*residency) && servers_.size() < SHORT_DEVICES_MAX &&
+        if (is_promised(*residency) && residency->arena != without && servers_.size() < SHORT_DEVICES_MAX &&
             !queues_.is_too_slow(model, *residency->spec)) {
             Ns free = free_ns(*residency, first->front().deadline_ns);
             servers_.push_back({free, residency->spec, residency->arena->worker->back_ns});

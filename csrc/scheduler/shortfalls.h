@@ -32,7 +32,8 @@ public:
         : state_(state), arenas_(arenas), queues_(queues), placement_(placement) {}
 
     // The model's shortfall, if its devices serve its requests in the order of their deadlines.
-    Shortfall of(const Model& model) const;
+    // without: a device that is left out; null: none.
+    Shortfall of(const Model& model, const Arena* without = nullptr) const;
     // Whether copies, loaded now, would serve an arriving request in time, beside those of the shortfall.
     bool could_copy(const Pending& pending) const;
     // Counts the planned time of a load, or of an execution.

@@ -249,10 +249,9 @@ void Queued::call(Model& model) {
     }
 }
 
-// Wakes a hungry device of the model, on which its first due request takes less than below_ns. False: there is
-// none.
-bool Queued::wake(Model& model, Ns below_ns) {
-    Executor* executor = queues_.find_hungry(model, below_ns);
+// Wakes a hungry device of the model. False: there is none.
+bool Queued::wake(Model& model) {
+    Executor* executor = queues_.find_hungry(model);
     if (executor == nullptr) {
         return false;
     }
@@ -261,17 +260,6 @@ bool Queued::wake(Model& model, Ns below_ns) {
     summoned_.set(model.slot);
     state_.touch(*executor);
     return true;
-}
-
-// Calls faster devices for the models whose requests this device could have taken, and did not: they would be
-// late on it.
-void Queued::call_faster(const Executor& executor) {
-    for (Model* model : called_[executor.slot]) {
-        const Residency* residency = executor.arena->find(model);
-        if (model->specs.size() > 1 && queues_.has_ready(*model) && residency != nullptr) {
-            wake(*model, queues_.first_alone_ns(*model, *residency->spec));
-        }
-    }
 }
 
 void Queued::forget_calls(const Executor& executor) {
@@ -302,7 +290,6 @@ void Queued::dispatch(Executor& executor) {
     memory_->look(*executor.arena);
     if (feed(executor)) {
         queues_.mark_hungry(executor);
-        call_faster(executor);
     } else {
         // Other devices may take the models for which this device was called, or whose requests it left over.
         for (Model* model : called) {

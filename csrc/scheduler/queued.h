@@ -71,8 +71,7 @@ private:
     bool refuse_unknown(Pending& pending, Queue& queue);
     void enqueue(Pending& pending, Queue& queue);
     void call(Model& model);
-    bool wake(Model& model, Ns below_ns = NEVER_NS);
-    void call_faster(const Executor& executor);
+    bool wake(Model& model);
     void forget_calls(const Executor& executor);
     bool feed(Executor& executor);
     void send(Executor& executor, const Choice& choice);

@@ -180,21 +180,21 @@ bool Queues::is_too_slow(const Model& model, const KindSpec& spec) const {
     return spec.alone_ns(first->shape, first->front().size) > request.deadline_ns - request.arrived_ns;
 }
 
-Ns Queues::first_alone_ns(const Model& model, const KindSpec& spec) const {
-    const Queue* first = first_due(model);
-    return first != nullptr ? spec.alone_ns(first->shape, first->front().size) : 0;
-}
-
-Executor* Queues::find_hungry(const Model& model, Ns below_ns) const {
+Executor* Queues::find_hungry(const Model& model) const {
     Executor* found = nullptr;
+    Ns least = NEVER_NS;
+    const Queue* first = model.specs.size() > 1 ? first_due(model) : nullptr;
     Bits::for_each_in_both(hungry_, model.homes, [&](std::uint32_t slot) {
         Executor& executor = state_.at<Executor>(slot);
         const Residency* residency = executor.arena->find(&model);
-        if (executor.usable() && is_usable(residency) &&
-            (below_ns >= NEVER_NS || first_alone_ns(model, *residency->spec) < below_ns)) {
-            found = &executor;
+        if (executor.usable() && is_usable(residency)) {
+            Ns alone = first != nullptr ? residency->spec->alone_ns(first->shape, first->front().size) : 0;
+            if (alone < least) {
+                found = &executor;
+                least = alone;
+            }
         }
-        return found == nullptr;
+        return found == nullptr || first != nullptr;
     });
     return found;
 }

@@ -154,11 +154,9 @@ public:
     void mark_hungry(const Executor& executor) { hungry_.set(executor.slot); }
     void mark_fed(const Executor& executor) { hungry_.clear(executor.slot); }
     const Bits& hungry() const { return hungry_; }
-    // The first hungry executor to which the model's work could be sent; null: none. below_ns: the first due
-    // request must take less time there.
-    Executor* find_hungry(const Model& model, Ns below_ns = NEVER_NS) const;
-    // The duration of the model's first due request alone; 0: no request waits, or none knows.
-    Ns first_alone_ns(const Model& model, const KindSpec& spec) const;
+    // The first hungry executor to which the model's work could be sent, of the kind that is fastest for its
+    // first due request; null: none. If that device cannot serve it in time, no other hungry one can.
+    Executor* find_hungry(const Model& model) const;
 
     void archive(Archive& archive);
     void collect(std::vector<const Pending*>& found) const;

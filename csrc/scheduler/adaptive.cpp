@@ -601,10 +601,11 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
         double cost = static_cast<double>(batch_ns(rows)) / rows;
         if (cost > limit && !has_other_device(*queue.model)) {
             std::uint32_t last = std::min(size - first, SACRIFICE_MAX);
+            double before = cost;
             for (std::uint32_t skip = 1; skip < last && cost > limit; ++skip) {
                 std::uint32_t more = rows_from(first + skip);
                 double cheaper = static_cast<double>(batch_ns(more)) / more;
-                if (cheaper < cost) {
+                if (cheaper < cost && SACRIFICE_GAINS * more * (before - cheaper) >= skip * before) {
                     cost = cheaper;
                     rows = more;
                     given_up = skip;

@@ -79,6 +79,9 @@ inline constexpr double COME_PRIOR = 2.0;
 // A batch is too dear if it costs more than 1 / (SACRIFICE_NEED * need) of its ideal.
 inline constexpr double SACRIFICE_NEED = 1.0;
 
+// Requests are given up only if the larger batch serves as many more in the same time, in this many batches.
+inline constexpr double SACRIFICE_GAINS = 16;
+
 // Models are held to their fair shares while the need is above this share of all device time.
 inline constexpr double REFUSE_NEED = 1.05;
 

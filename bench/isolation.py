@@ -7,7 +7,7 @@ alone.
 One emulated device takes 20 ms a request, so 50 requests/s. The quiet model gets 5 requests/s with an SLO of
 100 ms, alone and then beside each flood of another model: by rate, by a looser and a tighter SLO, by
 priority, by batches, by the size of its inputs. The floods of loads are eight models that do not all fit into
-memory, each asked for at 100/s, which the device could serve; a load takes 16 ms. Beside them the
+memory, each asked for at 50/s, which the device could serve; a load takes 16 ms. Beside them the
 quiet model is asked for a tenth of the device, or *cold* for a tenth of the link, if it has to be loaded for
 each request. In the floods of the wire the link for inputs carries 83 of them a second. A live row has a
 controller and a worker of its own for each policy and flood, and `clockwork load` in processes of its own, in
@@ -94,7 +94,7 @@ FLOODS = {
     "inputs": Flood(input_bytes=INPUT_BYTES),
 }
 
-LOADS = Flood(rate=800.0, exec_ms=1, load_ms=LOAD_MS, models=8, pages=5, quiet_part=0)
+LOADS = Flood(rate=400.0, exec_ms=1, load_ms=LOAD_MS, models=8, pages=5, quiet_part=0)
 COLD = dataclasses.replace(LOADS, quiet_rate=6.25, quiet_exec_ms=2, quiet_part=6.25 * LOAD_MS / 1000)
 WIRE = Flood(rate=300.0, exec_ms=1, input_bytes=INPUT_BYTES, wire=50_000_000, quiet_part=0)
 WIRE_TENTH = dataclasses.replace(

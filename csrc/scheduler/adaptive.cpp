@@ -808,10 +808,14 @@ bool Adaptive::make_way(const Candidate& candidate, const Coming& coming, Ns fre
 bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     keep_time();
     // On a divided device, models that are not modest are ranked as if due later, by the least SLO of models
-    // within their shares; by less where several devices become free within that time.
+    // within their shares; by less where several devices become free within that time. Devices that wait for
+    // the same link do not.
     bool is_shared = is_divided(*executor.arena, parts_.state.now);
     auto is_behind = [&](const Residency& residency) { return is_shared && !residency.share.is_modest; };
-    Ns behind = is_shared ? executor.arena->shares.slack_min_ns / static_cast<Ns>(parts_.state.executors.size()) : 0;
+    Ns behind = is_shared ? executor.arena->shares.slack_min_ns : 0;
+    if (is_shared && executor.worker->inputs_asked.rate(parts_.state.now) <= 1) {
+        behind /= static_cast<Ns>(parts_.state.executors.size());
+    }
     candidates_.clear();
     yields_ = false;
     Coming coming = first_coming(*executor.arena);

@@ -23,6 +23,12 @@ bool delays_loads(const Plan& plan, std::size_t index) {
     return false;
 }
 
+// Whether a device has the model, or will have it, and is not to lose it.
+bool is_promised_somewhere(const Model& model) {
+    return std::any_of(model.residencies.begin(), model.residencies.end(),
+                       [](const Residency* residency) { return is_promised(*residency); });
+}
+
 Ns loads_waiting_ns(const Arena& arena) {
     Ns sum = 0;
     for (const Residency* residency : arena.pending) {
@@ -37,6 +43,7 @@ Ns loads_waiting_ns(const Arena& arena) {
 
 bool Admission::place(Pending& pending) {
     Model& model = *pending.model;
+    ask_for_load(state_, model, !is_promised_somewhere(model));
     std::size_t count = model.residencies.size();
     bool is_wide = count > PLACE_SCAN_MAX;
     std::size_t at = is_wide ? model.place_cursor % count : 0;
@@ -450,15 +457,25 @@ void Admission::commit(Pending& pending, Executor& executor, Residency& residenc
     state_.set_timer(std::max(limit - batch->duration_ns, state_.now + 1), pending);
 }
 
+// Whether nothing waits for the worker's link, and a load that takes `load` would wait for no more than one
+// as long.
+bool Admission::is_link_free(const Worker& worker, Ns load) const {
+    return worker.link_free_ns - worker.there_ns <= state_.now + load &&
+           std::all_of(worker.arenas.begin(), worker.arenas.end(),
+                       [](const Arena* arena) { return arena->pending.empty(); });
+}
+
 // Promises a request on a device onto which the model has to be loaded first.
 bool Admission::place_cold(Pending& pending) {
     Model& model = *pending.model;
     Ns deadline = pending.deadline_ns;
     cold_.clear();
+    bool is_behind = is_behind_on_links(state_, model);
     arenas_.find_loadable(model, loadable_);
     for (const Place& place : loadable_) {
         const Executor& executor = plans_.soonest(*place.arena);
-        if (executor.arena->number + 1 == pending.failed_on) {
+        if (executor.arena->number + 1 == pending.failed_on ||
+            (is_behind && !is_link_free(*executor.worker, place.spec->load_planned_ns()))) {
             continue;
         }
         Ns load = place.spec->load_planned_ns(), alone = place.spec->alone_ns(pending.request.shape, pending.size);
@@ -586,6 +603,9 @@ void Admission::note_asked(Pending& pending) {
         ask_for(*pending.batch->residency, state_.now, asked);
         return;
     }
+    if (!is_promised_somewhere(model)) {
+        contest_links(state_);
+    }
     Residency* turn = model.next_asked();
     Ns alone = turn != nullptr ? turn->spec->alone_ns(shape, rows) : 0;
     if (alone == 0 || alone > asked.slack_ns) {
@@ -688,6 +708,9 @@ Ns Admission::least_finish_ns(const Executor& executor, Residency& residency, Ns
 
 // Loads a model whose absence cost a request its promise, for the next request.
 void Admission::warm(Model& model) {
+    if (is_behind_on_links(state_, model)) {
+        return;
+    }
     arenas_.find_loadable(model, loadable_);
     for (const Place& place : loadable_) {
         Arena& arena = *place.arena;

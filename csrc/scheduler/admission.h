@@ -136,6 +136,7 @@ private:
     static std::size_t place_of(const Plan& plan, const Residency& residency, Ns key_ns);
     bool keeps_loads(Executor& executor, Ns free, std::size_t index, Ns added);
     void commit(Pending& pending, Executor& executor, Residency& residency, const Slot& slot);
+    bool is_link_free(const Worker& worker, Ns load) const;
     bool place_cold(Pending& pending);
     bool place_doomed(Pending& pending);
     bool delay_loads(Executor& executor, Residency& residency, const Pending& pending, Slot& slot);

@@ -182,7 +182,7 @@ void Model::archive(Archive& archive) {
             background);
     archive(live, served, unloads, fetches, drops, place_cursor, asked_cursor, load_cursor, touched);
     homes.archive(archive, archive.books->pool<Executor>().slot_count());
-    archive(demand, asked, unanswerable, overruns, overrun_ns);
+    archive(demand, asked, loads, unanswerable, overruns, overrun_ns);
     Archive::need(!specs.empty(), "a model is prepared nowhere");
 }
 
@@ -256,7 +256,7 @@ void State::archive(Archive& archive) {
     // Pools come before the pools whose records refer to them.
     archive(pool<KindSpec>(), pool<Model>(), pool<Residency>(), pool<Arena>(), pool<Executor>(), pool<Worker>());
     archive(pool<Batch>(), pool<Flight>(), pool<Pending>());
-    archive(now, models, arenas, executors, background, tiered, predictions, judged_from_ns, judged_until_ns);
+    archive(now, models, arenas, executors, background, tiered, predictions, links, judged_from_ns, judged_until_ns);
     archive(timers_, sequence_, dirty_, action_id_, load_id_);
     if (!archive.is_reading()) {
         return;

@@ -24,7 +24,7 @@
 
 namespace clockwork {
 
-inline constexpr std::uint32_t STATE_FORMAT = 13;
+inline constexpr std::uint32_t STATE_FORMAT = 15;
 
 class State;
 

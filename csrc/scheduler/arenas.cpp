@@ -55,7 +55,8 @@ void Arenas::enter_pending(Residency& residency) {
     pending.insert(place, &residency);
 }
 
-bool Arenas::try_idle(Arena& arena, const std::vector<std::uint32_t>& runs, std::vector<Residency*>& victims) {
+bool Arenas::try_idle(Arena& arena, const Model* model, const std::vector<std::uint32_t>& runs,
+                      std::vector<Residency*>& victims) {
     if (trial_.allocate(runs, trial_starts_)) {
         return true;
     }
@@ -63,7 +64,7 @@ bool Arenas::try_idle(Arena& arena, const std::vector<std::uint32_t>& runs, std:
     for (Residency* residency = arena.resident.front(); residency != nullptr;
          residency = arena.resident.next(residency)) {
         if (!residency->doomed && residency->is_idle() && deciders_.memory->may_evict(*residency) &&
-            !contains(victims, residency)) {
+            !contains(victims, residency) && may_take(model, *residency)) {
             evictable_.push_back(residency);
         }
     }
@@ -82,10 +83,10 @@ bool Arenas::try_idle(Arena& arena, const std::vector<std::uint32_t>& runs, std:
     return false;
 }
 
-bool Arenas::find_room(Arena& arena, const KindSpec& spec, std::vector<Residency*>& victims) {
+bool Arenas::find_room(Arena& arena, const Model& model, const KindSpec& spec, std::vector<Residency*>& victims) {
     victims.clear();
     trial_ = arena.pages;
-    return try_idle(arena, spec.runs, victims);
+    return try_idle(arena, &model, spec.runs, victims);
 }
 
 // Determines on a copy of the arena which models have to go for this load. False if the load is impossible.
@@ -103,15 +104,15 @@ bool Arenas::find_victims(Residency& residency, bool doom) {
     }
     for (const Residency* other : arena.pending) {
         // Loads sent since its planning may have fragmented its victims' pages: it will take more.
-        if (!try_idle(arena, other->spec->runs, residency.victims)) {
+        if (!try_idle(arena, residency.model, other->spec->runs, residency.victims)) {
             return false;
         }
     }
-    if (try_idle(arena, runs, residency.victims)) {
+    if (try_idle(arena, residency.model, runs, residency.victims)) {
         return true;
     }
     if (doom) {
-        find_busy(arena);
+        find_busy(arena, residency.model);
         for (const PredictedEnd& ending : endings_) {
             residency.victims.push_back(ending.residency);
             residency.clear_ns = std::max(residency.clear_ns, ending.finish_ns);
@@ -170,12 +171,12 @@ void Arenas::forget_victim(Arena& arena, Residency& residency) {
 }
 
 // Lists the models that could be doomed, with the predicted end of their work, earliest first.
-void Arenas::find_busy(Arena& arena) {
+void Arenas::find_busy(Arena& arena, const Model* model) {
     endings_.clear();
     Ns free = arena.drained_ns(state_.now);
     for (Residency* residency = arena.resident.front(); residency != nullptr;
          residency = arena.resident.next(residency)) {
-        if (!residency->doomed && !residency->is_idle()) {
+        if (!residency->doomed && !residency->is_idle() && may_take(model, *residency)) {
             endings_.push_back({free, residency});
         }
     }
@@ -318,6 +319,7 @@ void Arenas::send_load(Residency& residency, bool hurries) {
     arena.wake_at(worker.loads_due_ns() + STUCK_NS);
     residency.state = ResidencyState::LOADING;
     residency.load_id = state_.next_load();
+    charge_load(state_, *residency.model, expected);
     residency.ready_ns = worker.link_free_ns + worker.back_ns + worker.there_ns;
     Flight* flight = flights_.make(arena, ActionKind::LOAD, residency, nullptr, expected, planned);
     flights_.enter(*flight);
@@ -393,7 +395,7 @@ bool Arenas::make_room(Arena& arena, Residency& residency, Ns before_ns) {
     }
     victims_.clear();
     bool fits = false;
-    for_each_evictable(arena, residency.victims, before_ns, [&](Residency* resident) {
+    for_each_evictable(arena, residency, before_ns, [&](Residency* resident) {
         pages.free(resident->starts, resident->spec->runs);
         victims_.push_back(resident);
         fits = pages.allocate(runs, residency.starts);
@@ -419,7 +421,7 @@ bool Arenas::make_way(Arena& arena, Reservation& reservation, bool dooms) {
             trial_.free(victim->starts, victim->spec->runs);
         }
     }
-    if (!try_idle(arena, reservation.runs, victims_)) {
+    if (!try_idle(arena, nullptr, reservation.runs, victims_)) {
         if (dooms) {
             doom_for(arena, reservation);
         }
@@ -444,7 +446,7 @@ void Arenas::doom_for(Arena& arena, Reservation& reservation) {
     if (trial_.allocate(reservation.runs, trial_starts_)) {
         return;  // earlier victims will be idle after a while
     }
-    find_busy(arena);
+    find_busy(arena, nullptr);
     for (Residency* residency = arena.resident.front(); residency != nullptr;
          residency = arena.resident.next(residency)) {
         if (!residency->doomed && residency->is_idle() && !deciders_.memory->may_evict(*residency)) {
@@ -486,11 +488,11 @@ void Arenas::unload_victims(Residency& residency) {
     }
 }
 
-// Calls function for idle models in the order of eviction, until it returns false: the chosen, then the least
-// recently used.
+// Calls function for idle models in the order of eviction for a load, until it returns false: its chosen
+// victims, then the least recently used.
 template <typename Function>
-void Arenas::for_each_evictable(Arena& arena, const std::vector<Residency*>& chosen, Ns before_ns,
-                                Function&& function) {
+void Arenas::for_each_evictable(Arena& arena, const Residency& load, Ns before_ns, Function&& function) {
+    const std::vector<Residency*>& chosen = load.victims;
     for (Residency* residency : chosen) {
         if (residency->is_idle() && residency->on_device && !function(residency)) {
             return;
@@ -499,7 +501,7 @@ void Arenas::for_each_evictable(Arena& arena, const std::vector<Residency*>& cho
     evictable_.clear();
     for (Residency* resident = arena.resident.front(); resident != nullptr; resident = arena.resident.next(resident)) {
         if (resident->used_ns < before_ns && !resident->doomed && resident->is_idle() &&
-            deciders_.memory->may_evict(*resident) && !contains(chosen, resident)) {
+            deciders_.memory->may_evict(*resident) && !contains(chosen, resident) && may_take(load.model, *resident)) {
             evictable_.push_back(resident);
         }
     }
@@ -534,7 +536,7 @@ void Arenas::doom_more(Arena& arena, Residency& residency) {
         return;  // a background load dooms nothing before it has waited
     }
     // The pages are laid out otherwise than in the trial.
-    find_busy(arena);
+    find_busy(arena, residency.model);
     if (!endings_.empty()) {
         Residency* victim = endings_.front().residency;
         Arena::doom(*victim, true);

@@ -73,7 +73,7 @@ public:
     // starts when their pages are free. False if even these do not suffice.
     bool load_by_force(Arena& arena, Model& model, KindSpec& spec);
     // Find the idle models to evict for a load, as few as suffice; false if all of them do not.
-    bool find_room(Arena& arena, const KindSpec& spec, std::vector<Residency*>& victims);
+    bool find_room(Arena& arena, const Model& model, const KindSpec& spec, std::vector<Residency*>& victims);
     // Forget a load that was not sent. Nothing may be planned on it.
     void drop_load(Residency& residency);
     void drop_loads(Arena& arena);
@@ -179,10 +179,15 @@ private:
     void order_release(ActionKind kind, CommandKind order, Residency& residency);
     bool find_victims(Residency& residency, bool doom);
     bool is_load_overdue(const Worker& worker) const;
-    void find_busy(Arena& arena);
+    void find_busy(Arena& arena, const Model* model);
+    // Whether a load of the model (null: another use of the pages) may take those of a residency.
+    bool may_take(const Model* model, const Residency& residency) const {
+        return model == nullptr || !is_beyond_on_links(state_, *model) || !is_kept(state_, *residency.model);
+    }
     // Free room for these runs on trial_ by evicting idle models, which are appended to the victims. False:
     // they do not suffice.
-    bool try_idle(Arena& arena, const std::vector<std::uint32_t>& runs, std::vector<Residency*>& victims);
+    bool try_idle(Arena& arena, const Model* model, const std::vector<std::uint32_t>& runs,
+                  std::vector<Residency*>& victims);
     void doom_for(Arena& arena, Reservation& reservation);
     Residency* make_residency(Arena& arena, Model& model, KindSpec& spec, Ns key_ns);
     void send_load(Residency& residency, bool hurries = true);
@@ -191,7 +196,7 @@ private:
     bool make_room(Arena& arena, Residency& residency, Ns before_ns);
     void unload_victims(Residency& residency);
     template <typename Function>
-    void for_each_evictable(Arena& arena, const std::vector<Residency*>& chosen, Ns before_ns, Function&& function);
+    void for_each_evictable(Arena& arena, const Residency& load, Ns before_ns, Function&& function);
     void doom_more(Arena& arena, Residency& residency);
     void forget_victim(Arena& arena, Residency& residency);
     void gone(Residency& residency);

@@ -9,7 +9,7 @@ namespace clockwork {
 void SlotHeap::set(std::uint32_t slot, Urgency urgency) {
     if (slot >= places_.size()) {
         places_.resize(slot + 1, NOWHERE);
-        urgencies_.resize(slot + 1, {false, 0});
+        urgencies_.resize(slot + 1, {false, false, 0});
     }
     if (places_[slot] != NOWHERE && urgencies_[slot] == urgency) {
         return;
@@ -173,14 +173,16 @@ double AdaptiveMemory::shared_ns(const Model& model, Ns load) {
 // first request counts as put back in any case.
 Urgency AdaptiveMemory::urgency(const Model& model, bool is_cold, bool is_put_back) const {
     const KindSpec& spec = *model.specs.front();
+    bool is_behind = is_behind_on_links(state_, model);
     Ns fetch = arenas_.fetch_wait_ns(model), load = spec.load_planned_ns();
     if (!is_put_back) {
         Ns latest = latest_ns(model, spec, fetch + load);
         if (latest > now()) {
-            return {false, -(static_cast<double>(latest) + shared_ns(model, load))};
+            return {is_behind, false, -(static_cast<double>(latest) + shared_ns(model, load))};
         }
     }
-    return {true, benefit(model, spec, now() + fetch, load, 0, is_cold) / static_cast<double>(std::max<Ns>(load, 1))};
+    return {is_behind, true,
+            benefit(model, spec, now() + fetch, load, 0, is_cold) / static_cast<double>(std::max<Ns>(load, 1))};
 }
 
 // Finds the loads to put back, as if all links were a single faster link that is free when the device's is
@@ -196,7 +198,7 @@ void AdaptiveMemory::put_in_order(const Arena& arena) {
         const Model& model = state_.at<Model>(slot);
         bool cold = is_cold(model);
         if (asks(model, cold)) {
-            wishes_.push_back({.slot = slot, .is_cold = cold});
+            wishes_.push_back({.slot = slot, .is_cold = cold, .is_behind = is_behind_on_links(state_, model)});
         } else {
             silent_.push_back(slot);
         }
@@ -216,16 +218,23 @@ void AdaptiveMemory::put_in_order(const Arena& arena) {
         wish.due_ns = static_cast<double>(latest) + wish.load_ns;
         wish.is_put_back = latest <= now();
         if (!wish.is_put_back) {
-            by_due_.push_back({wish.due_ns, wish.slot, static_cast<std::uint32_t>(&wish - wishes_.data())});
+            by_due_.push_back(
+                {wish.is_behind, wish.due_ns, wish.slot, static_cast<std::uint32_t>(&wish - wishes_.data())});
         }
     }
     std::sort(by_due_.begin(), by_due_.end(), [](const Due& due, const Due& other) {
+        if (due.is_behind != other.is_behind) {
+            return other.is_behind;
+        }
         return due.due_ns != other.due_ns ? due.due_ns < other.due_ns : due.slot < other.slot;
     });
     planned_.clear();
     double begin = static_cast<double>(std::max(now(), arena.worker->link_free_ns));
     for (std::uint32_t place = 0; place < by_due_.size(); ++place) {
         const Wish& wish = wishes_[by_due_[place].wish];
+        if (place > 0 && by_due_[place].is_behind != by_due_[place - 1].is_behind) {
+            planned_.clear();  // a load that is behind puts none of the others back
+        }
         planned_.emplace_back(-wish.density, place);
         std::push_heap(planned_.begin(), planned_.end());
         begin += wish.load_ns;  // behind all planned loads
@@ -239,7 +248,7 @@ void AdaptiveMemory::put_in_order(const Arena& arena) {
         }
     }
     for (const Wish& wish : wishes_) {
-        asking_.change(wish.slot, {wish.is_put_back, wish.is_put_back ? wish.density : -wish.due_ns});
+        asking_.change(wish.slot, {wish.is_behind, wish.is_put_back, wish.is_put_back ? wish.density : -wish.due_ns});
     }
     asking_.restore_order();
 }
@@ -253,7 +262,11 @@ void AdaptiveMemory::waits(Pending& pending) {
         record.count.add(now(), pending.size, RATE_HALF_LIFE_NS);
         record.slo_ns = pending.deadline_ns - pending.request.arrived_ns;
     }
-    if (is_cold(model) || asking_.holds(model.slot)) {
+    bool cold = is_cold(model);
+    if (pending.attempts == 0) {
+        ask_for_load(state_, model, cold);
+    }
+    if (cold || asking_.holds(model.slot)) {
         ask(model);
     } else if (waits_long(model) || is_short(model)) {
         record.pressed_ns = now();
@@ -353,6 +366,13 @@ void AdaptiveMemory::sent(Flight& flight) {
         }
     });
     press_displaced();
+}
+
+void AdaptiveMemory::turned_away(const Model& model) {
+    if (std::none_of(model.residencies.begin(), model.residencies.end(),
+                     [](const Residency* residency) { return is_usable(residency); })) {
+        contest_links(state_);
+    }
 }
 
 void AdaptiveMemory::press(Queue& queue) {
@@ -520,6 +540,9 @@ std::size_t AdaptiveMemory::order_evictable(std::vector<Residency*>& found, std:
         for (Residency* residency : found) {
             double worth = rate(*residency->model) * static_cast<double>(residency->spec->load_planned_ns());
             worth /= std::max<std::uint32_t>(residency->spec->page_count, 1);
+            if (is_kept(state_, *residency->model)) {
+                worth += KEPT_WORTH;
+            }
             densities_.push_back({worth, static_cast<std::uint32_t>(densities_.size()), residency});
         }
     }
@@ -647,7 +670,7 @@ void AdaptiveMemory::look(Arena& arena) {
 
 bool AdaptiveMemory::try_load(Arena& arena, Model& model, KindSpec& spec) {
     Demand& record = demand(model);
-    if (arenas_.find_room(arena, spec, victims_)) {
+    if (arenas_.find_room(arena, model, spec, victims_)) {
         arenas_.load_over(arena, model, spec, victims_);
         shortfalls_.note_load(spec);
         record.denied_ns = 0;

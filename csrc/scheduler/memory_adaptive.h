@@ -56,21 +56,29 @@ inline constexpr Ns SCORE_STEP_NS = 100'000;
 inline constexpr std::size_t DISPLACED_DEVICES_MAX = 8;
 inline constexpr std::size_t DISPLACED_MAX = 16;
 
+// Added to the worth of models that are evicted last, where the links are divided.
+inline constexpr double KEPT_WORTH = 1e9;
+
 // Number of models that are sorted at once for eviction: few loads need more.
 inline constexpr std::size_t EVICTABLE_ORDERED = 8;
 
 // The entry of a device to which no model is offered, instead of a slot.
 inline constexpr std::uint32_t OFFERED_NOTHING = UINT32_MAX;
 
-// Urgency of a load: loads that are put back come behind all others.
+// Urgency of a load: loads of models that are greedy on the links (link_shares.h) come behind all others, and
+// among either those that are put back.
 struct Urgency {
+    bool is_behind;
     bool is_put_back;
     double value;  // the higher the value, the sooner the load
 
-    void archive(Archive& archive) { archive(is_put_back, value); }
+    void archive(Archive& archive) { archive(is_behind, is_put_back, value); }
 
     bool operator==(const Urgency& other) const = default;
     bool operator>(const Urgency& other) const {
+        if (is_behind != other.is_behind) {
+            return other.is_behind;
+        }
         return is_put_back != other.is_put_back ? other.is_put_back : value > other.value;
     }
 };
@@ -126,6 +134,7 @@ public:
     void sent(Flight& flight) override;
     void look(Arena& arena) override;
     void press(Queue& queue) override;
+    void turned_away(const Model& model) override;
     void went_before(const Model& model, Ns due_ns) override;
     bool is_served_elsewhere(const Pending& pending, const Arena& arena) const override;
     bool could_copy(const Pending& pending) const override;
@@ -211,12 +220,14 @@ private:
     struct Wish {
         std::uint32_t slot;
         bool is_cold;
+        bool is_behind;
         bool is_put_back = false;
         double load_ns = 0;  // load time divided by the number of links
         double due_ns = 0;   // latest end of the load
         double density = 0;  // benefit per time of the link
     };
     struct Due {  // sort key of a wish
+        bool is_behind;
         double due_ns;
         std::uint32_t slot;
         std::uint32_t wish;  // index in wishes_

@@ -165,6 +165,7 @@ void Models::check_removed(Model& model) {
         state_.retire(spec);
     }
     deciders_.policy->model_gone(model);
+    std::erase(state_.links.models, &model);
     state_.retire(&model);
     state_.order(CommandKind::MODEL_GONE).model_id = model.model_id;
 }

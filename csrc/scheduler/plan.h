@@ -84,6 +84,8 @@ public:
     void forget_curve(ProgramEstimates& program, std::uint32_t shape);
 
     void count_planned(const Arena& arena, std::vector<PredictedEnd>& busy) const override;
+    // Where the links are divided, models that others may not evict come last.
+    std::size_t order_evictable(std::vector<Residency*>& found, std::size_t ordered) override;
     bool is_load_wanted(const Residency& residency) const override {
         return !residency.batches.empty() || !residency.model->background.empty();
     }

@@ -26,6 +26,8 @@ public:
     // The policy finds that the requests waiting for a model cannot all be in time on the devices that have
     // it.
     virtual void press(Queue& /*queue*/) {}
+    // A waiting request of the model was turned away.
+    virtual void turned_away(const Model& /*model*/) {}
     // Whether a copy of the model, loaded now onto an idle device over an idle link, would serve an arriving
     // request in time that those devices cannot which have the model.
     virtual bool could_copy(const Pending& /*pending*/) const { return false; }

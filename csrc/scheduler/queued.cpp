@@ -128,6 +128,7 @@ void Queued::unplan(Pending& pending) {
 void Queued::drop(Queue& queue, const Waiting& waiting) {
     Pending& pending = *waiting.pending;
     memory_->press(queue);
+    memory_->turned_away(*queue.model);
     contest_devices(*queue.model, state_.now);
     bool is_over = state_.now >= pending.deadline_ns;
     if (habits_.promises_nothing && !is_over) {

@@ -18,6 +18,7 @@
 #include "scheduler/chain.h"
 #include "scheduler/demand.h"
 #include "scheduler/estimates.h"
+#include "scheduler/link_shares.h"
 #include "scheduler/shares.h"
 #include "scheduler/types.h"
 #include "scheduler/weights.h"
@@ -403,6 +404,7 @@ struct alignas(CACHE_LINE) Model {
     Bits homes;  // slots of the executors of arenas where it is resident
     ModelDemand demand;
     ArrivalRate asked{ASKED_HALF_LIFE_NS, ASKED_MEMORY_MIN_NS};  // device time of its last requests
+    LoadShare loads;
     RecentTimes<EVIDENCE_MAX> unanswerable;  // evidence of executions whose requests had all been answered
     RecentTimes<OVERRUNS_MAX> overruns;
     Ns overrun_ns = 0;  // end of the last overrun
@@ -429,6 +431,7 @@ struct alignas(CACHE_LINE) Model {
         unloads = fetches = drops = touched = place_cursor = asked_cursor = load_cursor = 0;
         demand = ModelDemand();
         asked = ArrivalRate(ASKED_HALF_LIFE_NS, ASKED_MEMORY_MIN_NS);
+        loads = {};
     }
     void archive(Archive& archive);
 

@@ -130,6 +130,7 @@ public:
     Estimates estimates;
     Shapes shapes;
     Predictions predictions;
+    LinkShares links;
     Ns judged_from_ns = 0, judged_until_ns = NEVER_NS;  // interval of sending whose predictions are judged
 
 private:

@@ -58,6 +58,30 @@ def test_the_quiet_model_is_served_as_if_alone_on_a_flooded_link_for_inputs(poli
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", [name for name, flood in FLOODS.items() if flood.pages])
+def test_the_quiet_model_is_served_as_if_alone_beside_a_flood_of_loads(policy: str, name: str) -> None:
+    flood = FLOODS[name]
+    alone, beside = cached(policy, None, kind=flood), cached(policy, flood)
+    without = cached(policy, flood, 0, kind=flood.without_room())
+    assert alone.classes.good[QUIET] == alone.classes.offered[QUIET] > 500
+    # Promises made before the flood was noticed are kept.
+    until_known = (flood.slo_ms / 1000 + 0.5) * flood.quiet_rate
+    assert beside.classes.good[QUIET] >= 0.99 * alone.classes.good[QUIET] - until_known
+    rest = flood.rest(float(beside.classes.good[QUIET] / beside.classes.offered[QUIET]))
+    # edf promises greedy models no load that would wait for long.
+    least = 0.65 if policy == "edf" else 0.8
+    assert beside.classes.good[FLOOD] >= least * rest * without.classes.good[FLOOD]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_models_that_all_flood_the_links_are_loaded_in_the_order_of_their_need(policy: str) -> None:
+    """Where no model is within its share, the links are not divided: what is loaded is what is worth most."""
+    flood = FLOODS["loads: SLO of 100 ms"]
+    report = cached(policy, flood, 0)
+    assert report.classes.good[FLOOD] >= 0.8 * flood.rate * SECONDS
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_model_that_asks_for_all_alone_is_given_all(policy: str) -> None:
     report = cached(policy, FLOODS["rate"], 0)
     assert report.device_busy[0] > 0.99

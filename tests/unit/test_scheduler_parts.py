@@ -18,6 +18,7 @@ ORDER = [
     ["types", "chain", "bits", "pool", "pages"],
     ["histogram"],
     ["decay", "link", "inputs", "predictions", "estimates", "demand", "shares"],
+    ["link_shares"],
     ["lead", "margin", "weights", "scheduler"],
     # records
     ["records"],
@@ -50,6 +51,7 @@ SOURCES_OF = {
     "host_stores": "arenas", "archive": "dispatcher", "workers": "dispatcher", "view": "dispatcher", "policies": "dispatcher",
     # these sources work on all records, so they name them
     "records": "machines", "demand": "machines", "shares": "machines",
+    "link_shares": "state",
 }  # fmt: skip
 """For a source without a header of its own, or with wider work, the header whose place it has."""
 

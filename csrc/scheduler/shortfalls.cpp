@@ -82,9 +82,6 @@ bool Shortfalls::has_time(const Model& model) const {
 Ns Shortfalls::free_ns(const Residency& residency, Ns due_ns) const {
     const Arena& arena = *residency.arena;
     Ns free = std::max(arena.free_ns(state_.now), state_.now + arena.worker->there_ns);
-    if (residency.state != ResidencyState::RESIDENT) {
-        free = std::max(free, residency.ready_ns);
-    }
     free += placement_.backlog_ns(arena, {due_ns, *residency.model}, NEVER_NS);
     for_each_coming(arena, [&](const Residency& coming) {
         const Queue* queue = &coming == &residency ? nullptr : queues_.first_due(*coming.model);
@@ -93,7 +90,8 @@ Ns Shortfalls::free_ns(const Residency& residency, Ns due_ns) const {
             free = std::max(free, coming.ready_ns) + coming.spec->alone_ns(queue->shape, rows);
         }
     });
-    return free;
+    // The others are served while the model is loaded.
+    return residency.state != ResidencyState::RESIDENT ? std::max(free, residency.ready_ns) : free;
 }
 
 bool Shortfalls::is_served_by_another(const Pending& pending, const Arena& arena) const {

@@ -87,3 +87,16 @@ def test_a_device_that_loads_a_copy_for_a_burst_is_free_when_it_is_there() -> No
         for policy in ("adaptive", "edf")
     }
     assert bad["adaptive"] < max(0.004, bad["edf"]), bad
+
+
+def test_a_load_behind_another_is_no_shortfall() -> None:
+    """While a model is loaded, the device serves the one that was loaded before it: no second copy is needed."""
+    models = [linear(f"m{i}", 10 * MS // 9, 80 * MS // 9, 8, weights_bytes=7 << 20, load_ns=8 * MS, slo_ns=30 * MS, program="p")
+              for i in range(40)]  # fmt: skip
+    cluster = Cluster(devices=2, speeds=(1.0, 0.5), page_bytes=1 << 20, page_count=56)
+    arrivals = poisson([26 / 40] * 40, 100 * SECOND, seed=8).collect()
+    runs = {
+        policy: simulate(models, cluster, [Open([arrivals])], policy=policy, seed=8, resident=True)
+        for policy in ("adaptive", "edf")
+    }
+    assert runs["adaptive"].loads < 1.08 * runs["edf"].loads

@@ -477,6 +477,23 @@ Ns Adaptive::hopeless_ns(const Queue& queue, const Waiting& waiting) {
     return parts_.arenas.last_begin_ns(*queue.model, latest) + 1;
 }
 
+Ns Adaptive::outgrown_ns(const Queue& queue, const Waiting& waiting) {
+    const Model& model = *queue.model;
+    if (model.specs.size() == 1) [[likely]] {
+        return NEVER_NS;
+    }
+    Ns here = NEVER_NS;
+    for (const Residency* residency : model.residencies) {
+        if (is_promised(*residency)) {
+            here = std::min(here, residency->spec->alone_ns(queue.shape, waiting.size));
+        }
+    }
+    bool has_faster = std::any_of(model.specs.begin(), model.specs.end(), [&](const KindSpec* spec) {
+        return spec->worker_count > 0 && spec->alone_ns(queue.shape, waiting.size) < here;
+    });
+    return has_faster && here < NEVER_NS ? waiting.deadline_ns - link_ns(model) - here + 1 : NEVER_NS;
+}
+
 Ns Adaptive::ready_ns(Queue& queue) {
     keep_time();
     const Waiting& front = queue.front();

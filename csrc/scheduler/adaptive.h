@@ -177,6 +177,7 @@ public:
     Ns rank_ns(const Queue& queue) override;
     Ns ready_ns(Queue& queue) override;
     Ns hopeless_ns(const Queue& queue, const Waiting& waiting) override;
+    Ns outgrown_ns(const Queue& queue, const Waiting& waiting) override;
     bool admit(Pending& pending) override;
     Ns duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const override {
         return takes_ns(spec, shape, rows);

@@ -212,6 +212,11 @@ void Queued::review(Queue& queue) {
         Ns ready = rules_->ready_ns(queue);
         const Waiting& front = queue.front();
         Ns wake = hopeless;
+        if (Ns outgrown = rules_->outgrown_ns(queue, front); outgrown > state_.now) {
+            wake = std::min(wake, outgrown);
+        } else {
+            memory_->press(queue);
+        }
         queue.ready = ready <= state_.now;
         if (queue.ready) {
             queue.rank = packed_rank(queue.level, rules_->rank_ns(queue));

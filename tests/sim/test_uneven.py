@@ -100,3 +100,14 @@ def test_a_load_behind_another_is_no_shortfall() -> None:
         for policy in ("adaptive", "edf")
     }
     assert runs["adaptive"].loads < 1.08 * runs["edf"].loads
+
+
+def test_a_request_that_its_slow_device_cannot_serve_any_more_gets_a_faster_one() -> None:
+    """Rare models are on one device each. A slow one that is busy when their request comes may have to leave it
+    to a copy on a fast one."""
+    models = [linear(f"m{i}", 20 * MS // 21, 400 * MS // 21, 32, weights_bytes=7 << 20, load_ns=8 * MS, slo_ns=100 * MS, program="p")
+              for i in range(120)]  # fmt: skip
+    cluster = Cluster(devices=12, speeds=(1.0, 0.7, 0.4), page_bytes=1 << 20, page_count=49)
+    arrivals = poisson([400 * share for share in zipf(120, 1.1)], 30 * SECOND, seed=9).collect()
+    report = simulate(models, cluster, [Open([arrivals])], policy="adaptive", seed=9, resident=True)
+    assert report.bad.sum() <= 0.0005 * report.offered.sum()

@@ -465,6 +465,18 @@ bool Admission::is_link_free(const Worker& worker, Ns load) const {
                        [](const Arena* arena) { return arena->pending.empty(); });
 }
 
+// Whether a load that comes behind those of other models leaves them pages, and the link.
+bool Admission::may_load_behind(const Arena& arena, const KindSpec& spec) const {
+    if (is_link_free(*arena.worker, spec.load_planned_ns())) {
+        return true;
+    }
+    std::size_t pages = spec.page_count;
+    for (const Residency* residency : arena.pending) {
+        pages += residency->spec->page_count;
+    }
+    return arena.worker->arenas.size() == 1 && BEHIND_PAGES * pages <= arena.pages.page_count();
+}
+
 // Promises a request on a device onto which the model has to be loaded first.
 bool Admission::place_cold(Pending& pending) {
     Model& model = *pending.model;
@@ -475,7 +487,7 @@ bool Admission::place_cold(Pending& pending) {
     for (const Place& place : loadable_) {
         const Executor& executor = plans_.soonest(*place.arena);
         if (executor.arena->number + 1 == pending.failed_on ||
-            (is_behind && !is_link_free(*executor.worker, place.spec->load_planned_ns()))) {
+            (is_behind && !may_load_behind(*place.arena, *place.spec))) {
             continue;
         }
         Ns load = place.spec->load_planned_ns(), alone = place.spec->alone_ns(pending.request.shape, pending.size);
@@ -497,11 +509,16 @@ bool Admission::place_cold(Pending& pending) {
     for (std::size_t place = 0; place < count; ++place) {
         Arena& arena = *cold_[place].arena;
         Executor& executor = plans_.soonest(arena);
-        Residency* residency = arenas_.propose_load(arena, model, *cold_[place].spec, deadline, true);
+        Residency* residency =
+            arenas_.propose_load(arena, model, *cold_[place].spec, is_behind ? deadline + BEYOND_NS : deadline, true);
         if (residency == nullptr) {
             continue;
         }
         Slot slot{};
+        if (is_behind && arena.pending.size() > 1) {  // room for loads of others, and for their executions
+            Ns wait = residency->ready_ns - state_.now;
+            residency->ready_ns += BEHIND_LOADS * cold_[place].spec->load_planned_ns() + wait;
+        }
         if (find_slot(executor, *residency, pending, slot) &&
             (arena.pending.size() == 1 || plans_.of(executor).holds(executor.free_ns(state_.now), 0))) {
             arenas_.accept_load(*residency);

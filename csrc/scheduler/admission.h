@@ -22,6 +22,11 @@ inline constexpr Ns SCHEDULE_AHEAD_NS = 5'000'000;
 // Added to the keys of batches of models beyond their shares: they stand behind everything else in the plan.
 inline constexpr Ns BEYOND_NS = 1'000'000 * SECOND;
 
+// Loads that come behind those of other models may wait for at most 1/BEHIND_PAGES of a device's pages, and
+// must be early enough to wait for twice as long, and BEHIND_LOADS of their own time.
+inline constexpr std::size_t BEHIND_PAGES = 2;
+inline constexpr Ns BEHIND_LOADS = 2;
+
 // Bound on the places that a request within its share tries among batches of models beyond theirs.
 inline constexpr std::size_t BETWEEN_MAX = 4;
 
@@ -137,6 +142,7 @@ private:
     bool keeps_loads(Executor& executor, Ns free, std::size_t index, Ns added);
     void commit(Pending& pending, Executor& executor, Residency& residency, const Slot& slot);
     bool is_link_free(const Worker& worker, Ns load) const;
+    bool may_load_behind(const Arena& arena, const KindSpec& spec) const;
     bool place_cold(Pending& pending);
     bool place_doomed(Pending& pending);
     bool delay_loads(Executor& executor, Residency& residency, const Pending& pending, Slot& slot);

@@ -28,8 +28,8 @@ class State;
 // A few loads in two seconds are no flood: a model is greedy by this many standard deviations of their count.
 inline constexpr double LINK_SIGMAS = 2;
 
-// Links are not divided at a lower level, in links: where so many models ask for loads, none of them floods the
-// links, and loads for few requests before those for many would cost more than they save.
+// Links are not divided at a lower level, in links: where so many models ask for loads, none of them floods
+// the links, and loads for few requests before those for many would cost more than they save.
 inline constexpr double LINK_LEVEL_MIN = 1.0 / 12;
 
 // A model that has less than this part of the level may evict any other model.

@@ -68,8 +68,8 @@ def test_the_quiet_model_is_served_as_if_alone_beside_a_flood_of_loads(policy: s
     until_known = (flood.slo_ms / 1000 + 0.5) * flood.quiet_rate
     assert beside.classes.good[QUIET] >= 0.99 * alone.classes.good[QUIET] - until_known
     rest = flood.rest(float(beside.classes.good[QUIET] / beside.classes.offered[QUIET]))
-    # edf promises greedy models no load that would wait for long.
-    least = 0.65 if policy == "edf" else 0.8
+    # edf leaves room for loads of others and, where devices share a link, promises few loads ahead.
+    least = 0.65 if policy == "edf" and flood.devices > 1 else 0.8
     assert beside.classes.good[FLOOD] >= least * rest * without.classes.good[FLOOD]
 
 

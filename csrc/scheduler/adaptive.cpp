@@ -465,7 +465,7 @@ double Adaptive::hold_share(const Model& model) const {
         return 0;
     }
     double there = static_cast<double>(model.residencies.size()) / static_cast<double>(parts_.state.arenas.size());
-    return HOLD_SHARE * std::max(0.0, 1 - HOLD_CROWD * crowd()) * there;
+    return HOLD_SHARE * std::max(0.0, 1 - crowd()) * there;
 }
 
 // ----- when a queue wants a device ----------------------------------------------------------------

@@ -58,12 +58,9 @@ inline constexpr Ns MARGIN_FIXED_NS = 20'000;
 // A queue is held while its batch costs more than 1 / (HOLD_NEED * need) of its ideal.
 inline constexpr double HOLD_NEED = 2;
 
-// Longest hold, as a share of the time that the first request can wait ...
+// Longest hold, as a share of the time that the first request can wait. It is multiplied by the part of all
+// devices that hold the model, and by 1 less the number of models that matter per device.
 inline constexpr double HOLD_SHARE = 0.8;
-
-// ... multiplied by the part of all devices that hold the model. HOLD_CROWD times the number of models that
-// matter per device is deducted from the share.
-inline constexpr double HOLD_CROWD = 1.5;
 
 // Absolute bound of a hold: expected requests may not come, and the need is known for a half-life only.
 inline constexpr Ns HOLD_MAX_NS = NEED_HALF_LIFE_NS;

@@ -840,8 +840,8 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     // the last start: a long queue is worth beginning early. The best of them, and of the others, is found.
     Candidate everywhere{}, best{};
     // Lower bounds of the rank prune most queues: the queue's rank is its deadline; the last start is earlier
-    // by the way back and by late inputs; for models on every device also by a full batch. Queues of the lowest
-    // level cannot go before others.
+    // by the way back and by late inputs; for models on every device also by a full batch. Queues of the
+    // lowest level cannot go before others.
     const InputsWay& way = executor.worker->inputs;
     Ns covered = free_ns - std::max(parts_.state.now, way.free_ns()) - executor.worker->there_ns;
     Ns latest = way.takes_ns(parts_.state.now, batch_bytes_max_) +

@@ -54,8 +54,8 @@ public:
     // Requests in a model's queues.
     // The queue whose first request is due first; null if none waits.
     const Queue* first_due(const Model& model) const;
-    // Whether the first due request takes longer than its SLO on devices of this preparation: devices of other
-    // kinds may be fast enough.
+    // Whether the first due request takes longer than its SLO on devices of this preparation: devices of
+    // other kinds may be fast enough.
     bool is_too_slow(const Model& model, const KindSpec& spec) const;
     std::uint32_t waiting(const Model& model) const { return waiting_[model.slot]; }
 

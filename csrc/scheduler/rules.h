@@ -111,8 +111,8 @@ public:
     // The time at which the front of a queue is answered as missed, if no device took it: at the latest its
     // deadline. Must not decrease from one request of a queue to the next.
     virtual Ns hopeless_ns(const Queue& /*queue*/, const Waiting& waiting) { return waiting.deadline_ns; }
-    // The time from which only a device of a faster kind, which does not have the model, could serve the front of
-    // a queue: its memory manager is told then.
+    // The time from which only a device of a faster kind, which does not have the model, could serve the
+    // front of a queue: the memory manager is told then.
     virtual Ns outgrown_ns(const Queue& /*queue*/, const Waiting& /*waiting*/) { return NEVER_NS; }
     // Admit an arriving request. False: it was refused, by refuse().
     virtual bool admit(Pending& /*pending*/) { return true; }

@@ -31,7 +31,7 @@ def test_a_slow_device_that_would_be_late_hides_no_fast_one(policy: str, speeds:
 
 
 def test_devices_too_slow_for_an_slo_do_not_count() -> None:
-    """Batches that wait for company because half of the devices are idle, which are too slow for any request."""
+    """Half of the devices are too slow for any request: that they are idle is no reason to hold a batch."""
     models = [
         linear(f"m{i}", 10 * MS // 21, 20 * 10 * MS // 21, 64, slo_ns=20 * MS, program="p") for i in range(4)
     ]
@@ -90,7 +90,7 @@ def test_a_device_that_loads_a_copy_for_a_burst_is_free_when_it_is_there() -> No
 
 
 def test_a_load_behind_another_is_no_shortfall() -> None:
-    """While a model is loaded, the device serves the one that was loaded before it: no second copy is needed."""
+    """While a model is loaded, its device serves the one that was loaded before: no second copy is needed."""
     models = [linear(f"m{i}", 10 * MS // 9, 80 * MS // 9, 8, weights_bytes=7 << 20, load_ns=8 * MS, slo_ns=30 * MS, program="p")
               for i in range(40)]  # fmt: skip
     cluster = Cluster(devices=2, speeds=(1.0, 0.5), page_bytes=1 << 20, page_count=56)
@@ -103,8 +103,8 @@ def test_a_load_behind_another_is_no_shortfall() -> None:
 
 
 def test_a_request_that_its_slow_device_cannot_serve_any_more_gets_a_faster_one() -> None:
-    """Rare models are on one device each. A slow one that is busy when their request comes may have to leave it
-    to a copy on a fast one."""
+    """Rare models are on one device each. A slow one that is busy when their request comes may have to leave
+    it to a copy on a fast one."""
     models = [linear(f"m{i}", 20 * MS // 21, 400 * MS // 21, 32, weights_bytes=7 << 20, load_ns=8 * MS, slo_ns=100 * MS, program="p")
               for i in range(120)]  # fmt: skip
     cluster = Cluster(devices=12, speeds=(1.0, 0.7, 0.4), page_bytes=1 << 20, page_count=49)

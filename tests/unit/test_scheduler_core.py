@@ -124,8 +124,8 @@ def test_a_forgotten_number_is_given_to_another_shape_without_harm() -> None:
 
 
 def expected_loads(program: str) -> list[int]:
-    """The expected load times in ms of two models in turn, with room for one, and of a third: loads take twice
-    the profiles' time, and one ten times as long. program: that of all models; "": each has its own.
+    """The expected load times in ms of two models in turn, with room for one, and of a third: loads take
+    twice the profiles' time, and one ten times as long. program: that of all models; "": each has its own.
     """
     specs = [stories.spec(model, load_ms=5, program=program) for model in (1, 2, 3)]
     story = stories.Story("fifo", *specs, pages=2, resident=False)

@@ -207,15 +207,10 @@ void Adaptive::delivered(const Flight& flight, Ns ready_ns, bool is_ok) {
 }
 
 void Adaptive::executed(const Flight& flight, Ns took_ns) {
-    std::uint32_t kind = flight.residency->spec->kind;
     if (flight.kind != ActionKind::INFER || flight.batch->curve == nullptr || flight.expected_ns <= 0) {
         return;
     }
-    if (kind >= margins_.size()) {
-        margins_.resize(kind + 1);
-    }
-    margins_[kind].took(parts_.state.now,
-                        static_cast<double>(took_ns - flight.expected_ns) / static_cast<double>(flight.expected_ns));
+    margins_.executed(parts_.state.now, flight.residency->spec->kind, flight.expected_ns, took_ns);
     double pace = pace_.at(parts_.state.now),
            took = static_cast<double>(took_ns) / static_cast<double>(flight.duration_ns);
     pace_.set(parts_.state.now, std::clamp(pace + PACE_PART * (took - pace), PACE_MIN, 1.0));

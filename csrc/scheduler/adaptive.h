@@ -52,9 +52,6 @@ inline constexpr double LAST_SIGMAS = 1;
 inline constexpr Ns MEMORY_MIN_NS = 70 * MS;
 inline constexpr Ns RECENT_MEMORY_MIN_NS = 20 * MS;
 
-// Fixed time that each planned execution adds to its estimate and its margin (margin.h).
-inline constexpr Ns MARGIN_FIXED_NS = 20'000;
-
 // A queue is held while its batch costs more than 1 / (HOLD_NEED * need) of its ideal.
 inline constexpr double HOLD_NEED = 2;
 
@@ -189,9 +186,7 @@ public:
     void delivered(const Flight& flight, Ns ready_ns, bool is_ok) override;
     void executed(const Flight& flight, Ns took_ns) override;
     void model_gone(Model& model) override;
-    double margin(std::uint32_t kind) const override {
-        return kind < margins_.size() ? margins_[kind].share(parts_.state.now) : MARGIN_FIRST;
-    }
+    double margin(std::uint32_t kind) const override { return margins_.share(parts_.state.now, kind); }
     PolicyStatus status(Ns now) const override;
     void archive(Archive& archive) override;
 
@@ -262,9 +257,7 @@ private:
         std::uint32_t rows_within(Ns time_ns, std::uint32_t rows_max) const;
 
     private:
-        Ns counted_ns(Ns exec_ns) const {
-            return exec_ns + static_cast<Ns>(static_cast<double>(exec_ns) * margin_) + MARGIN_FIXED_NS;
-        }
+        Ns counted_ns(Ns exec_ns) const { return with_learnt_margin(exec_ns, margin_); }
 
         const KindSpec& spec_;
         Curve* curve_;
@@ -343,11 +336,11 @@ private:
     Weights weights_{NEED_HALF_LIFE_NS, MEMORY_MIN_NS};
     ArrivalRate surge_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};  // arrivals over all models
     ArrivalRate lull_{LULL_HALF_LIFE_NS, MEMORY_MIN_NS};
-    LastArrivals last_;                   // arrivals over all models, refused ones too
-    Ns full_until_ns_ = -NEVER_NS;        // until then, the need is at least FULL_NEED
-    double backlog_ns_ = 0;               // device time of all waiting requests, per device
-    Ns backlog_at_ns_ = 0;                // time at which backlog_ns_ is computed next
-    std::vector<Margin> margins_;         // margins by the device's kind
+    LastArrivals last_;             // arrivals over all models, refused ones too
+    Ns full_until_ns_ = -NEVER_NS;  // until then, the need is at least FULL_NEED
+    double backlog_ns_ = 0;         // device time of all waiting requests, per device
+    Ns backlog_at_ns_ = 0;          // time at which backlog_ns_ is computed next
+    Margins margins_;
     std::uint64_t batch_bytes_max_ = 0;   // bound on the input bytes of any batch
     std::uint64_t batch_copied_max_ = 0;  // bound on the copied bytes of any batch
     double share_ = 0;                    // bound on the devices of a model; 0: no limit

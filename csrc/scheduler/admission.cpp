@@ -29,10 +29,13 @@ bool is_promised_somewhere(const Model& model) {
                        [](const Residency* residency) { return is_promised(*residency); });
 }
 
-Ns loads_waiting_ns(const Arena& arena) {
+// The time of all pending loads of a worker, whose devices share the link.
+Ns loads_waiting_ns(const Worker& worker) {
     Ns sum = 0;
-    for (const Residency* residency : arena.pending) {
-        sum += residency->spec->load_planned_ns();
+    for (const Arena* arena : worker.arenas) {
+        for (const Residency* residency : arena->pending) {
+            sum += residency->spec->load_planned_ns();
+        }
     }
     return sum;
 }
@@ -185,7 +188,8 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
     std::uint32_t shape = pending.request.shape, size = pending.size;
     Ns deadline = pending.deadline_ns;
     Curve* curve = spec.program->curve(shape);
-    Ns duration = curve != nullptr ? curve->planned_ns(size) : spec.program->bound_ns(state_.shapes, shape, size);
+    Ns duration =
+        curve != nullptr ? plans_.planned_ns(spec, *curve, size) : spec.program->bound_ns(state_.shapes, shape, size);
     if (duration == 0) {
         return false;
     }
@@ -195,7 +199,7 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
         // An idle device tries it at once, and no other request loses anything: see Edf::trim().
         slot = {free + duration, 0, nullptr, deadline};
         return is_idle(executor) && residency.state == ResidencyState::RESIDENT && pending.evidence == 0 &&
-               free + spec.hoped_ns(shape, size) <= limit;
+               free + plans_.hoped_ns(spec, shape, size) <= limit;
     }
     bool is_beyond = is_beyond_share(residency, state_.now);
     Ns inputs = clockwork::inputs_ns(arena, state_.now, pending.request.bytes);
@@ -260,7 +264,7 @@ bool Admission::join(const Search& search, Batch* batch, Slot& slot) {
         batch->executor != &executor || batch->pendings.front()->alone) {
         return false;
     }
-    Ns growth = search.curve->planned_ns(total) - batch->duration_ns;
+    Ns growth = plans_.planned_ns(*search.residency.spec, *search.curve, total) - batch->duration_ns;
     if (growth * JOIN_GAIN > search.duration * (JOIN_GAIN - 1)) {
         return false;
     }
@@ -347,7 +351,9 @@ void Admission::change_places(Pending& pending) {
     }
     for (std::size_t place = earlier_.size() - 1; place-- > 0;) {
         const auto& [later, answered_ns] = earlier_[place + 1];
-        Ns answer = answered_ns + later->curve->planned_ns(later->residency->spec->batch_max) - later->duration_ns;
+        Ns answer = answered_ns +
+                    plans_.planned_ns(*later->residency->spec, *later->curve, later->residency->spec->batch_max) -
+                    later->duration_ns;
         Pending* found = nullptr;
         for (Pending* member : earlier_[place].first->pendings) {
             bool may_wait = member->request.priority > pending.request.priority && member->size == pending.size &&
@@ -411,15 +417,22 @@ bool Admission::keeps_loads(Executor& executor, Ns free, std::size_t index, Ns a
     if (!delays_loads(plan, index)) {
         return true;
     }
-    for (Residency* waiting : executor.arena->pending) {
-        waiting->ready_ns += waiting->clear_ns != 0 ? added : 0;
-    }
+    Arena& arena = *executor.arena;
+    std::size_t late = plans_.late_count(*executor.worker) - plan.late_count(executor.free_ns(state_.now));
+    put_off_loads(arena, added);
     // Added in front of the plan: at least as strict as at its place.
     bool holds = plan.holds(free + added, 0);
-    for (Residency* waiting : executor.arena->pending) {
-        waiting->ready_ns -= waiting->clear_ns != 0 ? added : 0;
-    }
+    holds = holds && plans_.late_count(*executor.worker) - plan.late_count(executor.free_ns(state_.now)) <= late;
+    put_off_loads(arena, -added);
     return holds;
+}
+
+// Plans the loads that wait for work of the arena's models for later.
+void Admission::put_off_loads(Arena& arena, Ns longer) {
+    for (Residency* waiting : arena.pending) {
+        waiting->clear_ns += waiting->clear_ns != 0 ? longer : 0;
+    }
+    arenas_.retime_loads(arena);
 }
 
 void Admission::commit(Pending& pending, Executor& executor, Residency& residency, const Slot& slot) {
@@ -432,11 +445,11 @@ void Admission::commit(Pending& pending, Executor& executor, Residency& residenc
         Ns key = slot.index > 0 ? std::max(slot.key_ns, plan.keys[slot.index - 1]) : slot.key_ns;
         batch = executions_.make_batch(executor, residency, shape, residency.spec->program->curve(shape), key);
         batch->size = pending.size;
-        batch->duration_ns = residency.spec->alone_ns(shape, pending.size);
+        batch->duration_ns = plans_.alone_ns(*residency.spec, shape, pending.size);
         batch->limit_ns = limit;
         plan.insert(slot.index, batch);
     } else {
-        plan.resize(batch, batch->size + pending.size);
+        plans_.resize(batch, batch->size + pending.size);
         batch->limit_ns = std::min(batch->limit_ns, limit);
     }
     batch->pendings.push_back(&pending);
@@ -445,10 +458,7 @@ void Admission::commit(Pending& pending, Executor& executor, Residency& residenc
         change_places(pending);
     }
     if (!arena.pending.empty() && delays_loads(plan, slot.index + 1)) {
-        for (Residency* waiting : arena.pending) {
-            waiting->clear_ns += waiting->clear_ns != 0 ? plan.planned_ns - planned : 0;
-        }
-        arenas_.retime_loads(arena);
+        put_off_loads(arena, plan.planned_ns - planned);
     }
     if (residency.state == ResidencyState::RESIDENT) {
         arena.resident.move_to_end(&residency);
@@ -483,6 +493,7 @@ bool Admission::place_cold(Pending& pending) {
     Ns deadline = pending.deadline_ns;
     cold_.clear();
     bool is_behind = is_behind_on_links(state_, model);
+    bool goes_first = !is_behind && are_links_divided(state_);  // before the loads of greedy models
     arenas_.find_loadable(model, loadable_);
     for (const Place& place : loadable_) {
         const Executor& executor = plans_.soonest(*place.arena);
@@ -490,25 +501,32 @@ bool Admission::place_cold(Pending& pending) {
             (is_behind && !may_load_behind(*place.arena, *place.spec))) {
             continue;
         }
-        Ns load = place.spec->load_planned_ns(), alone = place.spec->alone_ns(pending.request.shape, pending.size);
+        Ns load = place.spec->load_planned_ns(),
+           alone = plans_.alone_ns(*place.spec, pending.request.shape, pending.size);
         const Worker& worker = *executor.worker;
         Ns start = std::max(worker.link_free_ns, state_.now + worker.there_ns);
-        if (alone != 0 && start + load + alone + worker.back_ns <= deadline) {
+        Ns free = executor.free_ns(state_.now);
+        if (alone != 0 && std::max(start + load, free) + alone + worker.back_ns <= deadline) {
             // An evicted model has to be loaded again some day: an eviction counts as another load.
             Ns once_more = executor.arena->has_room(*place.spec) ? 0 : load;
-            Ns time = start + loads_waiting_ns(*executor.arena) + load + once_more + plans_.of(executor).planned_ns;
-            cold_.push_back({time / LOAD_ALIKE_NS, executor.arena->pages.free_count(), place.arena, place.spec});
+            Ns begin = std::max(start + loads_waiting_ns(worker) + load, free + plans_.of(executor).planned_ns);
+            bool goes_before = begin + alone + worker.back_ns > deadline;
+            Ns time = (begin + once_more) / LOAD_ALIKE_NS;
+            cold_.push_back({goes_before, time, executor.arena->pages.free_count(), place.arena, place.spec});
         }
     }
     auto better = [](const Cold& a, const Cold& b) {
-        return std::make_tuple(a.time, -std::int64_t{a.free_pages}, a.arena->number) <
-               std::make_tuple(b.time, -std::int64_t{b.free_pages}, b.arena->number);
+        return std::make_tuple(a.goes_before, a.time, -std::int64_t{a.free_pages}, a.arena->number) <
+               std::make_tuple(b.goes_before, b.time, -std::int64_t{b.free_pages}, b.arena->number);
     };
     std::size_t count = std::min(cold_.size(), LOAD_SCAN_MAX);
     std::partial_sort(cold_.begin(), cold_.begin() + static_cast<std::ptrdiff_t>(count), cold_.end(), better);
     for (std::size_t place = 0; place < count; ++place) {
         Arena& arena = *cold_[place].arena;
         Executor& executor = plans_.soonest(arena);
+        const Worker& worker = *executor.worker;
+        bool is_first = !has_pending_loads(worker);
+        std::size_t late = is_first ? 0 : plans_.late_count(worker, goes_first);
         Residency* residency =
             arenas_.propose_load(arena, model, *cold_[place].spec, is_behind ? deadline + BEYOND_NS : deadline, true);
         if (residency == nullptr) {
@@ -520,8 +538,9 @@ bool Admission::place_cold(Pending& pending) {
             residency->ready_ns += BEHIND_LOADS * cold_[place].spec->load_planned_ns() + wait;
         }
         if (find_slot(executor, *residency, pending, slot) &&
-            (arena.pending.size() == 1 || plans_.of(executor).holds(executor.free_ns(state_.now), 0))) {
+            (is_first || plans_.late_count(worker, goes_first) <= late)) {
             arenas_.accept_load(*residency);
+            busy_.add_load(state_.now, residency->spec->load_planned_ns());
             commit(pending, executor, *residency, slot);
             return true;
         }
@@ -577,8 +596,10 @@ bool Admission::delay_loads(Executor& executor, Residency& residency, const Pend
                              batch->size + size > residency.spec->batch_max)) {
         batch = nullptr;
     }
-    Ns added = batch == nullptr ? curve->planned_ns(size)
-                                : std::max<Ns>(curve->planned_ns(batch->size + size) - batch->duration_ns, 0);
+    Ns added =
+        batch == nullptr
+            ? plans_.planned_ns(*residency.spec, *curve, size)
+            : std::max<Ns>(plans_.planned_ns(*residency.spec, *curve, batch->size + size) - batch->duration_ns, 0);
     std::size_t index = batch == nullptr ? plan.place_of(pending.deadline_ns) : plan.index(batch);
     if (batch == nullptr) {
         auto first = std::find_if(plan.batches.begin(), plan.batches.end(),
@@ -591,6 +612,7 @@ bool Admission::delay_loads(Executor& executor, Residency& residency, const Pend
         return false;
     }
     cleared_.clear();
+    std::size_t late = plans_.late_count(*executor.worker) - plan.late_count(free);
     bool delays_others = delays_loads(plan, index + (batch != nullptr));
     for (Residency* load : arena.pending) {
         cleared_.push_back(load->clear_ns);
@@ -599,6 +621,7 @@ bool Admission::delay_loads(Executor& executor, Residency& residency, const Pend
     }
     arenas_.retime_loads(arena);
     bool holds = plan.first_late(free, 0) >= index && plan.holds(finish, index + (batch != nullptr));
+    holds = holds && plans_.late_count(*executor.worker) - plan.late_count(free) <= late;
     for (std::size_t place = 0; place < arena.pending.size(); ++place) {
         Residency& load = *arena.pending[place];
         Ns clear = waits(&load) ? std::max(cleared_[place], finish + executor.worker->back_ns) : cleared_[place];
@@ -640,7 +663,8 @@ void Admission::refuse_in_detail(Pending& pending) {
     Ns least = NEVER_NS;
     Ns alone_least = NEVER_NS;  // on an idle device that holds the model
     for_some_residencies(model, [&](Residency& residency) {
-        Ns duration = residency.spec->alone_ns(shape, size), hoped = residency.spec->hoped_ns(shape, size);
+        Ns duration = plans_.alone_ns(*residency.spec, shape, size),
+           hoped = plans_.hoped_ns(*residency.spec, shape, size);
         const Worker& worker = *residency.arena->worker;
         if (duration == 0 || worker.draining) {
             return;
@@ -650,23 +674,23 @@ void Admission::refuse_in_detail(Pending& pending) {
         if (residency.doomed) {
             at_ns += residency.spec->load_planned_ns();
         }
-        least = std::min(least, at_ns);
+        least = std::min(least, least_deadline_ns(worker, at_ns));
     });
     arenas_.find_loadable(model, loadable_);
     for (const Place& place : loadable_) {
-        Ns duration = place.spec->alone_ns(shape, size);
+        Ns duration = plans_.alone_ns(*place.spec, shape, size);
         if (duration == 0) {
             continue;
         }
         const Executor& executor = plans_.soonest(*place.arena);
         const Worker& worker = *executor.worker;
-        Ns hoped = place.spec->hoped_ns(shape, size);
+        Ns hoped = plans_.hoped_ns(*place.spec, shape, size);
         alone_least = std::min(alone_least, worker.there_ns + hoped + worker.back_ns);
-        Ns start = std::max(worker.link_free_ns, state_.now + worker.there_ns) + loads_waiting_ns(*executor.arena);
+        Ns start = std::max(worker.link_free_ns, state_.now + worker.there_ns) + loads_waiting_ns(worker);
         Ns loaded = start + place.spec->load_planned_ns() + worker.back_ns + worker.there_ns;
         const Plan& plan = plans_.of(executor);
         Ns tail = plan.finish_ns(executor.free_ns(state_.now), plan.size());
-        least = std::min(least, std::max(loaded, tail) + duration + worker.back_ns);
+        least = std::min(least, least_deadline_ns(worker, std::max(loaded, tail) + duration + worker.back_ns));
     }
     bool unseen = idle_.is_unseen(model, shape);
     if (unseen) {
@@ -681,8 +705,6 @@ void Admission::refuse_in_detail(Pending& pending) {
         }
         return;
     }
-    least = state_.now + with_reserve(least - state_.now);
-    alone_least = with_reserve(alone_least);
     Ns feasible = std::max(least - request.arrived_ns, slo + 1);
     if (unseen) {
         requests_.refuse(pending, Reason::UNPROFILED, {AnswerText::BOUND_ABOVE_SLO, feasible, slo}, feasible);
@@ -698,7 +720,12 @@ void Admission::refuse_in_detail(Pending& pending) {
     }
 }
 
-// The earliest deadline that would be admitted now on an executor of the residency's arena.
+// The earliest deadline of a request that is answered at this time: with the reserve.
+Ns Admission::least_deadline_ns(const Worker& worker, Ns answered_ns) const {
+    return keeps_reserve(worker) ? state_.now + with_reserve(answered_ns - state_.now) : answered_ns;
+}
+
+// The time of the answer of a request that would be admitted now on an executor of the residency's arena.
 Ns Admission::least_finish_ns(const Executor& executor, Residency& residency, Ns duration) const {
     const Plan& plan = plans_.of(executor);
     Ns back = executor.worker->back_ns, ready = residency.ready_ns;
@@ -776,6 +803,7 @@ bool Admission::displace(Pending& pending) {
         find_displaced(executor, *proposed, pending, displaced_);
         if (!displaced_.empty()) {
             arenas_.accept_load(*proposed);
+            busy_.add_load(state_.now, proposed->spec->load_planned_ns());
             answer_displaced(displaced_);
             if (find_slot(executor, *proposed, pending, slot)) {
                 commit(pending, executor, *proposed, slot);
@@ -839,7 +867,7 @@ void Admission::find_displaced(const Executor& executor, Residency& residency, c
     gone.clear();
     const Plan& plan = plans_.of(executor);
     std::uint32_t level = pending.request.priority;
-    Ns duration = residency.spec->alone_ns(pending.request.shape, pending.size);
+    Ns duration = plans_.alone_ns(*residency.spec, pending.request.shape, pending.size);
     Ns limit = limit_ns(executor, pending.deadline_ns), free = executor.free_ns(state_.now);
     if (duration == 0 || std::max(free, residency.ready_ns) + duration > limit) {
         return;
@@ -884,8 +912,8 @@ void Admission::find_displaced(const Executor& executor, Residency& residency, c
                 }
             }
             if (size > 0) {
-                Ns length =
-                    size == batch->size ? batch->duration_ns : batch->residency->spec->alone_ns(batch->shape, size);
+                Ns length = size == batch->size ? batch->duration_ns
+                                                : plans_.alone_ns(*batch->residency->spec, batch->shape, size);
                 time = std::max(time, batch->residency->ready_ns) + length;
                 if (time > batch->limit_ns && place >= index) {
                     return false;

@@ -10,14 +10,19 @@
 #include <utility>
 #include <vector>
 
+#include "scheduler/busy.h"
 #include "scheduler/parts.h"
 #include "scheduler/plan.h"
 
 namespace clockwork {
 
-// A batch is sent this long before its device is predicted to be free (the paper's value), or earlier where
-// that has been too late: see lead.h.
-inline constexpr Ns SCHEDULE_AHEAD_NS = 5'000'000;
+// A batch is sent this long before a device is planned to be free, or earlier where that has been too late:
+// see lead.h. With the paper's 5 ms, batches left before requests came that they had room for; below 2 ms,
+// less of an overloaded device is used.
+inline constexpr Ns SCHEDULE_AHEAD_NS = 2'000'000;
+
+// The same where inputs take time on their link, which is to be kept busy.
+inline constexpr Ns INPUTS_AHEAD_NS = 5'000'000;
 
 // Added to the keys of batches of models beyond their shares: they stand behind everything else in the plan.
 inline constexpr Ns BEYOND_NS = 1'000'000 * SECOND;
@@ -65,6 +70,11 @@ inline constexpr Ns LOAD_ALIKE_NS = 1'000'000;
 inline constexpr Ns RESERVE_SHARE = 50;
 inline constexpr Ns RESERVE_NS = 2'000'000;
 
+// The reserve is kept while links load and devices execute for parts of their time that sum to more than this
+// (busy.h). While they do less, a request that is refused for it would most likely have been in time, and no
+// other is served in its place.
+inline constexpr double RESERVE_BUSY = 0.7;
+
 // Places requests in plans, or refuses them.
 class Admission {
 public:
@@ -77,7 +87,10 @@ public:
           plans_(plans) {}
 
     // Time before a device is planned to be free at which its next batch is sent.
-    Ns ahead_ns(const Executor& executor) const { return std::max(SCHEDULE_AHEAD_NS, executor.lead.ns(state_.now)); }
+    Ns ahead_ns(const Executor& executor) const {
+        bool waits = executor.worker->inputs.byte_ns(state_.now) > 0;
+        return std::max(waits ? INPUTS_AHEAD_NS : SCHEDULE_AHEAD_NS, executor.lead.ns(state_.now));
+    }
     // The time of the next batch's inputs to its worker, beyond the delay of the link.
     Ns inputs_ns(const Executor& executor) const;
     // The earliest begin of a batch that is sent now to an executor that is free from `free` on: the inputs
@@ -90,8 +103,11 @@ public:
     // Charges the request's device time to the device that it is planned on, or to a device that could not
     // take it.
     void note_asked(Pending& pending);
+    void note_execution(Ns planned_ns) { busy_.add_execution(state_.now, planned_ns); }
     // Refuse a request with the reason, the least SLO that would have been admitted, and a time to retry.
     void refuse_in_detail(Pending& pending);
+
+    void archive(Archive& archive) { archive(busy_); }
 
 private:
     // A place in a plan for a request.
@@ -102,8 +118,10 @@ private:
         Ns key_ns;          // key of a new batch
     };
 
+    // A device onto which the model could be loaded.
     struct Cold {
-        Ns time;  // time in units of LOAD_ALIKE_NS
+        bool goes_before;  // behind all planned work the request would be late
+        Ns time;           // end of load and planned work, in units of LOAD_ALIKE_NS
         std::uint32_t free_pages;
         Arena* arena;
         KindSpec* spec;
@@ -125,8 +143,14 @@ private:
     // Return the latest planned end of a batch that is promised now: its deadline less the way back and the
     // reserve.
     Ns limit_ns(const Executor& executor, Ns deadline_ns) const {
-        return deadline_ns - executor.worker->back_ns -
-               std::min((deadline_ns - state_.now) / RESERVE_SHARE, RESERVE_NS);
+        Ns reserve =
+            keeps_reserve(*executor.worker) ? std::min((deadline_ns - state_.now) / RESERVE_SHARE, RESERVE_NS) : 0;
+        return deadline_ns - executor.worker->back_ns - reserve;
+    }
+    // Inputs that take time on their link are no part of the sum.
+    bool keeps_reserve(const Worker& worker) const {
+        return worker.inputs.byte_ns(state_.now) > 0 ||
+               busy_.sum(state_.now, state_.by_worker.size(), state_.executors.size()) > RESERVE_BUSY;
     }
     bool find_slot(Executor& executor, Residency& residency, const Pending& pending, Slot& slot);
     bool is_idle(const Executor& executor) const;
@@ -140,12 +164,14 @@ private:
     bool keeps_inputs(const Executor& executor, std::size_t index, Ns more) const;
     static std::size_t place_of(const Plan& plan, const Residency& residency, Ns key_ns);
     bool keeps_loads(Executor& executor, Ns free, std::size_t index, Ns added);
+    void put_off_loads(Arena& arena, Ns longer);
     void commit(Pending& pending, Executor& executor, Residency& residency, const Slot& slot);
     bool is_link_free(const Worker& worker, Ns load) const;
     bool may_load_behind(const Arena& arena, const KindSpec& spec) const;
     bool place_cold(Pending& pending);
     bool place_doomed(Pending& pending);
     bool delay_loads(Executor& executor, Residency& residency, const Pending& pending, Slot& slot);
+    Ns least_deadline_ns(const Worker& worker, Ns answered_ns) const;
     Ns least_finish_ns(const Executor& executor, Residency& residency, Ns duration) const;
     void warm(Model& model);
     bool take_place(Executor& executor, Residency& residency, Pending& pending);
@@ -159,6 +185,7 @@ private:
     Executions& executions_;
     Idle& idle_;
     Plans& plans_;
+    BusyParts busy_;
     std::vector<Place> loadable_;
     std::vector<Cold> cold_;
     std::vector<Pending*> displaced_;

@@ -381,7 +381,10 @@ void Dispatcher::restore(std::string_view state) {
 
 // ----- policy edf ---------------------------------------------------------------------------------
 
-void Plans::archive(Archive& archive) { archive_table<Executor>(archive, state_, plans_); }
+void Plans::archive(Archive& archive) {
+    archive_table<Executor>(archive, state_, plans_);
+    archive(margins_);
+}
 
 // ----- policies with queues -----------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 #include "scheduler/arenas.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace clockwork {
 
@@ -189,16 +190,39 @@ void Arenas::find_busy(Arena& arena, const Model* model) {
 }
 
 void Arenas::retime_loads(Arena& arena) {
-    if (arena.pending.empty()) {
-        return;
-    }
-    const Worker& worker = *arena.worker;
+    Worker& worker = *arena.worker;
+    heads_.assign(worker.arenas.size(), 0);
     Ns time = std::max(worker.link_free_ns, state_.now + worker.there_ns);
-    for (Residency* residency : arena.pending) {
+    while (Residency* residency = next_load(worker, time - worker.there_ns)) {
         Ns start = std::max(time, residency->clear_ns + worker.there_ns);
         time = start + residency->spec->load_planned_ns();
         residency->ready_ns = time + worker.back_ns + worker.there_ns;
     }
+}
+
+// Takes the load that the link would begin next from the first ones left of each arena (heads_): the first by
+// key of those whose pages are clear at this time, otherwise the one that is clear the soonest. Null: none.
+Residency* Arenas::next_load(const Worker& worker, Ns time) {
+    Residency* next = nullptr;
+    std::size_t* taken = nullptr;
+    for (std::size_t place = 0; place < worker.arenas.size(); ++place) {
+        const std::vector<Residency*>& pending = worker.arenas[place]->pending;
+        if (heads_[place] == pending.size()) {
+            continue;
+        }
+        Residency* head = pending[heads_[place]];
+        auto rank = [time](const Residency& load) {
+            return std::make_pair(std::max(load.clear_ns, time), load.key_ns);
+        };
+        if (next == nullptr || rank(*head) < rank(*next)) {
+            next = head;
+            taken = &heads_[place];
+        }
+    }
+    if (taken != nullptr) {
+        ++*taken;
+    }
+    return next;
 }
 
 // Calls function for each place, until it returns false. Begins with the model's worker at index `first`, and
@@ -279,21 +303,42 @@ bool Arenas::is_load_overdue(const Worker& worker) const {
 }
 
 void Arenas::start_loads(Arena& arena) {
-    while (!arena.pending.empty()) {
-        if (!takes_load(arena, arena.loading)) {
+    Worker& worker = *arena.worker;
+    while (true) {
+        std::uint32_t under_way = 0;
+        by_key_.clear();
+        for (Arena* other_arena : worker.arenas) {
+            under_way += other_arena->loading;
+            if (!other_arena->pending.empty()) {
+                by_key_.push_back(other_arena->pending.front());
+            }
+        }
+        if (by_key_.empty() || !takes_load(arena, under_way)) {
             return;
         }
-        Residency& residency = *arena.pending.front();
-        if (!deciders_.memory->is_load_wanted(residency)) {
-            drop_load(residency);  // no request waits for the load any more
-            continue;
-        }
-        if (!make_room(arena, residency, NEVER_NS)) {
-            doom_more(arena, residency);
+        std::stable_sort(by_key_.begin(), by_key_.end(),
+                         [](const Residency* a, const Residency* b) { return a->key_ns < b->key_ns; });
+        auto sent = std::find_if(by_key_.begin(), by_key_.end(), [&](Residency* first) { return start_load(*first); });
+        if (sent == by_key_.end()) {
             return;
         }
-        send_load(residency);
     }
+}
+
+// Sends the first pending load of an arena, or drops it if no request waits for it any more. False: its pages
+// are not free yet.
+bool Arenas::start_load(Residency& residency) {
+    Arena& arena = *residency.arena;
+    if (!deciders_.memory->is_load_wanted(residency)) {
+        drop_load(residency);
+    } else if (make_room(arena, residency, NEVER_NS)) {
+        send_load(residency);
+    } else {
+        doom_more(arena, residency);
+        return false;
+    }
+    state_.touch(arena);
+    return true;
 }
 
 // Sends a load with its pages in residency.starts. hurries: the load is useless if it cannot start soon.

@@ -77,7 +77,7 @@ public:
     // Forget a load that was not sent. Nothing may be planned on it.
     void drop_load(Residency& residency);
     void drop_loads(Arena& arena);
-    // Predict the end of each pending load anew.
+    // Predict the end of each pending load of the arena's worker anew: its devices share the link.
     void retime_loads(Arena& arena);
 
     // Find devices onto which the model could be loaded, at most LOADABLE_MAX. `found` is overwritten.
@@ -109,6 +109,8 @@ public:
 
     // ----- acting ------------------------------------------------------------------------------
 
+    // Send the pending loads of the arena's worker whose pages are free, the first by key first, while its
+    // link takes them.
     void start_loads(Arena& arena);
     // Return whether another LOAD may be sent now with this many under way: the link is kept filled for one
     // round trip, unless a load is overdue. If the link is full, the device is woken when it no longer is.
@@ -190,6 +192,8 @@ private:
                   std::vector<Residency*>& victims);
     void doom_for(Arena& arena, Reservation& reservation);
     Residency* make_residency(Arena& arena, Model& model, KindSpec& spec, Ns key_ns);
+    Residency* next_load(const Worker& worker, Ns time);
+    bool start_load(Residency& residency);
     void send_load(Residency& residency, bool hurries = true);
     void send_at_once(Residency& residency, bool hurries = true);
     void enter_pending(Residency& residency);
@@ -210,6 +214,8 @@ private:
     PageAllocator::Pages trial_starts_;
     std::vector<Residency*> evictable_;
     std::vector<Residency*> victims_;
+    std::vector<std::size_t> heads_;  // by arena of a worker: number of pending loads that are timed
+    std::vector<Residency*> by_key_;  // the first pending load of each arena of a worker
     std::vector<Residency*> absolved_;
     std::vector<PredictedEnd> endings_;
     std::vector<Dropped> dropped_;

@@ -80,7 +80,7 @@ void Edf::dispatch(Executor& executor) {
     if (worker.draining || executor.is_closed()) {
         return;
     }
-    if (!executor.arena->pending.empty()) {
+    if (has_pending_loads(worker)) {
         arenas_.start_loads(*executor.arena);
     }
     if (!state_.background.empty() && !plan.empty()) {
@@ -208,7 +208,7 @@ bool Edf::trim(Executor& executor, Batch& batch, Ns free) {
 bool Edf::attempts(Executor& executor, Batch& batch, Ns end_ns) {
     Plan& plan = plans_.of(executor);
     const KindSpec& spec = *batch.residency->spec;
-    Ns hoped = spec.hoped_ns(batch.shape, batch.size);
+    Ns hoped = plans_.hoped_ns(spec, batch.shape, batch.size);
     bool is_in_time = executor.lane.empty() && executor.free_ns(state_.now) + hoped <= end_ns;
     auto is_other = [&spec](const Batch* planned_batch) {
         return planned_batch->residency->spec->program != spec.program;
@@ -267,11 +267,11 @@ bool Edf::gains(const Executor& executor, const Batch& batch, const Pending& pen
         return false;
     }
     Ns begin = admission_.begin_ns(executor, free, &batch, &pending);
-    Ns duration = batch.curve->planned_ns(total), longer = duration - batch.duration_ns;
+    Ns duration = plans_.planned_ns(*batch.residency->spec, *batch.curve, total), longer = duration - batch.duration_ns;
     if (is_beyond_share(*batch.residency, state_.now) && duration > executor.arena->shares.batch_max_ns) {
         return false;
     }
-    if (longer * JOIN_GAIN > batch.curve->planned_ns(pending.size) * (JOIN_GAIN - 1)) {
+    if (longer * JOIN_GAIN > plans_.planned_ns(*batch.residency->spec, *batch.curve, pending.size) * (JOIN_GAIN - 1)) {
         return false;
     }
     Ns time = begin + duration;
@@ -284,9 +284,10 @@ bool Edf::gains(const Executor& executor, const Batch& batch, const Pending& pen
             // The batch that it leaves becomes shorter: without counting that, a full plan of small batches
             // would never become one of large batches.
             bool leaves = other == pending.batch;
-            Ns takes = !leaves                      ? other->duration_ns
-                       : other->size > pending.size ? batch.curve->planned_ns(other->size - pending.size)
-                                                    : 0;
+            Ns takes = !leaves ? other->duration_ns
+                       : other->size > pending.size
+                           ? plans_.planned_ns(*batch.residency->spec, *batch.curve, other->size - pending.size)
+                           : 0;
             if (takes == 0) {
                 continue;
             }
@@ -308,7 +309,7 @@ bool Edf::puts_off_loads(const Executor& executor) const {
 
 void Edf::append(Executor& executor, Batch& batch, Pending& pending) {
     Ns before = batch.duration_ns;
-    plans_.of(executor).resize(&batch, batch.size + pending.size);
+    plans_.resize(&batch, batch.size + pending.size);
     if (puts_off_loads(executor)) {
         for (Residency* load : executor.arena->pending) {
             load->clear_ns += load->clear_ns != 0 ? batch.duration_ns - before : 0;

@@ -50,10 +50,16 @@ public:
     }
     void joined(Executor& executor) override { plans_.add(executor); }
 
-    void depart(Flight& flight) override { send_inputs(flight, state_.now); }
+    void depart(Flight& flight) override {
+        admission_.note_execution(flight.duration_ns);
+        send_inputs(flight, state_.now);
+    }
     void delivered(const Flight& flight, Ns ready_ns, bool is_ok) override {
         learn_inputs(flight, state_.now, ready_ns, is_ok);
     }
+
+    void executed(const Flight& flight, Ns took_ns) override { plans_.executed(flight, took_ns); }
+    double margin(std::uint32_t kind) const override { return plans_.margin(kind); }
 
     void load_done(Residency& residency, Ns took_ns) override { plans_.load_done(residency, took_ns); }
     void load_given_up(Residency& residency, const AnswerSentence& said) override;
@@ -64,7 +70,7 @@ public:
         plans_.forget_curve(program, shape);
     }
 
-    void archive(Archive& archive) override { archive(plans_, spare_); }
+    void archive(Archive& archive) override { archive(plans_, admission_, spare_); }
     void check_invariants() const override { plans_.check_invariants(); }
 
 private:

@@ -325,6 +325,12 @@ struct Worker {
     }
 };
 
+// Whether some device of the worker, whose link they share, has a load that was not sent.
+inline bool has_pending_loads(const Worker& worker) {
+    return std::any_of(worker.arenas.begin(), worker.arenas.end(),
+                       [](const Arena* arena) { return !arena->pending.empty(); });
+}
+
 inline bool Executor::usable() const { return !worker->draining; }
 
 inline bool Arena::usable() const { return !worker->draining; }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "scheduler/decay.h"
 #include "scheduler/types.h"
@@ -16,6 +17,9 @@ inline constexpr double MARGIN_KEPT = 0.99;
 inline constexpr double MARGIN_FIRST = 0.01;
 inline constexpr double MARGIN_STEP = 0.002;
 inline constexpr double MARGIN_MAX = 0.25;
+
+// Fixed time that each planned execution adds to its estimate and its margin.
+inline constexpr Ns MARGIN_FIXED_NS = 20'000;
 
 // Half-life of a learnt number's difference from its first value, without samples.
 inline constexpr Ns FADE_NS = 2 * SECOND;
@@ -59,5 +63,31 @@ public:
 private:
     Fading kept_{MARGIN_FIRST};
 };
+
+// The margins by the kind of device.
+class Margins {
+public:
+    double share(Ns now, std::uint32_t kind) const {
+        return kind < margins_.size() ? margins_[kind].share(now) : MARGIN_FIRST;
+    }
+
+    // Notes an execution that was expected to take expected_ns, and took took_ns.
+    void executed(Ns now, std::uint32_t kind, Ns expected_ns, Ns took_ns) {
+        if (kind >= margins_.size()) {
+            margins_.resize(kind + 1);
+        }
+        margins_[kind].took(now, static_cast<double>(took_ns - expected_ns) / static_cast<double>(expected_ns));
+    }
+
+    void archive(Archive& archive) { archive(margins_); }
+
+private:
+    std::vector<Margin> margins_;
+};
+
+// An execution of exec_ns by its estimate, with the margin `share` and the fixed time.
+inline Ns with_learnt_margin(Ns exec_ns, double share) {
+    return exec_ns + static_cast<Ns>(static_cast<double>(exec_ns) * share) + MARGIN_FIXED_NS;
+}
 
 }  // namespace clockwork

@@ -41,6 +41,15 @@ bool Plan::holds_loads(Ns time, Ns longer) const {
     return true;
 }
 
+std::size_t Plan::late_count(Ns time, bool within_only) const {
+    std::size_t count = 0;
+    for (const Batch* batch : batches) {
+        time = std::max(time, batch->residency->ready_ns) + batch->duration_ns;
+        count += time > batch->limit_ns && !(within_only && !batch->residency->model->loads.is_within);
+    }
+    return count;
+}
+
 void Plan::insert(std::size_t index, Batch* batch) {
     batches.insert(batches.begin() + static_cast<std::ptrdiff_t>(index), batch);
     keys.insert(keys.begin() + static_cast<std::ptrdiff_t>(index), batch->key_ns);
@@ -72,10 +81,8 @@ void Plan::remove(Batch* batch, std::size_t index) {
     batch->before = batch->after = nullptr;
 }
 
-void Plan::resize(Batch* batch, std::uint32_t size) {
+void Plan::resize(Batch* batch, std::uint32_t size, Ns duration) {
     batch->size = size;
-    Ns duration =
-        batch->curve == nullptr ? batch->residency->spec->alone_ns(batch->shape, size) : batch->curve->planned_ns(size);
     planned_ns += duration - batch->duration_ns;
     batch->duration_ns = duration;
 }
@@ -102,6 +109,22 @@ bool Plans::holds_loads(const Worker& worker, Ns longer) const {
     return true;
 }
 
+std::size_t Plans::late_count(const Worker& worker, bool within_only) const {
+    std::size_t count = 0;
+    for (const Arena* arena : worker.arenas) {
+        for (const Executor* executor = arena->executors.front(); executor != nullptr; executor = executor->after) {
+            count += of(*executor).late_count(executor->free_ns(state_.now), within_only);
+        }
+    }
+    return count;
+}
+
+void Plans::resize(Batch* batch, std::uint32_t size) {
+    const KindSpec& spec = *batch->residency->spec;
+    Ns duration = batch->curve == nullptr ? spec.alone_ns(batch->shape, size) : planned_ns(spec, *batch->curve, size);
+    of(*batch->executor).resize(batch, size, duration);
+}
+
 void Plans::remove(Pending& pending) {
     Batch* batch = pending.batch;
     pending.batch = nullptr;
@@ -114,7 +137,7 @@ void Plans::remove(Pending& pending) {
         state_.retire(batch);
         return;
     }
-    plan.resize(batch, batch->size - pending.size);
+    resize(batch, batch->size - pending.size);
     set_limit(*batch);
 }
 
@@ -183,7 +206,7 @@ void Plans::retime(ProgramEstimates& program, std::uint32_t shape) {
     for (Batch* batch = program.planned; batch != nullptr; batch = batch->after) {
         if (batch->shape == shape) {
             batch->curve = curve;
-            of(*batch->executor).resize(batch, batch->size);
+            resize(batch, batch->size);
         }
     }
 }

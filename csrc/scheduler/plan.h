@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <vector>
 
+#include "scheduler/margin.h"
 #include "scheduler/state.h"
 
 namespace clockwork {
@@ -40,12 +41,15 @@ struct Plan {
     bool holds(Ns time, std::size_t start) const { return first_late(time, start) == size(); }
     // Whether no batch misses its limit that keeps it now, if the loads under way take `longer` more.
     bool holds_loads(Ns time, Ns longer) const;
+    // Number of batches that miss their limits; within_only: only those of models within their shares of the
+    // links (link_shares.h).
+    std::size_t late_count(Ns time, bool within_only = false) const;
 
     void insert(std::size_t index, Batch* batch);
     void remove(Batch* batch) { remove(batch, index(batch)); }
     void remove(Batch* batch, std::size_t index);
-    // Sets a planned batch's size, and its duration accordingly.
-    void resize(Batch* batch, std::uint32_t size);
+    // Sets a planned batch's size and duration.
+    void resize(Batch* batch, std::uint32_t size, Ns duration);
     void archive(Archive& archive) { archive(batches, keys, planned_ns, unready); }
 };
 
@@ -53,6 +57,30 @@ struct Plan {
 class Plans final : public Memory {
 public:
     explicit Plans(State& state) : state_(state) {}
+
+    // The planned duration of this many rows in a batch: the estimate with the learnt margin (margin.h), at
+    // most with that of other plans (estimates.h). alone_ns(): of a batch of its own; the bound for a shape
+    // that was never measured, 0 if there is none.
+    Ns planned_ns(const KindSpec& spec, Curve& curve, std::uint32_t rows) const {
+        return with_least_margin(spec, curve.exec_ns(rows));
+    }
+    Ns alone_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const {
+        Curve* curve = spec.program->curve(shape);
+        return curve != nullptr ? planned_ns(spec, *curve, rows) : spec.alone_ns(shape, rows);
+    }
+    // The same for the duration at best (Curve::hoped_ns()).
+    Ns hoped_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const {
+        Curve* curve = spec.program->curve(shape);
+        return curve != nullptr ? with_least_margin(spec, curve->hoped_ns(rows)) : spec.hoped_ns(shape, rows);
+    }
+    void executed(const Flight& flight, Ns took_ns) {
+        if (flight.kind == ActionKind::INFER && flight.batch->curve != nullptr && flight.expected_ns > 0) {
+            margins_.executed(state_.now, flight.residency->spec->kind, flight.expected_ns, took_ns);
+        }
+    }
+    double margin(std::uint32_t kind) const { return margins_.share(state_.now, kind); }
+    // Sets a planned batch's size, and its duration accordingly.
+    void resize(Batch* batch, std::uint32_t size);
 
     Plan& of(const Executor& executor) { return plans_[executor.slot]; }
     const Plan& of(const Executor& executor) const { return plans_[executor.slot]; }
@@ -68,6 +96,9 @@ public:
 
     // Whether no batch on any device of a worker misses its limit because loads under way take `longer` more.
     bool holds_loads(const Worker& worker, Ns longer) const;
+
+    // Number of planned batches on a worker that miss their limits; see Plan::late_count().
+    std::size_t late_count(const Worker& worker, bool within_only = false) const;
 
     // Removes a request from its batch, and the batch with its last request.
     void remove(Pending& pending);
@@ -95,11 +126,15 @@ public:
 
 private:
     Ns end_ns(const Executor& executor) const { return executor.free_ns(state_.now) + of(executor).planned_ns; }
+    Ns with_least_margin(const KindSpec& spec, Ns exec_ns) const {
+        return std::min(with_margin(exec_ns), with_learnt_margin(exec_ns, margins_.share(state_.now, spec.kind)));
+    }
     static void set_limit(Batch& batch);
     void dissolve(Batch& batch, std::vector<Pending*>& waiting);
 
     State& state_;
     std::vector<Plan> plans_;  // plans by the executor's slot
+    Margins margins_;
 };
 
 }  // namespace clockwork

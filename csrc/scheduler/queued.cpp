@@ -290,7 +290,7 @@ void Queued::dispatch(Executor& executor) {
     for (const Model* model : called) {
         summoned_.clear(model->slot);
     }
-    if (!executor.arena->pending.empty()) {
+    if (has_pending_loads(*executor.worker)) {
         arenas_.start_loads(*executor.arena);
     }
     memory_->look(*executor.arena);

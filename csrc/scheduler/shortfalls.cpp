@@ -71,10 +71,7 @@ Shortfall Shortfalls::of(const Model& model, const Arena* without) const {
 }
 
 bool Shortfalls::has_time(const Model& model) const {
-    auto links = static_cast<double>(model.workers.size()), devices = static_cast<double>(state_.arenas.size());
-    double loading = loading_.rate(state_.now, LOADING_HALF_LIFE_NS) / links;
-    double executing = executing_.rate(state_.now, EXECUTING_HALF_LIFE_NS) / devices;
-    return loading + executing <= BUSY_SUM;
+    return busy_.sum(state_.now, model.workers.size(), state_.arenas.size()) <= BUSY_SUM;
 }
 
 // When a device could begin with a model's request, behind the requests of others that are due by due_ns,

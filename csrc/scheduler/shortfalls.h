@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "scheduler/decay.h"
+#include "scheduler/busy.h"
 #include "scheduler/in_order.h"
 #include "scheduler/placement.h"
 
@@ -18,8 +18,6 @@ inline constexpr std::size_t SHORT_DEVICES_MAX = 64;
 // Copies for single requests are loaded while the parts of their time for which the links load and the
 // devices execute sum to at most BUSY_SUM.
 inline constexpr double BUSY_SUM = 1.1;
-inline constexpr Ns LOADING_HALF_LIFE_NS = 200 * MS;
-inline constexpr Ns EXECUTING_HALF_LIFE_NS = SECOND;
 
 struct Shortfall {
     std::uint32_t late = 0;  // requests that would be late
@@ -37,16 +35,12 @@ public:
     // Whether copies, loaded now, would serve an arriving request in time, beside those of the shortfall.
     bool could_copy(const Pending& pending) const;
     // Counts the planned time of a load, or of an execution.
-    void note_load(const KindSpec& spec) {
-        loading_.add(state_.now, static_cast<double>(spec.load_planned_ns()), LOADING_HALF_LIFE_NS);
-    }
-    void note_execution(Ns duration_ns) {
-        executing_.add(state_.now, static_cast<double>(duration_ns), EXECUTING_HALF_LIFE_NS);
-    }
+    void note_load(const KindSpec& spec) { busy_.add_load(state_.now, spec.load_planned_ns()); }
+    void note_execution(Ns duration_ns) { busy_.add_execution(state_.now, duration_ns); }
     // Whether the links and the devices have time for copies that serve single requests.
     bool has_time(const Model& model) const;
 
-    void archive(Archive& archive) { archive(loading_, executing_); }
+    void archive(Archive& archive) { archive(busy_); }
 
     // Whether a device other than `arena`, which has or loads the model, would serve a request in time.
     bool is_served_by_another(const Pending& pending, const Arena& arena) const;
@@ -66,8 +60,7 @@ private:
     const Arenas& arenas_;
     const Queues& queues_;
     const Placement& placement_;
-    DecayedCount loading_;                 // planned times of loads, ns
-    DecayedCount executing_;               // planned times of executions, ns
+    BusyParts busy_;
     mutable std::vector<Server> servers_;  // heap, the first to be free first
 };
 

@@ -66,7 +66,7 @@ Batch* Spare::steal(Executor& executor, Ns free) {
             if (has_failed_here) {
                 continue;
             }
-            Ns duration = curve->planned_ns(batch->size);
+            Ns duration = plans_.planned_ns(*here->spec, *curve, batch->size);
             Ns limit = deadline < NEVER_NS ? deadline - executor.worker->back_ns : NEVER_NS;
             if (free + duration > limit || !plans_.of(executor).holds(free + duration, 0)) {
                 continue;
@@ -128,14 +128,14 @@ Batch* Spare::background_batch(Executor& executor, Residency& residency, Ns free
     Curve* curve = spec.program->curve(shape);
     std::size_t count = 1;
     if (curve != nullptr && !first->alone) {
-        Ns duration = curve->planned_ns(size);
+        Ns duration = plans_.planned_ns(spec, *curve, size);
         for (const Pending* pending = queue.next(first); pending != nullptr; pending = queue.next(pending)) {
             std::uint32_t total = size + pending->size;
             if (total > spec.batch_max || pending->request.shape != shape || pending->alone) {
                 break;
             }
-            Ns growth = curve->planned_ns(total) - duration;
-            if (growth * JOIN_GAIN > curve->planned_ns(pending->size) * (JOIN_GAIN - 1)) {
+            Ns growth = plans_.planned_ns(spec, *curve, total) - duration;
+            if (growth * JOIN_GAIN > plans_.planned_ns(spec, *curve, pending->size) * (JOIN_GAIN - 1)) {
                 break;
             }
             size = total;
@@ -144,7 +144,7 @@ Batch* Spare::background_batch(Executor& executor, Residency& residency, Ns free
         }
     }
     // Without a profile or a bound the duration is a guess; the request has time.
-    Ns duration = spec.alone_ns(shape, size);
+    Ns duration = plans_.alone_ns(spec, shape, size);
     if (duration == 0) {
         duration = PROFILE_NS_MAX;
     }

@@ -49,10 +49,10 @@ def test_a_request_below_what_its_execution_takes() -> None:
         "0 other requests waited in the controller then, 0 of them for its model.",
         "It was refused at its arrival (infeasible): even an idle device that has the model would have been too slow for its SLO.",
         (
-            "The refusal said: m1@1 takes 5.41 ms on an idle device (5.00 ms to execute, the rest on the way and in reserve), the SLO "
+            "The refusal said: m1@1 takes 5.27 ms on an idle device (5.00 ms to execute, the rest on the way and in reserve), the SLO "
             "is 2.00 ms."
         ),
-        "It would have needed an SLO of 5.41 ms, by the estimates of that moment.",
+        "It would have needed an SLO of 5.27 ms, by the estimates of that moment.",
         "1 of 1 device could have served it: 0 had the model, and 0 were executing when it arrived.",
         "No other batch of its model was ordered after it came.",
     ]

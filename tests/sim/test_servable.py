@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,55 @@ def test_the_command_prints_the_verdicts() -> None:
     assert "policy edf, worlds 1" in done.stdout
 
 
+def test_loads_over_one_link_are_promised_one_after_the_other() -> None:
+    """Four devices share a link, which loads the model once in time. A promise of `edf` counted the loads of
+    its own device alone, so of eight requests in one moment three were promised loads that came too late."""
+    models = [
+        ModelProfile(f"m{number}", {1: 10 * MS}, PAGE_BYTES, 4 * MS, slo_ns=1000 * MS) for number in range(4)
+    ]
+    verdict = judge(world_of(models, [(0, "m0", 18)] * 8, devices=4, per_link=4, page_count=1), "edf")
+    assert [turned.reason for turned in verdict.turned] == ["deadline"] * 6
+
+
+def test_a_load_goes_to_a_device_that_executes_nothing() -> None:
+    """`edf` ranked devices without their executions under way, and tried a load only on the first four, which
+    were busy for too long."""
+    models = [
+        ModelProfile(f"m{number}", {1: 10 * MS}, PAGE_BYTES, MS, slo_ns=1000 * MS) for number in range(8)
+    ]
+    busy = [(0.0, f"m{number}", 20.0) for number in range(7)]
+    assert not judge(world_of(models, [*busy, (1, "m0", 18)], devices=8), "edf").turned
+
+
+def test_a_load_is_tried_first_where_the_request_has_to_pass_no_other() -> None:
+    """Four devices whose work ends half a millisecond after the load were tried before one without work."""
+    models = [
+        ModelProfile("m", {1: 5 * MS}, PAGE_BYTES, 2 * MS, slo_ns=1000 * MS),
+        *[
+            ModelProfile(f"b{number}", {1: 3_600_000}, PAGE_BYTES, 2 * MS, slo_ns=1000 * MS)
+            for number in range(7)
+        ],
+    ]
+    busy = [(0.0, name, 100.0) for name in ("m", "m", "b1", "b2", "b3", "b4")]
+    assert not judge(world_of(models, [*busy, (1, "m", 7.75)], devices=7), "edf").turned
+
+
+def test_requests_join_a_batch_until_its_device_is_about_to_be_free() -> None:
+    """The second batch was sent 5 ms before its device was free, and so with the second request alone; those
+    that came a moment later found no time behind it, though they take hardly longer together."""
+    cheap = ModelProfile("m", {1: 3_400_000, 16: 6 * MS}, PAGE_BYTES, MS, slo_ns=1000 * MS)
+    arrivals = [(at, "m", 9.0) for at in (0.0, 0.001, *[0.002] * 6)]
+    verdict = judge(world_of([cheap], arrivals, devices=1), "edf")
+    assert not verdict.turned
+
+
+def test_no_time_is_reserved_where_devices_are_hardly_asked_for() -> None:
+    """Two executions of 10 ms fit in 20.4 ms. The reserve and the margins took 0.8 ms of that."""
+    model = ModelProfile("m", {1: 10 * MS, 2: 20 * MS}, PAGE_BYTES, MS, slo_ns=1000 * MS)
+    verdict = judge(world_of([model], [(0.0, "m", 20.4), (0.01, "m", 20.4)], devices=1), "edf")
+    assert not verdict.turned
+
+
 def world(
     times: list[int], exec_ms: float, slo_ms: float | list[float], devices: int, copies: int = 0
 ) -> ServableWorld:
@@ -92,11 +142,23 @@ def world(
     others = [
         ModelProfile(f"other{number}", {1: MS}, PAGE_BYTES, MS, slo_ns=1000 * MS) for number in range(copies)
     ]
-    count = len(times)
-    slos = np.broadcast_to(np.asarray(slo_ms, np.float64) * MS, count).astype(np.int64)
-    arrivals = Arrivals.of(np.asarray(times) + 1, np.zeros(count), slos, np.zeros(count))
+    slos = np.broadcast_to(np.asarray(slo_ms, np.float64), len(times))
+    asked = [(at / MS, "m", slo) for at, slo in zip(times, slos, strict=True)]
+    return world_of([model, *others], asked, devices, page_count=1 if copies else 2)
+
+
+def world_of(
+    models: Sequence[ModelProfile], asked: Sequence[tuple[float, str, float]], devices: int, per_link: int = 1,
+    page_count: int = 2,
+) -> ServableWorld:  # fmt: skip
+    """Requests, each with its time in ms, its model and its SLO in ms. Models are loaded in order, as long as
+    there is memory."""
+    names = [model.name for model in models]
+    times = np.array([round(at * MS) + 1 for at, _, _ in asked])
+    numbers = np.array([names.index(name) for _, name, _ in asked])
+    slos = np.array([round(slo * MS) for _, _, slo in asked], np.int64)
     cluster = Cluster(
-        devices=devices, page_bytes=PAGE_BYTES, page_count=1 if copies else 2, link_there_ns=LINK_NS,
-        link_back_ns=LINK_NS,
+        devices=devices, devices_per_worker=per_link, page_bytes=PAGE_BYTES, page_count=page_count,
+        link_there_ns=LINK_NS, link_back_ns=LINK_NS,
     )  # fmt: skip
-    return ServableWorld(0, [model, *others], cluster, arrivals, "")
+    return ServableWorld(0, models, cluster, Arrivals.of(times, numbers, slos, np.zeros(len(asked))), "")

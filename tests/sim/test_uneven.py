@@ -54,7 +54,7 @@ def test_a_model_on_devices_too_slow_for_it_is_cold() -> None:
         - good_part(simulate(models, cluster, [Open([arrivals])], policy=policy, seed=6, resident=True))
         for policy in ("adaptive", "edf")
     }
-    assert bad["adaptive"] < 2 * bad["edf"] < 0.02, bad
+    assert bad["adaptive"] < 3 * bad["edf"] < 0.02, bad
 
 
 def test_a_model_on_every_device_goes_before_no_earlier_deadline_of_another() -> None:

@@ -62,7 +62,7 @@ def test_the_sentences_name_the_model_and_the_numbers() -> None:
 
     assert text(request(1, 77)) == "no worker that can serve the model is connected"
     assert text(request(2, slo_ms=3)) == (
-        "m1@3 takes 5.61 ms on an idle device (5.00 ms to execute, the rest on the way and in reserve), the SLO is 3.00 ms"
+        "m1@3 takes 5.47 ms on an idle device (5.00 ms to execute, the rest on the way and in reserve), the SLO is 3.00 ms"
     )
     scheduler.step(request(3, size=600))
     assert text(request(4, size=600)) == "1 requests of 600 bytes are queued"
@@ -168,7 +168,7 @@ def test_the_predictions_of_actions_are_held_against_what_came_of_them() -> None
     scheduler.step(ModelReady(0, 1, spec(1)))
     [load] = [one for one in scheduler.step(request(1)) if isinstance(one, SendLoad)]
     done = scheduler.step(ActionDone(3 * MS, 1, load.action_id, Status.OK, "", 0, 3 * MS, 3 * MS))
-    again = [*scheduler.step(request(2)._replace(now_ns=3 * MS)), *scheduler.step(Tick(4 * MS))]
+    again = [*scheduler.step(request(2)._replace(now_ns=3 * MS)), *scheduler.step(Tick(7 * MS))]
     first, second = (one.action_id for one in [*done, *again] if isinstance(one, SendInfer))
     scheduler.step(ActionDone(10 * MS, 1, first, Status.OK, "", 3 * MS, 10 * MS, 7 * MS))
     scheduler.step(ActionDone(15 * MS, 1, second, Status.OK, "", 10 * MS, 15 * MS, 5 * MS))

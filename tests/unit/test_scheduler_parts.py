@@ -19,7 +19,7 @@ ORDER = [
     ["histogram"],
     ["decay", "link", "inputs", "predictions", "estimates", "demand", "shares"],
     ["link_shares"],
-    ["lead", "margin", "weights", "scheduler"],
+    ["busy", "lead", "margin", "weights", "scheduler"],
     # records
     ["records"],
     ["machines", "queue"],

@@ -272,8 +272,10 @@ class TritonSessions(Peer):
         return int(floats(found)[0])
 
 
-RAY_QUEUED = 32
-"""Requests that may wait for the replica: about as many as it serves within an SLO."""
+RAY_QUEUED = 2
+"""Requests that may wait, beside the five that a replica has begun. With memory for 5 %, at 0.3 of capacity,
+74 % of the requests are in time; with 4 it is 61 %, with 32 1 %.
+"""
 
 
 @dataclasses.dataclass(frozen=True)

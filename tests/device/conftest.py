@@ -16,8 +16,7 @@ import pytest
 from tests.device.cuda_rig import CardRig, CudaRig, PlainCardRig, PlainCudaRig, why_no_card
 from tests.device.fake import DRIVER, FakeDriver, environment
 from tests.device.rig import CpuRig, Driver, EmulatedRig
-
-SETTLE_TRIES, SETTLE_S = 50, 0.02
+from tests.patience import eventually
 
 RIGS = [CpuRig, EmulatedRig, CudaRig, PlainCudaRig, *([] if why_no_card() else [CardRig, PlainCardRig])]
 
@@ -75,12 +74,14 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..
         driver.rig.check_released()
     assert set(threading.enumerate()) <= threads
     # The fake driver's threads end, and its last references are dropped, shortly after.
-    for _ in range(SETTLE_TRIES):
+
+    def is_settled() -> bool:
         if not Counter(open_files(within)) - files:
-            break
+            return True
         gc.collect()
-        threading.Event().wait(SETTLE_S)
-    assert not Counter(open_files(within)) - files
+        return False
+
+    eventually(is_settled, "the files that devices opened are closed")
 
 
 @pytest.fixture

@@ -238,10 +238,12 @@ double Adaptive::part_of_devices(const Model& model, std::uint32_t shape, const 
         return 1;
     }
     double sum = 0;
-    for (const Executor* executor : parts_.state.executors) {
-        const KindSpec* spec = model.spec(*executor->arena);
-        double ideal = spec != nullptr ? ideal_ns(*spec, shape, static_cast<Ns>(known.slack_ns)) : 0;
-        sum += ideal > 0 ? std::min(known.ideal_ns / ideal, 1.0) : 0;
+    for (const KindSpec* spec : model.specs) {
+        if (double ideal = ideal_ns(*spec, shape, static_cast<Ns>(known.slack_ns)); ideal > 0) {
+            auto count = std::count_if(parts_.state.executors.begin(), parts_.state.executors.end(),
+                                       [&](const Executor* executor) { return model.spec(*executor->arena) == spec; });
+            sum += std::min(known.ideal_ns / ideal, 1.0) * static_cast<double>(count);
+        }
     }
     // No model is counted as if there were no device.
     return std::max(sum, 1.0) / static_cast<double>(parts_.state.executors.size());
@@ -477,16 +479,19 @@ Ns Adaptive::outgrown_ns(const Queue& queue, const Waiting& waiting) {
     if (model.specs.size() == 1) [[likely]] {
         return NEVER_NS;
     }
-    Ns here = NEVER_NS;
+    Ns fastest = NEVER_NS, here = NEVER_NS;
+    for (const KindSpec* spec : model.specs) {
+        fastest = spec->worker_count > 0 ? std::min(fastest, spec->alone_ns(queue.shape, waiting.size)) : fastest;
+    }
     for (const Residency* residency : model.residencies) {
         if (is_promised(*residency)) {
             here = std::min(here, residency->spec->alone_ns(queue.shape, waiting.size));
         }
+        if (here <= fastest) {
+            return NEVER_NS;
+        }
     }
-    bool has_faster = std::any_of(model.specs.begin(), model.specs.end(), [&](const KindSpec* spec) {
-        return spec->worker_count > 0 && spec->alone_ns(queue.shape, waiting.size) < here;
-    });
-    return has_faster && here < NEVER_NS ? waiting.deadline_ns - link_ns(model) - here + 1 : NEVER_NS;
+    return here < NEVER_NS ? waiting.deadline_ns - link_ns(model) - here + 1 : NEVER_NS;
 }
 
 Ns Adaptive::ready_ns(Queue& queue) {

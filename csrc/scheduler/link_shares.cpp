@@ -32,7 +32,6 @@ void divide(State& state) {
     Ns now = state.now;
     shares.divided_ns = now;
     shares.is_divided = false;
-    shares.level = shares.asked = 0;
     std::erase_if(shares.models, [now](Model* model) {
         LoadShare& share = model->loads;
         share.is_greedy = share.is_within = share.is_beyond = false;
@@ -42,10 +41,9 @@ void divide(State& state) {
     std::vector<double> wanted;
     for (Model* model : shares.models) {
         wanted.push_back(std::max(model->loads.asked.rate(now), model->loads.had.rate(now)));
-        shares.asked += wanted.back();
     }
     std::vector<double> asked = wanted;  // in the order of the models
-    double level = shares.level = level_of(wanted, link_count(state), SHARE_ASKED);
+    double level = level_of(wanted, link_count(state), SHARE_ASKED);
     if (level < LINK_LEVEL_MIN) {
         return;
     }

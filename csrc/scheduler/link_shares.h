@@ -58,10 +58,8 @@ struct LinkShares {
     Ns contested_until_ns = -NEVER_NS;
     Ns divided_ns = -NEVER_NS;
     bool is_divided = false;  // some model is greedy, some are within their shares
-    double asked = 0;         // links for which all models ask
-    double level = 0;         // links that a greedy model has
 
-    void archive(Archive& archive) { archive(models, contested_until_ns, divided_ns, is_divided, asked, level); }
+    void archive(Archive& archive) { archive(models, contested_until_ns, divided_ns, is_divided); }
 };
 
 // Counts a request. needs_load: no device has its model, or is to have it.

@@ -540,10 +540,8 @@ std::size_t AdaptiveMemory::order_evictable(std::vector<Residency*>& found, std:
         for (Residency* residency : found) {
             double worth = rate(*residency->model) * static_cast<double>(residency->spec->load_planned_ns());
             worth /= std::max<std::uint32_t>(residency->spec->page_count, 1);
-            if (is_kept(state_, *residency->model)) {
-                worth += KEPT_WORTH;
-            }
-            densities_.push_back({worth, static_cast<std::uint32_t>(densities_.size()), residency});
+            auto place = static_cast<std::uint32_t>(densities_.size());
+            densities_.push_back({is_kept(state_, *residency->model), worth, place, residency});
         }
     }
     std::size_t until = std::min(found.size(), std::max(2 * ordered, EVICTABLE_ORDERED));

@@ -56,9 +56,6 @@ inline constexpr Ns SCORE_STEP_NS = 100'000;
 inline constexpr std::size_t DISPLACED_DEVICES_MAX = 8;
 inline constexpr std::size_t DISPLACED_MAX = 16;
 
-// Added to the worth of models that are evicted last, where the links are divided.
-inline constexpr double KEPT_WORTH = 1e9;
-
 // Number of models that are sorted at once for eviction: few loads need more.
 inline constexpr std::size_t EVICTABLE_ORDERED = 8;
 
@@ -167,11 +164,15 @@ private:
         void archive(Archive& archive) { archive(count, slo_ns, pressed_ns, denied_ns, is_everywhere); }
     };
 
-    struct Density {  // worth per page of a model; of equal ones, the least recently used is evicted first
+    struct Density {   // worth per page of a model; of equal ones, the least recently used is evicted first
+        bool is_kept;  // evicted last: the links are divided, and it is within its share
         double worth;
         std::uint32_t place;
         Residency* residency;
         bool operator<(const Density& other) const {
+            if (is_kept != other.is_kept) {
+                return other.is_kept;
+            }
             return worth != other.worth ? worth < other.worth : place < other.place;
         }
     };

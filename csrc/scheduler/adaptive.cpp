@@ -57,14 +57,8 @@ Adaptive::Adaptive(const RuleParts& parts, const SchedulerOptions& options)
       in_order_(parts.state, parts.queues) {}
 
 bool Adaptive::has_other_device(const Model& model) const {
-    bool has_one = false;
-    Bits::for_each_in_both(parts_.queues.hungry(), model.homes, [&](std::uint32_t slot) {
-        const Executor& executor = parts_.state.at<Executor>(slot);
-        const Residency* residency = executor.arena->find(&model);
-        has_one = executor.usable() && is_usable(residency) && !parts_.queues.is_too_slow(model, *residency->spec);
-        return !has_one;
-    });
-    return has_one;
+    const Executor* fastest = parts_.queues.find_hungry(model);
+    return fastest != nullptr && !parts_.queues.is_too_slow(model, *fastest->arena->find(&model)->spec);
 }
 
 // ----- what arrives, and what it needs ------------------------------------------------------------
@@ -207,7 +201,7 @@ void Adaptive::delivered(const Flight& flight, Ns ready_ns, bool is_ok) {
 }
 
 void Adaptive::executed(const Flight& flight, Ns took_ns) {
-    if (flight.kind != ActionKind::INFER || flight.batch->curve == nullptr || flight.expected_ns <= 0) {
+    if (!is_timed(flight)) {
         return;
     }
     margins_.executed(parts_.state.now, flight.residency->spec->kind, flight.expected_ns, took_ns);
@@ -609,12 +603,12 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     };
     std::uint32_t rows = rows_from(first), given_up = 0;
     const Traffic& known = traffic_.of(*queue.model);
+    auto ideal_here = [&] { return known.ideal_ns * slower(*queue.model, spec, queue.shape); };
     // Only the lowest level may be given up.
     bool may_sacrifice =
         sacrifices_ && known.saves && !is_modest && queue.is_plain() && queue.level >= parts_.requests.lowest_level();
     if (may_sacrifice && rows < std::min(size - first, spec.batch_max)) {
-        double limit =
-            known.ideal_ns * slower(*queue.model, spec, queue.shape) / std::max(sacrifice_need_ * need(), 1e-9);
+        double limit = ideal_here() / std::max(sacrifice_need_ * need(), 1e-9);
         double cost = static_cast<double>(batch_ns(rows)) / rows;
         if (cost > limit && !has_other_device(*queue.model)) {
             std::uint32_t last = std::min(size - first, SACRIFICE_MAX);
@@ -644,8 +638,7 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
         std::uint32_t others = idle_others(parts_, *residency.arena, *queue.model, rows - 1);
         std::uint32_t part = (rows + others) / (others + 1);
         double cost = static_cast<double>(batch_ns(part)) / part;
-        double ideal = known.ideal_ns * slower(*queue.model, spec, queue.shape);
-        if (part < rows && cost * hold_need_ * need_at_most() <= ideal) {
+        if (part < rows && cost * hold_need_ * need_at_most() <= ideal_here()) {
             rows = part;
             is_part = true;
         }
@@ -773,18 +766,19 @@ void Adaptive::give_up_first(const Candidate& chosen) {
     }
 }
 
-// The first requests of a model that the device loads: the tightest of them.
-// Nothing waits for an overdue load.
+// The first requests of a model that the device loads: the tightest of them. Nothing waits for an overdue load.
 Adaptive::Coming Adaptive::first_coming(const Arena& arena) const {
     Coming found;
     for_each_coming(arena, [&](const Residency& residency) {
-        const std::vector<Residency*>& there = residency.model->residencies;
-        bool is_elsewhere = std::any_of(there.begin(), there.end(), [&](const Residency* other) {
-            return other != &residency && !parts_.queues.is_too_slow(*residency.model, *other->spec);
-        });
         if (residency.ready_ns <= parts_.state.now) {
             return;
         }
+        auto is_elsewhere = [&] {
+            const std::vector<Residency*>& there = residency.model->residencies;
+            return std::any_of(there.begin(), there.end(), [&](const Residency* other) {
+                return other != &residency && !parts_.queues.is_too_slow(*residency.model, *other->spec);
+            });
+        };
         for (const auto& queue : parts_.queues.of(*residency.model)) {
             if (queue->empty()) {
                 continue;
@@ -794,7 +788,7 @@ Adaptive::Coming Adaptive::first_coming(const Arena& arena) const {
             Ns latest = front.deadline_ns - arena.worker->back_ns - takes_ns(*residency.spec, queue->shape, front.size);
             if (residency.ready_ns <= latest && latest < found.latest_ns) {
                 Ns takes = takes_ns(*residency.spec, queue->shape, rows);
-                found = {residency.ready_ns, latest, takes, is_elsewhere ? residency.model : nullptr};
+                found = {residency.ready_ns, latest, takes, is_elsewhere() ? residency.model : nullptr};
             }
         }
     });

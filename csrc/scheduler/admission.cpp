@@ -427,7 +427,6 @@ bool Admission::keeps_loads(Executor& executor, Ns free, std::size_t index, Ns a
     return holds;
 }
 
-// Plans the loads that wait for work of the arena's models for later.
 void Admission::put_off_loads(Arena& arena, Ns longer) {
     for (Residency* waiting : arena.pending) {
         waiting->clear_ns += waiting->clear_ns != 0 ? longer : 0;
@@ -470,9 +469,7 @@ void Admission::commit(Pending& pending, Executor& executor, Residency& residenc
 // Whether nothing waits for the worker's link, and a load that takes `load` would wait for no more than one
 // as long.
 bool Admission::is_link_free(const Worker& worker, Ns load) const {
-    return worker.link_free_ns - worker.there_ns <= state_.now + load &&
-           std::all_of(worker.arenas.begin(), worker.arenas.end(),
-                       [](const Arena* arena) { return arena->pending.empty(); });
+    return worker.link_free_ns - worker.there_ns <= state_.now + load && !has_pending_loads(worker);
 }
 
 // Whether a load that comes behind those of other models leaves them pages, and the link.

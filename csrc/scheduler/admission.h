@@ -103,6 +103,8 @@ public:
     // Charges the request's device time to the device that it is planned on, or to a device that could not
     // take it.
     void note_asked(Pending& pending);
+    // Plan the loads that wait for work of the arena's models for this much later.
+    void put_off_loads(Arena& arena, Ns longer);
     void note_execution(Ns planned_ns) { busy_.add_execution(state_.now, planned_ns); }
     // Refuse a request with the reason, the least SLO that would have been admitted, and a time to retry.
     void refuse_in_detail(Pending& pending);
@@ -164,7 +166,6 @@ private:
     bool keeps_inputs(const Executor& executor, std::size_t index, Ns more) const;
     static std::size_t place_of(const Plan& plan, const Residency& residency, Ns key_ns);
     bool keeps_loads(Executor& executor, Ns free, std::size_t index, Ns added);
-    void put_off_loads(Arena& arena, Ns longer);
     void commit(Pending& pending, Executor& executor, Residency& residency, const Slot& slot);
     bool is_link_free(const Worker& worker, Ns load) const;
     bool may_load_behind(const Arena& arena, const KindSpec& spec) const;

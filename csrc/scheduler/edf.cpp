@@ -311,10 +311,7 @@ void Edf::append(Executor& executor, Batch& batch, Pending& pending) {
     Ns before = batch.duration_ns;
     plans_.resize(&batch, batch.size + pending.size);
     if (puts_off_loads(executor)) {
-        for (Residency* load : executor.arena->pending) {
-            load->clear_ns += load->clear_ns != 0 ? batch.duration_ns - before : 0;
-        }
-        arenas_.retime_loads(*executor.arena);
+        admission_.put_off_loads(*executor.arena, batch.duration_ns - before);
     }
     batch.limit_ns = std::min(batch.limit_ns, pending.deadline_ns - executor.worker->back_ns);
     batch.pendings.push_back(&pending);

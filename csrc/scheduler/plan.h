@@ -74,7 +74,7 @@ public:
         return curve != nullptr ? with_least_margin(spec, curve->hoped_ns(rows)) : spec.hoped_ns(shape, rows);
     }
     void executed(const Flight& flight, Ns took_ns) {
-        if (flight.kind == ActionKind::INFER && flight.batch->curve != nullptr && flight.expected_ns > 0) {
+        if (is_timed(flight)) {
             margins_.executed(state_.now, flight.residency->spec->kind, flight.expected_ns, took_ns);
         }
     }

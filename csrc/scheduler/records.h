@@ -376,6 +376,11 @@ struct Flight {
     void archive(Archive& archive);
 };
 
+// Whether an action is an execution whose duration was expected by measured estimates.
+inline bool is_timed(const Flight& flight) {
+    return flight.kind == ActionKind::INFER && flight.batch->curve != nullptr && flight.expected_ns > 0;
+}
+
 struct alignas(CACHE_LINE) Model {
     ModelId model_id = 0;
     std::uint32_t slot = 0;

@@ -61,11 +61,22 @@ def plain(value: Any) -> Any:
     return value.tolist()
 
 
+PLACES = ("--out", "--kept", "--cache", "--plot")
+"""Options that say where files of a measurement lie, which is of no interest on another machine."""
+
+
 def command() -> str:
-    """The command line that starts this process."""
+    """The command line that starts this process, without the places of its files."""
     spec = sys.modules["__main__"].__spec__
     module = spec.name.removesuffix(".__main__") if spec is not None else Path(sys.argv[0]).stem
-    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+    arguments = list[str]()
+    given = iter(sys.argv[1:])
+    for argument in given:
+        if argument in PLACES:
+            next(given, None)
+        elif not argument.startswith(tuple(f"{option}=" for option in PLACES)):
+            arguments.append(argument)
+    return shlex.join(["python", "-m", module, *arguments])
 
 
 def load(name: str, root: Path = ROOT) -> dict[str, Any]:

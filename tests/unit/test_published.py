@@ -43,6 +43,14 @@ def test_every_table_and_plot_is_in_a_document() -> None:
     assert all(not (published.RESULTS / f"{name}.json").exists() for name in missing), "a plot was not kept"
 
 
+def test_a_command_is_kept_without_the_places_of_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sys.argv",
+        ["bench", "--live", "--out", "/tmp/a b", "--rounds", "5", "--kept=/k", "--cache", "c", "--out"],
+    )
+    assert published.command().endswith(" --live --rounds 5")
+
+
 def test_a_file_says_how_it_came_to_be() -> None:
     files = sorted(published.RESULTS.glob("*.json"))
     assert files
@@ -54,6 +62,7 @@ def test_a_file_says_how_it_came_to_be() -> None:
             assert isinstance(found[name], kind), f"{path.name}: {name}"
         for commit in found["commit"].split(", "):
             assert re.fullmatch(r"[0-9a-f]{7,40}\+?|v?\d[\w.-]*\+?", commit), path
+        assert not re.search(r"[\s=]/", found["command"]), f"{path.name}: a path of one machine"
         # Options may differ; the benchmarks that run may not.
         assert found["command"].split()[:3] == published.COMMANDS[path.stem].split()[:3]
 

@@ -766,7 +766,8 @@ void Adaptive::give_up_first(const Candidate& chosen) {
     }
 }
 
-// The first requests of a model that the device loads: the tightest of them. Nothing waits for an overdue load.
+// The first requests of a model that the device loads: the tightest of them. Nothing waits for an overdue
+// load.
 Adaptive::Coming Adaptive::first_coming(const Arena& arena) const {
     Coming found;
     for_each_coming(arena, [&](const Residency& residency) {

@@ -50,7 +50,7 @@ QUIET, FLOOD = 0, 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flood:
-    """The load of the models that flood the device or its link, and the one of the quiet model."""
+    """The load of the models that flood the device or its link, and the load of the quiet model."""
 
     rate: float = 550.0  # requests/s of all its models
     slo_ms: int = 100

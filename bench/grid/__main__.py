@@ -115,9 +115,11 @@ def run_command(
     """Measure, save after each result, print the table; continue an interrupted run."""
     if no_bounds and bounds_only:
         raise click.UsageError("--no-bounds and --bounds-only leave nothing to compute")
-    if drawn is not None and (names or publish):
-        raise click.UsageError("--drawn goes with neither --cell nor --publish")
-    kind = "bounds" if bounds_only else "quick" if quick else "full" if drawn is None else f"drawn{draw}"
+    if drawn is not None and (names or without or publish):
+        raise click.UsageError("--drawn goes with none of --cell, --without and --publish")
+    kind = "bounds" if bounds_only else "quick" if quick else "full"
+    if drawn is not None:
+        kind = f"{kind}-drawn{draw}"
     path = out or RESULTS / f"grid-{kind}-{seed}.json"
     plan = planned(quick, seed, seeds, requests)
     try:

@@ -119,7 +119,7 @@ def _names(text: str) -> list[str]:
     type=_names,
     metavar="NAME,...",
     help="Inputs with a default in the ONNX file that requests may give or leave out; '' for none.  "
-    "[default: inputs that select the branch of an If or the length of a Loop, and inputs in --examples]",
+    "[default: all of at most 64 bytes, unless the file lists its weights as inputs]",
 )
 @click.option("--image", is_flag=True, help="Add JPEG decoding to the model, whose input then is JPEG files.")
 @click.option(

@@ -205,19 +205,20 @@ class Client:
         lacks, from the version that serves. slo: the default of requests; 0: none. examples: real inputs, for
         profiling and checks: a dict by input name, a list of such dicts, or an array for a model with one
         input. optional_inputs: names of inputs that a request may leave out; each has a default in the ONNX
-        file, with a fixed shape and at most 64 bytes. Other inputs keep their defaults. None: inputs that
-        control an If or Loop, and inputs in the examples. batching: "on" and "off" overrule the result of
-        registration; with "same-shape", only requests of equal shape share a batch. Default for a new name:
-        "auto". batch_max: an upper bound; 0: as measured. version: the version's number, if it is free;
-        otherwise, and by default, the next number. origin: names the source, for programs that mirror models
-        from elsewhere; shown in ``options`` of the model's description. dtype: precision of matrix products
-        where an ONNX model is compiled for GPUs. "tf32" and "fp16" use tensor cores, and cut the factors to
-        10 bits of mantissa. CPU devices compute in the model's own precision. Default for a new name: "fp32".
-        share: part of the name's requests, from 0 to 1, that the new version gets once it is ready. Earlier
-        versions share the rest, and from then on no new version takes traffic by itself; see route(). None:
-        all requests, as above. force: take the name's traffic even if the version's outputs differ, or if
-        requests that fit the serving version do not fit this one; without force that is refused
-        (InvalidInput). timeout: for the whole call; None: only a registration without progress is given up.
+        file, with a fixed shape and at most 64 bytes. Other inputs keep their defaults. None: all such
+        inputs, unless the file lists its weights as inputs, and inputs in the examples. batching: "on" and
+        "off" overrule the result of registration; with "same-shape", only requests of equal shape share a
+        batch. Default for a new name: "auto". batch_max: an upper bound; 0: as measured. version: the
+        version's number, if it is free; otherwise, and by default, the next number. origin: names the source,
+        for programs that mirror models from elsewhere; shown in ``options`` of the model's description.
+        dtype: precision of matrix products where an ONNX model is compiled for GPUs. "tf32" and "fp16" use
+        tensor cores, and cut the factors to 10 bits of mantissa. CPU devices compute in the model's own
+        precision. Default for a new name: "fp32". share: part of the name's requests, from 0 to 1, that the
+        new version gets once it is ready. Earlier versions share the rest, and from then on no new version
+        takes traffic by itself; see route(). None: all requests, as above. force: take the name's traffic
+        even if the version's outputs differ, or if requests that fit the serving version do not fit this one;
+        without force that is refused (InvalidInput). timeout: for the whole call; None: only a registration
+        without progress is given up.
         """
         options = calls.registration_options(slo, batching, batch_max, version, origin, dtype, share, force)
         limit_ns = None if timeout is None else self._limit_ns(timeout)

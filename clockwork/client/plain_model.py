@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clockwork.client.protobuf import DamagedMessage, Message, field, integers, number_of, text_of, texts
-from clockwork.config.models import GRAPH_DEPTH_MAX
+from clockwork.config.models import GRAPH_DEPTH_MAX, OPTIONAL_INPUTS_MAX
 from clockwork.errors import InvalidModel
 from clockwork.wire.optional import (
     OPTIONAL_KEY,
@@ -93,9 +93,9 @@ def _make_optional(
     wanted = dict.fromkeys(optional or ())
     if optional is None and number_of(content, MODEL_IR_VERSION) >= 4:
         able = [name for name in inputs if name in held and not why_not(name)]
-        steering = [name for name in able if _steers(graph, name, held)]
-        if len(defaults) < len(held) or len(steering) == len(held):
-            wanted = dict.fromkeys(steering)
+        if len(able) < len(defaults) or len(able) > OPTIONAL_INPUTS_MAX:
+            able = [name for name in able if _steers(graph, name, held)][:OPTIONAL_INPUTS_MAX]
+        wanted = dict.fromkeys(able)
     for name in wanted:
         if name not in defaults:
             known = ", ".join(map(repr, defaults)) or "none"
@@ -157,13 +157,17 @@ def _why_not_optional(declared: memoryview, default: memoryview) -> str:
         return "its default lies in another file"
     dims = integers(default, TENSOR_DIMS)
     shape: list[int | str] | None = None
+    dtype = 0
     for kind in Message(declared).all(VALUE_TYPE):
         for tensor in Message(kind).all(TYPE_TENSOR):
+            dtype = number_of(tensor, TENSOR_TYPE_DTYPE)
             for declared_shape in Message(tensor).all(TENSOR_TYPE_SHAPE):
                 shape = [
                     values[-1] if (values := integers(dim, DIMENSION_VALUE)) else ""
                     for dim in Message(declared_shape).all(SHAPE_DIMENSION)
                 ]
+    if dtype != number_of(default, TENSOR_DTYPE):
+        return "its default is of another type"
     if shape is None:
         shape = list(dims)
     return why_not_optional(number_of(default, TENSOR_DTYPE), shape) or (
@@ -196,7 +200,7 @@ def default_of(tensor: memoryview) -> Default:
 
 
 def _steers(graph: memoryview, name: str, held: Collection[str]) -> bool:
-    """Return the same names as clockwork.models.onnx_import.steering_inputs()."""
+    """Whether an input decides which operators run; the same as in clockwork.models.onnx_import."""
     constants, made = set(held), {name}
     for node in _nodes(graph, 0):
         read = [value for value in node.inputs if value]

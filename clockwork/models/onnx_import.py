@@ -15,7 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, defs, helper, numpy_helper
 
-from clockwork.config.models import EXAMPLES_BYTES_MAX, EXAMPLES_MAX, GRAPH_DEPTH_MAX
+from clockwork.config.models import EXAMPLES_BYTES_MAX, EXAMPLES_MAX, GRAPH_DEPTH_MAX, OPTIONAL_INPUTS_MAX
 from clockwork.device.operators import EXTENSION_DOMAINS
 from clockwork.errors import InvalidModel
 from clockwork.formats.archive import open_arrays
@@ -103,7 +103,7 @@ def import_model(
     ``path``.
 
     given: names of inputs for which examples have values. optional: names of inputs with a default that a
-    request may omit; None: the inputs of steering_inputs(). Both become optional inputs (wire.optional);
+    request may omit; None: those of optional_by_default(). Both become optional inputs (wire.optional);
     other defaults become constants. Raises InvalidModel, also if a name in ``optional`` is no input with a
     default, or cannot be optional.
 
@@ -129,7 +129,7 @@ def _make_optional(
     graph = model.graph
     declared = {value.name: value for value in graph.input}
     defaults = {tensor.name: tensor for tensor in graph.initializer if tensor.name in declared}
-    wanted = dict.fromkeys(steering_inputs(model) if optional is None else optional)
+    wanted = dict.fromkeys(optional_by_default(model) if optional is None else optional)
     for name in wanted:
         if name not in defaults:
             known = ", ".join(map(repr, defaults)) or "none"
@@ -173,6 +173,8 @@ def _why_not_optional(declared: onnx.ValueInfoProto, default: TensorProto) -> st
     """Return the reason why an input with this default cannot be optional; "" if it can."""
     if is_external(default):
         return "its default lies in another file"
+    if declared.type.tensor_type.elem_type != default.data_type:
+        return "its default is of another type"
     shape = [
         dim.dim_value if dim.HasField("dim_value") else "" for dim in declared.type.tensor_type.shape.dim
     ]
@@ -183,27 +185,26 @@ def _why_not_optional(declared: onnx.ValueInfoProto, default: TensorProto) -> st
     )
 
 
-def steering_inputs(model: onnx.ModelProto) -> list[str]:
-    """Return the inputs with a default that decide which operators run.
+def optional_by_default(model: onnx.ModelProto) -> list[str]:
+    """Return the inputs with a default that a registration makes optional unless it names others.
 
-    From such an input and constants alone, the graph computes the condition of an If, or the condition or
-    iteration count of a Loop. By default, a registration makes these inputs optional.
+    These are all inputs with a default. Some exporters list weights as inputs, too. An input whose default is
+    too large for an optional input, or more inputs than a model may have, are evidence of weights. The result
+    then has only inputs that decide which operators run: from such an input and constants alone, the graph
+    computes the condition of an If, or the condition or iteration count of a Loop.
 
-    The result is empty for IR versions before 4, where every initializer had to be an input. It is also empty
-    for a file whose initializers are all inputs, as some exporters write them, unless every initializer
-    decides as above.
+    The result is empty for IR versions before 4: every initializer had to be an input, and ONNX Runtime takes
+    no other value for it.
     """
     graph = model.graph
-    declared = {value.name: value for value in graph.input}
     held = {tensor.name: tensor for tensor in graph.initializer}
-    if model.ir_version < 4 or len(held) + len(graph.sparse_initializer) == 0:
+    declared = [value for value in graph.input if value.name in held]
+    if model.ir_version < 4:
         return []
-    steering = [
-        name for name in declared if name in held and not _why_not_optional(declared[name], held[name])
-    ]
-    steering = [name for name in steering if _steers(graph, name, held)]
-    is_by_exporter = all(name in declared for name in held) and len(steering) < len(held)
-    return [] if is_by_exporter else steering
+    able = [value.name for value in declared if not _why_not_optional(value, held[value.name])]
+    if len(able) < len(declared) or len(able) > OPTIONAL_INPUTS_MAX:
+        return [name for name in able if _steers(graph, name, held)][:OPTIONAL_INPUTS_MAX]
+    return able
 
 
 def _steers(graph: onnx.GraphProto, name: str, held: Collection[str]) -> bool:

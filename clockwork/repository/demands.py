@@ -44,7 +44,9 @@ def adapted(version: Version, path: Path) -> Iterator[tuple[Path, list[str] | No
     told = [value for value in model.graph.input if value.name in listed]
     optional = None
     if told:
-        optional = list(dict.fromkeys([*onnx_import.steering_inputs(model), *(value.name for value in told)]))
+        optional = list(
+            dict.fromkeys([*onnx_import.optional_by_default(model), *(value.name for value in told)])
+        )
     values = {"input": [*required, *told], "output": list(model.graph.output)}
     reshapes = []
     for side, wanted in demands.items():

@@ -73,10 +73,10 @@ MODELS: dict[str, tuple[onnx.ModelProto, list[str] | None, dict[str, list[Any]]]
     "loop": (repeated(), None, {"turns": [np.array(0), np.array(5)]}),
     "scaled": (
         scaled(),
-        ["scale", "shift"],
+        None,
         {"scale": [np.array(-1, np.float32), np.array(2, np.float32)], "shift": [normal(1, 4, seed=7)]},
     ),
-    "folded": (folded(), ["shape"], {"shape": [np.array([1, -1]), np.array([-1, 4])]}),
+    "folded": (folded(), None, {"shape": [np.array([1, -1]), np.array([-1, 4])]}),
 }
 """By name: the model, the option, and values of its optional inputs."""
 

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from clockwork.config.models import OPTIONAL_INPUTS_MAX
 from clockwork.errors import InvalidModel
 from clockwork.formats.interface import defaults_of, read_onnx
 from clockwork.models.onnx_import import check_model, optional_inputs, package_files, read_examples
@@ -296,23 +297,50 @@ def test_examples_may_bring_an_optional_input_or_leave_it_out(tmp_path: Path) ->
         assert (y == expected).all()
 
 
+def test_every_input_with_a_small_default_is_optional(tmp_path: Path) -> None:
+    """Whether or not the file has other initializers, and whatever the input is used for."""
+    scaled = with_defaults(
+        [helper.make_node("Mul", ["x", "scale"], ["h"]), helper.make_node("Reshape", ["h", "shape"], ["y"])],
+        [initializer("scale", np.float32(2)), initializer("shape", [-1, 4], np.int64)],
+        [value("shape", [2], TensorProto.INT64), value("scale", [])],
+    )
+    for weights in ([], [initializer("w", normal(4, 400))]):
+        scaled.graph.initializer.extend(weights)
+        path = save(scaled, tmp_path / "m.onnx")
+        folder = tmp_path / f"package-{len(weights)}"
+        assert set(optional_of(package_files(path), folder)) == {"shape", "scale"}
+        assert package_files(path, None, None, [])[0] == ("model.onnx", path)
+    scaled.ir_version = 3  # of which ONNX Runtime takes no value for an initializer
+    assert package_files(save(scaled, path))[0] == ("model.onnx", path)
+
+
 def test_weights_that_an_exporter_lists_as_inputs_stay_constants(tmp_path: Path) -> None:
     model = negated_if_told()
-    model.graph.node[0].input[0] = "told"
-    model.graph.node.insert(0, helper.make_node("And", ["negate", "also"], ["told"]))
-    model.graph.initializer.append(initializer("also", [True], bool))
-    path = save(model, tmp_path / "some.onnx")
-    assert list(optional_of(package_files(path), tmp_path / "some")) == ["negate"]
-    model.graph.initializer.append(initializer("w", normal(4)))
-    model.graph.node.append(helper.make_node("Add", ["y", "w"], ["z"]))
+    model.graph.initializer.extend([initializer("w", normal(17)), initializer("b", normal(1))])
+    model.graph.node.append(helper.make_node("Add", ["y", "b"], ["z"]))
     model.graph.output[0].name = "z"
-    model.graph.input.extend([value("also", [1], TensorProto.BOOL), value("w", [4])])
+    model.graph.input.append(value("b", [1]))
+    path = save(model, tmp_path / "some.onnx")
+    assert set(optional_of(package_files(path), tmp_path / "some")) == {"negate", "b"}
+    model.graph.input.append(value("w", [17]))
     path = save(model, tmp_path / "all.onnx")
-    assert package_files(path)[0] == ("model.onnx", path), (
-        "all of them are inputs: that is the exporter's doing"
+    assert list(optional_of(package_files(path), tmp_path / "all")) == ["negate"], (
+        "an input of that size is a weight, and so may be the others, except where they choose an If's body"
     )
-    assert list(optional_of(package_files(path, None, None, ["w"]), tmp_path / "all")) == ["w"]
+    assert list(optional_of(package_files(path, None, None, ["b"]), tmp_path / "named")) == ["b"]
     model.ir_version = 3
+    assert package_files(save(model, path))[0] == ("model.onnx", path)
+
+
+def test_more_defaults_than_a_model_may_have_optional_inputs_are_weights(tmp_path: Path) -> None:
+    names = [f"d{index}" for index in range(OPTIONAL_INPUTS_MAX)]
+    nodes = [helper.make_node("Sum", ["x", *names], ["y"])]
+    defaults = [initializer(name, normal(1)) for name in names]
+    model = with_defaults(nodes, defaults, [value(name, [1]) for name in names])
+    path = save(model, tmp_path / "m.onnx")
+    assert set(optional_of(package_files(path), tmp_path / "most")) == {*names}
+    model.graph.initializer.append(initializer("more", normal(1)))
+    model.graph.input.append(value("more", [1]))
     assert package_files(save(model, path))[0] == ("model.onnx", path)
 
 
@@ -333,6 +361,7 @@ def test_a_default_that_examples_bring_and_that_is_too_large_becomes_an_input(tm
         (initializer("d", normal(17)), value("d", [17]), "d", "does not take between 1 and 64 bytes"),
         (initializer("d", normal(1, 4)), value("d", ["N", 4]), "d", "has no fixed shape"),
         (initializer("d", normal(1, 4)), value("d", [4]), "d", "not of its shape"),
+        (initializer("d", normal(4)), value("d", [4], TensorProto.INT32), "d", "of another type"),
         (
             initializer("d", normal(4)),
             value("d", [4]),

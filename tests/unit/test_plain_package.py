@@ -84,7 +84,7 @@ def test_examples_bring_an_input_with_an_initializer_or_leave_it_out() -> None:
     for given in (examples, {**examples, "w": np.ones(4, np.float32)}):
         plain, checked = both(small(), given)
         assert plain == checked
-    with pytest.raises(InvalidModel, match=r"keys \['which', 'x'\]"):
+    with pytest.raises(InvalidModel, match=r"keys \['w', 'which', 'x'\]"):
         plain_package.package_of(small(), {**examples, "other": np.ones(4, np.float32)})
 
 
@@ -227,14 +227,21 @@ def test_what_cannot_be_optional_is_said_alike_without_onnx() -> None:
     assert len(said) == 3
 
 
-def test_weights_that_an_exporter_lists_are_constants_without_onnx() -> None:
+@pytest.mark.parametrize("others", [[], ["small"], ["large"], ["small", "large"], ["small"] * 80])
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_same_inputs_with_a_default_are_optional_without_onnx(
+    others: Sequence[str], listed: bool
+) -> None:
     model = negated_if_told()
-    model.graph.initializer.append(initializer("w", normal(4)))
-    for listed in (False, True):
-        plain, checked = both(model)
-        assert plain == checked
-        assert (plain[0][1] == model.SerializeToString()) is listed
-        model.graph.input.append(value("w", [4]))
+    for index, size in enumerate(others):
+        array = normal(4 if size == "small" else 17)
+        model.graph.initializer.append(initializer(f"{size}{index}", array))
+        if listed:
+            model.graph.input.append(value(f"{size}{index}", array.shape))
+    plain, checked = both(model)
+    assert plain == checked
+    assert plain[0][1] != model.SerializeToString()
     model.ir_version = 3
     plain, checked = both(model)
     assert plain == checked
+    assert plain[0][1] == model.SerializeToString()

@@ -62,6 +62,9 @@ from clockwork.wire.roles import GRPC, GRPC_COMMON, Right
 
 log = logging.getLogger("clockwork.gateway")
 
+ENDS_STREAM = ("triton_grpc_error", "true")
+"""Metadata of a stream whose first error is to end it with a status of gRPC, as Triton knows it."""
+
 
 def _is_defect(record: logging.LogRecord) -> bool:
     """Whether a log record of gRPC tells more than that a client left before its answer.
@@ -441,17 +444,25 @@ class GrpcServer:
         return pieces
 
     async def _stream(self, requests: AsyncIterator[Any], context: Context, call: _Call) -> None:
-        """Answer the requests of a stream in their order, with at most STREAM_WINDOW of them under way."""
+        """Answer the requests of a stream in their order, with at most STREAM_WINDOW of them under way.
+
+        An error is a message of the stream. With ENDS_STREAM in the stream's metadata, the first error ends
+        the stream instead, after the answers to earlier requests, and its status is the stream's.
+        """
         answers = self._service.answers
-        window: asyncio.Queue[tuple[asyncio.Task[bytes], HeldAnswer] | None] = asyncio.Queue(
+        window: asyncio.Queue[tuple[asyncio.Task[bytes | ClockworkError], HeldAnswer] | None] = asyncio.Queue(
             bounds.STREAM_WINDOW
         )
         under_way: dict[HeldAnswer, None] = {}
+        ends = ENDS_STREAM in (context.invocation_metadata() or ())
 
         async def write() -> None:
             while (found := await window.get()) is not None:
                 task, held = found
-                await context.write(await task)
+                answer = await task
+                if isinstance(answer, ClockworkError):
+                    raise answer
+                await context.write(answer)
                 answers.release(held)
                 del under_way[held]
 
@@ -463,17 +474,21 @@ class GrpcServer:
                         self._received(call, request[1])
                         held = self._held(context)
                         under_way[held] = None
-                        await window.put(
-                            (group.create_task(self._streamed(request, context, held, call)), held)
-                        )
+                        task = group.create_task(self._streamed(request, context, held, call, ends))
+                        await window.put((task, held))
                     await window.put(None)
+        except BaseExceptionGroup as failed:
+            if (first := failed.subgroup(ClockworkError)) is not None:
+                raise first.exceptions[0] from None
+            raise
         finally:
             for held in under_way:
                 answers.release(held)
 
     async def _streamed(
-        self, sized: tuple[Any, int], context: Context, held: HeldAnswer, call: _Call
-    ) -> bytes:
+        self, sized: tuple[Any, int], context: Context, held: HeldAnswer, call: _Call, ends: bool
+    ) -> bytes | ClockworkError:
+        """Return the message of the answer to a stream's request. ends: an error is returned as itself."""
         message, size = sized
         request: Any = None
         try:
@@ -483,6 +498,8 @@ class GrpcServer:
                     pieces = await self._answered(read, context, held)
                     return await self._joined([*begun(_STREAM_ANSWER, sum(map(len, pieces))), *pieces])
         except ClockworkError as error:
+            if ends:
+                return error
             refusal = pb.ModelStreamInferResponse(
                 error_message=self._tell(error).body["error"],
                 infer_response=pb.ModelInferResponse(

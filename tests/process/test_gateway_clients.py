@@ -6,6 +6,7 @@ import asyncio
 import csv
 import json
 import os
+import queue
 import re
 import secrets
 import shutil
@@ -356,6 +357,18 @@ def test_a_grpc_stream(served: Served, expected: np.ndarray) -> None:
         assert np.allclose(found[0][0].as_numpy("scores"), expected, atol=1e-5)
 
     asyncio.run(main())
+
+
+def test_a_grpc_stream_that_ends_with_its_first_error(served: Served) -> None:
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with triton_grpc.InferenceServerClient(served.grpc) as client:
+        client.start_stream(
+            lambda result, error: found.put(error or result), headers={"triton_grpc_error": "true"}
+        )
+        for name in ("digits", "nope"):
+            client.async_stream_infer(name, [image_of(triton_grpc)])
+        assert found.get(timeout=PATIENCE_S).as_numpy("scores") is not None
+        assert found.get(timeout=PATIENCE_S).status() == "StatusCode.NOT_FOUND"
 
 
 # ----- load tools --------------------------------------------------------------------------------

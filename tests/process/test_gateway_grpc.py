@@ -527,6 +527,53 @@ def test_a_stream_answers_in_order_and_goes_on_after_an_error(
     controller.handle = echo
 
 
+@pytest.mark.parametrize(
+    ("status", "details", "code"),
+    [
+        (Status.REFUSED, {"reason": "deadline"}, "RESOURCE_EXHAUSTED"),
+        (Status.REFUSED, {"reason": "no_worker"}, "UNAVAILABLE"),
+        (Status.MODEL_NOT_FOUND, {}, "NOT_FOUND"),
+        (Status.OK, {}, "INVALID_ARGUMENT"),  # the gateway finds the error
+    ],
+)
+def test_a_stream_ends_with_the_status_of_its_first_error_where_that_is_asked_for(
+    channel: grpc.Channel, controller: FakeController, status: Status, details: dict[str, Any], code: str
+) -> None:
+    """As Triton does for streams with ``triton_grpc_error``: answers to earlier requests come before it."""
+    held: list[Any] = []
+
+    def reversing(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
+        """Fails the last of three requests before it answers the others."""
+        if type(message) is not InferRequest:
+            echo(controller, identity, message, frames)
+            return
+        held.append((identity, message, frames))
+        if len(held) == (2 if status is Status.OK else 3):
+            if status is not Status.OK:
+                failing(status, "not now", details)(controller, *held.pop())
+            for one in reversed(held):
+                echo(controller, *one)
+
+    controller.handle = reversing
+    wrong = inference([RAW[:4]] if status is Status.OK else None, id="wrong")
+    asked: queue.SimpleQueue[Any] = queue.SimpleQueue()  # the client leaves its side of the stream open
+    for request in (inference(id="a"), inference(id="b"), wrong):
+        asked.put(request)
+    answers = streamed(channel)(
+        iter(asked.get, None), metadata=[("triton_grpc_error", "true")], timeout=PATIENCE_S
+    )
+    assert [next(answers).infer_response.id for _ in range(2)] == ["a", "b"]
+    with pytest.raises(grpc.RpcError) as caught:
+        next(answers)
+    asked.put(None)
+    assert caught.value.code() is getattr(grpc.StatusCode, code)
+    assert "not now" in caught.value.details() or status is Status.OK
+    assert ("retry-after" in dict(caught.value.trailing_metadata())) is (
+        code in ("RESOURCE_EXHAUSTED", "UNAVAILABLE")
+    )
+    controller.handle = echo
+
+
 def test_bytes_that_are_no_message_are_refused_and_end_no_stream(
     channel: grpc.Channel, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -56,7 +56,7 @@ void Arenas::enter_pending(Residency& residency) {
     pending.insert(place, &residency);
 }
 
-bool Arenas::try_idle(Arena& arena, const Model* model, const std::vector<std::uint32_t>& runs,
+bool Arenas::try_idle(Arena& arena, Taker taker, const std::vector<std::uint32_t>& runs,
                       std::vector<Residency*>& victims) {
     if (trial_.allocate(runs, trial_starts_)) {
         return true;
@@ -65,7 +65,7 @@ bool Arenas::try_idle(Arena& arena, const Model* model, const std::vector<std::u
     for (Residency* residency = arena.resident.front(); residency != nullptr;
          residency = arena.resident.next(residency)) {
         if (!residency->doomed && residency->is_idle() && deciders_.memory->may_evict(*residency) &&
-            !contains(victims, residency) && may_take(model, *residency)) {
+            !contains(victims, residency) && may_take(taker, *residency)) {
             evictable_.push_back(residency);
         }
     }
@@ -87,11 +87,24 @@ bool Arenas::try_idle(Arena& arena, const Model* model, const std::vector<std::u
 bool Arenas::find_room(Arena& arena, const Model& model, const KindSpec& spec, std::vector<Residency*>& victims) {
     victims.clear();
     trial_ = arena.pages;
-    return try_idle(arena, &model, spec.runs, victims);
+    return try_idle(arena, {&model}, spec.runs, victims);
 }
 
 // Determines on a copy of the arena which models have to go for this load. False if the load is impossible.
 bool Arenas::find_victims(Residency& residency, bool doom) {
+    const Model& model = *residency.model;
+    if (doom && are_links_divided(state_) && !is_kept(state_, model)) {
+        // To wait for the pages of a busy model is better than to take those of an idle model that is kept.
+        if (find_victims_for(residency, doom, {&model, true})) {
+            return true;
+        }
+        residency.victims.clear();
+        residency.clear_ns = 0;
+    }
+    return find_victims_for(residency, doom, {&model});
+}
+
+bool Arenas::find_victims_for(Residency& residency, bool doom, Taker taker) {
     Arena& arena = *residency.arena;
     const PageAllocator::Pages& runs = residency.spec->runs;
     trial_ = arena.pages;
@@ -105,15 +118,15 @@ bool Arenas::find_victims(Residency& residency, bool doom) {
     }
     for (const Residency* other : arena.pending) {
         // Loads sent since its planning may have fragmented its victims' pages: it will take more.
-        if (!try_idle(arena, residency.model, other->spec->runs, residency.victims)) {
+        if (!try_idle(arena, taker, other->spec->runs, residency.victims)) {
             return false;
         }
     }
-    if (try_idle(arena, residency.model, runs, residency.victims)) {
+    if (try_idle(arena, taker, runs, residency.victims)) {
         return true;
     }
     if (doom) {
-        find_busy(arena, residency.model);
+        find_busy(arena, taker);
         for (const PredictedEnd& ending : endings_) {
             residency.victims.push_back(ending.residency);
             residency.clear_ns = std::max(residency.clear_ns, ending.finish_ns);
@@ -172,12 +185,12 @@ void Arenas::forget_victim(Arena& arena, Residency& residency) {
 }
 
 // Lists the models that could be doomed, with the predicted end of their work, earliest first.
-void Arenas::find_busy(Arena& arena, const Model* model) {
+void Arenas::find_busy(Arena& arena, Taker taker) {
     endings_.clear();
     Ns free = arena.drained_ns(state_.now);
     for (Residency* residency = arena.resident.front(); residency != nullptr;
          residency = arena.resident.next(residency)) {
-        if (!residency->doomed && !residency->is_idle() && may_take(model, *residency)) {
+        if (!residency->doomed && !residency->is_idle() && may_take(taker, *residency)) {
             endings_.push_back({free, residency});
         }
     }
@@ -466,7 +479,7 @@ bool Arenas::make_way(Arena& arena, Reservation& reservation, bool dooms) {
             trial_.free(victim->starts, victim->spec->runs);
         }
     }
-    if (!try_idle(arena, nullptr, reservation.runs, victims_)) {
+    if (!try_idle(arena, {}, reservation.runs, victims_)) {
         if (dooms) {
             doom_for(arena, reservation);
         }
@@ -491,7 +504,7 @@ void Arenas::doom_for(Arena& arena, Reservation& reservation) {
     if (trial_.allocate(reservation.runs, trial_starts_)) {
         return;  // earlier victims will be idle after a while
     }
-    find_busy(arena, nullptr);
+    find_busy(arena, {});
     for (Residency* residency = arena.resident.front(); residency != nullptr;
          residency = arena.resident.next(residency)) {
         if (!residency->doomed && residency->is_idle() && !deciders_.memory->may_evict(*residency)) {
@@ -546,7 +559,8 @@ void Arenas::for_each_evictable(Arena& arena, const Residency& load, Ns before_n
     evictable_.clear();
     for (Residency* resident = arena.resident.front(); resident != nullptr; resident = arena.resident.next(resident)) {
         if (resident->used_ns < before_ns && !resident->doomed && resident->is_idle() &&
-            deciders_.memory->may_evict(*resident) && !contains(chosen, resident) && may_take(load.model, *resident)) {
+            deciders_.memory->may_evict(*resident) && !contains(chosen, resident) &&
+            may_take({load.model}, *resident)) {
             evictable_.push_back(resident);
         }
     }
@@ -581,7 +595,7 @@ void Arenas::doom_more(Arena& arena, Residency& residency) {
         return;  // a background load dooms nothing before it has waited
     }
     // The pages are laid out otherwise than in the trial.
-    find_busy(arena, residency.model);
+    find_busy(arena, {residency.model});
     if (!endings_.empty()) {
         Residency* victim = endings_.front().residency;
         Arena::doom(*victim, true);

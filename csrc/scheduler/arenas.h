@@ -181,15 +181,20 @@ private:
     void order_release(ActionKind kind, CommandKind order, Residency& residency);
     bool find_victims(Residency& residency, bool doom);
     bool is_load_overdue(const Worker& worker) const;
-    void find_busy(Arena& arena, const Model* model);
-    // Whether a load of the model (null: another use of the pages) may take those of a residency.
-    bool may_take(const Model* model, const Residency& residency) const {
-        return model == nullptr || !is_beyond_on_links(state_, *model) || !is_kept(state_, *residency.model);
+    // A load that takes pages from others.
+    struct Taker {
+        const Model* model = nullptr;  // its model; null: another use of the pages
+        bool spares_kept = false;      // takes no pages of models within their shares of divided links
+    };
+    bool find_victims_for(Residency& residency, bool doom, Taker taker);
+    void find_busy(Arena& arena, Taker taker);
+    bool may_take(Taker taker, const Residency& residency) const {
+        return taker.model == nullptr || !is_kept(state_, *residency.model) ||
+               (!taker.spares_kept && !is_beyond_on_links(state_, *taker.model));
     }
     // Free room for these runs on trial_ by evicting idle models, which are appended to the victims. False:
     // they do not suffice.
-    bool try_idle(Arena& arena, const Model* model, const std::vector<std::uint32_t>& runs,
-                  std::vector<Residency*>& victims);
+    bool try_idle(Arena& arena, Taker taker, const std::vector<std::uint32_t>& runs, std::vector<Residency*>& victims);
     void doom_for(Arena& arena, Reservation& reservation);
     Residency* make_residency(Arena& arena, Model& model, KindSpec& spec, Ns key_ns);
     Residency* next_load(const Worker& worker, Ns time);

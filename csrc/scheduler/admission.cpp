@@ -537,7 +537,7 @@ bool Admission::place_cold(Pending& pending) {
         if (find_slot(executor, *residency, pending, slot) &&
             (is_first || plans_.late_count(worker, goes_first) <= late)) {
             arenas_.accept_load(*residency);
-            busy_.add_load(state_.now, residency->spec->load_planned_ns());
+            plans_.busy().add_load(state_.now, residency->spec->load_planned_ns());
             commit(pending, executor, *residency, slot);
             return true;
         }
@@ -800,7 +800,7 @@ bool Admission::displace(Pending& pending) {
         find_displaced(executor, *proposed, pending, displaced_);
         if (!displaced_.empty()) {
             arenas_.accept_load(*proposed);
-            busy_.add_load(state_.now, proposed->spec->load_planned_ns());
+            plans_.busy().add_load(state_.now, proposed->spec->load_planned_ns());
             answer_displaced(displaced_);
             if (find_slot(executor, *proposed, pending, slot)) {
                 commit(pending, executor, *proposed, slot);

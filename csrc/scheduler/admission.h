@@ -10,7 +10,6 @@
 #include <utility>
 #include <vector>
 
-#include "scheduler/busy.h"
 #include "scheduler/parts.h"
 #include "scheduler/plan.h"
 
@@ -105,11 +104,8 @@ public:
     void note_asked(Pending& pending);
     // Plan the loads that wait for work of the arena's models for this much later.
     void put_off_loads(Arena& arena, Ns longer);
-    void note_execution(Ns planned_ns) { busy_.add_execution(state_.now, planned_ns); }
     // Refuse a request with the reason, the least SLO that would have been admitted, and a time to retry.
     void refuse_in_detail(Pending& pending);
-
-    void archive(Archive& archive) { archive(busy_); }
 
 private:
     // A place in a plan for a request.
@@ -152,7 +148,7 @@ private:
     // Inputs that take time on their link are no part of the sum.
     bool keeps_reserve(const Worker& worker) const {
         return worker.inputs.byte_ns(state_.now) > 0 ||
-               busy_.sum(state_.now, state_.by_worker.size(), state_.executors.size()) > RESERVE_BUSY;
+               plans_.busy().sum(state_.now, state_.by_worker.size(), state_.executors.size()) > RESERVE_BUSY;
     }
     bool find_slot(Executor& executor, Residency& residency, const Pending& pending, Slot& slot);
     bool is_idle(const Executor& executor) const;
@@ -186,7 +182,6 @@ private:
     Executions& executions_;
     Idle& idle_;
     Plans& plans_;
-    BusyParts busy_;
     std::vector<Place> loadable_;
     std::vector<Cold> cold_;
     std::vector<Pending*> displaced_;

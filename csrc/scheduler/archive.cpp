@@ -381,9 +381,11 @@ void Dispatcher::restore(std::string_view state) {
 
 // ----- policy edf ---------------------------------------------------------------------------------
 
+void Worths::archive(Archive& archive) { archive_table<Model>(archive, state_, asked_); }
+
 void Plans::archive(Archive& archive) {
     archive_table<Executor>(archive, state_, plans_);
-    archive(margins_);
+    archive(margins_, busy_, worths_);
 }
 
 // ----- policies with queues -----------------------------------------------------------------------
@@ -470,7 +472,7 @@ void AdaptiveMemory::archive(Archive& archive) {
     archive_table<Model>(archive, state_, demands_);
     archive_table<Arena>(archive, state_, again_ns_);
     archive_table<Arena>(archive, state_, offered_, OFFERED_NOTHING);
-    archive(shortfalls_, ordered_ns_);
+    archive(shortfalls_, worths_, ordered_ns_);
     Pool<Model>& models = state_.pool<Model>();
     bool are_models = std::all_of(asking_.slots().begin(), asking_.slots().end(),
                                   [&](std::uint32_t slot) { return models.is_used(slot); }) &&

@@ -1,6 +1,7 @@
 // How busy links and devices are: the parts of their time for which the links load and the devices execute.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
 #include "scheduler/decay.h"
@@ -22,6 +23,11 @@ public:
     double sum(Ns now, std::size_t links, std::size_t devices) const {
         return loading_.rate(now, LOADING_HALF_LIFE_NS) / static_cast<double>(links) +
                executing_.rate(now, EXECUTING_HALF_LIFE_NS) / static_cast<double>(devices);
+    }
+
+    // The part of their time for which this many devices execute.
+    double executing(Ns now, std::size_t devices) const {
+        return std::min(1.0, executing_.rate(now, EXECUTING_HALF_LIFE_NS) / static_cast<double>(devices));
     }
 
     void archive(Archive& archive) { archive(loading_, executing_); }

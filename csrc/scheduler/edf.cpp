@@ -6,6 +6,7 @@ namespace clockwork {
 
 void Edf::arrive(Pending& pending) {
     Model& model = *pending.model;
+    plans_.worths().arrived(model, pending.size, pending.deadline_ns - state_.now);
     if (pending.deadline_ns >= NEVER_NS) {
         requests_.open(pending);
         requests_.to_background(pending);

@@ -51,7 +51,7 @@ public:
     void joined(Executor& executor) override { plans_.add(executor); }
 
     void depart(Flight& flight) override {
-        admission_.note_execution(flight.duration_ns);
+        plans_.busy().add_execution(state_.now, flight.duration_ns);
         send_inputs(flight, state_.now);
     }
     void delivered(const Flight& flight, Ns ready_ns, bool is_ok) override {
@@ -65,12 +65,14 @@ public:
     void load_given_up(Residency& residency, const AnswerSentence& said) override;
     void evacuate(Residency& residency, std::vector<Pending*>& waiting) override { plans_.clear(residency, waiting); }
 
+    void model_gone(Model& model) override { plans_.worths().model_gone(model); }
+
     void estimates_changed(ProgramEstimates& program, std::uint32_t shape) override { plans_.retime(program, shape); }
     void estimates_forgotten(ProgramEstimates& program, std::uint32_t shape) override {
         plans_.forget_curve(program, shape);
     }
 
-    void archive(Archive& archive) override { archive(plans_, admission_, spare_); }
+    void archive(Archive& archive) override { archive(plans_, spare_); }
     void check_invariants() const override { plans_.check_invariants(); }
 
 private:

@@ -91,18 +91,12 @@ AdaptiveMemory::Demand& AdaptiveMemory::demand(const Model& model) {
     return demands_[model.slot];
 }
 
-// Arrivals of a model per nanosecond.
-double AdaptiveMemory::rate(const Model& model) const {
-    const Demand* demand = known(model);
-    return demand != nullptr ? demand->count.rate(now(), RATE_HALF_LIFE_NS) : 0;
-}
-
 double AdaptiveMemory::standing(const Model& model, Ns load) const {
     const Demand* demand = known(model);
     if (demand == nullptr) {
         return 0;
     }
-    double per_ns = rate(model);
+    double per_ns = worths_.rate(model);
     auto links = static_cast<Ns>(std::max<std::size_t>(model.workers.size(), 1));
     Ns wait = load * static_cast<Ns>(asking_.size()) / links;
     double lost = per_ns * static_cast<double>(load + wait);
@@ -259,8 +253,8 @@ void AdaptiveMemory::waits(Pending& pending) {
     Model& model = *pending.model;
     Demand& record = demand(model);
     if (pending.attempts == 0) {
-        record.count.add(now(), pending.size, RATE_HALF_LIFE_NS);
         record.slo_ns = pending.deadline_ns - pending.request.arrived_ns;
+        worths_.arrived(model, pending.size, record.slo_ns);
     }
     bool cold = is_cold(model);
     if (pending.attempts == 0) {
@@ -519,6 +513,7 @@ void AdaptiveMemory::renew(Model& model) {
 void AdaptiveMemory::model_gone(Model& model) {
     asking_.erase(model.slot);
     demand(model) = Demand();
+    worths_.model_gone(model);
 }
 
 void AdaptiveMemory::joined(Arena& arena) {
@@ -533,25 +528,6 @@ void AdaptiveMemory::joined(Arena& arena) {
 // ----- what a device loads ------------------------------------------------------------------------
 
 bool AdaptiveMemory::may_evict(const Residency& residency) const { return waiting(*residency.model) == 0; }
-
-std::size_t AdaptiveMemory::order_evictable(std::vector<Residency*>& found, std::size_t ordered) {
-    if (ordered == 0) {
-        densities_.clear();
-        for (Residency* residency : found) {
-            double worth = rate(*residency->model) * static_cast<double>(residency->spec->load_planned_ns());
-            worth /= std::max<std::uint32_t>(residency->spec->page_count, 1);
-            auto place = static_cast<std::uint32_t>(densities_.size());
-            densities_.push_back({is_kept(state_, *residency->model), worth, place, residency});
-        }
-    }
-    std::size_t until = std::min(found.size(), std::max(2 * ordered, EVICTABLE_ORDERED));
-    auto at = [&](std::size_t place) { return densities_.begin() + static_cast<std::ptrdiff_t>(place); };
-    std::partial_sort(at(ordered), at(until), densities_.end());
-    for (std::size_t place = ordered; place < until; ++place) {
-        found[place] = densities_[place].residency;
-    }
-    return until;
-}
 
 // Finds a device on the same link that has free pages for the model and would serve it sooner; null: none.
 Arena* AdaptiveMemory::roomier(const Arena& arena, const KindSpec& spec, const Model& model) const {
@@ -584,7 +560,7 @@ void AdaptiveMemory::copy_freely(Arena& arena) {
     KindSpec* spec = Placement::loadable(arena, model);
     if (asking_.empty() && arena.pending.empty() && Placement::loading(arena) == 0 && spec != nullptr &&
         waiting(model) > 0 && !queues_.is_too_slow(model, *spec) &&
-        rate(model) * static_cast<double>(spec->load_planned_ns()) >= SPARE_ASKED) {
+        worths_.rate(model) * static_cast<double>(spec->load_planned_ns()) >= SPARE_ASKED) {
         arenas_.load_now(arena, model, *spec, 0);
     }
 }

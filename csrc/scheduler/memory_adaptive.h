@@ -12,15 +12,12 @@
 #include <utility>
 #include <vector>
 
-#include "scheduler/decay.h"
 #include "scheduler/queue_memory.h"
 #include "scheduler/shortfalls.h"
+#include "scheduler/worth.h"
 
 namespace clockwork {
 
-// Half-life of the count of arrivals: long enough for a model that is asked for once a minute, short enough
-// to follow a change within seconds.
-inline constexpr Ns RATE_HALF_LIFE_NS = 10 * SECOND;
 inline constexpr Ns STANDING_NS = 10 * SECOND;
 
 // A model stays pressed for this long after its policy said so.
@@ -55,9 +52,6 @@ inline constexpr Ns SCORE_STEP_NS = 100'000;
 // Bounds on the devices and the models that are checked for requests that an arrival makes late.
 inline constexpr std::size_t DISPLACED_DEVICES_MAX = 8;
 inline constexpr std::size_t DISPLACED_MAX = 16;
-
-// Number of models that are sorted at once for eviction: few loads need more.
-inline constexpr std::size_t EVICTABLE_ORDERED = 8;
 
 // The entry of a device to which no model is offered, instead of a slot.
 inline constexpr std::uint32_t OFFERED_NOTHING = UINT32_MAX;
@@ -124,7 +118,8 @@ public:
           arenas_(parts.arenas),
           queues_(queues),
           placement_(state_, arenas_, queues, rules),
-          shortfalls_(state_, arenas_, queues, placement_) {}
+          shortfalls_(state_, arenas_, queues, placement_),
+          worths_(state_, shortfalls_.busy()) {}
 
     void waits(Pending& pending) override;
     void leaves(Pending& pending) override;
@@ -140,10 +135,12 @@ public:
     }
     void found_all_busy(Model& model) override;
     bool may_evict(const Residency& residency) const override;
-    std::size_t order_evictable(std::vector<Residency*>& found, std::size_t ordered) override;
+    std::size_t order_evictable(std::vector<Residency*>& found, std::size_t ordered) override {
+        return worths_.order(found, ordered);
+    }
     bool is_load_wanted(const Residency& residency) const override { return queues_.is_load_wanted(residency); }
     bool may_drop(const Model& model) const override { return queues_.may_drop(model); }
-    double host_worth(const Model& model) const override { return rate(model); }
+    double host_worth(const Model& model) const override { return worths_.rate(model); }
     void host_changed(Worker& worker, Model& model) override;
     void arrived_on(Residency& residency) override;
     void gone_from(Residency& residency) override;
@@ -154,27 +151,13 @@ public:
     void check_invariants() const override { asking_.check_invariants(); }
 
 private:
-    struct Demand {  // demand for a model
-        DecayedCount count;
+    struct Demand {                  // demand for a model
         Ns slo_ns = NEVER_NS;        // SLO of its last request
         Ns pressed_ns = -NEVER_NS;   // last time that it was pressed
         Ns denied_ns = 0;            // start of the time without room; 0: it has found room
         bool is_everywhere = false;  // every usable device that could load the model has it
 
-        void archive(Archive& archive) { archive(count, slo_ns, pressed_ns, denied_ns, is_everywhere); }
-    };
-
-    struct Density {   // worth per page of a model; of equal ones, the least recently used is evicted first
-        bool is_kept;  // evicted last: the links are divided, and it is within its share
-        double worth;
-        std::uint32_t place;
-        Residency* residency;
-        bool operator<(const Density& other) const {
-            if (is_kept != other.is_kept) {
-                return other.is_kept;
-            }
-            return worth != other.worth ? worth < other.worth : place < other.place;
-        }
+        void archive(Archive& archive) { archive(slo_ns, pressed_ns, denied_ns, is_everywhere); }
     };
 
     Ns now() const { return state_.now; }
@@ -199,7 +182,6 @@ private:
     bool asks(const Model& model, bool is_cold);
     double benefit(const Model& model, const KindSpec& spec, Ns begin_ns, Ns load, Ns delays_ns, bool is_cold) const;
     double standing(const Model& model, Ns load) const;
-    double rate(const Model& model) const;
     bool waits_long(const Model& model) const;
     bool is_short(const Model& model);
     void collect_displaced(const Arena& arena, const Model& but, Ns due_ns);
@@ -239,6 +221,7 @@ private:
     const Queues& queues_;
     Placement placement_;
     Shortfalls shortfalls_;
+    Worths worths_;
     SlotHeap asking_;              // models that ask; the benefit may have shrunk since
     std::vector<Demand> demands_;  // demand by the model's slot
     std::vector<Ns> again_ns_;     // by the arena's slot: no load is considered before this time
@@ -253,7 +236,6 @@ private:
     // Slots looked at without success, and whether they were put back.
     std::vector<std::pair<std::uint32_t, bool>> aside_;
     std::vector<Residency*> victims_;
-    std::vector<Density> densities_;
     std::vector<std::uint32_t> loaded_;     // models that a device loads in a look
     std::vector<std::uint32_t> displaced_;  // models whose requests an arrival may make late
 };

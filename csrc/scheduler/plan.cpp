@@ -233,14 +233,6 @@ void Plans::count_planned(const Arena& arena, std::vector<PredictedEnd>& busy) c
     }
 }
 
-std::size_t Plans::order_evictable(std::vector<Residency*>& found, std::size_t /*ordered*/) {
-    if (are_links_divided(state_)) {
-        std::stable_partition(found.begin(), found.end(),
-                              [this](const Residency* residency) { return !is_kept(state_, *residency->model); });
-    }
-    return found.size();
-}
-
 void Plans::check_invariants() const {
     for (const Executor* executor : state_.executors) {
         const Plan& plan = of(*executor);

@@ -7,6 +7,7 @@
 
 #include "scheduler/margin.h"
 #include "scheduler/state.h"
+#include "scheduler/worth.h"
 
 namespace clockwork {
 
@@ -56,7 +57,7 @@ struct Plan {
 // The plans of all executors. As the policy's memory manager it keeps planned models on their devices.
 class Plans final : public Memory {
 public:
-    explicit Plans(State& state) : state_(state) {}
+    explicit Plans(State& state) : state_(state), worths_(state, busy_) {}
 
     // The planned duration of this many rows in a batch: the estimate with the learnt margin (margin.h), at
     // most with that of other plans (estimates.h). alone_ns(): of a batch of its own; the bound for a shape
@@ -79,6 +80,9 @@ public:
         }
     }
     double margin(std::uint32_t kind) const { return margins_.share(state_.now, kind); }
+    BusyParts& busy() { return busy_; }
+    const BusyParts& busy() const { return busy_; }
+    Worths& worths() { return worths_; }
     // Sets a planned batch's size, and its duration accordingly.
     void resize(Batch* batch, std::uint32_t size);
 
@@ -115,8 +119,9 @@ public:
     void forget_curve(ProgramEstimates& program, std::uint32_t shape);
 
     void count_planned(const Arena& arena, std::vector<PredictedEnd>& busy) const override;
-    // Where the links are divided, models that others may not evict come last.
-    std::size_t order_evictable(std::vector<Residency*>& found, std::size_t ordered) override;
+    std::size_t order_evictable(std::vector<Residency*>& found, std::size_t ordered) override {
+        return worths_.order(found, ordered);
+    }
     bool is_load_wanted(const Residency& residency) const override {
         return !residency.batches.empty() || !residency.model->background.empty();
     }
@@ -135,6 +140,8 @@ private:
     State& state_;
     std::vector<Plan> plans_;  // plans by the executor's slot
     Margins margins_;
+    BusyParts busy_;
+    Worths worths_;
 };
 
 }  // namespace clockwork

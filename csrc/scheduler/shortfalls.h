@@ -40,6 +40,8 @@ public:
     // Whether the links and the devices have time for copies that serve single requests.
     bool has_time(const Model& model) const;
 
+    const BusyParts& busy() const { return busy_; }
+
     void archive(Archive& archive) { archive(busy_); }
 
     // Whether a device other than `arena`, which has or loads the model, would serve a request in time.

@@ -67,7 +67,7 @@ def test_pieces_of_an_arena_turn_nobody_away() -> None:
         page_bytes=PAGE, page_count=2200, exec_noise=0.02, load_noise=0.1, link_jitter_ns=100_000
     )
     report = simulate(models, cluster, [Open(arrivals)], "edf", seed=3)
-    assert report.loads > 2000
+    assert report.loads > 1500
     assert report.bad_fraction < 0.005
 
 

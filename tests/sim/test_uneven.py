@@ -66,6 +66,17 @@ def test_a_model_on_devices_too_slow_for_it_is_cold() -> None:
     assert adaptive.bad_fraction < 3 * edf.bad_fraction < 0.02
 
 
+@pytest.mark.parametrize("policy", ["adaptive", "edf"])
+@pytest.mark.parametrize("speeds", [(1.0,), (1.0, 0.5)])
+def test_second_copies_are_evicted_before_only_ones(policy: str, speeds: tuple[float, ...]) -> None:
+    """Two fast devices hold 8 of 12 models and execute for a tenth of their time, so few requests find the
+    first copy of their model busy. Models that slow devices hold are of no use to any request."""
+    models = fine_tunes(12, MS // 2, 19 * MS // 2, 8, 19 * MS)
+    cluster = Cluster(devices=2 * len(speeds), speeds=speeds, page_bytes=1 << 20, page_count=28)
+    arrivals = poisson([20 * share for share in zipf(12, 0.6)], 200 * SECOND, seed=12).collect()
+    assert served(models, cluster, arrivals, 12, policy).loads < 0.27 * len(arrivals.t_ns)
+
+
 def test_a_model_on_every_device_goes_before_no_earlier_deadline_of_another() -> None:
     """Two devices hold eight of twelve models, of which the popular ones are on both: those could be served
     elsewhere, but that is no reason to serve them first."""

@@ -35,6 +35,7 @@ ORDER = [
     ["recovery"],
     ["parts"],
     # the policies and their parts
+    ["worth"],
     ["plan", "queues"],
     ["admission", "rules"],
     ["in_order", "placement", "deferred", "fifo", "paper", "scripted", "spare"],

@@ -420,8 +420,8 @@ Ns AdaptiveMemory::served_ns(const Arena& arena, const KindSpec& spec, const Que
     if (served >= enough_ns) {
         return served;
     }
-    Ns backlog = placement_.backlog_ns(arena, {first.deadline_ns, *queue.model}, enough_ns - free - alone);
-    return std::max(served, free + backlog + alone);
+    Ns begin = placement_.begin_ns(arena, {first.deadline_ns, *queue.model}, enough_ns - alone);
+    return std::max(served, begin + alone);
 }
 
 // The time at which the model could be used on the device, if it were the next to be loaded there.

@@ -35,6 +35,17 @@ std::uint32_t Placement::loading(const Arena& arena) {
     return count;
 }
 
+// Number of the devices that have or load the model and are fast enough for its first request.
+std::size_t Placement::servers(const Model& model) const {
+    if (model.specs.size() < 2) {
+        return model.residencies.size();
+    }
+    auto count = std::count_if(model.residencies.begin(), model.residencies.end(), [&](const Residency* residency) {
+        return !queues_.is_too_slow(model, *residency->spec);
+    });
+    return static_cast<std::size_t>(std::max<std::ptrdiff_t>(count, 1));
+}
+
 Ns Placement::backlog_ns(const Arena& arena, const Ahead& ahead, Ns enough_ns) const {
     double sum = 0, enough = static_cast<double>(enough_ns);
     if (shares_.size() < queues_.model_count()) {
@@ -67,7 +78,7 @@ Ns Placement::backlog_ns(const Arena& arena, const Ahead& ahead, Ns enough_ns) c
                 std::uint32_t most = std::max(spec.batch_max, 1u), rows = queue->rows();
                 Ns takes = rules_.duration_ns(spec, queue->shape, std::min(rows, most));
                 double all = static_cast<double>(takes) * std::max(1.0, static_cast<double>(rows) / most);
-                share.time_ns = all / static_cast<double>(model.residencies.size());
+                share.time_ns = all / static_cast<double>(servers(model));
                 sum += share.time_ns;
                 ++count;
             }
@@ -76,6 +87,19 @@ Ns Placement::backlog_ns(const Arena& arena, const Ahead& ahead, Ns enough_ns) c
         return sum < enough;
     });
     return static_cast<Ns>(sum);
+}
+
+Ns Placement::begin_ns(const Arena& arena, const Ahead& ahead, Ns enough_ns) const {
+    Ns begin = std::max(arena.free_ns(state_.now), state_.now + arena.worker->there_ns);
+    begin += backlog_ns(arena, ahead, enough_ns < NEVER_NS ? enough_ns - begin : NEVER_NS);
+    for_each_coming(arena, [&](const Residency& coming) {
+        const Queue* queue = coming.model == &ahead.but ? nullptr : queues_.first_due(*coming.model);
+        if (queue != nullptr && queue->front().deadline_ns <= ahead.due_ns) {
+            std::uint32_t rows = std::max(std::min(queue->rows(), coming.spec->batch_max), queue->front().size);
+            begin = std::max(begin, coming.ready_ns) + coming.spec->alone_ns(queue->shape, rows);
+        }
+    });
+    return begin;
 }
 
 Arena* Placement::find_spare(const Model& model) {

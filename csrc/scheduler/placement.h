@@ -48,6 +48,10 @@ public:
     // others also have counts with its share. Results from enough_ns on are lower bounds.
     Ns backlog_ns(const Arena& arena, const Ahead& ahead, Ns enough_ns) const;
 
+    // When the device could begin with a request of the model `but`: behind its actions, this backlog, and
+    // those requests of models that are being loaded there. Results from enough_ns on are lower bounds.
+    Ns begin_ns(const Arena& arena, const Ahead& ahead, Ns enough_ns) const;
+
     // Wakes the devices that could load the model from a host store which holds it. False: there are none.
     bool offer_to_host(const Model& model);
     // The arena of the lowest score(arena, spec, least) among TARGET_SCAN_MAX that could load the model,
@@ -88,6 +92,8 @@ public:
     void archive(Archive& archive) { archive(round_, spare_from_); }
 
 private:
+    std::size_t servers(const Model& model) const;
+
     // The share of a model's ready queue in the backlog of a device of a kind that has the model.
     struct Share {
         std::uint64_t round = 0;

@@ -74,21 +74,11 @@ bool Shortfalls::has_time(const Model& model) const {
     return busy_.sum(state_.now, model.workers.size(), state_.arenas.size()) <= BUSY_SUM;
 }
 
-// When a device could begin with a model's request, behind the requests of others that are due by due_ns,
-// also of models that are being loaded there.
+// When a device that has or loads the model could begin with its request that is due at due_ns.
 Ns Shortfalls::free_ns(const Residency& residency, Ns due_ns) const {
-    const Arena& arena = *residency.arena;
-    Ns free = std::max(arena.free_ns(state_.now), state_.now + arena.worker->there_ns);
-    free += placement_.backlog_ns(arena, {due_ns, *residency.model}, NEVER_NS);
-    for_each_coming(arena, [&](const Residency& coming) {
-        const Queue* queue = &coming == &residency ? nullptr : queues_.first_due(*coming.model);
-        if (queue != nullptr && queue->front().deadline_ns <= due_ns) {
-            std::uint32_t rows = std::max(std::min(queue->rows(), coming.spec->batch_max), queue->front().size);
-            free = std::max(free, coming.ready_ns) + coming.spec->alone_ns(queue->shape, rows);
-        }
-    });
+    Ns begin = placement_.begin_ns(*residency.arena, {due_ns, *residency.model}, NEVER_NS);
     // The others are served while the model is loaded.
-    return residency.state != ResidencyState::RESIDENT ? std::max(free, residency.ready_ns) : free;
+    return residency.state != ResidencyState::RESIDENT ? std::max(begin, residency.ready_ns) : begin;
 }
 
 bool Shortfalls::is_served_by_another(const Pending& pending, const Arena& arena) const {

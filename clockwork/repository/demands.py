@@ -6,6 +6,7 @@ Where the configuration declares another shape (``reshape``), the registered fil
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -14,10 +15,30 @@ from pathlib import Path
 from typing import Any
 
 from clockwork.errors import InvalidModel
+from clockwork.formats.package import PackageFile, digest_of, hash_file
 from clockwork.protocol.datatypes import NAME_OF
 from clockwork.repository.folders import Version
 from clockwork.repository.triton_config import TRITON_TYPES, TensorDemand
 from clockwork.wire.packages import MODEL_FILE, external_path
+
+SOURCE_KEY = "clockwork.source"
+"""Metadata of a model with changed shapes: the digest of the package that its unchanged file would make."""
+
+
+def package_digest(path: Path, optional: list[str] | None) -> str:
+    """Return the digest of the package that a registration makes of a file or program folder.
+
+    optional: its optional inputs, in the form of Client.register(). Raises InvalidModel and OSError.
+    """
+    from clockwork.models.packaging import package_of
+
+    files = []
+    for name, source in package_of(path, None, optional):
+        if isinstance(source, bytes):
+            files.append(PackageFile(name, len(source), hashlib.sha256(source).hexdigest()))
+        else:
+            files.append(PackageFile(name, *hash_file(source)))
+    return digest_of(files)
 
 
 @contextlib.contextmanager
@@ -62,7 +83,9 @@ def adapted(version: Version, path: Path) -> Iterator[tuple[Path, list[str] | No
     if not reshapes:
         yield path, optional
         return
-    data = reshape_interface(model, reshapes).SerializeToString(deterministic=True)
+    changed = reshape_interface(model, reshapes)
+    changed.metadata_props.add(key=SOURCE_KEY, value=package_digest(path, optional))
+    data = changed.SerializeToString(deterministic=True)
     with tempfile.TemporaryDirectory(prefix="clockwork-reshaped-") as folder:
         for location in onnx_import.external_files(model):
             source, target = external_path(path.parent, location), Path(folder, location)

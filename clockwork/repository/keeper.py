@@ -26,11 +26,11 @@ from clockwork.errors import (
     RequestTimeout,
     Unavailable,
 )
-from clockwork.repository.demands import adapted
+from clockwork.repository.demands import SOURCE_KEY, adapted, package_digest
 from clockwork.repository.folders import Contents, Folder, RegistrationState, Version, plan, scan
 from clockwork.repository.overrides import FILE, Override
 from clockwork.repository.remote import Remote
-from clockwork.repository.triton_config import Queueing
+from clockwork.repository.triton_config import FolderConfig, Queueing
 from clockwork.sources.cache import Cache
 from clockwork.sources.location import Location, require_library
 from clockwork.sources.reading import SourceFailed
@@ -533,13 +533,15 @@ class RepositoryKeeper:
         for note in config.notes:
             log.info("model repository: %s: %s", version.name, note)
         try:
-            with version.copy() as path, adapted(version, path) as (path, optional):
-                self._make_room(version, done)
+            with version.copy() as source, adapted(version, source) as (path, optional):
+                has_same_files = self._is_made_otherwise(version, done, source, path, optional)
+                if has_same_files:
+                    self._make_room(version, done)
                 info = self._enter(version, path, optional)
                 old, old_digest = done.served, done.digest
                 self._note(done, version, info)
                 is_gone = old not in (0, info.version) and self._retire(version.name, old)
-                if is_gone and old == version.version and info.digest == old_digest:
+                if is_gone and old == version.version and (has_same_files or info.digest == old_digest):
                     # The weights are the same, so the version is registered again under its own number.
                     other = info.version
                     info = self._enter(version, path, optional)
@@ -592,6 +594,27 @@ class RepositoryKeeper:
         done.served, done.is_ready = info.version, True
         done.making, done.digest = version.making, info.digest
 
+    def _is_made_otherwise(
+        self, version: Version, done: RegistrationState, source: Path, path: Path, optional: list[str] | None
+    ) -> bool:
+        """Whether the version in the cluster has the folder's files, prepared by another configuration.
+
+        source: the version's file or folder. path, optional: as in _enter(). A version that an earlier run
+        registered is compared by the digests of packages.
+        """
+        if not done.served:
+            return False
+        if done.making is not None:
+            return done.making != version.making and done.making.files == version.making.files
+        try:
+            info = self._client.model(model_reference(version.name, done.served))
+        except ModelNotFound:
+            return False
+        options = info.raw.get("options") or {}
+        if info.digest == package_digest(path, optional):
+            return any(options.get(key) != value for key, value in _preparation_of(version.config).items())
+        return package_digest(source, optional) in (info.digest, info.metadata.get(SOURCE_KEY))
+
     def _enter(self, version: Version, path: Path, optional: list[str] | None) -> ModelInfo:
         """Register a version with the cluster, and return once it is ready.
 
@@ -604,24 +627,19 @@ class RepositoryKeeper:
             optional_inputs=optional,
             # All options are given, so that none is inherited from the version before.
             slo=config.slo_s or 0,
-            batching="off" if config.batch_max == 0 else "auto",
-            batch_max=config.batch_max or 0,
-            dtype="fp32",
+            **_preparation_of(config),
             force=True,
             version=version.version,
             origin=self._origin,
         )
 
     def _make_room(self, version: Version, done: RegistrationState) -> None:
-        """Unregister a version whose configuration alone has changed, where newer versions of its model
-        serve.
+        """Unregister a version whose configuration alone has changed, if newer versions of its model serve.
 
         While the old registration stays, the new one would get the highest number, and requests that name no
         version would get the answers of old weights. After unregistration the version gets its own number
         again.
         """
-        making = done.making
-        is_same = making is not None and making != version.making and making.files == version.making.files
         with self._lock:
             newest = max(
                 (
@@ -631,7 +649,7 @@ class RepositoryKeeper:
                 ),
                 default=0,
             )
-        if is_same and done.served == version.version < newest and self._retire(version.name, done.served):
+        if done.served == version.version < newest and self._retire(version.name, done.served):
             done.served = 0
 
     def _put_off(self, done: RegistrationState, count: int) -> None:
@@ -669,3 +687,12 @@ class RepositoryKeeper:
             leaving = sorted(key for key in self._leaving if key[0] not in busy and only in ("", key[0]))
         for name, served in leaving:
             self._retire(name, served)
+
+
+def _preparation_of(config: FolderConfig) -> dict[str, Any]:
+    """Return the options of a registration that decide how workers prepare a version."""
+    return {
+        "batching": "off" if config.batch_max == 0 else "auto",
+        "batch_max": config.batch_max or 0,
+        "dtype": "fp32",
+    }

@@ -8,11 +8,13 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
+from clockwork.gateway.process import Gateway
 from clockwork.protocol import inference_pb2 as pb
 from tests.patience import PATIENCE_S, eventually
 from tests.process.cluster import Cluster, running_cluster
@@ -20,6 +22,9 @@ from tests.process.gateways import Http, method_of, running_gateway, tensor
 from tests.process.test_model_repository import POLL, factor, index, put, scaled
 
 X = np.arange(1, 5, dtype=np.float32).reshape(1, 4)
+
+RESHAPED = "max_batch_size: 8 output {{ name: 'y' dims: [ {} ] reshape {{ shape: [ 4 ] }} }}"
+"""A configuration that gives the output another shape."""
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +259,69 @@ def test_a_configuration_that_changes_leaves_each_version_its_number_and_its_tra
             first.await_only(1, known=set())
             seen.await_only(3, known=set())
         assert is_settled(0)
+    with cluster.client() as client:
+        client.unregister("c")
+        client.unregister("marker")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "runs"),
+    [
+        ("", "max_batch_size: 4", False),
+        ("max_batch_size: 4", "max_batch_size: 2", False),
+        ("", RESHAPED.format("4, 1"), False),
+        (RESHAPED.format("4, 1"), RESHAPED.format("2, 2"), False),
+        (RESHAPED.format("4, 1"), RESHAPED.format("2, 2"), True),
+        (RESHAPED.format("4, 1"), "", False),
+    ],
+)
+def test_a_configuration_that_changes_while_no_gateway_runs_leaves_them_too(
+    cluster: Cluster, tmp_path: Path, before: str, after: str, runs: bool
+) -> None:
+    """runs: the gateway that follows the repository runs meanwhile, and has served a reshaped model."""
+    config = "version_policy {{ all {{ }} }} {}".format
+    for version in (1, 2, 3):
+        put(tmp_path, "c", version, scaled(version), config(before))
+
+    def served(http: Http) -> list[float | None]:
+        return [factor(http, "c", version) for version in ("", "1", "2", "3")]
+
+    def is_settled(http: Http) -> bool:
+        numbers = [number for name, number in index(http) if name == "c"]
+        return served(http) == [3, 1, 2, 3] and numbers == ["1", "2", "3"]
+
+    def description(version: int) -> tuple[Any, str]:
+        with cluster.client() as client:
+            info = client.model(f"c@{version}")
+        return info.raw["options"], info.digest
+
+    def are_new() -> bool:
+        with cluster.client() as client:
+            found = {info.version for info in client.models() if info.name == "c"}
+        return found == {1, 2, 3} and all(description(version) != old[version] for version in found)
+
+    def following() -> contextlib.AbstractContextManager[Gateway]:
+        return running_gateway(cluster.endpoint, repositories=(tmp_path,), **POLL)
+
+    with running_gateway(cluster.endpoint) as other, contextlib.ExitStack() as first:
+        http = Http(other.ports["http"])  # of a gateway that follows no repository
+        first.enter_context(following())
+        eventually(lambda: is_settled(http), "all are served")
+        if not runs:
+            first.close()
+        old = {version: description(version) for version in (1, 2, 3)}
+        with asked(other.ports, "c") as seen:
+            (tmp_path / "c" / "config.pbtxt").write_text(config(after))
+            if not runs:
+                first.enter_context(following())
+            eventually(are_new, "all are prepared anew, under their own numbers")
+            eventually(lambda: is_settled(http), "all are served so")
+            seen.await_only(3, known=set())
+        first.close()
+        with following():  # nothing has changed
+            put(tmp_path, "marker", 1, scaled(1))
+            eventually(lambda: factor(http, "marker") == 1, "it has looked")
+            assert is_settled(http)
     with cluster.client() as client:
         client.unregister("c")
         client.unregister("marker")

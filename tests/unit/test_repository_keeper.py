@@ -17,7 +17,7 @@ pytest.importorskip(
 
 from clockwork.client.blocking import Client
 from clockwork.config.repository import REGISTERING_MAX
-from clockwork.errors import ConnectionLost, InvalidInput, InvalidModel, Unavailable
+from clockwork.errors import ConnectionLost, InvalidInput, InvalidModel, ModelNotFound, Unavailable
 from clockwork.repository.keeper import RepositoryKeeper
 from clockwork.system.clock import SECOND, now_ns, to_ns
 from clockwork.wire.description import ModelInfo
@@ -76,6 +76,9 @@ class FakeClient:
             row = {"name": name, "version": int(version), "origin": origin, "state": "ready"}
             rows.append(ModelInfo.from_wire(row))
         return rows
+
+    def model(self, label: str) -> Any:
+        raise ModelNotFound(f"{label}: descriptions are not known here")
 
     def close(self) -> None:
         self.closed.set()

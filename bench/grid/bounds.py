@@ -377,6 +377,9 @@ def in_order(cell: Cell) -> bool:
 
 
 def needed_arrivals(cell: Cell, requests: int, warmup_s: float, overload: float = 1.0) -> int:
-    """Arrivals to draw so that every rate up to the fluid bound times `overload` has a whole window."""
-    rate = fluid_rate(cell) * 1.3 * overload
+    """Arrivals to draw so that every rate up to the fluid bound times `overload` has a whole window.
+
+    Chance may leave room for more than the fluid bound, most of all in a window of few bursts.
+    """
+    rate = fluid_rate(cell) * (2 if cell.cold else 1.3) * overload
     return math.ceil(1.1 * rate * (warmup_s + cell.window_s(rate, requests))) + requests // 5 + 1000

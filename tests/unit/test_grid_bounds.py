@@ -207,3 +207,11 @@ def test_the_rate_of_the_bound_is_near_what_one_device_can_do() -> None:
     assert bounds.fluid_rate(cell) == pytest.approx(252.5, rel=0.01)
     assert found["fluid"] == pytest.approx(252.5, rel=0.03)
     assert found["clairvoyant"] <= found["fluid"]
+
+
+def test_a_window_of_few_bursts_may_leave_room_for_half_as_much_again() -> None:
+    cell = cells.parse(
+        "devices=8,models=120,slo=1.5x/2x/25x,gain=8,exec=20ms,arrivals=bursts,zipf=0.9,fits=0.4,priorities=2"
+    )
+    arrivals = cell.draw(7, bounds.needed_arrivals(cell, 4000, 0.0))
+    assert bounds.rate_bound(cell, arrivals, 4000, 0.0, clairvoyant=True) > 1.5 * bounds.fluid_rate(cell)

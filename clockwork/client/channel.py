@@ -314,9 +314,9 @@ class Channel:
                 if self._wakeup.fileno() < 0:
                     return
                 self._wakeup.set()
-            # Set after the write, and cleared before the descriptor is drained, so that no wake-up stays
-            # unread.
-            self._woken = True
+                # Set after the write, and cleared before the descriptor is drained, so that no wake-up stays
+                # unread.
+                self._woken = True
 
     def _start_thread(self) -> None:
         """Start an I/O thread as the owner. Called with _lock held, by the owner or where there is none."""
@@ -460,6 +460,11 @@ class Channel:
 
     def _sleep(self, until_ns: int) -> None:
         self._poller.wait(max(0, min(until_ns - now_ns(), config.INFLOW_LOOK_NS)))
+        if self._wake_lock.locked():
+            # A thread has written and has not set the flag yet. Until it runs again, the descriptor is
+            # readable: the owner would turn without a pause, and keep that thread from the interpreter.
+            with self._wake_lock:
+                pass
         if self._woken:
             self._woken = False
             self._wakeup.clear()

@@ -10,6 +10,7 @@ import random
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ from clockwork.wire.messages import (
     UploadChunk,
     UploadNeed,
 )
-from tests.patience import PATIENCE_NS, PATIENCE_S
+from tests.patience import PATIENCE_NS, PATIENCE_S, eventually
 from tests.process.fake_controller import FakeController, echo, failing, silent
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -812,3 +813,32 @@ def test_a_wake_up_after_the_end_writes_into_nobodys_descriptor() -> None:
     finally:
         for descriptor in taken:
             os.close(descriptor)
+
+
+def test_the_owner_waits_for_a_thread_that_has_not_noted_its_wake_up_yet(
+    client: Client, controller: FakeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The descriptor is readable meanwhile: the owner would turn at full speed, against that thread."""
+    channel = client._channel
+    controller.handle = silent
+    held = client.submit("m", X)  # from now on an I/O thread owns the socket
+    eventually(lambda: channel._sleeping, "the owner sleeps")
+    turns, pump = 0, channel._pump
+    write = channel._wakeup.set
+
+    def count(*arguments: Any) -> None:
+        nonlocal turns
+        turns += 1
+        pump(*arguments)
+
+    def write_and_linger() -> None:
+        write()
+        for _ in range(1_000):
+            time.sleep(0)  # other threads get the interpreter
+
+    monkeypatch.setattr(channel, "_pump", count)
+    monkeypatch.setattr(channel._wakeup, "set", write_and_linger)
+    other = client.submit("m", X)
+    assert turns < 100
+    for future in (held, other):
+        future.cancel()

@@ -630,10 +630,12 @@ class Poller:
             [fd for socket in sockets for fd in socket.filenos] + list(filenos)
         ).wait
 
-    def wait(self, timeout_ns: int) -> None:
-        """Return when something may be readable, when the time is up (negative: never), or on a signal."""
+    def wait(self, timeout_ns: int) -> bool:
+        """Return when something may be readable, when the time is up (negative: never), or on a signal.
+
+        Returns whether something may be readable; False for a time of 0 without a readable socket.
+        """
         for socket in self._sockets:
             if socket.readable():
-                return
-        if timeout_ns != 0:
-            self._wait(timeout_ns)
+                return True
+        return timeout_ns != 0 and self._wait(timeout_ns)

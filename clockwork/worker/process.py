@@ -195,11 +195,12 @@ class Worker:
     def _turn(self) -> None:
         due_ns = min(self._next_heartbeat_ns, self._departure.due_ns(self._road.count))
         timeout_ns = due_ns - now_ns()
-        if timeout_ns > 0:
-            self._poller.wait(timeout_ns)
-        for kind, number, value, came_ns, rest in self._road.take():
+        is_ready = timeout_ns > 0 and self._poller.wait(timeout_ns)
+        notices = self._road.take()
+        for kind, number, value, came_ns, rest in notices:
             self._on_notice(kind, number, value, came_ns, rest)
-        if self._wake_asked:
+        # wake() may write its byte after a turn that had seen the flag already has emptied the pipe.
+        if self._wake_asked or (is_ready and not notices):
             self._wake_asked = False  # cleared before reading: a later wake() causes another turn
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)

@@ -11,6 +11,7 @@ from typing import Any
 
 from clockwork.client.plain_model import change_interface, optional_defaults
 from clockwork.client.protobuf import DamagedMessage, Message, number_of, text_of
+from clockwork.config.client import HELD_BYTES_MAX
 from clockwork.config.models import GRAPH_DEPTH_MAX
 from clockwork.errors import InvalidModel
 from clockwork.wire.packages import (
@@ -63,7 +64,9 @@ def package_of(model: Any, examples: Any, optional: Sequence[str] | None = None)
         content = data
     if content.startswith(LFS_POINTER):
         raise InvalidModel(f"{path.name} is a pointer of Git LFS, not the model: `git lfs pull` brings it")
-    files: PackageFiles = [(MODEL_FILE, path if data is None else data)]
+    # A small file is sent as it was checked, and is not read again for its hash and its upload.
+    is_held = data is not None or len(content) <= HELD_BYTES_MAX
+    files: PackageFiles = [(MODEL_FILE, content if is_held else path)]
     given = _names_of(examples)
     try:
         changed = change_interface(memoryview(content), path.name, given, optional)

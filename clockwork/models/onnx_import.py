@@ -15,6 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, defs, helper, numpy_helper
 
+from clockwork.config.client import HELD_BYTES_MAX
 from clockwork.config.models import EXAMPLES_BYTES_MAX, EXAMPLES_MAX, GRAPH_DEPTH_MAX, OPTIONAL_INPUTS_MAX
 from clockwork.device.operators import EXTENSION_DOMAINS
 from clockwork.errors import InvalidModel
@@ -62,13 +63,17 @@ reads files that a request names, and DecodeImage ends the process at a damaged 
 
 def read_model(path: Path) -> onnx.ModelProto:
     """Parse an ONNX file, without its external data. Raises InvalidModel."""
+    return parse_model(_read(path), path.name)
+
+
+def _read(path: Path) -> bytes:
+    """Return the content of a file. Raises InvalidModel."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise InvalidModel(f"{path} does not exist") from None
     except OSError as error:
         raise InvalidModel(f"{path} cannot be read: {error.strerror}") from None
-    return parse_model(data, path.name)
 
 
 def parse_model(data: bytes, name: str) -> onnx.ModelProto:
@@ -99,8 +104,8 @@ def check_model(path: Path) -> onnx.ModelProto:
 def import_model(
     path: Path, data: bytes | None = None, given: Collection[str] = (), optional: Collection[str] | None = ()
 ) -> tuple[onnx.ModelProto, bytes | None]:
-    """Check a model for a package. Return the model, and the content of the package's file; None: equal to
-    ``path``.
+    """Check a model for a package. Return the model, and the content of the package's file; None: that of
+    ``path``, which has more than HELD_BYTES_MAX bytes.
 
     given: names of inputs for which examples have values. optional: names of inputs with a default that a
     request may omit; None: those of optional_by_default(). Both become optional inputs (wire.optional);
@@ -111,11 +116,15 @@ def import_model(
     file in a package has the interface that is served. Equal files give equal bytes.
     """
     path = Path(path)
-    model = read_model(path) if data is None else parse_model(data, path.name)
+    content = _read(path) if data is None else data
+    model = parse_model(content, path.name)
     is_changed = _make_optional(model, path, given, optional)
     is_changed |= maps.make_tensors(model)
     _check(model, path, data is not None)
-    return model, model.SerializeToString(deterministic=True) if is_changed else data
+    if is_changed:
+        return model, model.SerializeToString(deterministic=True)
+    # A small file is sent as it was checked, and is not read again for its hash and its upload.
+    return model, content if data is not None or len(content) <= HELD_BYTES_MAX else None
 
 
 def _make_optional(

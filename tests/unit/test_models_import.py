@@ -279,7 +279,7 @@ def test_an_input_with_a_default_that_chooses_an_ifs_body_is_optional(tmp_path: 
     found = optional_of(package_files(path), tmp_path / "package")
     assert list(found) == ["negate"]
     assert found["negate"].tolist() == [False]
-    assert package_files(path, None, None, [])[0] == ("model.onnx", path), (
+    assert package_files(path, None, None, [])[0] == ("model.onnx", path.read_bytes()), (
         "as it is where nothing is optional"
     )
 
@@ -309,9 +309,9 @@ def test_every_input_with_a_small_default_is_optional(tmp_path: Path) -> None:
         path = save(scaled, tmp_path / "m.onnx")
         folder = tmp_path / f"package-{len(weights)}"
         assert set(optional_of(package_files(path), folder)) == {"shape", "scale"}
-        assert package_files(path, None, None, [])[0] == ("model.onnx", path)
+        assert package_files(path, None, None, [])[0] == ("model.onnx", path.read_bytes())
     scaled.ir_version = 3  # of which ONNX Runtime takes no value for an initializer
-    assert package_files(save(scaled, path))[0] == ("model.onnx", path)
+    assert package_files(save(scaled, path))[0] == ("model.onnx", path.read_bytes())
 
 
 def test_weights_that_an_exporter_lists_as_inputs_stay_constants(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_weights_that_an_exporter_lists_as_inputs_stay_constants(tmp_path: Path)
     )
     assert list(optional_of(package_files(path, None, None, ["b"]), tmp_path / "named")) == ["b"]
     model.ir_version = 3
-    assert package_files(save(model, path))[0] == ("model.onnx", path)
+    assert package_files(save(model, path))[0] == ("model.onnx", path.read_bytes())
 
 
 def test_more_defaults_than_a_model_may_have_optional_inputs_are_weights(tmp_path: Path) -> None:
@@ -341,14 +341,14 @@ def test_more_defaults_than_a_model_may_have_optional_inputs_are_weights(tmp_pat
     assert set(optional_of(package_files(path), tmp_path / "most")) == {*names}
     model.graph.initializer.append(initializer("more", normal(1)))
     model.graph.input.append(value("more", [1]))
-    assert package_files(save(model, path))[0] == ("model.onnx", path)
+    assert package_files(save(model, path))[0] == ("model.onnx", path.read_bytes())
 
 
 def test_a_default_that_examples_bring_and_that_is_too_large_becomes_an_input(tmp_path: Path) -> None:
     nodes = [helper.make_node("Add", ["x", "bias"], ["y"])]
     model = with_defaults(nodes, [initializer("bias", normal(64, 4))], [value("bias", [64, 4])])
     path = save(model, tmp_path / "m.onnx")
-    assert package_files(path)[0] == ("model.onnx", path)
+    assert package_files(path)[0] == ("model.onnx", path.read_bytes())
     files = package_files(path, {"x": normal(64, 4), "bias": normal(64, 4)})
     assert optional_of(files, tmp_path / "package") == {}
     with open(tmp_path / "package" / "model.onnx", "rb") as file:

@@ -29,7 +29,21 @@ ASIDE = ".damaged-"  # Prefix of the name of a damaged file or directory that is
 
 def seal(body: Mapping[str, Any]) -> bytes:
     """Return a non-empty JSON object as sealed text. A dataclass in it becomes an object of its fields."""
-    text = json.dumps(body, default=fields_of).encode()[:-1]
+    return _sealed(text_of(body)[:-1].encode())
+
+
+def text_of(value: Any) -> str:
+    """Return a value as JSON. A dataclass in it becomes an object of its fields."""
+    return json.dumps(value, default=fields_of)
+
+
+def seal_texts(texts: Mapping[str, str]) -> bytes:
+    """Return seal() of an object from the text of each value. Its names are identifiers."""
+    return _sealed(("{" + ", ".join(f'"{name}": {text}' for name, text in texts.items())).encode())
+
+
+def _sealed(text: bytes) -> bytes:
+    """Seal an object that lacks its end."""
     return text + b', "seal": "%08x"}' % zlib.crc32(text)
 
 

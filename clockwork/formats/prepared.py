@@ -17,6 +17,7 @@ never seen, and several workers may share a store.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 import os
@@ -26,7 +27,7 @@ from typing import Any
 
 from clockwork.config import RANK_MAX, STRINGS_MAX
 from clockwork.errors import InvalidModel
-from clockwork.formats.checksums import checksums_of, read_plain, seal, unseal
+from clockwork.formats.checksums import checksums_of, read_plain, seal, seal_texts, text_of, unseal
 from clockwork.formats.durable import write_durably
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.system.records import fields_of
@@ -154,14 +155,14 @@ class PreparedModel:
             del body[name]
         return body
 
-    def write(self, directory: Path, checksums: Mapping[str, int] | None = None) -> None:
-        """Write prepared.json into a directory whose other files are complete.
-
-        checksums: of these, where they are known.
-        """
-        found = checksums_of(directory, but=[PREPARED_FILE]) if checksums is None else dict(checksums)
-        self.checksums = found
+    def write(self, directory: Path) -> None:
+        """Write prepared.json into a directory whose other files are complete."""
+        self.checksums = checksums_of(directory, but=[PREPARED_FILE])
         (directory / PREPARED_FILE).write_bytes(seal(fields_of(self)))
+
+    def write_like(self, directory: Path, known: KnownTexts) -> None:
+        """Write prepared.json as write() does, with the present checksums and texts of a similar model."""
+        (directory / PREPARED_FILE).write_bytes(known.sealed(self))
 
     def rewrite(self, directory: Path) -> None:
         """Replace prepared.json, durably, beside the same files."""
@@ -173,7 +174,7 @@ class PreparedModel:
 
         Raises OSError, or ValueError if it is damaged, of another format, or without checksums.
         """
-        body, is_sealed = unseal(read_plain(os.path.join(directory, PREPARED_FILE)))
+        body, is_sealed = read_body(directory)
         if not is_sealed:
             raise ValueError("it was prepared by a version that took no checksums")
         prepared = PreparedModel.from_dict(body)
@@ -222,6 +223,39 @@ class PreparedModel:
             for entry in body["profile"]
         ]
         return PreparedModel(**body)
+
+
+class KnownTexts:
+    """The JSON of each field of a model, for models that share most of its values, as fine-tunes do."""
+
+    def __init__(self, prepared: PreparedModel) -> None:
+        self._known = {name: (value, text_of(value)) for name, value in fields_of(prepared).items()}
+
+    def sealed(self, prepared: PreparedModel) -> bytes:
+        """Return the content of prepared.json. Values that are the known model's very objects are not written
+        anew."""
+        texts = {}
+        for name, value in fields_of(prepared).items():
+            known, text = self._known[name]
+            texts[name] = text if value is known else text_of(value)
+        return seal_texts(texts)
+
+
+def read_body(directory: Path | str) -> tuple[dict[str, Any], bool]:
+    """Return the content of prepared.json as plain data, and whether it is sealed; see unseal().
+
+    Its values may be another caller's, too, and are not to be changed.
+
+    Raises OSError, ValueError.
+    """
+    body, is_sealed = _parse(read_plain(os.path.join(directory, PREPARED_FILE)))
+    return dict(body), is_sealed
+
+
+@functools.lru_cache(maxsize=1)
+def _parse(data: bytes) -> tuple[dict[str, Any], bool]:
+    """unseal() of prepared.json, which a worker reads for the model's summary, and its device reads again."""
+    return unseal(data)
 
 
 def program_damage(path: Path, fingerprint: str) -> str:

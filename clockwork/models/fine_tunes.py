@@ -37,7 +37,7 @@ from clockwork.device.operators import libraries_for
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import checksums_of
 from clockwork.formats.interface import places_of_weights
-from clockwork.formats.prepared import WEIGHTS_FILE, PreparedModel
+from clockwork.formats.prepared import WEIGHTS_FILE, KnownTexts, PreparedModel
 from clockwork.models.batching import why_rows_meet
 from clockwork.models.holdings import ReferenceRun, build_packed, packed_runs
 from clockwork.models.measure import weight_addresses
@@ -214,6 +214,7 @@ class Template:
         if why_rows_meet(originals.with_unknown_weights()) != made.why_rows_meet:
             raise Unlike("the proof about rows depends on weights")
         self._prepared = made.prepared
+        self._texts = KnownTexts(made.prepared)
         self._inputs = made.reference.inputs
         self._relative = made.reference.relative
         self._shapes = [[array.shape for array in answer] for answer in made.reference.outputs]
@@ -251,8 +252,7 @@ class Template:
         return self._source.nbytes + self._content.nbytes + self._recipe.taken_bytes
 
     def prepare(self, data: bytes, digest: str, directory: Path) -> PreparedModel | None:
-        """Write the prepared files of a fine-tune, but for prepared.json. Return the description with its
-        checksums.
+        """Write the prepared files of a fine-tune. Return their description.
 
         None: the files do not answer as the original does, or its answers have other shapes. Raises
         RunsTooLong.
@@ -275,10 +275,13 @@ class Template:
             prepared.resident_bytes = packed.resident_bytes
             prepared.runs = packed_runs(packed.resident_bytes, prepared.page_bytes)
             prepared.checksums = checksums_of(directory)
-            return prepared
-        (directory / WEIGHTS_FILE).write_bytes(content)
-        prepared.checksums[WEIGHTS_FILE] = zlib.crc32(content)
-        return None if reference.difference(self._run_prepared) else prepared
+        else:
+            (directory / WEIGHTS_FILE).write_bytes(content)
+            prepared.checksums[WEIGHTS_FILE] = zlib.crc32(content)
+            if reference.difference(self._run_prepared):
+                return None
+        prepared.write_like(directory, self._texts)
+        return prepared
 
     def _run_original(self, inputs: Sequence[Array]) -> list[Array]:
         """Run the original graph with the fine-tune's weights. inputs: one of the known sets."""

@@ -120,7 +120,6 @@ def prepare(
     try:
         tuned = _prepare_fine_tune(package_dir, store, digest, fingerprint, conditions, listed, work)
         if tuned is not None:
-            tuned.write(work, tuned.checksums)
             _install(work, target, page_bytes)
             return tuned
         declared = None  # a plain folder declares no interface

@@ -22,7 +22,7 @@ from clockwork.config import RESERVE_NS_MAX, RESERVE_RUNS_MAX, preparation_run_n
 from clockwork.device.base import DeviceBroken, ModelHolder
 from clockwork.device.lacking import lacked_memory
 from clockwork.errors import InvalidModel
-from clockwork.formats.checksums import read_plain, set_aside, unseal
+from clockwork.formats.checksums import set_aside
 from clockwork.formats.package import DamagedPackage, PackageFile, PackageStore, digest_of, parse_files
 from clockwork.formats.prepared import (
     FORMAT_VERSION,
@@ -30,6 +30,7 @@ from clockwork.formats.prepared import (
     OF_THE_DEVICE,
     PREPARED_FILE,
     prepared_directory,
+    read_body,
 )
 from clockwork.formats.profile_package import prepare_profile
 from clockwork.models.trials import Interrupted, try_model
@@ -435,9 +436,8 @@ def read_summary(directory: Path, digest: str, fingerprint: str, page_bytes: int
     that took no checksums or batched models that do not bear it. The summary is parsed as plain JSON:
     thousands are read when a worker starts.
     """
-    path = directory / PREPARED_FILE
     try:
-        body, is_sealed = unseal(read_plain(path))
+        body, is_sealed = read_body(directory)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 from clockwork.config import models as bounds
 from clockwork.device.cpu import fingerprint
 from clockwork.errors import InvalidModel
+from clockwork.formats.checksums import seal
 from clockwork.formats.package import DamagedPackage, PackageFile, PackageStore
 from clockwork.formats.prepared import PreparedModel, prepared_directory
 from clockwork.models import fine_tunes, zoo
@@ -31,6 +32,7 @@ from clockwork.models.measure import Bench
 from clockwork.models.onnx_import import pack_examples
 from clockwork.models.prepare import prepare
 from clockwork.models.runtime import ModelSession, RunsTooLong
+from clockwork.system.records import fields_of
 from tests.unit.models_onnx import initializer, model_of, value
 
 PAGE_BYTES = 64 << 10
@@ -153,6 +155,7 @@ def test_a_fine_tune_is_prepared_as_in_full(
     monkeypatch.undo()
     assert shop.tuned == [third.digest]
     assert PreparedModel.read(directory) == third
+    assert (directory / "prepared.json").read_bytes() == seal(fields_of(third))
     monkeypatch.setattr(preparation.measure, "overall", lambda _: 2.0 if holding == "packed" else 1.0)
     whole, other = shop.prepare(make(3), "other store")
     assert (third.holding, whole.holding) == (holding, holding)

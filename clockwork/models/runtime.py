@@ -46,6 +46,8 @@ _ELEMENT_TYPES = {
 }  # fmt: skip
 
 
+_GRAPH_CAPTURE, _NO_CAPTURE = "gpu_graph_id", "-1"  # ONNX Runtime's option of a run, and its value for none
+
 _VALUE_DEPENDENT = ("ConstantSharing", "NoopElimination")
 """Optimisers that are switched off, because their result depends on the weights: models of equal architecture
 would get different programs. The first merges small tensors of equal value; the second removes additions of 0
@@ -208,6 +210,8 @@ class ModelSession:
             raise RunError(_one_line(error)) from None
         self.run_options = ort.RunOptions()
         self.run_options.log_severity_level = SILENT
+        # Without a value, each run raises and catches an exception of C++ in search of it.
+        self.run_options.add_run_config_entry(_GRAPH_CAPTURE, _NO_CAPTURE)
         self.inputs = [
             (tensor.name, _dtype(tensor.type), _shape(tensor.shape)) for tensor in self.session.get_inputs()
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,7 @@ def memory_bytes() -> int:
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for folder, limit, _, _ in CGROUPS:
         with contextlib.suppress(OSError, ValueError):  # the file does not exist, or its content is "max"
-            limits.append(int(Path(folder, limit).read_text(encoding="ascii")))
+            limits.append(int(_content(f"{folder}/{limit}")))
     return min(limits)
 
 
@@ -57,19 +58,23 @@ def free_bytes() -> int:
     free = [_field("/proc/meminfo", "MemAvailable:") * 1024]
     for folder, limit, used, cached in CGROUPS:
         with contextlib.suppress(OSError, ValueError):  # the file does not exist, or its content is "max"
-            most = int(Path(folder, limit).read_text(encoding="ascii"))
-            taken = int(Path(folder, used).read_text(encoding="ascii"))
+            most, taken = int(_content(f"{folder}/{limit}")), int(_content(f"{folder}/{used}"))
             free.append(most - taken + _field(f"{folder}/memory.stat", cached))
     return max(0, min(free))
 
 
 def _field(path: str, name: str) -> int:
     """Return the number after a name in a file of the kernel. Raises OSError, ValueError."""
-    for line in Path(path).read_text(encoding="ascii").splitlines():
-        words = line.split()
-        if words[0] == name:
-            return int(words[1])
-    raise ValueError(f"{path} has no {name}")
+    found = re.search(rb"^%s\s+(\d+)" % name.encode(), _content(path), re.MULTILINE)
+    if found is None:
+        raise ValueError(f"{path} has no {name}")
+    return int(found[1])
+
+
+def _content(path: str) -> bytes:
+    """Return the content of a file of the kernel. Raises OSError."""
+    with open(path, "rb", buffering=0) as file:
+        return file.read(-1) or b""
 
 
 @contextlib.contextmanager

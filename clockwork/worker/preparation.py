@@ -334,6 +334,46 @@ def _yield_to_everybody() -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
+class _Locks:
+    """The open lock files of preparations in a store. The process's end releases their locks."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the files, and make those that are missing. Raises OSError."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        names = [".lock", *(f".lock-{number}" for number in range(2, PREPARATIONS_MAX + 1)), ".lock-packages"]
+        flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
+        self._opened: list[int] = []
+        try:
+            for name in names:
+                self._opened.append(os.open(directory / name, flags, 0o644))
+        except OSError:
+            self.close()
+            raise
+        *self.turns, self.packages = self._opened
+
+    def are_in(self, directory: Path) -> bool:
+        """Whether these are the files of this directory, from which none was removed."""
+        return self.directory == directory and all(os.fstat(file).st_nlink for file in self._opened)
+
+    def close(self) -> None:
+        for file in self._opened:
+            os.close(file)
+
+
+_LOCKS: list[_Locks] = []  # those of the last job's store, or none
+
+
+def _locks_in(directory: Path) -> _Locks:
+    """Return the open lock files of a directory. Raises OSError."""
+    if _LOCKS and _LOCKS[0].are_in(directory):
+        return _LOCKS[0]
+    while _LOCKS:
+        _LOCKS.pop().close()
+    _LOCKS.append(_Locks(directory))
+    return _LOCKS[0]
+
+
 @contextlib.contextmanager
 def _turn(job: Job) -> Iterator[None]:
     """Hold the locks that a preparation needs among the workers that share a store.
@@ -342,24 +382,26 @@ def _turn(job: Job) -> Iterator[None]:
     turns. Only the first turn is taken at once, so that preparations do not disturb each other's
     measurements. Further turns are for preparations that have waited behind slow ones, here or before
     ("beside" is the number of those). A preparation that begins anew never takes the first turn, so that a
-    turn is left whatever all workers do. The process's end releases the locks."""
-    directory = Path(job["store"]) / "prepared"
-    directory.mkdir(parents=True, exist_ok=True)
-    names = [".lock", *(f".lock-{number}" for number in range(2, PREPARATIONS_MAX + 1)), ".lock-packages"]
-    opened = [os.open(directory / name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644) for name in names]
-    *turns, packages = opened
+    turn is left whatever all workers do."""
+    locks = _locks_in(Path(job["store"]) / "prepared")
+    turns = locks.turns[1:] if job.get("is_anew") else locks.turns
+    place = int.from_bytes(hashlib.sha256(Path(job["package"]).name.encode()).digest()[:7], "big")
+    fcntl.lockf(
+        locks.packages, fcntl.LOCK_EX, 1, place
+    )  # a lock on one byte: all packages share one lock file
+    held: int | None = None
     try:
-        place = int.from_bytes(hashlib.sha256(Path(job["package"]).name.encode()).digest()[:7], "big")
-        fcntl.lockf(packages, fcntl.LOCK_EX, 1, place)  # a lock on one byte: all packages share one lock file
-        if job.get("is_anew"):
-            del turns[0]
         began_ns, first = now_ns(), 1 + int(job.get("beside", 0))
-        while not any(map(_try_lock, turns[: first + (now_ns() - began_ns) // PREPARATION_SLOW_NS])):
-            time.sleep(TURN_PAUSE_S)
+        while held is None:
+            count = first + (now_ns() - began_ns) // PREPARATION_SLOW_NS
+            held = next(filter(_try_lock, turns[:count]), None)
+            if held is None:
+                time.sleep(TURN_PAUSE_S)
         yield
     finally:
-        for descriptor in opened:
-            os.close(descriptor)
+        if held is not None:
+            fcntl.flock(held, fcntl.LOCK_UN)
+        fcntl.lockf(locks.packages, fcntl.LOCK_UN, 1, place)
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -374,7 +416,8 @@ class _Budget:
     """The bytes that a preparation may take: by the package's size, at most what the machine has free."""
 
     def __init__(self, package: Path) -> None:
-        self._package_bytes = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+        paths = (os.path.join(folder, name) for folder, _, names in os.walk(package) for name in names)
+        self._package_bytes = sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
         self._wanted_bytes = preparation_bytes(self._package_bytes)
         self._free_bytes = int(free_bytes() * PREPARATION_FREE_SHARE)
         self.bytes = min(self._wanted_bytes, self._free_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -14,7 +15,9 @@ from typing import Any
 import msgpack
 import pytest
 
+from clockwork.system.limits import open_descriptors
 from clockwork.wire.messages import Status
+from clockwork.worker import preparation
 from clockwork.worker.preparation import JobDone, PreparationProcess
 from tests.patience import PATIENCE_S, eventually
 
@@ -246,3 +249,28 @@ def test_closing_does_not_wait_for_a_job(make: Callable[..., Side]) -> None:
     eventually(lambda: side.process._current == 1, "the job begins")
     side.process.close()
     assert side.process.pid == 0
+
+
+def test_a_turn_ends_with_its_job_and_the_lock_files_stay_open(tmp_path: Path) -> None:
+    job = {"store": str(tmp_path), "package": str(tmp_path / "packages" / "a")}
+    other = {**job, "package": str(tmp_path / "packages" / "b")}
+    with preparation._turn(job):
+        opened = open_descriptors()
+        with open(tmp_path / "prepared" / ".lock", "rb") as first, pytest.raises(BlockingIOError):
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open(tmp_path / "prepared" / ".lock", "rb") as first:
+        fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with preparation._turn(other):
+        assert open_descriptors() == opened
+
+
+def test_a_removed_lock_file_is_made_anew_for_the_next_turn(tmp_path: Path) -> None:
+    """Another worker would make it, too: a lock on a file that nobody else can open excludes nobody."""
+    job = {"store": str(tmp_path), "package": str(tmp_path / "packages" / "a")}
+    with preparation._turn(job):
+        opened = open_descriptors()
+    (tmp_path / "prepared" / ".lock").unlink()
+    with preparation._turn(job):
+        assert open_descriptors() == opened
+        with open(tmp_path / "prepared" / ".lock", "rb") as first, pytest.raises(BlockingIOError):
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +307,7 @@ def status(as_json: bool, connect: Connect) -> None:
 
 def _print_learnt(body: dict[str, Any]) -> None:
     """Print the scheduler's estimates for each device: the margin on executions, and, while the device is
-    contested, the models that request it."""
+    contested, the models that request it; likewise for the links that load models."""
     rows = []
     for worker in body.get("workers") or ():
         for device in worker.get("devices") or ():
@@ -320,13 +321,23 @@ def _print_learnt(body: dict[str, Any]) -> None:
                 f"{plan['contested_ns'] / 1e9:.1f} s" if plan["contested_ns"] else "-",
                 f"{100 * plan['level']:.0f} %" if plan["level"] else "-",
                 str(plan["beyond"]) if plan["level"] else "-",
-                ", ".join(
-                    f"{share['name']} {100 * share['had']:.0f} of {100 * share['asked']:.0f} % ({share['standing']})"
-                    for share in plan["shares"]
-                ),
+                _say_shares(plan["shares"]),
             ])  # fmt: skip
+    links = body.get("links") or {}
+    if links.get("level"):
+        rows.append([
+            "all", "links that load", "-", f"{links['contested_ns'] / 1e9:.1f} s", f"{100 * links['level']:.0f} %",
+            str(links["beyond"]), _say_shares(links["shares"]),
+        ])  # fmt: skip
     if rows:
         print_table(["worker", "device", "margin", "contested", "level", "beyond", "had of asked"], rows)
+
+
+def _say_shares(shares: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(
+        f"{share['name']} {100 * share['had']:.0f} of {100 * share['asked']:.0f} % ({share['standing']})"
+        for share in shares
+    )
 
 
 def _share(plan: dict[str, Any], key: str) -> str:

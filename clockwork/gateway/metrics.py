@@ -192,6 +192,14 @@ _DECLARED = (
            "Time at which the controller started, in seconds since the epoch."),
     Metric("clockwork_scheduler_info", "gauge", ("policy",), "",
            "Always 1; the label policy is the name of the scheduling policy."),
+    Metric("clockwork_links_contested_seconds", "gauge", (), "seconds",
+           "Remaining time for which models may be limited to their shares of the links that load models, after a"
+           " request was turned away because its model was not loaded."),
+    Metric("clockwork_links_share_level", "gauge", (), "links",
+           "The time of links, in links, up to which a model gets all that it asks for; 0 while it is not divided"
+           " into shares."),
+    Metric("clockwork_links_models_beyond_share", "gauge", (), "models",
+           "Models that ask for more than the share level of the links; their loads come behind all others."),
     Metric("clockwork_scheduler_pace_ratio", "gauge", (), "ratio",
            "Ratio of executed to planned time of executions, as policy adaptive has learnt; absent under others."),
     Metric("clockwork_scheduler_need_ratio", "gauge", (), "ratio",
@@ -522,6 +530,10 @@ def _add_cluster(text: _Text, body: Mapping[str, Any]) -> None:
     text.add("clockwork_requests_open", (), body["requests_open"])
     text.add("clockwork_clients", (), body["clients"])
     text.add("clockwork_scheduler_info", (body["policy"],), 1)
+    if links := body.get("links"):
+        text.add("clockwork_links_contested_seconds", (), links["contested_ns"] / SECOND)
+        text.add("clockwork_links_share_level", (), round(links["level"], 6))
+        text.add("clockwork_links_models_beyond_share", (), links["beyond"])
     if learnt := body.get("learnt"):
         text.add("clockwork_scheduler_pace_ratio", (), round(learnt["pace"], 6))
         text.add("clockwork_scheduler_need_ratio", (), round(learnt["need"], 6))

@@ -110,6 +110,12 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         cbool is_modest
         cbool is_beyond
 
+    cdef struct CLinkStatus "clockwork::LinkStatus":
+        int64_t contested_ns
+        double level
+        vector[CShareStatus] shares
+        uint64_t beyond
+
     cdef struct CPolicyStatus "clockwork::PolicyStatus":
         cbool is_learning
         double pace
@@ -227,6 +233,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         vector[int32_t] hosts(int64_t model_id) except +
         CSnapshot snapshot() except +
         CPolicyStatus policy_status(int64_t now) except +
+        CLinkStatus link_status(int64_t now) except +
         double devices_wanted(int64_t now) except +
         vector[int64_t] expected_ns(int64_t model_id, const vector[CProfilePoint] &points) except +
         const CPredictions *predictions()

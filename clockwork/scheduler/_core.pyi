@@ -68,6 +68,9 @@ class Core(Driven):
 
     def expected_ns(self, model_id: int, profile: Sequence[ProfilePoint]) -> list[int]: ...
     def noise(self) -> dict[str, float]: ...
+    def link_status(self, now_ns: int) -> dict[str, Any]:
+        """See types.Scheduler."""
+
     def policy_status(self, now_ns: int) -> dict[str, float]:
         """See types.Scheduler."""
 

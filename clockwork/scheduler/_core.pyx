@@ -525,6 +525,13 @@ cdef class Core(Driven):
         standing = "beyond" if share.is_beyond else "within" if share.is_modest else "near"
         return {"model": share.model_id, "asked": share.asked, "had": share.had, "standing": standing}
 
+    def link_status(self, int64_t now_ns):
+        cdef CLinkStatus found = self._core.link_status(now_ns)
+        return {
+            "contested_ns": found.contested_ns, "level": found.level, "beyond": found.beyond,
+            "shares": [self._share(share) for share in found.shares],
+        }
+
     def policy_status(self, int64_t now_ns):
         cdef CPolicyStatus found = self._core.policy_status(now_ns)
         if not found.is_learning:

@@ -462,6 +462,16 @@ class Scheduler(Protocol):
         """Return (worker, device, state) of each device that holds a model, or is about to."""
         ...
 
+    def link_status(self, now_ns: int) -> dict[str, Any]:
+        """Return how the time of the links that load models is divided (csrc/scheduler/link_shares.h).
+
+        contested_ns: for how much longer they may be. level, in links: models that ask for less get it; 0
+        while the links are not divided, and then the rest is empty. beyond: number of models whose loads come
+        behind those of the others. shares: those that ask for the most, each with its model, the link time
+        that it asked for and had in the last two seconds, and its standing.
+        """
+        ...
+
     def policy_status(self, now_ns: int) -> dict[str, float]:
         """Return the policy's estimates of executions and arrivals as a whole: pace, need, hold, share
         (csrc/scheduler/adaptive.h).

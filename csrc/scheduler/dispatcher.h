@@ -50,6 +50,7 @@ public:
     std::vector<ResidencyStatus> whereabouts(ModelId model_id) const override;
     std::vector<WorkerId> hosts(ModelId model_id) const override;
     Snapshot snapshot() const override;
+    LinkStatus link_status(Ns now) const override;
     PolicyStatus policy_status(Ns now) const override { return policy_->status(now); }
     double devices_wanted(Ns now) const override { return requests_.devices_wanted(now); }
     std::vector<Ns> expected_ns(ModelId model_id, const std::vector<ProfilePoint>& points) const override;

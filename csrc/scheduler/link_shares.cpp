@@ -43,7 +43,7 @@ void divide(State& state) {
         wanted.push_back(std::max(model->loads.asked.rate(now), model->loads.had.rate(now)));
     }
     std::vector<double> asked = wanted;  // in the order of the models
-    double level = level_of(wanted, link_count(state), SHARE_ASKED);
+    double level = shares.level = level_of(wanted, link_count(state), SHARE_ASKED);
     if (level < LINK_LEVEL_MIN) {
         return;
     }

@@ -57,9 +57,10 @@ struct LinkShares {
     std::vector<Model*> models;  // those that asked for link time within the last windows
     Ns contested_until_ns = -NEVER_NS;
     Ns divided_ns = -NEVER_NS;
+    double level = 0;         // of the last division, in links
     bool is_divided = false;  // some model is greedy, some are within their shares
 
-    void archive(Archive& archive) { archive(models, contested_until_ns, divided_ns, is_divided); }
+    void archive(Archive& archive) { archive(models, contested_until_ns, divided_ns, level, is_divided); }
 };
 
 // Counts a request. needs_load: no device has its model, or is to have it.

@@ -42,8 +42,16 @@ struct ShareStatus {
     bool is_modest = false, is_beyond = false;
 };
 
-// Models whose shares the status of a device shows: those that ask for the most.
+// Models whose shares the status of a device, or of the links, shows: those that ask for the most.
 inline constexpr std::size_t SHARES_SHOWN_MAX = 8;
+
+// How the time of the links that load models is divided; see link_shares.h. Times are parts of a single link.
+struct LinkStatus {
+    Ns contested_ns = 0;              // time for which the links may be divided, from now on
+    double level = 0;                 // 0: the links are not divided
+    std::vector<ShareStatus> shares;  // is_beyond: its loads come behind those of the others
+    std::uint64_t beyond = 0;         // models whose loads come behind
+};
 
 // Learnt numbers of a policy about executions and arrivals as a whole; see adaptive.h.
 struct PolicyStatus {
@@ -208,6 +216,7 @@ public:
     virtual std::vector<WorkerId> hosts(ModelId model_id) const = 0;
     virtual Snapshot snapshot() const = 0;
     virtual PolicyStatus policy_status(Ns now) const = 0;
+    virtual LinkStatus link_status(Ns now) const = 0;
 
     // Returns the number of devices that the present load needs; see demand.h. Looks at every model.
     virtual double devices_wanted(Ns now) const = 0;

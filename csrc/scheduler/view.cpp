@@ -14,6 +14,13 @@ ResidencyStatus whereabouts_of(const Residency& residency) {
             residency.starts};
 }
 
+void keep_most_asked(std::vector<ShareStatus>& shares) {
+    std::size_t shown = std::min(shares.size(), SHARES_SHOWN_MAX);
+    std::partial_sort(shares.begin(), shares.begin() + static_cast<std::ptrdiff_t>(shown), shares.end(),
+                      [](const ShareStatus& status, const ShareStatus& other) { return status.asked > other.asked; });
+    shares.resize(shown);
+}
+
 void show_shares(const Arena& arena, Ns now, DeviceStatus& row) {
     row.contested_ns = std::max<Ns>(arena.shares.contested_until_ns - now, 0);
     if (row.contested_ns == 0 || !arena.shares.is_divided) {
@@ -29,10 +36,7 @@ void show_shares(const Arena& arena, Ns now, DeviceStatus& row) {
             row.beyond += share.is_beyond;
         }
     }
-    std::size_t shown = std::min(row.shares.size(), SHARES_SHOWN_MAX);
-    std::partial_sort(row.shares.begin(), row.shares.begin() + static_cast<std::ptrdiff_t>(shown), row.shares.end(),
-                      [](const ShareStatus& status, const ShareStatus& other) { return status.asked > other.asked; });
-    row.shares.resize(shown);
+    keep_most_asked(row.shares);
 }
 
 DeviceStatus status_of(const Executor& executor, const std::vector<Batch*>& planned, Ns now) {
@@ -91,6 +95,26 @@ void Dispatcher::shapes_in_use(std::vector<std::uint32_t>& found) const {
         }
     });
     parts_.idle.shapes_in_use(found);
+}
+
+LinkStatus Dispatcher::link_status(Ns now) const {
+    const LinkShares& links = state_.links;
+    LinkStatus found;
+    found.contested_ns = std::max<Ns>(links.contested_until_ns - now, 0);
+    if (found.contested_ns == 0 || !links.is_divided) {
+        return found;
+    }
+    found.level = links.level;
+    for (const Model* model : links.models) {
+        LoadShare share = model->loads;  // a copy: a status query changes nothing
+        double asked = share.asked.rate(now), had = share.had.rate(now);
+        if (asked > 0 || had > 0) {
+            found.shares.push_back({model->model_id, asked, had, share.is_within, share.is_greedy});
+            found.beyond += share.is_greedy;
+        }
+    }
+    keep_most_asked(found.shares);
+    return found;
 }
 
 std::vector<DeviceStatus> Dispatcher::devices() const {

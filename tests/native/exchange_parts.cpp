@@ -54,6 +54,7 @@ public:
     std::vector<WorkerId> hosts(ModelId) const override { return {}; }
     Snapshot snapshot() const override { return {}; }
     PolicyStatus policy_status(Ns) const override { return {}; }
+    LinkStatus link_status(Ns) const override { return {}; }
     double devices_wanted(Ns) const override { return 0; }
     std::vector<Ns> expected_ns(ModelId, const std::vector<ProfilePoint>&) const override { return {}; }
     const Predictions* predictions() const override { return nullptr; }

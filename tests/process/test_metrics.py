@@ -266,6 +266,7 @@ def test_what_is_learnt_of_a_device_is_in_status_by_name_and_in_metrics_by_devic
         assert 0 < device["contested_ns"] <= 2 * SECOND
         assert 0 < device["margin"] < 0.25
         assert found["learnt"].keys() == {"pace", "need", "hold", "share"}
+        assert found["links"] == {"contested_ns": 0, "level": 0, "beyond": 0}
 
         shown = CliRunner().invoke(cli, ["status", "--endpoint", controller.client_endpoint]).output
         assert re.search(r"^learnt     pace [\d.]+, need [1-9][\d.]*", shown, re.MULTILINE), shown

@@ -11,6 +11,7 @@ from bench.isolation import EXEC_MS, FLOOD, FLOODS, QUIET, Flood, profiles, simu
 from clockwork.sim.world import Cluster, Open, Report, simulate
 from clockwork.system.clock import MS, SECOND
 from clockwork.workloads.generators import poisson
+from tests.sim.harness import World, spec
 
 SECONDS = 120
 POLICIES = ("edf", "adaptive")
@@ -79,6 +80,26 @@ def test_models_that_all_flood_the_links_are_loaded_in_the_order_of_their_need(p
     flood = FLOODS["loads: SLO of 100 ms"]
     report = cached(policy, flood, 0)
     assert report.classes.good[FLOOD] >= 0.8 * flood.rate * SECONDS
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_models_that_flood_the_links_are_shown(policy: str) -> None:
+    world = World(seed=4, policy=policy)
+    quiet = world.scheduler.link_status(0)
+    assert quiet == {"contested_ns": 0, "level": 0, "beyond": 0, "shares": []}
+    world.join(devices=[("cpu", 3, 1.0)])
+    world.ready(*(spec(model, exec_ms=1, load_ms=30) for model in range(1, 8)))
+    for model in range(1, 8):
+        world.poisson(2 if model == 1 else 60, 4 * SECOND, functools.partial(world.request, model))
+    world.run(4 * SECOND)
+    shown = world.scheduler.link_status(world.now)
+    assert 0 < shown["contested_ns"] <= 2 * SECOND
+    assert 0 < shown["level"] < 0.5
+    standings = {share["model"]: share["standing"] for share in shown["shares"]}
+    assert standings.pop(1) == "within"
+    assert shown["beyond"] == list(standings.values()).count("beyond") >= 3
+    assert 0 < sum(share["had"] for share in shown["shares"]) < 1.2
+    assert world.scheduler.link_status(world.now) == shown  # reading changes nothing
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -97,6 +97,7 @@ def body(*models: dict[str, Any]) -> dict[str, Any]:
         "devices_wanted": 1.23456,
         "devices": 1,
         "learnt": {"pace": 0.98, "need": 1.25, "share": 0.5},
+        "links": {"contested_ns": 1_200_000_000, "level": 0.75, "beyond": 3},
         "requests_open": 3,
         "clients": 2,
         "unserved": {"model_not_found": 1, "unavailable": 0},
@@ -231,6 +232,9 @@ def test_devices_workers_and_the_cluster() -> None:
     assert found[f"clockwork_device_contested_seconds{{{device}}}"] == 1.5
     assert found[f"clockwork_device_share_level{{{device}}}"] == 0.9
     assert found[f"clockwork_device_models_beyond_share{{{device}}}"] == 2
+    assert found["clockwork_links_contested_seconds"] == 1.2
+    assert found["clockwork_links_share_level"] == 0.75
+    assert found["clockwork_links_models_beyond_share"] == 3
     assert found["clockwork_scheduler_pace_ratio"] == 0.98
     assert found["clockwork_scheduler_need_ratio"] == 1.25
     assert found["clockwork_scheduler_share_devices"] == 0.5

@@ -97,6 +97,7 @@ class MetricsQuery:
         if argument:
             return body
         devices = self._scheduler.devices()
+        links = self._scheduler.link_status(self._exchange.now_ns)
         return body | {
             "workers": self._workers(workers, names, devices),
             "prediction": self._scheduler.predictions(),
@@ -108,6 +109,7 @@ class MetricsQuery:
             "devices_wanted": self._scheduler.devices_wanted(self._exchange.now_ns),
             "devices": sum(not device["draining"] for device in devices),
             "learnt": self._scheduler.policy_status(self._exchange.now_ns),
+            "links": {name: links[name] for name in ("contested_ns", "level", "beyond")},
             "requests_open": self._exchange.held_count - self._exchange.copy_count,
             "clients": len(self._context.links.clients),
             "unserved": dict(self.unserved),

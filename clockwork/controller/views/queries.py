@@ -191,6 +191,7 @@ class Queries:
             "noise": self._scheduler.noise(),
             "devices_wanted": self._scheduler.devices_wanted(self._exchange.now_ns),
             "learnt": self._scheduler.policy_status(self._exchange.now_ns),
+            "links": self._name_shares(self._scheduler.link_status(self._exchange.now_ns)),
             "workers": self._describe_workers(),
             "troubles": self._context.troubles.describe(self._exchange.now_ns),
             "complaints": self._context.complaints.counts(),
@@ -204,11 +205,15 @@ class Queries:
             "refusals": {reason: count for reason, count in refusals.items() if count},
         }
 
+    def _name_shares(self, status: dict[str, Any]) -> dict[str, Any]:
+        """Add the models' names to their shares."""
+        return status | {
+            "shares": [share | {"name": self._label(share["model"])} for share in status["shares"]]
+        }
+
     def _describe_workers(self) -> list[dict[str, Any]]:
         plans = {
-            (plan["worker"], plan["device"]): plan
-            | {"shares": [share | {"name": self._label(share["model"])} for share in plan["shares"]]}
-            for plan in self._scheduler.devices()
+            (plan["worker"], plan["device"]): self._name_shares(plan) for plan in self._scheduler.devices()
         }
         described = self._workers_described()
         return [

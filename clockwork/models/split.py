@@ -66,6 +66,22 @@ _QUANTISED = (
 """Prefixes of operators whose small 32-bit integers are biases, not shapes."""
 
 
+_STATISTICS = (3, 4)  # Positions of the running mean and variance among the inputs of BatchNormalization
+
+
+def _is_written(node: NodeProto, position: int) -> bool:
+    """Whether an execution of the operator writes to this input.
+
+    ONNX Runtime updates running statistics in place, also those that a caller binds. Memory of weights is
+    read-only, and shared by executions.
+    """
+    return (
+        node.op_type == "BatchNormalization"
+        and position in _STATISTICS
+        and any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
+    )
+
+
 @dataclasses.dataclass(slots=True)
 class ModelConstant:
     """A constant of the model: an initializer or a Constant node, in the main graph or a body."""
@@ -105,6 +121,8 @@ class ModelConstant:
             return False
         count = math.prod(tensor.dims)
         if count == 0 or any(at in _CONSTANT_INPUTS.get(node.op_type, ()) for node, at in self.uses):
+            return False
+        if any(_is_written(node, at) for node, at in self.uses):
             return False
         if kind in _WEIGHT_TYPES or count > SMALL_INTEGERS:
             return True

@@ -244,6 +244,23 @@ def test_float_tensors_that_an_operator_needs_constant_stay(tmp_path: Path) -> N
     assert check_answers(model, split(model, tmp_path), normal(1, 1, 2, 2)).weights == []
 
 
+def normalising(training: int) -> onnx.ModelProto:
+    """x [N, 4, 2] by the statistics of the batch (training), or by those in the file."""
+    names = ("scale", "bias", "mean", "variance")
+    outputs = ["y", "new_mean", "new_variance"] if training else ["y"]
+    node = helper.make_node("BatchNormalization", ["x", *names], outputs, training_mode=training)
+    weights = [initializer(name, np.abs(normal(4, seed=index))) for index, name in enumerate(names)]
+    return model_of([node], [value("x", ["N", 4, 2])], [value("y", ["N", 4, 2])], weights)
+
+
+@pytest.mark.parametrize(("training", "leaving"), [(0, 4), (1, 2)])
+def test_weights_that_an_execution_writes_to_stay(tmp_path: Path, training: int, leaving: int) -> None:
+    """ONNX Runtime updates running statistics in place, wherever they lie: weights' memory is read-only."""
+    model = normalising(training)
+    program = check_answers(model, split_as_it_is(model, tmp_path), normal(5, 4, 2))
+    assert shapes(program) == [(4,)] * leaving
+
+
 def test_external_weights_and_half_precision(tmp_path: Path) -> None:
     model = model_of(
         [helper.make_node("Add", ["x", "w"], ["y"])],

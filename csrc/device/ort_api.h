@@ -79,21 +79,22 @@ ORT_RELEASE(ort_release_type_info, 98, OrtTypeInfo)
 ORT_RELEASE(ort_release_tensor_info, 99, OrtTensorInfo)
 ORT_RELEASE(ort_release_session_options, 100, OrtSessionOptions)
 
-/* The end of a place in ONNX Runtime's source, "/path/file.cc:12 ", at the slash. NULL: it is none. */
-static inline const char* ort_place_end(const char* slash) {
+/* The end of a place in ONNX Runtime's source, "/path/file.cc:12 " or "file.cc:12 ", at its first character.
+ * NULL: it is none. */
+static inline const char* ort_place_end(const char* place) {
     static const char* const KINDS[] = {".cc", ".cpp", ".h", ".cu", ".cuh"};
-    const char* end = slash + strcspn(slash, " \t\n\v\f\r");
+    const char* end = place + strcspn(place, " \t\n\v\f\r");
     const char* colon = end;
     size_t kind, size;
     if (*end != ' ')
         return NULL;
-    while (colon > slash && colon[-1] >= '0' && colon[-1] <= '9')
+    while (colon > place && colon[-1] >= '0' && colon[-1] <= '9')
         colon--;
-    if (colon == end || colon == slash || *--colon != ':')
+    if (colon == end || colon == place || *--colon != ':')
         return NULL;
     for (kind = 0; kind < sizeof KINDS / sizeof *KINDS; kind++) {
         size = strlen(KINDS[kind]);
-        if ((size_t)(colon - slash) > size + 1 && memcmp(colon - size, KINDS[kind], size) == 0)
+        if ((size_t)(colon - place) > size + 1 && memcmp(colon - size, KINDS[kind], size) == 0)
             return end + 1;
     }
     return NULL;
@@ -129,23 +130,33 @@ static inline const char* ort_signature_end(const char* text) {
     return at + strspn(at, " \t\n\v\f\r");
 }
 
-/* Copies ONNX Runtime's message, cut to bytes, without the places in its source: path, line and signature of
- * a function. A message that ends in such a place stays whole. */
+/* The end of the name of a function, "Compute " or "operator() ", which follows a place without a path. Returns
+ * the text itself if it begins with no name. */
+static inline const char* ort_name_end(const char* text) {
+    const char* at = text;
+    while (isalnum((unsigned char)*at) || *at == '_')
+        at++;
+    if (strncmp(text, "operator()", 10) == 0)
+        at = text + 10;
+    return at > text && *at == ' ' ? at + strspn(at, " \t\n\v\f\r") : text;
+}
+
+/* Copies ONNX Runtime's message, cut to bytes, without the places in its source (path, line and signature or
+ * name of a function) and without white space at its end. Where no cause follows a place, the place stays. */
 static inline void ort_say(const char* message, char* text, size_t bytes) {
     const char* at = message;
     size_t done = 0;
     while (*at && done + 1 < bytes) {
-        const char* end = *at == '/' ? ort_place_end(at) : NULL;
-        if (!end) {
+        const int is_path = *at == '/', is_word = isalnum((unsigned char)*at) && (at == message || at[-1] == ' ');
+        const char* end = is_path || is_word ? ort_place_end(at) : NULL;
+        const char* cause = end == NULL ? NULL : is_path ? ort_signature_end(end) : ort_name_end(end);
+        if (cause == NULL || *cause == 0 || (is_word && cause == end))
             text[done++] = *at++;
-            continue;
-        }
-        at = ort_signature_end(end);
-        if (!*at) { /* no cause follows the place */
-            snprintf(text, bytes, "%s", message);
-            return;
-        }
+        else
+            at = cause;
     }
+    while (done > 0 && isspace((unsigned char)text[done - 1]))
+        done--;
     text[done] = 0;
 }
 

@@ -398,6 +398,16 @@ def test_a_model_of_an_ir_version_to_come_is_told_which_one_is_the_last(workshop
         ("/src/x.cc:7 onnxruntime::F(int", "onnxruntime::F(int"),
         ("/src/x.cc:7 std::F(int)", "/src/x.cc:7 std::F(int)"),
         ("Load model from /models/m.onnx failed: a (b) c", "Load model from /models/m.onnx failed: a (b) c"),
+        (
+            "Status Message: matmul_helper.h:59 Compute MatMul dimension mismatch",
+            "Status Message: MatMul dimension mismatch",
+        ),
+        ("element_wise_ops.cc:703 operator() Integer division by zero", "Integer division by zero"),
+        ("x.cc:7 a::b(c) d; y.h:8 F", "x.cc:7 a::b(c) d; y.h:8 F"),
+        ("model.cc:7 failed", "model.cc:7 failed"),
+        ("Name:'my.h:3 x' a", "Name:'my.h:3 x' a"),
+        ("axis == 1 was false. 3 by 5\n", "axis == 1 was false. 3 by 5"),
+        ("/src/x.cc:7 std::F(int) a \n ", "a"),
     ],
 )
 def test_places_in_onnx_runtimes_source_are_left_out(told: str, said: str) -> None:

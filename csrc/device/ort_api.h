@@ -130,8 +130,8 @@ static inline const char* ort_signature_end(const char* text) {
     return at + strspn(at, " \t\n\v\f\r");
 }
 
-/* The end of the name of a function, "Compute " or "operator() ", which follows a place without a path. Returns
- * the text itself if it begins with no name. */
+/* The end of the name of a function, "Compute " or "operator() ", which follows a place without a path.
+ * Returns the text itself if it begins with no name. */
 static inline const char* ort_name_end(const char* text) {
     const char* at = text;
     while (isalnum((unsigned char)*at) || *at == '_')

@@ -13,6 +13,22 @@ constexpr std::size_t PREFETCH = 4;
 // The time to a deadline that admits an execution of this length: the inverse of the reserve in find_slot().
 Ns with_reserve(Ns ns) { return std::min(ns * RESERVE_SHARE / (RESERVE_SHARE - 1) + 1, ns + RESERVE_NS); }
 
+// The same where `room` of the time beyond two executions is left as well: the inverse of leaves_room().
+Ns with_room(Ns ns, double room, Ns duration, bool keeps_reserve) {
+    double needed = static_cast<double>(ns) - 2 * room * static_cast<double>(duration);
+    double least = needed / (1 - room);
+    if (keeps_reserve) {
+        least = std::min(needed / (1 - room - 1.0 / RESERVE_SHARE), (needed + RESERVE_NS) / (1 - room));
+    }
+    return static_cast<Ns>(least) + 1;
+}
+
+// Whether a second request of this size may join a batch.
+bool may_grow(const Plans& plans, const KindSpec& spec, Curve* curve, std::uint32_t size, Ns duration) {
+    return curve != nullptr && 2 * size <= spec.batch_max &&
+           (plans.planned_ns(spec, *curve, 2 * size) - duration) * JOIN_GAIN <= duration * (JOIN_GAIN - 1);
+}
+
 // Whether a pending load waits for work from this place of the plan on.
 bool delays_loads(const Plan& plan, std::size_t index) {
     for (std::size_t place = index; place < plan.size(); ++place) {
@@ -44,7 +60,7 @@ Ns loads_waiting_ns(const Worker& worker) {
 
 // ----- admission ----------------------------------------------------------------------------------
 
-bool Admission::place(Pending& pending) {
+bool Admission::place(Pending& pending, bool is_new) {
     Model& model = *pending.model;
     ask_for_load(state_, model, !is_promised_somewhere(model));
     std::size_t count = model.residencies.size();
@@ -64,7 +80,7 @@ bool Admission::place(Pending& pending) {
         at = at + 1 < count ? at + 1 : 0;
         Executor& executor = plans_.soonest(*residency->arena);
         if (residency->doomed || executor.worker->draining || executor.arena->number + 1 == pending.failed_on ||
-            !find_slot(executor, *residency, pending, slot)) {
+            !find_slot(executor, *residency, pending, is_new, slot)) {
             continue;
         }
         if (chosen == nullptr || slot.finish_ns < best.finish_ns) {
@@ -78,7 +94,7 @@ bool Admission::place(Pending& pending) {
         }
     }
     if (chosen == nullptr) {
-        return place_cold(pending) || place_doomed(pending);
+        return place_cold(pending, is_new) || place_doomed(pending);
     }
     commit(pending, *runs, *chosen, best);
     return true;
@@ -180,8 +196,28 @@ bool Admission::keeps_inputs(const Executor& executor, std::size_t index, Ns mor
     return true;
 }
 
+double Admission::room_part(Executor& executor) const {
+    Arena& arena = *executor.arena;
+    const Crowd& crowd = plans_.of(executor).crowd;
+    double surplus = crowd.surplus(state_.now);
+    bool is_crowded = surplus > 0 || is_asked_for(arena, state_.now, ROOM_ASKED) ||
+                      (state_.now < arena.shares.contested_until_ns && is_busy());
+    return is_crowded ? ROOM_LEAST + ROOM_PART * std::max(surplus, crowd.refused_part(state_.now)) : 0;
+}
+
+// Whether a new batch that ends at `finish`, or `passing` later, leaves room for others to join batches.
+bool Admission::leaves_room(Executor& executor, const Search& search, Ns finish, Ns passing) const {
+    Ns slack = search.pending.deadline_ns - state_.now - passing - 2 * search.duration;
+    auto keeps = [&](double part) {
+        return finish + passing + static_cast<Ns>(part * static_cast<double>(slack)) <= search.limit;
+    };
+    return slack <= 0 || keeps(ROOM_LEAST + ROOM_PART) ||
+           !may_grow(plans_, *search.residency.spec, search.curve, search.pending.size, search.duration) ||
+           keeps(room_part(executor));
+}
+
 // Finds a place for the request in the plan of an executor, with every promise kept. False: there is none.
-bool Admission::find_slot(Executor& executor, Residency& residency, const Pending& pending, Slot& slot) {
+bool Admission::find_slot(Executor& executor, Residency& residency, const Pending& pending, bool is_new, Slot& slot) {
     Arena& arena = *executor.arena;
     const Plan& plan = plans_.of(executor);
     const KindSpec& spec = *residency.spec;
@@ -204,8 +240,8 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
     bool is_beyond = is_beyond_share(residency, state_.now);
     Ns inputs = clockwork::inputs_ns(arena, state_.now, pending.request.bytes);
     bool may_join = curve != nullptr && spec.batch_max > 1 && !residency.batches.empty() && !pending.alone;
+    const Search search{executor, residency, pending, curve, duration, limit, free, is_beyond};
     if (may_join) {
-        Search search{executor, residency, pending, curve, duration, limit, free, is_beyond};
         std::size_t count = residency.batches.size();
         for (std::size_t back = 1; back <= std::min(count, JOIN_SCAN_MAX); ++back) {
             if (join(search, residency.batches[count - back], slot)) {
@@ -213,8 +249,7 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
             }
         }
     }
-    if (!may_join && !plan.empty() && requests_.lowest_level() > pending.request.priority &&
-        go_ahead({executor, residency, pending, curve, duration, limit, free, is_beyond}, slot)) {
+    if (!may_join && !plan.empty() && requests_.lowest_level() > pending.request.priority && go_ahead(search, slot)) {
         return true;
     }
     Ns key = is_beyond ? deadline + BEYOND_NS : deadline;
@@ -226,6 +261,7 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
     // A request of a model within its share goes between batches of models beyond theirs, as early as
     // promises allow.
     bool goes_between = is_divided(arena, state_.now) && !is_beyond;
+    bool owes = is_new && owes_room(pending);
     for (std::size_t tries = goes_between ? BETWEEN_MAX : 1; tries > 0; --tries) {
         Ns begin = std::max(plan.finish_ns(free, index), residency.ready_ns);
         if (inputs > 0) {
@@ -233,7 +269,8 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
         }
         Ns finish = begin + duration;
         Ns latest = finish + (is_beyond ? passing_ns(executor, residency, begin, index) : 0);
-        if (latest > limit || (inputs > 0 && !keeps_inputs(executor, index, inputs))) {
+        if (latest > limit || (owes && !leaves_room(executor, search, finish, latest - finish)) ||
+            (inputs > 0 && !keeps_inputs(executor, index, inputs))) {
             return false;
         }
         std::size_t late = goes_between ? first_owed_late(plan, latest, index) : plan.first_late(latest, index);
@@ -485,7 +522,7 @@ bool Admission::may_load_behind(const Arena& arena, const KindSpec& spec) const 
 }
 
 // Promises a request on a device onto which the model has to be loaded first.
-bool Admission::place_cold(Pending& pending) {
+bool Admission::place_cold(Pending& pending, bool is_new) {
     Model& model = *pending.model;
     Ns deadline = pending.deadline_ns;
     cold_.clear();
@@ -534,7 +571,7 @@ bool Admission::place_cold(Pending& pending) {
             Ns wait = residency->ready_ns - state_.now;
             residency->ready_ns += BEHIND_LOADS * cold_[place].spec->load_planned_ns() + wait;
         }
-        if (find_slot(executor, *residency, pending, slot) &&
+        if (find_slot(executor, *residency, pending, is_new, slot) &&
             (is_first || plans_.late_count(worker, goes_first) <= late)) {
             arenas_.accept_load(*residency);
             plans_.busy().add_load(state_.now, residency->spec->load_planned_ns());
@@ -637,7 +674,9 @@ void Admission::note_asked(Pending& pending) {
     std::uint32_t shape = pending.request.shape, rows = pending.size;
     AskedFor asked = asked_for(pending, state_.now);
     if (pending.batch != nullptr) {
-        ask_for(*pending.batch->residency, state_.now, asked);
+        Residency& planned = *pending.batch->residency;
+        ask_for(planned, state_.now, asked);
+        note_crowd(planned, pending, false);
         return;
     }
     if (!is_promised_somewhere(model)) {
@@ -649,7 +688,14 @@ void Admission::note_asked(Pending& pending) {
         return;  // no device could serve the request, so it counts as no demand
     }
     ask_for(*turn, state_.now, asked);
+    note_crowd(*turn, pending, true);
     contest_devices(model, state_.now);
+}
+
+// Counts a request that was planned on, or refused by, the residency's device.
+void Admission::note_crowd(const Residency& residency, const Pending& pending, bool is_refused) {
+    plans_.of(*residency.arena->executors.front())
+        .crowd.add(state_.now, residency.share.batched_ns * pending.size, is_refused);
 }
 
 void Admission::refuse_in_detail(Pending& pending) {
@@ -667,11 +713,12 @@ void Admission::refuse_in_detail(Pending& pending) {
             return;
         }
         alone_least = std::min(alone_least, worker.there_ns + hoped + worker.back_ns);
-        Ns at_ns = least_finish_ns(plans_.soonest(*residency.arena), residency, duration);
+        Executor& executor = plans_.soonest(*residency.arena);
+        Ns at_ns = least_finish_ns(executor, residency, duration);
         if (residency.doomed) {
             at_ns += residency.spec->load_planned_ns();
         }
-        least = std::min(least, least_deadline_ns(worker, at_ns));
+        least = std::min(least, least_deadline_ns(executor, *residency.spec, pending, duration, at_ns));
     });
     arenas_.find_loadable(model, loadable_);
     for (const Place& place : loadable_) {
@@ -679,7 +726,7 @@ void Admission::refuse_in_detail(Pending& pending) {
         if (duration == 0) {
             continue;
         }
-        const Executor& executor = plans_.soonest(*place.arena);
+        Executor& executor = plans_.soonest(*place.arena);
         const Worker& worker = *executor.worker;
         Ns hoped = plans_.hoped_ns(*place.spec, shape, size);
         alone_least = std::min(alone_least, worker.there_ns + hoped + worker.back_ns);
@@ -687,7 +734,8 @@ void Admission::refuse_in_detail(Pending& pending) {
         Ns loaded = start + place.spec->load_planned_ns() + worker.back_ns + worker.there_ns;
         const Plan& plan = plans_.of(executor);
         Ns tail = plan.finish_ns(executor.free_ns(state_.now), plan.size());
-        least = std::min(least, least_deadline_ns(worker, std::max(loaded, tail) + duration + worker.back_ns));
+        Ns at_ns = std::max(loaded, tail) + duration + worker.back_ns;
+        least = std::min(least, least_deadline_ns(executor, *place.spec, pending, duration, at_ns));
     }
     bool unseen = idle_.is_unseen(model, shape);
     if (unseen) {
@@ -717,9 +765,16 @@ void Admission::refuse_in_detail(Pending& pending) {
     }
 }
 
-// The earliest deadline of a request that is answered at this time: with the reserve.
-Ns Admission::least_deadline_ns(const Worker& worker, Ns answered_ns) const {
-    return keeps_reserve(worker) ? state_.now + with_reserve(answered_ns - state_.now) : answered_ns;
+// The earliest deadline of a request that is answered at this time: with the reserve and the room.
+Ns Admission::least_deadline_ns(Executor& executor, const KindSpec& spec, const Pending& pending, Ns duration,
+                                Ns answered_ns) const {
+    bool has_reserve = keeps_reserve(*executor.worker);
+    Ns takes = answered_ns - state_.now, least = has_reserve ? with_reserve(takes) : takes;
+    Curve* curve = spec.program->curve(pending.request.shape);
+    if (least > 2 * duration && owes_room(pending) && may_grow(plans_, spec, curve, pending.size, duration)) {
+        least = std::max(least, with_room(takes, room_part(executor), duration, has_reserve));
+    }
+    return state_.now + least;
 }
 
 // The time of the answer of a request that would be admitted now on an executor of the residency's arena.
@@ -783,7 +838,7 @@ bool Admission::displace(Pending& pending) {
             continue;
         }
         answer_displaced(displaced_);
-        if (find_slot(executor, *residency, pending, slot)) {
+        if (find_slot(executor, *residency, pending, false, slot)) {
             commit(pending, executor, *residency, slot);
             return true;
         }
@@ -802,7 +857,7 @@ bool Admission::displace(Pending& pending) {
             arenas_.accept_load(*proposed);
             plans_.busy().add_load(state_.now, proposed->spec->load_planned_ns());
             answer_displaced(displaced_);
-            if (find_slot(executor, *proposed, pending, slot)) {
+            if (find_slot(executor, *proposed, pending, false, slot)) {
                 commit(pending, executor, *proposed, slot);
                 return true;
             }

@@ -74,6 +74,16 @@ inline constexpr Ns RESERVE_NS = 2'000'000;
 // other is served in its place.
 inline constexpr double RESERVE_BUSY = 0.7;
 
+// On a crowded device a new batch leaves room behind it for requests that join batches: ROOM_LEAST of the
+// time left beyond two executions, and ROOM_PART of it times the part of the requests that the device cannot
+// serve. A plan that was filled with batches of single requests has no time to let any of them grow.
+inline constexpr double ROOM_LEAST = 0.1;
+inline constexpr double ROOM_PART = 0.5;
+
+// A device that lately turned requests away is crowded if its models ask for this part of its time in
+// batches, or if links and devices are busy (RESERVE_BUSY).
+inline constexpr double ROOM_ASKED = 0.5;
+
 // Places requests in plans, or refuses them.
 class Admission {
 public:
@@ -95,8 +105,9 @@ public:
     // The earliest begin of a batch that is sent now to an executor that is free from `free` on: the inputs
     // of its requests, and of another, must be there. null: no batch, no other.
     Ns begin_ns(const Executor& executor, Ns free, const Batch* batch, const Pending* more = nullptr) const;
-    // Promise a request its deadline on the device that finishes it first. False if none can.
-    bool place(Pending& pending);
+    // Promise a request its deadline on the device that finishes it first. False if none can. is_new: no
+    // promise was made for it, so a batch of its own leaves room for others.
+    bool place(Pending& pending, bool is_new);
     // Make room by displacing requests of lower priority: the lowest first, then the latest deadline.
     bool displace(Pending& pending);
     // Charges the request's device time to the device that it is planned on, or to a device that could not
@@ -146,11 +157,17 @@ private:
         return deadline_ns - executor.worker->back_ns - reserve;
     }
     // Inputs that take time on their link are no part of the sum.
-    bool keeps_reserve(const Worker& worker) const {
-        return worker.inputs.byte_ns(state_.now) > 0 ||
-               plans_.busy().sum(state_.now, state_.by_worker.size(), state_.executors.size()) > RESERVE_BUSY;
+    bool keeps_reserve(const Worker& worker) const { return worker.inputs.byte_ns(state_.now) > 0 || is_busy(); }
+    bool is_busy() const {
+        return plans_.busy().sum(state_.now, state_.by_worker.size(), state_.executors.size()) > RESERVE_BUSY;
     }
-    bool find_slot(Executor& executor, Residency& residency, const Pending& pending, Slot& slot);
+    // Return whether a new batch for this request leaves room: a request of a higher level may go before, and
+    // displace, others.
+    bool owes_room(const Pending& pending) const { return requests_.lowest_level() <= pending.request.priority; }
+    // Return the part of the time left that a new batch leaves to others.
+    double room_part(Executor& executor) const;
+    bool leaves_room(Executor& executor, const Search& search, Ns finish, Ns passing) const;
+    bool find_slot(Executor& executor, Residency& residency, const Pending& pending, bool is_new, Slot& slot);
     bool is_idle(const Executor& executor) const;
     bool join(const Search& search, Batch* batch, Slot& slot);
     bool go_ahead(const Search& search, Slot& slot);
@@ -165,11 +182,13 @@ private:
     void commit(Pending& pending, Executor& executor, Residency& residency, const Slot& slot);
     bool is_link_free(const Worker& worker, Ns load) const;
     bool may_load_behind(const Arena& arena, const KindSpec& spec) const;
-    bool place_cold(Pending& pending);
+    bool place_cold(Pending& pending, bool is_new);
     bool place_doomed(Pending& pending);
     bool delay_loads(Executor& executor, Residency& residency, const Pending& pending, Slot& slot);
-    Ns least_deadline_ns(const Worker& worker, Ns answered_ns) const;
+    Ns least_deadline_ns(Executor& executor, const KindSpec& spec, const Pending& pending, Ns duration,
+                         Ns answered_ns) const;
     Ns least_finish_ns(const Executor& executor, Residency& residency, Ns duration) const;
+    void note_crowd(const Residency& residency, const Pending& pending, bool is_refused);
     void warm(Model& model);
     bool take_place(Executor& executor, Residency& residency, Pending& pending);
     void answer_displaced(const std::vector<Pending*>& victims);

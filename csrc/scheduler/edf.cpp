@@ -10,7 +10,7 @@ void Edf::arrive(Pending& pending) {
     if (pending.deadline_ns >= NEVER_NS) {
         requests_.open(pending);
         requests_.to_background(pending);
-    } else if (admission_.place(pending) || admission_.displace(pending)) {
+    } else if (admission_.place(pending, true) || admission_.displace(pending)) {
         requests_.open(pending);
         admission_.note_asked(pending);
     } else {
@@ -26,14 +26,14 @@ void Edf::arrive(Pending& pending) {
 // Plans a request again on another device than the one that failed it, while there is any. A device that
 // fails its actions is soon free again, and would otherwise be the first choice for the same requests.
 bool Edf::replace(Pending& pending) {
-    if (admission_.place(pending)) {
+    if (admission_.place(pending, false)) {
         return true;
     }
     if (pending.failed_on == 0) {
         return false;
     }
     pending.failed_on = 0;
-    return admission_.place(pending);
+    return admission_.place(pending, false);
 }
 
 void Edf::unplan(Pending& pending) {

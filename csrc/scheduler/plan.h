@@ -11,12 +11,49 @@
 
 namespace clockwork {
 
+// Half-life of the counts of Crowd.
+inline constexpr Ns CROWD_HALF_LIFE_NS = 50 * MS;
+
+// Device time surely asked for is the mean less this many standard deviations.
+inline constexpr double CROWD_SIGMAS = 2;
+
+// Requests that lately asked for an executor, those that were refused among them.
+class Crowd {
+public:
+    // Notes a request that takes batched_ns of device time in a batch.
+    void add(Ns now, double batched_ns, bool is_refused) {
+        requests_.add(now, 1, CROWD_HALF_LIFE_NS);
+        refused_.add(now, is_refused, CROWD_HALF_LIFE_NS);
+        asked_.advance(now);
+        asked_.add(batched_ns);
+    }
+    // The part of the device time surely asked for that the executor does not have; 0 if it suffices.
+    double surplus(Ns now) const {
+        ArrivalRate asked = asked_;
+        asked.advance(now);
+        double rate = asked.rate(-CROWD_SIGMAS);
+        return rate > 1 ? 1 - 1 / rate : 0;
+    }
+    double refused_part(Ns now) const {
+        double requests = requests_.at(now, CROWD_HALF_LIFE_NS);
+        return requests > 0 ? refused_.at(now, CROWD_HALF_LIFE_NS) / requests : 0;
+    }
+
+    void archive(Archive& archive) { archive(requests_, refused_, asked_); }
+
+private:
+    DecayedCount requests_;
+    DecayedCount refused_;
+    ArrivalRate asked_{CROWD_HALF_LIFE_NS, CROWD_HALF_LIFE_NS};  // device time in batches, ns
+};
+
 // The batches promised on an executor, by key.
 struct Plan {
     std::vector<Batch*> batches;
     std::vector<Ns> keys;     // keys of the batches, ascending
     Ns planned_ns = 0;        // durations of all batches
     std::size_t unready = 0;  // batches whose model is not resident yet
+    Crowd crowd;
 
     bool empty() const { return batches.empty(); }
     std::size_t size() const { return batches.size(); }
@@ -51,7 +88,7 @@ struct Plan {
     void remove(Batch* batch, std::size_t index);
     // Sets a planned batch's size and duration.
     void resize(Batch* batch, std::uint32_t size, Ns duration);
-    void archive(Archive& archive) { archive(batches, keys, planned_ns, unready); }
+    void archive(Archive& archive) { archive(batches, keys, planned_ns, unready, crowd); }
 };
 
 // The plans of all executors. As the policy's memory manager it keeps planned models on their devices.

@@ -21,6 +21,14 @@ def test_a_spike_is_served_at_capacity_from_its_second_window_on(shape: str) -> 
         assert found.spike[FIRST:].min() >= SPIKE_KEPT, (seed, found.spike.round(3))
 
 
+# Plans were filled with batches of single requests, which had no time to let any of them grow.
+@pytest.mark.parametrize("shape", ["one-low-25", "one-high-250", "few-high-250", "many-low-25", "zoo-25"])
+def test_edf_serves_a_spike_at_capacity_as_well(shape: str) -> None:
+    for seed in range(2):
+        found = simulated(cell_of(shape), "edf", seed)
+        assert found.spike[FIRST:].min() >= SPIKE_KEPT, (seed, found.spike.round(3))
+
+
 # Requests after a spike were refused because their model's queue was still at its bound, or because the mean
 # arrivals of the last seconds were still above all devices, or because a device was still divided.
 @pytest.mark.parametrize(

@@ -270,33 +270,6 @@ void AdaptiveMemory::waits(Pending& pending) {
     }
 }
 
-// Presses the models whose requests the arrival makes late: those due later, on devices of its model.
-void AdaptiveMemory::went_before(const Model& model, Ns due_ns) {
-    if (!queues_.hungry().any()) {
-        return;  // no idle device could take a copy
-    }
-    displaced_.clear();
-    std::size_t count = std::min(model.residencies.size(), DISPLACED_DEVICES_MAX);
-    for (std::size_t place = 0; place < count; ++place) {
-        const Arena& arena = *model.residencies[place]->arena;
-        if (arena.is_idle()) {
-            return;  // it takes the arrival
-        }
-        collect_displaced(arena, model, due_ns);
-    }
-    press_displaced();
-}
-
-// Collects models, except `but`, whose requests wait for the device and are due from due_ns on.
-void AdaptiveMemory::collect_displaced(const Arena& arena, const Model& but, Ns due_ns) {
-    queues_.for_each_model(arena, [&](std::uint32_t slot) {
-        if (slot != but.slot && queues_.first_due_ns(slot) >= due_ns && displaced_.size() < DISPLACED_MAX) {
-            displaced_.push_back(slot);
-        }
-        return displaced_.size() < DISPLACED_MAX;
-    });
-}
-
 void AdaptiveMemory::press_displaced() {
     for (std::uint32_t slot : displaced_) {
         Model& displaced = state_.at<Model>(slot);
@@ -349,11 +322,16 @@ void AdaptiveMemory::sent(Flight& flight) {
         asking_.erase(model.slot);
     }
     if (!queues_.hungry().any()) {
-        return;
+        return;  // no idle device could take a copy
     }
     displaced_.clear();
     const Arena& arena = *flight.executor->arena;
-    collect_displaced(arena, model, 0);
+    queues_.for_each_model(arena, [&](std::uint32_t slot) {
+        if (slot != model.slot) {
+            displaced_.push_back(slot);
+        }
+        return displaced_.size() < DISPLACED_MAX;
+    });
     for_each_coming(arena, [&](const Residency& coming) {
         if (waiting(*coming.model) > 0) {
             displaced_.push_back(coming.model->slot);

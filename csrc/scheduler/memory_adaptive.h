@@ -49,8 +49,7 @@ inline constexpr int PASSED_OVER_MAX = 64;
 // Devices on which a model would be served within the same such step are equal.
 inline constexpr Ns SCORE_STEP_NS = 100'000;
 
-// Bounds on the devices and the models that are checked for requests that an arrival makes late.
-inline constexpr std::size_t DISPLACED_DEVICES_MAX = 8;
+// Bound on the models that are checked for requests that a batch makes late.
 inline constexpr std::size_t DISPLACED_MAX = 16;
 
 // The entry of a device to which no model is offered, instead of a slot.
@@ -127,7 +126,6 @@ public:
     void look(Arena& arena) override;
     void press(Queue& queue) override;
     void turned_away(const Model& model) override;
-    void went_before(const Model& model, Ns due_ns) override;
     bool is_served_elsewhere(const Pending& pending, const Arena& arena) const override;
     bool could_copy(const Pending& pending) const override;
     bool is_needed(const Model& model, const Arena& arena) const override {
@@ -184,7 +182,6 @@ private:
     double standing(const Model& model, Ns load) const;
     bool waits_long(const Model& model) const;
     bool is_short(const Model& model);
-    void collect_displaced(const Arena& arena, const Model& but, Ns due_ns);
     void press_displaced();
     void ask(Model& model);
     Ns latest_ns(const Model& model, const KindSpec& spec, Ns hops) const;
@@ -237,7 +234,7 @@ private:
     std::vector<std::pair<std::uint32_t, bool>> aside_;
     std::vector<Residency*> victims_;
     std::vector<std::uint32_t> loaded_;     // models that a device loads in a look
-    std::vector<std::uint32_t> displaced_;  // models whose requests an arrival may make late
+    std::vector<std::uint32_t> displaced_;  // models whose requests a batch may make late
 };
 
 }  // namespace clockwork

@@ -14,8 +14,6 @@ class QueueMemory : public Memory {
 public:
     // A request waits in a queue now (again, if it was sent before).
     virtual void waits(Pending& pending) = 0;
-    // A request of the model, with this deadline, waits in a ready queue, before those that are due later.
-    virtual void went_before(const Model& /*model*/, Ns /*due_ns*/) {}
     // A request was answered unsent, and no longer waits.
     virtual void leaves(Pending& pending) = 0;
     // A batch was sent, and its requests no longer wait; or it ended, successfully or not.

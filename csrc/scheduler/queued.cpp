@@ -97,16 +97,12 @@ void Queued::enqueue(Pending& pending, Queue& queue) {
     queues_.enter(pending, queue);
     memory_->waits(pending);
     bool was_ready = queue.ready;
-    Ns due = pending.deadline_ns;
     if (!queue.ready || queue.front().pending == &pending) {
         review(queue);
     }
     // A device that found no request in time in this queue may find this one.
     if (was_ready && queue.ready && !summoned_.test(queue.model->slot)) {
         wake(*queue.model);
-    }
-    if (queue.ready) {
-        memory_->went_before(*queue.model, due);
     }
 }
 

@@ -808,12 +808,33 @@ bool Adaptive::make_way(const Candidate& candidate, const Coming& coming, Ns fre
     if (candidate.own_start_ns >= std::max(coming.ready_ns, free_ns) + coming.takes_ns) {
         return true;
     }
-    const Pending& first = *(*candidate.queue)[candidate.first + candidate.given_up].pending;
-    if (!parts_.memory->is_served_elsewhere(first, *candidate.residency->arena)) {
+    bool is_due_later = candidate.own_start_ns > coming.latest_ns;
+    if (!is_due_later && !parts_.memory->is_served_elsewhere(first_of(candidate), *candidate.residency->arena)) {
         return false;
     }
     parts_.memory->press(*candidate.queue);
     return true;
+}
+
+// Instead of a batch that another device can serve, takes one of the model that the device loaded last, if no
+// other device has that and it could not wait.
+void Adaptive::prefer_only_copy(const Arena& arena, Ns free_ns, Candidate& chosen) {
+    Residency* last = arena.resident.back();
+    if (chosen.queue->model->residencies.size() < 2 || last == chosen.residency || !is_usable(last) ||
+        last->model->residencies.size() > 1) {
+        return;
+    }
+    for (const auto& queue : parts_.queues.of(*last->model)) {
+        Candidate only{};
+        if (queue->ready && !queue->empty() && queue->level <= chosen.queue->level &&
+            consider(*queue, *last, free_ns, only) && only.own_start_ns < free_ns + chosen.duration_ns) {
+            if (parts_.memory->is_served_elsewhere(first_of(chosen), arena)) {
+                parts_.memory->press(*chosen.queue);
+                chosen = only;
+            }
+            return;
+        }
+    }
 }
 
 // Chooses the device's next batch, and the requests that it gives up. False: there is none.
@@ -927,6 +948,9 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
         }
     }
     chosen = urgent.queue != nullptr ? urgent : best;
+    if (urgent.queue == nullptr) {
+        prefer_only_copy(*executor.arena, free_ns, chosen);
+    }
     return true;
 }
 

@@ -308,6 +308,10 @@ private:
     bool has_other_device(const Model& model) const;
     Coming first_coming(const Arena& arena) const;
     bool make_way(const Candidate& candidate, const Coming& coming, Ns free_ns);
+    void prefer_only_copy(const Arena& arena, Ns free_ns, Candidate& chosen);
+    static const Pending& first_of(const Candidate& candidate) {
+        return *(*candidate.queue)[candidate.first + candidate.given_up].pending;
+    }
     bool pick(Executor& executor, Ns free_ns, Candidate& chosen);
     void give_up_first(const Candidate& chosen);
     bool consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found);

@@ -1,6 +1,7 @@
 #include "scheduler/queues.h"
 
 #include <algorithm>
+#include <tuple>
 
 namespace clockwork {
 
@@ -182,19 +183,20 @@ bool Queues::is_too_slow(const Model& model, const KindSpec& spec) const {
 
 Executor* Queues::find_hungry(const Model& model) const {
     Executor* found = nullptr;
-    Ns least = NEVER_NS;
+    auto least = std::make_tuple(true, true, NEVER_NS);
     const Queue* first = model.specs.size() > 1 ? first_due(model) : nullptr;
     Bits::for_each_in_both(hungry_, model.homes, [&](std::uint32_t slot) {
         Executor& executor = state_.at<Executor>(slot);
         const Residency* residency = executor.arena->find(&model);
         if (executor.usable() && is_usable(residency)) {
             Ns alone = first != nullptr ? residency->spec->alone_ns(first->shape, first->front().size) : 0;
-            if (alone < least) {
+            auto here = std::make_tuple(is_too_slow(model, *residency->spec), executor.arena->loading > 0, alone);
+            if (here < least) {
                 found = &executor;
-                least = alone;
+                least = here;
             }
         }
-        return found == nullptr || first != nullptr;
+        return first != nullptr || std::get<1>(least);
     });
     return found;
 }

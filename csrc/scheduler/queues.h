@@ -154,8 +154,9 @@ public:
     void mark_hungry(const Executor& executor) { hungry_.set(executor.slot); }
     void mark_fed(const Executor& executor) { hungry_.clear(executor.slot); }
     const Bits& hungry() const { return hungry_; }
-    // The first hungry executor to which the model's work could be sent, of the kind that is fastest for its
-    // first due request; null: none. If that device cannot serve it in time, no other hungry one can.
+    // The hungry executor to which the model's work could be sent: rather of a kind fast enough for its first
+    // due request, rather of a device that loads nothing (for that it may make way), of the fastest kind, the
+    // first. Null: none. If that device cannot serve the request in time, no other hungry one can.
     Executor* find_hungry(const Model& model) const;
 
     void archive(Archive& archive);

@@ -99,6 +99,15 @@ def test_a_device_that_loads_a_copy_for_a_burst_is_free_when_it_is_there() -> No
     assert adaptive.bad_fraction < max(0.004, edf.bad_fraction)
 
 
+def test_a_device_that_loads_serves_what_it_loads() -> None:
+    """A load takes 8 ms, and leaves 11 ms of slack. Requests for popular models that come meanwhile have
+    other devices, in time or by a copy."""
+    models = fine_tunes(120, 20 * MS // 3, 40 * MS // 3, 8, 40 * MS)
+    cluster = Cluster(devices=8, page_bytes=1 << 20, page_count=28)
+    arrivals = poisson([300 * share for share in zipf(120, 0.9)], 20 * SECOND, seed=15).collect()
+    assert served(models, cluster, arrivals, 15).bad_fraction < 0.04
+
+
 def test_a_load_behind_another_is_no_shortfall() -> None:
     """While a model is loaded, its device serves the model loaded before: no second copy is needed."""
     models = fine_tunes(40, 10 * MS // 9, 80 * MS // 9, 8, 30 * MS)

@@ -209,6 +209,10 @@ def _grid(resident: bool) -> Callable[[dict[str, Any]], Lines]:
     ]
 
 
+def _drawn(found: dict[str, Any]) -> Lines:
+    return [*policies.drawn_table(found["rows"]), "", policies.extent(found["plan"])]
+
+
 def _disturbance(found: dict[str, Any]) -> Lines:
     facts = found["facts"]
     loads = {row["meanwhile"]: row["LOADs"] for row in found["rows"]}
@@ -306,6 +310,8 @@ COMMANDS = {
     "shared-memory": "python -m bench.shared_memory --publish",
     "grid": "python -m bench.grid run --seed 1001 --seeds 3 --requests 20000 --processes 1"
     f" {' '.join(f'--without {cell}' for cell in GRID_LEFT_OUT)} --publish",
+    "grid-drawn": "python -m bench.grid run --drawn 30 --draw 1001 --seed 1001 --seeds 3 --requests 5000"
+    " --processes 1 --no-bounds --publish",
     **dict.fromkeys(SIMULATED, f"python -m bench.paper {' '.join(SIMULATED)} --no-live --publish"),
     "fig2": "python -m bench.paper fig2 --publish",
     "fig9-full": "python -m bench.paper fig9 --full --mapping shuffled --devices 56 --policies adaptive --publish",
@@ -336,6 +342,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[str]]]] = {
     "shared-memory": ("shared-memory", _shared_memory),
     "grid-resident": ("grid", _grid(resident=True)),
     "grid-pressed": ("grid", _grid(resident=False)),
+    "grid-drawn": ("grid-drawn", _drawn),
     **{name: (name, render) for name, render in figures.TABLES.items()},
     "fig9-full": ("fig9-full", figures.TABLES["fig9"]),
 }

@@ -115,8 +115,8 @@ def run_command(
     """Measure, save after each result, print the table; continue an interrupted run."""
     if no_bounds and bounds_only:
         raise click.UsageError("--no-bounds and --bounds-only leave nothing to compute")
-    if drawn is not None and (names or without or publish):
-        raise click.UsageError("--drawn goes with none of --cell, --without and --publish")
+    if drawn is not None and (names or without or bounds_only):
+        raise click.UsageError("--drawn goes with none of --cell, --without and --bounds-only")
     kind = "bounds" if bounds_only else "quick" if quick else "full"
     if drawn is not None:
         kind = f"{kind}-drawn{draw}"
@@ -150,7 +150,7 @@ def run_command(
     click.echo(f"saved as {path}")
     if publish:
         published.save(
-            "grid",
+            "grid" if drawn is None else "grid-drawn",
             kept,
             plan.first_seed,
             lambda body, place: tables.plot(tables.published(body["rows"]), markdown.title(body), place),

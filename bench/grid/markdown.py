@@ -102,6 +102,32 @@ def table(rows: Sequence[Kept], resident: bool) -> list[str]:
     return lines
 
 
+def drawn_table(rows: Sequence[Kept]) -> list[str]:
+    """The rows of cells that were drawn at random; with our memory rules where not all models fit."""
+    shown = [row for row in rows if row["memory"] in ("", OURS)]
+    served = [row for row in shown if max(row["goodput"].values()) > 0]
+    lines = [f"| cell | `{OURS}` | best other | ratio | to `edf` | at 1.5x |", "|---|---|---|---|---|---|"]
+    for row in served:
+        mean, low, high = row["ratio"][row["best_other"]]
+        spec = row["spec"].replace("devices=", "").replace("models=", "").replace(",priorities=1", "")
+        cells = [
+            f"{row['cell'].rpartition('-')[2]}: {spec.replace(',', ', ')}",
+            f"{row['goodput'][OURS]:,.0f}",
+            row["best_other"],
+            f"{mean:.3f}" if high is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]",
+            f"{row['ratio']['edf'][0]:.3g}" if "edf" in row["ratio"] else "-",
+            _beyond(row, "1.5"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    unserved = len(shown) - len(served)
+    return [
+        *lines,
+        "",
+        _means(served, ""),
+        *(["", f"In {unserved} more cells no policy has a goodput."] * (unserved > 0)),
+    ]
+
+
 def _means(shown: Sequence[Kept], memory: str) -> str:
     """Geometric means over cells, and the lost cells, for a single memory manager."""
     means = ", ".join(

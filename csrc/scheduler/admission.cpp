@@ -205,14 +205,28 @@ double Admission::room_part(Executor& executor) const {
     return is_crowded ? ROOM_LEAST + ROOM_PART * std::max(surplus, crowd.refused_part(state_.now)) : 0;
 }
 
+// Whether a model alone surely asks for FLOOD_ASKED of a device that is asked for more than its time, and
+// that is not divided yet.
+bool Admission::floods(const Executor& executor, const Model& model) const {
+    if (is_divided(*executor.arena, state_.now)) {
+        return false;
+    }
+    ArrivalRate asked = model.asked;
+    asked.advance(state_.now);
+    double copies = std::max<double>(static_cast<double>(model.residencies.size()), 1);
+    return asked.rate(-CROWD_SIGMAS) > FLOOD_ASKED * copies && plans_.of(executor).crowd.surplus(state_.now) > 0;
+}
+
 // Whether a new batch that ends at `finish`, or `passing` later, leaves room for others to join batches.
 bool Admission::leaves_room(Executor& executor, const Search& search, Ns finish, Ns passing) const {
-    Ns slack = search.pending.deadline_ns - state_.now - passing - 2 * search.duration;
+    Ns inputs = clockwork::inputs_ns(*executor.arena, state_.now, search.pending.request.bytes);
+    Ns slack = search.pending.deadline_ns - state_.now - passing - 2 * std::max(search.duration, inputs);
     auto keeps = [&](double part) {
         return finish + passing + static_cast<Ns>(part * static_cast<double>(slack)) <= search.limit;
     };
     return slack <= 0 || keeps(ROOM_LEAST + ROOM_PART) ||
-           !may_grow(plans_, *search.residency.spec, search.curve, search.pending.size, search.duration) ||
+           !(may_grow(plans_, *search.residency.spec, search.curve, search.pending.size, search.duration) ||
+             floods(executor, *search.pending.model)) ||
            keeps(room_part(executor));
 }
 
@@ -771,8 +785,10 @@ Ns Admission::least_deadline_ns(Executor& executor, const KindSpec& spec, const 
     bool has_reserve = keeps_reserve(*executor.worker);
     Ns takes = answered_ns - state_.now, least = has_reserve ? with_reserve(takes) : takes;
     Curve* curve = spec.program->curve(pending.request.shape);
-    if (least > 2 * duration && owes_room(pending) && may_grow(plans_, spec, curve, pending.size, duration)) {
-        least = std::max(least, with_room(takes, room_part(executor), duration, has_reserve));
+    Ns longest = std::max(duration, clockwork::inputs_ns(*executor.arena, state_.now, pending.request.bytes));
+    if (least > 2 * longest && owes_room(pending) &&
+        (may_grow(plans_, spec, curve, pending.size, duration) || floods(executor, *pending.model))) {
+        least = std::max(least, with_room(takes, room_part(executor), longest, has_reserve));
     }
     return state_.now + least;
 }

@@ -84,6 +84,10 @@ inline constexpr double ROOM_PART = 0.5;
 // batches, or if links and devices are busy (RESERVE_BUSY).
 inline constexpr double ROOM_ASKED = 0.5;
 
+// A model that surely asks for this part of a device that is asked for more than its time leaves room even if
+// its batches save nothing: the plan is not filled with a flood before its shares are known (shares.h).
+inline constexpr double FLOOD_ASKED = 0.5;
+
 // Places requests in plans, or refuses them.
 class Admission {
 public:
@@ -166,6 +170,7 @@ private:
     bool owes_room(const Pending& pending) const { return requests_.lowest_level() <= pending.request.priority; }
     // Return the part of the time left that a new batch leaves to others.
     double room_part(Executor& executor) const;
+    bool floods(const Executor& executor, const Model& model) const;
     bool leaves_room(Executor& executor, const Search& search, Ns finish, Ns passing) const;
     bool find_slot(Executor& executor, Residency& residency, const Pending& pending, bool is_new, Slot& slot);
     bool is_idle(const Executor& executor) const;

@@ -948,7 +948,7 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
         }
     }
     chosen = urgent.queue != nullptr ? urgent : best;
-    if (urgent.queue == nullptr) {
+    if (urgent.queue == nullptr && !is_shared) {
         prefer_only_copy(*executor.arena, free_ns, chosen);
     }
     return true;

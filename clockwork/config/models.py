@@ -24,7 +24,7 @@ PLACES_MAX = (1 << 24) - 1
 SKELETON_BYTES_MAX = 1 << 20  # Largest file without its weights of which a preparation process keeps a copy
 ARCHITECTURES_MAX = 256  # Architectures that a preparation process remembers
 TEMPLATES_MAX = 64  # Architectures of which it keeps sessions, and
-TEMPLATES_BYTES_MAX = 256 << 20  # the places of their weights: as many bytes as the prepared models
+TEMPLATES_BYTES_MAX = 256 << 20  # the places of their weights: at most as many bytes as the prepared models
 
 # ----- models/measure.py -----------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import mmap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -216,14 +217,24 @@ class _MallocInfo(ctypes.Structure):
 
 def _heap_bytes() -> int:
     """Return the bytes allocated by this process; without mallinfo2() (musl), its anonymous RSS."""
-    try:
-        mallinfo2 = ctypes.CDLL(None).mallinfo2
-    except AttributeError:
+    mallinfo2 = _mallinfo2()
+    if mallinfo2 is None:
         text = Path("/proc/self/status").read_text()
         return next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("RssAnon"))
-    mallinfo2.restype = _MallocInfo
     info = mallinfo2()
     return int(info.uordblks) + int(info.hblkhd)
+
+
+@functools.cache
+def _mallinfo2() -> Callable[[], _MallocInfo] | None:
+    """glibc's function; None: another library of C, which has none."""
+    try:
+        function = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        return None
+    function.restype = _MallocInfo
+    found: Callable[[], _MallocInfo] = function
+    return found
 
 
 def is_random(operators: Sequence[str]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from clockwork.formats.prepared import PreparedModel, prepared_directory
 from clockwork.models import fine_tunes, zoo
 from clockwork.models import prepare as preparation
 from clockwork.models.answers import difference
-from clockwork.models.fine_tunes import Recipe, Skeleton, Template, Templates
+from clockwork.models.fine_tunes import Grid, Making, Recipe, Skeleton, Template, Templates
 from clockwork.models.inputs import seeded
 from clockwork.models.measure import Bench
 from clockwork.models.onnx_import import pack_examples
@@ -240,13 +241,13 @@ def test_weights_that_are_no_numbers_are_prepared_all_the_same(shop: Shop) -> No
 
 def test_a_recipe_that_makes_something_else_is_found_out(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     shop.learn(lambda seed: network(seed=seed))
-    make = Recipe.make
+    make = Making.make
 
-    def wrong(recipe: Recipe, source: Any, content: Any) -> None:
-        make(recipe, source, content)
-        content[4 * 10 :] = 0
+    def wrong(making: Making) -> None:
+        make(making)
+        making.content[4 * 10 :] = 0
 
-    monkeypatch.setattr(Recipe, "make", wrong)
+    monkeypatch.setattr(Making, "make", wrong)
     assert not shop.check(network(seed=3))
 
 
@@ -318,6 +319,39 @@ def test_a_skeleton_is_all_but_the_holes() -> None:
     assert not skeleton.fits(b"aXXdeYYi")
     assert not skeleton.fits(b"aXXdeYYhh")
     assert not skeleton.fits(b"XXXdeYYh")
+
+
+def blocked(*shape: int, order: tuple[int, ...]) -> Any:
+    """The indices of a tensor of this shape whose axes are reordered."""
+    return np.arange(3, 3 + math.prod(shape), dtype=np.int32).reshape(shape).transpose(order).ravel()
+
+
+@pytest.mark.parametrize(
+    ("indices", "axes"),
+    [
+        (np.array([7], np.int32), 0),
+        (np.arange(5, 99, dtype=np.int32), 1),
+        (np.full(9, 4, np.int32), 1),
+        (np.arange(9, 2, -1, dtype=np.int32), 1),
+        (blocked(4, 6, order=(1, 0)), 2),
+        (blocked(2, 4, 3, 5, 2, order=(2, 0, 4, 1, 3)), 5),
+    ],
+)
+def test_indices_in_regular_steps_are_a_grid(indices: Any, axes: int) -> None:
+    grid = Grid.of(indices)
+    assert grid is not None
+    assert len(grid.shape) == axes
+    source = np.arange(1000, 1300, dtype=np.uint32)
+    content = np.zeros(4 * len(indices) + 8, np.uint8)
+    for how in (grid, indices):
+        content[:] = 0
+        Making(Recipe(len(content), b"", [(range(4, len(content) - 4), how)]), source, content).make()
+        assert content.view(np.uint32).tolist() == [0, *source[indices], 0]
+
+
+@pytest.mark.parametrize("indices", [[], [1, 2, 3, 9, 10], [0, 1, 4, 5, 7, 8], [0, 1, 2, 5, 6, 8]])
+def test_other_indices_are_no_grid(indices: list[int]) -> None:
+    assert Grid.of(np.array(indices, np.int32)) is None
 
 
 def test_a_computed_word_has_no_source() -> None:

@@ -219,8 +219,7 @@ bool Admission::floods(const Executor& executor, const Model& model) const {
 
 // Whether a new batch that ends at `finish`, or `passing` later, leaves room for others to join batches.
 bool Admission::leaves_room(Executor& executor, const Search& search, Ns finish, Ns passing) const {
-    Ns inputs = clockwork::inputs_ns(*executor.arena, state_.now, search.pending.request.bytes);
-    Ns slack = search.pending.deadline_ns - state_.now - passing - 2 * std::max(search.duration, inputs);
+    Ns slack = search.pending.deadline_ns - state_.now - passing - 2 * std::max(search.duration, search.inputs);
     auto keeps = [&](double part) {
         return finish + passing + static_cast<Ns>(part * static_cast<double>(slack)) <= search.limit;
     };
@@ -254,7 +253,7 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
     bool is_beyond = is_beyond_share(residency, state_.now);
     Ns inputs = clockwork::inputs_ns(arena, state_.now, pending.request.bytes);
     bool may_join = curve != nullptr && spec.batch_max > 1 && !residency.batches.empty() && !pending.alone;
-    const Search search{executor, residency, pending, curve, duration, limit, free, is_beyond};
+    const Search search{executor, residency, pending, curve, duration, inputs, limit, free, is_beyond};
     if (may_join) {
         std::size_t count = residency.batches.size();
         for (std::size_t back = 1; back <= std::min(count, JOIN_SCAN_MAX); ++back) {
@@ -348,7 +347,7 @@ bool Admission::join(const Search& search, Batch* batch, Slot& slot) {
 // Finds a place for a batch of its own before the first batch of a lower level that is still in time behind
 // it. False: the request goes by its deadline alone.
 bool Admission::go_ahead(const Search& search, Slot& slot) {
-    const auto& [executor, residency, pending, curve, duration, limit, free, is_beyond] = search;
+    const auto& [executor, residency, pending, curve, duration, inputs, limit, free, is_beyond] = search;
     const Plan& plan = plans_.of(executor);
     if (residency.state != ResidencyState::RESIDENT || pending.evidence > 0) {
         return false;
@@ -744,8 +743,12 @@ void Admission::refuse_in_detail(Pending& pending) {
         const Worker& worker = *executor.worker;
         Ns hoped = plans_.hoped_ns(*place.spec, shape, size);
         alone_least = std::min(alone_least, worker.there_ns + hoped + worker.back_ns);
-        Ns start = std::max(worker.link_free_ns, state_.now + worker.there_ns) + loads_waiting_ns(worker);
-        Ns loaded = start + place.spec->load_planned_ns() + worker.back_ns + worker.there_ns;
+        Ns loaded = std::max(worker.link_free_ns, state_.now + worker.there_ns) + place.spec->load_planned_ns() +
+                    worker.back_ns + worker.there_ns;
+        if (loaded + duration + worker.back_ns >= least) {
+            continue;  // the loads that wait, the plan and the reserve only add to it
+        }
+        loaded += loads_waiting_ns(worker);
         const Plan& plan = plans_.of(executor);
         Ns tail = plan.finish_ns(executor.free_ns(state_.now), plan.size());
         Ns at_ns = std::max(loaded, tail) + duration + worker.back_ns;

@@ -149,6 +149,7 @@ private:
         const Pending& pending;
         Curve* curve;
         Ns duration;  // duration of a batch of its own
+        Ns inputs;    // time of its inputs to the device
         Ns limit;     // latest end on the device
         Ns free;      // end of everything that the executor was sent
         bool is_beyond;

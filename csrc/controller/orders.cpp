@@ -62,7 +62,9 @@ void Orders::profile(const Command& command, WorkerLink& worker, Ns now) {
     for (std::size_t place = 0; place < shape.size();) {
         std::size_t rank = static_cast<std::size_t>(shape[place++]);
         auto first = static_cast<std::uint32_t>(message_.dims.size());
-        if (batches)
+        // the value of an optional input, which has no rows
+        const bool is_value = rank > 1 && shape[place] == VALUE_MARK;
+        if (batches && !is_value)
             message_.dims.push_back(command.rows);
         for (; rank > 0; --rank)
             message_.dims.push_back(shape[place++]);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,10 +16,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from clockwork import Client
-from clockwork.errors import InvalidInput
+from clockwork.errors import InvalidInput, Refused
 from clockwork.gateway.process import Gateway
+from clockwork.observe.recorded import opened
 from clockwork.protocol import inference_pb2 as pb
+from clockwork.scheduler.types import ActionDone, SendProfile
 from clockwork.wire.description import RouteInfo
+from clockwork.wire.messages import Status
+from clockwork.wire.optional import value_entry
 from tests.patience import PATIENCE_S, eventually
 from tests.process.cluster import Cluster, running_cluster
 from tests.process.gateways import Http, method_of, running_gateway
@@ -165,6 +170,35 @@ def test_requests_that_are_mixed_are_each_answered_by_their_own_values(
         answers = list(pool.map(lambda inputs: client.infer(name, inputs)["y"], asked))
     for inputs, answer in zip(asked, answers):
         np.testing.assert_allclose(answer, expected(name, inputs), rtol=1e-5)
+
+
+def test_a_value_that_was_never_measured_is_measured_when_the_device_is_idle(
+    client: Client, cluster: Cluster, tmp_path: Path
+) -> None:
+    client.register("measured", scaled())
+    value = value_entry(np.float32(7).tobytes())
+    with pytest.raises(Refused, match="never measured"):
+        client.infer("measured", {"x": normal(2, 4), "scale": np.array(7, np.float32)}, slo=1e-6)
+    file = tmp_path / "steps.rec"
+
+    def measured() -> list[Status]:
+        """Return the outcomes of measurements with that value."""
+        code, text = cluster.run("recorder", "dump", str(file))
+        assert code == 0, text
+        asked, found = set(), []
+        with opened(file) as (_, steps):
+            for step in steps:
+                done = [event for event in step.events if isinstance(event, ActionDone)]
+                found += [event.status for event in done if event.action_id in asked]
+                asked |= {
+                    command.action_id
+                    for command in step.commands
+                    if isinstance(command, SendProfile) and value in command.shape
+                }
+        return found
+
+    assert {*eventually(measured, "the value is measured")} == {Status.OK}
+    client.unregister("measured")
 
 
 def test_who_describes_a_model_says_which_inputs_are_optional(

@@ -75,7 +75,7 @@ class Repository(Protocol):
         ...
 
 
-class Making(NamedTuple):
+class VersionMaking(NamedTuple):
     """The inputs of a version's preparation. A change of them needs a new version in the cluster."""
 
     files: Fingerprint
@@ -98,12 +98,12 @@ class Version:
     configured: int = 0  # the number of the fingerprint's first rows, which are the configuration's
 
     @property
-    def making(self) -> Making:
+    def making(self) -> VersionMaking:
         """The inputs of the version's preparation: its files, and the configuration's batching and shapes."""
         shapes = tuple(
             demand for demand in (*self.config.inputs, *self.config.outputs) if demand.reshape is not None
         )
-        return Making(self.fingerprint[self.configured :], self.config.batch_max, shapes)
+        return VersionMaking(self.fingerprint[self.configured :], self.config.batch_max, shapes)
 
     @contextlib.contextmanager
     def copy(self) -> Iterator[Path]:
@@ -281,7 +281,7 @@ class RegistrationState:
     error: str = ""  # the reason why the files are not served; "": they are registered
     again: bool = False  # registering the same files may succeed later
     served: int = 0  # the version's number in the cluster; 0: none
-    making: Making | None = None  # the making of the version ``served``; None: unknown
+    making: VersionMaking | None = None  # the making of the version ``served``; None: unknown
     digest: str = ""  # digest of the version's package; "": unknown
     is_ready: bool = True  # whether ``served`` was ready when it was registered or found
     failures: int = 0  # consecutive failures of the source

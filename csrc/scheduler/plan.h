@@ -15,7 +15,7 @@ namespace clockwork {
 inline constexpr Ns CROWD_HALF_LIFE_NS = 50 * MS;
 
 // Device time surely asked for is the mean less this many standard deviations.
-inline constexpr double CROWD_SIGMAS = 2;
+inline constexpr double CROWD_SIGMAS = 3;
 
 // Requests that lately asked for an executor, those that were refused among them.
 class Crowd {

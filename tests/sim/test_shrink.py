@@ -39,10 +39,10 @@ def planted(rule: Rule) -> Callable[..., Report]:
     return run
 
 
-def first_failure(policy: str, with_losses: bool) -> random_world.RandomWorld:
+def first_failure(policy: str, without: str) -> random_world.RandomWorld:
     for seed in range(100):
         world = random_world.random_world(seed)
-        is_allowed = with_losses or world.cluster.link_loss == 0
+        is_allowed = getattr(world.cluster, without) == 0
         if is_allowed and failure_of(world, policy) and len(world.arrivals.t_ns) > 50:
             return world
     raise AssertionError("no world breaks the rule")
@@ -59,8 +59,9 @@ def test_a_planted_defect_is_shrunk_to_a_few_requests_and_printed_as_a_test_that
 ) -> None:
     broken = planted(rule)
     monkeypatch.setattr(random_world, "simulate", broken)
-    # In a smaller world, another message is lost: a request that is refused for a loss is not there.
-    world = first_failure(policy, with_losses=rule is not refusals)
+    # In a smaller world, another message is lost, and another device crashes: a request that is refused for
+    # the one, or a model that is evicted after the other, is not there.
+    world = first_failure(policy, without="link_loss" if rule is refusals else "crashes_per_hour")
     shrunk = shrink(world, policy)
     assert rule_of(shrunk.sentence) == rule_of(failure_of(world, policy))
     assert shrunk.requests_before > 50

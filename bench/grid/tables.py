@@ -314,7 +314,9 @@ def _cells(row: Row, shown: Sequence[str]) -> list[str]:
 
 
 def plot(found: Sequence[Row], title: str, path: Path) -> None:
-    """Draw every policy's part of the bound in each cell as a PNG file. Needs the extra [plots]."""
+    """Draw every policy's part of the bound in each cell, or of the best policy's goodput where no bounds are
+    known, as a PNG file. Needs the extra [plots].
+    """
     try:
         import matplotlib
     except ImportError:
@@ -343,7 +345,8 @@ def plot(found: Sequence[Row], title: str, path: Path) -> None:
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlim(0, 1.05)
-    axes.set_xlabel("goodput as a part of the upper bound")
+    whole = "the upper bound" if any(row.bound for row in found) else "the best policy's"
+    axes.set_xlabel(f"goodput as a part of {whole}")
     axes.set_title(title, fontsize=8)
     axes.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=130)

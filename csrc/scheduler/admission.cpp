@@ -94,7 +94,7 @@ bool Admission::place(Pending& pending, bool is_new) {
         }
     }
     if (chosen == nullptr) {
-        return place_cold(pending, is_new) || place_doomed(pending);
+        return place_cold(pending, is_new) || place_doomed(pending) || try_load(pending);
     }
     commit(pending, *runs, *chosen, best);
     return true;
@@ -588,6 +588,36 @@ bool Admission::place_cold(Pending& pending, bool is_new) {
             (is_first || plans_.late_count(worker, goes_first) <= late)) {
             arenas_.accept_load(*residency);
             plans_.busy().add_load(state_.now, residency->spec->load_planned_ns());
+            commit(pending, executor, *residency, slot);
+            return true;
+        }
+        arenas_.drop_load(*residency);
+    }
+    return false;
+}
+
+// Tries a request on an idle device behind an idle link, where it is in time only if its model loads as fast
+// as it did at best. By an estimate that stalls taught every request for it would be refused, and no load
+// would ever be measured again.
+bool Admission::try_load(Pending& pending) {
+    Model& model = *pending.model;
+    arenas_.find_loadable(model, loadable_);
+    for (const Place& place : loadable_) {
+        Executor& executor = plans_.soonest(*place.arena);
+        const Worker& worker = *executor.worker;
+        Ns saved = place.spec->load_planned_ns() - place.spec->load_hoped_ns(state_.now);
+        if (saved <= 0 || !is_idle(executor) || has_pending_loads(worker) || worker.link_free_ns > state_.now ||
+            executor.arena->number + 1 == pending.failed_on) {
+            continue;
+        }
+        Residency* residency = arenas_.propose_load(*place.arena, model, *place.spec, pending.deadline_ns, true);
+        if (residency == nullptr) {
+            continue;
+        }
+        residency->ready_ns -= saved;
+        if (Slot slot{}; find_slot(executor, *residency, pending, false, slot)) {
+            arenas_.accept_load(*residency);
+            plans_.busy().add_load(state_.now, place.spec->load_planned_ns());
             commit(pending, executor, *residency, slot);
             return true;
         }

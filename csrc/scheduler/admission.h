@@ -190,6 +190,7 @@ private:
     bool may_load_behind(const Arena& arena, const KindSpec& spec) const;
     bool place_cold(Pending& pending, bool is_new);
     bool place_doomed(Pending& pending);
+    bool try_load(Pending& pending);
     bool delay_loads(Executor& executor, Residency& residency, const Pending& pending, Slot& slot);
     Ns least_deadline_ns(Executor& executor, const KindSpec& spec, const Pending& pending, Ns duration,
                          Ns answered_ns) const;

@@ -544,6 +544,18 @@ bool reset_stale(Window& window, Ns told, Ns now) {
 
 }  // namespace
 
+Ns LoadEstimates::hoped_ns(const LoadTimes& own, Ns seed_ns, std::uint32_t page_count, Ns now) const {
+    Ns expected = load_ns(own, seed_ns, page_count);
+    const Window& window = own.ns > 0 ? own.window : ratios_;
+    if (window.is_stale(now, expected) && (own.ns > 0 || seed_ns > 0)) {
+        Ns least = own.ns > 0 ? window.least() : seed_ns * window.least() / 1000;
+        if (static_cast<double>(expected) > STALE_BESIDE * static_cast<double>(std::max(least, seed_ns))) {
+            return least;
+        }
+    }
+    return expected;
+}
+
 bool LoadEstimates::is_raised(const LoadTimes& own, Ns seed_ns) const {
     return is_raised_window(ratios_, 1000) || is_raised_window(page_ns_, 0) || is_raised_window(own.window, seed_ns);
 }

@@ -359,6 +359,9 @@ public:
     Ns load_ns(const LoadTimes& own, Ns seed_ns, std::uint32_t page_count) const {
         return own.ns > 0 ? own.ns : first_ns(seed_ns, page_count);
     }
+    // The duration of a load at best: load_ns(), unless that was not confirmed for STALE_NS, and is more than
+    // STALE_BESIDE times both the profile and the least sample.
+    Ns hoped_ns(const LoadTimes& own, Ns seed_ns, std::uint32_t page_count, Ns now) const;
     // Adds a sample.
     void measure(LoadTimes& own, Ns seed_ns, std::uint32_t page_count, Ns ns, Ns now);
 

@@ -260,6 +260,8 @@ struct alignas(CACHE_LINE) KindSpec {
 
     Ns load_expected_ns() const { return loads->load_ns(*load_times, load_ns, page_count); }
     Ns load_planned_ns() const { return with_margin(load_expected_ns()); }
+    // The same for the duration at best (LoadEstimates::hoped_ns()).
+    Ns load_hoped_ns(Ns now) const { return with_margin(loads->hoped_ns(*load_times, load_ns, page_count, now)); }
     Ns fetch_expected_ns() const {
         Ns known = fetches->load_ns(*fetch_times, 0, page_count);
         return known > 0 ? known : static_cast<Ns>(static_cast<double>(host_bytes) * DISK_DEFAULT_NS_PER_BYTE);

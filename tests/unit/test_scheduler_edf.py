@@ -34,7 +34,7 @@ from clockwork.scheduler.types import (
 )
 from clockwork.wire.messages import NEVER_NS, Reason, Status
 from tests.unit import stories
-from tests.unit.stories import LINK, MS, SHAPE, spec
+from tests.unit.stories import LINK, MS, SHAPE, spec, told
 
 
 class Story(stories.Story):
@@ -386,6 +386,40 @@ def test_only_as_much_is_evicted_as_the_load_needs() -> None:
         story.done(send, 5)
     _, commands = story.request(3, 500)
     assert [(type(c).__name__, c.model_id) for c in commands] == [("SendUnload", 2), ("SendLoad", 3)]
+
+
+def slow_loads() -> Story:
+    """Two models on a device that holds one of them. Their last loads took 18 ms instead of 10."""
+    story = Story(
+        *(spec(model, exec_ms=20, load_ms=10, program="p") for model in (1, 2)), pages=2, resident=False
+    )
+    for turn in range(6):
+        _, [*_, load] = story.at(100 * turn).request(1 + turn % 2, 90)
+        [send] = story.at(100 * turn + 18.2).done(load, 18)
+        story.at(100 * turn + 38.4).done(send, 20)
+    return story
+
+
+def test_an_idle_device_tries_a_load_that_was_slow_a_while_ago() -> None:
+    """Otherwise every request with an SLO of 35 ms would be refused for ever, because nothing is loaded."""
+    story = slow_loads()
+    one, commands = story.at(1000).request(1, 35)
+    assert told(commands) == [("refused", one)]
+    one, [unload, load] = story.at(3000).request(1, 35)
+    assert told([unload, load]) == [("unload", 2), ("load", 1)]
+    [send] = story.at(3010.2).done(load, 10)
+    assert told(story.at(3030.4).done(send, 20)) == [("ok", one)]
+
+
+def test_it_tries_once_a_second_while_loads_stay_slow() -> None:
+    story = slow_loads()
+    one, [_, load] = story.at(3000).request(1, 35)
+    late = story.at(3018.2).done(load, 18)
+    assert ("deadline_missed", one) in told(late + [order for _, order in story.until(3035)])
+    two, commands = story.at(3500).request(2, 35)
+    assert told(commands) == [("refused", two)]
+    _, [_, load] = story.at(5000).request(2, 35)
+    assert isinstance(load, SendLoad)
 
 
 def busy_with_another_to_load(slo_ms: float) -> tuple[Story, Any]:

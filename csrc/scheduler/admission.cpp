@@ -202,7 +202,7 @@ double Admission::room_part(Executor& executor) const {
     double surplus = crowd.surplus(state_.now);
     bool is_crowded = surplus > 0 || is_asked_for(arena, state_.now, ROOM_ASKED) ||
                       (state_.now < arena.shares.contested_until_ns && is_busy());
-    return is_crowded ? ROOM_LEAST + ROOM_PART * std::max(surplus, crowd.refused_part(state_.now)) : 0;
+    return is_crowded ? ROOM_LEAST + ROOM_PART * surplus : 0;
 }
 
 // Whether a model alone surely asks for FLOOD_ASKED of a device that is asked for more than its time, and
@@ -274,7 +274,7 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
     // A request of a model within its share goes between batches of models beyond theirs, as early as
     // promises allow.
     bool goes_between = is_divided(arena, state_.now) && !is_beyond;
-    bool owes = is_new && owes_room(pending);
+    bool owes = is_new && residency.state == ResidencyState::RESIDENT && owes_room(pending);
     for (std::size_t tries = goes_between ? BETWEEN_MAX : 1; tries > 0; --tries) {
         Ns begin = std::max(plan.finish_ns(free, index), residency.ready_ns);
         if (inputs > 0) {
@@ -719,7 +719,7 @@ void Admission::note_asked(Pending& pending) {
     if (pending.batch != nullptr) {
         Residency& planned = *pending.batch->residency;
         ask_for(planned, state_.now, asked);
-        note_crowd(planned, pending, false);
+        note_crowd(planned, pending);
         return;
     }
     if (!is_promised_somewhere(model)) {
@@ -731,14 +731,13 @@ void Admission::note_asked(Pending& pending) {
         return;  // no device could serve the request, so it counts as no demand
     }
     ask_for(*turn, state_.now, asked);
-    note_crowd(*turn, pending, true);
+    note_crowd(*turn, pending);
     contest_devices(model, state_.now);
 }
 
 // Counts a request that was planned on, or refused by, the residency's device.
-void Admission::note_crowd(const Residency& residency, const Pending& pending, bool is_refused) {
-    plans_.of(*residency.arena->executors.front())
-        .crowd.add(state_.now, residency.share.batched_ns * pending.size, is_refused);
+void Admission::note_crowd(const Residency& residency, const Pending& pending) {
+    plans_.of(*residency.arena->executors.front()).crowd.add(state_.now, residency.share.batched_ns * pending.size);
 }
 
 void Admission::refuse_in_detail(Pending& pending) {

@@ -75,8 +75,9 @@ inline constexpr Ns RESERVE_NS = 2'000'000;
 inline constexpr double RESERVE_BUSY = 0.7;
 
 // On a crowded device a new batch leaves room behind it for requests that join batches: ROOM_LEAST of the
-// time left beyond two executions, and ROOM_PART of it times the part of the requests that the device cannot
-// serve. A plan that was filled with batches of single requests has no time to let any of them grow.
+// time left beyond two executions, and ROOM_PART of it times the part of the device time asked for that the
+// device does not have. A plan that was filled with batches of single requests has no time to let any of them
+// grow. The part of the requests that were refused is no measure: each refusal would cause more.
 inline constexpr double ROOM_LEAST = 0.1;
 inline constexpr double ROOM_PART = 0.5;
 
@@ -195,7 +196,7 @@ private:
     Ns least_deadline_ns(Executor& executor, const KindSpec& spec, const Pending& pending, Ns duration,
                          Ns answered_ns) const;
     Ns least_finish_ns(const Executor& executor, Residency& residency, Ns duration) const;
-    void note_crowd(const Residency& residency, const Pending& pending, bool is_refused);
+    void note_crowd(const Residency& residency, const Pending& pending);
     void warm(Model& model);
     bool take_place(Executor& executor, Residency& residency, Pending& pending);
     void answer_displaced(const std::vector<Pending*>& victims);

@@ -21,9 +21,7 @@ inline constexpr double CROWD_SIGMAS = 3;
 class Crowd {
 public:
     // Notes a request that takes batched_ns of device time in a batch.
-    void add(Ns now, double batched_ns, bool is_refused) {
-        requests_.add(now, 1, CROWD_HALF_LIFE_NS);
-        refused_.add(now, is_refused, CROWD_HALF_LIFE_NS);
+    void add(Ns now, double batched_ns) {
         asked_.advance(now);
         asked_.add(batched_ns);
     }
@@ -34,16 +32,10 @@ public:
         double rate = asked.rate(-CROWD_SIGMAS);
         return rate > 1 ? 1 - 1 / rate : 0;
     }
-    double refused_part(Ns now) const {
-        double requests = requests_.at(now, CROWD_HALF_LIFE_NS);
-        return requests > 0 ? refused_.at(now, CROWD_HALF_LIFE_NS) / requests : 0;
-    }
 
-    void archive(Archive& archive) { archive(requests_, refused_, asked_); }
+    void archive(Archive& archive) { archive(asked_); }
 
 private:
-    DecayedCount requests_;
-    DecayedCount refused_;
     ArrivalRate asked_{CROWD_HALF_LIFE_NS, CROWD_HALF_LIFE_NS};  // device time in batches, ns
 };
 

@@ -534,6 +534,11 @@ bool Admission::may_load_behind(const Arena& arena, const KindSpec& spec) const 
     return arena.worker->arenas.size() == 1 && BEHIND_PAGES * pages <= arena.pages.page_count();
 }
 
+void Admission::accept_load(Residency& residency) {
+    arenas_.accept_load(residency);
+    plans_.busy().add_load(state_.now, residency.spec->load_planned_ns());
+}
+
 // Promises a request on a device onto which the model has to be loaded first.
 bool Admission::place_cold(Pending& pending, bool is_new) {
     Model& model = *pending.model;
@@ -586,8 +591,7 @@ bool Admission::place_cold(Pending& pending, bool is_new) {
         }
         if (find_slot(executor, *residency, pending, is_new, slot) &&
             (is_first || plans_.late_count(worker, goes_first) <= late)) {
-            arenas_.accept_load(*residency);
-            plans_.busy().add_load(state_.now, residency->spec->load_planned_ns());
+            accept_load(*residency);
             commit(pending, executor, *residency, slot);
             return true;
         }
@@ -616,8 +620,7 @@ bool Admission::try_load(Pending& pending) {
         }
         residency->ready_ns -= saved;
         if (Slot slot{}; find_slot(executor, *residency, pending, false, slot)) {
-            arenas_.accept_load(*residency);
-            plans_.busy().add_load(state_.now, place.spec->load_planned_ns());
+            accept_load(*residency);
             commit(pending, executor, *residency, slot);
             return true;
         }
@@ -902,8 +905,7 @@ bool Admission::displace(Pending& pending) {
         }
         find_displaced(executor, *proposed, pending, displaced_);
         if (!displaced_.empty()) {
-            arenas_.accept_load(*proposed);
-            plans_.busy().add_load(state_.now, proposed->spec->load_planned_ns());
+            accept_load(*proposed);
             answer_displaced(displaced_);
             if (find_slot(executor, *proposed, pending, false, slot)) {
                 commit(pending, executor, *proposed, slot);

@@ -189,6 +189,7 @@ private:
     void commit(Pending& pending, Executor& executor, Residency& residency, const Slot& slot);
     bool is_link_free(const Worker& worker, Ns load) const;
     bool may_load_behind(const Arena& arena, const KindSpec& spec) const;
+    void accept_load(Residency& residency);
     bool place_cold(Pending& pending, bool is_new);
     bool place_doomed(Pending& pending);
     bool try_load(Pending& pending);

@@ -35,7 +35,7 @@ def test_the_quiet_model_is_served_as_if_alone_and_the_flood_has_the_rest(policy
     p99_ms = [one.class_latency[QUIET].percentile(99) / MS for one in (alone, beside)]
     assert p99_ms[1] <= p99_ms[0] + flood.longest_ms + AHEAD_MS
     rest = 1 - float(beside.classes.good[QUIET]) * EXEC_MS / 1000 / SECONDS
-    # edf fills batches less beside the quiet model: it leaves time for that one's arrivals, too.
+    # edf fills batches less beside the quiet model: it leaves time for the arrivals of that model, too.
     least = 0.6 if policy == "edf" and flood.batch_max > 1 else 0.95
     assert beside.classes.good[FLOOD] >= least * rest * without.classes.good[FLOOD]
 

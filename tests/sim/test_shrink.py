@@ -59,8 +59,8 @@ def test_a_planted_defect_is_shrunk_to_a_few_requests_and_printed_as_a_test_that
 ) -> None:
     broken = planted(rule)
     monkeypatch.setattr(random_world, "simulate", broken)
-    # In a smaller world, another message is lost, and another device crashes: a request that is refused for
-    # the one, or a model that is evicted after the other, is not there.
+    # In a smaller world, another message is lost, and another device crashes: it has no request that is
+    # refused for the loss, and no model that is evicted after the crash.
     world = first_failure(policy, without="link_loss" if rule is refusals else "crashes_per_hour")
     shrunk = shrink(world, policy)
     assert rule_of(shrunk.sentence) == rule_of(failure_of(world, policy))

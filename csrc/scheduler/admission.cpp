@@ -605,8 +605,7 @@ bool Admission::place_cold(Pending& pending, bool is_new) {
 // would ever be measured again.
 bool Admission::try_load(Pending& pending) {
     Model& model = *pending.model;
-    arenas_.find_loadable(model, loadable_);
-    for (const Place& place : loadable_) {
+    for (const Place& place : loadable_) {  // as place_cold() has found them
         Executor& executor = plans_.soonest(*place.arena);
         const Worker& worker = *executor.worker;
         Ns saved = place.spec->load_planned_ns() - place.spec->load_hoped_ns(state_.now);

@@ -30,7 +30,7 @@ from clockwork.gateway.process import Gateway
 from clockwork.protocol import inference_pb2 as pb
 from clockwork.wire.inflow import Inflow
 from clockwork.wire.messages import Answer, InferRequest, Query, Reply
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_NS, PATIENCE_S
 from tests.process.fake_controller import FakeController
 from tests.process.gateways import SERVICE, Http, method_of, running_gateway, tensor
 
@@ -332,6 +332,8 @@ def test_the_answers_of_a_stream_are_counted_and_released(
 ) -> None:
     """Twenty answers of which two fit at a time: answers that are read make room for the next."""
     monkeypatch.setattr(answers.bounds, "ANSWERS_BYTES_MAX", 40 * MIB)
+    # The reader reads, and is only as slow as the machine.
+    monkeypatch.setattr(answers.bounds, "ANSWER_STALL_NS", PATIENCE_NS)
     sized.outputs = {"y": bytes(8 * MIB)}
     with (
         running_gateway(controller.endpoint) as gateway,

@@ -94,8 +94,11 @@ Context: TypeAlias = Any  # grpc.aio.ServicerContext, whose type annotations are
 
 Method: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
-Stream: TypeAlias = Callable[[AsyncIterator[Any], Context, "_Call"], Awaitable[None]]
-"""A method that writes its answers itself, given the call's messages, each with its size in bytes."""
+Stream: TypeAlias = Callable[[Context, "_Call"], Awaitable[ErrorAnswer | None]]
+"""A method that reads the call's messages, each with its size in bytes, and writes its answers itself.
+
+It returns or raises the error that ends the call.
+"""
 
 _STREAM_ANSWER = b"\x12"  # The tag of ModelStreamInferResponse.infer_response
 
@@ -243,9 +246,10 @@ class GrpcServer:
             "too many were without one"
         )
 
-        async def guarded(
-            token: bytes | None, begun_bytes: int, requests: AsyncIterator[Any], context: Context
-        ) -> Any:
+        async def answered(
+            token: bytes | None, begun_bytes: int, context: Context
+        ) -> bytes | ErrorAnswer | None:
+            """Return the answer of a unary call, None for a stream, or the error that ends either."""
             assert self._connections is not None
             peer = context.peer()
             call = _Call(peer, self._connections.seat_of(peer), begun_bytes)
@@ -261,8 +265,8 @@ class GrpcServer:
                         ) as call.patience:
                             if is_stream:
                                 has_begun = True
-                                return await method(requests, context, call)
-                            sized = await self._first(requests, call)
+                                return cast(ErrorAnswer | None, await method(context, call))
+                            sized = await self._first(context, call)
                     except TimeoutError:
                         raise self._count_failure(counted_as, TooSlow(waited)) from None
                     except ClockworkError as error:
@@ -274,7 +278,7 @@ class GrpcServer:
                         async with self._read(message) as read:
                             if method == self._infer:
                                 return await self._infer(read, context)
-                            answer = (await method(read.message, context)).SerializeToString()
+                            answer = cast(bytes, (await method(read.message, context)).SerializeToString())
                             self._service.answers.come(self._room(context), len(answer), now_ns())
                             return answer
                 except (ClockworkError, grpc.aio.BaseError):
@@ -283,13 +287,24 @@ class GrpcServer:
                     log.error("a call of %s failed", counted_as, exc_info=error)
                     raise ClockworkError("the gateway failed; its log says how") from None
             except ClockworkError as error:
-                told = self._tell(error)
+                return self._tell(error)
             finally:
                 self._calls.leave(call)
                 call.end_for_good()
-            return await context.abort(
-                getattr(grpc.StatusCode, told.grpc), told.body["error"][: bounds.DETAILS_MAX], told.metadata()
+
+        async def guarded(token: bytes | None, begun_bytes: int, requests: object, context: Context) -> Any:
+            answer = await answered(token, begun_bytes, context)
+            if not isinstance(answer, ErrorAnswer):
+                return answer
+            aborting = context.abort(
+                getattr(grpc.StatusCode, answer.grpc),
+                answer.body["error"][: bounds.DETAILS_MAX],
+                answer.metadata(),
             )
+            # gRPC's call keeps the error that ends it, and with it this frame, which must not refer to the
+            # call: such a cycle keeps the request until the next full collection.
+            del answer, requests, context
+            return await aborting
 
         return guarded
 
@@ -306,11 +321,11 @@ class GrpcServer:
         assert self._connections is not None
         self._connections.take(call.address, _on_the_wire(size))
 
-    async def _first(self, requests: AsyncIterator[Any], call: _Call) -> tuple[Any, int]:
+    async def _first(self, context: Context, call: _Call) -> tuple[Any, int]:
         """Return a call's only message, and its size. Raises InvalidInput where none comes."""
         with self._receiving(call):
-            sized = await anext(requests, None)
-        if sized is None:
+            sized = await context.read()
+        if sized is grpc.aio.EOF:
             raise InvalidInput("the call ended before its message came")
         self._received(call, sized[1])
         return cast(tuple[Any, int], sized)
@@ -402,7 +417,10 @@ class GrpcServer:
     def _room(self, context: Context) -> HeldAnswer:
         """Return the account of a call's only answer; it is released when the call is over."""
         held = self._held(context)
-        context.add_done_callback(lambda _: self._service.answers.release(held))
+        task = asyncio.current_task()
+        assert task is not None  # a call's task ends with the call
+        # The context's own callbacks are a reference cycle: the call keeps them, and they keep the call.
+        task.add_done_callback(lambda _: self._service.answers.release(held))
         return held
 
     async def _answered(self, read: SplitMessage, context: Context, held: HeldAnswer) -> list[Any]:
@@ -443,51 +461,54 @@ class GrpcServer:
         service.counters.sent(PROTOCOL, sent)
         return pieces
 
-    async def _stream(self, requests: AsyncIterator[Any], context: Context, call: _Call) -> None:
+    async def _stream(self, context: Context, call: _Call) -> ErrorAnswer | None:
         """Answer the requests of a stream in their order, with at most STREAM_WINDOW of them under way.
 
         An error is a message of the stream. With ENDS_STREAM in the stream's metadata, the first error ends
-        the stream instead, after the answers to earlier requests, and its status is the stream's.
+        the stream instead, after the answers to earlier requests, and is returned.
         """
         answers = self._service.answers
-        window: asyncio.Queue[tuple[asyncio.Task[bytes | ClockworkError], HeldAnswer] | None] = asyncio.Queue(
-            bounds.STREAM_WINDOW
-        )
-        under_way: dict[HeldAnswer, None] = {}
+        window: asyncio.Queue[HeldAnswer | None] = asyncio.Queue(bounds.STREAM_WINDOW)
+        under_way: dict[HeldAnswer, asyncio.Task[bytes | ErrorAnswer]] = {}
         ends = ENDS_STREAM in (context.invocation_metadata() or ())
 
-        async def write() -> None:
-            while (found := await window.get()) is not None:
-                task, held = found
-                answer = await task
-                if isinstance(answer, ClockworkError):
-                    raise answer
+        async def read() -> None:
+            while (request := await context.read()) is not grpc.aio.EOF:
+                self._received(call, request[1])
+                held = self._held(context)
+                under_way[held] = asyncio.create_task(self._streamed(request, context, held, call, ends))
+                await window.put(held)
+            await window.put(None)
+
+        async def write() -> ErrorAnswer | None:
+            while (held := await window.get()) is not None:
+                answer = await under_way[held]
+                if isinstance(answer, ErrorAnswer):
+                    reading.cancel()
+                    return answer
                 await context.write(answer)
                 answers.release(held)
                 del under_way[held]
+            return None
 
+        reading, writing = asyncio.create_task(read()), asyncio.create_task(write())
         try:
             with self._receiving(call):
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(write())
-                    async for request in requests:
-                        self._received(call, request[1])
-                        held = self._held(context)
-                        under_way[held] = None
-                        task = group.create_task(self._streamed(request, context, held, call, ends))
-                        await window.put((task, held))
-                    await window.put(None)
-        except BaseExceptionGroup as failed:
-            if (first := failed.subgroup(ClockworkError)) is not None:
-                raise first.exceptions[0] from None
-            raise
+                await asyncio.wait((reading, writing), return_when=asyncio.FIRST_EXCEPTION)
+                if reading.done() and not reading.cancelled():
+                    reading.result()
+                return await writing
         finally:
+            tasks = reading, writing, *under_way.values()
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
             for held in under_way:
                 answers.release(held)
 
     async def _streamed(
         self, sized: tuple[Any, int], context: Context, held: HeldAnswer, call: _Call, ends: bool
-    ) -> bytes | ClockworkError:
+    ) -> bytes | ErrorAnswer:
         """Return the message of the answer to a stream's request. ends: an error is returned as itself."""
         message, size = sized
         request: Any = None
@@ -498,18 +519,19 @@ class GrpcServer:
                     pieces = await self._answered(read, context, held)
                     return await self._joined([*begun(_STREAM_ANSWER, sum(map(len, pieces))), *pieces])
         except ClockworkError as error:
-            if ends:
-                return error
-            refusal = pb.ModelStreamInferResponse(
-                error_message=self._tell(error).body["error"],
-                infer_response=pb.ModelInferResponse(
-                    model_name=request.model_name if request is not None else "",
-                    id=request.id if request is not None else "",
-                ),
-            )
-            if request is not None and wants_final(request):
-                refusal.infer_response.parameters[FINAL].bool_param = True
-            return bytes(refusal.SerializeToString())
+            told = self._tell(error)
+        if ends:
+            return told
+        refusal = pb.ModelStreamInferResponse(
+            error_message=told.body["error"],
+            infer_response=pb.ModelInferResponse(
+                model_name=request.model_name if request is not None else "",
+                id=request.id if request is not None else "",
+            ),
+        )
+        if request is not None and wants_final(request):
+            refusal.infer_response.parameters[FINAL].bool_param = True
+        return bytes(refusal.SerializeToString())
 
     # ----- health and reflection ---------------------------------------------------------------
 
@@ -524,10 +546,10 @@ class GrpcServer:
         can_serve = request.service == LIVENESS or await self._can_serve()
         return health_pb.HealthCheckResponse(status=SERVING if can_serve else NOT_SERVING)
 
-    async def _watch_health(self, requests: AsyncIterator[Any], context: Context, call: _Call) -> None:
+    async def _watch_health(self, context: Context, call: _Call) -> None:
         """Send a service's health, and each change of it, until the gateway ends. The call holds a seat."""
         async with asyncio.timeout(self._settings.body_s):
-            message, size = await self._first(requests, call)
+            message, size = await self._first(context, call)
         with self._counted("watch_health", size), self._service.admitted(size):
             async with self._read(message) as read:
                 service = read.message.service
@@ -544,11 +566,12 @@ class GrpcServer:
                 if service in HEALTH and service != LIVENESS:
                     await say(SERVING if can_serve else NOT_SERVING)
 
-    async def _reflect(self, requests: AsyncIterator[Any], context: Context, call: _Call) -> None:
+    async def _reflect(self, context: Context, call: _Call) -> None:
         """Answer the requests of a reflection stream, one after the other."""
         answers = self._service.answers
         with self._receiving(call):
-            async for message, size in requests:
+            while (sized := await context.read()) is not grpc.aio.EOF:
+                message, size = sized
                 self._received(call, size)
                 with call.work(), self._counted("reflect", size), self._service.admitted(size):
                     async with self._read(message) as read:

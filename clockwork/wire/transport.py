@@ -293,6 +293,8 @@ class Dealer:
 
     def __init__(self, context: zmq.Context[Any], endpoint: str, keys: PeerKeys | None) -> None:
         self.endpoint = endpoint
+        self.is_lent = False
+        """Whether a thread of native code uses the socket, which close() then refuses to close."""
         self._socket = socket = _new_socket(context, zmq.DEALER)
         # Not ZMQ_IMMEDIATE, which would keep messages from queueing for a controller that is not there: it
         # drops the pipe at a loss even between two parts of a message that is being received, and libzmq
@@ -409,6 +411,8 @@ class Dealer:
         If messages come meanwhile, and the peer then ends the connection, libzmq's heartbeats abort the
         process (see _find_dead_hosts_by_tcp); with nothing left to send, closing takes no time.
         """
+        if self.is_lent:
+            raise RuntimeError("a thread of native code still uses the socket")
         if not self._socket.closed:
             self._probe.forget()
             self._monitor_probe.forget()

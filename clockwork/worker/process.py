@@ -142,6 +142,7 @@ class Worker:
     def run(self) -> int:
         """Serve until told to stop. Returns the process's exit status."""
         log.info("%s waits for the controller at %s", self._settings.name, self._settings.endpoint)
+        self._dealer.is_lent = True
         self._road.start()
         while self._exit is None:
             self._turn()
@@ -179,10 +180,15 @@ class Worker:
         """End running executions and wait for loads. Returns False if some of them do not end."""
         return end_runs(worker_device.device for worker_device in self._all_devices)
 
-    def close(self) -> None:
-        """Stop all threads and processes and close `clocks`. Closing the transport still sends earlier
+    def stop_road(self) -> None:
+        """Stop receiving and answering. The transport may be closed from then on, and still sends earlier
         messages."""
         self._road.stop()
+        self._dealer.is_lent = False
+
+    def close(self) -> None:
+        """Stop all threads and processes and close `clocks`."""
+        self.stop_road()
         if self._watch is not None:
             self._watch.close()
         self._models.close()
@@ -573,6 +579,7 @@ def main(settings: WorkerSettings) -> int:
         status = worker.run()
         log.info("%s ends", settings.name)
         if worker.crashed or worker.starts_over:
+            worker.stop_road()
             transport.close()  # waits until the last answers are sent
             if worker.starts_over:
                 _start_over(worker)

@@ -147,8 +147,13 @@ void Road::run() {
     prctl(PR_SET_NAME, "cw-road", 0, 0, 0);
     std::unique_lock<std::mutex> lock(mutex_);
     while (!is_stopping_) {
-        // The check consumes the descriptor's edge, so messages that it finds must be received.
-        has_input_ = has_input_ || socket_.has_input();
+        try {
+            // The check consumes the descriptor's edge, so messages that it finds must be received.
+            has_input_ = has_input_ || socket_.has_input();
+        } catch (const std::exception& error) {
+            fail(error);
+            break;
+        }
         const bool is_ready = (has_input_ && notice_bytes_ < bounds_.notice_bytes) || has_news_;
         const Ns due = is_ready ? 0 : due_ns();
         const Ns timeout = is_ready ? 0 : std::max<Ns>(due - now_ns(), 0);

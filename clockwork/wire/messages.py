@@ -473,6 +473,9 @@ class DeviceInfo:
     page_count: int
     run_ahead: int  # actions that a lane accepts before the first of them has completed
     host_bytes: int = 0  # budget of the host store that the worker's devices share; 0: no host tier
+    # The number of the device whose arena this device executes from; -1: it has an arena of its own. That device
+    # has a smaller number, and equal pages, kind and run_ahead; loads are ordered for it alone.
+    arena: int = -1
 
 
 _DEVICE = Record(
@@ -484,8 +487,9 @@ _DEVICE = Record(
         "page_count": Integer(1, PAGES_MAX),
         "run_ahead": Integer(1, RUN_AHEAD_MAX),
         "host_bytes": Integer(0, HOST_BYTES_MAX),
+        "arena": Integer(-1, WORKER_DEVICES_MAX - 1),
     },
-    optional=("host_bytes",),
+    optional=("host_bytes", "arena"),
 )
 """The form of a DeviceInfo."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from clockwork.config import VERSION
@@ -87,6 +88,29 @@ def parse_devices(rows: list[dict[str, Any]]) -> list[DeviceInfo]:
     if any(device.host_bytes != devices[0].host_bytes for device in devices):
         raise InvalidInput("the devices of a worker share one host store")
     return devices
+
+
+def why_not_shared(devices: Sequence[DeviceInfo]) -> str:
+    """The reason why devices cannot execute from the arenas that they name; "" if they can."""
+    for index, device in enumerate(devices):
+        if device.arena < 0:
+            continue
+        if device.arena >= index:
+            return f"device {index} executes from the arena of device {device.arena}, which does not come before it"
+        owner = devices[device.arena]
+        if owner.arena >= 0:
+            return (
+                f"device {index} executes from the arena of device {device.arena}, which has none of its own: "
+                f"it executes from the arena of device {owner.arena}"
+            )
+        for name in ("kind", "page_bytes", "page_count", "run_ahead"):
+            own, owners = getattr(device, name), getattr(owner, name)
+            if own != owners:
+                return (
+                    f"device {index} executes from the arena of device {device.arena}, but its {name} is "
+                    f"{tell(own)}, not {tell(owners)}"
+                )
+    return ""
 
 
 def count_values(value: Any, most: int) -> int:

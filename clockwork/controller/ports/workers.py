@@ -56,6 +56,7 @@ from clockwork.controller.peers.links import (
     named,
     new_damage,
     parse_devices,
+    why_not_shared,
 )
 from clockwork.controller.ports.flaws import Flaw, result_text
 from clockwork.controller.ports.posts import to_worker
@@ -183,6 +184,9 @@ class WorkerPort:
             self._effects.append(to_worker(identity, fd, mismatch(message.protocol, message.version)))
             return
         devices = parse_devices(message.devices)
+        if why := why_not_shared(devices):
+            self._reject(identity, fd, why)
+            return
         if message.worker_epoch in self._let_go:
             self._reject(identity, fd, _let_go_text(self._let_go[message.worker_epoch]))
             return

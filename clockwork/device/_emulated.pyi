@@ -12,6 +12,7 @@ class Fleet:
         clock: Callable[[], int],
         count: int,
         *,
+        executors: int,
         page_count: int,
         run_ahead: int,
         stale_max: int,

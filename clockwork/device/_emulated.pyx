@@ -64,8 +64,8 @@ cdef extern from "device/emulated_machine.h" namespace "clockwork::emulated" nog
         EmulatedEnd done
 
     cdef cppclass CMachine "clockwork::emulated::Machine":
-        CMachine(const EmulatedSettings &settings, uint32_t device_count, uint64_t host_bytes, cbool shares_link, double speed,
-                 uint64_t seed, size_t stale_max) except +
+        CMachine(const EmulatedSettings &settings, uint32_t device_count, uint32_t executors, uint64_t host_bytes,
+                 cbool shares_link, double speed, uint64_t seed, size_t stale_max) except +
         vector[EndedAction] ended
         void advance(int64_t now) except +
         void start(uint32_t device, EmulatedOrder order, int64_t now) except +
@@ -100,6 +100,7 @@ cdef extern from "device/fleet.h" namespace "clockwork::emulated" nogil:
 
     cdef cppclass FleetSettings:
         uint32_t device_count
+        uint32_t executors
         uint64_t host_bytes
         cbool shares_link
         uint64_t seed
@@ -218,13 +219,14 @@ cdef class Fleet:
     cdef DeviceOutlet all_ended
     cdef object clock
 
-    def __init__(self, clock, uint32_t count, *, host_bytes, shares_link, seed, stale_max, slot_bytes_max, page_bytes, spin_ns,
+    def __init__(self, clock, uint32_t count, *, executors, host_bytes, shares_link, seed, stale_max, slot_bytes_max, page_bytes, spin_ns,
                  is_unending, **settings):
         cdef EmulatedSettings machine
         cdef FleetSettings given
         cdef uint32_t number
         set_settings(&machine, settings)
-        given.device_count, given.host_bytes, given.shares_link = count, host_bytes, shares_link
+        given.device_count, given.executors = count, executors
+        given.host_bytes, given.shares_link = host_bytes, shares_link
         given.seed, given.stale_max, given.slot_bytes_max = id_of(seed), stale_max, slot_bytes_max
         given.page_bytes, given.spin_ns, given.is_unending = page_bytes, spin_ns, is_unending
         self.fleet.reset(new CFleet(machine, given))
@@ -348,11 +350,11 @@ cdef class Machine:
     cdef dict _owners  # by token: the device, and the caller's owner of the action
     cdef uint32_t _token
 
-    def __init__(self, count, page_count, run_ahead, stale_max, *, host_bytes=0, shares_link=False, speed=1.0, seed=0,
+    def __init__(self, count, page_count, run_ahead, stale_max, *, executors=1, host_bytes=0, shares_link=False, speed=1.0, seed=0,
                  **settings):
         settings.update(page_count=page_count, run_ahead=run_ahead)
         set_settings(&self._settings, settings)
-        self._machine.reset(new CMachine(self._settings, count, host_bytes, shares_link, speed, id_of(seed), stale_max))
+        self._machine.reset(new CMachine(self._settings, count, executors, host_bytes, shares_link, speed, id_of(seed), stale_max))
         self._owners = {}
 
     def start(self, uint32_t device, int64_t now, action, owner, int64_t profiled_ns=0, uint64_t size=0, runs=()):

@@ -11,6 +11,7 @@ Outputs are zeros of the declared shape, from a shared buffer; inputs are checke
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from clockwork import config
@@ -49,6 +50,8 @@ class EmulatedGroup(Undisturbed):
     ) -> None:
         self.settings = settings or EmulatedSettings()
         self.settings.check()
+        executors = self.settings.executors
+        count *= executors
         if not 1 <= count <= config.EMULATED_DEVICES_MAX:
             raise ConfigError(f"one worker emulates 1 to {config.EMULATED_DEVICES_MAX} devices, not {count}")
         if page_bytes < 1 or arena_bytes < page_bytes:
@@ -69,7 +72,7 @@ class EmulatedGroup(Undisturbed):
         emulation = self.settings
         self.clock = clock
         self.fleet = Fleet(
-            self._now, count, page_count=self.info.page_count, run_ahead=run_ahead, stale_max=STALE_EVENTS_MAX,
+            self._now, count, executors=executors, page_count=self.info.page_count, run_ahead=run_ahead, stale_max=STALE_EVENTS_MAX,
             host_bytes=host_bytes, shares_link=emulation.shared_link, seed=emulation.seed, page_bytes=page_bytes,
             slot_bytes_max=config.IO_SLOT_BYTES_MAX, spin_ns=bounds.EMULATED_SPIN_NS if emulation.spin else 0,
             is_unending=emulation.unending, exec_noise=emulation.exec_noise, load_noise=emulation.load_noise,
@@ -80,7 +83,7 @@ class EmulatedGroup(Undisturbed):
             slow_ns=emulation.slow_ns, slow_every_ns=emulation.slow_every_ns,
         )  # fmt: skip
         self.models: set[int] = set()
-        self.devices = [EmulatedDevice(self, index) for index in range(count)]
+        self.devices = [EmulatedDevice(self, index, index - index % executors) for index in range(count)]
         self._open = count
 
     def _now(self) -> int:
@@ -162,9 +165,9 @@ class EmulatedDevice(Undisturbed):
 
     fault = ""
 
-    def __init__(self, group: EmulatedGroup, index: int) -> None:
+    def __init__(self, group: EmulatedGroup, index: int, owner: int) -> None:
         self.group = group
-        self.info = group.info
+        self.info = group.info if owner == index else dataclasses.replace(group.info, arena=owner)
         self.index = index
         self._closed = False
 

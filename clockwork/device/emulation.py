@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from clockwork.config import EMULATED_DEVICES_MAX
 from clockwork.config.device import NOISE_SIGMA_MAX
 from clockwork.errors import ConfigError
 
@@ -16,6 +17,7 @@ class EmulatedSettings:
     """The properties of an emulated device beside its arena."""
 
     seed: int = 0
+    executors: int = 1  # devices that share an arena: each of the worker's devices is so many
     exec_noise: float = 0.0  # log-normal noise of execution times: relative sigma
     load_noise: float = 0.0  # log-normal noise of load times: relative sigma
     outlier: float = 0.0  # probability that an execution takes outlier_factor times as long
@@ -34,6 +36,8 @@ class EmulatedSettings:
 
     def check(self) -> None:
         """Check all values. Raises ConfigError, naming the value and its bound."""
+        if not 1 <= self.executors <= EMULATED_DEVICES_MAX:
+            raise ConfigError(f"executors is between 1 and {EMULATED_DEVICES_MAX}, not {self.executors}")
         for name in ("outlier", "failures"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a probability, between 0 and 1, not {getattr(self, name)}")

@@ -309,7 +309,9 @@ bool EmulatedDevice::executes_load(ModelId model_id, LoadId load_id) const {
         return order->model_id == model_id && order->load_id == load_id;
     };
     const LaneState& lane = at(LaneKind::EXECUTE);
-    return (lane.running && matches(lane.running)) || std::ranges::any_of(lane.waiting, matches);
+    return (lane.running && matches(lane.running)) || std::ranges::any_of(lane.waiting, matches) ||
+           std::ranges::any_of(
+               executors_, [&](const EmulatedDevice* executor) { return executor->executes_load(model_id, load_id); });
 }
 
 bool EmulatedDevice::has_orders_for(ModelId model_id) const {

@@ -203,6 +203,13 @@ public:
                    double speed, Random random)
         : settings_(settings), link_(link), store_(store), number_(number), speed_(speed), random_(random) {}
 
+    // Has the device execute the models of another device, whose pages and residencies it shares from then
+    // on. Neither may be moved any more. Only the other device gets LOADs and UNLOADs.
+    void execute_from(EmulatedDevice& owner) {
+        owner_ = &owner;
+        owner.executors_.push_back(this);
+    }
+
     bool is_full(LaneKind lane) const {
         const LaneState& state = at(lane);
         return state.waiting.size() + (state.running != nullptr) >= settings_.run_ahead;
@@ -291,6 +298,8 @@ private:
     Ns draw_ns(const EmulatedOrder& order, Ns now);
 
     const EmulatedSettings& settings_;
+    EmulatedDevice* owner_ = nullptr;               // the device whose models it executes; null: its own
+    std::vector<const EmulatedDevice*> executors_;  // devices that execute its models, too
     EmulatedLink* link_;
     EmulatedHostStore* store_;
     std::uint32_t number_;
@@ -401,6 +410,8 @@ inline EmulatedEnd EmulatedDevice::finish(LaneKind which, Ns now, Status status)
 }
 
 inline const EmulatedResidency* EmulatedDevice::resident(ModelId model_id) const {
+    if (owner_)
+        return owner_->resident(model_id);
     const std::uint32_t place = places_.find(static_cast<std::uint64_t>(model_id));
     return place == IdTable::NONE ? nullptr : &residents_[place];
 }

@@ -2,14 +2,16 @@
 
 namespace clockwork::emulated {
 
-Machine::Machine(const EmulatedSettings& settings, std::uint32_t device_count, std::uint64_t host_bytes,
-                 bool shares_link, double speed, std::uint64_t seed, std::size_t stale_max)
+Machine::Machine(const EmulatedSettings& settings, std::uint32_t device_count, std::uint32_t executors,
+                 std::uint64_t host_bytes, bool shares_link, double speed, std::uint64_t seed, std::size_t stale_max)
     : settings_(settings), stale_max_(stale_max) {
     if (host_bytes > 0)
         store_.emplace(host_bytes);
     for (std::uint32_t number = 0; number < device_count; ++number) {
         devices_.emplace_back(settings_, shares_link ? &link_ : nullptr, store_ ? &*store_ : nullptr, number, speed,
                               Random(seed, number));
+        if (number % executors != 0)
+            devices_.back().execute_from(devices_[number - number % executors]);
     }
 }
 

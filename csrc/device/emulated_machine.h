@@ -21,12 +21,13 @@ public:
         EmulatedEnd done;
     };
 
+    // executors: number of devices that share an arena, that of the first of them; it divides device_count.
     // host_bytes: budget of the host store; 0: no store, and all models can be loaded. shares_link: the LOADs
     // of all devices share a link, which one of them has at a time. Each device draws from a random stream of
     // its own, derived from `seed`. stale_max: bound on obsolete events in the heap, beyond two for each
     // lane, before they are dropped.
-    Machine(const EmulatedSettings& settings, std::uint32_t device_count, std::uint64_t host_bytes, bool shares_link,
-            double speed, std::uint64_t seed, std::size_t stale_max);
+    Machine(const EmulatedSettings& settings, std::uint32_t device_count, std::uint32_t executors,
+            std::uint64_t host_bytes, bool shares_link, double speed, std::uint64_t seed, std::size_t stale_max);
     Machine(const Machine&) = delete;
 
     // Each function advances all devices to `now`, which never goes back, and then does its own work. `ended`

@@ -51,7 +51,8 @@ std::int64_t FleetModel::page_count() const {
 Fleet::Fleet(const EmulatedSettings& settings, const FleetSettings& fleet)
     : settings_(settings),
       fleet_(fleet),
-      machine_(settings_, fleet.device_count, fleet.host_bytes, fleet.shares_link, 1.0, fleet.seed, fleet.stale_max),
+      machine_(settings_, fleet.device_count, fleet.executors, fleet.host_bytes, fleet.shares_link, 1.0, fleet.seed,
+               fleet.stale_max),
       timer_(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)),
       done_(fleet.device_count),
       input_bytes_(fleet.device_count) {

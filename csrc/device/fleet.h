@@ -47,6 +47,7 @@ struct FleetOrder : device::Order {
 
 struct FleetSettings {
     std::uint32_t device_count = 1;
+    std::uint32_t executors = 1;   // devices that share an arena, see Machine
     std::uint64_t host_bytes = 0;  // budget of the host store; 0: there is no store
     bool shares_link = false;
     std::uint64_t seed = 0;

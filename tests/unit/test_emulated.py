@@ -501,3 +501,37 @@ def test_devices_without_a_host_tier_say_so(make: Any) -> None:
     bench.host(HostFetch, model)
     (done,) = bench.at(0)
     assert (done.status, done.text) == (Status.DEVICE_ERROR, "these devices have no host tier")
+
+
+# ----- executors of an arena -------------------------------------------------------------------------
+
+
+def test_executors_run_at_once_what_their_arena_has_loaded_once(make: Any) -> None:
+    bench = make(count=2, executors=2)
+    assert [device.info.arena for device in bench.devices] == [-1, 0, -1, 2]
+    model = bench.prepare()
+    bench.resident(model)
+    first, second, elsewhere = (bench.infer(model, device=device) for device in (0, 1, 2))
+    done = {end.action_id: end for end in bench.at(10 * MS)}
+    assert span(done[first]) == span(done[second]) == (0, 3 * MS)
+    assert done[elsewhere].status is Status.NOT_RESIDENT
+    assert [device.memory()["resident_bytes"] // PAGE_BYTES for device in bench.devices] == [2, 0, 0, 0]
+
+
+def test_a_model_that_an_executor_runs_is_in_use(make: Any) -> None:
+    bench = make(executors=3)
+    model = bench.prepare()
+    bench.resident(model)
+    bench.infer(model, device=2)
+    bench.last_id += 1
+    bench.devices[0].start(Unload(bench.last_id, 0, model, 1, 0, NEVER_NS, 0))
+    (refused,) = bench.at(MS)
+    assert refused.status is Status.IN_USE
+    bench.at(10 * MS)
+    bench.last_id += 1
+    bench.devices[0].start(Unload(bench.last_id, 0, model, 1, 0, NEVER_NS, 0))
+    (done,) = bench.at(11 * MS)
+    assert done.status is Status.OK
+    bench.infer(model, device=2)
+    (absent,) = bench.at(20 * MS)
+    assert absent.status is Status.NOT_RESIDENT

@@ -50,6 +50,7 @@ from clockwork.scheduler.types import (
     WorkerDraining,
     WorkerJoined,
     WorkerLeft,
+    arena_of,
 )
 from clockwork.wire.messages import ACTIONS, LaneKind
 
@@ -203,7 +204,10 @@ class ResidencySpan:
 
 @dataclasses.dataclass(slots=True)
 class SeenDevice:
-    """A device. ``executions`` and ``loads`` are its lanes: actions in the order of their orders."""
+    """A device. ``executions`` and ``loads`` are its lanes: actions in the order of their orders.
+
+    A device that executes from the arena of another, its ``owner``, has no pages and residencies.
+    """
 
     worker: int
     index: int  # index of the device within the worker
@@ -211,6 +215,7 @@ class SeenDevice:
     page_bytes: int = 0
     page_count: int = 0
     run_ahead: int = 1
+    owner: SeenDevice | None = None  # the device whose arena it executes from; None: it has its own
     clock_mhz: int = 0  # clock of the device; 0: unknown
     lost_ns: int = 0  # time at which the device, or its worker, was lost
     # pages of loaded and loading models; an order to unload frees its pages for later orders
@@ -227,10 +232,15 @@ class SeenDevice:
     def label(self) -> str:
         return f"{self.worker}/{self.index}"
 
+    @property
+    def home(self) -> SeenDevice:
+        """The device whose arena has the models that this device executes."""
+        return self if self.owner is None else self.owner
+
     def residency_of(self, model_id: int, at_ns: int) -> ResidencySpan | None:
         """Return the residency of a model at a time, whether it was loaded by then or not. None: there was
         none."""
-        for residency in [*self.resident.values(), *self.gone]:
+        for residency in [*self.home.resident.values(), *self.home.gone]:
             if (
                 residency.model_id == model_id
                 and residency.since_ns <= at_ns
@@ -523,7 +533,10 @@ class History:
         worker.joined_ns, worker.host_bytes = event.now_ns, event.host_bytes
         for index, shape in enumerate(event.devices):
             device = self._device(event.worker, index)
-            device.kind, device.page_bytes, device.page_count, device.run_ahead = shape
+            device.kind, device.page_bytes, device.page_count, device.run_ahead = shape[:4]
+            device.owner = None
+            if (place := arena_of(shape)) >= 0:
+                device.owner, device.page_count = self._device(event.worker, place), 0
             # after a gap the worker tells its residencies again
             for residency in list(device.resident.values()):
                 self._free(device, residency, event.now_ns)
@@ -541,7 +554,10 @@ class History:
         self._worker(event.worker).draining_ns = event.now_ns
 
     def _device_lost(self, event: DeviceLost) -> None:
-        self._lose(self._device(event.worker, event.device), event.now_ns)
+        home = self._device(event.worker, event.device).home
+        for device in list(self.devices.values()):
+            if device.home is home:
+                self._lose(device, event.now_ns)
 
     def _lose(self, device: SeenDevice, now_ns: int) -> None:
         if device.lost_ns:
@@ -646,14 +662,15 @@ class History:
             device.executions.append(action)
         else:
             device.loads.append(action)
-        if action.kind in ("infer", "profile", "unload") and action.load_id not in device.resident:
+        home = device.home
+        if action.kind in ("infer", "profile", "unload") and action.load_id not in home.resident:
             # The model was loaded before the history.
-            held = device.resident.pop(-1 - action.model_id, None)
+            held = home.resident.pop(-1 - action.model_id, None)
             if held is None:
-                self._put(device, self._unseen(device, action.model_id, action.load_id))
+                self._put(home, self._unseen(home, action.model_id, action.load_id))
             else:
                 held.load_id = action.load_id
-                device.resident[action.load_id] = held
+                home.resident[action.load_id] = held
 
     def _unseen(self, device: SeenDevice, model_id: int, load_id: int) -> ResidencySpan:
         spec = self._model(model_id).specs.get(device.worker)

@@ -51,7 +51,7 @@ def idle_with_work_spans(
     pending.
     """
     could: list[TimeSpan] = []
-    for residency in [*device.gone, *device.resident.values()]:
+    for residency in [*device.home.gone, *device.home.resident.values()]:
         from_ns = residency.ready_ns or (history.begun_ns if not residency.since_ns else 0)
         if from_ns:
             there = [(from_ns, residency.until_ns or history.now_ns)]

@@ -15,7 +15,7 @@ from clockwork.config.observe import LIVE_LATE_S, LIVE_POLL_S
 from clockwork.errors import Unavailable
 from clockwork.observe.history import History
 from clockwork.scheduler.recording import Step, Stream
-from clockwork.scheduler.types import Event, ModelReady, ModelSpec, WorkerJoined
+from clockwork.scheduler.types import Event, ModelReady, ModelSpec, WorkerJoined, device_shape
 
 Ask = Callable[[str], Mapping[str, Any]]  # The type of Client.recorder()
 
@@ -92,11 +92,12 @@ def introduce(history: History, cluster: ClusterDescription, at_ns: int, is_now:
     for number, worker in workers.items():
         if number not in history.workers or not history.workers[number].joined_ns:
             devices = tuple(
-                (
+                device_shape(
                     device.get("kind", ""),
                     device.get("page_bytes", 0),
                     device.get("page_count", 0),
                     device.get("run_ahead", 1),
+                    device.get("arena", -1),
                 )
                 for device in worker.get("devices", ())
             )

@@ -44,6 +44,7 @@ cdef extern from "scheduler/types.h" namespace "clockwork" nogil:
         uint64_t page_bytes
         uint32_t page_count
         uint32_t run_ahead
+        int32_t arena
 
     cdef cppclass CActionResult "clockwork::ActionResult":
         int32_t worker
@@ -126,6 +127,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
     cdef struct CDeviceStatus "clockwork::DeviceStatus":
         int32_t worker
         uint32_t device
+        uint32_t arena
         uint32_t kind
         uint64_t planned_requests
         uint64_t planned_batches

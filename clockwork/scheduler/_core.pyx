@@ -433,11 +433,12 @@ cdef class Core(Driven):
     cdef void _worker_joined(self, int64_t now, int32_t worker, object devices, uint64_t host_bytes) except *:
         cdef vector[CDeviceSpec] specs
         cdef CDeviceSpec spec
-        for kind, page_bytes, page_count, run_ahead in devices:
+        for kind, page_bytes, page_count, run_ahead, *arena in devices:
             spec.kind = self._kinds.number(kind)
             spec.page_bytes = page_bytes
             spec.page_count = page_count
             spec.run_ahead = max(run_ahead, 1)
+            spec.arena = arena[0] if arena else -1
             specs.push_back(spec)
         self._core.worker_joined(now, worker, specs, host_bytes)
 

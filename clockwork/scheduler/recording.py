@@ -37,6 +37,7 @@ from clockwork.scheduler.types import (
     AnswerOk,
     Arrived,
     Command,
+    DeviceShape,
     Event,
     Fault,
     ModelFault,
@@ -47,6 +48,7 @@ from clockwork.scheduler.types import (
     SendInfer,
     Tick,
     Wake,
+    arena_of,
 )
 from clockwork.wire.messages import NEVER_NS, Reason, Status
 
@@ -339,7 +341,7 @@ def _plain_command(command: Command, time_ns: int) -> list[Any]:
 _FORMS = {
     "worker": "i", "device": "i", "model_id": "q", "action_id": "Q", "load_id": "Q", "request_id": "Q", "id": "Q", "rows": "Q",
     "bytes": "Q", "copied_bytes": "Q", "host_bytes": "Q", "priority": "B", "part": "I", "mhz": "I", "batch": "I", "batch_max": "I", "version": "q",
-    "page_bytes": "Q", "page_count": "I", "run_ahead": "I",
+    "page_bytes": "Q", "page_count": "I", "run_ahead": "I", "arena": "i",
 }  # fmt: skip
 
 
@@ -402,9 +404,19 @@ _PROFILE_POINT = _Numbers("batch", "exec_ns")
 
 def _check_devices(devices: Any) -> None:
     _check_type("devices", devices, tuple)
-    for kind, *numbers in devices:
+    for index, (kind, *numbers) in enumerate(devices):
         _check_type("kind", kind, str)
-        _WORKERS_DEVICE.check(*numbers)
+        own = len(numbers) < len(DEVICE_SHAPE) - 1
+        _WORKERS_DEVICE.check(*numbers, *[-1] * own)
+        if not own:
+            _check_arena(devices, index)
+
+
+def _check_arena(devices: Sequence[DeviceShape], index: int) -> None:
+    """Raise ValueError unless a device names one before it that has an arena like its own."""
+    place = arena_of(devices[index])
+    if not 0 <= place < index or arena_of(devices[place]) >= 0 or devices[place][:4] != devices[index][:4]:
+        raise ValueError(f"device {index} executes from the arena of {place}, which has none like its own")
 
 
 _CHECKS: dict[str, Callable[[Any], None]] = {

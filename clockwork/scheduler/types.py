@@ -96,8 +96,24 @@ class ActionDone(NamedTuple):
     ready_ns: int = 0
 
 
+DeviceShape: TypeAlias = tuple[str, int, int, int] | tuple[str, int, int, int, int]
+"""The values of DEVICE_SHAPE; the last is left out by a device with an arena of its own."""
+
+
+def device_shape(kind: str, page_bytes: int, page_count: int, run_ahead: int, arena: int = -1) -> DeviceShape:
+    """A device of WorkerJoined. arena: -1, it has an arena of its own."""
+    shape = kind, page_bytes, page_count, run_ahead
+    return shape if arena < 0 else (*shape, arena)
+
+
+def arena_of(shape: DeviceShape) -> int:
+    """The place of the device whose arena a device of WorkerJoined executes from; -1: it has its own."""
+    return shape[4] if len(shape) > 4 else -1
+
+
 class WorkerJoined(NamedTuple):
-    """A worker has joined. ``devices``: (kind, page_bytes, page_count, run_ahead) of each. No model is
+    """A worker has joined. ``devices``: (kind, page_bytes, page_count, run_ahead) of each, and ``arena`` of
+    those that execute from the arena of another: the place of that device, which comes before. No model is
     resident on them.
 
     ``host_bytes``: budget of the worker's host store, which is empty; 0: there is none.
@@ -105,7 +121,7 @@ class WorkerJoined(NamedTuple):
 
     now_ns: int
     worker: int
-    devices: tuple[tuple[str, int, int, int], ...]
+    devices: tuple[DeviceShape, ...]
     host_bytes: int = 0
 
 
@@ -436,8 +452,8 @@ MOMENTS = (
 )
 """Fields of events, commands and requests that are times of the controller's clock."""
 
-DEVICE_SHAPE = ("kind", "page_bytes", "page_count", "run_ahead")
-"""The values of each of WorkerJoined's devices."""
+DEVICE_SHAPE = ("kind", "page_bytes", "page_count", "run_ahead", "arena")
+"""The values of each of WorkerJoined's devices; the last may be left out, see device_shape()."""
 
 
 class Scheduler(Protocol):

@@ -132,7 +132,7 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         int64_t version
 
     cdef struct ClusterSetup:
-        uint32_t devices, devices_per_worker
+        uint32_t devices, devices_per_worker, executors
         uint64_t page_bytes
         uint32_t page_count, run_ahead
         size_t actions_queued_max

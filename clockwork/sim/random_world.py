@@ -78,6 +78,8 @@ def random_world(seed: int, calm: bool = False) -> RandomWorld:
         link_there_ns=rng.randint(20, 2000) * US,
         link_back_ns=rng.randint(20, 2000) * US,
     )
+    executors = random.Random(f"executors of {seed}").choice([1, 1, 2, 3])
+    cluster = dataclasses.replace(cluster, executors=executors)
     if not calm:
         cluster = _disturbed(cluster, rng)
     until_ns = rng.randint(200, 1000) * MS

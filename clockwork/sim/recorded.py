@@ -30,6 +30,7 @@ from clockwork.scheduler.types import (
     AnswerFailed,
     AnswerOk,
     Arrived,
+    DeviceShape,
     ModelReady,
     ModelSpec,
     SendFetch,
@@ -39,6 +40,7 @@ from clockwork.scheduler.types import (
     Status,
     WorkerJoined,
     WorkerLeft,
+    arena_of,
 )
 from clockwork.sim.world import Cluster, Disturbance, Open, simulate
 from clockwork.workloads import Arrivals
@@ -352,6 +354,7 @@ class _Fold:
         cluster = Cluster(
             devices=devices,
             devices_per_worker=per_worker,
+            executors=_executors(self._workers[workers[0][0]].devices) if len(counts) == 1 else 1,
             page_bytes=page_bytes,
             page_count=shape[2],
             run_ahead=max(shape[3], 1),
@@ -516,6 +519,13 @@ class _Fold:
                 if place not in seen:
                     seen.add(place)
                     yield place
+
+
+def _executors(devices: Sequence[DeviceShape]) -> int:
+    """Return how many devices share each arena of a worker; 1 if they are not the same number."""
+    owners = [place if arena_of(shape) < 0 else arena_of(shape) for place, shape in enumerate(devices)]
+    count = owners.count(0)
+    return count if owners == [place - place % count for place in range(len(devices))] else 1
 
 
 def _delay_ns(measured_ns: Sequence[int]) -> int:

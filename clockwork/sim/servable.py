@@ -323,7 +323,7 @@ class ExecutedSchedule:
             self._by_model[event.request.model_id].append(event.request)
         elif isinstance(event, WorkerJoined):
             link = self._links[event.worker] = Occupied()
-            for index, (_, _, page_count, _) in enumerate(event.devices):
+            for index, (_, _, page_count, *_) in enumerate(event.devices):
                 self._devices[event.worker, index] = DeviceTimeline(link, page_count)
         elif isinstance(event, ModelReady):
             self._profiles[event.spec.model_id] = self._by_name[event.spec.name]

@@ -17,6 +17,9 @@ from clockwork.sim.random_world import RandomWorld
 from clockwork.sim.world import Cluster
 from clockwork.workloads import Arrivals
 
+SIZES = ("devices", "devices_per_worker", "executors", "run_ahead", "page_bytes", "page_count")
+"""Fields of a cluster that are no troubles."""
+
 RecordRow = tuple[int, int, int, int]
 """A request: time (ns), index of the model, SLO (ns; 0: the model's), priority (0: the default)."""
 
@@ -162,7 +165,7 @@ class _Shrinking:
 
     def _fewer_devices(self) -> bool:
         kept = False
-        for field in ("devices", "devices_per_worker", "run_ahead"):
+        for field in ("devices", "devices_per_worker", "executors", "run_ahead"):
             for count in range(1, getattr(self.world.cluster, field)):
                 fewer: dict[str, Any] = {field: count}
                 if self._try(cluster=dataclasses.replace(self.world.cluster, **fewer)):
@@ -174,7 +177,7 @@ class _Shrinking:
         """Set every option of the cluster to its default, failures included."""
         plain, kept = Cluster(), False
         for field in dataclasses.fields(Cluster):
-            if field.name in ("devices", "devices_per_worker", "run_ahead", "page_bytes", "page_count"):
+            if field.name in SIZES:
                 continue
             default = getattr(plain, field.name)
             if getattr(self.world.cluster, field.name) != default:

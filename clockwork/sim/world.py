@@ -55,11 +55,13 @@ class Cluster:
     measurements.
 
     The devices of a worker load in turn over a shared link. Every worker is connected by a link of its own,
-    which keeps messages in order.
+    which keeps messages in order. Devices that share an arena are its executors: a model that is loaded once
+    is executed by all of them.
     """
 
     devices: int = 1
     devices_per_worker: int = 1
+    executors: int = 1  # devices of a worker that share an arena; a worker's last arena may have fewer
     page_bytes: int = 16 << 20
     page_count: int = 1376
     run_ahead: int = 2  # actions that a lane accepts before the first of them has completed

@@ -473,8 +473,8 @@ class DeviceInfo:
     page_count: int
     run_ahead: int  # actions that a lane accepts before the first of them has completed
     host_bytes: int = 0  # budget of the host store that the worker's devices share; 0: no host tier
-    # The number of the device whose arena this device executes from; -1: it has an arena of its own. That device
-    # has a smaller number, and equal pages, kind and run_ahead; loads are ordered for it alone.
+    # The number of the device whose arena this device executes from; -1: it has an arena of its own. That
+    # device has a smaller number, and equal pages, kind and run_ahead; loads are ordered for it alone.
     arena: int = -1
 
 

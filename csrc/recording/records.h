@@ -19,6 +19,7 @@ struct DeviceShape {
     std::uint64_t page_bytes = 0;
     std::uint32_t page_count = 0;
     std::uint32_t run_ahead = 0;
+    std::int32_t arena = -1;
 };
 
 struct Point {
@@ -107,8 +108,9 @@ struct ActionDone {
     }
 };
 
-// A worker has joined. `devices`: (kind, page_bytes, page_count, run_ahead) of each. No model is resident on
-// them.
+// A worker has joined. `devices`: (kind, page_bytes, page_count, run_ahead) of each, and `arena` of those
+// that execute from the arena of another: the place of that device, which comes before. No model is resident
+// on them.
 struct WorkerJoined {
     Ns now_ns = 0;
     WorkerId worker = 0;
@@ -126,12 +128,14 @@ struct WorkerJoined {
         packer.integer(worker);
         packer.array(devices.size());
         for (const auto& each : devices) {
-            packer.array(4);
+            packer.array(4 + (each.arena != -1 ? 1u : 0u));
             packer.text(each.kind.size());
             packer.raw(each.kind);
             packer.natural(each.page_bytes);
             packer.natural(each.page_count);
             packer.natural(each.run_ahead);
+            if (each.arena != -1)
+                packer.integer(each.arena);
         }
         packer.natural(host_bytes);
         writer.end(packer);

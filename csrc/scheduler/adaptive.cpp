@@ -26,13 +26,14 @@ std::uint32_t most_rows(const Takes& takes, Ns time_ns, std::uint32_t rows_max) 
     return low;
 }
 
-// Executors of other arenas, at most `most`, that could take the model's requests and execute nothing.
-std::uint32_t idle_others(const RuleParts& parts, const Arena& arena, const Model& model, std::uint32_t most) {
+// Hungry executors, at most `most`, that could take the model's requests and execute nothing. The executor
+// that chooses a batch is none of them.
+std::uint32_t idle_others(const RuleParts& parts, const Model& model, std::uint32_t most) {
     std::uint32_t count = 0;
     Bits::for_each_in_both(parts.queues.hungry(), model.homes, [&](std::uint32_t slot) {
         const Executor& executor = parts.state.at<Executor>(slot);
         const Residency* residency = executor.arena->find(&model);
-        count += executor.arena != &arena && executor.lane.empty() && executor.usable() && is_usable(residency) &&
+        count += executor.lane.empty() && executor.usable() && is_usable(residency) &&
                  !parts.queues.is_too_slow(model, *residency->spec);
         return count < most;
     });
@@ -405,7 +406,7 @@ Ns Adaptive::before_ns(const Arena& arena, const Pending& pending, Ns enough_ns)
         const KindSpec& spec = *residency.spec;
         std::uint32_t rows = queue.rows(), most = std::min(rows, spec.batch_max);
         double takes = static_cast<double>(takes_ns(spec, queue.shape, most)) / most * rows;
-        sum += takes / static_cast<double>(queue.model->residencies.size());
+        sum += takes / queue.model->servers;
     });
     return static_cast<Ns>(sum * pace_.at(parts_.state.now));
 }
@@ -635,7 +636,7 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     // clients that were answered together would be answered one batch after the other for ever.
     bool is_part = false;
     if (!saves_devices_ && queue.is_plain() && rows > 1 && given_up == 0 && rows == size - first) {
-        std::uint32_t others = idle_others(parts_, *residency.arena, *queue.model, rows - 1);
+        std::uint32_t others = idle_others(parts_, *queue.model, rows - 1);
         std::uint32_t part = (rows + others) / (others + 1);
         double cost = static_cast<double>(batch_ns(part)) / part;
         if (part < rows && cost * hold_need_ * need_at_most() <= ideal_here()) {
@@ -766,10 +767,12 @@ void Adaptive::give_up_first(const Candidate& chosen) {
     }
 }
 
-// The first requests of a model that the device loads: the tightest of them. Nothing waits for an overdue
-// load.
-Adaptive::Coming Adaptive::first_coming(const Arena& arena) const {
+// The first requests of a model that the arena loads: the tightest of them, if its other executors are not
+// free in time for as many models. Nothing waits for an overdue load.
+Adaptive::Coming Adaptive::first_coming(const Executor& executor) const {
+    const Arena& arena = *executor.arena;
     Coming found;
+    std::uint32_t comes = 0;
     for_each_coming(arena, [&](const Residency& residency) {
         if (residency.ready_ns <= parts_.state.now) {
             return;
@@ -787,29 +790,33 @@ Adaptive::Coming Adaptive::first_coming(const Arena& arena) const {
             const Waiting& front = queue->front();
             std::uint32_t rows = std::max(std::min(queue->rows(), residency.spec->batch_max), front.size);
             Ns latest = front.deadline_ns - arena.worker->back_ns - takes_ns(*residency.spec, queue->shape, front.size);
+            comes += residency.ready_ns <= latest;
             if (residency.ready_ns <= latest && latest < found.latest_ns) {
                 Ns takes = takes_ns(*residency.spec, queue->shape, rows);
                 found = {residency.ready_ns, latest, takes, is_elsewhere() ? residency.model : nullptr};
             }
         }
     });
-    return found;
+    for (const Executor* other = arena.executors.front(); other != nullptr && comes > 0; other = other->after) {
+        comes -= other != &executor && other->free_ns(parts_.state.now) <= found.latest_ns;
+    }
+    return comes > 0 ? found : Coming();
 }
 
 // Leaves a batch that would make requests late whose model is about to be loaded, if it can wait for them or
 // another device can serve it. True: it is left.
-bool Adaptive::make_way(const Candidate& candidate, const Coming& coming, Ns free_ns) {
+bool Adaptive::make_way(const Executor& executor, const Candidate& candidate, const Coming& coming, Ns free_ns) {
     if (free_ns + candidate.duration_ns <= coming.latest_ns || coming.ready_ns - free_ns > candidate.duration_ns) {
         return false;
     }
-    if (coming.elsewhere != nullptr && !parts_.memory->is_needed(*coming.elsewhere, *candidate.residency->arena)) {
+    if (coming.elsewhere != nullptr && !parts_.memory->is_needed(*coming.elsewhere, executor)) {
         return false;
     }
     if (candidate.own_start_ns >= std::max(coming.ready_ns, free_ns) + coming.takes_ns) {
         return true;
     }
     bool is_due_later = candidate.own_start_ns > coming.latest_ns;
-    if (!is_due_later && !parts_.memory->is_served_elsewhere(first_of(candidate), *candidate.residency->arena)) {
+    if (!is_due_later && !parts_.memory->is_served_elsewhere(first_of(candidate), executor)) {
         return false;
     }
     parts_.memory->press(*candidate.queue);
@@ -818,8 +825,8 @@ bool Adaptive::make_way(const Candidate& candidate, const Coming& coming, Ns fre
 
 // Instead of a batch that another device can serve, takes one of the model that the device loaded last, if no
 // other device has that and it could not wait.
-void Adaptive::prefer_only_copy(const Arena& arena, Ns free_ns, Candidate& chosen) {
-    Residency* last = arena.resident.back();
+void Adaptive::prefer_only_copy(const Executor& executor, Ns free_ns, Candidate& chosen) {
+    Residency* last = executor.arena->resident.back();
     if (chosen.queue->model->residencies.size() < 2 || last == chosen.residency || !is_usable(last) ||
         last->model->residencies.size() > 1) {
         return;
@@ -828,7 +835,7 @@ void Adaptive::prefer_only_copy(const Arena& arena, Ns free_ns, Candidate& chose
         Candidate only{};
         if (queue->ready && !queue->empty() && queue->level <= chosen.queue->level &&
             consider(*queue, *last, free_ns, only) && only.own_start_ns < free_ns + chosen.duration_ns) {
-            if (parts_.memory->is_served_elsewhere(first_of(chosen), arena)) {
+            if (parts_.memory->is_served_elsewhere(first_of(chosen), executor)) {
                 parts_.memory->press(*chosen.queue);
                 chosen = only;
             }
@@ -851,7 +858,7 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     }
     candidates_.clear();
     yields_ = false;
-    Coming coming = first_coming(*executor.arena);
+    Coming coming = first_coming(executor);
     // Models on every device leave the rest of their queue to the others, and are ranked among each other by
     // the last start: a long queue is worth beginning early. The best of them, and of the others, is found.
     Candidate everywhere{}, best{};
@@ -867,7 +874,7 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     bool is_level = parts_.requests.is_one_level();
     // Queues with a packed rank at or above it are not better than the best.
     std::uint64_t bound = UINT64_MAX;
-    std::size_t arenas = parts_.state.arenas.size() > 1 ? parts_.state.arenas.size() : SIZE_MAX;
+    std::size_t arenas = parts_.state.executors.size() > 1 ? parts_.state.arenas.size() : SIZE_MAX;
     auto is_everywhere = [arenas](const Model& model) { return model.residencies.size() >= arenas; };
     double share = margin(executor.arena->kind);
     auto is_wanted = [&](const Model& model, std::uint64_t rank) { return rank < bound || is_everywhere(model); };
@@ -887,7 +894,7 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
         }
         Candidate considered{};
         if (consider(queue, residency, free_ns, considered)) {
-            if (make_way(considered, coming, free_ns)) {
+            if (make_way(executor, considered, coming, free_ns)) {
                 if (considered.own_start_ns > parts_.state.now) {
                     executor.wake_at(considered.own_start_ns);
                 }  // otherwise the end of the load wakes the device
@@ -949,7 +956,7 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     }
     chosen = urgent.queue != nullptr ? urgent : best;
     if (urgent.queue == nullptr && !is_shared) {
-        prefer_only_copy(*executor.arena, free_ns, chosen);
+        prefer_only_copy(executor, free_ns, chosen);
     }
     return true;
 }

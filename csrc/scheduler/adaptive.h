@@ -306,9 +306,9 @@ private:
     double hold_share(const Model& model) const;
     // Whether another device that holds the model could take work and has found none, and is not too slow.
     bool has_other_device(const Model& model) const;
-    Coming first_coming(const Arena& arena) const;
-    bool make_way(const Candidate& candidate, const Coming& coming, Ns free_ns);
-    void prefer_only_copy(const Arena& arena, Ns free_ns, Candidate& chosen);
+    Coming first_coming(const Executor& executor) const;
+    bool make_way(const Executor& executor, const Candidate& candidate, const Coming& coming, Ns free_ns);
+    void prefer_only_copy(const Executor& executor, Ns free_ns, Candidate& chosen);
     static const Pending& first_of(const Candidate& candidate) {
         return *(*candidate.queue)[candidate.first + candidate.given_up].pending;
     }

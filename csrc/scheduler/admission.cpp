@@ -63,36 +63,32 @@ Ns loads_waiting_ns(const Worker& worker) {
 bool Admission::place(Pending& pending, bool is_new) {
     Model& model = *pending.model;
     ask_for_load(state_, model, !is_promised_somewhere(model));
-    std::size_t count = model.residencies.size();
-    bool is_wide = count > PLACE_SCAN_MAX;
-    std::size_t at = is_wide ? model.place_cursor % count : 0;
-    for (std::size_t ahead = at; is_wide && ahead < std::min(at + PREFETCH, count); ++ahead) {
+    std::size_t count = model.residencies.size(), looked = 0;
+    bool is_wide = model.servers > PLACE_SCAN_MAX;
+    std::size_t from = is_wide ? model.place_cursor % count : 0;
+    for (std::size_t ahead = from; is_wide && ahead < std::min(from + PREFETCH, count); ++ahead) {
         __builtin_prefetch(model.residencies[ahead]);  // far too many to lie in the cache
     }
     Slot best{NEVER_NS, 0, nullptr, 0}, slot{};
     Residency* chosen = nullptr;
     Executor* runs = nullptr;
-    for (std::size_t looked = 0; looked < std::min(count, PLACE_TRY_MAX); ++looked) {
-        if (looked >= PLACE_SCAN_MAX && chosen != nullptr) {
-            break;
+    for_some_executors(model, PLACE_SCAN_MAX, [&](Residency& residency, Executor& executor, std::uint32_t next) {
+        if (looked++ >= PLACE_SCAN_MAX && chosen != nullptr) {
+            return false;
         }
-        Residency* residency = model.residencies[at];
-        at = at + 1 < count ? at + 1 : 0;
-        Executor& executor = plans_.soonest(*residency->arena);
-        if (residency->doomed || executor.worker->draining || executor.arena->number + 1 == pending.failed_on ||
-            !find_slot(executor, *residency, pending, is_new, slot)) {
-            continue;
+        if (residency.doomed || executor.worker->draining || executor.number() + 1 == pending.failed_on ||
+            !find_slot(executor, residency, pending, is_new, slot)) {
+            return true;
         }
         if (chosen == nullptr || slot.finish_ns < best.finish_ns) {
             best = slot;
-            chosen = residency;
+            chosen = &residency;
             runs = &executor;
-            model.place_cursor = static_cast<std::uint32_t>(at);
-            if (is_wide && executor.lane.empty() && plans_.of(executor).empty() && residency->ready_ns == 0) {
-                break;
-            }
+            model.place_cursor = next;
+            return !is_wide || !executor.lane.empty() || !plans_.of(executor).empty() || residency.ready_ns != 0;
         }
-    }
+        return true;
+    });
     if (chosen == nullptr) {
         return place_cold(pending, is_new) || place_doomed(pending) || try_load(pending);
     }
@@ -108,6 +104,58 @@ void Admission::for_some_residencies(const Model& model, Function&& function) co
     for (std::size_t looked = 0; looked < std::min(count, PLACE_TRY_MAX); ++looked) {
         function(*model.residencies[(first + looked) % count]);
     }
+}
+
+// Calls function(residency, executor, next) for executors of the model's arenas, at most PLACE_TRY_MAX, until
+// it returns false. Where there are more than `wide`, it begins with the place_cursor-th; `next` is the
+// number of the one behind.
+template <typename Function>
+void Admission::for_some_executors(const Model& model, std::size_t wide, Function&& function) const {
+    std::size_t residencies = model.residencies.size(), count = model.servers;
+    std::size_t at = count > wide ? model.place_cursor % count : 0, index = at;
+    Executor* executor = nullptr;  // null: the first of the residency's arena
+    if (count != residencies) {
+        std::size_t skip = at;
+        for (index = 0; index < residencies && skip >= model.residencies[index]->arena->executors.size(); ++index) {
+            skip -= model.residencies[index]->arena->executors.size();
+        }
+        for (; skip > 0; --skip) {
+            executor =
+                executor != nullptr ? executor->after : model.residencies[index]->arena->executors.front()->after;
+        }
+    }
+    for (std::size_t looked = 0; looked < std::min(count, PLACE_TRY_MAX); ++looked) {
+        Residency& residency = *model.residencies[index];
+        Executor& here = executor != nullptr ? *executor : *residency.arena->executors.front();
+        at = at + 1 < count ? at + 1 : 0;
+        executor = here.after;
+        if (executor == nullptr) {
+            index = index + 1 < residencies ? index + 1 : 0;
+        }
+        if (!function(residency, here, static_cast<std::uint32_t>(at))) {
+            return;
+        }
+    }
+}
+
+// Finds an executor of the residency's arena that has a place for the request: rather the one that ends its
+// work first. Null: none of PLACE_SCAN_MAX.
+Executor* Admission::find_executor(Residency& residency, const Pending& pending, bool is_new, Slot& slot) {
+    Executor& soonest = plans_.soonest(*residency.arena);
+    if (find_slot(soonest, residency, pending, is_new, slot)) {
+        return &soonest;
+    }
+    std::size_t looked = 1;
+    for (Executor* executor = residency.arena->executors.front(); executor != nullptr && looked < PLACE_SCAN_MAX;
+         executor = executor->after) {
+        if (executor != &soonest && executor->number() + 1 != pending.failed_on) {
+            ++looked;
+            if (find_slot(*executor, residency, pending, is_new, slot)) {
+                return executor;
+            }
+        }
+    }
+    return nullptr;
 }
 
 namespace {
@@ -198,8 +246,7 @@ bool Admission::keeps_inputs(const Executor& executor, std::size_t index, Ns mor
 
 double Admission::room_part(Executor& executor) const {
     Arena& arena = *executor.arena;
-    const Crowd& crowd = plans_.of(executor).crowd;
-    double surplus = crowd.surplus(state_.now);
+    double surplus = plans_.surplus(arena);
     bool is_crowded = surplus > 0 || is_asked_for(arena, state_.now, ROOM_ASKED) ||
                       (state_.now < arena.shares.contested_until_ns && is_busy());
     return is_crowded ? ROOM_LEAST + ROOM_PART * surplus : 0;
@@ -213,8 +260,8 @@ bool Admission::floods(const Executor& executor, const Model& model) const {
     }
     ArrivalRate asked = model.asked;
     asked.advance(state_.now);
-    double copies = std::max<double>(static_cast<double>(model.residencies.size()), 1);
-    return asked.rate(-CROWD_SIGMAS) > FLOOD_ASKED * copies && plans_.of(executor).crowd.surplus(state_.now) > 0;
+    double copies = std::max(model.servers, 1u);
+    return asked.rate(-CROWD_SIGMAS) > FLOOD_ASKED * copies && plans_.surplus(*executor.arena) > 0;
 }
 
 // Whether a new batch that ends at `finish`, or `passing` later, leaves room for others to join batches.
@@ -549,8 +596,7 @@ bool Admission::place_cold(Pending& pending, bool is_new) {
     arenas_.find_loadable(model, loadable_);
     for (const Place& place : loadable_) {
         const Executor& executor = plans_.soonest(*place.arena);
-        if (executor.arena->number + 1 == pending.failed_on ||
-            (is_behind && !may_load_behind(*place.arena, *place.spec))) {
+        if (executor.number() + 1 == pending.failed_on || (is_behind && !may_load_behind(*place.arena, *place.spec))) {
             continue;
         }
         Ns load = place.spec->load_planned_ns(),
@@ -575,8 +621,7 @@ bool Admission::place_cold(Pending& pending, bool is_new) {
     std::partial_sort(cold_.begin(), cold_.begin() + static_cast<std::ptrdiff_t>(count), cold_.end(), better);
     for (std::size_t place = 0; place < count; ++place) {
         Arena& arena = *cold_[place].arena;
-        Executor& executor = plans_.soonest(arena);
-        const Worker& worker = *executor.worker;
+        const Worker& worker = *arena.worker;
         bool is_first = !has_pending_loads(worker);
         std::size_t late = is_first ? 0 : plans_.late_count(worker, goes_first);
         Residency* residency =
@@ -589,10 +634,10 @@ bool Admission::place_cold(Pending& pending, bool is_new) {
             Ns wait = residency->ready_ns - state_.now;
             residency->ready_ns += BEHIND_LOADS * cold_[place].spec->load_planned_ns() + wait;
         }
-        if (find_slot(executor, *residency, pending, is_new, slot) &&
-            (is_first || plans_.late_count(worker, goes_first) <= late)) {
+        Executor* executor = find_executor(*residency, pending, is_new, slot);
+        if (executor != nullptr && (is_first || plans_.late_count(worker, goes_first) <= late)) {
             accept_load(*residency);
-            commit(pending, executor, *residency, slot);
+            commit(pending, *executor, *residency, slot);
             return true;
         }
         arenas_.drop_load(*residency);
@@ -610,7 +655,7 @@ bool Admission::try_load(Pending& pending) {
         const Worker& worker = *executor.worker;
         Ns saved = place.spec->load_planned_ns() - place.spec->load_hoped_ns(state_.now);
         if (saved <= 0 || !is_idle(executor) || has_pending_loads(worker) || worker.link_free_ns > state_.now ||
-            executor.arena->number + 1 == pending.failed_on) {
+            executor.number() + 1 == pending.failed_on) {
             continue;
         }
         Residency* residency = arenas_.propose_load(*place.arena, model, *place.spec, pending.deadline_ns, true);
@@ -634,12 +679,17 @@ bool Admission::place_doomed(Pending& pending) {
     Model& model = *pending.model;
     for (std::size_t place = 0; place < std::min(model.residencies.size(), PLACE_SCAN_MAX); ++place) {
         Residency& residency = *model.residencies[place];
-        Executor& executor = plans_.soonest(*residency.arena);
-        Slot slot{};
-        if (residency.doomed && !executor.worker->draining && executor.arena->number + 1 != pending.failed_on &&
-            delay_loads(executor, residency, pending, slot)) {
-            commit(pending, executor, residency, slot);
-            return true;
+        if (!residency.doomed || residency.arena->worker->draining) {
+            continue;
+        }
+        std::size_t looked = 0;
+        for (Executor* executor = residency.arena->executors.front(); executor != nullptr && looked < LOAD_SCAN_MAX;
+             executor = executor->after, ++looked) {
+            Slot slot{};
+            if (executor->number() + 1 != pending.failed_on && delay_loads(*executor, residency, pending, slot)) {
+                commit(pending, *executor, residency, slot);
+                return true;
+            }
         }
     }
     return false;
@@ -739,7 +789,7 @@ void Admission::note_asked(Pending& pending) {
 
 // Counts a request that was planned on, or refused by, the residency's device.
 void Admission::note_crowd(const Residency& residency, const Pending& pending) {
-    plans_.of(*residency.arena->executors.front()).crowd.add(state_.now, residency.share.batched_ns * pending.size);
+    plans_.crowd(*residency.arena).add(state_.now, residency.share.batched_ns * pending.size);
 }
 
 void Admission::refuse_in_detail(Pending& pending) {
@@ -873,23 +923,25 @@ bool Admission::displace(Pending& pending) {
         return false;
     }
     Slot slot{};
-    std::vector<Residency*> residencies;
-    for_some_residencies(*pending.model, [&](Residency& residency) { residencies.push_back(&residency); });
-    for (Residency* residency : residencies) {
+    std::vector<std::pair<Residency*, Executor*>> places;
+    for_some_executors(*pending.model, PLACE_TRY_MAX, [&](Residency& residency, Executor& executor, std::uint32_t) {
+        places.emplace_back(&residency, &executor);
+        return true;
+    });
+    for (auto [residency, executor] : places) {
         if (residency->doomed || residency->arena->worker->draining) {
             continue;
         }
-        Executor& executor = plans_.soonest(*residency->arena);
-        if (is_beyond_share(*residency, state_.now) && take_place(executor, *residency, pending)) {
+        if (is_beyond_share(*residency, state_.now) && take_place(*executor, *residency, pending)) {
             return true;
         }
-        find_displaced(executor, *residency, pending, displaced_);
+        find_displaced(*executor, *residency, pending, displaced_);
         if (displaced_.empty()) {
             continue;
         }
         answer_displaced(displaced_);
-        if (find_slot(executor, *residency, pending, false, slot)) {
-            commit(pending, executor, *residency, slot);
+        if (find_slot(*executor, *residency, pending, false, slot)) {
+            commit(pending, *executor, *residency, slot);
             return true;
         }
     }

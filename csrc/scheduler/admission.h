@@ -143,6 +143,9 @@ private:
 
     template <typename Function>
     void for_some_residencies(const Model& model, Function&& function) const;
+    template <typename Function>
+    void for_some_executors(const Model& model, std::size_t wide, Function&& function) const;
+    Executor* find_executor(Residency& residency, const Pending& pending, bool is_new, Slot& slot);
     // A request that looks for a place in an executor's plan.
     struct Search {
         Executor& executor;

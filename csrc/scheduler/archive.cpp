@@ -261,7 +261,12 @@ void State::archive(Archive& archive) {
     if (!archive.is_reading()) {
         return;
     }
-    pool<Model>().for_each_used([](Model& model) { model.background.sort(); });
+    pool<Model>().for_each_used([](Model& model) {
+        model.background.sort();
+        for (const Residency* residency : model.residencies) {
+            model.servers += residency->arena->executors.size();
+        }
+    });
     auto enter = [](auto& map, std::uint64_t id, auto& entry) {
         Archive::need(map.find(id) == nullptr, "something is there twice");
         map.set(id, &entry);

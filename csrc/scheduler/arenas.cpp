@@ -28,7 +28,7 @@ Residency* Arenas::propose_load(Arena& arena, Model& model, KindSpec& spec, Ns k
         return nullptr;
     }
     enter_pending(*residency);
-    model.residencies.push_back(residency);
+    model.enter(*residency);
     retime_loads(arena);
     return residency;
 }
@@ -44,7 +44,7 @@ Residency* Arenas::make_residency(Arena& arena, Model& model, KindSpec& spec, Ns
 
 // Sends a load that has its pages, before the pending ones.
 void Arenas::send_at_once(Residency& residency, bool hurries) {
-    residency.model->residencies.push_back(&residency);
+    residency.model->enter(residency);
     residency.arena->pending.push_back(&residency);
     send_load(residency, hurries);
 }
@@ -143,12 +143,12 @@ void Arenas::accept_load(Residency& residency) {
     for (Residency* victim : residency.victims) {
         Arena::doom(*victim, true);
     }
-    state_.touch(*residency.arena);
+    state_.touch_loads(*residency.arena);
 }
 
 void Arenas::drop_load(Residency& residency) {
     remove_from(residency.arena->pending, &residency);
-    remove_from(residency.model->residencies, &residency);
+    residency.model->leave(residency);
     absolve(*residency.arena, residency.victims);
     retime_loads(*residency.arena);
     gone(residency);
@@ -169,6 +169,9 @@ void Arenas::absolve(const Arena& arena, std::vector<Residency*>& victims) {
                                      [&](const Residency* other) { return contains(other->victims, victim); });
         for (const Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
             is_doomed = is_doomed || contains(executor->reservation.victims, victim);
+        }
+        if (victim->doomed && !is_doomed && arena.executors.size() > 1) {
+            state_.touch(*victim->arena);  // any executor may serve the model again
         }
         Arena::doom(*victim, is_doomed);
     }
@@ -350,7 +353,7 @@ bool Arenas::start_load(Residency& residency) {
         doom_more(arena, residency);
         return false;
     }
-    state_.touch(arena);
+    state_.touch_loads(arena);
     return true;
 }
 
@@ -607,7 +610,7 @@ void Arenas::doom_more(Arena& arena, Residency& residency) {
 
 void Arenas::evict(Residency& residency) {
     residency.arena->pages.free(residency.starts, residency.spec->runs);
-    state_.touch(*residency.arena);
+    state_.touch_loads(*residency.arena);
     send_unload(residency);
 }
 
@@ -617,7 +620,7 @@ void Arenas::send_unload(Residency& residency) {
     must(residency.flying == 0, "unloading a model that is running");
     if (residency.on_device) {
         arena.leave(&residency);
-        remove_from(residency.model->residencies, &residency);
+        residency.model->leave(residency);
         forget_victim(arena, residency);
         gone(residency);
     }
@@ -636,7 +639,7 @@ void Arenas::order_release(ActionKind kind, CommandKind order, Residency& reside
 }
 
 void Arenas::forget(Residency& residency) {
-    remove_from(residency.model->residencies, &residency);
+    residency.model->leave(residency);
     residency.arena->leave(&residency);
     gone(residency);
     state_.retire(&residency);

@@ -15,9 +15,10 @@ constexpr double LIFE_NS = static_cast<double>(DEMAND_HALF_LIFE_NS) / 0.69314718
 // a long one; no decision depends on its last bits.
 double left_after(Ns past_ns) { return std::exp(-static_cast<double>(past_ns) / LIFE_NS); }
 
-// Memory demand of a model: its pages on its devices, or its part of the links' time.
+// Memory demand of a model: its pages on its devices, or its part of the links' time. Both count for as many
+// devices as share an arena.
 struct Stay {
-    double pages;    // pages, as parts of a device
+    double pages;    // pages, as parts of an arena
     double loading;  // loading time, as parts of a link; infinite: the model has to stay
 };
 
@@ -41,13 +42,11 @@ const KindSpec* spec_of(const Model& model) {
     return nullptr;
 }
 
-double pages_of(const KindSpec& spec, const std::vector<Arena*>& arenas) {
-    for (const Arena* arena : arenas) {
-        if (arena->kind == spec.kind) {
-            return static_cast<double>(arena->pages.page_count());
-        }
-    }
-    return 0;
+// An arena of the kind that the model was prepared for; null: there is none with pages.
+const Arena* arena_of(const KindSpec& spec, const std::vector<Arena*>& arenas) {
+    auto found =
+        std::find_if(arenas.begin(), arenas.end(), [&](const Arena* arena) { return arena->kind == spec.kind; });
+    return found != arenas.end() && (*found)->pages.page_count() > 0 ? *found : nullptr;
 }
 
 // The least number of devices that have both the room for the models that stay resident and the link time to
@@ -172,14 +171,19 @@ double Demand::devices_wanted(Ns now, const std::vector<Model*>& models, const s
         weighted += own * known.run_ns;
         all += requests;
         waits.push_back({requests * known.alone, std::max(known.slack_ns - known.run_ns, 0.0)});
-        double there = pages_of(*spec, arenas), loads = static_cast<double>(spec->load_expected_ns());
-        if (there > 0) {
-            double copies = std::max(std::ceil(own / DEMAND_BUSY), 1.0);
+        if (const Arena* there = arena_of(*spec, arenas); there != nullptr) {
+            double width = there->width(), loads = static_cast<double>(spec->load_expected_ns());
+            double copies = std::max(std::ceil(own / DEMAND_BUSY / width), 1.0);
             bool can_wait = loads + known.run_ns <= known.slack_ns;
-            stays.push_back({spec->page_count * copies / there, can_wait ? requests / span * loads : INFINITY});
+            stays.push_back({spec->page_count * copies / there->pages.page_count() * width,
+                             can_wait ? requests / span * loads * width : INFINITY});
         }
     }
-    double most = DEMAND_GROWTH * static_cast<double>(std::max<std::size_t>(arenas.size(), 1));
+    double devices = 0;
+    for (const Arena* arena : arenas) {
+        devices += arena->width();
+    }
+    double most = DEMAND_GROWTH * std::max(devices, 1.0);
     double chance = chance_devices(waits, load, load > 0 ? weighted / load : 0, DEMAND_LATE * all, most);
     return std::min(std::max({load / DEMAND_BUSY, chance, memory_devices(stays)}), most);
 }

@@ -21,8 +21,9 @@
 // admitted, and those that another device might have served: refused because of the deadline, a full queue,
 // or memory. Copies for a shadow are not counted. The models that stay are those whose SLO leaves no time for
 // a load, then those that save the most loading for each page. A model that needs the time of several devices
-// takes its pages on as many. Rates have the half-life DEMAND_HALF_LIFE_NS. The counted devices are like
-// those that the models are on.
+// takes its pages on as many. Where devices share an arena, they come with all that share it, and take a
+// model's pages once. Rates have the half-life DEMAND_HALF_LIFE_NS. The counted devices are like those that
+// the models are on.
 #pragma once
 
 #include <vector>

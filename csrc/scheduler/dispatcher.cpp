@@ -29,6 +29,7 @@ void Dispatcher::settle(Ns now) {
             policy_->dispatch(*executor);
             parts_.reservations.look(*executor);
             state_.follow_wake(*executor);
+            state_.follow_wake(*executor->arena->executors.front());  // what it looks after may have changed
         }
     } while (!looking_.empty());
     Ns wake = state_.next_wake_ns();
@@ -142,7 +143,12 @@ void Dispatcher::action_done(Ns now, const ActionResult& result) {
     }
     parts_.flights.end(flight);
     parts_.flights.judge(flight, result);
-    state_.touch(*flight.arena);
+    if (flight.executor != nullptr) {
+        state_.touch(*flight.executor);
+    }
+    if (flight.executor == nullptr || flight.arena->doomed > 0) {
+        state_.touch_loads(*flight.arena);
+    }
     Model& model = *flight.residency->model;
     switch (flight.kind) {
         case ActionKind::LOAD: load_done(flight, result); break;
@@ -220,7 +226,7 @@ void Dispatcher::fetch_done(Flight& flight, const ActionResult& result) {
     }
     arenas_.end_host_action(flight);
     for (Arena* arena : worker.arenas) {
-        state_.touch(*arena);
+        state_.touch_loads(*arena);
     }
     policy_->memory().host_changed(worker, model);
     if (model.draining) {
@@ -339,7 +345,7 @@ void Dispatcher::infer_failed(Flight& flight, const ActionResult& result) {
     for (Pending* pending : waiting_) {
         pending->widenings = static_cast<std::uint8_t>(pending->widenings + is_late);
         if (status == Status::DEVICE_ERROR) {
-            pending->failed_on = flight.arena->number + 1;
+            pending->failed_on = flight.executor->number() + 1;
         }
         requests_.again(*pending, final_status, said, is_counted);
     }

@@ -73,7 +73,8 @@ private:
     void give_up_load(Residency& residency, const ActionResult& result);
 
     // Workers that join and leave (workers.cpp).
-    void add_device(Worker& worker, const DeviceSpec& spec);
+    void add_device(Worker& worker, const DeviceSpec& spec, std::uint32_t index);
+    Arena* add_arena(Worker& worker, const DeviceSpec& spec, std::uint32_t index);
     void take_unsent(Arena& arena, std::vector<Pending*>& waiting);
     void lose_flight(Flight& flight, std::vector<Pending*>& waiting);
     void lose_device(Arena& arena, std::vector<Model*>& touched);

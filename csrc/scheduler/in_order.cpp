@@ -31,10 +31,12 @@ bool InOrder::collect(const Pending& pending) {
         if (!is_promised(*residency)) {
             continue;
         }
-        if (devices_.size() == ORDERED_DEVICES_MAX) {
-            return false;
+        for (const Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
+            if (devices_.size() == ORDERED_DEVICES_MAX) {
+                return false;
+            }
+            devices_.push_back({&arena, std::max(executor->free_ns(state_.now), state_.now + arena.worker->there_ns)});
         }
-        devices_.push_back({&arena, std::max(arena.free_ns(state_.now), state_.now + arena.worker->there_ns)});
         queues_.for_each_model(arena, [&](std::uint32_t slot) {
             for (const auto& queue : queues_.of(state_.at<Model>(slot))) {
                 if (queue->ready && !queue->empty() && goes_before(*queue, queue->front(), pending) &&

@@ -1,6 +1,7 @@
 // Records of workers, their arenas and executors, and the arithmetic of their timelines.
 //
-// A worker's device is an arena and the executors that run the models in it.
+// A worker's device is an executor. It runs the models of an arena: its own, or that of another device, whose
+// number is smaller.
 #pragma once
 
 #include <algorithm>
@@ -170,6 +171,8 @@ struct Executor {
     void archive(Archive& archive);
 
     bool usable() const;
+    // Order of joining, over all workers.
+    std::uint64_t number() const;
     // Whether nothing may be sent to the executor, because a suspect request runs there alone.
     bool is_closed() const { return !lane.empty() && lane.front()->is_apart; }
     // Whether a request has to wait until nothing else is under way on this executor.
@@ -185,13 +188,13 @@ struct Executor {
     void retime_lane(Ns time);
 };
 
-// Memory for models, in pages, with a lane of loads. One or more executors run the models in it; at present
-// always one.
+// Memory for models, in pages, with a lane of loads. One or more executors run the models in it. The first is
+// its owner: the device that loads are ordered for.
 struct Arena {
     Worker* worker = nullptr;
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;
-    std::uint32_t index = 0;   // the worker's number for the arena
+    std::uint32_t index = 0;   // the worker's number for its owner
     std::uint64_t number = 0;  // order of joining, breaks ties
     // Kind of device and page size together: layouts, and so loads, differ with the page.
     std::uint32_t kind = 0;
@@ -237,6 +240,8 @@ struct Arena {
         }
         return last;
     }
+    // Number of its executors, as a factor of device time.
+    double width() const { return executors.size(); }
     // Whether its executors have no actions under way.
     bool is_idle() const;
     // Wakes the first executor, which looks after the arena's loads.
@@ -314,11 +319,22 @@ struct Worker {
     void retime_link() { link_free_ns = std::max(loads_from_ns + loads_ns, reserved_ns); }
     // When the results of all LOADs under way should have come.
     Ns loads_due_ns() const { return loads_from_ns + loads_ns + back_ns; }
-    // The arena of this number; null if there is none, or it was lost.
+    // The arena whose owner has this number; null if there is none, or it was lost.
     Arena* arena(std::int32_t index) const {
         for (Arena* arena : arenas) {
             if (arena->index == static_cast<std::uint32_t>(index)) {
                 return arena;
+            }
+        }
+        return nullptr;
+    }
+    // The executor of this number; null if there is none, or its arena was lost.
+    Executor* executor(std::int32_t index) const {
+        for (const Arena* arena : arenas) {
+            for (Executor* executor = arena->executors.front(); executor != nullptr; executor = executor->after) {
+                if (executor->index == static_cast<std::uint32_t>(index)) {
+                    return executor;
+                }
             }
         }
         return nullptr;
@@ -332,6 +348,8 @@ inline bool has_pending_loads(const Worker& worker) {
 }
 
 inline bool Executor::usable() const { return !worker->draining; }
+
+inline std::uint64_t Executor::number() const { return arena->number + (index - arena->index); }
 
 inline bool Arena::usable() const { return !worker->draining; }
 
@@ -366,6 +384,34 @@ void for_each_coming(const Arena& arena, Function&& function) {
             function(*flight->residency);
         }
     }
+}
+
+inline Residency* Model::next_asked() {
+    if (residencies.empty()) {
+        return nullptr;
+    }
+    std::uint32_t turn = asked_cursor++ % servers;
+    if (servers == residencies.size()) {
+        return residencies[turn];
+    }
+    for (Residency* residency : residencies) {
+        std::uint32_t width = residency->arena->executors.size();
+        if (turn < width) {
+            return residency;
+        }
+        turn -= width;
+    }
+    return residencies.back();
+}
+
+inline void Model::enter(Residency& residency) {
+    residencies.push_back(&residency);
+    servers += residency.arena->executors.size();
+}
+
+inline void Model::leave(Residency& residency) {
+    residencies.erase(std::find(residencies.begin(), residencies.end(), &residency));
+    servers -= residency.arena->executors.size();
 }
 
 inline bool Model::is_somewhere() const {

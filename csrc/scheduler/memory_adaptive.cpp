@@ -300,8 +300,8 @@ bool AdaptiveMemory::could_copy(const Pending& pending) const {
     return (record == nullptr || !record->is_everywhere) && shortfalls_.could_copy(pending);
 }
 
-bool AdaptiveMemory::is_served_elsewhere(const Pending& pending, const Arena& arena) const {
-    return shortfalls_.is_served_by_another(pending, arena) || could_copy(pending);
+bool AdaptiveMemory::is_served_elsewhere(const Pending& pending, const Executor& executor) const {
+    return shortfalls_.is_served_by_another(pending, executor) || could_copy(pending);
 }
 
 // Whether requests of the model would be late although another device could load it.
@@ -362,7 +362,7 @@ void AdaptiveMemory::found_all_busy(Model& model) {
     }
     if (Arena* arena = placement_.find_spare(model); arena != nullptr) {
         offered_[arena->slot] = model.slot;
-        state_.touch(*arena);
+        state_.touch_loads(*arena);
     }
 }
 
@@ -383,7 +383,7 @@ void AdaptiveMemory::ask(Model& model) {
             });
         if (arena != nullptr) {
             again_ns_[arena->slot] = 0;
-            state_.touch(*arena);
+            state_.touch_loads(*arena);
         }
     }
 }
@@ -581,7 +581,7 @@ void AdaptiveMemory::look(Arena& arena) {
         ++(spec != nullptr ? scanned : passed);
         if (spec != nullptr && (cold || earns_copy(arena, *spec, model))) {
             if (Arena* other = roomier(arena, *spec, model); other != nullptr) {
-                state_.touch(*other);
+                state_.touch_loads(*other);
                 aside_.emplace_back(slot, is_put_back);
                 continue;
             }

@@ -126,10 +126,10 @@ public:
     void look(Arena& arena) override;
     void press(Queue& queue) override;
     void turned_away(const Model& model) override;
-    bool is_served_elsewhere(const Pending& pending, const Arena& arena) const override;
+    bool is_served_elsewhere(const Pending& pending, const Executor& executor) const override;
     bool could_copy(const Pending& pending) const override;
-    bool is_needed(const Model& model, const Arena& arena) const override {
-        return shortfalls_.of(model, &arena).late > 0;
+    bool is_needed(const Model& model, const Executor& executor) const override {
+        return shortfalls_.of(model, &executor).late > 0;
     }
     void found_all_busy(Model& model) override;
     bool may_evict(const Residency& residency) const override;

@@ -186,14 +186,14 @@ Score PaperMemory::score(const Arena& arena) const {
     if (arena.worker->link_free_ns >= now() + ahead_ns_) {
         return {-1};
     }
-    return {loads_[arena.slot]};
+    return {loads_[arena.slot] / static_cast<Ns>(arena.executors.size())};
 }
 
 void PaperMemory::call(Model& model) {
     if (Arena *arena = placement_.find_target(
             model, [this](const Arena& other_arena, const KindSpec&, const Score&) { return score(other_arena); });
         arena != nullptr) {
-        state_.touch(*arena);
+        state_.touch_loads(*arena);
     }
 }
 

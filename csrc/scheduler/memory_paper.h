@@ -107,7 +107,7 @@ private:
     void call(Model& model);
     Score score(const Arena& arena) const;
     double weight(const Arena& arena) const {
-        return static_cast<double>(PAPER_CAPACITY_NS) / static_cast<double>(loads_[arena.slot]);
+        return static_cast<double>(PAPER_CAPACITY_NS) * arena.width() / static_cast<double>(loads_[arena.slot]);
     }
 
     State& state_;

@@ -38,12 +38,13 @@ std::uint32_t Placement::loading(const Arena& arena) {
 // Number of the devices that have or load the model and are fast enough for its first request.
 std::size_t Placement::servers(const Model& model) const {
     if (model.specs.size() < 2) {
-        return model.residencies.size();
+        return model.servers;
     }
-    auto count = std::count_if(model.residencies.begin(), model.residencies.end(), [&](const Residency* residency) {
-        return !queues_.is_too_slow(model, *residency->spec);
-    });
-    return static_cast<std::size_t>(std::max<std::ptrdiff_t>(count, 1));
+    std::size_t count = 0;
+    for (const Residency* residency : model.residencies) {
+        count += queues_.is_too_slow(model, *residency->spec) ? 0 : residency->arena->executors.size();
+    }
+    return std::max<std::size_t>(count, 1);
 }
 
 Ns Placement::backlog_ns(const Arena& arena, const Ahead& ahead, Ns enough_ns) const {
@@ -96,7 +97,8 @@ Ns Placement::begin_ns(const Arena& arena, const Ahead& ahead, Ns enough_ns) con
         const Queue* queue = coming.model == &ahead.but ? nullptr : queues_.first_due(*coming.model);
         if (queue != nullptr && queue->front().deadline_ns <= ahead.due_ns) {
             std::uint32_t rows = std::max(std::min(queue->rows(), coming.spec->batch_max), queue->front().size);
-            begin = std::max(begin, coming.ready_ns) + coming.spec->alone_ns(queue->shape, rows);
+            Ns alone = coming.spec->alone_ns(queue->shape, rows);
+            begin = std::max(begin, coming.ready_ns) + alone / static_cast<Ns>(arena.executors.size());
         }
     });
     return begin;
@@ -111,9 +113,10 @@ Arena* Placement::find_spare(const Model& model) {
         if ((slot >= from) != is_behind) {
             return true;
         }
-        Arena* arena = state_.at<Executor>(slot).arena;
+        const Executor& executor = state_.at<Executor>(slot);
+        Arena* arena = executor.arena;
         const KindSpec* spec = model.spec(*arena);
-        bool is_spare = spec != nullptr && arena->is_idle() && arena->has_room(*spec) && loading(*arena) == 0 &&
+        bool is_spare = spec != nullptr && executor.lane.empty() && arena->has_room(*spec) && loading(*arena) == 0 &&
                         loadable(*arena, model) != nullptr;
         if (is_spare) {
             found = arena;
@@ -136,7 +139,7 @@ bool Placement::offer_to_host(const Model& model) {
         return false;
     }
     for (Arena* arena : host->arenas) {
-        state_.touch(*arena);
+        state_.touch_loads(*arena);
     }
     return true;
 }

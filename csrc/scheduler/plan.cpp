@@ -195,6 +195,7 @@ void Plans::clear(Executor& executor, std::vector<Pending*>& waiting) {
 void Plans::load_done(Residency& residency, Ns took_ns) {
     for (Batch* batch : residency.batches) {
         --of(*batch->executor).unready;
+        state_.touch(*batch->executor);
         for (Pending* pending : batch->pendings) {
             pending->load_ns = took_ns;
         }

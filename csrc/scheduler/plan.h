@@ -17,7 +17,7 @@ inline constexpr Ns CROWD_HALF_LIFE_NS = 50 * MS;
 // Device time surely asked for is the mean less this many standard deviations.
 inline constexpr double CROWD_SIGMAS = 3;
 
-// Requests that lately asked for an executor, those that were refused among them.
+// Requests that lately asked for the executors of an arena, those that were refused among them.
 class Crowd {
 public:
     // Notes a request that takes batched_ns of device time in a batch.
@@ -25,12 +25,12 @@ public:
         asked_.advance(now);
         asked_.add(batched_ns);
     }
-    // The part of the device time surely asked for that the executor does not have; 0 if it suffices.
-    double surplus(Ns now) const {
+    // The part of the device time surely asked for that `width` executors do not have; 0 if they suffice.
+    double surplus(Ns now, double width) const {
         ArrivalRate asked = asked_;
         asked.advance(now);
         double rate = asked.rate(-CROWD_SIGMAS);
-        return rate > 1 ? 1 - 1 / rate : 0;
+        return rate > width ? 1 - width / rate : 0;
     }
 
     void archive(Archive& archive) { archive(asked_); }
@@ -45,7 +45,7 @@ struct Plan {
     std::vector<Ns> keys;     // keys of the batches, ascending
     Ns planned_ns = 0;        // durations of all batches
     std::size_t unready = 0;  // batches whose model is not resident yet
-    Crowd crowd;
+    Crowd crowd;              // of an arena, in the plan of its first executor
 
     bool empty() const { return batches.empty(); }
     std::size_t size() const { return batches.size(); }
@@ -118,6 +118,10 @@ public:
     Plan& of(const Executor& executor) { return plans_[executor.slot]; }
     const Plan& of(const Executor& executor) const { return plans_[executor.slot]; }
     void add(const Executor& executor);
+    Crowd& crowd(const Arena& arena) { return of(*arena.executors.front()).crowd; }
+    double surplus(const Arena& arena) const {
+        return of(*arena.executors.front()).crowd.surplus(state_.now, arena.width());
+    }
     // The arena's executor that finishes its sent and planned work first.
     Executor& soonest(const Arena& arena) const {
         Executor* best = arena.executors.front();

@@ -185,7 +185,7 @@ void Queued::turn_out(const Queue& queue, Pending& pending) {
     }
     std::uint32_t most = pending.alone ? pending.size : std::max(std::min(rows, spec->batch_max), pending.size);
     Ns takes = rules_->duration_ns(*spec, queue.shape, most);
-    Ns devices = static_cast<Ns>(std::max<std::size_t>(model.residencies.size(), 1));
+    Ns devices = static_cast<Ns>(std::max(model.servers, 1u));
     Ns wait = start + takes * before / most / devices + takes + first->worker->back_ns - state_.now;
     Ns slo = pending.deadline_ns - pending.request.arrived_ns;
     Ns feasible = std::max(state_.now - pending.request.arrived_ns + wait, slo + 1);
@@ -475,6 +475,9 @@ void Queued::load_done(Residency& residency, Ns took_ns) {
         }
     }
     memory_->arrived_on(residency);
+    if (residency.arena->executors.size() > 1 && queues_.has_ready(model)) {
+        wake(model);  // each executor that takes a batch wakes the next
+    }
 }
 
 void Queued::load_given_up(Residency& residency, const AnswerSentence& said) {

@@ -393,6 +393,7 @@ struct alignas(CACHE_LINE) Model {
     bool aside = false;              // being removed because of faults of its executions
     std::uint8_t load_evidence = 0;  // evidence that loading it ends workers, since its last successful load
     std::vector<Residency*> residencies;
+    std::uint32_t servers = 0;      // executors of the arenas that its residencies are in
     std::vector<KindSpec*> specs;   // a preparation for each kind of device and each way to prepare there
     std::vector<WorkerId> workers;  // workers that have prepared it, in the order of their messages
     PendingList background;         // requests without a deadline, not planned yet
@@ -416,9 +417,13 @@ struct alignas(CACHE_LINE) Model {
     RecentTimes<OVERRUNS_MAX> overruns;
     Ns overrun_ns = 0;  // end of the last overrun
 
-    // Returns the residency that the next request is charged to where none can be named, in turn. Null: there
-    // is none.
-    Residency* next_asked() { return residencies.empty() ? nullptr : residencies[asked_cursor++ % residencies.size()]; }
+    // Returns the residency that the next request is charged to where none can be named: in turn, as often as
+    // its arena has executors. Null: there is none.
+    Residency* next_asked();
+
+    // Enters a residency in the list, or removes it.
+    void enter(Residency& residency);
+    void leave(Residency& residency);
 
     // Whether the model is on a device, or will be, whose worker is not leaving.
     bool is_somewhere() const;
@@ -434,6 +439,8 @@ struct alignas(CACHE_LINE) Model {
         specs.clear();
         workers.clear();
         residencies.clear();
+        servers = 0;
+        homes = {};
         live = served = 0;
         unloads = fetches = drops = touched = place_cursor = asked_cursor = load_cursor = 0;
         demand = ModelDemand();

@@ -186,7 +186,7 @@ void Requests::leave_background(Pending& pending) {
 void Requests::wake_devices(Model& model) {
     if (model.residencies.size() <= WAKE_MAX) {
         for (Residency* residency : model.residencies) {
-            state_.touch(*residency->arena);
+            state_.touch_idle(*residency->arena);
         }
     } else {  // a busy device is handled when its action is done
         std::size_t count = model.residencies.size(), at = model.place_cursor % count;
@@ -195,7 +195,7 @@ void Requests::wake_devices(Model& model) {
             at = at + 1 < count ? at + 1 : 0;
             if (arena.is_idle()) {
                 model.place_cursor = static_cast<std::uint32_t>(at);
-                state_.touch(arena);
+                state_.touch_idle(arena);
                 break;
             }
         }
@@ -203,7 +203,7 @@ void Requests::wake_devices(Model& model) {
     if (!model.is_within_reach()) {
         arenas_.find_loadable(model, places_);
         for (const Place& place : places_) {
-            state_.touch(*place.arena);
+            state_.touch_idle(*place.arena);
         }
     }
 }

@@ -65,6 +65,9 @@ struct PolicyStatus {
 struct DeviceStatus {
     WorkerId worker = 0;
     std::uint32_t device = 0;  // number of the device within its worker
+    // Number of the device whose arena it executes from. That device's row alone has the figures of the
+    // arena: loads, pages, models and shares.
+    std::uint32_t arena = 0;
     std::uint32_t kind = 0;
     std::uint64_t planned_requests = 0;
     std::uint64_t planned_batches = 0;

@@ -24,20 +24,20 @@ double batched_ns(Curve& curve, std::uint32_t batch_max, Ns slack_ns) {
     return least;
 }
 
-// The device time per nanosecond that a model asks for, of which `asked` was counted: at least its part of
-// what surely arrives now.
+// The device time per nanosecond that a model asks for in an arena, of which `asked` was counted: at least
+// its part of what surely arrives now.
 double asked_now(const Residency& residency, double asked, Ns now) {
     const Model& model = *residency.model;
     ArrivalRate recent = model.asked;
     recent.advance(now);
-    return std::max(asked, recent.rate(-ASKED_SIGMAS) / static_cast<double>(model.residencies.size()));
+    return std::max(asked, recent.rate(-ASKED_SIGMAS) / model.servers * residency.arena->width());
 }
 
 // Whether the last requests ask for no more than the device's time. The sums over the window still contain a
 // surge that has ended, and a division by them would refuse requests that nothing competes with. Where
 // executions take longer than expected, the expected times of requests do not say so.
 bool is_surge_over(const Arena& arena, Ns now) {
-    if (arena.asked.rate_at_most(now, ASKED_SIGMAS) > SHARE_ASKED || has_overdue(arena, now)) {
+    if (arena.asked.rate_at_most(now, ASKED_SIGMAS) > SHARE_ASKED * arena.width() || has_overdue(arena, now)) {
         return false;
     }
     const Residency* residency = arena.resident.front();
@@ -60,7 +60,7 @@ void divide(Arena& arena, Ns now) {
         }
     }
     shares.asked = std::accumulate(wanted.begin(), wanted.end(), 0.0);
-    if (level_of(wanted, 1, SHARE_ASKED) == 0 || is_surge_over(arena, now)) {
+    if (level_of(wanted, arena.width(), SHARE_ASKED) == 0 || is_surge_over(arena, now)) {
         return;
     }
     wanted.clear();
@@ -69,7 +69,7 @@ void divide(Arena& arena, Ns now) {
         wanted.push_back(asked_now(*resident, rate, now));
     }
     std::vector<double> asked = wanted;  // in the order of the device's models
-    double level = level_of(wanted, 1, SHARE_ASKED), had_sum = 0;
+    double level = level_of(wanted, arena.width(), SHARE_ASKED), had_sum = 0;
     shares.level = level;
     std::size_t greedy_count = 0, place = 0;
     for (Residency* resident = arena.resident.front(); resident != nullptr; resident = arena.resident.next(resident)) {
@@ -98,11 +98,11 @@ void divide(Arena& arena, Ns now) {
         bool is_rare = requests * static_cast<double>(share.slack_ns) < 1;
         double each = is_rare ? alone : share.batched_ns;
         double takes = std::min(requests * each, level);
-        shares.busy += takes;
-        shares.spread_ns += takes * each;
+        shares.busy += takes / arena.width();
+        shares.spread_ns += takes * each / arena.width();
         shares.alone_max_ns = std::max(shares.alone_max_ns, share.alone_ns);
         // With several devices that hold the model, the next is free that much sooner.
-        Ns copies = static_cast<Ns>(other_residency->model->residencies.size());
+        Ns copies = static_cast<Ns>(other_residency->model->servers);
         shares.slack_min_ns = std::min(shares.slack_min_ns, share.slack_ns);
         shares.batch_max_ns = std::min(shares.batch_max_ns, share.slack_ns * copies / SHARE_BATCH_PART);
         some_within = true;
@@ -227,10 +227,11 @@ ShareUse use_of(const Residency& residency, ModelShare& share, Ns now, bool has_
         return use;
     }
     // Batches that were taken back were charged, perhaps in the window before: the charge may be negative.
-    double charged = std::max(use.had, 0.0), had = charged + excess;
-    bool is_unknown = share.overdue >= OVERDUE_COUNT && had > SHARE_OVERDUE;
-    double asked = use.asked * had < SHARE_UNKNOWN * charged ? use.asked * had / charged : SHARE_UNKNOWN;
-    use.asked = std::max({use.asked, had, is_unknown ? SHARE_UNKNOWN : use.asked > 0 ? asked : 0});
+    double charged = std::max(use.had, 0.0), had = charged + excess, width = residency.arena->width();
+    double unknown = SHARE_UNKNOWN * width;
+    bool is_unknown = share.overdue >= OVERDUE_COUNT && had > SHARE_OVERDUE * width;
+    double asked = use.asked * had < unknown * charged ? use.asked * had / charged : unknown;
+    use.asked = std::max({use.asked, had, is_unknown ? unknown : use.asked > 0 ? asked : 0});
     use.had = had;
     return use;
 }
@@ -255,7 +256,7 @@ bool is_divided(Arena& arena, Ns now) {
 
 bool is_asked_for(Arena& arena, Ns now, double part) {
     is_divided(arena, now);
-    return now < arena.shares.contested_until_ns && arena.shares.asked >= part;
+    return now < arena.shares.contested_until_ns && arena.shares.asked >= part * arena.width();
 }
 
 bool is_beyond_share(Residency& residency, Ns now) {

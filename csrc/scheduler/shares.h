@@ -153,13 +153,13 @@ struct DeviceShares {
     Ns contested_until_ns = -NEVER_NS;
     Ns divided_ns = -NEVER_NS;   // time of the division below
     bool is_divided = false;     // some model is beyond its share, some are within
-    double busy = 0;             // part of the time that models within their shares take
+    double busy = 0;             // part of each executor's time that models within their shares take
     double spread_ns = 0;        // variance of that time, per time
     Ns alone_max_ns = 0;         // the longest execution of a request of models within their shares
     Ns slack_min_ns = NEVER_NS;  // least SLO of models within their shares
     Ns batch_max_ns = NEVER_NS;  // longest batch of models beyond their shares, unless it is a single request
-    double asked = 0;            // part of the time that all models ask for
-    double level = 0;            // level of the shares; 0: all that is asked for fits
+    double asked = 0;            // time that all models ask for, in the time of an executor
+    double level = 0;            // level of the shares, likewise; 0: all that is asked for fits
 
     void archive(Archive& archive) {
         archive(contested_until_ns, divided_ns, is_divided, busy, spread_ns, alone_max_ns, slack_min_ns, batch_max_ns,

@@ -5,9 +5,33 @@
 
 namespace clockwork {
 
+// Calls function(free_ns) for each executor of a residency's arena but `without`, with the time at which it
+// could begin with the model's request that is due at due_ns, until it returns false.
+template <typename Function>
+void Shortfalls::for_each_server(const Residency& residency, const Executor* without, Ns due_ns,
+                                 Function&& function) const {
+    const Arena& arena = *residency.arena;
+    Ns soonest = state_.now + arena.worker->there_ns;
+    Ns behind = NEVER_NS;  // the wait behind other models, where the arena is free first
+    for (const Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
+        if (executor == without) {
+            continue;
+        }
+        if (behind == NEVER_NS) {
+            behind = placement_.begin_ns(arena, {due_ns, *residency.model}, NEVER_NS) -
+                     std::max(arena.free_ns(state_.now), soonest);
+        }
+        Ns begin = std::max(executor->free_ns(state_.now), soonest) + behind;
+        // The others are served while the model is loaded.
+        if (!function(residency.state != ResidencyState::RESIDENT ? std::max(begin, residency.ready_ns) : begin)) {
+            return;
+        }
+    }
+}
+
 // Has the waiting requests of a model served in the order of their deadlines by the devices that have or load
 // it, each by the first to be free.
-Shortfall Shortfalls::of(const Model& model, const Arena* without) const {
+Shortfall Shortfalls::of(const Model& model, const Executor* without) const {
     Shortfall found;
     const Queue* first = queues_.first_due(model);
     if (first == nullptr) {
@@ -16,10 +40,12 @@ Shortfall Shortfalls::of(const Model& model, const Arena* without) const {
     servers_.clear();
     placement_.begin_backlogs();
     for (const Residency* residency : model.residencies) {
-        if (is_promised(*residency) && residency->arena != without && servers_.size() < SHORT_DEVICES_MAX &&
+        if (is_promised(*residency) && servers_.size() < SHORT_DEVICES_MAX &&
             !queues_.is_too_slow(model, *residency->spec)) {
-            Ns free = free_ns(*residency, first->front().deadline_ns);
-            servers_.push_back({free, residency->spec, residency->arena->worker->back_ns});
+            for_each_server(*residency, without, first->front().deadline_ns, [&](Ns free) {
+                servers_.push_back({free, residency->spec, residency->arena->worker->back_ns});
+                return servers_.size() < SHORT_DEVICES_MAX;
+            });
         }
     }
     if (servers_.empty()) {
@@ -71,25 +97,23 @@ Shortfall Shortfalls::of(const Model& model, const Arena* without) const {
 }
 
 bool Shortfalls::has_time(const Model& model) const {
-    return busy_.sum(state_.now, model.workers.size(), state_.arenas.size()) <= BUSY_SUM;
+    return busy_.sum(state_.now, model.workers.size(), state_.executors.size()) <= BUSY_SUM;
 }
 
-// When a device that has or loads the model could begin with its request that is due at due_ns.
-Ns Shortfalls::free_ns(const Residency& residency, Ns due_ns) const {
-    Ns begin = placement_.begin_ns(*residency.arena, {due_ns, *residency.model}, NEVER_NS);
-    // The others are served while the model is loaded.
-    return residency.state != ResidencyState::RESIDENT ? std::max(begin, residency.ready_ns) : begin;
-}
-
-bool Shortfalls::is_served_by_another(const Pending& pending, const Arena& arena) const {
+bool Shortfalls::is_served_by_another(const Pending& pending, const Executor& executor) const {
     for (const Residency* residency : pending.model->residencies) {
-        if (residency->arena == &arena || !is_promised(*residency)) {
+        if (!is_promised(*residency)) {
             continue;
         }
         placement_.begin_backlogs();
-        Ns end = free_ns(*residency, pending.deadline_ns) +
-                 residency->spec->alone_ns(pending.request.shape, pending.size) + residency->arena->worker->back_ns;
-        if (end <= pending.deadline_ns) {
+        Ns latest = pending.deadline_ns - residency->spec->alone_ns(pending.request.shape, pending.size) -
+                    residency->arena->worker->back_ns;
+        bool is_served = false;
+        for_each_server(*residency, &executor, pending.deadline_ns, [&](Ns free) {
+            is_served = free <= latest;
+            return !is_served;
+        });
+        if (is_served) {
             return true;
         }
     }
@@ -133,7 +157,7 @@ bool Shortfalls::could_copy(const Pending& pending) const {
                 continue;
             }
             begin = loaded;
-            seen += 1 + (latest - start) / std::max<Ns>(alone, 1);
+            seen += (1 + (latest - start) / std::max<Ns>(alone, 1)) * static_cast<Ns>(arena->executors.size());
             if (seen >= wanted) {
                 return true;
             }

@@ -31,7 +31,7 @@ public:
 
     // The model's shortfall, if its devices serve its requests in the order of their deadlines.
     // without: a device that is left out; null: none.
-    Shortfall of(const Model& model, const Arena* without = nullptr) const;
+    Shortfall of(const Model& model, const Executor* without = nullptr) const;
     // Whether copies, loaded now, would serve an arriving request in time, beside those of the shortfall.
     bool could_copy(const Pending& pending) const;
     // Counts the planned time of a load, or of an execution.
@@ -44,8 +44,8 @@ public:
 
     void archive(Archive& archive) { archive(busy_); }
 
-    // Whether a device other than `arena`, which has or loads the model, would serve a request in time.
-    bool is_served_by_another(const Pending& pending, const Arena& arena) const;
+    // Whether another device than this one, which has or loads the model, would serve a request in time.
+    bool is_served_by_another(const Pending& pending, const Executor& executor) const;
 
 private:
     // A device that has or loads the model.
@@ -56,7 +56,8 @@ private:
         bool operator>(const Server& other) const { return free_ns > other.free_ns; }
     };
 
-    Ns free_ns(const Residency& residency, Ns due_ns) const;
+    template <typename Function>
+    void for_each_server(const Residency& residency, const Executor* without, Ns due_ns, Function&& function) const;
 
     State& state_;
     const Arenas& arenas_;

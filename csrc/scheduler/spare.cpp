@@ -50,7 +50,9 @@ Batch* Spare::steal(Executor& executor, Ns free) {
             Batch* batch = plan[place];
             const Model& model = *batch->residency->model;
             Residency* here = executor.arena->models.test(model.slot) ? executor.arena->find(&model) : nullptr;
-            if (!is_usable(here)) {
+            // Batches of a doomed model may change their executor, but not their arena.
+            bool stays = here == batch->residency && here->state == ResidencyState::RESIDENT;
+            if (!is_usable(here) && !stays) {
                 continue;
             }
             Curve* curve = here->spec->program->curve(batch->shape);
@@ -61,7 +63,7 @@ Batch* Spare::steal(Executor& executor, Ns free) {
             bool has_failed_here = false;
             for (const Pending* pending : batch->pendings) {
                 deadline = std::min(deadline, pending->deadline_ns);
-                has_failed_here |= pending->failed_on == executor.arena->number + 1;
+                has_failed_here |= pending->failed_on == executor.number() + 1;
             }
             if (has_failed_here) {
                 continue;

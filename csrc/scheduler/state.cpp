@@ -89,8 +89,10 @@ void State::check_invariants(const Policy& policy) const {
             place(member, "background");
         }
         background_count += !model->background.empty();
+        std::uint32_t servers = 0;
         for (const Residency* residency : model->residencies) {
             const Arena* arena = residency->arena;
+            servers += arena->executors.size();
             must(std::find(arenas.begin(), arenas.end(), arena) != arenas.end(), "a residency in an arena that left");
             bool is_home = residency->state == ResidencyState::RESIDENT;
             for (const Executor* sibling = arena->executors.front(); sibling != nullptr; sibling = sibling->after) {
@@ -98,6 +100,7 @@ void State::check_invariants(const Policy& policy) const {
             }
             must(is_home == arena->models.test(model->slot), "the index of an arena's models is wrong");
         }
+        must(servers == model->servers, "a model's executors were miscounted");
     }
     must(background_count == background.size(), "background index is wrong");
     std::vector<const Pending*> waiting;
@@ -144,6 +147,11 @@ void State::check_plan(const Executor& executor, const std::vector<Batch*>& plan
 }
 
 void State::check_arena(const Arena& arena, const Policy& policy) {
+    must(!arena.executors.empty() && arena.executors.front()->index == arena.index, "an arena without its owner");
+    for (const Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
+        must(executor->arena == &arena && executor->worker == arena.worker && executor->index >= arena.index,
+             "an executor of another arena");
+    }
     arena.pages.check_invariants();
     std::unordered_map<std::uint32_t, ModelId> used;
     std::uint32_t doomed = 0;
@@ -212,10 +220,14 @@ void State::note_waited(const Model& model, Ns since_ns, const Executor* except)
         if (residency.state != ResidencyState::RESIDENT || !residency.arena->usable()) {
             continue;
         }
-        for (Executor* there = residency.arena->executors.front(); there != nullptr; there = there->after) {
+        const auto& all = residency.arena->executors;
+        bool is_there = except != nullptr && except->arena == residency.arena && except->after != nullptr;
+        Executor* there = is_there ? except->after : all.front();
+        for (std::size_t seen = 0; seen < std::min<std::size_t>(all.size(), IDLE_LOOK_MAX); ++seen) {
             if (there != except && there->lane.empty()) {
                 count_idle(*there, std::max(since_ns, residency.loaded_ns), now);
             }
+            there = there->after != nullptr ? there->after : all.front();
         }
     }
 }

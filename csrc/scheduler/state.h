@@ -17,7 +17,8 @@ namespace clockwork {
 // Timers of answered requests that may exceed the live ones in the heap before it is rebuilt.
 inline constexpr std::size_t TIMERS_SLACK = 64;
 
-// Bound on the devices of a model that are checked for idle time while a request for it waited.
+// Bound on the arenas of a model, and on the executors of each, that are checked for idle time while a
+// request for it waited.
 inline constexpr std::size_t IDLE_LOOK_MAX = 4;
 
 class State {
@@ -79,6 +80,23 @@ public:
         for (Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
             touch(*executor);
         }
+    }
+    // Note that an arena's loads changed: its first executor is looked at, which looks after them, and those
+    // that want pages for their worker.
+    void touch_loads(Arena& arena) {
+        for (Executor* executor = arena.executors.front(); executor != nullptr; executor = executor->after) {
+            if (executor == arena.executors.front() || executor->reservation.expected_ns != 0) {
+                touch(*executor);
+            }
+        }
+    }
+    // Note that an arena has work for an idle executor.
+    void touch_idle(Arena& arena) {
+        Executor* executor = arena.executors.front();
+        while (executor != nullptr && (executor->dirty || !executor->lane.empty())) {
+            executor = executor->after;
+        }
+        touch(executor != nullptr ? *executor : *arena.executors.front());
     }
     void untouch(Executor& executor);
     // Take the touched executors, which are no longer touched afterwards. False: there are none.

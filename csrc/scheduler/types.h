@@ -68,6 +68,8 @@ struct DeviceSpec {
     std::uint64_t page_bytes = 0;
     std::uint32_t page_count = 0;
     std::uint32_t run_ahead = 1;
+    // number of the worker's device whose arena this device executes from, a smaller one; -1: it has its own
+    std::int32_t arena = -1;
 };
 
 struct ActionResult {

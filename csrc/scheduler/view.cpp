@@ -45,6 +45,7 @@ DeviceStatus status_of(const Executor& executor, const std::vector<Batch*>& plan
     DeviceStatus row;
     row.worker = worker.worker_id;
     row.device = executor.index;
+    row.arena = arena.index;
     row.kind = arena.kind_said;
     for (const Batch* batch : planned) {
         row.planned_requests += batch->pendings.size();
@@ -52,13 +53,7 @@ DeviceStatus status_of(const Executor& executor, const std::vector<Batch*>& plan
     }
     row.planned_batches = planned.size();
     row.in_flight = executor.lane.size();
-    row.loading = arena.loading;
-    row.loads_waiting = arena.pending.size();
-    row.pages = arena.pages.page_count();
-    row.pages_free = arena.pages.free_count();
-    row.resident = arena.resident.size();
     row.served = executor.served;
-    row.evicted_early = arena.evicted_early;
     row.idle_with_work_ns = executor.time.idle_with_work_ns;
     row.lead_ns = executor.lead.is_learnt() ? executor.lead.ns(now) : 0;
     ExecutorTime::Mark recent = executor.time.recent(now);
@@ -78,7 +73,15 @@ DeviceStatus status_of(const Executor& executor, const std::vector<Batch*>& plan
     row.inputs_bytes = worker.inputs.bytes_under_way();
     row.inputs_mb_ns = worker.inputs.takes_ns(now, 1'000'000);
     row.copies_mb_ns = worker.copies.takes_ns(now, 1'000'000);
-    show_shares(arena, now, row);
+    if (&executor == arena.executors.front()) {
+        row.loading = arena.loading;
+        row.loads_waiting = arena.pending.size();
+        row.pages = arena.pages.page_count();
+        row.pages_free = arena.pages.free_count();
+        row.resident = arena.resident.size();
+        row.evicted_early = arena.evicted_early;
+        show_shares(arena, now, row);
+    }
     return row;
 }
 
@@ -219,9 +222,9 @@ Snapshot Dispatcher::snapshot() const {
     for (const Executor* executor : state_.executors) {
         std::vector<ResidencyStatus>& resident = all.resident.emplace_back();
         const auto& here = executor->arena->resident;
-        for (const Residency* other_residency = here.front(); other_residency != nullptr;
-             other_residency = here.next(other_residency)) {
-            resident.push_back(whereabouts_of(*other_residency));
+        const Residency* first = executor->index == executor->arena->index ? here.front() : nullptr;
+        for (const Residency* residency = first; residency != nullptr; residency = here.next(residency)) {
+            resident.push_back(whereabouts_of(*residency));
         }
         std::vector<PlannedBatch>& plan = all.plans.emplace_back();
         for (const Batch* batch : policy_->planned(*executor)) {
@@ -239,7 +242,7 @@ Snapshot Dispatcher::snapshot() const {
             FlightStatus& row = all.flights.emplace_back();
             row = {flight->action_id,
                    last->worker_id,
-                   flight->arena->index,
+                   flight->executor != nullptr ? flight->executor->index : flight->arena->index,
                    static_cast<int>(flight->kind),
                    flight->residency->model->model_id,
                    {}};

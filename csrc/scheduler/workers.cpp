@@ -26,35 +26,43 @@ void Dispatcher::worker_joined(Ns now, WorkerId worker_id, const std::vector<Dev
     worker->host_bytes = host_bytes;
     state_.tiered += host_bytes > 0;
     state_.by_worker.set(static_cast<std::uint32_t>(worker_id), worker);
+    std::uint64_t first = device_count_;
     for (const DeviceSpec& spec : devices) {
-        add_device(*worker, spec);
+        add_device(*worker, spec, static_cast<std::uint32_t>(device_count_++ - first));
     }
 }
 
-// Adds a device of a worker: an arena with one executor.
-void Dispatcher::add_device(Worker& worker, const DeviceSpec& spec) {
+// Adds a device of a worker: an executor, of an arena of its own or of that of another device.
+void Dispatcher::add_device(Worker& worker, const DeviceSpec& spec, std::uint32_t index) {
+    Arena* arena = spec.arena < 0 ? add_arena(worker, spec, index) : worker.arena(spec.arena);
+    must(arena != nullptr && arena->page_bytes == spec.page_bytes && arena->pages.page_count() == spec.page_count,
+         "a device executes from an arena that is not there");
+    Executor* executor = state_.pool<Executor>().make();
+    executor->arena = arena;
+    executor->worker = &worker;
+    executor->index = index;
+    executor->run_ahead = arena->run_ahead;
+    executor->idle_since_ns = state_.now;
+    executor->time.last.at_ns = executor->time.before_last.at_ns = state_.now;
+    arena->executors.push_back(executor);
+    state_.executors.push_back(executor);
+    policy_->joined(*executor);
+}
+
+Arena* Dispatcher::add_arena(Worker& worker, const DeviceSpec& spec, std::uint32_t index) {
     Arena* arena = state_.pool<Arena>().make();
     arena->worker = &worker;
-    arena->index = static_cast<std::uint32_t>(worker.arenas.size());
-    arena->number = device_count_++;
+    arena->index = index;
+    arena->number = device_count_ - 1;
     arena->kind = kind_of(spec);
     arena->kind_said = spec.kind;
     arena->page_bytes = spec.page_bytes;
     arena->pages = PageAllocator(spec.page_count);
     arena->run_ahead = std::max(spec.run_ahead, 1u);
-    Executor* executor = state_.pool<Executor>().make();
-    executor->arena = arena;
-    executor->worker = &worker;
-    executor->index = arena->index;
-    executor->run_ahead = arena->run_ahead;
-    executor->idle_since_ns = state_.now;
-    executor->time.last.at_ns = executor->time.before_last.at_ns = state_.now;
-    arena->executors.push_back(executor);
     parts_.learning.set_kind_count(kinds_.size());
     worker.arenas.push_back(arena);
     state_.arenas.push_back(arena);
-    state_.executors.push_back(executor);
-    policy_->joined(*executor);
+    return arena;
 }
 
 void Dispatcher::worker_left(Ns now, WorkerId worker_id) {
@@ -93,10 +101,11 @@ void Dispatcher::worker_left(Ns now, WorkerId worker_id) {
 void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
     state_.advance(now);
     Worker* worker = state_.find_worker(worker_id);
-    Arena* arena = worker != nullptr ? worker->arena(index) : nullptr;
-    if (arena == nullptr) {
+    const Executor* lost = worker != nullptr ? worker->executor(index) : nullptr;
+    if (lost == nullptr) {
         return;
     }
+    Arena* arena = lost->arena;  // lost with all its executors
     if (worker->arenas.size() == 1) {
         worker_left(now, worker_id);  // the worker has no device left
         return;
@@ -244,14 +253,9 @@ void Dispatcher::worker_draining(Ns now, WorkerId worker_id) {
 void Dispatcher::device_clock(Ns now, WorkerId worker_id, std::int32_t index, std::uint32_t mhz) {
     state_.advance(now);
     Worker* worker = state_.find_worker(worker_id);
-    Arena* arena = worker != nullptr ? worker->arena(index) : nullptr;
-    if (arena == nullptr || mhz == 0) {
-        return;
-    }
-    for (Executor* executor = arena->executors.front(); executor != nullptr; executor = executor->after) {
-        if (mhz != executor->clock_mhz) {
-            parts_.learning.set_clock(*executor, mhz);
-        }
+    Executor* executor = worker != nullptr ? worker->executor(index) : nullptr;
+    if (executor != nullptr && mhz != 0 && mhz != executor->clock_mhz) {
+        parts_.learning.set_clock(*executor, mhz);
     }
 }
 
@@ -259,9 +263,10 @@ void Dispatcher::time_wanted(Ns now, WorkerId worker_id, std::int32_t index, Mod
                              const std::vector<std::uint32_t>& runs) {
     state_.advance(now);
     Worker* worker = state_.find_worker(worker_id);
-    Arena* arena = worker != nullptr ? worker->arena(index) : nullptr;
-    if (arena != nullptr && arena->pages.page_count() > 0 && PageAllocator(arena->pages.page_count()).fits(runs)) {
-        parts_.reservations.want(*arena->executors.front(), model_id, expected_ns, runs);
+    Executor* executor = worker != nullptr ? worker->executor(index) : nullptr;
+    std::uint32_t pages = executor != nullptr ? executor->arena->pages.page_count() : 0;
+    if (pages > 0 && PageAllocator(pages).fits(runs)) {
+        parts_.reservations.want(*executor, model_id, expected_ns, runs);
     }
 }
 

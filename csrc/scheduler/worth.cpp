@@ -40,7 +40,9 @@ double Worths::worth(const Residency& residency, double busy) const {
     double saved = rate(model) * static_cast<double>(residency.spec->load_planned_ns());
     for (const Residency* other : model.residencies) {
         if (other != &residency && is_promised(*other) && is_of_use(model, *other->spec)) {
-            saved *= busy;
+            for (std::uint32_t count = other->arena->executors.size(); count > 0; --count) {
+                saved *= busy;
+            }
         }
     }
     return saved / std::max<std::uint32_t>(residency.spec->page_count, 1);

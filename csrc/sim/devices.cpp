@@ -32,6 +32,10 @@ void World::join(std::uint32_t index) {
     sync_clock(worker);
     specs_.assign(worker.device_count,
                   DeviceSpec{worker.kind, cluster_.page_bytes, cluster_.page_count, cluster_.run_ahead});
+    for (std::uint32_t number = 0; number < worker.device_count; ++number) {
+        const Device& device = devices_[worker.first_device + number];
+        specs_[number].arena = has_arena(device) ? -1 : static_cast<std::int32_t>(device.arena);
+    }
     note(0, worker.id, index);
     record_joined(worker);
     scheduler_->worker_joined(now_, worker.id, specs_, cluster_.host_bytes);

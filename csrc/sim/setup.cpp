@@ -29,7 +29,7 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelSetup> model
       random_(run.seed, 1) {
     if (models_.empty())
         throw std::invalid_argument("a world without models");
-    if (cluster_.devices < 1 || cluster_.devices_per_worker < 1) {
+    if (cluster_.devices < 1 || cluster_.devices_per_worker < 1 || cluster_.executors < 1) {
         throw std::invalid_argument("a world without devices");
     }
     for (const ModelSetup& model : models_) {
@@ -85,9 +85,12 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelSetup> model
         for (std::uint32_t number = 0; number < worker.device_count; ++number) {
             const std::uint32_t device = worker.first_device + number;
             emulated::EmulatedHostStore* store = worker.store ? &*worker.store : nullptr;
-            devices_.push_back({index, number, ActionQueue(cluster_.run_ahead, cluster_.actions_queued_max),
+            const std::uint32_t arena = number - number % cluster_.executors;
+            devices_.push_back({index, number, arena, ActionQueue(cluster_.run_ahead, cluster_.actions_queued_max),
                                 emulated::EmulatedDevice(settings_, &worker.link, store, device, worker.speed,
                                                          Random(run_.seed, 1'000'000 + device))});
+            if (arena != number)
+                devices_.back().lanes.execute_from(devices_[worker.first_device + arena].lanes);
         }
     }
     accounts_.models.resize(models_.size());
@@ -157,8 +160,8 @@ void World::drain_set_up() {
     }
 }
 
-// Loads the models of run_.placed. Without it: every model on every device if all fit, else as many copies as
-// fit, spread over the devices.
+// Loads the models of run_.placed, each into the arena of its device. Without it: every model into every
+// arena if all fit, else as many copies as fit, spread over the arenas.
 void World::preload() {
     struct Room {
         std::uint64_t free;
@@ -176,7 +179,7 @@ void World::preload() {
             pages += most_extra;
             std::size_t best = rooms.size();
             for (std::size_t number = 0; number < rooms.size(); ++number) {
-                if (rooms[number].has[model] || rooms[number].free < pages)
+                if (!has_arena(devices_[number]) || rooms[number].has[model] || rooms[number].free < pages)
                     continue;
                 if (best == rooms.size() || rooms[number].free > rooms[best].free)
                     best = number;
@@ -189,8 +192,10 @@ void World::preload() {
             placed = true;
         }
     }
-    if (!run_.placed.empty())
-        wanted = run_.placed;
+    for (const auto& [number, model] : run_.placed) {
+        const Device& device = devices_[number];
+        wanted.emplace_back(workers_[device.worker].first_device + device.arena, model);
+    }
     std::size_t accepted = 0;
     std::vector<std::uint32_t> under_way(workers_.size());
     std::size_t waited = 0;

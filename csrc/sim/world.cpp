@@ -471,6 +471,8 @@ void World::order(const Command& command) {
         default: break;
     }
     demand(worker.store || lane_of(action.kind) != LaneKind::FETCH, "an order to a host store that is none");
+    demand(executes(action.kind) || has_arena(devices_[action.device]),
+           "a load is ordered for a device without an arena");
     if (executes(action.kind))
         action.profiled_ns = model.table[std::min<std::size_t>(action.rows, model.table.size() - 1)];
     set_window(action, command);
@@ -552,6 +554,8 @@ void World::at_rest() {
         const WorkerState& worker = workers_[device.worker];
         demand(device.queue.queued_count() + device.queue.started_count() == 0, "an action is left at a worker");
         held.clear();
+        if (!has_arena(device))
+            continue;
         if (!worker.alive || !scheduler_->picture(worker.id, static_cast<std::int32_t>(device.index), held))
             continue;
         demand(device.lanes.resident_count() == held.size(),

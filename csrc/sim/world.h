@@ -64,6 +64,9 @@ struct RecordedModel {
 
 struct ClusterSetup {
     std::uint32_t devices = 1, devices_per_worker = 1;
+    // Devices of a worker that share an arena, that of the first of them: they are its executors. A worker's
+    // last arena may have fewer.
+    std::uint32_t executors = 1;
     std::uint64_t page_bytes = 16 << 20;
     std::uint32_t page_count = 1376;
     std::uint32_t run_ahead = 2;
@@ -235,7 +238,8 @@ private:
     };
 
     struct Device {
-        std::uint32_t worker = 0, index = 0;
+        std::uint32_t worker = 0, index = 0;  // index within the worker
+        std::uint32_t arena = 0;              // index within the worker of the device whose arena it has
         ActionQueue queue;
         emulated::EmulatedDevice lanes;
         Ns queue_due_ns = NEVER_NS;  // time of the pending QUEUE_DUE
@@ -271,6 +275,8 @@ private:
         Ns last_ns = 0;
         bool fed = false, over = false;
     };
+
+    bool has_arena(const Device& device) const { return device.arena == device.index; }
 
     // Functions of setup.cpp
     void preload();

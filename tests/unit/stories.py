@@ -24,6 +24,7 @@ from clockwork.scheduler.types import (
     Tick,
     Wake,
     WorkerJoined,
+    device_shape,
 )
 from clockwork.wire.messages import NEVER_NS, Status
 
@@ -54,8 +55,8 @@ def spec(
 
 
 class Story:
-    """Workers of `devices` devices each; resident: every model is on the first device at 1 s, where stories
-    begin."""
+    """Workers of `devices` devices each, of which `executors` share an arena; resident: every model is on the
+    first device at 1 s, where stories begin."""
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class Story:
         pages: int = 4,
         workers: int = 1,
         devices: int = 1,
+        executors: int = 1,
         resident: bool = True,
         memory: str = "",
         run_ahead: int = 2,
@@ -77,8 +79,17 @@ class Story:
         self.wake = NEVER_NS
         self.ids = 0
         for worker in range(1, workers + 1):
-            device = ("cpu", PAGE_BYTES, pages, run_ahead)
-            self(WorkerJoined(0, worker, (device,) * devices, host_pages * PAGE_BYTES))
+            shapes = tuple(
+                device_shape(
+                    "cpu",
+                    PAGE_BYTES,
+                    pages,
+                    run_ahead,
+                    place - place % executors if place % executors else -1,
+                )
+                for place in range(devices)
+            )
+            self(WorkerJoined(0, worker, shapes, host_pages * PAGE_BYTES))
             self(LinkMeasured(0, worker, link_ns, link_ns))
             for one in specs if worker == 1 else ():
                 self(ModelReady(0, worker, one))

@@ -22,7 +22,7 @@ TYPE_OF: dict[str, str] = {
         "Reason": "reason",
         "Fault": "fault",
         "bool": "set_aside batches",
-        "std::int32_t": "device",
+        "std::int32_t": "device arena",
         "std::int64_t": "version",
         "std::uint8_t": "priority",
         "std::uint32_t": "rows part mhz batch batch_max page_count run_ahead",
@@ -40,6 +40,9 @@ ENUM_INITIALS = {"status": "OK", "reason": "NONE", "fault": "WORKER_LOST"}
 IN_COMMANDS = {"run_starts": "runs", "requests": "ids"}
 """Lists of a command are a part of these of Commands."""
 
+LEFT_OUT = {"arena": -1}
+"""Last fields of records in lists that are left out if they have this value."""
+
 COMMAND_FIELDS = {"at_ns": "earliest_ns"}
 """Fields of Command that have another name than in Python."""
 
@@ -52,6 +55,8 @@ def field(name: str) -> str:
     kind = type_of(name)
     if name in ENUM_INITIALS:
         return f"{kind} {name} = {kind}::{ENUM_INITIALS[name]};"
+    if name in LEFT_OUT:
+        return f"{kind} {name} = {LEFT_OUT[name]};"
     return f"{kind} {name}{' = false' if kind == 'bool' else '' if kind.startswith('std::s') else ' = 0'};"
 
 
@@ -223,7 +228,16 @@ def event_fields(kind: Any) -> Iterator[str]:
 
 
 def pack_rows(source: str, names: Sequence[str]) -> list[str]:
-    lines = [f"packer.array({len(names)});", *(line for name in names for line in pack(name, f"each.{name}"))]
+    kept = [name for name in names if name not in LEFT_OUT]
+    told = [f"each.{name} != {LEFT_OUT[name]}" for name in names if name in LEFT_OUT]
+    lines = [f"packer.array({' + '.join([str(len(kept)), *(f'({each} ? 1u : 0u)' for each in told)])});"]
+    for name in names:
+        packed = pack(name, f"each.{name}")
+        lines += (
+            [f"if (each.{name} != {LEFT_OUT[name]})", *(f"    {line}" for line in packed)]
+            if name in LEFT_OUT
+            else packed
+        )
     return [f"packer.array({source}.size());", *block(f"for (const auto& each : {source})", lines)]
 
 

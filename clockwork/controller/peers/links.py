@@ -90,6 +90,12 @@ def parse_devices(rows: list[dict[str, Any]]) -> list[DeviceInfo]:
     return devices
 
 
+def sharing(devices: Sequence[DeviceInfo], index: int) -> list[int]:
+    """The numbers of the devices that execute from the same arena as this one, which is among them."""
+    owners = [number if device.arena < 0 else device.arena for number, device in enumerate(devices)]
+    return [number for number, owner in enumerate(owners) if owner == owners[index]]
+
+
 def why_not_shared(devices: Sequence[DeviceInfo]) -> str:
     """The reason why devices cannot execute from the arenas that they name; "" if they can."""
     for index, device in enumerate(devices):

@@ -56,6 +56,7 @@ from clockwork.controller.peers.links import (
     named,
     new_damage,
     parse_devices,
+    sharing,
     why_not_shared,
 )
 from clockwork.controller.ports.flaws import Flaw, result_text
@@ -73,6 +74,7 @@ from clockwork.scheduler.types import (
     WorkerDraining,
     WorkerJoined,
     WorkerLeft,
+    device_shape,
 )
 from clockwork.wire import codec
 from clockwork.wire.forms import INT64_MAX
@@ -228,7 +230,13 @@ class WorkerPort:
         self._ping(worker)
         self._count_devices()
         shapes = tuple(
-            (f"{device.kind}/{device.fingerprint}", device.page_bytes, device.page_count, device.run_ahead)
+            device_shape(
+                f"{device.kind}/{device.fingerprint}",
+                device.page_bytes,
+                device.page_count,
+                device.run_ahead,
+                device.arena,
+            )
             for device in devices
         )
         self._effects.append(Tell(WorkerJoined(now, worker_id, shapes, devices[0].host_bytes)))
@@ -428,11 +436,15 @@ class WorkerPort:
             raise InvalidInput(f"device {index} of {len(worker.devices)}")
         if index in worker.offline:
             return
-        worker.offline[index] = message.text[:300]
         self._effects.append(Tell(DeviceLost(self._context.now_ns, worker.worker_id, index)))
+        for lost in sharing(worker.devices, index):
+            self._note_lost(worker, lost, message.text)
+
+    def _note_lost(self, worker: WorkerLink, index: int, text: str) -> None:
+        worker.offline[index] = text[:300]
         name = worker.devices[index].name
-        log.error("device %d (%s) of worker %s is offline: %s", index, name, worker.name, message.text[:300])
-        self._effects.append(NoteTrouble(TroubleKind.DEVICE_LOST, f"{worker.name}/{index}", message.text))
+        log.error("device %d (%s) of worker %s is offline: %s", index, name, worker.name, text[:300])
+        self._effects.append(NoteTrouble(TroubleKind.DEVICE_LOST, f"{worker.name}/{index}", text))
         lost = {"worker": worker.name, "state": "device lost", "device": index, "why": worker.offline[index]}
         self._effects.append(Publish("worker", lost))
 

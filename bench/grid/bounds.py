@@ -10,10 +10,11 @@ because a schedule cannot use more than the budgets. The right side, maximised f
 therefore an upper bound at *every* price, and the prices that make it smallest only make it sharper: an
 inexact search for them loses tightness, never validity.
 
-Budgets, of D devices with P pages each, for the requests that arrive within the window [W, W + T]:
+Budgets, of D devices that execute from A arenas with P pages each, for the requests that arrive within the
+window [W, W + T]:
   device time  D (T + S), S the longest SLO: their batches run between W and W + T + S.
-  link time    D (T + S), each device loading one model at a time.
-  memory       D P T.
+  link time    A (T + S), each arena loading one model at a time.
+  memory       A P T.
 
 Cost of executing. A batch of b costs exec(b).
   *fluid*: a request of model m costs at least min exec(b) / b over the b that its SLO leaves room for,
@@ -177,7 +178,8 @@ class Relaxation:
         self.starts = np.searchsorted(self.models, np.arange(cell.models + 1)).astype(np.int64)
         slo_max = int(longest.max())
         device_ns = float(cell.devices * (span + slo_max))
-        self.budgets = np.array([device_ns, device_ns, float(cell.devices * cell.page_count) * span])
+        link_ns = float(cell.arenas * (span + slo_max))
+        self.budgets = np.array([device_ns, link_ns, float(cell.arenas * cell.page_count) * span])
         curves = [curve(profile) for profile in served]
         costs = np.array([[cheapest(times, int(slo)) for slo in row] for times, row in zip(curves, slos)])
         self.cost = costs[self.models, self.groups]  # for each request, its cost in the fluid bound

@@ -4,7 +4,8 @@ A cell is a line of key=value pairs, so that anyone can add one on the command l
 
     devices=8,models=20,slo=3x,gain=20,exec=4ms,arrivals=poisson,zipf=0,fits=1,priorities=1
 
-devices     how many, one to a worker
+devices     how many, one to a worker, or as many as share an arena
+executors   how many devices share an arena; 1: each has its own
 models      how many
 slo         2x (times the model's own time for one request) or 100ms; several classes as 2x/5x/15x, drawn per
             request, so that one model has them all
@@ -14,8 +15,8 @@ exec        time for one request, unless zoo
 arrivals    poisson; cv4: each model a Gamma renewal process with a coefficient of variation of 4; bursts: the
             models sleep, and every now and then one gets BURST_REQUESTS in a row
 zipf        exponent of popularity; 0: all alike
-fits        the share of all models' pages that all devices together hold; 1: every device holds every model
-            from the start; v100: 1,376 pages of 16 MiB a device, the paper's
+fits        the share of all models' pages that all arenas together hold; 1: every arena holds every model
+            from the start; v100: 1,376 pages of 16 MiB an arena, the paper's
 priorities  levels, drawn per request
 speeds      1/0.5: the devices' speeds in turn, the fastest 1; 1: all alike
 
@@ -95,10 +96,16 @@ class Cell:
     fits: str = "1"
     priorities: int = 1
     speeds: tuple[float, ...] = (1.0,)
+    executors: int = 1
+
+    @property
+    def arenas(self) -> int:
+        """The number of arenas, each with a link for its loads."""
+        return math.ceil(self.devices / self.executors)
 
     @property
     def resident(self) -> bool:
-        """Whether every device holds every model from the start."""
+        """Whether every arena holds every model from the start."""
         return self.fits == "1"
 
     @property
@@ -113,14 +120,14 @@ class Cell:
 
     @property
     def page_count(self) -> int:
-        """Pages of each device."""
+        """Pages of each arena."""
         if self.fits == "v100":
             return V100_PAGES
         pages = [profile.pages(PAGE_BYTES) for profile in profiles(self)]
         if self.resident:
             return sum(pages)
         # Below a handful of models a device cannot load one while it runs another.
-        return max(math.ceil(float(self.fits) * sum(pages) / self.devices), 4 * max(pages))
+        return max(math.ceil(float(self.fits) * sum(pages) / self.arenas), 4 * max(pages))
 
     def shares(self) -> list[float]:
         """Each model's share of the requests, the most popular first."""
@@ -177,6 +184,8 @@ class Cell:
         written = {key: write(self) for key, write in WRITTEN.items()}
         if self.speeds == (1.0,):
             del written["speeds"]
+        if self.executors == 1:
+            del written["executors"]
         return ",".join(f"{key}={value}" for key, value in written.items())
 
 
@@ -191,6 +200,7 @@ WRITTEN: dict[str, Callable[[Cell], object]] = {
     "fits": lambda cell: cell.fits,
     "priorities": lambda cell: cell.priorities,
     "speeds": lambda cell: "/".join(f"{speed:g}" for speed in cell.speeds),
+    "executors": lambda cell: cell.executors,
 }
 
 
@@ -266,9 +276,12 @@ def specified(name: str, spec: str) -> Cell:
         fits=given.get("fits", "1"),
         priorities=int(given.get("priorities", 1)),
         speeds=tuple(float(speed) for speed in given.get("speeds", "1").split("/")),
+        executors=int(given.get("executors", 1)),
     )
-    if cell.devices < 1 or cell.models < 1 or cell.priorities < 1 or cell.exec_ns < 1:
-        raise ValueError(f"{spec!r}: devices, models, priorities and exec are at least 1")
+    if min(cell.devices, cell.models, cell.priorities, cell.exec_ns, cell.executors) < 1:
+        raise ValueError(f"{spec!r}: devices, models, priorities, exec and executors are at least 1")
+    if cell.devices % cell.executors:
+        raise ValueError(f"{spec!r}: each arena has as many executors, which divide the devices")
     if cell.arrivals not in ("poisson", "cv4", "bursts"):
         raise ValueError(f"arrivals={cell.arrivals}: poisson, cv4 or bursts")
     if cell.gain != "zoo" and float(cell.gain) < 0:
@@ -328,6 +341,13 @@ _TABLE: Mapping[str, str] = {
     "d100-m200-tight-high-cv4": "devices=100,models=200,slo=2x,gain=20,exec=20ms,zipf=0.9,arrivals=cv4",
     "d100-m4000-pressed-high": "devices=100,models=4000,slo=4x,gain=20,exec=20ms,zipf=0.9,fits=0.4",
     "d100-m4000-pressed-zoo-cv4": "devices=100,models=4000,slo=100ms,gain=zoo,zipf=0.9,fits=v100,arrivals=cv4",
+    # Executors that share an arena: one arena, and four.
+    "e4-m20-tight-low": "devices=4,models=20,slo=1.5x,gain=1,executors=4",
+    "e4-m200-pressed-high": "devices=4,models=200,slo=5x,gain=20,zipf=0.9,fits=0.4,executors=4",
+    "e16-m20-mixed-high": "devices=16,models=20,slo=2x/5x/15x,gain=20,executors=16",
+    "e16-m200-medium-zoo": "devices=16,models=200,slo=50ms,gain=zoo,zipf=0.9,executors=16",
+    "e16-m200-cold-zoo": "devices=16,models=200,slo=100ms,gain=zoo,arrivals=bursts,fits=0.3,executors=16",
+    "e64-m200-tight-high": "devices=64,models=200,slo=2x,gain=20,exec=20ms,executors=16",
 }
 
 CELLS: dict[str, Cell] = {name: specified(name, spec) for name, spec in _TABLE.items()}

@@ -79,7 +79,8 @@ def _short(value: float | int) -> float | int:
 def cluster(cell: Cell) -> Cluster:
     return Cluster(
         devices=cell.devices,
-        devices_per_worker=1,
+        devices_per_worker=cell.executors,
+        executors=cell.executors,
         page_bytes=PAGE_BYTES,
         page_count=cell.page_count,
         speeds=cell.speeds,

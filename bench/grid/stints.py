@@ -4,7 +4,7 @@ whole.
 The duals of bounds.py charge memory only for the time between two requests of a model that exceeds the SLO,
 each time anew, as if a request could be executed at its arrival and at its deadline, and as if loads and
 executions needed no memory. Here memory is charged by *stints*. A stint is the time from the beginning of a
-copy's load on a device to the end of its last batch there. All pages of the model are on that device for the
+copy's load into an arena to the end of its last batch there. All pages of the model are there for the
 whole stint, its weights cross the link once, and its first batch starts after the load.
 
 A stint whose first batch holds a request that arrived at a, and whose last batch of b requests holds one that
@@ -30,9 +30,9 @@ Batches keep their device time. The order of a model's requests is that of their
 policy of the grid; with one device it makes no difference. With several SLOs in a model, each request is
 given the longest of them.
 
-Budgets, of D devices with P pages each, for the requests that arrive within [W, W + T], S the longest SLO: D
-(T + S) of device time, of link time, and of time for each page. Copies are whole, so P is lowered to a
-multiple of the largest number that divides every model's pages.
+Budgets, of D devices that execute from A arenas with P pages each, for the requests that arrive within [W, W +
+T], S the longest SLO: D (T + S) of device time, A (T + S) of link time, and of time for each page. Copies are
+whole, so P is lowered to a multiple of the largest number that divides every model's pages.
 """
 
 from __future__ import annotations
@@ -82,8 +82,10 @@ class StintDual:
         self.pages = np.array(pages, np.float64)
         self.held = not cell.cold
         usable = cell.page_count - cell.page_count % math.gcd(*pages)
-        budget_ns = cell.devices * float(end - begin + slos.max())
-        self.budgets = np.array([budget_ns, budget_ns, budget_ns * usable])
+        each_ns = float(end - begin + slos.max())
+        self.budgets = np.array(
+            [cell.devices * each_ns, cell.arenas * each_ns, cell.arenas * each_ns * usable]
+        )
 
     def value(self, prices: bounds.Floats) -> tuple[float, bounds.Floats]:
         """(the bound on the requests served, at these prices; its slope by each price)."""

@@ -14,7 +14,8 @@ ALL = list(cells.CELLS.values())
 
 def test_the_grid_spans_what_it_should() -> None:
     assert len(ALL) >= 32
-    assert {one.devices for one in ALL} == {1, 8, 24, 100}
+    assert {one.devices for one in ALL if one.executors == 1} == {1, 8, 24, 100}
+    assert {(one.devices, one.executors) for one in ALL if one.executors > 1} == {(4, 4), (16, 16), (64, 16)}
     assert {one.models for one in ALL} == {1, 6, 20, 200, 4000}
     assert {one.arrivals for one in ALL} == {"poisson", "cv4", "bursts"}
     assert {one.gain for one in ALL} >= {"0.5", "20", "zoo"}
@@ -44,6 +45,8 @@ def test_a_cell_is_its_specification(cell: cells.Cell) -> None:
         ("fits=2", "share"),
         ("speeds=0.5/0.25", "the fastest 1"),
         ("speeds=1/0", "above 0"),
+        ("executors=0", "at least 1"),
+        ("devices=6,executors=4", "divide the devices"),
     ],
 )
 def test_a_wrong_cell_is_refused_with_a_reason(text: str, reason: str) -> None:

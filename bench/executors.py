@@ -1,9 +1,9 @@
 """python -m bench.executors: one arena with N executors against N devices with an arena each, simulated.
 
 Each line is a cluster of one worker: `arena` is one arena of M pages with N executors, `split` is N devices
-that share these M pages out, `each` is N devices of M pages each. The same requests go to all of them. Printed
-are the good answers per second, loads per request, p99 of the latency, and the scheduler's processor time for
-a request, which is a real time of this machine.
+that share these M pages out, `each` is N devices of M pages each. The same requests go to all of them.
+Printed are the good answers per second, loads per request, p99 of the latency, and the scheduler's processor
+time for a request, which is a real time of this machine.
 """
 
 from __future__ import annotations

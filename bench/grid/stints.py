@@ -30,9 +30,9 @@ Batches keep their device time. The order of a model's requests is that of their
 policy of the grid; with one device it makes no difference. With several SLOs in a model, each request is
 given the longest of them.
 
-Budgets, of D devices that execute from A arenas with P pages each, for the requests that arrive within [W, W +
-T], S the longest SLO: D (T + S) of device time, A (T + S) of link time, and of time for each page. Copies are
-whole, so P is lowered to a multiple of the largest number that divides every model's pages.
+Budgets, of D devices that execute from A arenas with P pages each, for the requests that arrive within
+[W, W + T], S the longest SLO: D (T + S) of device time, A (T + S) of link time, and of time for each page.
+Copies are whole, so P is lowered to a multiple of the largest number that divides every model's pages.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Workers whose devices share an arena: those that cannot are told why; emulated executors serve a model that is
-loaded once."""
+"""Workers whose devices share an arena: those that cannot are told why; emulated executors serve a model that
+is loaded once."""
 
 from __future__ import annotations
 

@@ -69,6 +69,9 @@ bool Admission::place(Pending& pending, bool is_new) {
     for (std::size_t ahead = from; is_wide && ahead < std::min(from + PREFETCH, count); ++ahead) {
         __builtin_prefetch(model.residencies[ahead]);  // far too many to lie in the cache
     }
+    // While devices are busy, a batch that can grow is better than a batch of its own on another executor of
+    // the arena.
+    bool joins_first = model.servers > count && is_busy();
     Slot best{NEVER_NS, 0, nullptr, 0}, slot{};
     Residency* chosen = nullptr;
     Executor* runs = nullptr;
@@ -80,12 +83,17 @@ bool Admission::place(Pending& pending, bool is_new) {
             !find_slot(executor, residency, pending, is_new, slot)) {
             return true;
         }
-        if (chosen == nullptr || slot.finish_ns < best.finish_ns) {
+        bool is_better = chosen == nullptr || slot.finish_ns < best.finish_ns;
+        if (joins_first && chosen != nullptr && (slot.batch != nullptr) != (best.batch != nullptr)) {
+            is_better = slot.batch != nullptr;
+        }
+        if (is_better) {
             best = slot;
             chosen = &residency;
             runs = &executor;
             model.place_cursor = next;
-            return !is_wide || !executor.lane.empty() || !plans_.of(executor).empty() || residency.ready_ns != 0;
+            return !is_wide || joins_first || !executor.lane.empty() || !plans_.of(executor).empty() ||
+                   residency.ready_ns != 0;
         }
         return true;
     });
@@ -302,9 +310,16 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
     bool may_join = curve != nullptr && spec.batch_max > 1 && !residency.batches.empty() && !pending.alone;
     const Search search{executor, residency, pending, curve, duration, inputs, limit, free, is_beyond};
     if (may_join) {
-        std::size_t count = residency.batches.size();
-        for (std::size_t back = 1; back <= std::min(count, JOIN_SCAN_MAX); ++back) {
-            if (join(search, residency.batches[count - back], slot)) {
+        std::size_t count = residency.batches.size(), looked = 0;
+        for (std::size_t back = 1; back <= std::min(count, JOIN_SCAN_MAX * PLACE_SCAN_MAX); ++back) {
+            Batch* batch = residency.batches[count - back];
+            if (batch->executor != &executor) {
+                continue;  // of another executor of the arena
+            }
+            if (looked++ == JOIN_SCAN_MAX) {
+                break;
+            }
+            if (join(search, batch, slot)) {
                 return true;
             }
         }
@@ -358,7 +373,7 @@ bool Admission::join(const Search& search, Batch* batch, Slot& slot) {
     const Plan& plan = plans_.of(executor);
     std::uint32_t total = batch->size + search.pending.size;
     if (total > search.residency.spec->batch_max || batch->shape != search.pending.request.shape ||
-        batch->executor != &executor || batch->pendings.front()->alone) {
+        batch->pendings.front()->alone) {
         return false;
     }
     Ns growth = plans_.planned_ns(*search.residency.spec, *search.curve, total) - batch->duration_ns;

@@ -18,7 +18,9 @@ from clockwork.scheduler.types import (
     DeviceLost,
     SendInfer,
     SendLoad,
+    SendReserve,
     SendUnload,
+    TimeWanted,
     WorkerDraining,
     WorkerJoined,
 )
@@ -131,6 +133,25 @@ def test_a_draining_worker_gets_no_more_for_any_executor(policy: str) -> None:
     story(WorkerDraining(story.now, 1))
     _, sent = story.request(1, 500)
     assert kept(sent, SendInfer) == []
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "edf", "fifo"])
+def test_an_executor_gives_its_time_and_pages_of_the_arena_while_others_execute(policy: str) -> None:
+    story = shared(policy, spec(1, exec_ms=20), spec(2))
+    story.at(100)
+    orders = story(TimeWanted(story.now, 1, 1, 9, 30 * MS, (2,)))
+    (unload,) = kept(orders, SendUnload)
+    assert unload.device == 0, "the owner of the arena"
+    kept_model = 3 - unload.model_id
+    orders = story.done(unload, 0) + later(story, 1)
+    (reserve,) = kept(orders, SendReserve)
+    assert (reserve.device, len(reserve.run_starts)) == (1, 1)
+    sent = [command for _ in range(2) for command in story.request(kept_model, 40)[1]] + later(story, 5)
+    assert sorted(infer.device for infer in kept(sent, SendInfer)) == [0, 2]
+    story.now += 30 * MS
+    story.done(reserve, 30)
+    story(TimeWanted(story.now, 1, 1, 9, 0, ()))
+    assert story.scheduler.devices()[0]["pages_free"] == 2
 
 
 @pytest.mark.parametrize(

@@ -75,4 +75,5 @@ def test_the_devices_of_an_arena_are_offline_together(tmp_path: Path) -> None:
             (found,) = [row for row in served.status()["workers"] if row["name"] == "w"]
             return [device["offline"] for device in found["devices"]]
 
-        eventually(lambda: offline() == ["broken", "broken", "", "broken"], "the arena's devices are offline")
+        eventually(lambda: any(offline()), "a device is offline")
+        assert offline() == ["broken", "broken", "", "broken"]

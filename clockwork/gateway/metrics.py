@@ -140,7 +140,8 @@ _DECLARED = (
     Metric("clockwork_device_evictions_early_total", "counter", _DEVICE, "models",
            "Models unloaded to make room for others less than 10 s after their load; a high rate means"
            " thrashing."),
-    Metric("clockwork_device_arena_pages", "gauge", _DEVICE, "pages", "Pages of the device's arena."),
+    Metric("clockwork_device_arena_pages", "gauge", _DEVICE, "pages",
+           "Pages of the device's arena; 0 where it executes from the arena of another."),
     Metric("clockwork_device_arena_free_pages", "gauge", _DEVICE, "pages",
            "Free pages of the device's arena."),
     Metric("clockwork_device_arena_bytes", "gauge", _DEVICE, "bytes", "Size of the device's arena."),

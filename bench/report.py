@@ -94,6 +94,11 @@ def commit() -> str:
     return name.stdout.strip()
 
 
+def percentile_ms(values_ns: np.ndarray, mark: float) -> float | None:
+    """Return a percentile in milliseconds; None of no values."""
+    return float(np.percentile(values_ns, mark)) / 1e6 if len(values_ns) else None
+
+
 def percentiles(values_ns: Sequence[int], marks: Sequence[float] = (50, 99)) -> dict[str, float]:
     """Percentiles in microseconds, by name."""
     found = np.percentile(np.asarray(values_ns), marks) / 1e3

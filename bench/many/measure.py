@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from bench import report
 from bench.cluster import cpu_s
 from bench.many.models import ARCHITECTURES, SEED, Model, input_of
 from bench.many.sender import Loader, Outcomes, Sender
@@ -35,7 +36,6 @@ from bench.peers.measure import (
     PeerFailed,
     busy_s,
     busy_until_idle,
-    percentile_ms,
     wait_for_paths,
 )
 from bench.peers.processes import Kept
@@ -293,7 +293,7 @@ class Server:
             "cold": cold.tolist(),
             "elapsed_us": (found.elapsed_ns // 1000).tolist(),
             "beyond_us": ((found.elapsed_ns - needed_ns) // 1000).tolist(),
-            "lag_p99_ms": percentile_ms(found.lag_ns, 99),
+            "lag_p99_ms": report.percentile_ms(found.lag_ns, 99),
         }
 
     def _loads(self) -> int:
@@ -469,12 +469,12 @@ def _row(system: System, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "of_offered": float(in_time.mean()) if offered else 0.0,
         "of_offered_by_round": [float(np.mean(cell["in_time"])) for cell in cells],
         "of_capacity": float(in_time.sum()) / seconds / capacity,
-        "p50_ms": percentile_ms(elapsed_ns[answered], 50),
-        "p99_ms": percentile_ms(elapsed_ns[answered], 99),
+        "p50_ms": report.percentile_ms(elapsed_ns[answered], 50),
+        "p99_ms": report.percentile_ms(elapsed_ns[answered], 99),
         "cold": int(cold.sum()),
         "cold_within_slo": int((cold & in_time).sum()),
-        "cold_p99_ms": percentile_ms(elapsed_ns[answered & cold], 99),
-        "cold_beyond_p99_ms": percentile_ms(joined("beyond_us")[answered & cold] * 1000, 99),
+        "cold_p99_ms": report.percentile_ms(elapsed_ns[answered & cold], 99),
+        "cold_beyond_p99_ms": report.percentile_ms(joined("beyond_us")[answered & cold] * 1000, 99),
         "loads": sum(cell["loads"] for cell in cells),
         "loads/request": sum(cell["loads"] for cell in cells) / max(1, offered),
         **{name: sum(cell[name] for cell in cells) / len(cells) for name in ("server_cores", "client_cores")},

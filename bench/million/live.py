@@ -126,6 +126,11 @@ def measure(setting: Setting, console: Console) -> dict[str, Any]:
     return {**found, "listed": bad}
 
 
+def rounded_ms(times_ns: np.ndarray, mark: float) -> float | None:
+    found = report.percentile_ms(times_ns, mark)
+    return None if found is None else round(found, 2)
+
+
 def served(
     setting: Setting, cluster: Cluster, profiles: Sequence[Any], t_ns: Any, model: Any, progress: Progress
 ) -> dict[str, Any]:
@@ -177,12 +182,10 @@ def served(
             1e6 * counting.upper(verdicts[SCHEDULER]) / max(1, offered), 3
         ),
         **dict(Counter(row["outcome"] for row in rows)),
-        **{
-            f"p{mark:g}_ms": round(float(np.percentile(latency_ns[answered], mark)) / MS, 2) for mark in MARKS
-        },
-        "max_ms": round(float(latency_ns[answered].max()) / MS, 2),
-        "sent late, p99.9, ms": round(float(np.percentile(lag_ns, 99.9)) / MS, 2),
-        "sent late, most, ms": round(float(lag_ns.max()) / MS, 2),
+        **{f"p{mark:g}_ms": rounded_ms(latency_ns[answered], mark) for mark in MARKS},
+        "max_ms": rounded_ms(latency_ns[answered], 100),
+        "sent late, p99.9, ms": rounded_ms(lag_ns, 99.9),
+        "sent late, most, ms": rounded_ms(lag_ns, 100),
         **{f"{who}, cores": round(cpu_s / seconds, 3) for who, cpu_s in used.items()},
         "all other processes, cores": round((spent - sum(used.values())) / seconds, 3),
         "ends noticed late, us": {

@@ -47,7 +47,7 @@ def live(found: Found) -> list[str]:
         )
         lines.append(
             f"| `{row['policy']}` | {row['requests']:,} | {row['rate/s']:,.0f}/s | {row['outside']:,} | {verdicts} |"
-            f" {row['p50_ms']:.1f} ms | {row['p99_ms']:.1f} ms | {row['p99.99_ms']:.1f} ms | {row['max_ms']:.1f} ms |"
+            f" {_ms(row['p50_ms'])} | {_ms(row['p99_ms'])} | {_ms(row['p99.99_ms'])} | {_ms(row['max_ms'])} |"
             f" {row['all other processes, cores']:.2f} cores |"
         )
     for row in found["rows"]:
@@ -67,6 +67,10 @@ def live(found: Found) -> list[str]:
         if row["listed"]:
             lines += ["", f"Outside, `{row['policy']}`:", "", *_listed(row["listed"], row["outside"])]
     return lines
+
+
+def _ms(time_ms: float | None) -> str:
+    return "-" if time_ms is None else f"{time_ms:.1f} ms"
 
 
 def _sentences(workloads: dict[str, str]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from bench import report
 from bench.cluster import cpu_s
 from bench.peers import client
 from bench.peers.environments import Environment
@@ -333,20 +334,15 @@ def _row(key: tuple[str, str, int, float], group: Sequence[Cell], slo_ns: int) -
         "of_capacity_by_round": [
             count / cell.seconds / cell.capacity for count, cell in zip(good, group, strict=True)
         ],
-        "p50_ms": percentile_ms(elapsed[answered], 50),
-        "p99_ms": percentile_ms(elapsed[answered], 99),
-        "refused_p99_ms": percentile_ms(elapsed[refused], 99),
+        "p50_ms": report.percentile_ms(elapsed[answered], 50),
+        "p99_ms": report.percentile_ms(elapsed[answered], 99),
+        "refused_p99_ms": report.percentile_ms(elapsed[refused], 99),
         "gone_busy_s": float(np.median([cell.gone_busy_s for cell in group])),
         "gone_cpu_s": float(np.median([cell.gone_cpu_s for cell in group])),
         "server_cores": sum(cell.server_cpu_s for cell in group) / seconds,
         "client_cores": sum(cell.client_cpu_s for cell in group) / seconds,
         "other_cores": max(cell.other_cores for cell in group),
-        "lag_p99_ms": percentile_ms(np.concatenate([cell.offered.lag_ns for cell in group]), 99),
+        "lag_p99_ms": report.percentile_ms(np.concatenate([cell.offered.lag_ns for cell in group]), 99),
         "rss_mib": max(cell.rss_bytes for cell in group) / 2**20,
         "said": dict(said.most_common(3)),
     }
-
-
-def percentile_ms(values_ns: np.ndarray, mark: float) -> float | None:
-    """A percentile in milliseconds; None of no values."""
-    return float(np.percentile(values_ns, mark)) / 1e6 if len(values_ns) else None

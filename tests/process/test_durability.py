@@ -127,7 +127,7 @@ def state_of(data: Path, place: Path) -> State:
     """Return the state that a controller finds that starts on a copy of this directory."""
     copy = place / "copy"
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(data, copy)
+    shutil.copytree(data, copy, ignore=shutil.ignore_patterns(".dropped-*"))  # these go meanwhile
     catalog = Catalog(copy)
     catalog.open()
     try:

@@ -64,6 +64,8 @@ CHECK_PIECE_BYTES = 1 << 20
 DAMAGED_KEPT_MAX = 4
 """Damaged files or directories that a folder keeps for inspection; older ones are removed."""
 
+PLAIN_PIECE_BYTES = 1 << 16  # Bytes that are read at once of a small file beyond its size
+
 SEALED_BYTES_MAX = 64 << 20
 """Largest sealed file: a record, a route, or the description of a prepared model, which has a row for each
 weight."""

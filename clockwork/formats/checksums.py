@@ -18,7 +18,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clockwork.config.formats import CHECK_PIECE_BYTES, DAMAGED_KEPT_MAX, MENDED_BYTES_MAX, SEALED_BYTES_MAX
+from clockwork.config.formats import (
+    CHECK_PIECE_BYTES,
+    DAMAGED_KEPT_MAX,
+    MENDED_BYTES_MAX,
+    PLAIN_PIECE_BYTES,
+    SEALED_BYTES_MAX,
+)
 from clockwork.formats.durable import remove_tree
 from clockwork.system.files import fsync_directory
 from clockwork.system.records import fields_of
@@ -90,11 +96,18 @@ def read_plain(path: Path | str, bytes_max: int = SEALED_BYTES_MAX) -> bytes:
     """Return the bytes of a file. Raises OSError, also for a symbolic link, and ValueError for more than
     ``bytes_max`` bytes."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:
-        data = file.read(bytes_max + 1)
-    if len(data) > bytes_max:
+    try:
+        # The kernel maps as much memory as a read asks for: so the first asks for the size of the file.
+        pieces = [os.read(descriptor, min(os.fstat(descriptor).st_size, bytes_max) + 1)]
+        left = bytes_max + 1 - len(pieces[0])
+        while left > 0 and pieces[-1]:
+            pieces.append(os.read(descriptor, min(PLAIN_PIECE_BYTES, left)))
+            left -= len(pieces[-1])
+    finally:
+        os.close(descriptor)
+    if left <= 0:
         raise ValueError(f"it has more than {bytes_max} bytes")
-    return data
+    return pieces[0] if len(pieces) <= 2 else b"".join(pieces)
 
 
 class Stopped(Exception):

@@ -9,6 +9,7 @@ environment variable, which overrides the default.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from pathlib import Path
 
@@ -249,6 +250,7 @@ def preparation_run_ns() -> int:
     return round(seconds * 1e9)
 
 
+@functools.cache
 def machine_bytes() -> int:
     """Return the memory of this machine, or of this process's container where that is less."""
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from clockwork.config import MESSAGE_BYTES_MAX, STRINGS_MAX
 from clockwork.device.base import TensorView
-from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec, contradiction
+from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec, contradiction
+from clockwork.wire.optional import read_defaults
 
 
 class Given(NamedTuple):
@@ -30,8 +31,9 @@ class Given(NamedTuple):
             TensorSpec(output["name"], output["dtype"], tuple(output["shape"]))
             for output in summary["outputs"]
         ]
-        rowless = PreparedModel.from_dict(dict(summary)).rowless()
-        counted = rowless.index(False) if False in rowless else 0
+        inputs = [(spec["name"], spec["dtype"], spec["shape"]) for spec in summary["inputs"]]
+        optional = read_defaults(summary["metadata"], inputs)
+        counted = next((index for index, (name, *_) in enumerate(inputs) if name not in optional), 0)
         return Given(outputs, summary.get("outputs_verified", False), summary["batches"], counted)
 
     def declared(self) -> tuple[list[tuple[int, list[int] | None]], bool, bool, int, int]:

@@ -14,6 +14,12 @@ PROGRAM_HEAD_BYTES = 1 << 20
 """Bytes at the beginning of a program.json that hold its inputs and outputs; the weights and launches behind
 them may be 64 times as much."""
 
+# ----- formats/package.py ----------------------------------------------------------------------
+
+PACKAGE_FRESH_NS = 30_000_000_000
+"""Time after a package was stored in which its preparation does not hash it again: many times as long as a
+model waits in a run of registrations."""
+
 # ----- formats/profile_package.py ---------------------------------------------------------------------
 
 PROFILED_FILE_BYTES_MAX = 1 << 20

@@ -18,11 +18,13 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clockwork.config import FILES_MAX, PACKAGE_BYTES_MAX
+from clockwork.config.formats import PACKAGE_FRESH_NS
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import AT_ONCE, Pace, pieces_of, read_plain
 from clockwork.formats.durable import Steps, remove_tree, run_alone, sync_directory
@@ -286,6 +288,17 @@ def listed_files(directory: Path) -> list[PackageFile]:
             f"package {directory.name} is damaged: its list belongs to package {digest_of(files)}"
         )
     return files
+
+
+def is_fresh(directory: Path, file: str) -> bool:
+    """Whether a file of a package is still as its writer has hashed it. Raises OSError.
+
+    The writer makes the list last, so that a file changed later has a later time of change. Up to
+    PACKAGE_FRESH_NS after that, the bytes are read from the page cache, where a hash would show no damage of
+    the disk.
+    """
+    listed = os.stat(directory / LIST_FILE).st_ctime_ns
+    return os.stat(directory / file).st_ctime_ns <= listed <= time.time_ns() < listed + PACKAGE_FRESH_NS
 
 
 def check_package(directory: Path, pace: Pace = AT_ONCE) -> list[PackageFile]:

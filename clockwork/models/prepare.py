@@ -33,6 +33,7 @@ from clockwork.formats.package import (
     check_package,
     digest_of,
     hash_file,
+    is_fresh,
     listed_files,
     rows_of,
 )
@@ -188,10 +189,11 @@ def _prepare_fine_tune(
         if not conditions or not _TEMPLATES.may_fit(conditions, path.stat().st_size):
             return None
         data = path.read_bytes()
+        is_hashed = is_fresh(package_dir, MODEL_FILE)
     except OSError:
         return None
     template = _TEMPLATES.find(conditions, data)
-    if template is None or listed != hashlib.sha256(data).hexdigest():
+    if template is None or not (is_hashed or listed == hashlib.sha256(data).hexdigest()):
         return None
     write_program(store, program_name(template.program, fingerprint), template.program, fingerprint)
     try:

@@ -21,6 +21,7 @@ from onnx import TensorProto, helper
 from clockwork.config import models as bounds
 from clockwork.device.cpu import fingerprint
 from clockwork.errors import InvalidModel
+from clockwork.formats import package as packages
 from clockwork.formats.checksums import seal
 from clockwork.formats.package import DamagedPackage, PackageFile, PackageStore
 from clockwork.formats.prepared import PreparedModel, prepared_directory
@@ -257,6 +258,22 @@ def test_a_damaged_fine_tune_is_not_prepared(shop: Shop) -> None:
     path = package / "model.onnx"
     data = bytearray(path.read_bytes())
     data[data.index(network(seed=3).graph.initializer[0].raw_data) + 5] ^= 1
+    path.write_bytes(data)
+    while path.stat().st_ctime_ns <= (package / "package.json").stat().st_ctime_ns:
+        os.utime(path)  # the file system's clock may have stood still
+    with pytest.raises(DamagedPackage, match=f"package {package.name} is damaged"):
+        shop.prepare(package)
+
+
+def test_a_package_is_hashed_again_once_it_is_not_fresh(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.learn(lambda seed: network(seed=seed))
+    assert shop.check(network(seed=3))
+    monkeypatch.setattr(packages, "PACKAGE_FRESH_NS", 0)
+    assert shop.check(network(seed=4))
+    package = shop.package(network(seed=5))
+    path = package / "model.onnx"
+    data = bytearray(path.read_bytes())
+    data[data.index(network(seed=5).graph.initializer[0].raw_data) + 5] ^= 1
     path.write_bytes(data)
     with pytest.raises(DamagedPackage, match=f"package {package.name} is damaged"):
         shop.prepare(package)

@@ -21,6 +21,8 @@ limit of an execution."""
 PLACES_MAX = (1 << 24) - 1
 """Most places of weights that are followed: as many integers as float32 can express."""
 
+PIECES_MAX = 64  # Most pieces in which a padded weight is copied
+
 SKELETON_BYTES_MAX = 1 << 20  # Largest file without its weights of which a preparation process keeps a copy
 ARCHITECTURES_MAX = 256  # Architectures that a preparation process remembers
 TEMPLATES_MAX = 64  # Architectures of which it keeps sessions, and

@@ -22,8 +22,9 @@ import io
 import itertools
 import logging
 import math
+import operator
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -115,35 +116,96 @@ class Grid:
             rest = blocks[:, 0]
         return Grid(int(rest[0]), tuple(shape), tuple(steps)) if len(rest) else None
 
-    def of_words(self, source: Words) -> Words:
+    def of_words(self, source: Words, writeable: bool = False) -> Words:
         """The words at the indices, as a view."""
         strides = [step * WORD_BYTES for step in self.steps]
-        return as_strided(source[self.start :], self.shape, strides, writeable=False)
+        return as_strided(source[self.start :], self.shape, strides, writeable=writeable)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Padded:
+    """Indices in regular steps, between constants, as of a weight that is blocked and padded to whole blocks.
+
+    pieces: grids of words in the part, each with that of its words' sources.
+    """
+
+    pieces: tuple[tuple[Grid, Grid], ...]
+
+    @staticmethod
+    def of(indices: Indices, count: int) -> Padded | None:
+        """The pieces of these indices, of which those from ``count`` on are constants. None if the others are
+        not in regular steps, or in too many pieces.
+
+        An axis ends before the first word that is not a further step; padding may be anything.
+        """
+        is_moved = has_moved = indices < count
+        rest = indices.astype(np.int64)
+        shape: list[int] = []
+        steps: list[int] = []
+        while len(rest) > 1:
+            if not has_moved[:2].all():
+                return None
+            step = int(rest[1] - rest[0])
+            others = np.flatnonzero(has_moved & (rest != rest[0] + step * np.arange(len(rest))))
+            length = int(others[0]) if len(others) else len(rest)
+            if len(rest) % length:
+                return None
+            starts = rest.reshape(-1, length) - step * np.arange(length)
+            has_start = has_moved.reshape(-1, length)
+            rest = starts[np.arange(len(starts)), has_start.argmax(axis=1)]
+            if (has_start & (starts != rest[:, None])).any():
+                return None
+            has_moved = np.asarray(has_start.any(axis=1))
+            shape.insert(0, length)
+            steps.insert(0, step)
+        if not has_moved.all():
+            return None
+        boxes = list(itertools.islice(_boxes(is_moved.reshape(shape)), bounds.PIECES_MAX + 1))
+        if len(boxes) > bounds.PIECES_MAX:
+            return None
+        places = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        pieces = []
+        for corner, extent in boxes:
+            place = sum(map(operator.mul, corner, places))
+            source = int(rest[0]) + sum(map(operator.mul, corner, steps))
+            pieces.append((Grid(place, extent, tuple(places)), Grid(source, extent, tuple(steps))))
+        return Padded(tuple(pieces))
+
+
+def _boxes(is_moved: npt.NDArray[np.bool_]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Yield corner and extent of boxes that together cover the true elements."""
+    if not is_moved.ndim:
+        if is_moved:
+            yield (), ()
+        return
+    differs = (is_moved[1:] != is_moved[:-1]).reshape(len(is_moved) - 1, -1).any(axis=1)
+    for first, end in itertools.pairwise([0, *(np.flatnonzero(differs) + 1).tolist(), len(is_moved)]):
+        for corner, extent in _boxes(is_moved[first]):
+            yield (first, *corner), (end - first, *extent)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Recipe:
     """How a file is made of the words of an original's weights.
 
-    base: the file's content but for the parts; b"": zeros. parts: places of whole words in the file, with the
-    index of each word's source.
+    base: the file's content but for the moved words in the parts. parts: places of whole words in the file,
+    with the index of each word's source.
     """
 
-    size: int
     base: bytes
-    parts: list[tuple[range, Grid | Indices]]
+    parts: list[tuple[range, Grid | Padded | Indices]]
 
     def begin(self) -> npt.NDArray[np.uint8]:
         """The file's content without the parts, aligned as ONNX Runtime's tensors are."""
-        content = _aligned_words(-(-self.size // WORD_BYTES)).view(np.uint8)[: self.size]
-        if self.base:
-            content[:] = np.frombuffer(self.base, np.uint8)
+        size = len(self.base)
+        content = _aligned_words(-(-size // WORD_BYTES)).view(np.uint8)[:size]
+        content[:] = np.frombuffer(self.base, np.uint8)
         return content
 
     @property
     def taken_bytes(self) -> int:
-        """Memory that the recipe takes."""
-        return len(self.base) + sum(part.nbytes for _, part in self.parts if not isinstance(part, Grid))
+        """Memory that the recipe takes once it is begun."""
+        return sum(part.nbytes for _, part in self.parts if isinstance(part, np.ndarray))
 
 
 class Making:
@@ -161,6 +223,9 @@ class Making:
             part = content[place.start : place.stop].view(np.uint32)
             if isinstance(how, Grid):
                 self._copied.append((part.reshape(how.shape), how.of_words(source)))
+            elif isinstance(how, Padded):
+                for piece, words in how.pieces:
+                    self._copied.append((piece.of_words(part, writeable=True), words.of_words(source)))
             else:
                 self._taken.append((part, how))
 
@@ -369,28 +434,34 @@ class Template:
         if any(split.model != self.program for split in (whole, *marked)):
             raise Unlike("its program depends on its weights")
         base, places = self._places(made, whole)
-        parts: list[tuple[range, Grid | Indices]] = []
+        parts: list[tuple[range, Grid | Padded | Indices]] = []
         constants = _aligned_words(0)
         for place, *three in zip(places, whole.weights, *(split.weights for split in marked), strict=True):
             contents = [bytes(constant.data()) for constant in three]
-            if base and len(set(contents)) == 1:
+            if len(set(contents)) == 1:
                 continue
             if place is None or len(set(map(len, contents))) > 1 or len(contents[0]) % WORD_BYTES:
                 raise Unlike("a weight of it cannot be replaced")
             own, *others = (np.frombuffer(content, np.uint32) for content in contents)
             indices, more = _sources([own, *others], words, count, count + len(constants))
+            part = range(place, place + len(contents[0]))
+            padded = Padded.of(indices, count) if len(more) else None
+            if padded is not None:
+                parts.append((part, padded))
+                continue
             constants = np.concatenate([constants, more])
-            parts.append((range(place, place + len(contents[0])), Grid.of(indices) or indices))
-        size = len(base) or sum(made.prepared.runs) * made.prepared.page_bytes
-        return Recipe(size, base, parts), constants
+            parts.append((part, Grid.of(indices) or indices))
+        return Recipe(base, parts), constants
 
     def _places(self, made: FullPreparation, whole: SplitModel) -> tuple[bytes, list[int | None]]:
-        """Return the content of the optimised model, or b"" for weights.bin, and the place of each weight in
+        """Return the content of weights.bin, or else of the optimised model, and the place of each weight in
         that file."""
         if self._session is not None:
             starts = list(itertools.accumulate(made.prepared.runs, initial=0))
             page_bytes = made.prepared.page_bytes
-            return b"", [starts[weight.run] * page_bytes + weight.offset for weight in made.prepared.weights]
+            return (made.directory / WEIGHTS_FILE).read_bytes(), [
+                starts[weight.run] * page_bytes + weight.offset for weight in made.prepared.weights
+            ]
         content = made.optimised.read_bytes()
         found = places_of_weights(io.BytesIO(content))
         names = [constant.tensor.name for constant in whole.weights]

@@ -28,7 +28,7 @@ from clockwork.formats.prepared import PreparedModel, prepared_directory
 from clockwork.models import fine_tunes, zoo
 from clockwork.models import prepare as preparation
 from clockwork.models.answers import difference
-from clockwork.models.fine_tunes import Grid, Making, Recipe, Skeleton, Template, Templates
+from clockwork.models.fine_tunes import Grid, Making, Padded, Recipe, Skeleton, Template, Templates
 from clockwork.models.inputs import seeded
 from clockwork.models.measure import Bench
 from clockwork.models.onnx_import import pack_examples
@@ -362,13 +362,58 @@ def test_indices_in_regular_steps_are_a_grid(indices: Any, axes: int) -> None:
     content = np.zeros(4 * len(indices) + 8, np.uint8)
     for how in (grid, indices):
         content[:] = 0
-        Making(Recipe(len(content), b"", [(range(4, len(content) - 4), how)]), source, content).make()
+        Making(Recipe(b"", [(range(4, len(content) - 4), how)]), source, content).make()
         assert content.view(np.uint32).tolist() == [0, *source[indices], 0]
 
 
 @pytest.mark.parametrize("indices", [[], [1, 2, 3, 9, 10], [0, 1, 4, 5, 7, 8], [0, 1, 2, 5, 6, 8]])
 def test_other_indices_are_no_grid(indices: list[int]) -> None:
     assert Grid.of(np.array(indices, np.int32)) is None
+
+
+def padded(size: int, block: int, order: tuple[int, ...], constant: int) -> Any:
+    """Return indices of a square matrix in square blocks, the last of which are padded with a constant."""
+    whole = -(-size // block) * block
+    places = np.full((whole, whole), constant)
+    places[:size, :size] = np.arange(size * size).reshape(size, size)
+    blocks = places.reshape(whole // block, block, whole // block, block)
+    return blocks.transpose(order).reshape(-1).astype(np.int32)
+
+
+@pytest.mark.parametrize(
+    ("indices", "count", "pieces"),
+    [
+        (padded(6, 4, (0, 2, 3, 1), 40), 36, 2),
+        (padded(9, 4, (0, 2, 1, 3), 81), 81, 4),
+        (padded(8, 4, (2, 0, 3, 1), 64), 64, 1),
+        (np.array([0, 1, 2, 3, 9, 9], np.int32), 9, 1),
+        (np.array([0, 1, 9, 2, 3, 9], np.int32), 9, 1),
+        (np.array([9, 9, 0, 1], np.int32), 9, 0),
+        (np.array([0, 1, 9, 9], np.int32), 9, 1),
+        (np.array([0, 1, 2, 3, 4, 9, 6, 7], np.int32), 9, 2),
+        (np.array([0, 9, 2, 3], np.int32), 9, 0),
+        (np.array([0, 1, 2, 3, 4, 9, 6, 2], np.int32), 9, 0),
+    ],
+)
+def test_indices_in_regular_steps_between_constants_are_copied_in_pieces(
+    indices: Any, count: int, pieces: int
+) -> None:
+    how = Padded.of(indices, count)
+    assert (how is None) if not pieces else (how is not None and len(how.pieces) == pieces)
+    if how is not None:
+        source = np.arange(1000, 1300, dtype=np.uint32)
+        before = np.full(len(indices), 7, np.uint32)
+        making = Making(
+            Recipe(before.tobytes(), [(range(4 * len(indices)), how)]), source, before.view(np.uint8)
+        )
+        making.make()
+        assert before.tolist() == np.where(indices < count, source[indices], 7).tolist()
+
+
+def test_a_weight_in_many_pieces_is_no_padded_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    indices = padded(6, 4, (0, 2, 3, 1), 40)
+    monkeypatch.setattr(bounds, "PIECES_MAX", 1)
+    assert Padded.of(indices, 36) is None
 
 
 def test_a_computed_word_has_no_source() -> None:

@@ -31,7 +31,7 @@ from bench import report
 from bench.reference import Plain, relative_error
 from clockwork.config import PAGE_BYTES
 from clockwork.device.base import Completion, TensorView
-from clockwork.device.cpu import CpuDevice, fingerprint
+from clockwork.device.cpu import CpuArena, fingerprint
 from clockwork.formats.prepared import PACKED_DATA_FILE, WEIGHTS_FILE, PreparedModel
 from clockwork.models import zoo
 from clockwork.models.inputs import seeded
@@ -80,7 +80,7 @@ class Site:
         for holding, prepared in self.prepared.items():
             self.starts[holding] = list(itertools.accumulate(prepared.runs, initial=page))[:-1]
             page += sum(prepared.runs)
-        self.device = CpuDevice(max(1, page) * PAGE_BYTES, PAGE_BYTES)
+        (self.device,) = CpuArena(max(1, page) * PAGE_BYTES, PAGE_BYTES).devices
         self._ids = itertools.count(1)
         for holding in HOLDINGS:
             self.device.open(HOLDINGS.index(holding), str(self.directory[holding]))

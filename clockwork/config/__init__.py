@@ -135,6 +135,8 @@ HEARTBEAT_NS = 250_000_000  # Interval of a worker's heartbeats and of the contr
 
 WORKER_DEVICES_MAX = 1_024  # Most devices of a worker; an emulated worker may have hundreds
 
+EXECUTORS_MAX = 256  # Most executors of an arena; each is a device of its worker
+
 PAGE_BYTES = 1 << 20
 """Page size of a CPU arena. The speed of memcpy does not depend on it, and small pages waste little memory on
 small models. CUDA copies, by contrast, are fastest with pages of 16 MiB."""

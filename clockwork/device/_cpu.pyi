@@ -12,8 +12,8 @@ class CpuCore(PagedCore):
         slot_bytes_most: int,
         spin_ns: int,
         spare_ns: int,
+        executor_count: int,
         cpu_time: bool,
         output_bytes_most: int,
     ) -> None: ...
-    @property
-    def workspace_peak_bytes(self) -> int: ...
+    def workspace_peak_bytes(self, executor: int) -> int: ...

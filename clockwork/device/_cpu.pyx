@@ -1,19 +1,21 @@
 # cython: language_level=3, cdivision=True
-"""The CPU device's native half: two lanes over a page arena.
+"""The CPU device's native half: executors and a lane of loads over a page arena.
 
 Its only caller is clockwork/device/cpu.py, which documents its guarantees. _orders.pyx has the base of all
 devices, _pages.pyx has the arena and models.
 
-Two threads run here, one for each lane (load, execute); they enter without the GIL and never take it.
+A thread for each lane runs here (load, and execute for each executor); they enter without the GIL and never
+take it. Executors share sessions and weights, which an execution only reads. Each has its own arguments,
+outputs, options of runs, account of memory and slots (CpuExecutor).
 """
 
 cimport cython
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset, strlen, strstr
 
-from clockwork.device._orders cimport PENDING, Lane, thread_time_ns
+from clockwork.device._orders cimport PENDING, KnownModel, Lane, thread_time_ns
 from clockwork.wire._messages cimport CActionKind
 from clockwork.device._operators cimport end_operators_by
 from clockwork.device._ort cimport (
@@ -21,7 +23,7 @@ from clockwork.device._ort cimport (
     ort_create_tensor, ort_dtype_of_onnx, ort_failed, ort_is_tensor, ort_release_run_options, ort_release_tensor_info,
     ort_release_value, ort_run, ort_string_buffer, ort_strings, ort_strings_bytes, ort_tensor_data, ort_tensor_dims,
     ort_tensor_dtype, ort_tensor_info, ort_tensor_rank, ort_terminate, ort_unterminate, ort_wrap_tensor, round_up)
-from clockwork.device._pages cimport CpuSlot
+from clockwork.device._pages cimport CpuSlot, PagedModel
 from clockwork.device._parts cimport PART_ALIGNMENT, RANK_MAX, Input, Output, BatchParts, Piece, copy_beginning, dtype_bits, fill_seeded
 
 from clockwork.wire.messages import Status
@@ -51,95 +53,113 @@ cdef inline size_t packed_size(int64_t count, int bits) noexcept nogil:
 
 @cython.no_gc_clear  # __dealloc__ still needs the runtime
 cdef class CpuCore(PagedCore):
-    """The lanes over an arena. The loop's thread calls the methods, unless a docstring says otherwise."""
+    """An arena's lanes. The loop's thread calls the methods, unless a docstring says otherwise."""
 
     def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, size_t slot_bytes_most,
-                  int64_t spin_ns, int64_t spare_ns, bint cpu_time, size_t output_bytes_most):
-        self.first = &self.lanes.execute
+                  int64_t spin_ns, int64_t spare_ns, int executor_count, bint cpu_time, size_t output_bytes_most):
+        cdef CpuExecutor* executor
+        cdef size_t number
         self.no_host_tier = b"this device has no host tier: it loads from where its models were prepared"
         self.cpu_time = cpu_time
         self.output_bytes_most = output_bytes_most
-        self.account = new MemoryAccount()  # never freed: see csrc/device/workspace.h
-        self.runtime.check(ort_create_run_options(self.api, &self.run_options))
-        self.account.api, self.account.options = self.api, self.run_options
+        self.executors.resize(executor_count)
+        for number in range(self.executors.size()):
+            executor = &self.executors[number]
+            executor.account = new MemoryAccount()  # never freed: see csrc/device/workspace.h
+            self.runtime.check(ort_create_run_options(self.api, &executor.run_options))
+            executor.account.api, executor.account.options = self.api, executor.run_options
 
     def __dealloc__(self):
         self.release()
 
     def release(self):
         """Free everything. The lanes' threads must have returned."""
+        cdef size_t number
         self.drop_all()
         self.models.clear()
-        if self.runtime is not None:
-            ort_release_run_options(self.api, self.run_options)
-        self.run_options = NULL
+        for number in range(self.executors.size()):
+            ort_release_run_options(self.api, self.executors[number].run_options)
+            self.executors[number].run_options = NULL
         self.free_memory()
 
+    def add_model(self, KnownModel model):
+        """Make a model known, after making places for its runs. One thread at a time. Raises MemoryError."""
+        cdef CpuModel* state = &(<PagedModel?>model).state
+        cdef size_t number
+        for number in range(self.executors.size()):
+            self.executors[number].grow(self.lanes.hub, state.argument_count(), state.output_count)
+        PagedCore.add_model(self, model)
+
     cdef void enter(self, Lane* lane) noexcept nogil:
-        if lane == &self.lanes.execute:
-            self.runtime.charge(self.account)
-            end_operators_by(&self.account.is_ending)
+        cdef int number = self.lanes.executor_of(lane)
+        if number >= 0:
+            self.runtime.charge(self.executors[number].account)
+            end_operators_by(&self.executors[number].account.is_ending)
 
     cdef Lane* run(self, Lane* lane, Order* order) noexcept nogil:
         self.run_infer(order)
         return NULL
 
     cdef void cut_short(self, bint wanted) noexcept nogil:
+        cdef size_t number
         self.lanes.hub.lock()
         self.stopping = wanted
         if wanted:
-            self.terminate()
+            for number in range(self.executors.size()):
+                self.terminate(&self.executors[number])
         self.lanes.hub.unlock()
 
-    cdef void terminate(self) noexcept nogil:
-        """End the running execution: ONNX Runtime checks between nodes, Clockwork's operators within a node.
+    cdef void terminate(self, CpuExecutor* executor) noexcept nogil:
+        """End an executor's execution.
 
-        The lock is held."""
-        ort_terminate(self.api, self.run_options)
-        self.account.is_ending.store(True)
+        ONNX Runtime checks between nodes, Clockwork's operators within a node. The lock is held."""
+        ort_terminate(self.api, executor.run_options)
+        executor.account.is_ending.store(True)
 
     # ----- what runs too long ----------------------------------------------------------------
 
-    cdef void end_execution(self, int64_t action_id) noexcept nogil:
-        """End the running execution at the end of its node, or when an operator of Clockwork checks."""
+    cdef void end_execution(self, uint32_t executor, int64_t action_id) noexcept nogil:
+        """End an execution at the end of its node, or when an operator of Clockwork checks."""
+        cdef Lane* lane = self.lanes.execute(executor)
         self.lanes.hub.lock()
-        if self.lanes.execute.running != NULL and self.lanes.execute.running.action_id == action_id:
-            self.overrun = True
-            self.terminate()
+        if lane.running != NULL and lane.running.action_id == action_id:
+            self.executors[executor].overrun = True
+            self.terminate(&self.executors[executor])
         self.lanes.hub.unlock()
 
-    @property
-    def workspace_peak_bytes(self):
-        """Return the peak of the workspace's bytes that the last execution used."""
-        return self.account.peak_bytes
+    def workspace_peak_bytes(self, uint32_t executor):
+        """Return the peak of the workspace's bytes that the executor's last execution used."""
+        return self.executors[executor].account.peak_bytes
 
-    cdef void begin_run(self, CpuModel* model) noexcept nogil:
+    cdef void begin_run(self, CpuExecutor* executor, CpuModel* model) noexcept nogil:
+        cdef MemoryAccount* account = executor.account
         self.lanes.hub.lock()
-        self.overrun = False
+        executor.overrun = False
         if not self.stopping:
-            ort_unterminate(self.api, self.run_options)
-            self.account.is_ending.store(False)
+            ort_unterminate(self.api, executor.run_options)
+            account.is_ending.store(False)
         self.lanes.hub.unlock()
-        self.account.limit_bytes = model.workspace_bytes
-        self.account.peak_bytes = self.account.used_bytes
-        self.account.heap_bytes = 0
-        self.account.refused_bytes = 0
-        self.account.counts_heap = True
+        account.limit_bytes = model.workspace_bytes
+        account.peak_bytes = account.used_bytes
+        account.heap_bytes = 0
+        account.refused_bytes = 0
+        account.counts_heap = True
 
-    cdef void end_run_failed(self, Order* order) noexcept nogil:
+    cdef void end_run_failed(self, CpuExecutor* executor, Order* order) noexcept nogil:
         """Set the text of a failed execution, and release the memory that the attempt had taken."""
+        cdef MemoryAccount* account = executor.account
         cdef bint overrun
         self.lanes.hub.lock()
-        overrun = self.overrun
+        overrun = executor.overrun
         self.lanes.hub.unlock()
         cdef char* sentence = strstr(order.text, INPUT_MARK)
         order.status = EXECUTION_FAILED
         if overrun:
             order.status = OVERRUN
             snprintf(order.text, TEXT_BYTES, "the execution took longer than it may and was ended")
-        elif self.account.refused_bytes:
+        elif account.refused_bytes:
             snprintf(order.text, TEXT_BYTES, "the execution needs more memory than it may take: %zu bytes beside %zu of at most %zu",
-                     self.account.refused_bytes, self.account.beside_bytes, self.account.limit_bytes)
+                     account.refused_bytes, account.beside_bytes, account.limit_bytes)
         elif sentence != NULL:
             order.status = INVALID_INPUT
             sentence += strlen(INPUT_MARK)
@@ -197,56 +217,62 @@ cdef class CpuCore(PagedCore):
     cdef void run_infer(self, Order* order) noexcept nogil:
         cdef CpuModel* model = <CpuModel*>order.residency
         cdef CpuSession* session = model.session
-        cdef size_t index
+        cdef CpuExecutor* executor = &self.executors[order.executor]
+        cdef OrtValue** arguments
+        cdef OrtValue** outputs
+        cdef size_t index, fed_count = model.fed_count()
         cdef bint resident, failed, done
         cdef int64_t cpu_ns
-        cdef char message[TEXT_BYTES]
         self.lanes.hub.lock()
         resident = self.is_here(order)
+        executor.take_places()
         self.lanes.hub.unlock()
         if not resident:
             order.status = NOT_RESIDENT
             return
+        arguments, outputs = executor.places.arguments.data(), executor.places.outputs.data()
+        for index in range(fed_count):
+            arguments[index] = NULL  # a weight of an earlier run's model may stand there
         order.copy_in.begin()
         done = not order.note_wrong_bool()
         if not done:
             order.status = INVALID_INPUT
         else:
-            done = self.feed(order)
+            done = self.feed(order, arguments)
         order.copy_in.end()
         if done:
+            for index in range(model.weight_values.size()):
+                arguments[fed_count + index] = model.weight_values[index]
             order.execute.begin()
             cpu_ns = thread_time_ns() if self.cpu_time else 0
-            self.begin_run(model)
+            self.begin_run(executor, model)
             failed = ort_failed(self.api, ort_run(
-                self.api, session.handle, self.run_options, <const char* const*>session.input_names,
-                <const OrtValue* const*>model.values.data(), session.input_count,
-                <const char* const*>session.output_names, session.output_count, session.outputs),
+                self.api, session.handle, executor.run_options, <const char* const*>session.input_names,
+                <const OrtValue* const*>arguments, session.input_count,
+                <const char* const*>session.output_names, session.output_count, outputs),
                 order.text, TEXT_BYTES)
-            self.account.counts_heap = False
+            executor.account.counts_heap = False
             order.execute.end()
             if self.cpu_time:
                 order.execute.duration_ns = thread_time_ns() - cpu_ns
             if failed:
-                self.end_run_failed(order)
+                self.end_run_failed(executor, order)
                 done = False
-        for index in range(model.fed_count()):
-            ort_release_value(self.api, model.values[index])
-            model.values[index] = NULL
+        for index in range(fed_count):
+            ort_release_value(self.api, arguments[index])
         if done:
             order.copy_out.begin()
-            if order.kind == CActionKind.PROFILE or self.take_outputs(order, session):
+            if order.kind == CActionKind.PROFILE or self.take_outputs(order, session, outputs):
                 order.status = OK
             elif order.status == PENDING:
                 order.status = DEVICE_ERROR
             order.copy_out.end()
         for index in range(session.output_count):
-            ort_release_value(self.api, session.outputs[index])
-            session.outputs[index] = NULL
+            ort_release_value(self.api, outputs[index])
+            outputs[index] = NULL
 
-    cdef bint feed(self, Order* order) noexcept nogil:
+    cdef bint feed(self, Order* order, OrtValue** arguments) noexcept nogil:
         """Make the input tensors of a run: join the parts, or refer to them in place."""
-        cdef CpuModel* model = <CpuModel*>order.residency
         cdef size_t index, part
         cdef char* base
         cdef char* target
@@ -257,7 +283,7 @@ cdef class CpuCore(PagedCore):
         cdef bint done
         for index in range(order.parts.input_count):
             joined = &order.parts.inputs[index]
-            value = &model.values[index]
+            value = &arguments[index]
             if joined.dtype == ORT_STRING:
                 status = ort_create_tensor(self.api, self.runtime.strings, joined.dims, joined.rank, ORT_STRING, value)
                 if ort_failed(self.api, status, order.text, TEXT_BYTES):
@@ -287,7 +313,7 @@ cdef class CpuCore(PagedCore):
             if ort_failed(self.api, status, order.text, TEXT_BYTES):
                 order.status = DEVICE_ERROR
                 return False
-        return order.parts.lengths == NULL or self.feed_sizes(order)
+        return order.parts.lengths == NULL or self.feed_sizes(order, &arguments[order.parts.input_count])
 
     cdef void join_padded(self, Order* order, size_t index, char* target) noexcept nogil:
         """Join the parts of an input. A part shorter than the longest is padded with zeros."""
@@ -303,16 +329,15 @@ cdef class CpuCore(PagedCore):
             if joined.dims[0]:
                 target += joined.bytes // joined.dims[0] * parts.rows[part]
 
-    cdef bint feed_sizes(self, Order* order) noexcept nogil:
+    cdef bint feed_sizes(self, Order* order, OrtValue** arguments) noexcept nogil:
         """Make the input tensors of the rows' sizes, one for each symbol."""
-        cdef CpuModel* model = <CpuModel*>order.residency
         cdef size_t symbol
         cdef int64_t rows = order.parts.row_count()
         cdef char* base = <char*>order.parts.row_sizes.data() if rows else NOTHING
         for symbol in range(order.parts.lengths.count):
             if ort_failed(self.api, ort_wrap_tensor(
                     self.api, self.runtime.memory, base, rows * sizeof(int64_t), &rows, 1, ort_dtype_of_onnx(INT64),
-                    &model.values[model.input_dtypes.size() + symbol]), order.text, TEXT_BYTES):
+                    &arguments[symbol]), order.text, TEXT_BYTES):
                 order.status = DEVICE_ERROR
                 return False
             base += rows * sizeof(int64_t)
@@ -377,23 +402,23 @@ cdef class CpuCore(PagedCore):
                 text[place] = <char>(32 if place % 6 == 5 else 97 + (element + place * 7) % 26)
         return True
 
-    cdef bint take_outputs(self, Order* order, CpuSession* session) noexcept nogil:
+    cdef bint take_outputs(self, Order* order, CpuSession* session, OrtValue** outputs) noexcept nogil:
         """Copy the outputs of the run into one block, and record where each part's share ends."""
         cdef size_t index
         if not order.parts.make_outputs(session.output_count):
             snprintf(order.text, TEXT_BYTES, "no memory for outputs")
             return False
         for index in range(session.output_count):
-            if not self.describe_output(order, session.outputs[index], session.output_names[index], index):
+            if not self.describe_output(order, outputs[index], session.output_names[index], index):
                 return False
         if not order.parts.make_block():
             snprintf(order.text, TEXT_BYTES, "no memory for outputs of %lld bytes", <long long>order.parts.block_bytes)
             return False
         for index in range(session.output_count):
             if order.parts.outputs[index].dtype == ORT_STRING:
-                if not self.copy_strings(order, session.outputs[index], index):
+                if not self.copy_strings(order, outputs[index], index):
                     return False
-            elif not self.copy_output(order, session.outputs[index], index):
+            elif not self.copy_output(order, outputs[index], index):
                 return False
         return True
 

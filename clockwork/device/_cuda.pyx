@@ -75,7 +75,7 @@ cdef class CudaCore(DeviceCore):
         self.slot_memory = [(None, None)] * self.slot_count
         for index in range(self.slot_count):
             self.slots[index].number = index
-            self.all_slots.push_back(&self.slots[index])
+            self.all_slots[0].push_back(&self.slots[index])
         self.opened = True
 
     @property
@@ -216,7 +216,7 @@ cdef class CudaCore(DeviceCore):
     cdef Lane* run(self, Lane* lane, Order* order) noexcept nogil:
         if lane == &self.lanes.input:
             return self.run_input(<CudaOrder*>order)
-        if lane == &self.lanes.execute:
+        if lane == self.lanes.execute(0):
             if order.kind == CActionKind.RESERVE:
                 self.run_reserve(<CudaOrder*>order)
                 return NULL
@@ -263,7 +263,7 @@ cdef class CudaCore(DeviceCore):
         with nogil:
             self.lanes.hub.lock()
             self.workspace_next = workspace.address
-            while self.workspace_next != 0 and self.lanes.execute.running != NULL:
+            while self.workspace_next != 0 and self.lanes.execute(0).running != NULL:
                 self.lanes.hub.wait()  # the execute lane switches when it begins its next execution
             self.use_next_workspace()
             self.lanes.hub.unlock()
@@ -615,7 +615,7 @@ cdef class CudaCore(DeviceCore):
             order.status = ACTION_CANCELLED
             return NULL
         order.earliest_ns = order.run_earliest_ns
-        return &self.lanes.execute
+        return self.lanes.execute(0)
 
     cdef bint bring_inputs(self, CudaOrder* order) noexcept nogil:
         """Join the parts in pinned memory, copy them to the device, and wait for the copy.
@@ -766,7 +766,7 @@ cdef class CudaCore(DeviceCore):
             if pause_ns == 0:
                 breathe()
             elif not self.begin_behind(order, now, watch.expected_end_ns()):
-                self.lanes.execute.sleep(now + pause_ns)
+                self.lanes.execute(0).sleep(now + pause_ns)
             now = now_ns()
 
     cdef bint begin_behind(self, CudaOrder* running, int64_t now, int64_t end_ns) noexcept nogil:
@@ -779,12 +779,12 @@ cdef class CudaCore(DeviceCore):
         """
         cdef Order* order
         self.lanes.hub.lock()
-        order = <Order*>self.lanes.execute.next_behind(now, end_ns)
+        order = <Order*>self.lanes.execute(0).next_behind(now, end_ns)
         if order != NULL and (order.kind == CActionKind.RESERVE or order.revoked or not self.is_here(order)
                               or self.workspace_next != 0):
             order = NULL
         if order != NULL:
-            self.lanes.execute.take_behind()
+            self.lanes.execute(0).take_behind()
         self.lanes.hub.unlock()
         if order == NULL:
             return False

@@ -33,7 +33,7 @@ cdef class ReservingCore(CudaCore):
         """Queue a RESERVE through input and execute lane, behind all earlier actions."""
         cdef CudaOrder* order = <CudaOrder*>given
         order.run_earliest_ns, order.earliest_ns = order.earliest_ns, 0
-        if self.lanes.run_count() >= self.run_ahead:
+        if self.lanes.run_count(0) >= self.run_ahead:
             self.refuse_full(order)
         else:
             self.queue(order, self.first)

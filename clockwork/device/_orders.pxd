@@ -1,10 +1,11 @@
 """The base of devices with native lanes: orders from start to completion, and the lanes' loop."""
 
 from cpython.buffer cimport Py_buffer
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libcpp cimport bool as cbool
 from libcpp.deque cimport deque
 from libcpp.memory cimport unique_ptr
+from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from clockwork.device._parts cimport Lengths, BatchParts, RequestTensors
@@ -32,7 +33,7 @@ cdef extern from "device/lane.h" namespace "clockwork::device" nogil:
         void end(Action&)
         Action* take_ended()
     cppclass Lane:
-        const char* name
+        const string name
         Action* running
         Action* next_behind(int64_t now_ns, int64_t end_ns)
         void take_behind()
@@ -90,6 +91,7 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
         Order() except +
         CActionKind kind
         int64_t model_id
+        uint32_t executor
         DeviceModel* residency
         int64_t load_id
         int64_t expected_ns
@@ -110,15 +112,17 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
     cppclass Lanes:
         Hub hub
         Lane input
-        Lane execute
         Lane output
         Lane load
         Lane fetch
+        void add_executor() except +
+        Lane* execute(size_t executor)
+        int executor_of(const Lane*)
         Lane* find(const char* name)
-        int32_t run_count()
+        int32_t run_count(size_t executor)
         int64_t running(const Lane&)
         cbool needs(const DeviceModel*, int64_t load_id)
-        Order* revoke(int64_t action_id, int32_t status)
+        Order* revoke(size_t executor, int64_t action_id, int32_t status)
         vector[Order*] clear() except +
         void stop()
 
@@ -154,6 +158,11 @@ cdef extern from "device/port.h" namespace "clockwork::device" nogil:
         Action* (*take)(void*) noexcept nogil
         void (*listen)(void*, const EndListener*) noexcept nogil
 
+# The `self` of an executor's DevicePort.
+cdef struct ExecutorPlace:
+    void* core  # its DeviceCore, not referenced
+    uint32_t executor
+
 cdef int note_order(Order* order, object action, object parts) except -1
 cdef object completion_of(Order* order)
 
@@ -165,23 +174,27 @@ cdef class KnownModel:
 
 cdef class DeviceCore:
     cdef Lanes lanes
-    cdef Lane* first  # the first lane of an execution
+    cdef Lane* first  # the first lane of an execution; NULL: its executor's lane
     cdef PageTable pages  # guarded by the hub's lock
     cdef Roster roster  # the models; guarded by the hub's lock
     cdef const char* no_host_tier  # the reason for which FETCH and DROP are refused; NULL: they are taken
-    cdef vector[Slot*] all_slots  # members of the subclass: one for each slot
+    cdef vector[vector[Slot*]] all_slots  # the slots of each executor, members of the subclass
     cdef readonly size_t page_bytes
     cdef readonly int64_t page_count
-    cdef readonly int slot_count
+    cdef readonly int slot_count  # of each executor
+    cdef readonly int executor_count
     cdef int32_t run_ahead
     # Whether the load lane waits for another device's LOAD; guarded by the hub's lock
     cdef bint waits_for_link
     cdef int64_t spin_ns
     cdef dict models
-    cdef DevicePort road_port
+    cdef list completions  # of each executor, those that poll() has not returned
+    cdef vector[ExecutorPlace] places  # of each executor, the `self` of its port
+    cdef vector[DevicePort] road_ports
     cdef DeviceOutlet road_outlet
 
-    cdef int set_bounds(self, int64_t page_count, size_t page_bytes, int run_ahead, int64_t spin_ns) except -1
+    cdef int set_bounds(self, int64_t page_count, size_t page_bytes, int run_ahead, int64_t spin_ns,
+                        int executor_count=*) except -1
 
     # Methods of each kind of device; see _orders.pyx:
     cdef void enter(self, Lane* lane) noexcept nogil
@@ -190,9 +203,9 @@ cdef class DeviceCore:
     cdef void drop_weights(self, DeviceModel* at) noexcept nogil
     cdef void cut_short(self, bint wanted) noexcept nogil
     cdef Order* new_order(self) noexcept nogil
-    cdef void end_execution(self, int64_t action_id) noexcept nogil
+    cdef void end_execution(self, uint32_t executor, int64_t action_id) noexcept nogil
     cdef bint is_broken(self) noexcept nogil
-    cdef void look_at_lanes(self, RunningActions* found) noexcept nogil
+    cdef void look_at_lanes(self, uint32_t executor, RunningActions* found) noexcept nogil
     cdef int describe_run(self, Order* order) noexcept nogil
     cdef int place_run(self, Order* order) noexcept nogil
     cdef void begin_reserve(self, Order* order) noexcept nogil
@@ -213,7 +226,8 @@ cdef class DeviceCore:
     cdef void queue(self, Order* order, Lane* lane) noexcept nogil
     cdef void refuse_full(self, Order* order) noexcept nogil
     cdef void refuse(self, Order* order, int status) noexcept nogil
-    cdef void revoke_order(self, int64_t action_id) noexcept nogil
-    cdef Order* make_order(self, object action, object parts) except NULL
+    cdef void revoke_order(self, uint32_t executor, int64_t action_id) noexcept nogil
+    cdef Order* make_order(self, object action, object parts, uint32_t executor=*) except NULL
     cdef object finish(self, Order* order)
+    cdef int take_completions(self) except -1
     cdef int drop_all(self) except -1

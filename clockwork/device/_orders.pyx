@@ -1,6 +1,9 @@
 # cython: language_level=3, cdivision=True
 """The base of devices with native lanes: orders from start to completion, and the lanes' loop.
 
+A core is an arena with one or more executors. Each executor is a device to its callers: an order is given to
+one of them. LOADs and UNLOADs are given to executor 0, which stands for the arena.
+
 An order is made from an action and begins on the caller's thread. A lane's thread runs it. The thread that
 takes the ended orders frees it. None of these steps needs the GIL. A worker's road (csrc/worker/road.h) uses
 a DevicePort for them; start() and poll() are for callers in Python, whose orders have pinned buffers. The
@@ -10,7 +13,7 @@ Subclasses implement copies of weights and executions.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_New
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdio cimport snprintf
 
 from clockwork.device._crash cimport crash_at, crash_enter, crash_leave
@@ -105,34 +108,77 @@ cdef class KnownModel:
         return 0
 
 
-# The functions of a DevicePort; see csrc/device/port.h.
+# The functions of a DevicePort; see csrc/device/port.h. Each calls a method of the core at its place: without
+# the GIL, a pointer becomes an object only as an argument.
 
-cdef Order* road_make(DeviceCore self) noexcept nogil:
-    return self.new_order()
+ctypedef Order* (*Make)(void*, uint32_t) noexcept nogil
+ctypedef void (*Handle)(void*, Order*) noexcept nogil
+ctypedef void (*Refer)(void*, uint32_t, int64_t) noexcept nogil
+ctypedef void (*Look)(void*, uint32_t, RunningActions*) noexcept nogil
+ctypedef cbool (*Ask)(void*) noexcept nogil
 
 
-cdef void road_begin(DeviceCore self, Order* order) noexcept nogil:
+cdef Order* core_make(DeviceCore self, uint32_t executor) noexcept nogil:
+    cdef Order* order = self.new_order()
+    if order != NULL:
+        order.executor = executor
+    return order
+
+
+cdef void core_begin(DeviceCore self, Order* order) noexcept nogil:
     self.begin(order)
 
 
-cdef void road_free(DeviceCore self, Order* order) noexcept nogil:
+cdef void core_free(DeviceCore self, Order* order) noexcept nogil:
     self.free_order(order)
 
 
-cdef void road_revoke(DeviceCore self, int64_t action_id) noexcept nogil:
-    self.revoke_order(action_id)
+cdef void core_revoke(DeviceCore self, uint32_t executor, int64_t action_id) noexcept nogil:
+    self.revoke_order(executor, action_id)
 
 
-cdef void road_end_run(DeviceCore self, int64_t action_id) noexcept nogil:
-    self.end_execution(action_id)
+cdef void core_end_run(DeviceCore self, uint32_t executor, int64_t action_id) noexcept nogil:
+    self.end_execution(executor, action_id)
 
 
-cdef void road_look(DeviceCore self, RunningActions* found) noexcept nogil:
-    self.look_at_lanes(found)
+cdef void core_look(DeviceCore self, uint32_t executor, RunningActions* found) noexcept nogil:
+    self.look_at_lanes(executor, found)
 
 
-cdef cbool road_is_broken(DeviceCore self) noexcept nogil:
+cdef cbool core_is_broken(DeviceCore self) noexcept nogil:
     return self.is_broken()
+
+
+cdef Order* road_make(void* place) noexcept nogil:
+    cdef ExecutorPlace* at = <ExecutorPlace*>place
+    return (<Make>core_make)(at.core, at.executor)
+
+
+cdef void road_begin(void* place, Order* order) noexcept nogil:
+    (<Handle>core_begin)((<ExecutorPlace*>place).core, order)
+
+
+cdef void road_free(void* place, Order* order) noexcept nogil:
+    (<Handle>core_free)((<ExecutorPlace*>place).core, order)
+
+
+cdef void road_revoke(void* place, int64_t action_id) noexcept nogil:
+    cdef ExecutorPlace* at = <ExecutorPlace*>place
+    (<Refer>core_revoke)(at.core, at.executor, action_id)
+
+
+cdef void road_end_run(void* place, int64_t action_id) noexcept nogil:
+    cdef ExecutorPlace* at = <ExecutorPlace*>place
+    (<Refer>core_end_run)(at.core, at.executor, action_id)
+
+
+cdef void road_look(void* place, RunningActions* found) noexcept nogil:
+    cdef ExecutorPlace* at = <ExecutorPlace*>place
+    (<Look>core_look)(at.core, at.executor, found)
+
+
+cdef cbool road_is_broken(void* place) noexcept nogil:
+    return (<Ask>core_is_broken)((<ExecutorPlace*>place).core)
 
 
 cdef Action* road_take(DeviceCore self) noexcept nogil:
@@ -149,29 +195,42 @@ cdef class DeviceCore:
 
     def __cinit__(self, *arguments):
         """arguments: for subclasses, which call set_bounds(), and set ``first`` and ``all_slots``."""
-        self.models = {}
+        self.models, self.completions = {}, []
         if self.lanes.hub.event_fd < 0:
             raise OSError("cannot make an eventfd")
-        self.road_port.self = self.road_outlet.self = <void*>self
-        self.road_port.make = <Order* (*)(void*) noexcept nogil>road_make
-        self.road_port.begin = <void (*)(void*, Order*) noexcept nogil>road_begin
-        self.road_port.free = <void (*)(void*, Order*) noexcept nogil>road_free
-        self.road_port.revoke = <void (*)(void*, int64_t) noexcept nogil>road_revoke
-        self.road_port.end_run = <void (*)(void*, int64_t) noexcept nogil>road_end_run
-        self.road_port.look = <void (*)(void*, RunningActions*) noexcept nogil>road_look
-        self.road_port.is_broken = <cbool (*)(void*) noexcept nogil>road_is_broken
+        self.road_outlet.self = <void*>self
         self.road_outlet.fd = self.lanes.hub.event_fd
         self.road_outlet.take = <Action* (*)(void*) noexcept nogil>road_take
         self.road_outlet.listen = <void (*)(void*, const EndListener*) noexcept nogil>road_listen
 
-    cdef int set_bounds(self, int64_t page_count, size_t page_bytes, int run_ahead, int64_t spin_ns) except -1:
+    cdef int set_bounds(self, int64_t page_count, size_t page_bytes, int run_ahead, int64_t spin_ns,
+                        int executor_count=1) except -1:
+        """Set the sizes of a new core. Called once, before any lane runs and before port()."""
+        cdef int number
         self.page_count = page_count
         self.page_bytes = page_bytes
         self.run_ahead = run_ahead
         self.spin_ns = spin_ns
-        # A slot for each action that the lanes may hold, and a slot that open() may be enlarging.
+        # A slot for each action that an executor's lanes may hold, and a slot that open() may be enlarging.
         self.slot_count = run_ahead + 1
         self.pages.resize(page_count)
+        self.executor_count = executor_count
+        self.all_slots.resize(executor_count)
+        self.places.resize(executor_count)
+        self.road_ports.resize(executor_count)
+        for number in range(executor_count):
+            if number > 0:
+                self.lanes.add_executor()
+            self.completions.append([])
+            self.places[number].core, self.places[number].executor = <void*>self, number
+            self.road_ports[number].self = &self.places[number]
+            self.road_ports[number].make = road_make
+            self.road_ports[number].begin = road_begin
+            self.road_ports[number].free = road_free
+            self.road_ports[number].revoke = road_revoke
+            self.road_ports[number].end_run = road_end_run
+            self.road_ports[number].look = road_look
+            self.road_ports[number].is_broken = road_is_broken
         return 0
 
     # ----- implemented by each kind of device -----------------------------------------------
@@ -200,8 +259,9 @@ cdef class DeviceCore:
         """Allocate an order of the device's kind; NULL if there is no memory."""
         return make_order[Order]()
 
-    cdef void end_execution(self, int64_t action_id) noexcept nogil:
-        """End the running execution, if the device can. By default nothing: no GPU kernel can be."""
+    cdef void end_execution(self, uint32_t executor, int64_t action_id) noexcept nogil:
+        """End the execution that an executor runs, if the device can. By default nothing: no GPU kernel can
+        be."""
 
     cdef bint is_broken(self) noexcept nogil:
         """Whether the device is broken for good."""
@@ -261,7 +321,7 @@ cdef class DeviceCore:
         if lane == NULL:
             raise ValueError(f"there is no lane {name!r}")
         with nogil:
-            tells = lane == &self.lanes.load or lane == &self.lanes.execute
+            tells = lane == &self.lanes.load or self.lanes.executor_of(lane) >= 0
             spin_ns = 0 if lane == &self.lanes.fetch else self.spin_ns
             lane.enter()
             crash_enter()
@@ -359,20 +419,22 @@ cdef class DeviceCore:
         return held
 
     cdef size_t slot_bytes(self) noexcept nogil:
-        cdef Slot* slot
-        cdef size_t found = 0
+        cdef size_t executor, index, found = 0
         self.lanes.hub.lock()
-        for slot in self.all_slots:
-            found += slot.bytes
+        for executor in range(self.all_slots.size()):
+            for index in range(self.all_slots[executor].size()):
+                found += self.all_slots[executor][index].bytes
         self.lanes.hub.unlock()
         return found
 
     cdef bint take_slot(self, Order* order) noexcept nogil:
-        """Give an action the largest free slot. False if no slot is free."""
+        """Give an action the largest free slot of its executor. False if no slot is free."""
         cdef Slot* slot
         cdef Slot* best = NULL
+        cdef size_t index
         self.lanes.hub.lock()
-        for slot in self.all_slots:
+        for index in range(self.all_slots[order.executor].size()):
+            slot = self.all_slots[order.executor][index]
             if not slot.busy and (best == NULL or slot.bytes > best.bytes):
                 best = slot
         if best != NULL:
@@ -390,36 +452,44 @@ cdef class DeviceCore:
 
     # ----- what runs ---------------------------------------------------------------------------
 
-    cdef void look_at_lanes(self, RunningActions* found) noexcept nogil:
+    cdef void look_at_lanes(self, uint32_t executor, RunningActions* found) noexcept nogil:
         cdef bint waits
-        self.lanes.hub.lock()
-        waits = self.waits_for_link
-        self.lanes.hub.unlock()
-        found.execution = self.lanes.running(self.lanes.execute)
-        found.load = 0 if waits else self.lanes.running(self.lanes.load)
-        found.fetch = self.lanes.running(self.lanes.fetch)
+        found.execution = self.lanes.running(self.lanes.execute(executor)[0])
+        found.load = found.fetch = 0
+        if executor == 0:
+            self.lanes.hub.lock()
+            waits = self.waits_for_link
+            self.lanes.hub.unlock()
+            found.load = 0 if waits else self.lanes.running(self.lanes.load)
+            found.fetch = self.lanes.running(self.lanes.fetch)
 
-    def running(self):
-        """Return the id of the action that the execute lane runs; 0 for none. Any thread."""
+    def execute_lane(self, int executor):
+        """Return the name of the lane, and of its thread, in which an executor's executions run."""
+        return (<bytes>self.lanes.execute(executor).name).decode()
+
+    def running(self, uint32_t executor=0):
+        """Return the id of the action that an executor runs; 0 for none. Any thread."""
         cdef RunningActions found
-        self.look_at_lanes(&found)
+        self.look_at_lanes(executor, &found)
         return found.execution
 
-    def moving(self):
-        """Return the actions' ids in the load and fetch lanes; 0: none, or one that waits for the link."""
+    def moving(self, uint32_t executor=0):
+        """Return the actions' ids in the load and fetch lanes; 0: none, or one that waits for the link.
+
+        Only executor 0 has actions there."""
         cdef RunningActions found
-        self.look_at_lanes(&found)
+        self.look_at_lanes(executor, &found)
         return found.load, found.fetch
 
-    def end_run(self, int64_t action_id):
+    def end_run(self, int64_t action_id, uint32_t executor=0):
         """End an execution as OVERRUN as soon as possible, if the device can. Any thread. Call again while it
         runs."""
         with nogil:
-            self.end_execution(action_id)
+            self.end_execution(executor, action_id)
 
-    def port(self):
-        """Return the capsule by which a road drives this device. It is valid as long as the device."""
-        return PyCapsule_New(&self.road_port, b"clockwork.DevicePort", NULL)
+    def port(self, uint32_t executor=0):
+        """Return the capsule by which a road drives an executor. It is valid as long as the core."""
+        return PyCapsule_New(&self.road_ports[executor], b"clockwork.DevicePort", NULL)
 
     def outlet(self):
         """Return the capsule by which a road takes ended orders. It is valid as long as the device."""
@@ -432,6 +502,10 @@ cdef class DeviceCore:
         cdef DeviceModel* at
         if order.kind == CActionKind.RESERVE:
             self.begin_reserve(order)
+            return
+        if order.executor != 0 and lane_of(order.kind) != CLaneKind.EXECUTE:
+            snprintf(order.text, TEXT_BYTES, "this device executes from another device's arena: a LOAD or UNLOAD names that device")
+            self.refuse(order, DEVICE_ERROR)
             return
         if lane_of(order.kind) == CLaneKind.FETCH and self.no_host_tier != NULL:
             snprintf(order.text, TEXT_BYTES, "%s", self.no_host_tier)
@@ -459,12 +533,13 @@ cdef class DeviceCore:
             order.expected_ns = 0  # unknown: the given time is only a bound
         status = self.join_inputs(order)
         if status == OK:
-            if self.lanes.run_count() >= self.run_ahead:  # refused, even if there may soon be room
+            # refused, even if there may soon be room
+            if self.lanes.run_count(order.executor) >= self.run_ahead:
                 self.refuse_full(order)
                 return
             status = self.place_run(order)
         if status == OK:
-            self.queue(order, self.first)
+            self.queue(order, self.first if self.first != NULL else self.lanes.execute(order.executor))
         else:
             self.refuse(order, status)
 
@@ -509,22 +584,22 @@ cdef class DeviceCore:
             self.lanes.hub.unlock()
         del order
 
-    cdef void revoke_order(self, int64_t action_id) noexcept nogil:
-        cdef Order* found = self.lanes.revoke(action_id, ACTION_CANCELLED)
+    cdef void revoke_order(self, uint32_t executor, int64_t action_id) noexcept nogil:
+        cdef Order* found = self.lanes.revoke(executor, action_id, ACTION_CANCELLED)
         if found != NULL:
             self.drop_slot(found)
 
     # ----- for callers in Python -----------------------------------------------------------------
 
-    def start(self, action, parts=()):
+    def start(self, action, parts=(), uint32_t executor=0):
         """Begin an action. parts: the inputs of each part of an INFER."""
-        cdef Order* order = self.make_order(action, parts)
+        cdef Order* order = self.make_order(action, parts, executor)
         with nogil:
             self.begin(order)
 
-    cdef Order* make_order(self, object action, object parts) except NULL:
+    cdef Order* make_order(self, object action, object parts, uint32_t executor=0) except NULL:
         """Make an order that has not begun. parts: the inputs of each part of an INFER."""
-        cdef Order* order = self.new_order()
+        cdef Order* order = core_make(self, executor)
         if order == NULL:
             raise MemoryError
         try:
@@ -534,21 +609,34 @@ cdef class DeviceCore:
             raise
         return order
 
-    def revoke(self, action_id):
-        self.revoke_order(action_id)
+    def revoke(self, action_id, uint32_t executor=0):
+        self.revoke_order(executor, action_id)
 
     def fileno(self):
         return self.lanes.hub.event_fd
 
-    def poll(self):
+    def poll(self, int executor=0):
+        """Return an executor's completions since the last call."""
+        self.take_completions()
+        ended, self.completions[executor] = self.completions[executor], []
+        return ended
+
+    def ended(self):
+        """Return the numbers of the executors for which poll() has completions."""
+        self.take_completions()
+        return [number for number, ended in enumerate(self.completions) if ended]
+
+    cdef int take_completions(self) except -1:
+        """Give each executor the completions of its orders that have ended."""
         cdef Action* action = self.lanes.hub.take_ended()
         cdef Action* after
-        cdef list ended = []
+        cdef uint32_t executor
         while action != NULL:
             after = action.next
-            ended.append(self.finish(<Order*>action))
+            executor = (<Order*>action).executor
+            (<list>self.completions[executor]).append(self.finish(<Order*>action))
             action = after
-        return ended
+        return 0
 
     cdef object finish(self, Order* order):
         """Return the Completion of an ended order, and free the order."""
@@ -571,9 +659,11 @@ cdef class DeviceCore:
                     self.evict(model.at)
 
     cdef int drop_all(self) except -1:
-        """Free every order. No order may run."""
+        """Free every order and drop every completion. No order may run."""
         cdef vector[Order*] dropped
         cdef Order* order
+        for ended in self.completions:
+            ended.clear()
         with nogil:
             dropped = self.lanes.clear()
         for order in dropped:

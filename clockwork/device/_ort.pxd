@@ -132,7 +132,6 @@ cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
         char** input_names
         char** output_names
         int* input_dtypes
-        OrtValue** outputs
 
 ctypedef OrtStatus* (*RegisterOperators)(OrtSessionOptions*, const OrtApiBase*) noexcept nogil
 

@@ -154,6 +154,7 @@ cdef class Runtime:
         cdef int64_t w_dims[1]
         cdef int64_t y_dims[2]
         cdef OrtValue* values[2]
+        cdef OrtValue* output = NULL
         cdef OrtTensorInfo* info = NULL
         cdef size_t rank = 0
         cdef int dtype = 0
@@ -176,17 +177,17 @@ cdef class Runtime:
             self.check(ort_wrap_tensor(self.api, self.memory, w, sizeof(w), w_dims, 1, 1, &values[1]))
             self.check(ort_run(self.api, session.handle, NULL, <const char* const*>session.input_names,
                                <const OrtValue* const*>values, 2, <const char* const*>session.output_names, 1,
-                               session.outputs))
-            self.check(ort_tensor_info(self.api, session.outputs[0], &info))
+                               &output))
+            self.check(ort_tensor_info(self.api, output, &info))
             self.check(ort_tensor_dtype(self.api, info, &dtype))
             self.check(ort_tensor_rank(self.api, info, &rank))
             if rank == 2:
                 self.check(ort_tensor_dims(self.api, info, y_dims, 2))
-            self.check(ort_tensor_data(self.api, session.outputs[0], &y))
+            self.check(ort_tensor_data(self.api, output, &y))
             found = [names, dtype, y_dims[0], y_dims[1], [(<float*>y)[i] for i in range(4)] if rank == 2 else []]
         finally:
             ort_release_tensor_info(self.api, info)
-            ort_release_value(self.api, session.outputs[0])
+            ort_release_value(self.api, output)
             ort_release_value(self.api, values[0])
             ort_release_value(self.api, values[1])
             self.close(&session)
@@ -223,9 +224,7 @@ cdef class Runtime:
         session.input_names = <char**>calloc(session.input_count + 1, sizeof(char*))
         session.output_names = <char**>calloc(session.output_count + 1, sizeof(char*))
         session.input_dtypes = <int*>calloc(session.input_count + 1, sizeof(int))
-        session.outputs = <OrtValue**>calloc(session.output_count + 1, sizeof(OrtValue*))
-        if (session.input_names == NULL or session.output_names == NULL or session.input_dtypes == NULL
-                or session.outputs == NULL):
+        if session.input_names == NULL or session.output_names == NULL or session.input_dtypes == NULL:
             snprintf(text, TEXT_BYTES, "out of memory")
             return False
         for index in range(session.input_count):
@@ -286,7 +285,6 @@ cdef class Runtime:
         free(session.input_names)
         free(session.output_names)
         free(session.input_dtypes)
-        free(session.outputs)
         memset(session, 0, sizeof(CpuSession))
 
     cdef size_t workspace_bytes(self) noexcept nogil:

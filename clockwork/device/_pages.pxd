@@ -5,8 +5,8 @@ from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-from clockwork.device._orders cimport KnownModel, DeviceCore, DeviceModel, Slot
-from clockwork.device._ort cimport OrtApi, OrtSessionOptions, OrtValue, Runtime, CpuSession
+from clockwork.device._orders cimport Hub, KnownModel, DeviceCore, DeviceModel, Slot
+from clockwork.device._ort cimport MemoryAccount, OrtApi, OrtRunOptions, OrtSessionOptions, OrtValue, Runtime, CpuSession
 from clockwork.device._parts cimport Lengths, Rowless
 
 cdef extern from "<sys/mman.h>" nogil:
@@ -49,11 +49,23 @@ cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
         cbool copied
         vector[int64_t] run_bytes
         vector[CpuWeight] weights
+        vector[OrtValue*] weight_values
+        size_t output_count
         size_t workspace_bytes
         Lengths lengths
         vector[Rowless] rowless
-        vector[OrtValue*] values
         size_t fed_count()
+        size_t argument_count()
+    cppclass RunPlaces:
+        vector[OrtValue*] arguments
+        vector[OrtValue*] outputs
+    cppclass CpuExecutor:
+        OrtRunOptions* run_options
+        MemoryAccount* account
+        cbool overrun
+        RunPlaces places
+        void grow(Hub&, size_t argument_count, size_t output_count) except +
+        void take_places()
     cppclass CpuSlot(Slot):
         char* base
 
@@ -80,7 +92,7 @@ cdef class PagedCore(DeviceCore):
     cdef ArenaMemory memory_of_pages
     cdef int64_t known_pages  # the pages of all models together; guarded by the hub's lock
     cdef int64_t bound_pages  # the pages of bound models; guarded by the hub's lock
-    cdef vector[CpuSlot] slots
+    cdef vector[CpuSlot] slots  # of all executors
     cdef size_t slot_bytes_most
 
     cdef SessionOptions options_for(self, tuple libraries)

@@ -19,6 +19,7 @@ class PagedModel(KnownModel):
         packed_path: str | None,
         packed_bytes: int,
         workspace_bytes: int,
+        output_count: int,
         lengths: tuple[int, list[list[int]], list[list[int]]] | None = None,
         rowless_shapes: list[tuple[int | str, ...] | None] | None = None,
     ) -> None: ...
@@ -35,6 +36,7 @@ class PagedCore(DeviceCore):
         slot_bytes_most: int,
         spin_ns: int,
         spare_ns: int,
+        executor_count: int,
         *lanes: int,
     ) -> None: ...
     def open_with(self, model: PagedModel, libraries: tuple[str, ...]) -> None: ...

@@ -132,11 +132,12 @@ cdef class PagedModel(KnownModel):
     execution. lengths: (number of symbols in which requests of a batch may differ, the symbol of each axis or
     -1 for each input, the same for each output); the program takes the rows' sizes as inputs behind its own.
     rowless_shapes: the shape of each optional input, None for other inputs; None if the model has no optional
-    input.
+    input. output_count: the number of the model's outputs.
     """
 
     def __cinit__(self, int64_t model_id, SessionProgram program, list dtypes, list runs, list weights,
-                  str packed_path, int64_t packed_bytes, size_t workspace_bytes, tuple lengths=None, list rowless_shapes=None):
+                  str packed_path, int64_t packed_bytes, size_t workspace_bytes, size_t output_count,
+                  tuple lengths=None, list rowless_shapes=None):
         cdef CpuWeight* weight
         cdef CpuModel* state = &self.state
         self.model_id = model_id
@@ -146,7 +147,7 @@ cdef class PagedModel(KnownModel):
         self.program = program
         self.runtime = runtime()
         self.packed_bytes = packed_bytes
-        state.workspace_bytes = workspace_bytes
+        state.workspace_bytes, state.output_count = workspace_bytes, output_count
         state.packed = program is None
         state.session = &state.own if program is None else &program.session
         state.input_dtypes = dtypes
@@ -161,7 +162,7 @@ cdef class PagedModel(KnownModel):
                 if shape is not None:
                     state.rowless[<size_t>index].is_optional, state.rowless[<size_t>index].dims = True, shape
             state.model_rowless = &state.rowless
-        state.values.resize(state.fed_count() + len(weights))
+        state.weight_values.resize(len(weights))
         if packed_path is not None:
             state.path = os.fsencode(packed_path)
         for index, (dtype, shape, run, offset, size) in enumerate(weights):
@@ -218,7 +219,7 @@ cdef class PagedModel(KnownModel):
     def __dealloc__(self):
         cdef CpuModel* state = &self.state
         if self.runtime is not None:
-            close_values(self.runtime.api, state)
+            close_weights(self.runtime.api, state)
             if state.packed:
                 with nogil:
                     self.runtime.close(&state.own)
@@ -226,12 +227,12 @@ cdef class PagedModel(KnownModel):
             munmap(state.source, state.source_bytes)
 
 
-cdef void close_values(const OrtApi* api, CpuModel* model) noexcept nogil:
+cdef void close_weights(const OrtApi* api, CpuModel* model) noexcept nogil:
     """Release the tensors over a model's pages, but not the pages."""
     cdef size_t index
-    for index in range(model.fed_count(), model.values.size()):
-        ort_release_value(api, model.values[index])
-        model.values[index] = NULL
+    for index in range(model.weight_values.size()):
+        ort_release_value(api, model.weight_values[index])
+        model.weight_values[index] = NULL
 
 
 @cython.no_gc_clear  # its end still needs the runtime
@@ -239,19 +240,19 @@ cdef class PagedCore(DeviceCore):
     """Pages, slots and known models, guarded by the lock of a hub."""
 
     def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, size_t slot_bytes_most,
-                  int64_t spin_ns, int64_t spare_ns, *lanes):
+                  int64_t spin_ns, int64_t spare_ns, int executor_count, *lanes):
         """spare_ns: see ArenaMemory.map(). lanes: further arguments of a subclass."""
-        cdef int index
+        cdef size_t index
         self.runtime = runtime()
         self.api = self.runtime.api
         # First: the page lists of an arena far beyond the machine's memory would fill that memory.
         if not self.memory_of_pages.map(arena_bytes // page_bytes, page_bytes, spare_ns):
             raise MemoryError(f"no memory for an arena of {arena_bytes} bytes")
-        self.set_bounds(arena_bytes // page_bytes, page_bytes, run_ahead, spin_ns)
+        self.set_bounds(arena_bytes // page_bytes, page_bytes, run_ahead, spin_ns, executor_count)
         self.slot_bytes_most = slot_bytes_most
-        self.slots.resize(self.slot_count)
-        for index in range(self.slot_count):
-            self.all_slots.push_back(&self.slots[index])
+        self.slots.resize(executor_count * self.slot_count)
+        for index in range(self.slots.size()):
+            self.all_slots[index // self.slot_count].push_back(&self.slots[index])
         self.options, self.threads = {}, threads
         self.options_for(())
 
@@ -307,9 +308,9 @@ cdef class PagedCore(DeviceCore):
 
     def grow_slots(self, size_t size):
         """Enlarge all input slots to this many bytes. Any thread. A slot in use grows at its next use."""
-        cdef int index
+        cdef size_t index
         cdef bint mine, grown
-        for index in range(self.slot_count):
+        for index in range(self.slots.size()):
             with nogil:
                 self.lanes.hub.lock()
                 mine = not self.slots[index].busy and self.slots[index].bytes < size
@@ -442,6 +443,10 @@ cdef class PagedCore(DeviceCore):
                 snprintf(text, TEXT_BYTES, "the packed session takes %zu inputs, the model %zu",
                          model.own.input_count, model.fed_count())
                 return False
+            if model.own.output_count != model.output_count:
+                snprintf(text, TEXT_BYTES, "the packed session gives %zu outputs, the model %zu",
+                         model.own.output_count, model.output_count)
+                return False
             return True
         if not self.take_memory(model):
             snprintf(text, TEXT_BYTES, "no memory to give the arena its pages back")
@@ -457,12 +462,12 @@ cdef class PagedCore(DeviceCore):
             if ort_failed(self.api, ort_wrap_tensor(
                     self.api, self.runtime.memory, base, weight.bytes, weight.dims.data(), weight.dims.size(),
                     ort_dtype_of_onnx(weight.dtype),
-                    &model.values[model.fed_count() + index]), text, TEXT_BYTES):
+                    &model.weight_values[index]), text, TEXT_BYTES):
                 return False
         return True
 
     cdef void drop_weights(self, DeviceModel* at) noexcept nogil:
         cdef CpuModel* model = <CpuModel*>at
-        close_values(self.api, model)
+        close_weights(self.api, model)
         if model.packed:
             self.runtime.close(&model.own)

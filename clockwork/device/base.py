@@ -3,7 +3,8 @@
 A device owns a page arena, its input/output slots and its workspace. Their memory is allocated before a LOAD
 or an execution needs it. A device has lanes, each strictly first in, first out: *load* (LOAD, UNLOAD),
 *execute* (INFER, PROFILE) and, where the machine has a host store with a budget, *fetch* (FETCH, DROP). A
-device never evicts, reorders or retries. Differences between devices stay inside their modules.
+device may execute from the arena of another device, its owner; then *execute* is its only lane. A device
+never evicts, reorders or retries. Differences between devices stay inside their modules.
 
 Threads: a worker's road drives a device natively, by its port() and outlet(), on the road's thread. The
 opening thread calls open(), tidy(), reserved() and the methods used inside it. The worker's loop calls all
@@ -210,8 +211,17 @@ class Device(ModelHolder, Protocol):
         """The device's group, or None. Models of a device with a group are made known to the group alone."""
         ...
 
+    @property
+    def owner(self) -> Device | None:
+        """The device whose arena this device executes from; None: it has an arena of its own.
+
+        Actions that transfer weights are the owner's. All devices of an arena are lost together."""
+        ...
+
     def fileno(self) -> int:
-        """Return a descriptor that is readable while poll() has completions."""
+        """Return a descriptor that is readable while poll() has completions.
+
+        Devices of an arena share a descriptor: see DeviceGroup."""
         ...
 
     def outlet(self) -> object:
@@ -264,13 +274,17 @@ class Device(ModelHolder, Protocol):
         """Wait for running actions; drop queued actions, completions that were not polled, and every
         residency.
 
-        A new controller epoch begins. Models stay prepared until they are forgotten."""
+        A new controller epoch begins. Models stay prepared until they are forgotten. All devices of an arena
+        are reset together, by a call for any of them."""
         ...
 
     def memory(self) -> dict[str, int]:
-        """Return bytes by purpose: arena_bytes, resident_bytes, workspace_bytes, packed_bytes, ..."""
+        """Return bytes by purpose: arena_bytes, resident_bytes, workspace_bytes, packed_bytes, ...
+
+        Empty for a device that executes from another's arena, whose owner counts all."""
         ...
 
     def close(self) -> None:
-        """Stop the lanes and release all resources. Idempotent."""
+        """Stop the lanes and release all resources. Idempotent. Devices of an arena end with the last of
+        them."""
         ...

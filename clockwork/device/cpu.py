@@ -1,4 +1,6 @@
-"""The CPU as a device: ONNX Runtime executes models in two native lanes, with weights in a page arena.
+"""The CPU as devices: ONNX Runtime executes models in native lanes, with weights in a page arena.
+
+A CpuArena has one or more executors, each a CpuDevice: a model is loaded once, and any of them executes it.
 
 A *bound* model's program has its weights as inputs: LOAD copies them from the mapped, laid-out file
 to pages and wraps tensors around them, and INFER hands those to the one session that all models of
@@ -21,6 +23,7 @@ import mmap
 import platform
 import threading
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 from clockwork import config
@@ -28,7 +31,8 @@ from clockwork.config import device as bounds
 from clockwork.device._cpu import CpuCore
 from clockwork.device._ort import runtime
 from clockwork.device._pages import PagedModel, SessionProgram
-from clockwork.device.base import Reserve
+from clockwork.device.base import Reserve, Undisturbed
+from clockwork.device.executors import check_executors
 from clockwork.device.lacking import is_lack
 from clockwork.device.native import NativeDevice, start_lanes
 from clockwork.device.operators import libraries_for
@@ -49,15 +53,18 @@ from clockwork.wire.tensors import DTYPES, STRING
 _ALIGNMENT = 64  # The alignment of each input in a slot, in bytes
 
 
-class CpuDevice(NativeDevice[CpuCore]):
-    """Implements device.base.Device. Several may live in one process; they share ONNX Runtime's workspace.
+class CpuArena(Undisturbed):
+    """CPU devices that execute from one arena, and their models. Implements device.base.DeviceGroup.
+
+    Several may live in one process; they share ONNX Runtime's workspace. ``devices`` has a device for each
+    executor; the first is the owner of the arena.
 
     arena_bytes is rounded down to whole pages. threads: number of threads of an execution. lock_store: keep
     the laid-out weights in this process's memory instead of leaving them to the OS's cache. cpu_time: report
     the thread's CPU time as the duration of ``execute``, for measuring on a busy machine; one thread only.
+    processors: the only processor of each executor's thread; empty: all of this process's, for each of them.
     """
 
-    group = None
     fault = ""
 
     def __init__(
@@ -68,6 +75,8 @@ class CpuDevice(NativeDevice[CpuCore]):
         run_ahead: int = config.RUN_AHEAD,
         lock_store: bool = False,
         cpu_time: bool = False,
+        executors: int = 1,
+        processors: Sequence[int] = (),
     ) -> None:
         if page_bytes < mmap.PAGESIZE or page_bytes % mmap.PAGESIZE:
             raise ConfigError(f"page_bytes is {page_bytes}; it must be a multiple of {mmap.PAGESIZE}")
@@ -77,18 +86,20 @@ class CpuDevice(NativeDevice[CpuCore]):
             raise ConfigError(f"threads and run_ahead must be at least 1, got {threads} and {run_ahead}")
         if cpu_time and threads > 1:
             raise ConfigError(f"cpu_time counts one thread; threads is {threads}")
-        super().__init__(
-            CpuCore(
-                arena_bytes,
-                page_bytes,
-                threads,
-                run_ahead,
-                config.IO_SLOT_BYTES_MAX,
-                bounds.LANE_SPIN_NS,
-                bounds.SPARE_PAGES_NS,
-                cpu_time,
-                config.MESSAGE_BYTES_MAX,
-            )
+        check_executors(executors, threads)
+        if len(processors) not in (0, executors):
+            raise ConfigError(f"{len(processors)} processors for {executors} executors")
+        self._core = CpuCore(
+            arena_bytes,
+            page_bytes,
+            threads,
+            run_ahead,
+            config.IO_SLOT_BYTES_MAX,
+            bounds.LANE_SPIN_NS,
+            bounds.SPARE_PAGES_NS,
+            executors,
+            cpu_time,
+            config.MESSAGE_BYTES_MAX,
         )
         self.info = DeviceInfo(
             kind="cpu",
@@ -104,8 +115,11 @@ class CpuDevice(NativeDevice[CpuCore]):
         self._programs: weakref.WeakValueDictionary[str, SessionProgram] = weakref.WeakValueDictionary()
         keeper = threading.Thread(target=self._core.keep_memory, name="cw-memory", daemon=True)
         keeper.start()
-        running = [*start_lanes(self._core, ("cw-load", "cw-execute")), keeper]
+        lanes = [self._core.execute_lane(number) for number in range(executors)]
+        running = [*start_lanes(self._core, ("cw-load", *lanes), dict(zip(lanes, processors))), keeper]
         self.close = weakref.finalize(self, _close, self._core, running)
+        self.devices = [CpuDevice(self, self._core, number) for number in range(executors)]
+        self._open = set(self.devices)
 
     # ----- models, from the preparation thread -------------------------------------------------
 
@@ -147,6 +161,7 @@ class CpuDevice(NativeDevice[CpuCore]):
                 str(path),
                 prepared.resident_bytes,
                 budget,
+                len(prepared.outputs),
                 lengths,
                 rowless_shapes,
             )
@@ -167,7 +182,17 @@ class CpuDevice(NativeDevice[CpuCore]):
             for weight in prepared.weights
         ]
         model = PagedModel(
-            model_id, program, dtypes, prepared.runs, weights, None, 0, budget, lengths, rowless_shapes
+            model_id,
+            program,
+            dtypes,
+            prepared.runs,
+            weights,
+            None,
+            0,
+            budget,
+            len(prepared.outputs),
+            lengths,
+            rowless_shapes,
         )
         size = sum(prepared.runs) * prepared.page_bytes
         if size:
@@ -196,15 +221,74 @@ class CpuDevice(NativeDevice[CpuCore]):
         """Drop a model, if it is known. Raises ValueError if it is resident or an action holds it."""
         self._core.remove_model(model_id)
 
-    @property
-    def workspace_peak_bytes(self) -> int:
-        """The peak of the workspace's bytes that the last execution used."""
-        return self._core.workspace_peak_bytes
-
     def memory(self) -> dict[str, int]:
         """Return bytes by purpose. workspace_bytes: of the process; store_bytes: mapped weights, cached or
         not."""
         return {**self._core.memory(), "programs": len(self._programs), "locked_bytes": self._locked_bytes}
+
+    # ----- devices -----------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        return self._core.fileno()
+
+    def ended(self) -> list[CpuDevice]:
+        """See DeviceGroup."""
+        return [self.devices[number] for number in self._core.ended()]
+
+    def outlet(self) -> object:
+        """See DeviceGroup."""
+        return self._core.outlet()
+
+    def stats(self) -> dict[str, int]:
+        """See DeviceGroup. A CPU has no counts of precision."""
+        return {}
+
+    def release(self, device: CpuDevice) -> None:
+        """Count a device as closed. The last one closes the arena."""
+        self._open.discard(device)
+        if not self._open:
+            self.close()
+
+
+class CpuDevice(NativeDevice[CpuCore]):
+    """An executor of an arena. Implements device.base.Device."""
+
+    fault = ""
+
+    def __init__(self, arena: CpuArena, core: CpuCore, number: int) -> None:
+        super().__init__(core, number)
+        self._arena = arena
+        self.group = arena
+        self.info = arena.info
+
+    @property
+    def owner(self) -> CpuDevice | None:
+        """See Device."""
+        return self._arena.devices[0] if self._number else None
+
+    def open(self, model_id: int, directory: str, reserve: Reserve | None = None) -> None:
+        self._arena.open(model_id, directory)
+
+    def forget(self, model_id: int) -> None:
+        self._arena.forget(model_id)
+
+    @property
+    def workspace_peak_bytes(self) -> int:
+        """The peak of the workspace's bytes that this executor's last execution used."""
+        return self._core.workspace_peak_bytes(self._number)
+
+    def memory(self) -> dict[str, int]:
+        """See Device."""
+        return {} if self._number else self._arena.memory()
+
+    def reset(self) -> None:
+        """See Device."""
+        self._core.reset()
+        for device in self._arena.devices:
+            device._backlog.clear()
+
+    def close(self) -> None:
+        self._arena.release(self)
 
 
 def _close(core: CpuCore, lanes: list[threading.Thread]) -> None:

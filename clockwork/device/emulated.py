@@ -167,9 +167,15 @@ class EmulatedDevice(Undisturbed):
 
     def __init__(self, group: EmulatedGroup, index: int, owner: int) -> None:
         self.group = group
+        self._owner = owner
         self.info = group.info if owner == index else dataclasses.replace(group.info, arena=owner)
         self.index = index
         self._closed = False
+
+    @property
+    def owner(self) -> EmulatedDevice | None:
+        """See Device."""
+        return self.group.devices[self._owner] if self._owner != self.index else None
 
     def port(self) -> object:
         """See Device."""

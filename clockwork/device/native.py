@@ -2,63 +2,87 @@
 
 from __future__ import annotations
 
+import os
 import select
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from clockwork.device._orders import DeviceCore
-from clockwork.device.base import Completion, TensorView, Undisturbed
+from clockwork.device.base import Completion, Device, DeviceGroup, TensorView, Undisturbed
 from clockwork.system.clock import now_ns
 from clockwork.wire.messages import ActionMessage
 
 CoreT = TypeVar("CoreT", bound=DeviceCore)
 
 
-def start_lanes(core: DeviceCore, names: Iterable[str]) -> list[threading.Thread]:
+def start_lanes(
+    core: DeviceCore, names: Iterable[str], processors: Mapping[str, int] | None = None
+) -> list[threading.Thread]:
     """Start a thread for each lane. They are daemons, so that an exiting interpreter does not wait for a
-    lane."""
-    lanes = [threading.Thread(target=core.run_lane, args=(name,), name=name, daemon=True) for name in names]
+    lane.
+
+    processors: the only processor on which a lane's thread runs; a lane without one runs on all of this
+    process's."""
+    lanes = [
+        threading.Thread(
+            target=_run_lane, args=(core, name, (processors or {}).get(name)), name=name, daemon=True
+        )
+        for name in names
+    ]
     for lane in lanes:
         lane.start()
     return lanes
 
 
+def _run_lane(core: DeviceCore, name: str, processor: int | None) -> None:
+    if processor is not None:
+        os.sched_setaffinity(0, {processor})
+    core.run_lane(name)
+
+
 class NativeDevice(Undisturbed, Generic[CoreT]):
-    """The part of device.base.Device that hands actions to a core and takes their completions."""
+    """The part of device.base.Device that hands actions to an executor of a core and takes their
+    completions. number: the executor's."""
 
-    group = None
+    group: DeviceGroup | None = None
 
-    def __init__(self, core: CoreT) -> None:
+    def __init__(self, core: CoreT, number: int = 0) -> None:
         self._core = core
+        self._number = number
         self._backlog: list[Completion] = []
+
+    @property
+    def owner(self) -> Device | None:
+        """See Device."""
+        return None
 
     def fileno(self) -> int:
         return self._core.fileno()
 
     def port(self) -> object:
-        return self._core.port()
+        return self._core.port(self._number)
 
     def outlet(self) -> object:
         return self._core.outlet()
 
     def start(self, action: ActionMessage, parts: Sequence[Sequence[TensorView]] = ()) -> None:
-        self._core.start(action, parts)
+        self._core.start(action, parts, self._number)
 
     def revoke(self, action_id: int) -> None:
-        self._core.revoke(action_id)
+        self._core.revoke(action_id, self._number)
 
     def running(self) -> int:
-        return self._core.running()
+        return self._core.running(self._number)
 
     def moving(self) -> tuple[int, int]:
-        return self._core.moving()
+        return self._core.moving(self._number)
 
     def end_run(self, action_id: int) -> None:
-        self._core.end_run(action_id)
+        self._core.end_run(action_id, self._number)
 
     def poll(self) -> list[Completion]:
-        ended = self._core.poll()
+        ended = self._core.poll(self._number)
         if self._backlog:
             self._backlog, ended = [], self._backlog + ended
         return ended
@@ -66,7 +90,7 @@ class NativeDevice(Undisturbed, Generic[CoreT]):
     def wait(self, action_ids: Iterable[int], timeout_s: float) -> list[Completion]:
         """Wait for actions and return their completions in the given order; for callers without a loop.
 
-        Completions of other actions are kept for poll(). Raises TimeoutError.
+        Completions of other actions, and of other executors, are kept for poll(). Raises TimeoutError.
         """
         order = list(action_ids)
         found: dict[int, Completion] = {}
@@ -87,7 +111,7 @@ class NativeDevice(Undisturbed, Generic[CoreT]):
                 self._backlog.extend(found.values())
                 missing = [action_id for action_id in order if action_id not in found]
                 raise TimeoutError(f"actions {missing} did not end within {timeout_s} s")
-            ended = self._core.poll()
+            ended = self._core.poll(self._number)
 
     def reset(self) -> None:
         """See Device. Drops completions that were not polled, too."""

@@ -18,7 +18,7 @@ import numpy as np
 from clockwork.config import PREPARATION_LIMIT_NS
 from clockwork.config import models as bounds
 from clockwork.device.base import Completion, TensorView
-from clockwork.device.cpu import CpuDevice
+from clockwork.device.cpu import CpuArena
 from clockwork.device.cpu import fingerprint as device_fingerprint
 from clockwork.errors import ConfigError
 from clockwork.formats.prepared import PROGRAM_FILE, PreparedModel, WeightSpec
@@ -42,7 +42,9 @@ class Bench:
         """For each input, whether it is optional. All models are holdings of the same model."""
         pages = sum(sum(prepared.runs) for prepared in models)
         threads = threads_of(fingerprint)
-        self._device = CpuDevice(max(1, pages) * page_bytes, page_bytes, threads, cpu_time=threads == 1)
+        (self._device,) = CpuArena(
+            max(1, pages) * page_bytes, page_bytes, threads, cpu_time=threads == 1
+        ).devices
         self._ids = itertools.count(1)
         self.workspace_bytes = 1
         """Largest workspace of an execution so far, in bytes: at least 1, because 0 means "not measured"."""

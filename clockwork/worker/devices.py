@@ -60,7 +60,7 @@ def open_devices(settings: WorkerSettings) -> list[Device]:
     devices: list[Device] = []
     try:
         for name in settings.devices:
-            devices.append(open_device(name))
+            devices += open_device(name)
     except BaseException:
         for device in devices:
             device.close()
@@ -68,20 +68,23 @@ def open_devices(settings: WorkerSettings) -> list[Device]:
     return devices
 
 
-def _cpu_opener(settings: WorkerSettings) -> Callable[[str], Device]:
+def _cpu_opener(settings: WorkerSettings) -> Callable[[str], Sequence[Device]]:
+    """Return a function that opens an arena and returns its devices."""
     # imported here, so that a worker loads only the code of its devices
-    from clockwork.device.cpu import CpuDevice
+    from clockwork.device.cpu import CpuArena
 
-    return lambda _: CpuDevice(
-        arena_bytes=settings.arena_bytes or ARENA_BYTES,
-        page_bytes=settings.page_bytes or PAGE_BYTES,
-        threads=settings.threads,
-        run_ahead=settings.run_ahead,
-        lock_store=settings.lock_store,
+    return lambda _: (
+        CpuArena(
+            arena_bytes=settings.arena_bytes or ARENA_BYTES,
+            page_bytes=settings.page_bytes or PAGE_BYTES,
+            threads=settings.threads,
+            run_ahead=settings.run_ahead,
+            lock_store=settings.lock_store,
+        ).devices
     )
 
 
-def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Device]:
+def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Sequence[Device]]:
     """Return a function that opens a GPU. All share a driver and a host store. Raises ConfigError."""
     from clockwork.device.cuda import CudaDevice
     from clockwork.device.cuda_host import BudgetedHost, HostStore, PinnedFiles
@@ -116,14 +119,16 @@ def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Device]:
     else:
         size = settings.pinned_bytes or cuda_pinned_bytes()
         store = PinnedFiles([open_memory(table, card) for card in found], page_bytes, size)
-    return lambda name: CudaDevice(
-        which=name.removeprefix("cuda:"),
-        arena_bytes=settings.arena_bytes,
-        page_bytes=page_bytes,
-        run_ahead=settings.run_ahead,
-        store=store,
-        table=table,
-    )
+    return lambda name: [
+        CudaDevice(
+            which=name.removeprefix("cuda:"),
+            arena_bytes=settings.arena_bytes,
+            page_bytes=page_bytes,
+            run_ahead=settings.run_ahead,
+            store=store,
+            table=table,
+        )
+    ]
 
 
 def end_runs(devices: Iterable[Device]) -> bool:

@@ -1,26 +1,30 @@
-// The record of a model on a CPU device: its session, and where its weights are mapped and where they lie in
-// the arena.
+// The records of a CPU's arena: of a model, its session, where its weights are mapped and where they lie in
+// the arena; of an executor, the resources of the execution that it runs.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "device/order.h"
 #include "device/ort_api.h"
+#include "device/workspace.h"
 
 namespace clockwork::device {
 
 // An open ONNX Runtime session, with the names and types that each run passes. All fields zero: not open.
+// Several threads may run it at once.
 struct CpuSession {
     OrtSession* handle;
     std::size_t input_count;
     std::size_t output_count;
     char** input_names;
     char** output_names;
-    int* input_dtypes;   // ONNX's codes of data types
-    OrtValue** outputs;  // output_count places, for the run that is under way
+    int* input_dtypes;  // ONNX's codes of data types
 };
 
 // The place of a program's input in the pages.
@@ -45,13 +49,59 @@ struct CpuModel : DeviceModel {
     // bytes of weights in each run of pages; the rest of the last page is not copied
     std::vector<std::int64_t> run_bytes;
     std::vector<CpuWeight> weights;
+    // tensors over the weights in the arena while the model is resident; executions only read them
+    std::vector<OrtValue*> weight_values;
+    std::size_t output_count = 0;
     std::size_t workspace_bytes = 0;  // bytes of workspace that an execution may take
     Lengths lengths;
     std::vector<Rowless> rowless;
-    // arguments of a run: places for the inputs, the rows' sizes, then the weights
-    std::vector<OrtValue*> values;
 
+    // The arguments of a run before its weights: the inputs, then the rows' sizes.
     std::size_t fed_count() const { return input_dtypes.size() + lengths.count; }
+    std::size_t argument_count() const { return fed_count() + weights.size(); }
+};
+
+// Places for the arguments and the outputs of a run.
+struct RunPlaces {
+    std::vector<OrtValue*> arguments;
+    std::vector<OrtValue*> outputs;
+
+    bool has_room(const RunPlaces& other) const {
+        return arguments.size() >= other.arguments.size() && outputs.size() >= other.outputs.size();
+    }
+};
+
+// The resources of an executor, for the one execution that it runs. Its lane's thread uses them, unless a
+// field says otherwise.
+struct CpuExecutor {
+    OrtRunOptions* run_options = nullptr;  // any thread may set its flag of termination, with the hub's lock
+    MemoryAccount* account = nullptr;      // never freed: see workspace.h
+    bool overrun = false;                  // whether the execution is to end; guarded by the hub's lock
+    RunPlaces places;
+    RunPlaces next_places;  // larger places for the next run, or the replaced ones; guarded by the hub's lock
+
+    // Makes places for runs of so many arguments and outputs, never less than before. One thread at a time.
+    // Throws std::bad_alloc.
+    void grow(Hub& hub, std::size_t argument_count, std::size_t output_count) {
+        if (argument_count <= most_arguments_ && output_count <= most_outputs_)
+            return;
+        most_arguments_ = std::max(most_arguments_, argument_count);
+        most_outputs_ = std::max(most_outputs_, output_count);
+        RunPlaces made{std::vector<OrtValue*>(most_arguments_), std::vector<OrtValue*>(most_outputs_)};
+        std::lock_guard<Hub> held(hub);
+        std::swap(made, next_places);
+    }
+
+    // Begins a run with the places that grow() has made. The lock must be held.
+    void take_places() {
+        if (!places.has_room(next_places))
+            std::swap(places, next_places);
+    }
+
+private:
+    // by the thread that calls grow()
+    std::size_t most_arguments_ = 0;
+    std::size_t most_outputs_ = 0;
 };
 
 struct CpuSlot : Slot {

@@ -18,6 +18,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
+#include <string>
+#include <utility>
 
 namespace clockwork::device {
 
@@ -171,7 +173,7 @@ private:
 class Lane {
 public:
     // name: name of the lane's thread, at most 15 bytes.
-    Lane(Hub& hub, const char* name) : name(name), hub_(hub) {}
+    Lane(Hub& hub, std::string name) : name(std::move(name)), hub_(hub) {}
     Lane(const Lane&) = delete;
     Lane& operator=(const Lane&) = delete;
 
@@ -179,7 +181,7 @@ public:
     // has.
     void enter() const {
         prctl(PR_SET_TIMERSLACK, 1UL, 0, 0, 0);
-        prctl(PR_SET_NAME, name, 0, 0, 0);
+        prctl(PR_SET_NAME, name.c_str(), 0, 0, 0);
     }
 
     // Appends an action; false if the lane holds `most` actions already.
@@ -316,7 +318,7 @@ public:
         wake_.notify_one();
     }
 
-    const char* const name;
+    const std::string name;
     // The fields below are read under the hub's lock.
     Action* head = nullptr;  // the first queued action
     Action* running = nullptr;

@@ -1,12 +1,14 @@
 // An order from its beginning to its end on a device's lanes, and the models that orders name.
 #pragma once
 
-#include <array>
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <deque>
 #include <memory>
 #include <new>
+#include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
@@ -65,7 +67,8 @@ struct Order : Action {
     virtual ~Order() = default;
 
     ActionKind kind = ActionKind::LOAD;
-    std::int64_t model_id = 0;  // RESERVE without a model: 0
+    std::int64_t model_id = 0;   // RESERVE without a model: 0
+    std::uint32_t executor = 0;  // number of the executor to which the order was given
     // record of the model; null: the model is not known, or the order is a RESERVE
     DeviceModel* residency = nullptr;
     std::int64_t load_id = 0;
@@ -123,16 +126,36 @@ private:
     std::unordered_map<std::int64_t, DeviceModel*> all_;
 };
 
-// The lanes of a device, in the order in which an action may pass from one to the next. A CPU uses two of
-// them.
+// The lanes of an arena, in the order in which an action may pass from one to the next: *input*, a lane of
+// executions for each executor, *output*, *load* and *fetch*. A CPU has one or more executors, and uses their
+// lanes and *load*. A GPU has one executor, whose lane *input* and *output* belong to.
 class Lanes {
 public:
+    Lanes() { add_executor(); }
+
     Hub hub;
     Lane input{hub, "cw-input"};
-    Lane execute{hub, "cw-execute"};
     Lane output{hub, "cw-output"};
     Lane load{hub, "cw-load"};
     Lane fetch{hub, "cw-fetch"};
+
+    // Adds an executor. Called before any lane runs.
+    void add_executor() {
+        const std::string number = std::to_string(execute_.size());
+        execute_.emplace_back(hub, execute_.empty() ? "cw-execute" : "cw-execute-" + number);
+    }
+
+    // The lane of an executor's executions.
+    Lane* execute(std::size_t executor) { return &execute_[executor]; }
+
+    // The number of the executor whose executions a lane runs; -1: it is another lane.
+    int executor_of(const Lane* lane) const {
+        for (std::size_t number = 0; number < execute_.size(); number++) {
+            if (&execute_[number] == lane)
+                return int(number);
+        }
+        return -1;
+    }
 
     // The lane of this name; null: there is none.
     Lane* find(std::string_view name) {
@@ -143,11 +166,11 @@ public:
         return nullptr;
     }
 
-    // Number of executions that are queued or run. Only one thread adds to them; for that thread the number
-    // can only fall meanwhile.
-    std::int32_t run_count() {
+    // Number of an executor's executions that are queued or run. Only one thread adds to them; for that
+    // thread the number can only fall meanwhile.
+    std::int32_t run_count(std::size_t executor) {
         std::lock_guard<Hub> held(hub);
-        return input.length + execute.length + output.length;
+        return input.length + execute_[executor].length + output.length;
     }
 
     // Id of the action that a lane runs; 0: none.
@@ -158,13 +181,15 @@ public:
 
     // Whether an execution that needs this residency waits or runs. The lock must be held.
     bool needs(const DeviceModel* residency, std::int64_t load_id) const {
-        return needs(input, residency, load_id) || needs(execute, residency, load_id);
+        return needs(input, residency, load_id) || std::any_of(execute_.begin(), execute_.end(), [&](const Lane& lane) {
+                   return needs(lane, residency, load_id);
+               });
     }
 
     // Ends an action that is queued with this status and returns it, so that its slot can be taken from it.
     // An action that the input lane runs is only marked. Returns null if there was none to end, or it has no
-    // slot.
-    Order* revoke(std::int64_t action_id, std::int32_t status) {
+    // slot. executor: the number of the executor to which the action was given.
+    Order* revoke(std::size_t executor, std::int64_t action_id, std::int32_t status) {
         if (Action* found = input.revoke(action_id, status))
             return static_cast<Order*>(found);
         {
@@ -174,7 +199,7 @@ public:
                 return nullptr;
             }
         }
-        if (Action* found = execute.revoke(action_id, status))
+        if (Action* found = execute_[executor].revoke(action_id, status))
             return static_cast<Order*>(found);
         if (load.revoke(action_id, status) == nullptr)
             fetch.revoke(action_id, status);
@@ -201,7 +226,13 @@ public:
     }
 
 private:
-    std::array<Lane*, 5> all() { return {&input, &execute, &output, &load, &fetch}; }
+    std::vector<Lane*> all() {
+        std::vector<Lane*> found{&input};
+        for (Lane& lane : execute_)
+            found.push_back(&lane);
+        found.insert(found.end(), {&output, &load, &fetch});
+        return found;
+    }
 
     static bool needs(const Lane& lane, const DeviceModel* residency, std::int64_t load_id) {
         auto is_for = [&](const Action* action) {
@@ -216,6 +247,8 @@ private:
         }
         return false;
     }
+
+    std::deque<Lane> execute_;  // by executor
 };
 
 }  // namespace clockwork::device

@@ -8,7 +8,7 @@
 namespace clockwork::device {
 
 // Ids of the actions that a device's lanes run; 0: none. A LOAD that waits for the link is not counted as
-// running.
+// running. A device that executes from another device's arena runs executions alone.
 struct RunningActions {
     std::int64_t execution = 0;
     std::int64_t load = 0;

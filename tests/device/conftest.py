@@ -15,10 +15,17 @@ import pytest
 
 from tests.device.cuda_rig import CardRig, CudaRig, PlainCardRig, PlainCudaRig, why_no_card
 from tests.device.fake import DRIVER, FakeDriver, environment
-from tests.device.rig import CpuRig, Driver, EmulatedRig
+from tests.device.rig import CpuRig, Driver, EmulatedRig, SecondExecutorRig
 from tests.patience import eventually
 
-RIGS = [CpuRig, EmulatedRig, CudaRig, PlainCudaRig, *([] if why_no_card() else [CardRig, PlainCardRig])]
+RIGS = [
+    CpuRig,
+    SecondExecutorRig,
+    EmulatedRig,
+    CudaRig,
+    PlainCudaRig,
+    *([] if why_no_card() else [CardRig, PlainCardRig]),
+]
 
 
 def open_files(within: str = "") -> list[str]:

@@ -18,7 +18,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from clockwork.device.base import Completion, TensorView
-from clockwork.device.cpu import CpuDevice
+from clockwork.device.cpu import CpuArena
 from clockwork.device.emulated import EmulatedDevice, EmulatedGroup
 from clockwork.formats.prepared import (
     FORMAT_VERSION,
@@ -73,6 +73,7 @@ class CpuRig:
     """The CPU device."""
 
     kind = "cpu"
+    lane = "cw-execute"  # the name of the thread that executes
     computes = True
     strings = True
     brings_inputs_early = False
@@ -81,8 +82,8 @@ class CpuRig:
         self.store = store
         self.count = 0
 
-    def make(self, pages: int = 32, **options: Any) -> CpuDevice:
-        device = CpuDevice(pages * PAGE_BYTES, PAGE_BYTES, **options)
+    def make(self, pages: int = 32, **options: Any) -> Any:
+        (device,) = CpuArena(pages * PAGE_BYTES, PAGE_BYTES, **options).devices
         self.fingerprint = device.info.fingerprint
         return device
 
@@ -142,6 +143,53 @@ class CpuRig:
         )
         prepared.write(place)
         return str(place)
+
+
+class SecondExecutor:
+    """A CPU device with two executors: the second executes, and the first, the owner, does the rest."""
+
+    def __init__(self, arena: CpuArena) -> None:
+        self.owner, self.second = arena.devices
+        self.info = arena.info
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.owner, name)
+
+    def start(self, action: Any, parts: Sequence[Sequence[TensorView]] = ()) -> None:
+        (self.second if isinstance(action, Infer | Profile) else self.owner).start(action, parts)
+
+    def revoke(self, action_id: int) -> None:
+        for device in (self.owner, self.second):
+            device.revoke(action_id)
+
+    def running(self) -> int:
+        return self.second.running()
+
+    def end_run(self, action_id: int) -> None:
+        self.second.end_run(action_id)
+
+    def poll(self) -> list[Completion]:
+        return [*self.owner.poll(), *self.second.poll()]
+
+    @property
+    def workspace_peak_bytes(self) -> int:
+        return self.second.workspace_peak_bytes
+
+    def close(self) -> None:
+        for device in (self.owner, self.second):
+            device.close()
+
+
+class SecondExecutorRig(CpuRig):
+    """A CPU device whose second executor executes."""
+
+    kind = "cpu-second"
+    lane = "cw-execute-1"
+
+    def make(self, pages: int = 32, **options: Any) -> Any:
+        arena = CpuArena(pages * PAGE_BYTES, PAGE_BYTES, executors=2, **options)
+        self.fingerprint = arena.info.fingerprint
+        return SecondExecutor(arena)
 
 
 class EmulatedRig:

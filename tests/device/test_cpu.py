@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from clockwork.config import device as bounds
 from clockwork.device import _ort
-from clockwork.device.cpu import CpuDevice, fingerprint, slot_bytes
+from clockwork.device.cpu import CpuArena, fingerprint, slot_bytes
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.checksums import seal, unseal
 from clockwork.formats.prepared import PACKED_FILE, PREPARED_FILE, WEIGHTS_FILE, PreparedModel
@@ -416,16 +416,17 @@ def test_threads_compute_the_same(make: Callable[..., Driver]) -> None:
 @pytest.mark.parametrize(
     "options",
     [{"page_bytes": 1000}, {"page_bytes": 0}, {"arena_bytes": 100}, {"threads": 0}, {"run_ahead": 0},
-     {"threads": 2, "cpu_time": True}],
+     {"threads": 2, "cpu_time": True}, {"executors": 0}, {"executors": 257}, {"executors": 2, "threads": 2},
+     {"executors": 2, "processors": [0]}],
 )  # fmt: skip
 def test_settings_that_make_no_device(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        CpuDevice(**{"arena_bytes": 1 << 20, "page_bytes": PAGE_BYTES, **options})
+        CpuArena(**{"arena_bytes": 1 << 20, "page_bytes": PAGE_BYTES, **options})
 
 
 def test_an_arena_that_does_not_fit_is_a_sentence() -> None:
     with pytest.raises(MemoryError, match="arena of"):
-        CpuDevice(1 << 60, PAGE_BYTES)
+        CpuArena(1 << 60, PAGE_BYTES)
 
 
 def test_a_runtime_that_is_missing_or_something_else_is_named(
@@ -451,9 +452,9 @@ def test_an_interpreter_ends_although_a_device_was_not_closed(tmp_path: Path) ->
     directory = rig.build(affine())
     device.close()
     code = f"""
-from clockwork.device.cpu import CpuDevice
+from clockwork.device.cpu import CpuArena
 from clockwork.wire.messages import NEVER_NS, Load
-device = CpuDevice({32 * PAGE_BYTES}, {PAGE_BYTES})
+(device,) = CpuArena({32 * PAGE_BYTES}, {PAGE_BYTES}).devices
 device.open(1, {directory!r})
 device.start(Load(1, 0, 1, 1, [0], 2**61, NEVER_NS, 0))
 print("made", flush=True)

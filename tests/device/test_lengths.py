@@ -13,7 +13,7 @@ import pytest
 from onnx import helper
 
 from clockwork.device.base import Completion, TensorView
-from clockwork.device.cpu import CpuDevice, fingerprint
+from clockwork.device.cpu import CpuArena, fingerprint
 from clockwork.formats.prepared import prepared_directory
 from clockwork.models import zoo
 from clockwork.models.answers import difference
@@ -64,13 +64,17 @@ def two_lengths() -> onnx.ModelProto:
 class Served:
     """A model, prepared and loaded on a CPU device of its own."""
 
-    def __init__(self, folder: Path, model: onnx.ModelProto, holding: str = "auto") -> None:
+    def __init__(
+        self, folder: Path, model: onnx.ModelProto, holding: str = "auto", executors: int = 1
+    ) -> None:
         options = {"holding": holding, "batch_max": 4}
         package = save_package(model, folder / "package")
         self.prepared = prepare(package, folder / "store", FINGERPRINT, PAGE_BYTES, options)
         directory = prepared_directory(folder / "store", self.prepared.digest, FINGERPRINT, options)
         runs = self.prepared.runs
-        self.device = CpuDevice(max(1, sum(runs)) * PAGE_BYTES, PAGE_BYTES)
+        arena = CpuArena(max(1, sum(runs)) * PAGE_BYTES, PAGE_BYTES, executors=executors)
+        self.devices = arena.devices
+        self.device = self.devices[0]
         self._ids = itertools.count(1)
         self._alone = ModelSession(model.SerializeToString(), optimise=True)
         self.device.open(0, str(directory))
@@ -113,7 +117,8 @@ def made() -> Iterator[list[Served]]:
     all_made: list[Served] = []
     yield all_made
     for served in all_made:
-        served.device.close()
+        for device in served.devices:
+            device.close()
 
 
 def serve(made: list[Served], *arguments: object) -> Served:
@@ -174,6 +179,31 @@ def test_random_batches_are_answered_as_alone(made: list[Served], kind: str, tmp
             if kind == "two lengths":
                 parts[-1].append(numbers(other, seed + part + 5, rows))
         served.check(*parts)
+
+
+def test_padded_batches_run_at_once_on_two_executors(made: list[Served], tmp_path: Path) -> None:
+    served = serve(made, tmp_path, attention(), "auto", 2)
+    batches = [
+        ([numbers(3)], [numbers(7, 1, rows=2)], [numbers(1, 2)]),
+        ([numbers(12, 3)], [numbers(2, 4)]),
+        ([numbers(5, 5, rows=3)], [numbers(9, 6)], [numbers(8, 7)], [numbers(30, 8)]),
+    ]
+    alone = [served.check(*batch) for batch in batches]
+    for round_ in range(60):
+        asked = []
+        for place, device in enumerate(served.devices):
+            which = (round_ + place) % len(batches)
+            action = Infer(1_000 + 2 * round_ + place, place, 0, 1, 0, NEVER_NS, 0, [])
+            views = [[TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, part)]
+                     for part in batches[which]]  # fmt: skip
+            device.start(action, views)
+            asked.append((device, action.action_id, which))
+        for device, action_id, which in asked:
+            (done,) = device.wait([action_id], 30.0)
+            assert done.status == Status.OK, done.text
+            for part, expected in zip(done.parts, alone[which], strict=True):
+                for one, other in zip(part, expected, strict=True):
+                    np.testing.assert_array_equal(decode_tensor(one.dtype, one.shape, one.data), other)
 
 
 @pytest.mark.parametrize("what", [np.nan, np.inf, 3e38])

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from clockwork.device.base import Device
-from clockwork.device.cpu import CpuDevice
+from clockwork.device.cpu import CpuArena, CpuDevice
 from clockwork.device.emulated import EmulatedGroup
 from clockwork.device.emulation import EmulatedSettings
 from clockwork.formats.package import PackageFile, digest_of, rows_of
@@ -51,6 +51,7 @@ from clockwork.worker import _road
 from clockwork.worker.clock import WorkerClock
 from clockwork.worker.given import Given
 from clockwork.worker.road import open_road
+from tests.device.rig import PAGE_BYTES as RIG_PAGE_BYTES
 from tests.device.rig import CpuRig, affine, expected_affine
 from tests.patience import PATIENCE_S
 from tests.process.python_router import PythonRouter
@@ -61,20 +62,27 @@ UINT8, FLOAT = 2, 1
 
 
 class Stage:
-    """A controller's socket, a road, and one device that it drives.
+    """A controller's socket, a road, and one device that it drives, or all devices of an arena.
 
     device: with its model; None: an emulated one. exec_ms, load_ms: durations of its actions. The model is
     ready and its stored bytes are intact unless a test says otherwise.
     """
 
     def __init__(
-        self, place: Path, exec_ms: int = 1, load_ms: int = 1, device: CpuDevice | None = None
+        self,
+        place: Path,
+        exec_ms: int = 1,
+        load_ms: int = 1,
+        device: CpuDevice | None = None,
+        arena: CpuArena | None = None,
     ) -> None:
+        device = arena.devices[0] if arena is not None else device
         self.transport = Transport()
         self.router = PythonRouter(self.transport)
         self.dealer: Dealer = self.transport.dealer(self.router.endpoint)
         self.device: Device = device if device is not None else self._emulated(place, exec_ms, load_ms)
-        self.road = open_road(self.dealer, [self.device], WorkerClock().settings)
+        self.devices: list[Device] = [self.device] if arena is None else list(arena.devices)
+        self.road = open_road(self.dealer, self.devices, WorkerClock().settings)
         self.notices: list[tuple[int, int, int, int, Any]] = []
         self.identity = b""
         self.action_id = 0
@@ -159,7 +167,8 @@ class Stage:
 
     def close(self) -> None:
         self.road.stop()
-        self.device.close()
+        for device in self.devices:
+            device.close()
         self.transport.close()
 
 
@@ -314,6 +323,69 @@ def test_a_device_refuses_what_it_cannot_do_and_goes_on(make: Callable[..., Stag
     assert text == "this device makes models ready beside its executions"
     action_id = stage.infer()
     assert stage.result()[:2] == (action_id, Status.NOT_RESIDENT)
+
+
+class Executors:
+    """A stage with the executors of one arena, which serve y = x @ w + b."""
+
+    def __init__(self, make: Callable[..., Stage], place: Path, count: int) -> None:
+        self.model, rig = affine(), CpuRig(place)
+        arena = CpuArena(32 * RIG_PAGE_BYTES, RIG_PAGE_BYTES, executors=count)
+        rig.fingerprint = arena.info.fingerprint
+        self.stage = make(arena=arena)
+        arena.open(MODEL, prepared := rig.build(self.model))
+        self.stage.given = Given.of(PreparedModel.read(prepared).summary())
+        self.stage.start()
+
+    def act(self, kind: type, device: int, *fields: Any, frames: tuple[bytes, ...] = ()) -> int:
+        self.stage.action_id += 1
+        self.stage.send(kind(self.stage.action_id, device, MODEL, 1, *fields), frames)
+        return self.stage.action_id
+
+    def infer(self, device: int, x: np.ndarray, earliest_ns: int = -NEVER_NS) -> int:
+        parts = [[[FLOAT, list(x.shape), 0]]]
+        return self.act(Infer, device, earliest_ns, NEVER_NS, MS, parts, frames=(x.tobytes(),))
+
+    def answers(self, count: int) -> dict[int, tuple[Status, str, np.ndarray | None]]:
+        """The next results, by their actions."""
+        found: dict[int, tuple[Status, str, np.ndarray | None]] = {}
+        while len(found) < count:
+            _, _, frames = self.stage.until(self.stage.router.receive)
+            result = codec.decode(frames[0], FROM_WORKER)
+            assert isinstance(result, Result), result
+            y = np.frombuffer(bytes(frames[1]), np.float32) if len(frames) > 1 else None
+            found[result.action_id] = Status(result.status), result.text, y
+        return found
+
+
+def test_executors_are_devices_that_execute_from_the_owners_arena(
+    make: Callable[..., Stage], tmp_path: Path
+) -> None:
+    count = 3
+    executors = Executors(make, tmp_path, count)
+    window = (-NEVER_NS, NEVER_NS, MS)
+    elsewhere = executors.act(Load, 1, [0], *window)
+    status, text, _ = executors.answers(1)[elsewhere]
+    assert status == Status.DEVICE_ERROR
+    assert text == "this device executes from another device's arena: a LOAD or UNLOAD names that device"
+    load = executors.act(Load, 0, [0], *window)
+    assert executors.answers(1)[load][:2] == (Status.OK, "")
+    random = np.random.default_rng(1)
+    for _ in range(50):
+        asked = {}
+        for device in range(count):
+            x = random.random((1, 4), np.float32)
+            asked[executors.infer(device, x)] = expected_affine(executors.model, x)[0]
+        for action_id, (status, text, y) in executors.answers(count).items():
+            assert (status, text) == (Status.OK, "")
+            np.testing.assert_allclose(y, asked[action_id], rtol=1e-5, atol=1e-5)
+    x = np.zeros((1, 4), np.float32)
+    waiting = executors.infer(2, x, now_ns() + 10 * MS)  # on its lane, or about to be
+    counts = [executors.stage.road.counts(place) for place in range(count)]
+    assert [sum(one) for one in counts] == [0, 0, 1]
+    assert executors.answers(1)[waiting][0] == Status.OK
+    beyond = executors.infer(count, x)
+    assert executors.answers(1)[beyond][:2] == (Status.DEVICE_ERROR, f"device {count} of {count}")
 
 
 class Shared:

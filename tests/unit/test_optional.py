@@ -17,7 +17,7 @@ from clockwork.controller._values import ModelInterface
 from clockwork.controller.models.interfaces import as_counted
 from clockwork.controller.ports.flaws import Flaw
 from clockwork.device.base import TensorView
-from clockwork.device.cpu import CpuDevice, fingerprint
+from clockwork.device.cpu import CpuArena, fingerprint
 from clockwork.errors import InvalidModel
 from clockwork.formats.interface import Interface, defaults_of, misfit
 from clockwork.formats.prepared import TensorSpec, prepared_directory
@@ -154,7 +154,7 @@ def test_a_device_takes_one_value_for_a_batch_and_refuses_two(tmp_path: Path) ->
     assert prepared.batches, prepared.batching_note
     assert {point.shape[1] for point in prepared.profile} == {value_entry(b"\0"), value_entry(b"\1")}
     assert max(point.batch for point in prepared.profile) > 1
-    device = CpuDevice(max(1, sum(prepared.runs)) * PAGE_BYTES, PAGE_BYTES)
+    (device,) = CpuArena(max(1, sum(prepared.runs)) * PAGE_BYTES, PAGE_BYTES).devices
     device.open(0, str(prepared_directory(tmp_path / "store", prepared.digest, fingerprint(1), options)))
     starts = list(itertools.accumulate(prepared.runs, initial=0))[:-1]
     device.start(Load(1, 0, 0, 1, starts, 0, NEVER_NS, 0))

@@ -10,6 +10,7 @@ METRICS_PORT ?=
 DATA ?=
 DEVICE ?=
 DEVICES ?=
+EXECUTORS ?=
 PROFILES ?= $(if $(filter emulated,$(DEVICE)),paper)
 ARGS ?=
 TESTS ?=
@@ -52,7 +53,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON); of run-cluster: WORKERS=$(WORKERS) ARENA=512M PORT=5555 DATA=directory ARGS='...',"
-	@echo "DEVICE=cpu|cuda|emulated (a GPU where one is usable) DEVICES=12 PROFILES=file"
+	@echo "DEVICE=cpu|cuda|emulated (a GPU where one is usable) DEVICES=12 EXECUTORS=2 PROFILES=file"
 	@echo "HTTP_PORT=8000 GRPC_PORT=8001 METRICS_PORT=8002 (off: none);"
 	@echo "of test, test-all and test-long: TESTS='tests/unit -k name' JOBS=1 (processes that run tests);"
 	@echo "of sim: SEEDS=1000"
@@ -69,7 +70,7 @@ run-cluster: $(BUILT) $(GPU) $(if $(CLOCKWORK_CUDA_DRIVER),$(COMPILER) $(DOUBLES
 	@exec $(BIN)/clockwork up --workers $(WORKERS) $(if $(ARENA),--arena $(ARENA)) \
 	    $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") --device $(or $(DEVICE),auto) \
 	    $(if $(HTTP_PORT),--http-port $(HTTP_PORT)) $(if $(GRPC_PORT),--grpc-port $(GRPC_PORT)) \
-	    $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT)) $(if $(DEVICES),--devices $(DEVICES)) $(if $(PROFILES),--profiles "$(PROFILES)") $(ARGS)
+	    $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT)) $(if $(DEVICES),--devices $(DEVICES)) $(if $(EXECUTORS),--executors $(EXECUTORS)) $(if $(PROFILES),--profiles "$(PROFILES)") $(ARGS)
 
 demo: $(TESTABLE) ## an emulated cluster of twelve V100s, a load that changes, and the dashboard; Ctrl-C ends them
 	@exec $(BIN)/clockwork demo $(ARGS)

@@ -100,6 +100,7 @@ class WorkerFlags:
 
     device: str
     devices: int
+    executors: int
     emulate: tuple[str, ...]
     arena: int
     page_size: int
@@ -115,7 +116,8 @@ class WorkerFlags:
             "--pinned-bytes": self.pinned_bytes,
         }  # fmt: skip
         return (
-            "--device", self.device, "--devices", str(self.devices), "--threads", str(self.threads),
+            "--device", self.device, "--devices", str(self.devices), "--executors", str(self.executors),
+            "--threads", str(self.threads),
             *(word for flag, size in sizes.items() if size for word in (flag, str(size))),
             *(word for setting in self.emulate for word in ("--emulate", setting)),
             *(["--lock-store"] if self.lock_store else []),
@@ -130,6 +132,9 @@ worker_options = grouped(
                       "GPU where one is usable; emulated, which takes profiled times and computes nothing."),
     click.option("--devices", type=click.IntRange(1, config.EMULATED_DEVICES_MAX), default=1,
                  show_default=True, help="Number of devices of each worker."),
+    click.option("--executors", type=click.IntRange(1, config.EXECUTORS_MAX), default=1, show_default=True,
+                 help="Executors of each CPU device: they execute at the same time from its arena, in which a model is "
+                      "loaded once. Each is a device in `status`."),
     click.option("--emulate", multiple=True, metavar="NAME=VALUE",
                  help="A setting of emulated devices: seed, exec_noise, load_noise, outlier, outlier_factor, "
                       "slow_factor, slow_ns, slow_every_ns, failures, unending, copy_bandwidth, disk_bandwidth, shared_link, spin."),
@@ -237,6 +242,7 @@ def up(
     Examples:
       clockwork up
       clockwork up --workers 2 --arena 4GiB
+      clockwork up --executors 8 --arena 4GiB
       clockwork up --port 6000 --data /var/lib/clockwork --no-demo
       clockwork up --host 0.0.0.0 --keys keys/
       clockwork up --model-repository /srv/models
@@ -247,11 +253,12 @@ def up(
     from clockwork.controller.settings import check_policy
     from clockwork.launch import local
     from clockwork.wire.transport import is_local
-    from clockwork.worker.settings import device_names
+    from clockwork.worker.settings import check_executors, device_names
 
     device, data = flags.device, data or config.data_directory()
     with as_usage():
         names = device_names(device, flags.devices)
+        check_executors(names, flags.executors, flags.threads)
         check_policy(scheduling.policy, scheduling.save_devices, flags.host_bytes)
     if repositories.model_repository and not _choose_gateway(gateway):
         raise click.UsageError("--model-repository needs a gateway, which registers its models")
@@ -292,7 +299,7 @@ def up(
 
     wanted = ray.RaySettings(
         address=ray_address,
-        cpus=flags.threads * len(names) if device == "cpu" else 1,
+        cpus=flags.threads * flags.executors * len(names) if device == "cpu" else 1,
         gpus=len(names) if device.startswith("cuda") else 0,
     )
     sys.exit(ray.up(settings, wanted, print_said))
@@ -391,15 +398,20 @@ def worker(
     \b
     Examples:
       clockwork worker --arena 8GiB --threads 4
+      clockwork worker --arena 8GiB --executors 8
       clockwork worker --connect tcp://10.0.0.1:5556 --key worker.key
       clockwork worker --device emulated --devices 100 --emulate exec_noise=0.01
     """
     from clockwork.worker import process
-    from clockwork.worker.settings import WorkerSettings, device_names
+    from clockwork.worker.settings import WorkerSettings, check_executors, device_names
 
+    devices = device_names(flags.device, flags.devices)
+    with as_usage():
+        check_executors(devices, flags.executors, flags.threads)
     settings = WorkerSettings(
         endpoint=connect or bounds.worker_endpoint(),
-        devices=device_names(flags.device, flags.devices),
+        devices=devices,
+        executors=flags.executors,
         emulate=flags.emulate,
         arena_bytes=flags.arena,
         page_bytes=flags.page_size,

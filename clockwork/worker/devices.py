@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,9 +19,10 @@ from clockwork.config import (
 from clockwork.config.worker import DEVICES_ALONE_MAX, END_PAUSE_S, show_mig_instances
 from clockwork.device.base import Device
 from clockwork.device.cuda_clocks import ClockSource
+from clockwork.device.executors import processors_for
 from clockwork.errors import ConfigError
 from clockwork.system.clock import now_ns
-from clockwork.worker.settings import KINDS, WorkerSettings, kind_of
+from clockwork.worker.settings import KINDS, WorkerSettings, check_executors, kind_of
 
 log = logging.getLogger("clockwork.worker")
 
@@ -31,6 +33,7 @@ def open_devices(settings: WorkerSettings) -> list[Device]:
     if len(kinds) != 1 or kinds[0] not in KINDS:
         raise ConfigError(f"no worker can have the devices {list(settings.devices)}")
     count = len(settings.devices)
+    check_executors(settings.devices, settings.executors, settings.threads)
     if kinds == ["emulated"]:
         from clockwork.device.emulated import EmulatedGroup
         from clockwork.device.emulation import parse_settings
@@ -69,10 +72,12 @@ def open_devices(settings: WorkerSettings) -> list[Device]:
 
 
 def _cpu_opener(settings: WorkerSettings) -> Callable[[str], Sequence[Device]]:
-    """Return a function that opens an arena and returns its devices."""
+    """Return a function that opens an arena and returns its executors."""
     # imported here, so that a worker loads only the code of its devices
     from clockwork.device.cpu import CpuArena
 
+    count = settings.executors
+    processors = iter(processors_for(len(settings.devices) * count) if count > 1 else ())
     return lambda _: (
         CpuArena(
             arena_bytes=settings.arena_bytes or ARENA_BYTES,
@@ -80,6 +85,8 @@ def _cpu_opener(settings: WorkerSettings) -> Callable[[str], Sequence[Device]]:
             threads=settings.threads,
             run_ahead=settings.run_ahead,
             lock_store=settings.lock_store,
+            executors=count,
+            processors=list(itertools.islice(processors, count)),
         ).devices
     )
 

@@ -10,6 +10,7 @@ Times are of the machine's monotonic clock; WorkerClock converts the times of me
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import logging
 import os
@@ -82,6 +83,11 @@ class WorkerDevice:
         self.clock_mhz = 0  # clock as last reported to the controller
         self.device = device
         self.offline = ""  # the fault that broke the device, as a sentence; "" while it works
+
+
+def _arena_of(device: Device) -> Device:
+    """Return the device whose arena a device executes from."""
+    return device.owner or device
 
 
 class Worker:
@@ -348,7 +354,13 @@ class Worker:
         for index, worker_device in enumerate(self._online):
             worker_device.index, worker_device.clock_mhz = index, 0
         self._road.renumber([worker_device.place for worker_device in self._online])
-        self._session.hello(worker_device.device.info for worker_device in self._online)
+        numbers = {worker_device.device: worker_device.index for worker_device in self._online}
+        infos = []
+        for worker_device in self._online:
+            owner = worker_device.device.owner
+            arena = -1 if owner is None else numbers[owner]
+            infos.append(dataclasses.replace(worker_device.device.info, arena=arena))
+        self._session.hello(infos)
 
     def _abandon(self) -> None:
         """Drop every action: the controller has given them up as well."""
@@ -497,18 +509,25 @@ class Worker:
     def _lose(self, worker_device: WorkerDevice, text: str) -> None:
         """Continue without a broken device, which only another process can use again.
 
-        The controller is told of the fault first, and plans the device's work anew. Each of the device's
-        actions ends as an error. A worker without a device exits, and its supervisor starts the next."""
+        The device is lost with all devices of its arena. The controller is told of the fault first, which it
+        takes for all of them, and plans their work anew. Each of their actions ends as an error. A worker
+        without a device exits, and its supervisor starts the next."""
         if worker_device.offline:
             return
-        worker_device.offline = text
-        name = worker_device.device.info.name
+        device = worker_device.device
+        name = device.info.name
+        lost = [other for other in self._online if _arena_of(other.device) is _arena_of(device)]
+        for other in lost:
+            other.offline = text
         self._devices_lost.append(f"{name}: {text}"[:TROUBLE_CHARS_MAX])
         log.critical("device %d (%s) is offline: %s", worker_device.index, name, text)
         if self._session.welcomed:
             self._send(codec.encode(DeviceFault(worker_device.index, text)))
-        self._road.lost(worker_device.place)
-        self._models.lose(worker_device.device)
+        for other in lost:
+            self._road.lost(other.place)
+        holder = device.group or device
+        if all(other.offline for other in self._online if (other.device.group or other.device) is holder):
+            self._models.lose(holder)
         if all(other.offline for other in self._online):
             log.critical("no device is left: the worker ends")
             self._exit = 1

@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 from clockwork import config
+from clockwork.device.executors import check_executors as check_threads
 from clockwork.errors import ConfigError
 
 
@@ -53,6 +54,19 @@ def device_names(text: str, count: int = 1) -> tuple[str, ...]:
     return tuple(names) * count
 
 
+def check_executors(devices: tuple[str, ...], executors: int, threads: int) -> None:
+    """Check that each of these devices can have so many executors. Raises ConfigError."""
+    if executors == 1:
+        return
+    if (kind := kind_of(devices[0])) != "cpu":
+        raise ConfigError(f"{executors} executors are for CPU devices, and {kind} devices have one each")
+    if len(devices) * executors > config.WORKER_DEVICES_MAX:
+        raise ConfigError(
+            f"{len(devices)} devices of {executors} executors: a worker has at most {config.WORKER_DEVICES_MAX}"
+        )
+    check_threads(executors, threads)
+
+
 def why_no_gpu() -> str:
     """Return a sentence that says why no GPU of this machine can be used; "" if a GPU can be used."""
     # imported here, so that workers without GPUs do not load it
@@ -73,6 +87,7 @@ class WorkerSettings:
     endpoint: str = config.WORKER_ENDPOINT
     name: str = dataclasses.field(default_factory=default_name)
     devices: tuple[str, ...] = ("cpu",)  # names of the devices, all of one kind; see device_names()
+    executors: int = 1  # executors of each CPU device's arena, each a device to the controller
     arena_bytes: int = 0  # arena of each device; 0: the default of its kind
     page_bytes: int = 0  # page size of each device; 0: the default of its kind
     host_bytes: int = 0  # budget of the host store that all devices load from; 0: none

@@ -155,6 +155,33 @@ def test_a_model_is_fetched_prepared_loaded_run_and_unloaded(tmp_path: Path, sid
         assert worker.process.poll() is None
 
 
+def test_executors_are_devices_and_a_model_is_loaded_once(
+    side: SchedulerSide, shared_store: Path, model: Package
+) -> None:
+    with running_worker(side.endpoint, shared_store, devices=["cpu", "cpu"], executors=2):
+        hello = side.welcome()
+        assert [device.get("arena", -1) for device in hello.devices] == [-1, 0, -1, 2]
+        assert {device["page_count"] * device["page_bytes"] for device in hello.devices} == {64 << 20}
+        served = Served(side, model)
+        arrays = [served.x(seed) for seed in range(4)]
+        statuses = []
+        for device, x in enumerate(arrays):
+            parts = [[[FLOAT, list(x.shape), 0]]]
+            result, frames = side.result_frames(side.send_infer(5, 1, parts, [x.tobytes()], device=device))
+            statuses.append(Status(result.status))
+            if result.status == Status.OK:
+                y = np.frombuffer(frames[0], np.float32)
+                np.testing.assert_allclose(y, served.expected(x).ravel(), rtol=1e-4, atol=1e-5)
+        assert statuses == [Status.OK, Status.OK, Status.NOT_RESIDENT, Status.NOT_RESIDENT]
+        heartbeat = side.expect(Heartbeat)
+        assert ["arena_bytes" in device for device in heartbeat.stats["devices"]] == [
+            True,
+            False,
+            True,
+            False,
+        ]
+
+
 def test_a_worker_that_starts_again_finds_its_models(
     side: SchedulerSide, shared_store: Path, model: Package
 ) -> None:

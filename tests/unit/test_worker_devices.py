@@ -14,7 +14,7 @@ from clockwork.device.cuda_clocks import open_source
 from clockwork.device.cuda_memory import CardInfo
 from clockwork.errors import ConfigError
 from clockwork.launch import local
-from clockwork.worker.settings import device_names
+from clockwork.worker.settings import check_executors, device_names
 from tests.device.fake import LIBRARY
 
 
@@ -42,6 +42,39 @@ def test_kinds_and_names() -> None:
 def test_what_makes_no_sense_is_named(text: str, count: int, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         device_names(text, count)
+
+
+@pytest.mark.parametrize(
+    ("devices", "executors", "threads", "said"),
+    [
+        (("cuda:0",), 2, 1, "2 executors are for CPU devices, and cuda devices have one each"),
+        (("emulated",), 2, 1, "and emulated devices have one each"),
+        (("cpu",), 257, 1, "1 to 256 executors, not 257"),
+        (("cpu",), 0, 1, "1 to 256 executors, not 0"),
+        (("cpu",) * 12, 100, 1, "12 devices of 100 executors: a worker has at most 1024"),
+        (("cpu",), 2, 4, "2 executors of 4 threads"),
+    ],
+)
+def test_executors_that_make_no_sense_are_named(
+    devices: tuple[str, ...], executors: int, threads: int, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_executors(devices, executors, threads)
+
+
+def test_executors_are_passed_to_the_workers_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[str, ...]] = []
+    monkeypatch.setattr(local, "up", lambda settings, say: found.append(settings.worker_arguments))
+    result = CliRunner().invoke(serve.up, ["--executors", "4", "--no-gateway", "--no-demo"])
+    assert found, result.output
+    assert found[0][found[0].index("--executors") + 1] == "4"
+    for flags, said in (
+        (["--threads", "2"], "4 executors of 2 threads"),
+        (["--device", "emulated"], "CPU devices"),
+    ):
+        result = CliRunner().invoke(serve.up, ["--executors", "4", "--no-gateway", *flags])
+        assert result.exit_code == 2
+        assert said in result.output.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ WORKER = [*sorted(ROOT.glob("csrc/worker/*.cpp")), ROOT / "csrc/wire/messages.cp
 PROGRAMS: dict[str, Sequence[Path]] = {
     "exchange_parts": [HERE / "exchange_parts.cpp", *EXCHANGE],
     "threads_arena": [HERE / "threads_arena.cpp"],
+    "threads_executors": [HERE / "threads_executors.cpp"],
     "threads_lanes": [HERE / "threads_lanes.cpp"],
     "threads_road": [HERE / "threads_road.cpp", *WORKER],
     "road_allocations": [HERE / "road_allocations.cpp", *WORKER],

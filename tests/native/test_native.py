@@ -58,6 +58,12 @@ def test_lanes_claims_and_the_link_under_many_threads(flavour: Flavour) -> None:
 
 @pytest.mark.parametrize("flavour", [THREAD, ADDRESS], ids=lambda flavour: flavour.name)
 @pytest.mark.slow
+def test_executors_of_an_arena_under_many_threads(flavour: Flavour) -> None:
+    assert "40 rounds" in run("threads_executors", flavour, str(SEED), "40")
+
+
+@pytest.mark.parametrize("flavour", [THREAD, ADDRESS], ids=lambda flavour: flavour.name)
+@pytest.mark.slow
 def test_a_workers_road_beside_a_lane_that_answers_and_a_thread_that_asks(flavour: Flavour) -> None:
     assert "20 rounds" in run("threads_road", flavour, str(SEED), "20")
 

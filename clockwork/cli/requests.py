@@ -241,12 +241,13 @@ def status(as_json: bool, connect: Connect) -> None:
             plan = device.get("plan") or {}
             memory = (stats.get("devices") or [{}] * (index + 1))[index]
             pages, free = device.get("page_count", 0), plan.get("pages_free")
+            owner = device.get("arena", -1)  # the number of the device whose arena it is; -1: its own
             rows.append([
                 str(worker.get("name")) + (" (leaving)" if worker.get("state") == "draining" else ""),
                 f"{device.get('kind')}: {device.get('name')}",
-                f"{pages * device.get('page_bytes', 0) / 2**20:.0f} MiB",
-                "-" if free is None else f"{free * device.get('page_bytes', 0) / 2**20:.0f} MiB",
-                str(plan.get("resident", "-")),
+                f"of device {owner}" if owner >= 0 else f"{pages * device.get('page_bytes', 0) / 2**20:.0f} MiB",
+                "-" if free is None or owner >= 0 else f"{free * device.get('page_bytes', 0) / 2**20:.0f} MiB",
+                "-" if owner >= 0 else str(plan.get("resident", "-")),
                 _share(plan, "recent_executing_ns"),
                 _share(plan, "recent_idle_with_work_ns"),
                 "offline" if device.get("offline") else str(memory.get("actions_queued", "-")),
@@ -259,6 +260,11 @@ def status(as_json: bool, connect: Connect) -> None:
         ["worker", "device", "arena", "free", "loaded", "executing", "idle with work",
          "queued", "round trip", "jitter", "inputs", "memory"], rows,
         {
+            **(
+                {"arena": "of device 0: it executes from the arena of that device of its worker, counted from 0"}
+                if any(row[2].startswith("of device") for row in rows)
+                else {}
+            ),
             "free": "of the arena, in which models are loaded",
             "executing, idle with work": "of the last ten seconds or so; idle with work: a request waited that it could have served",
             "queued": "actions that the worker has and has not begun",

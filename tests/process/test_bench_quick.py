@@ -41,6 +41,7 @@ from bench import (
     report,
     rot,
     roundtrip,
+    shared_arena,
     shared_memory,
     spike,
     worker,
@@ -75,6 +76,15 @@ def test_models_are_listed_with_the_verdict_of_before(capsys: pytest.CaptureFixt
     assert len(rows) == 23
     assert {row["now"] for row in rows} == {"proven", "alone"}
     assert all(row["reason"] for row in rows if row["now"] == "alone")
+
+
+def test_executors_of_an_arena_beside_devices_with_arenas_of_their_own() -> None:
+    rows, facts = shared_arena.measure(
+        shared_arena.Plan(models=2, seconds=1.0, loads=(0.3,), shares=(1.2,), kinds=("executors", "devices"))
+    )
+    assert [row["kind"] for row in rows] == ["executors", "devices"]
+    assert all(row["goodput/s"] > 0 and row["pss_MB"] > 0 for row in rows)
+    assert facts["models"] == 2
 
 
 def test_round_trip_beside_a_relay() -> None:

@@ -302,6 +302,7 @@ def test_an_operator_of_clockworks_is_ended_in_the_middle(make: Callable[..., Dr
     driver = make()
     model = driver.prepare(Case(operator_model("BytePairs", tokens_max=1 << 20), batches=True))
     driver.end(driver.load(model, 1, []))
+    driver.end(driver.infer(model, 1, [np.array(["hi"], object)]))  # the lane's thread has its name by now
     texts = np.array(["a" * (4 << 20)] * 12, object)
     spent_ns = lane_time_ns(driver.rig.lane)
     endless = driver.infer(model, 1, [texts])

@@ -137,7 +137,8 @@ worker_options = grouped(
                       "loaded once. Each is a device in `status`."),
     click.option("--emulate", multiple=True, metavar="NAME=VALUE",
                  help="A setting of emulated devices: seed, exec_noise, load_noise, outlier, outlier_factor, "
-                      "slow_factor, slow_ns, slow_every_ns, failures, unending, copy_bandwidth, disk_bandwidth, shared_link, spin."),
+                      "slow_factor, slow_ns, slow_every_ns, failures, unending, copy_bandwidth, disk_bandwidth, shared_link, spin, "
+                      "executors."),
     click.option("--arena", callback=_size, metavar="SIZE",
                  help="Memory for weights of each device.  [default: 1GiB; cuda: most of the free memory; emulated: "
                       "21.5GiB]"),

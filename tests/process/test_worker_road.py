@@ -53,7 +53,7 @@ from clockwork.worker.given import Given
 from clockwork.worker.road import open_road
 from tests.device.rig import PAGE_BYTES as RIG_PAGE_BYTES
 from tests.device.rig import CpuRig, affine, expected_affine
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, eventually
 from tests.process.python_router import PythonRouter
 
 MODEL = 1
@@ -380,10 +380,14 @@ def test_executors_are_devices_that_execute_from_the_owners_arena(
             assert (status, text) == (Status.OK, "")
             np.testing.assert_allclose(y, asked[action_id], rtol=1e-5, atol=1e-5)
     x = np.zeros((1, 4), np.float32)
-    waiting = executors.infer(2, x, now_ns() + 10 * MS)  # on its lane, or about to be
-    counts = [executors.stage.road.counts(place) for place in range(count)]
-    assert [sum(one) for one in counts] == [0, 0, 1]
-    assert executors.answers(1)[waiting][0] == Status.OK
+    waiting = executors.infer(2, x, now_ns() + 3600 * SECOND)
+
+    def held() -> list[int]:
+        return [sum(executors.stage.road.counts(place)) for place in range(count)]
+
+    eventually(lambda: held() == [0, 0, 1], "its executor holds the action")
+    executors.stage.send(Revoke(waiting))
+    assert executors.answers(1)[waiting][0] == Status.ACTION_CANCELLED
     beyond = executors.infer(count, x)
     assert executors.answers(1)[beyond][:2] == (Status.DEVICE_ERROR, f"device {count} of {count}")
 

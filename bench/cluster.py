@@ -5,7 +5,9 @@ end.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -171,6 +173,63 @@ class Cluster:
         for child in [self.controller, *self.workers]:
             if child.poll() is not None:
                 raise RuntimeError(f"a process ended with status {child.returncode}:\n{self.log()}")
+
+
+def loads_of(client: Client) -> int:
+    """LOADs that all workers have been sent so far."""
+    return sum(int(worker["sent"].get("load", 0)) for worker in client.status()["workers"])
+
+
+# ----- open-loop load from a process of its own -------------------------------------------------
+
+
+def start_load(
+    cluster: Cluster, models: Sequence[str], rate: float, seconds: float, seed: int, slo_s: float, *flags: str
+) -> subprocess.Popen[str]:
+    """Start `clockwork load`. rate: requests/s. flags: further flags of the command."""
+    command = [
+        *(sys.executable, "-m", "clockwork", "load", "--endpoint", cluster.endpoint, *models),
+        *("--rate", f"{rate:.3f}", "--duration", f"{seconds:g}", "--slo", f"{slo_s:g}"),
+        *("--seed", str(seed), "--json", *flags),
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish_load(
+    cluster: Cluster, child: subprocess.Popen[str], seconds: float, patience_s: float = 60.0
+) -> dict[str, Any]:
+    """Return the report of a load of ``seconds``. Raises RuntimeError if it failed, or takes patience_s
+    longer."""
+    try:
+        out, errors = child.communicate(timeout=seconds + patience_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
+        raise RuntimeError(f"the load generator did not end:\n{cluster.log()}") from None
+    if child.returncode:
+        raise RuntimeError(f"the load generator failed: {errors}\n{cluster.log()}")
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def offer_zipf(
+    cluster: Cluster,
+    models: Sequence[str],
+    rate: float,
+    seconds: float,
+    seed: int,
+    slo_s: float,
+    zipf: float,
+    patience_s: float = 60.0,
+) -> dict[str, Any]:
+    """Offer requests to models, of which the popular ones are drawn by the seed. Returns the report."""
+    shuffled = list(models)
+    random.Random(seed).shuffle(shuffled)
+    child = start_load(cluster, shuffled, rate, seconds, seed, slo_s, "--zipf", f"{zipf:g}")
+    return finish_load(cluster, child, seconds, patience_s)
+
+
+# ----- the system's figures of a process --------------------------------------------------------
 
 
 def rss_bytes(pid: int) -> int:

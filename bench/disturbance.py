@@ -32,7 +32,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bench import published, report
-from bench.cluster import Cluster
+from bench.cluster import Cluster, loads_of
 from bench.reference import Plain
 from clockwork.client.blocking import Client
 from clockwork.models import zoo
@@ -163,11 +163,6 @@ def write_new(directory: Path, count: int) -> None:
     for index in range(count):
         model = zoo.build("residual_cnn", seed=index, image=32, widths=(16, 32 + index, 64, 64))
         (directory / f"{index:03}.onnx").write_bytes(model.SerializeToString())
-
-
-def loads_of(client: Client) -> int:
-    """LOADs sent so far."""
-    return int(client.status()["workers"][0]["sent"].get("load", 0))
 
 
 def measure(

@@ -18,14 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import statistics
-import subprocess
-import sys
 from typing import Any
 
 from bench import report
-from bench.cluster import Cluster
+from bench.cluster import Cluster, finish_load, start_load
 from bench.links import Link
 from clockwork.formats.profiles import ModelProfile, linear
 from clockwork.launch.profiles import register_profiles
@@ -201,25 +198,6 @@ def simulated_row(policy: str, name: str, seconds: int) -> dict[str, Any]:
     }
 
 
-def start_load(
-    cluster: Cluster, models: list[str], rate: float, slo_ms: int, priority: int, seconds: float, seed: int
-) -> subprocess.Popen[str]:
-    command = [
-        *(sys.executable, "-m", "clockwork", "load", "--endpoint", cluster.endpoint, *models),
-        *("--rate", f"{rate:g}", "--duration", f"{seconds:g}", "--slo", f"{slo_ms / 1000:g}"),
-        *("--seed", str(seed), "--json", *(("--priority", str(priority)) if priority else ())),
-    ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish_load(child: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
-    out, errors = child.communicate(timeout=seconds + 60)
-    if child.returncode:
-        raise RuntimeError(f"the load generator failed: {errors}")
-    found: dict[str, Any] = json.loads(out)
-    return found
-
-
 def live_row(policy: str, name: str, seconds: float, rounds: int) -> dict[str, Any]:
     """Run rounds of the quiet model alone and beside the flood, on a controller and a worker of their own."""
     flood = FLOODS[name]
@@ -245,20 +223,22 @@ def live_row(policy: str, name: str, seconds: float, rounds: int) -> dict[str, A
         with cluster.client() as client:
             register_profiles(client, profiles(flood))
         warm = [
-            start_load(cluster, models, flood.quiet_rate, 1000, 0, 1.0, SEED)
+            start_load(cluster, models, flood.quiet_rate, 1.0, SEED, 1.0)
             for models in (["quiet"], flood_names(flood))
         ]
         for child in warm:
-            finish_load(child, 1.0)
+            finish_load(cluster, child, 1.0)
+        priority = ("--priority", str(flood.priority)) if flood.priority else ()
         for turn in range(rounds):
-            quiet = start_load(cluster, ["quiet"], flood.quiet_rate, QUIET_SLO_MS, 0, seconds, SEED + turn)
-            runs["alone"].append(finish_load(quiet, seconds))
+            seed, slo_s = SEED + turn, QUIET_SLO_MS / 1000
+            quiet = start_load(cluster, ["quiet"], flood.quiet_rate, seconds, seed, slo_s)
+            runs["alone"].append(finish_load(cluster, quiet, seconds))
             flooding = start_load(
-                cluster, flood_names(flood), flood.rate, flood.slo_ms, flood.priority, seconds, SEED + turn
+                cluster, flood_names(flood), flood.rate, seconds, seed, flood.slo_ms / 1000, *priority
             )
-            quiet = start_load(cluster, ["quiet"], flood.quiet_rate, QUIET_SLO_MS, 0, seconds, SEED + turn)
-            runs["beside"].append(finish_load(quiet, seconds))
-            runs["flood"].append(finish_load(flooding, seconds))
+            quiet = start_load(cluster, ["quiet"], flood.quiet_rate, seconds, seed, slo_s)
+            runs["beside"].append(finish_load(cluster, quiet, seconds))
+            runs["flood"].append(finish_load(cluster, flooding, seconds))
 
     def total(which: str, field: str) -> int:
         return sum(int(run[field]) for run in runs[which])

@@ -13,7 +13,6 @@ killed.
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from bench import published, report
-from bench.cluster import Cluster, cpu_s
+from bench.cluster import Cluster, cpu_s, finish_load, start_load
 from bench.reference import Plain, relative_error
 from clockwork.client.blocking import Client
 from clockwork.config import POLICY
@@ -54,16 +53,7 @@ sys.stdin.readline()
 
 def offer(cluster: Cluster, rate: float, seconds: float, seed: int) -> dict[str, Any]:
     """Run `clockwork load` in a process of its own. Returns its report."""
-    command = [
-        *(sys.executable, "-m", "clockwork", "load", "--endpoint", cluster.endpoint, MODEL),
-        *("--rate", f"{rate:.3f}", "--duration", f"{seconds:g}", "--slo", f"{SLO_S:g}"),
-        *("--seed", str(seed), "--json"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 60)
-    if done.returncode:
-        raise RuntimeError(f"the load generator failed: {done.stderr}\n{cluster.log()}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return finish_load(cluster, start_load(cluster, [MODEL], rate, seconds, seed, SLO_S), seconds)
 
 
 def row(

@@ -13,11 +13,8 @@ of capacity.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import random
-import subprocess
-import sys
 import threading
 from typing import Any
 
@@ -25,7 +22,7 @@ import numpy as np
 import onnx
 
 from bench import report
-from bench.cluster import Cluster, rss_bytes
+from bench.cluster import Cluster, offer_zipf, rss_bytes
 from bench.reference import Plain, relative_error
 from bench.registration import architectures, register_all
 from clockwork.client.blocking import Client
@@ -176,7 +173,7 @@ def thousands(
             checked, worst = _check(client, bases, names, feeds, families, seed)
             capacity = _capacity(bases, feeds)
             before = settled(client)[0].get("load", 0)
-            found = _zipf(cluster, names, LOAD * capacity, seconds, seed)
+            found = offer_zipf(cluster, names, LOAD * capacity, seconds, seed, SLO_S, ZIPF, patience_s=300.0)
             loads = settled(client)[0].get("load", 0) - before
         return {
             "models": models,
@@ -252,21 +249,6 @@ def _capacity(bases: list[onnx.ModelProto], feeds: list[dict[str, Any]]) -> floa
     """Requests per second of plain ONNX Runtime with every model in memory, over all architectures evenly."""
     means = [Plain(base).block(feed, 50) for base, feed in zip(bases, feeds)]
     return 1 / float(np.mean(means))
-
-
-def _zipf(cluster: Cluster, names: list[str], rate: float, seconds: float, seed: int) -> dict[str, Any]:
-    shuffled = list(names)
-    random.Random(seed).shuffle(shuffled)
-    command = [
-        *(sys.executable, "-m", "clockwork", "load", "--endpoint", cluster.endpoint, *shuffled),
-        *("--rate", f"{rate:.3f}", "--duration", f"{seconds:g}", "--slo", f"{SLO_S:g}"),
-        *("--zipf", f"{ZIPF:g}", "--seed", str(seed), "--json"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 300)
-    if done.returncode:
-        raise RuntimeError(f"the load generator failed: {done.stderr}\n{cluster.log()}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 def main() -> None:

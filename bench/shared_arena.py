@@ -22,11 +22,7 @@ size (PSS) and its anonymous part, after the load.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import random
-import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -35,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from bench import report
-from bench.cluster import Cluster, cpu_s
+from bench.cluster import Cluster, cpu_s, loads_of, offer_zipf
 from bench.reference import Plain, relative_error
 from bench.registration import register_all
 from clockwork.client.blocking import Client
@@ -68,28 +64,16 @@ def memory_of(pid: int) -> dict[str, float]:
     return {"pss_MB": round(found["Pss"], 1), "anonymous_MB": round(found["Pss_Anon"], 1)}
 
 
-def loads_of(client: Client) -> int:
+def settled_loads_of(client: Client) -> int:
     """LOADs that have been ordered so far, once no action is under way."""
     pause = threading.Event()
-    while (worker := client.status()["workers"][0])["actions"]:
+    while client.status()["workers"][0]["actions"]:
         pause.wait(0.01)
-    return int(worker["sent"].get("load", 0))
+    return loads_of(client)
 
 
 def offer(cluster: Cluster, names: list[str], rate: float, seconds: float, seed: int) -> dict[str, Any]:
-    """Run `clockwork load` in a process of its own. Returns its report."""
-    shuffled = list(names)
-    random.Random(seed).shuffle(shuffled)
-    command = [
-        *(sys.executable, "-m", "clockwork", "load", "--endpoint", cluster.endpoint, *shuffled),
-        *("--rate", f"{rate:.3f}", "--duration", f"{seconds:g}", "--slo", f"{SLO_S:g}"),
-        *("--zipf", f"{ZIPF:g}", "--seed", str(seed), "--json"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 60)
-    if done.returncode:
-        raise RuntimeError(f"the load generator failed: {done.stderr}\n{cluster.log()}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return offer_zipf(cluster, names, rate, seconds, seed, SLO_S, ZIPF)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +113,7 @@ def measure_kind(
         )
         offer(cluster, names, 0.3 * capacity, min(2.0, given.seconds), SEED)  # warm-up load
         for index, load in enumerate(given.loads):
-            before, spent_s, begin_ns = loads_of(client), cpu_s(cluster.workers[0].pid), now_ns()
+            before, spent_s, begin_ns = settled_loads_of(client), cpu_s(cluster.workers[0].pid), now_ns()
             found = offer(cluster, names, load * capacity, given.seconds, SEED + index)
             spent_s, took_s = cpu_s(cluster.workers[0].pid) - spent_s, (now_ns() - begin_ns) / 1e9
             offered = max(1, found["offered"])
@@ -143,7 +127,7 @@ def measure_kind(
                     "in_time_%": round(100 * found["within_slo"] / offered, 2),
                     "p50_ms": round(found["latency_ms"].get("p50", 0.0), 1),
                     "p99_ms": round(found["latency_ms"].get("p99", 0.0), 1),
-                    "loads/request": round((loads_of(client) - before) / offered, 4),
+                    "loads/request": round((settled_loads_of(client) - before) / offered, 4),
                     "worker_cores": round(spent_s / took_s, 2),
                     **memory_of(cluster.workers[0].pid),
                     "load_average": round(os.getloadavg()[0], 2),

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bench.cluster import Cluster
+from bench.cluster import Cluster, loads_of
 from bench.many.models import Model, input_of, optimised
 from bench.many.sender import Loader
 from bench.peers import systems as peers
@@ -147,7 +147,7 @@ class Clockwork:
 
     def loads(self, site: Site) -> int:
         with self.client(site) as client:
-            return sum(int(worker["sent"].get("load", 0)) for worker in client.status()["workers"])
+            return loads_of(client)
 
     def client(self, site: Site) -> Client:
         return Client(f"tcp://127.0.0.1:{site.control}", timeout=CLIENT_S, name="bench")

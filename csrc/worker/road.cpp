@@ -148,38 +148,38 @@ void Road::run() {
     std::unique_lock<std::mutex> lock(mutex_);
     while (!is_stopping_) {
         try {
-            // The check consumes the descriptor's edge, so messages that it finds must be received.
-            has_input_ = has_input_ || socket_.has_input();
-        } catch (const std::exception& error) {
-            fail(error);
-            break;
-        }
-        const bool is_ready = (has_input_ && notice_bytes_ < bounds_.notice_bytes) || has_news_;
-        const Ns due = is_ready ? 0 : due_ns();
-        const Ns timeout = is_ready ? 0 : std::max<Ns>(due - now_ns(), 0);
-        const bool is_timed = timeout > 0 && due < NEVER_NS;
-        const timespec limit{static_cast<time_t>(timeout / SECOND), static_cast<long>(timeout % SECOND)};
-        sleeps_until_ns_ = is_ready ? 0 : due;
-        lock.unlock();
-        if (is_ready && waiting_.load() > 0)
-            device::nap(HANDOVER_NS);
-        ppoll(descriptors_.data(), descriptors_.size(), due == NEVER_NS ? nullptr : &limit, nullptr);
-        lock.lock();
-        sleeps_until_ns_ = 0;
-        has_input_ = has_input_ || descriptors_[0].revents != 0;
-        has_news_ = has_news_ || descriptors_[1].revents != 0;
-        if (descriptors_[wake_place_].revents != 0)
-            clear_fd(wake_fd_);
-        if (is_timed) {
-            const Ns late_ns = now_ns() - due;
-            if (late_ns >= 0)
-                note_late(late_ns);
-        }
-        try {
+            wait(lock);
             turn();
         } catch (const std::exception& error) {
             fail(error);
         }
+    }
+}
+
+// Waits, without the lock, until there is something to do.
+void Road::wait(std::unique_lock<std::mutex>& lock) {
+    // The check consumes the descriptor's edge, so messages that it finds must be received.
+    has_input_ = has_input_ || socket_.has_input();
+    const bool is_ready = (has_input_ && notice_bytes_ < bounds_.notice_bytes) || has_news_;
+    const Ns due = is_ready ? 0 : due_ns();
+    const Ns timeout = is_ready ? 0 : std::max<Ns>(due - now_ns(), 0);
+    const bool is_timed = timeout > 0 && due < NEVER_NS;
+    const timespec limit{static_cast<time_t>(timeout / SECOND), static_cast<long>(timeout % SECOND)};
+    sleeps_until_ns_ = is_ready ? 0 : due;
+    lock.unlock();
+    if (is_ready && waiting_.load() > 0)
+        device::nap(HANDOVER_NS);
+    ppoll(descriptors_.data(), descriptors_.size(), due == NEVER_NS ? nullptr : &limit, nullptr);
+    lock.lock();
+    sleeps_until_ns_ = 0;
+    has_input_ = has_input_ || descriptors_[0].revents != 0;
+    has_news_ = has_news_ || descriptors_[1].revents != 0;
+    if (descriptors_[wake_place_].revents != 0)
+        clear_fd(wake_fd_);
+    if (is_timed) {
+        const Ns late_ns = now_ns() - due;
+        if (late_ns >= 0)
+            note_late(late_ns);
     }
 }
 

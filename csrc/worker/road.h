@@ -209,6 +209,7 @@ private:
     friend class Held;
 
     void run();
+    void wait(std::unique_lock<std::mutex>& lock);
     void turn();
     bool take_at_end();
     void fail(const std::exception& error);

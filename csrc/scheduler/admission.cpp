@@ -116,7 +116,7 @@ void Admission::for_some_residencies(const Model& model, Function&& function) co
 
 // Calls function(residency, executor, next) for executors of the model's arenas, at most PLACE_TRY_MAX, until
 // it returns false. Where there are more than `wide`, it begins with the place_cursor-th; `next` is the
-// number of the one behind.
+// number of the following executor.
 template <typename Function>
 void Admission::for_some_executors(const Model& model, std::size_t wide, Function&& function) const {
     std::size_t residencies = model.residencies.size(), count = model.servers;
@@ -146,8 +146,8 @@ void Admission::for_some_executors(const Model& model, std::size_t wide, Functio
     }
 }
 
-// Finds an executor of the residency's arena that has a place for the request: rather the one that ends its
-// work first. Null: none of PLACE_SCAN_MAX.
+// Finds an executor of the residency's arena that has a place for the request. The executor that ends its
+// work first goes before the others. Null: none of PLACE_SCAN_MAX has a place.
 Executor* Admission::find_executor(Residency& residency, const Pending& pending, bool is_new, Slot& slot) {
     Executor& soonest = plans_.soonest(*residency.arena);
     if (find_slot(soonest, residency, pending, is_new, slot)) {

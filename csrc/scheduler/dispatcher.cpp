@@ -29,7 +29,7 @@ void Dispatcher::settle(Ns now) {
             policy_->dispatch(*executor);
             parts_.reservations.look(*executor);
             state_.follow_wake(*executor);
-            state_.follow_wake(*executor->arena->executors.front());  // what it looks after may have changed
+            state_.follow_wake(*executor->arena->executors.front());  // the arena's loads may have changed
         }
     } while (!looking_.empty());
     Ns wake = state_.next_wake_ns();

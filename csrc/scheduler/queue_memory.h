@@ -29,8 +29,8 @@ public:
     // Whether a copy of the model, loaded now onto an idle device over an idle link, would serve an arriving
     // request in time that those devices cannot which have the model.
     virtual bool could_copy(const Pending& /*pending*/) const { return false; }
-    // Whether another device than this one, which has, loads or could load the model, would serve a request
-    // in time.
+    // Whether a device other than this executor, which has, loads or could load the model, would serve a
+    // request in time.
     virtual bool is_served_elsewhere(const Pending& /*pending*/, const Executor& /*executor*/) const { return false; }
     // Whether requests of a model that this device loads would be late on the others that have or load it.
     virtual bool is_needed(const Model& /*model*/, const Executor& /*executor*/) const { return false; }

@@ -44,7 +44,7 @@ public:
 
     void archive(Archive& archive) { archive(busy_); }
 
-    // Whether another device than this one, which has or loads the model, would serve a request in time.
+    // Whether a device other than this executor, which has or loads the model, would serve a request in time.
     bool is_served_by_another(const Pending& pending, const Executor& executor) const;
 
 private:

@@ -91,7 +91,7 @@ def parse_devices(rows: list[dict[str, Any]]) -> list[DeviceInfo]:
 
 
 def sharing(devices: Sequence[DeviceInfo], index: int) -> list[int]:
-    """The numbers of the devices that execute from the same arena as this one, which is among them."""
+    """The numbers of the devices that execute from this device's arena, its own among them."""
     owners = [number if device.arena < 0 else device.arena for number, device in enumerate(devices)]
     return [number for number, owner in enumerate(owners) if owner == owners[index]]
 

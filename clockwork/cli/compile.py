@@ -12,7 +12,7 @@ import click
 
 from clockwork.cli.common import FILE, PATH, print_line, print_table
 from clockwork.config import silence_onnxruntime
-from clockwork.errors import InvalidModel
+from clockwork.errors import InvalidInput, InvalidModel
 from clockwork.wire.messages import PRODUCT_DTYPES
 
 
@@ -100,7 +100,10 @@ def compile_command(
     )
     directory = output if output is not None else Path(f"{model.stem}.program")
     with _progress() as tell:
-        summary = compiler.compile_model(model, directory, options, tell)
+        try:
+            summary = compiler.compile_model(model, directory, options, tell)
+        except OSError as error:
+            raise InvalidInput(f"{directory} cannot be written: {error}") from None
     program = summary.program
     launches = max(len(variant.launches) for variant in program.variants)
     print_line(

@@ -8,6 +8,12 @@ OOM_SCORE = 300
 """oom_score_adj of a worker: when a model takes more than its budget (the runtime allocates strings itself),
 the kernel should end a worker, and neither the controller nor an unrelated process."""
 
+# ----- system/files.py -------------------------------------------------------------------------
+
+ROOM_BYTES = 1 << 20
+"""Bytes by which a file system shows that it can be written. File systems keep some that they give to no
+file."""
+
 # ----- system/copies.py ------------------------------------------------------------------------
 
 COPY_THREADS = 4

@@ -555,14 +555,12 @@ class Templates:
                 entry.is_tried = True
                 entry.template = Template(made)
                 self._bound()
-        except (
-            Unlike,
-            RunError,
-            InvalidModel,
-            OSError,
-            MemoryError,
-        ) as error:  # the model itself is prepared
+        except (Unlike, RunError, InvalidModel) as error:  # the model itself is prepared
             log.debug("nothing is learnt for fine-tunes: %s", error)
+        except (OSError, MemoryError) as error:  # this machine lacks something for now
+            if entry is not None:
+                entry.is_tried = False
+            log.debug("nothing is learnt for fine-tunes yet: %s", error)
 
     def drop(self, conditions: str, data: bytes) -> None:
         """Forget a template whose session is unusable."""

@@ -29,6 +29,7 @@ from clockwork.models.layout import WeightLayout, lay_out, write_weights
 from clockwork.models.measure import weight_addresses
 from clockwork.models.runtime import ModelSession, RunError
 from clockwork.models.split import SplitModel, Splitter
+from clockwork.system.files import check_room
 from clockwork.wire.tensors import Array
 
 
@@ -183,7 +184,7 @@ def build_packed(
     reference: ReferenceRun,
     libraries: Sequence[str] | None = None,
 ) -> Packed:
-    """Write packed.onnx and packed.data, then run that model.
+    """Write packed.onnx and packed.data, then run that model. Raises OSError.
 
     optimised: the file, or its content. libraries: see ModelSession.
     """
@@ -197,6 +198,7 @@ def build_packed(
         session = ModelSession(target, optimise=False, libraries=libraries)
         heap = max(_heap_bytes() - before, target.stat().st_size)
     except RunError as error:
+        check_room(directory)  # ONNX Runtime does not look whether a file is closed well
         return Packed(0, str(error))
     mapped = data.stat().st_size if data.is_file() else 0
     return Packed(mapped + heap, reference.difference(session.run))

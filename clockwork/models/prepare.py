@@ -101,7 +101,8 @@ def prepare(
 ) -> PreparedModel:
     """Prepare the package for devices of this fingerprint, unless an intact preparation exists.
 
-    Raises InvalidModel; DamagedPackage if the package's content differs from its digest.
+    Raises InvalidModel; DamagedPackage if the package's content differs from its digest; OSError if the store
+    cannot be written.
 
     options: ``batching`` (auto, on, off, same-shape), ``batch_max`` (0: as measured), ``holding`` (auto; or
     bound or packed for benches and tests, in which case the measurement is not kept for other models),

@@ -68,7 +68,7 @@ def prepare_program(
     """Prepare a package in ``directory``, which lies beside prepared directories and is renamed by the
     caller.
 
-    Raises InvalidModel. options: as in messages.Prepare.
+    Raises InvalidModel, OSError. options: as in messages.Prepare.
     """
 
     target = architecture_of(fingerprint)

@@ -23,6 +23,7 @@ from clockwork.config.models import PREPARATION_LONG_RUN_NS
 from clockwork.device._ort import without_source
 from clockwork.device.operators import libraries_for
 from clockwork.errors import InvalidModel
+from clockwork.system.files import check_room
 from clockwork.wire.packages import padded_strings
 from clockwork.wire.tensors import INT2, UINT2, Array, decode_tensor, encode_array, tensor_bytes
 
@@ -52,6 +53,11 @@ _VALUE_DEPENDENT = ("ConstantSharing", "NoopElimination")
 """Optimisers that are switched off, because their result depends on the weights: models of equal architecture
 would get different programs. The first merges small tensors of equal value; the second removes additions of 0
 and products with 1."""
+
+
+_UNWRITTEN = re.compile(r"Protobuf serialization failed|Failed to write|Failed to open file")
+"""The texts in ONNX Runtime's messages about a file that it could not write. The first is also that about a
+model beyond 2 GB."""
 
 
 class RunError(Exception):
@@ -168,7 +174,7 @@ class ModelSession:
         portable: bool = False,
         libraries: Sequence[str] | None = None,
     ) -> None:
-        """Raises RunError if ONNX Runtime rejects the model.
+        """Raises RunError if ONNX Runtime rejects the model, and OSError if ``save_to`` cannot be written.
 
         libraries: of the model's operators; None: as libraries_for() finds them in the model.
 
@@ -198,16 +204,9 @@ class ModelSession:
         try:
             for library in libraries_for(model) if libraries is None else libraries:
                 options.register_custom_ops_library(library)
-            self.session = ort.InferenceSession(
-                model if isinstance(model, bytes) else str(model),
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=list(_VALUE_DEPENDENT),
-            )
+            self.session = _session(model, options, save_to)
         except InvalidModel as error:
             raise RunError(str(error)) from None
-        except Exception as error:  # pybind11 raises one class per status, and RuntimeError
-            raise RunError(_one_line(error)) from None
         self.run_options = ort.RunOptions()
         self.run_options.log_severity_level = SILENT
         # Without a value, each run raises and catches an exception of C++ in search of it.
@@ -247,6 +246,26 @@ class ModelSession:
         for (name, _, _), (dtype, shape, address) in zip(self.inputs[len(inputs) :], weights):
             feed[name] = _memory(address, dtype, shape)
         return [np.asarray(output) for output in self.session.run(None, feed, self.run_options)]
+
+
+def _session(model: Path | bytes, options: ort.SessionOptions, save_to: Path | None) -> ort.InferenceSession:
+    """Return a session, whose model is written to ``save_to``. Raises RunError, OSError."""
+    has_failed = False
+    while True:
+        try:
+            return ort.InferenceSession(
+                model if isinstance(model, bytes) else str(model),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=list(_VALUE_DEPENDENT),
+            )
+        except Exception as error:  # pybind11 raises one class per status, and RuntimeError
+            if save_to is not None:
+                check_room(save_to.parent)
+            # Room that there is now may have been made by another preparation that failed at the same time.
+            if save_to is None or has_failed or not _UNWRITTEN.search(str(error)):
+                raise RunError(_one_line(error)) from None
+            has_failed = True
 
 
 class BoundRun:
@@ -303,7 +322,8 @@ def _feedable(array: Array) -> Array:
 
 
 def optimise(model: Path, target: Path, external_data: str = "") -> ModelSession:
-    """Write the optimised model to ``target``. Return a session with the original. Raises InvalidModel."""
+    """Write the optimised model to ``target``. Return a session with the original. Raises InvalidModel,
+    OSError."""
     try:
         return ModelSession(model, optimise=True, save_to=target, external_data=external_data)
     except RunError as error:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from pathlib import Path
+
+from clockwork.config.system import ROOM_BYTES
 
 
 def fsync_directory(path: Path) -> None:
@@ -14,6 +17,19 @@ def fsync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_room(directory: Path) -> None:
+    """Raise OSError unless a file can be written in a directory now, by writing one that has no name.
+
+    For a library that failed to write there, and does not say why: the disk is full, a quota is used up, or
+    the directory is read-only. The library's files must still be there, because they take the room.
+    """
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+        left = ROOM_BYTES
+        while left:
+            left -= file.write(bytes(left))
+        os.fsync(file.fileno())
 
 
 def mount_of(descriptor: int) -> int:

@@ -13,7 +13,6 @@ import errno
 import hashlib
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -31,6 +30,7 @@ from clockwork.controller.troubles import TroubleKind
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
+from tests.disks import small_disk
 from tests.patience import PATIENCE_NS
 from tests.process.faulty_disk import Disk, Synced
 from tests.process.peers import FakeWorker, RawClient, prepared_model, running_controller
@@ -464,31 +464,22 @@ def test_more_orders_of_one_name_than_may_wait_are_refused(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 512 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(place)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        pytest.skip(f"no mount here: {error}")
-    if done.returncode:
-        pytest.skip(f"a file system of its own cannot be mounted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with small_disk(tmp_path / "disk", 512 << 10) as place:
+        yield place
 
 
 def test_a_full_disk_refuses_what_needs_room_and_is_emptied_by_unregistering(
-    filled: Path, small_disk: Path, tmp_path: Path
+    filled: Path, disk: Path
 ) -> None:
-    data = small_disk / "data"
+    data = disk / "data"
     shutil.copytree(filled, data)
     with ExitStack() as stack:
         stage = Stage(stack, data)
         assert type(stage.register("large", bytes(200_000))) is messages.Reply
         before = stage.state()
-        with open(small_disk / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        with open(disk / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
             while file.write(bytes(4096)):
                 pass
         for name in (

@@ -5,6 +5,7 @@ are those of a full preparation, and whatever is not known to be alike is prepar
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import itertools
 import math
@@ -305,6 +306,21 @@ def test_a_model_is_prepared_even_if_nothing_can_be_learnt_from_it(
         patched.setattr(Template, "_learn", fail)
         shop.learn(lambda seed: network(seed=seed))
         assert not shop.check(network(seed=3))
+
+
+def test_what_a_full_disk_kept_from_being_learnt_is_learnt_later(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, make = fine_tunes.optimise, tuned(network())
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fine_tunes, "optimise", fail)
+    shop.learn(make)
+    monkeypatch.setattr(fine_tunes, "optimise", whole)
+    assert not shop.check(make(103))
+    assert shop.check(make(104))
 
 
 def test_a_graph_that_is_slow_without_optimisation_is_no_reference(

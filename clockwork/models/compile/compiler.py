@@ -126,7 +126,8 @@ def require() -> None:
 def compile_model(
     model_path: Path, directory: Path, options: CompileOptions, progress: ReportProgress | None = None
 ) -> CompileSummary:
-    """Make a program package of an ONNX file in ``directory``, which must not exist. Raises InvalidModel.
+    """Make a program package of an ONNX file in ``directory``, which must not exist. Raises InvalidModel,
+    OSError.
 
     The same file and options give the same bytes, on any machine with the same versions of the tools.
     """
@@ -465,14 +466,19 @@ class _Compilation:
                 child.kill()
             assert child.stdout is not None
             failure = ""
+            error: OSError | None = None  # of the child's files
             for line in child.stdout:
                 match json.loads(line):
                     case [int(done), int(total)]:
                         self._tell(job.title, done, total)
+                    case {"errno": int(number), "error": str(text)}:
+                        error = OSError(number, text)
                     case {"error": str(text)}:
                         failure = text
             status = child.wait()
             errors.seek(0)
+            if error is not None:
+                raise error
             if failure:
                 raise InvalidModel(failure)
             if status:

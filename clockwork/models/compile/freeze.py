@@ -174,7 +174,7 @@ def freeze(
 
     With fixed shapes, ONNX Runtime folds the nodes that compute shapes, and those that depend on weights
     alone. symbols: dimensions in which inputs may be shorter; the model gets inputs for the true sizes (see
-    padding). Raises InvalidModel, NotProven.
+    padding). Raises InvalidModel, NotProven, OSError.
     """
     model = _expanded(onnx.load(str(model_path)))
     inputs = real_inputs(model)

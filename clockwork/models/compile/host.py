@@ -23,6 +23,7 @@ from clockwork.errors import InvalidModel
 from clockwork.formats.prepared import WEIGHTS_FILE
 from clockwork.formats.program import HOST, Argument, Program, Variant
 from clockwork.models.compile.variant import KernelSource
+from clockwork.system.files import check_room
 from clockwork.wire.tensors import Array, numpy_dtype
 
 COMPILERS = ("cc", "gcc", "clang")
@@ -47,7 +48,7 @@ def compiler() -> str:
 
 def build(sources: Sequence[str], kernels: Sequence[KernelSource]) -> bytes:
     """Return a shared object of these kernels. Each source defines ``void NAME(T *, ...)``. Raises
-    InvalidModel."""
+    InvalidModel, OSError."""
     pieces = ['#define INFINITY __builtin_inff()\n#define NAN __builtin_nanf("")\n']
     for source, kernel in zip(sources, kernels, strict=True):
         pieces.append(source.replace(f"void {kernel.name}(", f"static void body_{kernel.name}("))
@@ -69,6 +70,7 @@ def build(sources: Sequence[str], kernels: Sequence[KernelSource]) -> bytes:
             text=True,
         )
         if done.returncode:
+            check_room(Path(directory))
             raise InvalidModel(f"the C compiler rejects a kernel: {done.stderr.strip()[:1000]}")
         return Path(target).read_bytes()
 

@@ -579,6 +579,12 @@ def main(path: str) -> int:
     except ClockworkError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return 1
+    except OSError as error:
+        if error.errno is None:  # a library's, which says nothing of files
+            raise
+        place = f": {error.filename}" if error.filename else ""
+        print(json.dumps({"errno": error.errno, "error": f"{error.strerror}{place}"}), flush=True)
+        return 1
     return 0
 
 

@@ -17,6 +17,7 @@ cdef class CpuCore(PagedCore):
     cdef void end_run_failed(self, CpuExecutor* executor, Order* order) noexcept nogil
     cdef void run_infer(self, Order* order) noexcept nogil
     cdef bint feed(self, Order* order, OrtValue** arguments) noexcept nogil
+    cdef char* find_slot(self, Order* order) noexcept nogil
     cdef bint note_sizes(self, Order* order) noexcept nogil
     cdef void join_padded(self, Order* order, size_t index, char* target) noexcept nogil
     cdef bint feed_sizes(self, Order* order, OrtValue** arguments) noexcept nogil

@@ -23,7 +23,7 @@ from clockwork.device._ort cimport (
     ort_create_tensor, ort_dtype_of_onnx, ort_failed, ort_is_tensor, ort_release_run_options, ort_release_tensor_info,
     ort_release_value, ort_run, ort_string_buffer, ort_strings, ort_strings_bytes, ort_tensor_data, ort_tensor_dims,
     ort_tensor_dtype, ort_tensor_info, ort_tensor_rank, ort_terminate, ort_unterminate, ort_wrap_tensor, round_up)
-from clockwork.device._pages cimport CpuSlot, PagedModel
+from clockwork.device._pages cimport PagedModel
 from clockwork.device._parts cimport PART_ALIGNMENT, RANK_MAX, Input, Output, BatchParts, Piece, copy_beginning, dtype_bits, fill_seeded
 
 from clockwork.wire.messages import Status
@@ -89,6 +89,26 @@ cdef class CpuCore(PagedCore):
         for number in range(self.executors.size()):
             self.executors[number].grow(self.lanes.hub, state.argument_count(), state.output_count)
         PagedCore.add_model(self, model)
+
+    def grow_slots(self, size_t size):
+        """Make every executor's slot of at least this many bytes, from its next run on. One thread at a time.
+        Raises MemoryError."""
+        cdef size_t number
+        cdef bint grown
+        for number in range(self.executors.size()):
+            with nogil:
+                grown = size <= self.slot_bytes_most and self.executors[number].grow_slot(self.lanes.hub, size)
+            if not grown:
+                raise MemoryError(f"no memory for inputs of {size} bytes (at most {self.slot_bytes_most})")
+
+    def memory(self):
+        """See PagedCore. io_bytes: of the slots."""
+        cdef size_t number, slots = 0
+        self.lanes.hub.lock()
+        for number in range(self.executors.size()):
+            slots += self.executors[number].slot_bytes()
+        self.lanes.hub.unlock()
+        return {**PagedCore.memory(self), "io_bytes": slots}
 
     cdef void enter(self, Lane* lane) noexcept nogil:
         cdef int number = self.lanes.executor_of(lane)
@@ -167,8 +187,7 @@ cdef class CpuCore(PagedCore):
         self.runtime.trim()
 
     cdef int place_run(self, Order* order) noexcept nogil:
-        """Take a slot for an order, if its inputs need one: a slot has a place for each input not read in
-        place."""
+        """Give each input that is not read in place its place in the executor's slot."""
         cdef size_t index
         cdef int64_t size = 0
         cdef Input* joined
@@ -184,18 +203,28 @@ cdef class CpuCore(PagedCore):
         if order.parts.lengths != NULL:
             if not self.note_sizes(order):
                 return INVALID_INPUT
-        if size == 0:
-            return OK
         if <size_t>size > self.slot_bytes_most:
             snprintf(order.text, TEXT_BYTES, "inputs of %lld bytes; at most %zu are joined", <long long>size,
                      self.slot_bytes_most)
             return INVALID_INPUT
-        # There is a slot for each action that the lanes may hold, and a slot that open() may be enlarging.
-        if not self.take_slot(order) or (
-                order.held_slot.bytes < <size_t>size and not self.grow_slot(<CpuSlot*>order.held_slot, size)):
-            snprintf(order.text, TEXT_BYTES, "no memory for inputs of %lld bytes", <long long>size)
-            return INVALID_INPUT
         return OK
+
+    cdef char* find_slot(self, Order* order) noexcept nogil:
+        """Return the slot of the order's executor, with room for its inputs. NULL: the order has failed."""
+        cdef size_t index
+        cdef int64_t size = 0
+        cdef Input* joined
+        cdef char* found = NOTHING
+        for index in range(order.parts.input_count):
+            joined = &order.parts.inputs[index]
+            if joined.place >= 0:
+                size = joined.place + round_up(joined.bytes, PART_ALIGNMENT)
+        if size:
+            found = self.executors[order.executor].take_slot(self.lanes.hub, size)
+        if found == NULL:
+            snprintf(order.text, TEXT_BYTES, "no memory for inputs of %lld bytes", <long long>size)
+            order.status = INVALID_INPUT
+        return found
 
     cdef bint note_sizes(self, Order* order) noexcept nogil:
         """Record the size of each row. Rows may be empty, so a small message may name very many of them."""
@@ -281,6 +310,9 @@ cdef class CpuCore(PagedCore):
         cdef OrtStatus* status
         cdef OrtValue** value
         cdef bint done
+        cdef char* slot = self.find_slot(order)
+        if slot == NULL:
+            return False
         for index in range(order.parts.input_count):
             joined = &order.parts.inputs[index]
             value = &arguments[index]
@@ -296,7 +328,7 @@ cdef class CpuCore(PagedCore):
             if joined.place < 0:
                 base = <char*>order.parts.pieces[index].buf if not order.parts.pieces.empty() and joined.bytes else NOTHING
             else:
-                base = target = (<CpuSlot*>order.held_slot).base + joined.place
+                base = target = slot + joined.place
                 if order.kind == CActionKind.PROFILE and joined.rowless:
                     memcpy(target, order.parts.values[index].data(), joined.bytes)
                 elif order.kind == CActionKind.PROFILE:

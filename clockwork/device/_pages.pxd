@@ -1,11 +1,11 @@
-"""The CPU device's memory: a page arena, input slots, and the models whose weights come from mapped files."""
+"""The CPU device's memory: a page arena, and the models whose weights come from mapped files."""
 
 from libc.stdint cimport int64_t
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
-from clockwork.device._orders cimport Hub, KnownModel, DeviceCore, DeviceModel, Slot
+from clockwork.device._orders cimport Hub, KnownModel, DeviceCore, DeviceModel
 from clockwork.device._ort cimport MemoryAccount, OrtApi, OrtRunOptions, OrtSessionOptions, OrtValue, Runtime, CpuSession
 from clockwork.device._parts cimport Lengths, Rowless
 
@@ -66,8 +66,9 @@ cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
         RunPlaces places
         void grow(Hub&, size_t argument_count, size_t output_count) except +
         void take_places()
-    cppclass CpuSlot(Slot):
-        char* base
+        cbool grow_slot(Hub&, size_t least)
+        char* take_slot(Hub&, size_t least)
+        size_t slot_bytes()
 
 cdef class SessionOptions:
     cdef OrtSessionOptions* handle
@@ -92,7 +93,6 @@ cdef class PagedCore(DeviceCore):
     cdef ArenaMemory memory_of_pages
     cdef int64_t known_pages  # the pages of all models together; guarded by the hub's lock
     cdef int64_t bound_pages  # the pages of bound models; guarded by the hub's lock
-    cdef vector[CpuSlot] slots  # of all executors
     cdef size_t slot_bytes_most
 
     cdef SessionOptions options_for(self, tuple libraries)
@@ -103,4 +103,3 @@ cdef class PagedCore(DeviceCore):
     cdef void spare_memory(self, CpuModel* model) noexcept nogil
     cdef bint take_memory(self, CpuModel* model) noexcept nogil
     cdef bint fill(self, CpuModel* model, char* text) noexcept nogil
-    cdef bint grow_slot(self, CpuSlot* slot, size_t bytes) noexcept nogil

@@ -1,7 +1,7 @@
 # cython: language_level=3, cdivision=True
-"""The CPU device's memory: a page arena, input slots, and the models whose weights come from mapped files.
+"""The CPU device's memory: a page arena, and the models whose weights come from mapped files.
 
-The lock of the arena's hub guards owners of pages, residency and slots; see csrc/device/lane.h.
+The lock of the arena's hub guards owners of pages and residency; see csrc/device/lane.h.
 """
 
 import mmap
@@ -237,12 +237,11 @@ cdef void close_weights(const OrtApi* api, CpuModel* model) noexcept nogil:
 
 @cython.no_gc_clear  # its end still needs the runtime
 cdef class PagedCore(DeviceCore):
-    """Pages, slots and known models, guarded by the lock of a hub."""
+    """Pages and known models, guarded by the lock of a hub."""
 
     def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, size_t slot_bytes_most,
                   int64_t spin_ns, int64_t spare_ns, int executor_count, *lanes):
         """spare_ns: see ArenaMemory.map(). lanes: further arguments of a subclass."""
-        cdef size_t index
         self.runtime = runtime()
         self.api = self.runtime.api
         # First: the page lists of an arena far beyond the machine's memory would fill that memory.
@@ -250,9 +249,6 @@ cdef class PagedCore(DeviceCore):
             raise MemoryError(f"no memory for an arena of {arena_bytes} bytes")
         self.set_bounds(arena_bytes // page_bytes, page_bytes, run_ahead, spin_ns, executor_count)
         self.slot_bytes_most = slot_bytes_most
-        self.slots.resize(executor_count * self.slot_count)
-        for index in range(self.slots.size()):
-            self.all_slots[index // self.slot_count].push_back(&self.slots[index])
         self.options, self.threads = {}, threads
         self.options_for(())
 
@@ -262,10 +258,6 @@ cdef class PagedCore(DeviceCore):
     cdef int free_memory(self) except -1:
         """Release all resources, once. No thread may use the lock any more."""
         self.lanes.hub.close()
-        for index in range(self.slots.size()):
-            if self.slots[index].base != NULL:
-                munmap(self.slots[index].base, self.slots[index].bytes)
-                self.slots[index].base = NULL
         self.memory_of_pages.unmap()
         return 0
 
@@ -284,10 +276,9 @@ cdef class PagedCore(DeviceCore):
         """Return bytes by purpose, and counts of pages."""
         cdef int64_t held
         cdef PagedModel model
-        cdef size_t slots, mapped = 0, packed = 0
+        cdef size_t mapped = 0, packed = 0
         with nogil:
             held = self.held_pages()
-            slots = self.slot_bytes()
         for model in list(self.models.values()):
             mapped += model.state.source_bytes
             if model.state.packed and model.at.resident:
@@ -299,48 +290,9 @@ cdef class PagedCore(DeviceCore):
             "resident_bytes": held * self.page_bytes,
             "packed_bytes": packed,
             "workspace_bytes": self.runtime.workspace_bytes(),
-            "io_bytes": slots,
             "store_bytes": mapped,
             "models": len(self.models),
         }
-
-    # ----- slots -------------------------------------------------------------------------------
-
-    def grow_slots(self, size_t size):
-        """Enlarge all input slots to this many bytes. Any thread. A slot in use grows at its next use."""
-        cdef size_t index
-        cdef bint mine, grown
-        for index in range(self.slots.size()):
-            with nogil:
-                self.lanes.hub.lock()
-                mine = not self.slots[index].busy and self.slots[index].bytes < size
-                if mine:
-                    self.slots[index].busy = True
-                self.lanes.hub.unlock()
-                grown = not mine or self.grow_slot(&self.slots[index], size)
-                if mine:
-                    self.lanes.hub.lock()
-                    self.slots[index].busy = False
-                    self.lanes.hub.unlock()
-            if not grown:
-                raise MemoryError(f"no memory for inputs of {size} bytes (at most {self.slot_bytes_most})")
-
-    cdef bint grow_slot(self, CpuSlot* slot, size_t size) noexcept nogil:
-        """Enlarge a slot that the caller holds."""
-        cdef size_t rounded = round_up(size, HUGE_PAGE_BYTES)
-        cdef char* base
-        if size > self.slot_bytes_most:
-            return False
-        base = map_touched(rounded)
-        if base == NULL:
-            return False
-        self.lanes.hub.lock()
-        base, slot.base = slot.base, base
-        rounded, slot.bytes = slot.bytes, rounded
-        self.lanes.hub.unlock()
-        if base != NULL:
-            munmap(base, rounded)
-        return True
 
     # ----- pages -------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "device/memory.h"
 #include "device/order.h"
 #include "device/ort_api.h"
 #include "device/workspace.h"
@@ -71,6 +72,35 @@ struct RunPlaces {
     }
 };
 
+// Memory in which the inputs of a run are joined.
+struct CpuSlot {
+    CpuSlot() = default;
+    // With no memory if there is none left.
+    explicit CpuSlot(std::size_t least) {
+        // Huge pages from their size on; models with small inputs take little memory for many executors.
+        const std::size_t wanted = round_up(least, least < HUGE_PAGE_BYTES ? SMALL_PAGE_BYTES : HUGE_PAGE_BYTES);
+        base = map_touched(wanted);
+        bytes = base != nullptr ? wanted : 0;
+    }
+    CpuSlot(CpuSlot&& other) noexcept { swap(other); }
+    CpuSlot& operator=(CpuSlot&& other) noexcept {
+        swap(other);
+        return *this;
+    }
+    ~CpuSlot() {
+        if (base != nullptr)
+            munmap(base, bytes);
+    }
+
+    void swap(CpuSlot& other) noexcept {
+        std::swap(base, other.base);
+        std::swap(bytes, other.bytes);
+    }
+
+    char* base = nullptr;
+    std::size_t bytes = 0;
+};
+
 // The resources of an executor, for the one execution that it runs. Its lane's thread uses them, unless a
 // field says otherwise.
 struct CpuExecutor {
@@ -79,6 +109,8 @@ struct CpuExecutor {
     bool overrun = false;                  // whether the execution is to end; guarded by the hub's lock
     RunPlaces places;
     RunPlaces next_places;  // larger places for the next run, or the replaced ones; guarded by the hub's lock
+    CpuSlot slot;           // exchanged with the hub's lock
+    CpuSlot next_slot;      // a larger slot for the next run, or the replaced one; guarded by the hub's lock
 
     // Makes places for runs of so many arguments and outputs, never less than before. One thread at a time.
     // Throws std::bad_alloc.
@@ -98,14 +130,42 @@ struct CpuExecutor {
             std::swap(places, next_places);
     }
 
+    // Makes a slot of at least so many bytes for the next run. One thread at a time. False: no memory.
+    bool grow_slot(Hub& hub, std::size_t least) {
+        {
+            std::lock_guard<Hub> held(hub);
+            if (std::max(slot.bytes, next_slot.bytes) >= least)
+                return true;
+        }
+        CpuSlot made(least);
+        std::lock_guard<Hub> held(hub);
+        next_slot.swap(made);
+        return next_slot.bytes >= least;
+    }
+
+    // The slot for a run that needs so many bytes; null: no memory is left. It is allocated here only for
+    // inputs of a shape that was not profiled.
+    char* take_slot(Hub& hub, std::size_t least) {
+        {
+            std::lock_guard<Hub> held(hub);
+            if (slot.bytes < next_slot.bytes)
+                slot.swap(next_slot);
+            if (slot.bytes >= least)
+                return slot.base;
+        }
+        CpuSlot made(least);
+        std::lock_guard<Hub> held(hub);
+        if (made.bytes >= least)
+            slot.swap(made);
+        return slot.bytes >= least ? slot.base : nullptr;
+    }
+
+    std::size_t slot_bytes() const { return slot.bytes + next_slot.bytes; }
+
 private:
     // by the thread that calls grow()
     std::size_t most_arguments_ = 0;
     std::size_t most_outputs_ = 0;
-};
-
-struct CpuSlot : Slot {
-    char* base = nullptr;
 };
 
 }  // namespace clockwork::device

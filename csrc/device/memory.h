@@ -33,7 +33,7 @@ inline bool populate(char* base, std::size_t bytes) {
 }
 
 // Zeroed address space, aligned to huge pages and to be released by munmap(). bytes: a multiple of
-// HUGE_PAGE_BYTES. Null if none is left.
+// SMALL_PAGE_BYTES. Null if none is left.
 inline char* map_untouched(std::size_t bytes) {
     void* found = mmap(nullptr, bytes + HUGE_PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (found == MAP_FAILED)

@@ -2,10 +2,11 @@
 // while they are written or after they were dropped, and no places of a run are another run's.
 //
 // There is a single pusher, as for a road; a lane of loads; a lane for each executor; a thread that opens
-// models, for which the places of runs grow; a thread that revokes; a thread that takes ended orders; and, in
-// half of the rounds, a clear while all of them run. Usage: threads_executors SEED ROUNDS.
+// models, for which the places and slots of runs grow; a thread that revokes; a thread that takes ended
+// orders; and, in half of the rounds, a clear while all of them run. Usage: threads_executors SEED ROUNDS.
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -103,8 +104,14 @@ void run_executions(Machine& m, std::size_t number) {
             demand(executor.places.arguments.size() >= model.width, "a run has too few places");
             for (std::size_t place = 0; place < model.width; place++)
                 executor.places.arguments[place] = reinterpret_cast<OrtValue*>(&order);
+            const std::size_t joined = model.width * 1000;  // more than the slot was made for
+            char* slot = executor.take_slot(m.lanes.hub, joined);
+            demand(slot != nullptr, "there is no slot");
+            std::memset(slot, int(number) + 1, joined);
             for (std::int64_t word : model.content)
                 demand(word == order.load_id, "weights are another load's");
+            for (std::size_t at = 0; at < joined; at++)
+                demand(slot[at] == char(number + 1), "a slot is shared");
             for (std::size_t place = 0; place < model.width; place++)
                 demand(executor.places.arguments[place] == reinterpret_cast<OrtValue*>(&order), "a place is shared");
         }
@@ -118,6 +125,8 @@ void open_models(Machine& m) {
         nap(50'000);
         for (CpuExecutor& executor : m.executors)
             executor.grow(m.lanes.hub, m.models[place].width, 1);
+        for (CpuExecutor& executor : m.executors)
+            demand(executor.grow_slot(m.lanes.hub, m.models[place].width * 900), "no slot grows");
         std::lock_guard<Hub> held(m.lanes.hub);
         m.opened = place + 1;
     }

@@ -53,7 +53,8 @@ class Cluster:
     ) -> None:
         self._kept = data is not None
         self.data = data if data is not None else Path(tempfile.mkdtemp(prefix="clockwork-bench-"))
-        self._worker_arguments = ["--arena", ARENA, *worker_arguments]
+        # one executor, whatever the machine, unless a flag says otherwise
+        self._worker_arguments = ["--arena", ARENA, "--executors", "1", *worker_arguments]
         self._controller_arguments = list(controller_arguments)
         self._controller_command = list(controller)
         self._directory = directory

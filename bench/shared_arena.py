@@ -15,8 +15,9 @@ workers, in turn for each share:
 
 A load is relative to what N cores execute with plain ONNX Runtime on one thread each: the best of five blocks
 at the beginning, or --capacity, so that every kind is offered the same, *one*, too. The generator and the
-controller share the cores. Memory is the worker's proportional set
-size (PSS) and its anonymous part, after the load.
+controller share the cores. Memory is the worker's proportional set size (PSS) and its anonymous part, after
+the load. ``controller_us`` and ``beside_us`` are the processor time of a request in the controller, and in
+the worker's threads beside its execute lanes: it has to be left to them.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ KINDS = ("one", "executors", "devices", "halves")
 def flags_of(kind: str, executors: int, arena_bytes: int) -> tuple[str, ...]:
     """A worker's flags."""
     size = arena_bytes // executors if kind == "halves" else arena_bytes
-    count = {"one": (), "executors": ("--executors", str(executors))}.get(kind, ("--devices", str(executors)))
+    count = {"one": ("--executors", "1"), "executors": ("--executors", str(executors))}.get(
+        kind, ("--devices", str(executors))
+    )
     return ("--arena", str(size), *count)
 
 
@@ -62,6 +65,15 @@ def memory_of(pid: int) -> dict[str, float]:
         name, _, rest = line.partition(":")
         found[name] = int(rest.split()[0]) * 1024 / 1e6
     return {"pss_MB": round(found["Pss"], 1), "anonymous_MB": round(found["Pss_Anon"], 1)}
+
+
+def execute_s(pid: int) -> float:
+    """Processor time of a worker's execute lanes so far."""
+    return sum(
+        int((task / "schedstat").read_text().split()[0]) / 1e9
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        if (task / "comm").read_text().startswith("cw-execute")
+    )
 
 
 def settled_loads_of(client: Client) -> int:
@@ -113,9 +125,14 @@ def measure_kind(
         )
         offer(cluster, names, 0.3 * capacity, min(2.0, given.seconds), SEED)  # warm-up load
         for index, load in enumerate(given.loads):
-            before, spent_s, begin_ns = settled_loads_of(client), cpu_s(cluster.workers[0].pid), now_ns()
+            pid = cluster.workers[0].pid
+
+            def times() -> list[float]:
+                return [cpu_s(pid), execute_s(pid), cpu_s(cluster.controller.pid), now_ns() / 1e9]  # noqa: B023
+
+            before, begun = settled_loads_of(client), times()
             found = offer(cluster, names, load * capacity, given.seconds, SEED + index)
-            spent_s, took_s = cpu_s(cluster.workers[0].pid) - spent_s, (now_ns() - begin_ns) / 1e9
+            spent_s, executed_s, controller_s, took_s = (end - begin for begin, end in zip(begun, times()))
             offered = max(1, found["offered"])
             rows.append(
                 {
@@ -129,7 +146,9 @@ def measure_kind(
                     "p99_ms": round(found["latency_ms"].get("p99", 0.0), 1),
                     "loads/request": round((settled_loads_of(client) - before) / offered, 4),
                     "worker_cores": round(spent_s / took_s, 2),
-                    **memory_of(cluster.workers[0].pid),
+                    "controller_us": round(1e6 * controller_s / offered),
+                    "beside_us": round(1e6 * (spent_s - executed_s) / offered),
+                    **memory_of(pid),
                     "load_average": round(os.getloadavg()[0], 2),
                 }
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -46,6 +47,27 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
 def _size_or_none(context: click.Context, parameter: click.Parameter, value: str) -> int:
     """Parse a size in bytes, or "0"."""
     return 0 if value.strip() == "0" else _size(context, parameter, value)
+
+
+def _executors(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """Return a number of executors; 0 for ``auto``."""
+    if value == "auto":
+        return 0
+    if not re.fullmatch("[0-9]{1,9}", value) or not 1 <= int(value) <= config.EXECUTORS_MAX:
+        raise click.BadParameter(
+            f"{value[:40]!r} is neither auto nor a number from 1 to {config.EXECUTORS_MAX}"
+        )
+    return int(value)
+
+
+def _processors(context: click.Context, parameter: click.Parameter, value: str | None) -> frozenset[int]:
+    """Return the processors of a list such as 0-3,8-11; an empty set if the flag was not given."""
+    from clockwork.worker.settings import parse_processors
+
+    try:
+        return frozenset() if value is None else parse_processors(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _device(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -116,8 +138,8 @@ class WorkerFlags:
             "--pinned-bytes": self.pinned_bytes,
         }  # fmt: skip
         return (
-            "--device", self.device, "--devices", str(self.devices), "--executors", str(self.executors),
-            "--threads", str(self.threads),
+            "--device", self.device, "--executors", str(self.executors or "auto"), "--threads", str(self.threads),
+            *(["--devices", str(self.devices)] if self.devices else []),
             *(word for flag, size in sizes.items() if size for word in (flag, str(size))),
             *(word for setting in self.emulate for word in ("--emulate", setting)),
             *(["--lock-store"] if self.lock_store else []),
@@ -130,18 +152,21 @@ worker_options = grouped(
     click.option("--device", callback=_device, default="cpu", show_default=True, metavar="NAMES",
                  help="The devices: cpu; cuda, cuda:1, cuda:0,cuda:1, or a MIG instance's UUID; auto, a "
                       "GPU where one is usable; emulated, which takes profiled times and computes nothing."),
-    click.option("--devices", type=click.IntRange(1, config.EMULATED_DEVICES_MAX), default=1,
-                 show_default=True, help="Number of devices of each worker."),
-    click.option("--executors", type=click.IntRange(1, config.EXECUTORS_MAX), default=1, show_default=True,
-                 help="Executors of each CPU device: they execute at the same time from its arena, in which a model is "
-                      "loaded once. Each is a device in `status`."),
+    click.option("--devices", type=click.IntRange(1, config.EMULATED_DEVICES_MAX), default=None,
+                 callback=lambda context, parameter, value: value or 0,
+                 help="Number of devices of each worker. A CPU device is an arena with executors.  [default: 1; "
+                      "cpu: one for each NUMA node with executors]"),
+    click.option("--executors", callback=_executors, default="auto", show_default=True, metavar="auto|N",
+                 help="Executors on a CPU: they execute at the same time from one arena, in which a model is loaded "
+                      "once. Each is a device in `status`. With --devices: of each device, 1 by default; without: of "
+                      "each worker, by default as many as the machine's cores have room for."),
     click.option("--emulate", multiple=True, metavar="NAME=VALUE",
                  help="A setting of emulated devices: seed, exec_noise, load_noise, outlier, outlier_factor, "
                       "slow_factor, slow_ns, slow_every_ns, failures, unending, copy_bandwidth, disk_bandwidth, shared_link, spin, "
                       "executors."),
     click.option("--arena", callback=_size, metavar="SIZE",
-                 help="Memory for weights of each device.  [default: 1GiB; cuda: most of the free memory; emulated: "
-                      "21.5GiB]"),
+                 help="Memory for weights of each device; of a CPU without --devices: of all NUMA nodes together.  "
+                      "[default: 1GiB for each; cuda: most of the free memory; emulated: 21.5GiB]"),
     click.option("--page-size", callback=_size, metavar="SIZE",
                  help="Size of the arena's pages.  [default: 1MiB; cuda and emulated: 16MiB]"),
     click.option("--host-bytes", callback=_size, metavar="SIZE",
@@ -244,6 +269,7 @@ def up(
       clockwork up
       clockwork up --workers 2 --arena 4GiB
       clockwork up --executors 8 --arena 4GiB
+      clockwork up --executors 1 --threads 4
       clockwork up --port 6000 --data /var/lib/clockwork --no-demo
       clockwork up --host 0.0.0.0 --keys keys/
       clockwork up --model-repository /srv/models
@@ -254,11 +280,11 @@ def up(
     from clockwork.controller.settings import check_policy
     from clockwork.launch import local
     from clockwork.wire.transport import is_local
-    from clockwork.worker.settings import check_executors, device_names
+    from clockwork.worker.settings import check_executors, device_names, share_machine
 
     device, data = flags.device, data or config.data_directory()
     with as_usage():
-        names = device_names(device, flags.devices)
+        names = device_names(device, flags.devices or 1)
         check_executors(names, flags.executors, flags.threads)
         check_policy(scheduling.policy, scheduling.save_devices, flags.host_bytes)
     if repositories.model_repository and not _choose_gateway(gateway):
@@ -280,13 +306,18 @@ def up(
         ports = [given or "0" for given in (http_port, grpc_port, metrics_port)]
     if gateway is not False:
         _check_ports(port, ports)
+    if on_ray and not flags.executors:  # Ray reserves as many CPUs, so that their number must be known here
+        flags = dataclasses.replace(flags, executors=1)
+    is_shared = device == "cpu" and workers > 1 and flags.executors != 1 and flags.threads == 1
     settings = local.UpSettings(
         workers=workers, host=host, port=port, data=data.absolute(), policy=scheduling.policy,
         memory=scheduling.memory or "",
         options=(*scheduling.options, *(["save_devices=1"] if scheduling.save_devices else [])),
         keys=keys, insecure=insecure, demo=not no_demo and workers > 0 and _choose_demo(device),
         profiles=profiles or "", copies=copies,
-        verbose=verbose, worker_arguments=flags.arguments(), gateway=_choose_gateway(gateway),
+        verbose=verbose, worker_arguments=flags.arguments(),
+        own_arguments=share_machine(workers, flags.executors) if is_shared and not flags.devices else (),
+        gateway=_choose_gateway(gateway),
         gateway_ports=tuple(ports),
         gateway_arguments=(
             *(word for name in allowed_host for word in ("--allowed-host", name)),
@@ -383,6 +414,9 @@ def controller(
 @click.option("--connect", help=f"The controller's workers' endpoint.  [default: {config.WORKER_ENDPOINT}]")
 @click.option("--name", help="Its name in `status`.  [default: host-pid]")
 @worker_options
+@click.option("--processors", callback=_processors, metavar="LIST",
+              help="Processors that the worker runs on, as in 0-7,16-23, for several workers of one machine.  [default: "
+                   "all that it may]")  # fmt: skip
 @click.option("--store", type=PATH, help="Directory of prepared models (or CLOCKWORK_DATA).")
 @click.option("--drain", type=Duration(0, config.SECONDS_MAX), default=f"{config.DRAIN_LIMIT_NS / SECOND:g}s",
               show_default=True,
@@ -390,7 +424,8 @@ def controller(
 @click.option("--key", type=PATH, help="Its key file, worker.key (or CLOCKWORK_KEY).")
 @parent_option
 def worker(
-    connect: str | None, name: str | None, flags: WorkerFlags, store: Path | None, drain: float, key: Path | None,
+    connect: str | None, name: str | None, flags: WorkerFlags, processors: frozenset[int], store: Path | None,
+    drain: float, key: Path | None,
 ) -> None:  # fmt: skip
     """Run a worker, which executes the controller's orders on the devices of this machine.
 
@@ -406,13 +441,15 @@ def worker(
     from clockwork.worker import process
     from clockwork.worker.settings import WorkerSettings, check_executors, device_names
 
-    devices = device_names(flags.device, flags.devices)
+    devices = device_names(flags.device, flags.devices or 1)
     with as_usage():
         check_executors(devices, flags.executors, flags.threads)
     settings = WorkerSettings(
         endpoint=connect or bounds.worker_endpoint(),
         devices=devices,
         executors=flags.executors,
+        by_node=flags.device == "cpu" and not flags.devices,
+        processors=processors,
         emulate=flags.emulate,
         arena_bytes=flags.arena,
         page_bytes=flags.page_size,

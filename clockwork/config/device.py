@@ -31,6 +31,14 @@ WORKSPACE_SHARE = 2
 """All executions of a process may take 1 / WORKSPACE_SHARE of the machine's memory, unless
 CLOCKWORK_WORKSPACE_BYTES says how much."""
 
+CORES_EACH_RESERVED = 8
+"""By default a CPU's worker has an executor for each core but one of so many, on which its other threads run,
+and the controller and gateways where they share the machine."""
+
+SYSFS_BYTES_MAX = 64 << 10  # Largest file of the kernel's description of a machine that is read
+CGROUP_LINES_MAX = 64  # Most control groups of a process that are looked at
+CGROUP_DEPTH_MAX = 64  # Most groups above a control group whose quotas count
+
 # ----- operators ---------------------------------------------------------------------------------
 
 SEARCHED_BYTES_MAX = 8 << 20

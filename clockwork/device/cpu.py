@@ -23,7 +23,7 @@ import mmap
 import platform
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from clockwork import config
@@ -34,7 +34,9 @@ from clockwork.device._pages import PagedModel, SessionProgram
 from clockwork.device.base import Reserve, Undisturbed
 from clockwork.device.executors import check_executors
 from clockwork.device.lacking import is_lack
-from clockwork.device.native import NativeDevice, start_lanes
+from clockwork.device.machine import ArenaPlace
+from clockwork.device.native import NativeDevice, run_on, start_lanes
+from clockwork.device.numa import near
 from clockwork.device.operators import libraries_for
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.prepared import (
@@ -50,6 +52,8 @@ from clockwork.wire.messages import DeviceInfo
 from clockwork.wire.optional import is_value
 from clockwork.wire.tensors import DTYPES, STRING
 
+ONE_EXECUTOR = ArenaPlace(1)
+
 _ALIGNMENT = 64  # The alignment of each input in a slot, in bytes
 
 
@@ -62,7 +66,13 @@ class CpuArena(Undisturbed):
     arena_bytes is rounded down to whole pages. threads: number of threads of an execution. lock_store: keep
     the laid-out weights in this process's memory instead of leaving them to the OS's cache. cpu_time: report
     the thread's CPU time as the duration of ``execute``, for measuring on a busy machine; one thread only.
-    processors: the only processor of each executor's thread; empty: all of this process's, for each of them.
+    place: the executors, the processors of their threads, and the node of the arena's memory.
+
+    Pages and slots get their memory from several threads: those that open models, the one beside the lanes
+    and the lane of loads. All of them prefer the node, by a policy of memory or, where the kernel refuses
+    policies to a process (as in many containers), by running on the node's processors meanwhile: the kernel
+    takes the memory of the node where a page is first touched. A policy of the arena's addresses (mbind)
+    would need no care of threads, but is refused in the same containers, and nothing would replace it there.
     """
 
     fault = ""
@@ -75,8 +85,7 @@ class CpuArena(Undisturbed):
         run_ahead: int = config.RUN_AHEAD,
         lock_store: bool = False,
         cpu_time: bool = False,
-        executors: int = 1,
-        processors: Sequence[int] = (),
+        place: ArenaPlace = ONE_EXECUTOR,
     ) -> None:
         if page_bytes < mmap.PAGESIZE or page_bytes % mmap.PAGESIZE:
             raise ConfigError(f"page_bytes is {page_bytes}; it must be a multiple of {mmap.PAGESIZE}")
@@ -86,9 +95,10 @@ class CpuArena(Undisturbed):
             raise ConfigError(f"threads and run_ahead must be at least 1, got {threads} and {run_ahead}")
         if cpu_time and threads > 1:
             raise ConfigError(f"cpu_time counts one thread; threads is {threads}")
+        executors = place.executors
         check_executors(executors, threads)
-        if len(processors) not in (0, executors):
-            raise ConfigError(f"{len(processors)} processors for {executors} executors")
+        if len(place.pins) not in (0, executors):
+            raise ConfigError(f"{len(place.pins)} processors for {executors} executors")
         self._core = CpuCore(
             arena_bytes,
             page_bytes,
@@ -109,14 +119,19 @@ class CpuArena(Undisturbed):
             page_count=self._core.page_count,
             run_ahead=run_ahead,
         )
+        self._node = place.node
         self._lock_store = lock_store
         self._locked_bytes = 0
         self._prepare_lock = threading.Lock()
         self._programs: weakref.WeakValueDictionary[str, SessionProgram] = weakref.WeakValueDictionary()
-        keeper = threading.Thread(target=self._core.keep_memory, name="cw-memory", daemon=True)
+        keeper = threading.Thread(
+            target=run_on, args=(place.processors, self._core.keep_memory), name="cw-memory", daemon=True
+        )
         keeper.start()
         lanes = [self._core.execute_lane(number) for number in range(executors)]
-        running = [*start_lanes(self._core, ("cw-load", *lanes), dict(zip(lanes, processors))), keeper]
+        where: dict[str, Collection[int]] = dict.fromkeys(("cw-load", *lanes), place.processors)
+        where |= {lane: {processor} for lane, processor in zip(lanes, place.pins)}
+        running = [*start_lanes(self._core, where, where), keeper]
         self.close = weakref.finalize(self, _close, self._core, running)
         self.devices = [CpuDevice(self, self._core, number) for number in range(executors)]
         self._open = set(self.devices)
@@ -131,9 +146,10 @@ class CpuArena(Undisturbed):
         with self._prepare_lock:
             if self._core.has_model(model_id):
                 raise ValueError(f"model {model_id} is prepared already")
-            model = self._make_model(model_id, prepared, place)
-            self._core.grow_slots(slot_bytes(prepared))
-            self._core.add_model(model)
+            with near(self._node):
+                model = self._make_model(model_id, prepared, place)
+                self._core.grow_slots(slot_bytes(prepared))
+                self._core.add_model(model)
 
     def _check(self, prepared: PreparedModel, place: Path) -> None:
         if prepared.holding not in ("bound", "packed", "none"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from clockwork.device._orders import DeviceCore
@@ -17,16 +17,18 @@ CoreT = TypeVar("CoreT", bound=DeviceCore)
 
 
 def start_lanes(
-    core: DeviceCore, names: Iterable[str], processors: Mapping[str, int] | None = None
+    core: DeviceCore, names: Iterable[str], processors: Mapping[str, Collection[int]] | None = None
 ) -> list[threading.Thread]:
     """Start a thread for each lane. They are daemons, so that an exiting interpreter does not wait for a
     lane.
 
-    processors: the only processor on which a lane's thread runs; a lane without one runs on all of this
-    process's."""
+    processors: those on which a lane's thread runs; a lane without any runs on all of this process's."""
     lanes = [
         threading.Thread(
-            target=_run_lane, args=(core, name, (processors or {}).get(name)), name=name, daemon=True
+            target=run_on,
+            args=((processors or {}).get(name, ()), core.run_lane, name),
+            name=name,
+            daemon=True,
         )
         for name in names
     ]
@@ -35,10 +37,11 @@ def start_lanes(
     return lanes
 
 
-def _run_lane(core: DeviceCore, name: str, processor: int | None) -> None:
-    if processor is not None:
-        os.sched_setaffinity(0, {processor})
-    core.run_lane(name)
+def run_on(processors: Collection[int], target: Callable[..., None], *arguments: object) -> None:
+    """Call a function on these processors alone, if there are any. For a thread of its own."""
+    if processors:
+        os.sched_setaffinity(0, processors)
+    target(*arguments)
 
 
 class NativeDevice(Undisturbed, Generic[CoreT]):

@@ -1,4 +1,5 @@
-"""Allocates memory on the NUMA node of a PCI device, so that copies do not cross to another socket."""
+"""Allocates memory on a NUMA node: of a PCI device, so that copies do not cross to another socket, or of an
+arena's executors."""
 
 from __future__ import annotations
 
@@ -10,9 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from clockwork.config import device as bounds
-
-UNKNOWN = -1
-"""The node of a device without one, as on a machine with a single node, or one that does not report nodes."""
+from clockwork.device.machine import UNKNOWN, read_list
 
 _CALLS = {"x86_64": (238, 239), "aarch64": (237, 236)}
 """The numbers of set_mempolicy() and get_mempolicy(), by machine."""
@@ -31,15 +30,7 @@ def node_of(bus: str) -> int:
 
 def processors_of(node: int) -> set[int]:
     """Return the processors of a node; an empty set if the node is unknown."""
-    try:
-        text = (bounds.sysfs() / f"devices/system/node/node{node}/cpulist").read_text().strip()
-        found: set[int] = set()
-        for part in filter(None, text.split(",")):
-            first, _, last = part.partition("-")
-            found.update(range(int(first), int(last or first) + 1))
-        return found
-    except (OSError, ValueError):
-        return set()
+    return read_list(bounds.sysfs() / f"devices/system/node/node{node}/cpulist") or set()
 
 
 @contextlib.contextmanager

@@ -62,6 +62,7 @@ class UpSettings:
     copies: int = 1  # copies of each profile
     verbose: bool = False
     worker_arguments: tuple[str, ...] = ()
+    own_arguments: tuple[tuple[str, ...], ...] = ()  # of each worker, in addition; (): none
     gateway: bool = True
     gateway_ports: tuple[str, ...] = ("8000", "8001", "8002")  # HTTP, gRPC, metrics; "off": none
     gateway_arguments: tuple[str, ...] = ()
@@ -423,7 +424,8 @@ class ProcessCluster:
             arguments += ["--drain", f"{to_seconds(self.drain_ns):g}"]
             if settings.keys is not None:
                 arguments += ["--key", str(key_file_of(settings.keys, Role.WORKER))]
-            self._spawn(name, [*arguments, *settings.worker_arguments])
+            own = settings.own_arguments[index] if settings.own_arguments else ()
+            self._spawn(name, [*arguments, *settings.worker_arguments, *own])
         # With all ports off, a gateway only serves model repositories.
         if settings.gateway and (
             "--model-repository" in settings.gateway_arguments or set(settings.gateway_ports) != {"off"}

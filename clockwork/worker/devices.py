@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -19,7 +21,7 @@ from clockwork.config import (
 from clockwork.config.worker import DEVICES_ALONE_MAX, END_PAUSE_S, show_mig_instances
 from clockwork.device.base import Device
 from clockwork.device.cuda_clocks import ClockSource
-from clockwork.device.executors import processors_for
+from clockwork.device.machine import ArenaPlace, default_executors, format_list, spread, this_machine
 from clockwork.errors import ConfigError
 from clockwork.system.clock import now_ns
 from clockwork.worker.settings import KINDS, WorkerSettings, check_executors, kind_of
@@ -59,11 +61,10 @@ def open_devices(settings: WorkerSettings) -> list[Device]:
         )
     if settings.emulate:
         raise ConfigError(f"{settings.emulate[0]} is a setting of emulated devices")
-    open_device = _cuda_opener(settings) if kinds == ["cuda"] else _cpu_opener(settings)
     devices: list[Device] = []
     try:
-        for name in settings.devices:
-            devices += open_device(name)
+        for open_device in _cuda_openers(settings) if kinds == ["cuda"] else _cpu_openers(settings):
+            devices += open_device()
     except BaseException:
         for device in devices:
             device.close()
@@ -71,28 +72,61 @@ def open_devices(settings: WorkerSettings) -> list[Device]:
     return devices
 
 
-def _cpu_opener(settings: WorkerSettings) -> Callable[[str], Sequence[Device]]:
-    """Return a function that opens an arena and returns its executors."""
+def _cpu_openers(settings: WorkerSettings) -> Sequence[Callable[[], Sequence[Device]]]:
+    """Return a function for each arena, which opens it and returns its executors. Raises ConfigError."""
     # imported here, so that a worker loads only the code of its devices
     from clockwork.device.cpu import CpuArena
 
-    count = settings.executors
-    processors = iter(processors_for(len(settings.devices) * count) if count > 1 else ())
-    return lambda _: (
-        CpuArena(
-            arena_bytes=settings.arena_bytes or ARENA_BYTES,
+    places = places_of(settings)
+    arena_bytes = settings.arena_bytes // len(places) if settings.by_node else settings.arena_bytes
+
+    def open_arena(place: ArenaPlace) -> Sequence[Device]:
+        return CpuArena(
+            arena_bytes=arena_bytes or ARENA_BYTES,
             page_bytes=settings.page_bytes or PAGE_BYTES,
             threads=settings.threads,
             run_ahead=settings.run_ahead,
             lock_store=settings.lock_store,
-            executors=count,
-            processors=list(itertools.islice(processors, count)),
+            place=place,
         ).devices
-    )
+
+    return [functools.partial(open_arena, place) for place in places]
 
 
-def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Sequence[Device]]:
-    """Return a function that opens a GPU. All share a driver and a host store. Raises ConfigError."""
+def places_of(settings: WorkerSettings) -> list[ArenaPlace]:
+    """Return the arenas of a CPU's worker on this machine."""
+    machine = this_machine()
+    if not settings.by_node:
+        count, executors = len(settings.devices), settings.executors or 1
+        if executors == 1:
+            return [ArenaPlace(1)] * count
+        pins = iter(spread(machine.as_one(), count * executors)[0].pins)
+        return [ArenaPlace(executors, pins=tuple(itertools.islice(pins, executors))) for _ in range(count)]
+    executors = settings.executors
+    if not executors:
+        executors = 1 if settings.threads > 1 else default_executors(machine)
+    places = spread(machine, executors)
+    if len(places) > DEVICES_ALONE_MAX:
+        places = spread(machine.as_one(), executors)
+    log.info("%s: %s", machine, "; ".join(map(str, places)))
+    return places
+
+
+def take_processors(processors: frozenset[int]) -> None:
+    """Run this process on these processors alone; empty: on all that it may. Raises ConfigError."""
+    if not processors:
+        return
+    usable = os.sched_getaffinity(0)
+    if missing := processors - usable:
+        raise ConfigError(
+            f"--processors names {format_list(missing)}; this process may use {format_list(usable)}"
+        )
+    os.sched_setaffinity(0, processors)
+
+
+def _cuda_openers(settings: WorkerSettings) -> Sequence[Callable[[], Sequence[Device]]]:
+    """Return a function for each GPU, which opens it. All share a driver and a host store. Raises
+    ConfigError."""
     from clockwork.device.cuda import CudaDevice
     from clockwork.device.cuda_host import BudgetedHost, HostStore, PinnedFiles
     from clockwork.device.cuda_memory import find_card, open_driver, open_memory
@@ -126,16 +160,20 @@ def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Sequence[Device]]:
     else:
         size = settings.pinned_bytes or cuda_pinned_bytes()
         store = PinnedFiles([open_memory(table, card) for card in found], page_bytes, size)
-    return lambda name: [
-        CudaDevice(
-            which=name.removeprefix("cuda:"),
-            arena_bytes=settings.arena_bytes,
-            page_bytes=page_bytes,
-            run_ahead=settings.run_ahead,
-            store=store,
-            table=table,
-        )
-    ]
+
+    def open_gpu(name: str) -> Sequence[Device]:
+        return [
+            CudaDevice(
+                which=name.removeprefix("cuda:"),
+                arena_bytes=settings.arena_bytes,
+                page_bytes=page_bytes,
+                run_ahead=settings.run_ahead,
+                store=store,
+                table=table,
+            )
+        ]
+
+    return [functools.partial(open_gpu, name) for name in settings.devices]
 
 
 def end_runs(devices: Iterable[Device]) -> bool:

@@ -60,7 +60,7 @@ from clockwork.wire.shared import MACHINE, machine_id
 from clockwork.wire.transport import ConnectionEvent, Frame, Poller, Transport
 from clockwork.worker import _road
 from clockwork.worker.clock import WorkerClock
-from clockwork.worker.devices import end_runs, open_clocks, open_devices
+from clockwork.worker.devices import end_runs, open_clocks, open_devices, take_processors
 from clockwork.worker.models import WorkerModels
 from clockwork.worker.road import RESERVATION, FatalOutcome, open_road, refusal
 from clockwork.worker.session import ControllerSession, Departure
@@ -578,6 +578,7 @@ def main(settings: WorkerSettings) -> int:
     started_ns = now_ns()
     with contextlib.ExitStack() as stack:
         try:
+            take_processors(settings.processors)
             store = _open_store(settings.store)
             transport = Transport()
             stack.callback(transport.close)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clockwork import config
 from clockwork.device.executors import check_executors as check_threads
+from clockwork.device.machine import default_executors, format_list, parse_list, split, this_machine
 from clockwork.errors import ConfigError
 
 
@@ -55,8 +56,8 @@ def device_names(text: str, count: int = 1) -> tuple[str, ...]:
 
 
 def check_executors(devices: tuple[str, ...], executors: int, threads: int) -> None:
-    """Check that each of these devices can have so many executors. Raises ConfigError."""
-    if executors == 1:
+    """Check that each of these devices can have so many executors (0: the default). Raises ConfigError."""
+    if executors in (0, 1):
         return
     if (kind := kind_of(devices[0])) != "cpu":
         raise ConfigError(f"{executors} executors are for CPU devices, and {kind} devices have one each")
@@ -65,6 +66,28 @@ def check_executors(devices: tuple[str, ...], executors: int, threads: int) -> N
             f"{len(devices)} devices of {executors} executors: a worker has at most {config.WORKER_DEVICES_MAX}"
         )
     check_threads(executors, threads)
+
+
+def parse_processors(text: str) -> frozenset[int]:
+    """Return the processors of a list such as 0-3,8-11. Raises ConfigError."""
+    try:
+        return frozenset(parse_list(text))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def share_machine(workers: int, executors: int) -> tuple[tuple[str, ...], ...]:
+    """Return the flags by which several workers share this machine's cores, for each of them.
+
+    executors: of each worker; 0: as many as the machine has room for, divided by the workers.
+    """
+    machine = this_machine()
+    count = executors or max(1, default_executors(machine) // workers)
+    parts = split(machine, workers)
+    return tuple(
+        ("--executors", str(count), *(("--processors", format_list(parts[index])) if parts else ()))
+        for index in range(workers)
+    )
 
 
 def why_no_gpu() -> str:
@@ -87,7 +110,13 @@ class WorkerSettings:
     endpoint: str = config.WORKER_ENDPOINT
     name: str = dataclasses.field(default_factory=default_name)
     devices: tuple[str, ...] = ("cpu",)  # names of the devices, all of one kind; see device_names()
-    executors: int = 1  # executors of each CPU device's arena, each a device to the controller
+    executors: int = (
+        1  # executors of each CPU device's arena, each a device to the controller; 0: see by_node
+    )
+    # A CPU device for each NUMA node. These devices have `executors` and `arena_bytes` together; without a
+    # number of executors, as many as the machine has room for. Otherwise a device has one executor then.
+    by_node: bool = False
+    processors: frozenset[int] = frozenset()  # those that the worker runs on; empty: all that it may
     arena_bytes: int = 0  # arena of each device; 0: the default of its kind
     page_bytes: int = 0  # page size of each device; 0: the default of its kind
     host_bytes: int = 0  # budget of the host store that all devices load from; 0: none

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cpu import CpuArena
 from clockwork.device.emulated import EmulatedDevice, EmulatedGroup
+from clockwork.device.machine import ArenaPlace
 from clockwork.formats.prepared import (
     FORMAT_VERSION,
     PACKED_DATA_FILE,
@@ -187,7 +188,7 @@ class SecondExecutorRig(CpuRig):
     lane = "cw-execute-1"
 
     def make(self, pages: int = 32, **options: Any) -> Any:
-        arena = CpuArena(pages * PAGE_BYTES, PAGE_BYTES, executors=2, **options)
+        arena = CpuArena(pages * PAGE_BYTES, PAGE_BYTES, place=ArenaPlace(2), **options)
         self.fingerprint = arena.info.fingerprint
         return SecondExecutor(arena)
 

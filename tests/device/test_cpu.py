@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 from clockwork.config import device as bounds
 from clockwork.device import _ort
 from clockwork.device.cpu import CpuArena, fingerprint, slot_bytes
+from clockwork.device.machine import ArenaPlace
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.checksums import seal, unseal
 from clockwork.formats.prepared import PACKED_FILE, PREPARED_FILE, WEIGHTS_FILE, PreparedModel
@@ -416,8 +417,8 @@ def test_threads_compute_the_same(make: Callable[..., Driver]) -> None:
 @pytest.mark.parametrize(
     "options",
     [{"page_bytes": 1000}, {"page_bytes": 0}, {"arena_bytes": 100}, {"threads": 0}, {"run_ahead": 0},
-     {"threads": 2, "cpu_time": True}, {"executors": 0}, {"executors": 257}, {"executors": 2, "threads": 2},
-     {"executors": 2, "processors": [0]}],
+     {"threads": 2, "cpu_time": True}, {"place": ArenaPlace(0)}, {"place": ArenaPlace(257)},
+     {"place": ArenaPlace(2), "threads": 2}, {"place": ArenaPlace(2, pins=(0,))}],
 )  # fmt: skip
 def test_settings_that_make_no_device(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from bench.attacks.operators import operator_model
-from clockwork.config import device as bounds
 from clockwork.config.device import execution_workspace_bytes
+from clockwork.device import cpu
 from clockwork.device.cpu import CpuArena
-from clockwork.device.executors import processors_for
+from clockwork.device.machine import ArenaPlace
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.messages import Status
 from tests.device import wild
@@ -47,9 +49,16 @@ def number(value: int) -> np.ndarray:
 class Arena:
     """An arena, and a driver for each of its executors; the first one loads."""
 
-    def __init__(self, store: Path, pages: int = 64, executors: int = 2, **options: Any) -> None:
+    def __init__(
+        self,
+        store: Path,
+        pages: int = 64,
+        executors: int = 2,
+        place: ArenaPlace | None = None,
+        **options: Any,
+    ) -> None:
         self.rig = CpuRig(store)
-        self.arena = CpuArena(pages * PAGE_BYTES, PAGE_BYTES, executors=executors, **options)
+        self.arena = CpuArena(pages * PAGE_BYTES, PAGE_BYTES, place=place or ArenaPlace(executors), **options)
         self.rig.fingerprint = self.arena.info.fingerprint
         self.drivers = [Driver(device, self.rig) for device in self.arena.devices]
         for index, driver in enumerate(self.drivers):
@@ -383,7 +392,7 @@ def threads_of_lanes() -> dict[str, int]:
 
 def test_executors_run_on_the_processors_that_were_chosen(make_arena: Any) -> None:
     usable = sorted(os.sched_getaffinity(0))
-    arena = make_arena(executors=3, processors=[usable[0], usable[-1], usable[0]])
+    arena = make_arena(place=ArenaPlace(3, pins=(usable[0], usable[-1], usable[0])))
     arena.serve(affine())
     found = threads_of_lanes()
     lanes = ["cw-execute", "cw-execute-1", "cw-execute-2"]
@@ -391,17 +400,52 @@ def test_executors_run_on_the_processors_that_were_chosen(make_arena: Any) -> No
     assert os.sched_getaffinity(found["cw-load"]) == set(usable)
 
 
-def test_processors_of_different_cores_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "sysfs", lambda: tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 5, 9})
-    for processor, siblings in ((0, "0-1"), (1, "0-1"), (2, "2-3"), (3, "2-3"), (5, "4-5")):
-        place = tmp_path / f"devices/system/cpu/cpu{processor}/topology"
-        place.mkdir(parents=True)
-        (place / "thread_siblings_list").write_text(f"{siblings}\n")
-    assert processors_for(4) == [0, 2, 5, 9]
-    assert processors_for(5) == [0, 2, 5, 9, 1]
-    assert processors_for(6) == [], "no processor would be left for other threads"
-    assert processors_for(7) == []
+def test_the_threads_of_an_arena_run_on_the_processors_of_its_node(make_arena: Any) -> None:
+    before = os.sched_getaffinity(0)
+    near = max(before)
+    arena = make_arena(place=ArenaPlace(2, 0, frozenset({near})))
+    arena.serve(affine())
+    own = {"cw-execute", "cw-execute-1", "cw-load", "cw-memory"}
+    found = [thread.native_id for thread in threading.enumerate() if thread.name in own]
+    assert [os.sched_getaffinity(thread or 0) for thread in found] == [{near}] * 4
+    assert os.sched_getaffinity(0) == before
+
+
+def test_a_model_is_opened_while_the_thread_prefers_the_memory_of_the_node(
+    make_arena: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[int, int]] = []
+
+    @contextlib.contextmanager
+    def near(node: int) -> Iterator[None]:
+        yield
+        taken.append((node, arena.arena.memory()["touched_bytes"]))
+
+    monkeypatch.setattr(cpu, "near", near)
+    arena = make_arena(place=ArenaPlace(2, 7))
+    arena.serve(affine(width=40))
+    ((node, touched),) = taken
+    assert node == 7
+    assert touched > 0
+
+
+def test_a_slot_takes_what_the_inputs_take_and_no_executor_has_two(make_arena: Any) -> None:
+    arena = make_arena(executors=8)
+    small = arena.serve(affine())
+    x = np.arange(4, dtype=np.float32).reshape(1, 4)
+
+    def joined(rows: int) -> None:
+        """Run a batch of two parts on every executor."""
+        for driver in arena.drivers:
+            done = driver.end(driver.infer(small, 1, [np.tile(x, (rows, 1))], [x]))
+            assert done.status == Status.OK, done.text
+
+    joined(1)
+    assert arena.arena.memory()["io_bytes"] == 8 * 4096
+    joined(1000)  # more than was profiled
+    assert arena.arena.memory()["io_bytes"] == 8 * 4 * 4096  # 1001 rows of 16 bytes
+    joined(1)
+    assert arena.arena.memory()["io_bytes"] == 8 * 4 * 4096
 
 
 CRASH = """
@@ -411,10 +455,11 @@ import numpy as np
 from clockwork.device import _crash
 from clockwork.device.base import TensorView
 from clockwork.device.cpu import CpuArena
+from clockwork.device.machine import ArenaPlace
 from clockwork.wire.messages import NEVER_NS, Infer, Load
 
 directory, pages, page_bytes, lane = json.loads(sys.argv[1])
-arena = CpuArena(pages * page_bytes, page_bytes, executors=3)
+arena = CpuArena(pages * page_bytes, page_bytes, place=ArenaPlace(3))
 arena.open(1, directory)
 arena.devices[0].start(Load(1, 0, 1, 1, [], 0, NEVER_NS, 0))
 arena.devices[0].wait([1], 60)

@@ -14,6 +14,7 @@ from onnx import helper
 
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cpu import CpuArena, fingerprint
+from clockwork.device.machine import ArenaPlace
 from clockwork.formats.prepared import prepared_directory
 from clockwork.models import zoo
 from clockwork.models.answers import difference
@@ -72,7 +73,7 @@ class Served:
         self.prepared = prepare(package, folder / "store", FINGERPRINT, PAGE_BYTES, options)
         directory = prepared_directory(folder / "store", self.prepared.digest, FINGERPRINT, options)
         runs = self.prepared.runs
-        arena = CpuArena(max(1, sum(runs)) * PAGE_BYTES, PAGE_BYTES, executors=executors)
+        arena = CpuArena(max(1, sum(runs)) * PAGE_BYTES, PAGE_BYTES, place=ArenaPlace(executors))
         self.devices = arena.devices
         self.device = self.devices[0]
         self._ids = itertools.count(1)

@@ -186,6 +186,7 @@ class Cluster:
         """Start a worker, and (wait) return once the controller has accepted it."""
         worker = self.program([
             "worker", "--connect", endpoint or self.worker_endpoint, "--arena", arena, "--page-size", "256KiB",
+            "--executors", "1",  # on any machine, unless the options say otherwise
             "--store", str(self.data / store), "--name", name or f"worker-{len(self.workers)}", *options,
         ], environment=environment)  # fmt: skip
         self.workers.append(worker)

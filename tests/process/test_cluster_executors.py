@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clockwork.errors import ExecutionFailed
+from clockwork.errors import ExecutionFailed, Refused, Unavailable
 from clockwork.models import zoo
 from tests.device import wild
 from tests.patience import PATIENCE_S, eventually
@@ -59,3 +61,53 @@ def test_requests_are_spread_over_the_executors(tmp_path: Path) -> None:
             np.testing.assert_allclose(future.result(PATIENCE_S), expected, rtol=1e-4, atol=1e-6)
         plans = [device["plan"] for device in client.status()["workers"][0]["devices"]]
         assert all(plan["recent_executing_ns"] > 0 for plan in plans), plans
+
+
+def test_a_worker_that_is_killed_under_load_comes_back_and_each_request_is_answered_once(
+    tmp_path: Path,
+) -> None:
+    stop, back = threading.Event(), threading.Event()
+    with running_cluster(tmp_path, workers=0) as cluster, cluster.client() as client:
+        worker = cluster.start_worker("--executors", "2", name="w")
+        client.register("mlp", zoo.build("mlp"))
+        expected = client.infer("mlp", X)
+
+        def ask() -> tuple[int, int]:
+            """Ask until the end. Returns the number of right answers, and of failures."""
+            right = failed = 0
+            while not stop.is_set():
+                try:
+                    np.testing.assert_allclose(
+                        client.infer("mlp", X, slo=PATIENCE_S), expected, rtol=1e-4, atol=1e-6
+                    )
+                    right += 1
+                except (Refused, Unavailable):
+                    failed += 1
+                    back.wait(PATIENCE_S)
+            return right, failed
+
+        def both_execute() -> bool:
+            (found,) = client.status()["workers"]
+            return all(device["plan"]["served"] > 20 for device in found["devices"])
+
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            asked = [pool.submit(ask) for _ in range(6)]
+            try:
+                eventually(both_execute, "both executors execute")
+                cluster.kill(worker)
+                eventually(lambda: not client.status()["workers"], "the dead worker is struck off")
+                cluster.start_worker("--executors", "2", name="w")
+                eventually(
+                    lambda: client.model("mlp").raw["workers"].get("w") == "ready",
+                    "the worker has the model again",
+                )
+                back.set()
+                eventually(both_execute, "both executors of the new process execute")
+            finally:
+                stop.set()
+                back.set()
+            right, failed = map(sum, zip(*(one.result(PATIENCE_S) for one in asked)))
+        counts = client.status()["counts"]
+        assert counts.pop("answered") == right + 1
+        del counts["refusals"]  # of the refused, by reason
+        assert sum(counts.values()) == failed

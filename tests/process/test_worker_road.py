@@ -21,6 +21,7 @@ from clockwork.device.base import Device
 from clockwork.device.cpu import CpuArena, CpuDevice
 from clockwork.device.emulated import EmulatedGroup
 from clockwork.device.emulation import EmulatedSettings
+from clockwork.device.machine import ArenaPlace
 from clockwork.formats.package import PackageFile, digest_of, rows_of
 from clockwork.formats.prepared import PreparedModel
 from clockwork.formats.profile_package import encode_profile, prepare_profile
@@ -330,7 +331,7 @@ class Executors:
 
     def __init__(self, make: Callable[..., Stage], place: Path, count: int) -> None:
         self.model, rig = affine(), CpuRig(place)
-        arena = CpuArena(32 * RIG_PAGE_BYTES, RIG_PAGE_BYTES, executors=count)
+        arena = CpuArena(32 * RIG_PAGE_BYTES, RIG_PAGE_BYTES, place=ArenaPlace(count))
         rig.fingerprint = arena.info.fingerprint
         self.stage = make(arena=arena)
         arena.open(MODEL, prepared := rig.build(self.model))

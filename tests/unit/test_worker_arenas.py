@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from clockwork.device.cpu import CpuArena
+from clockwork.device.machine import ArenaPlace
 from clockwork.formats.package import PackageStore
 from clockwork.wire import codec
 from clockwork.wire.messages import FROM_WORKER, DeviceFault, WorkerHello
@@ -23,7 +24,7 @@ class Stage:
     """A worker with two arenas of two and three executors, and the messages that it sends."""
 
     def __init__(self, store: Path) -> None:
-        self.arenas = [CpuArena(8 * PAGE_BYTES, PAGE_BYTES, executors=count) for count in (2, 3)]
+        self.arenas = [CpuArena(8 * PAGE_BYTES, PAGE_BYTES, place=ArenaPlace(count)) for count in (2, 3)]
         self.devices = [device for arena in self.arenas for device in arena.devices]
         self.transport = Transport()
         settings = WorkerSettings("tcp://127.0.0.1:9", "w", store=store)

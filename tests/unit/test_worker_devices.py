@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -10,11 +14,13 @@ from click.testing import CliRunner
 
 from clockwork.cli import serve
 from clockwork.cli.serve import WorkerFlags, worker_options
+from clockwork.device import machine
 from clockwork.device.cuda_clocks import open_source
 from clockwork.device.cuda_memory import CardInfo
 from clockwork.errors import ConfigError
 from clockwork.launch import local
-from clockwork.worker.settings import check_executors, device_names
+from clockwork.worker.devices import open_devices, places_of, take_processors
+from clockwork.worker.settings import WorkerSettings, check_executors, device_names
 from tests.device.fake import LIBRARY
 
 
@@ -50,7 +56,7 @@ def test_what_makes_no_sense_is_named(text: str, count: int, said: str) -> None:
         (("cuda:0",), 2, 1, "2 executors are for CPU devices, and cuda devices have one each"),
         (("emulated",), 2, 1, "and emulated devices have one each"),
         (("cpu",), 257, 1, "1 to 256 executors, not 257"),
-        (("cpu",), 0, 1, "1 to 256 executors, not 0"),
+        (("cpu",), -1, 1, "1 to 256 executors, not -1"),
         (("cpu",) * 12, 100, 1, "12 devices of 100 executors: a worker has at most 1024"),
         (("cpu",), 2, 4, "2 executors of 4 threads"),
     ],
@@ -68,6 +74,7 @@ def test_executors_are_passed_to_the_workers_of_a_cluster(monkeypatch: pytest.Mo
     result = CliRunner().invoke(serve.up, ["--executors", "4", "--no-gateway", "--no-demo"])
     assert found, result.output
     assert found[0][found[0].index("--executors") + 1] == "4"
+    assert "--devices" not in found[0]
     for flags, said in (
         (["--threads", "2"], "4 executors of 2 threads"),
         (["--device", "emulated"], "CPU devices"),
@@ -130,3 +137,124 @@ def test_clocks_of_a_fake_driver_are_those_of_its_file(
     (tmp_path / "clocks.json").write_text('[{}, {"sm_mhz": 1980}]')
     assert source.read(0).sm_mhz == 1980
     source.close()
+
+
+# ----- the machine's cores ---------------------------------------------------------------------------
+
+
+def describe_nodes(root: Path, nodes: Sequence[str]) -> None:
+    """Write what the kernel would say of a machine of these nodes."""
+    for number, processors in enumerate(nodes):
+        folder = root / f"devices/system/node/node{number}"
+        folder.mkdir(parents=True)
+        (folder / "cpulist").write_text(f"{processors}\n")
+
+
+@pytest.fixture
+def any_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of made-up nodes may be used."""
+    monkeypatch.setattr(machine, "allowed_memories", lambda: None)
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, any_memory: None) -> None:
+    """A machine of two nodes of sixteen cores."""
+    describe_nodes(tmp_path / "sys", ["0-15", "16-31"])
+    monkeypatch.setenv("CLOCKWORK_SYSFS", str(tmp_path / "sys"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(32)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "executors", "nodes"),
+    [
+        ({"by_node": True, "executors": 0}, [14, 14], [0, 1]),
+        ({"by_node": True, "executors": 0, "threads": 4}, [1], [-1]),
+        ({"by_node": True, "executors": 1}, [1], [-1]),
+        ({"by_node": True, "executors": 8}, [8], [0]),
+        ({"by_node": True, "executors": 20}, [10, 10], [0, 1]),
+        ({"devices": ("cpu",) * 3, "executors": 0}, [1, 1, 1], [-1, -1, -1]),
+        ({"devices": ("cpu",) * 3, "executors": 10}, [10, 10, 10], [-1, -1, -1]),
+    ],
+)
+def test_arenas_of_a_machine_of_two_nodes(
+    large: None, settings: dict[str, Any], executors: list[int], nodes: list[int]
+) -> None:
+    places = places_of(WorkerSettings(**settings))
+    assert [place.executors for place in places] == executors
+    assert [place.node for place in places] == nodes
+    pins = [pin for place in places for pin in place.pins]
+    assert len(set(pins)) == len(pins) == (sum(executors) if max(executors) > 1 else 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        ([], None),
+        (["--workers", "2"], [("14", "0-15"), ("14", "16-31")]),
+        (["--workers", "3"], [("9", "0-9"), ("9", "10-20"), ("9", "21-31")]),
+        (["--workers", "20"], [("1", "")] * 20),
+        (["--workers", "2", "--executors", "6"], [("6", "0-15"), ("6", "16-31")]),
+        (["--workers", "2", "--executors", "1"], None),
+        (["--workers", "2", "--devices", "3"], None),
+        (["--workers", "2", "--threads", "3"], None),
+        (["--workers", "2", "--device", "emulated"], None),
+    ],
+)
+def test_workers_of_a_cluster_share_the_machine(
+    large: None, arguments: list[str], given: list[tuple[str, str]] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[local.UpSettings] = []
+    monkeypatch.setattr(local, "up", lambda settings, say: found.append(settings))
+    result = CliRunner().invoke(serve.up, ["--no-gateway", "--no-demo", *arguments])
+    assert found, result.output
+    expected = () if given is None else tuple(
+        ("--executors", count, *(("--processors", processors) if processors else ())) for count, processors in given
+    )  # fmt: skip
+    assert found[0].own_arguments == expected
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "257", "many", "", "\u0663", "9" * 5000])
+def test_a_number_of_executors_is_checked(text: str) -> None:
+    result = CliRunner().invoke(serve.worker, ["--executors", text])
+    assert result.exit_code == 2
+    assert "neither auto nor a number from 1 to 256" in result.output.replace("\n", " ").replace("│ ", "")
+
+
+@pytest.mark.parametrize("text", ["x", "3-1", "0-99999", "1,1"])
+def test_a_list_of_processors_is_checked(text: str) -> None:
+    result = CliRunner().invoke(serve.worker, ["--processors", text])
+    assert result.exit_code == 2
+    assert "is no span of an ascending list" in result.output.replace("\n", " ").replace("│ ", "")
+
+
+def test_a_worker_runs_on_the_processors_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[set[int]] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3, 4})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, processors: taken.append(set(processors)))
+    take_processors(frozenset())
+    assert taken == []
+    take_processors(frozenset({2, 4}))
+    assert taken == [{2, 4}]
+    with pytest.raises(ConfigError, match="--processors names 0-1,5; this process may use 2-4"):
+        take_processors(frozenset({0, 1, 2, 5}))
+
+
+def test_an_arena_for_each_node_and_a_part_of_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, any_memory: None
+) -> None:
+    usable = sorted(os.sched_getaffinity(0))
+    if len(usable) < 2:
+        pytest.skip("a machine of one processor has one node")
+    describe_nodes(tmp_path, [str(usable[0]), ",".join(map(str, usable[1:]))])
+    monkeypatch.setenv("CLOCKWORK_SYSFS", str(tmp_path))
+    count = len(usable)
+    settings = WorkerSettings(by_node=True, executors=count, arena_bytes=16 << 20, page_bytes=1 << 20)
+    devices = open_devices(settings)
+    try:
+        assert [device.info.page_count for device in devices] == [8] * count
+        assert [device.owner for device in devices] == [None, None, *[devices[1]] * (count - 2)]
+        found = [thread.native_id for thread in threading.enumerate() if thread.name == "cw-load"]
+        assert [os.sched_getaffinity(thread or 0) for thread in found] == [{usable[0]}, set(usable[1:])]
+    finally:
+        for device in devices:
+            device.close()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -100,9 +101,12 @@ def _options(command: F) -> F:
                      " (docs/policies/python.md)."),
         click.option("--option", "options", metavar="NAME=NUMBER", multiple=True, help="A constant of the policy."),
         click.option("--page-size", default="16MiB", show_default=True, help="Size of a device's pages."),
-        click.option("--arena", default="21.5GiB", show_default=True, help="Memory for weights of each device."),
+        click.option("--arena", default="21.5GiB", show_default=True, help="Memory for weights of each arena."),
+        click.option("--executors", type=click.IntRange(1, config.EXECUTORS_MAX),
+                     help="Devices that share an arena, as the executors of a CPU do.  [default: as at --endpoint; of"
+                     " profiles 1]"),
         click.option("--devices-per-worker", type=click.IntRange(1), default=1, show_default=True,
-                     help="The devices of a worker load in turn, over one link."),
+                     help="The devices of a worker load in turn, over one link; at least as many as --executors."),
         click.option("--load-bandwidth", default="", metavar="SIZE",
                      help="Bytes a second from host to device, for weights.  [default: as profiled]"),
         click.option("--input-bandwidth", default="", metavar="SIZE",
@@ -274,6 +278,7 @@ def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[Model
 
     noise, outlier, outlier_factor = NOISE if given["noise"] is None else given["noise"], 0.0, 1.0
     page_bytes, arena = _bytes(given["page_size"]), _bytes(given["arena"])
+    executors = given["executors"] or 1
     delay_ns = jitter_ns = to_ns(given["network_ms"])
     if given["profiles"] is not None:
         with as_usage():
@@ -295,6 +300,7 @@ def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[Model
         if not found:
             raise ConfigError("the cluster has no device: start a worker, or give --profiles")
         page_bytes, pages = int(found[0]["page_bytes"]), int(found[0]["page_count"])
+        executors = given["executors"] or max(arena_widths(workers))
         delay_ns = int(workers[0]["rtt_ns"]) // 2
         jitter_ns = int(workers[0]["jitter_ns"])
         measured = status.get("noise") or {}
@@ -315,7 +321,8 @@ def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[Model
         models = [known[name] for name in given["names"]]
     cluster = Cluster(
         devices=devices,
-        devices_per_worker=given["devices_per_worker"],
+        devices_per_worker=max(given["devices_per_worker"], executors),
+        executors=executors,
         page_bytes=page_bytes,
         page_count=pages,
         exec_noise=noise,
@@ -328,6 +335,16 @@ def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[Model
         input_bandwidth=_bytes(given["input_bandwidth"]),
     )
     return models, cluster
+
+
+def arena_widths(workers: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the number of devices of each arena of a cluster. workers: of its status."""
+    owners = collections.Counter(
+        (place, index if device["arena"] < 0 else device["arena"])
+        for place, worker in enumerate(workers)
+        for index, device in enumerate(worker["devices"])
+    )
+    return list(owners.values())
 
 
 def _bytes(text: str) -> int:

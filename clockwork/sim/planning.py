@@ -211,7 +211,7 @@ class ScenarioResult:
     latency_ns: dict[str, float]  # latencies by percentile
     execution: float  # part of the time in which a device executes, mean over the devices
     loading: float  # part of the time in which a worker loads, mean over the workers
-    memory: float  # pages of all models as a part of the pages of all devices, at most 1
+    memory: float  # pages of all models as a part of the pages of all arenas, at most 1
     link: float  # busy part of the workers' input links; 0 where they take no time
     loads_rate: float  # loads per second
     unloads_rate: float
@@ -598,7 +598,7 @@ def _trial(scenario: Scenario, reports: Sequence[Report], shares: npt.NDArray[np
         latency_ns={str(percent): latency.percentile(percent) for percent in (50, 99, 99.9)},
         execution=float(np.mean([report.device_busy.mean() for report in reports])),
         loading=float(np.mean([report.link_busy.mean() for report in reports])),
-        memory=min(1.0, scenario.pages() / (cluster.page_count * cluster.devices)),
+        memory=min(1.0, scenario.pages() / (cluster.page_count * cluster.arenas)),
         link=link,
         loads_rate=sum(report.loads for report in reports) / seconds,
         unloads_rate=sum(report.unloads for report in reports) / seconds,

@@ -16,6 +16,8 @@ not answer in time gets a verdict, by the schedule that was executed and without
 
 The proof of *servable* is constructive, so it may only miss some. It knows the future, which a policy does
 not: which models are not used until their reload.
+
+With ``--executors N`` as many devices share an arena: each cluster has N times the devices, and its memory.
 """
 
 from __future__ import annotations
@@ -98,8 +100,8 @@ class ServableWorld:
         )  # fmt: skip
 
 
-def servable_world(seed: int) -> ServableWorld:
-    """Return the world of a seed."""
+def servable_world(seed: int, executors: int = 1) -> ServableWorld:
+    """Return the world of a seed. executors: devices that share an arena; they have its memory together."""
     rng = np.random.default_rng(seed)
 
     def choose(*values: float) -> float:
@@ -109,12 +111,13 @@ def servable_world(seed: int) -> ServableWorld:
         return math.exp(rng.uniform(math.log(low), math.log(high)))
 
     devices = int(choose(1, 2, 4, 8, 12, 24, 40))
-    per_link = int(choose(*[count for count in (1, 2, 4, 8) if devices % count == 0]))
+    per_link = int(choose(*[count for count in (1, 2, 4, 8) if devices % count == 0])) * executors
+    devices *= executors
     models = _models(rng, max(4, min(int(spread(2 * devices, 40 * devices)), MODELS)))
     pages = np.array([model.pages(PAGE_BYTES) for model in models])
     fits = spread(0.05, 1)
     # Below a handful of models a device cannot load one while it runs another.
-    page_count = max(math.ceil(fits * int(pages.sum()) / devices), 4 * int(pages.max()))
+    page_count = max(math.ceil(fits * int(pages.sum()) * executors / devices), 4 * int(pages.max()))
     cv = choose(1, 2, 4, 8)
     shares = np.array(zipf(len(models), choose(0, 0.5, 0.8, 1.0, 1.2)))
     executions = np.array([model.exec_ns[1] for model in models], np.float64)
@@ -123,7 +126,7 @@ def servable_world(seed: int) -> ServableWorld:
     rate = busy * devices / float((shares * executions).sum())  # requests per ns
     # Each request for a model beyond the memory may need a load.
     popular = np.argsort(-shares, kind="stable")
-    is_beyond = np.cumsum(pages[popular]) > page_count * devices
+    is_beyond = np.cumsum(pages[popular]) > page_count * (devices // executors)
     loading = float((shares * loads)[popular][is_beyond].sum())
     if loading > 0:
         rate = min(rate, busy * (devices // per_link) / loading)
@@ -132,11 +135,11 @@ def servable_world(seed: int) -> ServableWorld:
     least = loads + executions + 6 * LINK_NS
     slos = np.rint(least[asked] * classes[rng.integers(len(classes), size=len(asked))]).astype(np.int64)
     cluster = Cluster(
-        devices=devices, devices_per_worker=per_link, page_bytes=PAGE_BYTES, page_count=page_count,
+        devices=devices, devices_per_worker=per_link, executors=executors, page_bytes=PAGE_BYTES, page_count=page_count,
         exec_noise=EXEC_NOISE, load_noise=LOAD_NOISE, link_there_ns=LINK_NS, link_back_ns=LINK_NS,
     )  # fmt: skip
     sentence = (
-        f"{devices} devices, {per_link} on a link, {len(models)} models, memory for {fits:.2f}, cv {cv:g}, "
+        f"{devices} devices, {executors} of an arena, {per_link} on a link, {len(models)} models, memory for {fits:.2f}, cv {cv:g}, "
         f"SLO {'/'.join(f'{factor:g}' for factor in classes)} x least, busy {busy:.2f}"
     )
     arrivals = Arrivals.of(times, asked, slos, np.zeros(len(times)))
@@ -255,13 +258,26 @@ class ExecutedBatch:
 
 
 @dataclasses.dataclass
-class DeviceTimeline:
-    """A device: its executions, and the models on it. Devices of a worker have the same ``link``."""
+class ArenaTimeline:
+    """An arena, the models in it, and its executors. Arenas of a worker have the same ``link``."""
 
     link: Occupied
     page_count: int
-    busy: Occupied = dataclasses.field(default_factory=Occupied)
     stays: list[ModelStay] = dataclasses.field(default_factory=list)
+    executors: list[DeviceTimeline] = dataclasses.field(default_factory=list)
+
+    def is_running(self, stay: ModelStay, time: int) -> bool:
+        """Whether an execution of the model may be under way at this time."""
+        last_ns = max(stay.last_use_ns(time), 0)
+        return any(executor.busy.until(last_ns) > time for executor in self.executors)
+
+
+@dataclasses.dataclass
+class DeviceTimeline:
+    """A device: its executions, and the arena that it executes from."""
+
+    arena: ArenaTimeline
+    busy: Occupied = dataclasses.field(default_factory=Occupied)
     batches: list[ExecutedBatch] = dataclasses.field(default_factory=list)
 
 
@@ -308,7 +324,7 @@ class ExecutedSchedule:
         self._requests: dict[int, Request] = {}
         self._by_model: dict[int, list[Request]] = collections.defaultdict(list)
         self._sent: dict[int, SendLoad | SendUnload | SendInfer] = {}
-        self._stays: dict[tuple[int, int, int], ModelStay] = {}
+        self._stays: dict[tuple[int, int], ModelStay] = {}  # the last one, by arena and model
         with opened(recording) as (_, steps):
             for step in steps:
                 for event in step.events:
@@ -323,8 +339,13 @@ class ExecutedSchedule:
             self._by_model[event.request.model_id].append(event.request)
         elif isinstance(event, WorkerJoined):
             link = self._links[event.worker] = Occupied()
-            for index, (_, _, page_count, *_) in enumerate(event.devices):
-                self._devices[event.worker, index] = DeviceTimeline(link, page_count)
+            for index, (_, _, page_count, _, *owner) in enumerate(event.devices):
+                if owner:
+                    arena = self._devices[event.worker, owner[0]].arena
+                else:
+                    arena = ArenaTimeline(link, page_count)
+                self._devices[event.worker, index] = DeviceTimeline(arena)
+                arena.executors.append(self._devices[event.worker, index])
         elif isinstance(event, ModelReady):
             self._profiles[event.spec.model_id] = self._by_name[event.spec.name]
         elif isinstance(event, ActionDone):
@@ -332,7 +353,7 @@ class ExecutedSchedule:
             if event.status != Status.OK:
                 return
             device = self._devices[order.worker, order.device]
-            stay = self._stays[order.worker, order.device, order.model_id]
+            stay = self._stays[id(device.arena), order.model_id]
             if isinstance(order, SendInfer):
                 parts = [self._requests[number] for number in order.requests]
                 due_ns = min(part.deadline_ns for part in parts)
@@ -341,18 +362,19 @@ class ExecutedSchedule:
                 device.batches.append(
                     ExecutedBatch(order.model_id, event.begin_ns, event.end_ns, due_ns, rows)
                 )
-                stay.uses.append(event.begin_ns)
+                bisect.insort(stay.uses, event.begin_ns)  # executors of an arena end in any order
             elif isinstance(order, SendLoad):
-                device.link.add(event.begin_ns, event.end_ns)
+                device.arena.link.add(event.begin_ns, event.end_ns)
                 stay.ready_ns = event.end_ns
 
     def _obey(self, command: Command, now_ns: int) -> None:
         if isinstance(command, SendLoad | SendUnload | SendInfer):
             self._sent[command.action_id] = command
-            place = command.worker, command.device, command.model_id
+            arena = self._devices[command.worker, command.device].arena
+            place = id(arena), command.model_id
             if isinstance(command, SendLoad):
                 stay = self._stays[place] = ModelStay(command.model_id, now_ns)
-                self._devices[command.worker, command.device].stays.append(stay)
+                arena.stays.append(stay)
             elif isinstance(command, SendUnload):
                 self._stays[place].gone_ns = now_ns
         elif isinstance(command, AnswerFailed):
@@ -388,7 +410,7 @@ class ExecutedSchedule:
         low, high = request.arrived_ns + self._there_ns, request.deadline_ns - self._back_ns
         took = self._most_execution_ns(self._profiles[request.model_id], 1)
         for name, device in self._devices.items():
-            for stay in device.stays:
+            for stay in device.arena.stays:
                 if stay.model != request.model_id or stay.gone_ns <= low or stay.ready_ns >= high:
                     continue
                 for begin in device.busy.gaps(max(low, stay.ready_ns), min(high, stay.gone_ns), took):
@@ -425,38 +447,38 @@ class ExecutedSchedule:
 
     def _load_and_run(self, device: DeviceTimeline, model: int, low: int, high: int, took: int) -> bool:
         """Enter a load of the model and an execution. False: there is no time, or there are no pages."""
-        if any(stay.model == model and stay.sent_ns < high and stay.gone_ns > low for stay in device.stays):
+        arena = device.arena
+        if any(stay.model == model and stay.sent_ns < high and stay.gone_ns > low for stay in arena.stays):
             return False
         load = self._most_load_ns(model)
-        for begin in device.link.gaps(low, high - took, load):
+        for begin in arena.link.gaps(low, high - took, load):
             ready = begin + load
             # The controller sends the execution when it has the load's result.
             for start in device.busy.gaps(ready + self._back_ns + self._there_ns, high, took):
-                evictions = self._make_room(device, model, begin, start + took)
+                evictions = self._make_room(arena, model, begin, start + took)
                 if evictions is None:
                     break  # a later start needs the pages for longer
-                device.link.add(begin, ready)
+                arena.link.add(begin, ready)
                 device.busy.add(start, start + took)
                 for eviction in evictions:
                     if eviction.reload_ns < NEVER_NS:
                         reload = self._most_load_ns(eviction.stay.model)
-                        device.link.add(eviction.reload_ns, eviction.reload_ns + reload)
-                device.stays.append(ModelStay(model, begin, ready, start + took, [start]))
+                        arena.link.add(eviction.reload_ns, eviction.reload_ns + reload)
+                arena.stays.append(ModelStay(model, begin, ready, start + took, [start]))
                 return True
         return False
 
-    def _make_room(self, device: DeviceTimeline, model: int, begin: int, end: int) -> list[Eviction] | None:
+    def _make_room(self, arena: ArenaTimeline, model: int, begin: int, end: int) -> list[Eviction] | None:
         """Return the models to evict from begin to end, those used the latest first; None: too few."""
-        stays = [stay for stay in device.stays if stay.sent_ns < end and stay.gone_ns > begin]
-        missing = self._pages(model) - device.page_count + sum(self._pages(stay.model) for stay in stays)
+        stays = [stay for stay in arena.stays if stay.sent_ns < end and stay.gone_ns > begin]
+        missing = self._pages(model) - arena.page_count + sum(self._pages(stay.model) for stay in stays)
         evictions: list[Eviction] = []
         reloads = Occupied()
         for stay in sorted(stays, key=lambda stay: -stay.next_use_ns(begin)):
             if missing <= 0:
                 break
             next_ns = stay.next_use_ns(begin)
-            is_busy = device.busy.until(max(stay.last_use_ns(begin), 0)) > begin
-            if stay.ready_ns > begin or next_ns < end or is_busy:
+            if stay.ready_ns > begin or next_ns < end or arena.is_running(stay, begin):
                 continue
             reload_ns = NEVER_NS
             if next_ns < NEVER_NS:
@@ -464,7 +486,7 @@ class ExecutedSchedule:
                 # No reload overlaps another, nor the load that they make room for.
                 first = max(end, begin + self._most_load_ns(model))
                 reload_ns = next(
-                    (at for at in device.link.gaps(first, next_ns, load) if reloads.until(at) == at), NEVER_NS
+                    (at for at in arena.link.gaps(first, next_ns, load) if reloads.until(at) == at), NEVER_NS
                 )
                 if reload_ns == NEVER_NS or next(reloads.gaps(reload_ns, reload_ns + load, load), -1) < 0:
                     continue
@@ -504,7 +526,11 @@ class ExecutedSchedule:
     def _is_there(self, device: DeviceTimeline, model: int, time: int) -> ModelStay | None:
         """The model's stay on the device, or its load under way, at this time."""
         return next(
-            (stay for stay in device.stays if stay.model == model and stay.sent_ns < time < stay.gone_ns),
+            (
+                stay
+                for stay in device.arena.stays
+                if stay.model == model and stay.sent_ns < time < stay.gone_ns
+            ),
             None,
         )
 
@@ -514,7 +540,7 @@ class ExecutedSchedule:
         if stay is not None:
             ready: float = max(time, stay.ready_ns)
         else:
-            ready = device.link.under_way_until(time) + self._least_load_ns(model)
+            ready = device.arena.link.under_way_until(time) + self._least_load_ns(model)
         return max(ready, device.busy.under_way_until(time))
 
     def _most_executed(self, model: int, time: int, high: int) -> int:
@@ -524,16 +550,18 @@ class ExecutedSchedule:
         cost = min(profile.execution_ns(size) / size for size in sizes) * (1 - NOISE_SIGMAS * EXEC_NOISE)
         most = 0
         for link in self._links.values():
-            behind = [device for device in self._devices.values() if device.link is link]
+            behind = [device for device in self._devices.values() if device.arena.link is link]
             cold = []
             for device in behind:
                 if self._is_there(device, model, time) is not None:
                     most += int(max(0.0, high - self._first_start_ns(device, model, time)) / cost)
                 else:
                     cold.append(device.busy.under_way_until(time))
-            loaded: float = link.under_way_until(time)
-            for free in sorted(cold):
-                loaded += self._least_load_ns(model)
+            # A load serves all executors of an arena: at best those that are free first have the same one.
+            width = max(len(device.arena.executors) for device in behind)
+            begun = link.under_way_until(time)
+            for place, free in enumerate(sorted(cold)):
+                loaded = begun + (place // width + 1) * self._least_load_ns(model)
                 most += int(max(0.0, high - max(loaded, free)) / cost)
         return most
 
@@ -586,6 +614,7 @@ def main() -> int:
     )
     parser.add_argument("--worlds", type=int, default=100, help="how many seeds (default 100)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")
+    parser.add_argument("--executors", type=int, default=1, help="devices that share an arena (default 1)")
     parser.add_argument(
         "--policy", type=policy_name, action="append", help=f"only these (default: {' and '.join(HELD)})"
     )
@@ -597,7 +626,7 @@ def main() -> int:
     arguments = parser.parse_args()
     totals: dict[str, collections.Counter[str]] = {}
     for seed in range(arguments.first, arguments.first + arguments.worlds):
-        world = servable_world(seed)
+        world = servable_world(seed, arguments.executors)
         verdicts = [judge(world, policy, arguments.memory) for policy in arguments.policy or HELD]
         is_busy = any(max(verdict.busy, verdict.link_busy) > BUSY_JUDGED for verdict in verdicts)
         for verdict in verdicts:

@@ -104,6 +104,13 @@ class Cluster:
     load_profiled: float = 1.0  # factor by which workers overstate the time of a load
     disturbances: Sequence[Disturbance] = ()
 
+    @property
+    def arenas(self) -> int:
+        """Number of arenas of all workers."""
+        workers, rest = divmod(self.devices, self.devices_per_worker)
+        each, of_rest = (-(-count // self.executors) for count in (self.devices_per_worker, rest))
+        return workers * each + of_rest
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Open:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from clockwork.cli.plan import arena_widths
 from clockwork.cli.root import cli
 from clockwork.controller.settings import ControllerSettings
 from clockwork.errors import ConfigError
@@ -258,6 +259,34 @@ def test_the_command_line_plans_from_a_profile_file_and_draws(tmp_path: Path) ->
     assert "limited by" in text
     text = run("slo", *quick, "--rate", "50", "--model", "cnn")
     assert math.isfinite(float(text.split()[1]))
+
+
+def test_executors_have_the_memory_of_one_arena(tmp_path: Path) -> None:
+    file = tmp_path / "models.json"
+    save_profiles(file, [CNN])  # of 6 pages
+    quick = [
+        "--profiles",
+        str(file),
+        "--requests",
+        "2000",
+        "--seeds",
+        "1",
+        "--copies",
+        "2",
+        "--arena",
+        "192MiB",
+    ]
+    alone = json.loads(run("rate", *quick, "--devices", "4", "--json"))
+    shared = json.loads(run("rate", *quick, "--devices", "4", "--executors", "4", "--json"))
+    assert (alone["at"]["memory"], shared["at"]["memory"]) == (0.25, 1.0)
+    assert shared["answer"] == pytest.approx(alone["answer"], rel=0.1), "both models fit into one arena"
+    assert Cluster(devices=10, devices_per_worker=4, executors=3).arenas == 2 + 2 + 1
+    assert Cluster(devices=7).arenas == 7
+
+
+def test_a_running_cluster_says_how_many_executors_share_an_arena() -> None:
+    first = {"devices": [{"arena": -1}, {"arena": 0}, {"arena": 0}, {"arena": -1}, {"arena": 3}]}
+    assert arena_widths([first, {"devices": [{"arena": -1}]}]) == [3, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from clockwork.sim.servable import (
     ExecutedSchedule,
     Occupied,
     ServableWorld,
+    TurnedAway,
     judge,
     servable_world,
 )
@@ -37,6 +39,37 @@ def test_adaptive_serves_all_requests_that_fit_into_its_own_schedule(seed: int) 
     verdict = judge(servable_world(seed), "adaptive")
     assert verdict.offered > 1000
     assert [str(turned) for turned in verdict.turned if turned.verdict == "servable"] == []
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_adaptive_serves_all_requests_that_fit_where_devices_share_arenas(seed: int) -> None:
+    verdict = judge(servable_world(seed, executors=3), "adaptive")
+    assert verdict.offered > 1000
+    assert [str(turned) for turned in verdict.turned if turned.verdict == "servable"] == []
+
+
+def test_executors_of_an_arena_are_judged_by_its_one_memory() -> None:
+    """Five requests in one moment for the only model that an arena of four executors has room for."""
+    model = ModelProfile("m", {1: 10 * MS}, PAGE_BYTES, MS, slo_ns=1000 * MS)
+    asked = [(0.0, "m", 18.0)] * 5
+    shared = world_of([model], asked, devices=4, per_link=4, page_count=1, executors=4)
+    [turned] = judge(shared, "adaptive").turned
+    assert turned.verdict == "impossible"
+    assert turned.because.endswith("of which at most 4 could be executed")
+
+
+def test_a_request_that_an_executor_of_the_arena_could_have_served_is_judged_servable(tmp_path: Path) -> None:
+    """A schedule in which the second executor, which has the model by the load of the first, did nothing."""
+    model = ModelProfile("m", {1: 10 * MS}, PAGE_BYTES, MS, slo_ns=1000 * MS)
+    shared = world_of([model], [(0.0, "m", 15.0)], devices=2, per_link=2, page_count=1, executors=2)
+    recording = tmp_path / "shared.rec"
+    shared.run("adaptive", recording)
+    schedule = ExecutedSchedule(shared, recording)
+    (request,) = schedule._requests.values()
+    schedule.turned = [TurnedAway(dataclasses.replace(request, id=99), 0, "deadline") for _ in range(2)]
+    schedule.judge()
+    assert [turned.verdict for turned in schedule.turned] == ["servable", "undecided"]
+    assert schedule.turned[0].because.startswith("device (1, 1) had the model and was idle")
 
 
 def test_a_burst_for_a_single_model_is_spread_over_idle_devices() -> None:
@@ -149,7 +182,7 @@ def world(
 
 def world_of(
     models: Sequence[ModelProfile], asked: Sequence[tuple[float, str, float]], devices: int, per_link: int = 1,
-    page_count: int = 2,
+    page_count: int = 2, executors: int = 1,
 ) -> ServableWorld:  # fmt: skip
     """Requests, each with its time in ms, its model and its SLO in ms. Models are loaded in order, as long as
     there is memory."""
@@ -158,7 +191,7 @@ def world_of(
     numbers = np.array([names.index(name) for _, name, _ in asked])
     slos = np.array([round(slo * MS) for _, _, slo in asked], np.int64)
     cluster = Cluster(
-        devices=devices, devices_per_worker=per_link, page_bytes=PAGE_BYTES, page_count=page_count,
+        devices=devices, devices_per_worker=per_link, executors=executors, page_bytes=PAGE_BYTES, page_count=page_count,
         link_there_ns=LINK_NS, link_back_ns=LINK_NS,
     )  # fmt: skip
     return ServableWorld(0, models, cluster, Arrivals.of(times, numbers, slos, np.zeros(len(asked))), "")

@@ -308,7 +308,7 @@ def up(
         _check_ports(port, ports)
     if on_ray and not flags.executors:  # Ray reserves as many CPUs, so that their number must be known here
         flags = dataclasses.replace(flags, executors=1)
-    is_shared = device == "cpu" and workers > 1 and flags.executors != 1 and flags.threads == 1
+    is_shared = device == "cpu" and workers > 1 and not on_ray and flags.executors != 1 and flags.threads == 1
     settings = local.UpSettings(
         workers=workers, host=host, port=port, data=data.absolute(), policy=scheduling.policy,
         memory=scheduling.memory or "",

@@ -18,7 +18,7 @@ from clockwork.device import machine
 from clockwork.device.cuda_clocks import open_source
 from clockwork.device.cuda_memory import CardInfo
 from clockwork.errors import ConfigError
-from clockwork.launch import local
+from clockwork.launch import local, ray
 from clockwork.worker.devices import open_devices, places_of, take_processors
 from clockwork.worker.settings import WorkerSettings, check_executors, device_names
 from tests.device.fake import LIBRARY
@@ -211,6 +211,22 @@ def test_workers_of_a_cluster_share_the_machine(
         ("--executors", count, *(("--processors", processors) if processors else ())) for count, processors in given
     )  # fmt: skip
     assert found[0].own_arguments == expected
+
+
+def test_workers_of_a_ray_cluster_have_machines_of_their_own(
+    large: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[local.UpSettings, ray.RaySettings]] = []
+    monkeypatch.setattr(ray, "up", lambda settings, wanted, say: found.append((settings, wanted)))
+    for arguments in ([], ["--executors", "6"]):
+        result = CliRunner().invoke(
+            serve.up, ["--no-gateway", "--no-demo", "--ray", "--workers", "2", *arguments]
+        )
+        assert result.exit_code == 0, result.output
+    assert [settings.own_arguments for settings, _ in found] == [(), ()]
+    assert [wanted.cpus for _, wanted in found] == [1, 6], "Ray reserves as many as the worker will have"
+    words = [settings.worker_arguments for settings, _ in found]
+    assert [given[given.index("--executors") + 1] for given in words] == ["1", "6"]
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "257", "many", "", "\u0663", "9" * 5000])

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -187,6 +188,97 @@ def plan_slo(rate: float, devices: int, **given: Any) -> None:
       clockwork plan slo --profiles paper --model resnet50_v2 --devices 2 --rate 1000
     """
     _answer("slo", given, rate, 1.0, devices)
+
+
+def _measured(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> dict[int, str]:
+    """Return profile files by the number of threads with which they were measured, in rising order."""
+    found: dict[int, str] = {}
+    for text in value:
+        threads, equals, file = text.partition("=")
+        if not (equals and file and re.fullmatch("[0-9]{1,4}", threads) and int(threads)):
+            raise click.BadParameter(f"{text!r} is not THREADS=FILE")
+        if int(threads) in found:
+            raise click.BadParameter(f"there are two files of {int(threads)} threads")
+        found[int(threads)] = file
+    return dict(sorted(found.items()))
+
+
+@plan.command("threads")
+@click.option("--cores", type=click.IntRange(1, config.EXECUTORS_MAX), required=True,
+              help="Cores that execute.")  # fmt: skip
+@click.option("--measured", callback=_measured, multiple=True, required=True, metavar="THREADS=FILE",
+              help="Profiles of the models by a worker with so many --threads. Repeatable.")  # fmt: skip
+@_slo
+@_options
+def plan_threads(cores: int, measured: dict[int, str], slo: float | None, **given: Any) -> None:
+    """Find how many threads an execution should have on a machine, by the highest rate that holds.
+
+    With one thread the cores are executors of one arena; with more they are devices of so many cores each,
+    and the memory, --arena, is divided between them. Less than 2 % more requests are not worth more threads.
+
+    \b
+    Example:
+      clockwork worker --threads 4                 # of a cluster; then, for each number of threads:
+      clockwork models show resnet50 --profile four.json
+      clockwork plan threads --cores 16 --measured 1=one.json --measured 4=four.json --slo 50ms
+    """
+    from clockwork.sim import planning
+
+    for name in ("profiles", "executors", "plot"):
+        if given[name] is not None:
+            raise click.UsageError(f"--{name} is not for plan threads: --measured and --cores say it")
+    if widest := next((threads for threads in measured if threads > cores), 0):
+        raise click.UsageError(
+            f"--measured {widest}={measured[widest]}: an execution has at most {cores} cores"
+        )
+    scenarios = {}
+    for threads, file in measured.items():
+        devices = cores // threads
+        arenas = devices if threads > 1 else 1
+        own = {
+            "profiles": file, "executors": devices // arenas, "devices_per_worker": devices,
+            "arena": str(_bytes(given["arena"]) // arenas),
+        }  # fmt: skip
+        scenarios[threads] = _scenario("rate", given | own, 1.0, slo, devices)
+    names = [sorted(model.name for model in scenario.models) for scenario in scenarios.values()]
+    if any(found != names[0] for found in names):
+        raise click.UsageError(
+            f"the files of --measured are of different models: {', '.join(measured.values())}"
+        )
+    plans: dict[int, planning.CapacityPlan] = {}
+    with _telling("rate") as (tell, watch):
+        for threads, scenario in scenarios.items():
+            tell(f"{say_count(threads, 'thread')}:")
+            with as_usage():
+                planner = planning.Planner(scenario, tell, limits=False, watch=watch)
+            plans[threads] = planner.rate()
+    best = fewest_threads({threads: found.answer or 0.0 for threads, found in plans.items()})
+    if given["as_json"]:
+        print_json(
+            {"threads": best, "plans": {str(threads): found.to_json() for threads, found in plans.items()}}
+        )
+        return
+    lines = [
+        f"  {say_count(threads, 'thread'):<14}{say_count(cores // threads, 'device'):<14}{written('rate', found.answer)}"
+        for threads, found in plans.items()
+    ]
+    if best == 0:
+        lines.append(f"  {NOT_FOUND['rate']}: {NOT_TRIED['rate']}")
+    elif best == 1:
+        lines.append(f"  take          --executors {cores}")
+    else:
+        lines.append(f"  take          --threads {best} --devices {cores // best}")
+    print_paragraph("\n".join(lines))
+
+
+def fewest_threads(rates: Mapping[int, float]) -> int:
+    """Return the fewest threads whose rate is the highest, as nearly as rates are found; 0: no rate holds."""
+    from clockwork.sim.planning import RATE_TOLERANCE
+
+    highest = max(rates.values())
+    return (
+        min(threads for threads, rate in rates.items() if rate * RATE_TOLERANCE >= highest) if highest else 0
+    )
 
 
 def _answer(sought: str, given: dict[str, Any], rate: float, slo: float | None, devices: int) -> None:

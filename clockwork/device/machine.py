@@ -81,8 +81,8 @@ def read_quota(cgroups: Path, membership: str) -> float:
     """Return the processors' worth of time that a process's control groups allow it; infinite: no limit.
 
     cgroups: where they are mounted, /sys/fs/cgroup. membership: the text of /proc/self/cgroup. The limits of
-    all groups above the process's count, in version 2 and version 1. Inside a container the mount often begins
-    at the container's own group, which the membership does not name, so the mount's root counts, too.
+    all groups above the process's count, in version 2 and version 1. Inside a container the mount often
+    begins at the container's own group, which the membership does not name, so the mount's root counts, too.
     """
     quota = math.inf
     files: tuple[str, ...]
@@ -139,7 +139,7 @@ class Node:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UsableMachine:
-    """What a process may use of its machine."""
+    """The part of a machine that a process may use."""
 
     nodes: tuple[Node, ...]  # in order of their numbers
     quota: float = math.inf  # processors' worth of time, if its container is limited
@@ -276,7 +276,7 @@ class ArenaPlace:
 
 
 def default_executors(machine: UsableMachine) -> int:
-    """Return how many executors a machine has room for: one for each core, but for the cores that the worker's
+    """Return how many executors a machine has room for: one for each core, except those that the worker's
     other threads, the controller and gateways need.
 
     These have a core at least, so that a machine of two cores has one executor. Of a container's quota they
@@ -293,11 +293,13 @@ def spread(machine: UsableMachine, executors: int) -> list[ArenaPlace]:
     """Return an arena for each node that has executors.
 
     They take the fewest nodes that have a core for each of them, and as much of each. A single executor is
-    bound to nothing: whichever core is free is the best for it. Executors are pinned, to processors of
-    different cores first, if some processors are left. Without a processor to spare, executors could not make
-    room for the worker's road and for other processes: with two pinned executors on two processors an INFER of
-    the null model took 9 to 19 us of processor time, and 5.3 us without pinning. Nor are they pinned under a
-    quota, nor bound to a node: other containers use the same processors, and the kernel knows which are free.
+    bound to nothing: whichever core is free is the best for it.
+
+    Executors are pinned, to processors of different cores first, if some processors are left. Without a
+    processor to spare, executors could not make room for the worker's road and for other processes: with two
+    pinned executors on two processors an INFER of the null model took 9 to 19 us of processor time, and 5.3
+    us without pinning. Under a quota they are neither pinned nor bound to a node: other containers use the
+    same processors, and the kernel knows which are free.
     """
     if executors == 1:
         return [ArenaPlace(1)]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from clockwork.cli.plan import arena_widths
+from clockwork.cli.plan import arena_widths, fewest_threads
 from clockwork.cli.root import cli
 from clockwork.controller.settings import ControllerSettings
 from clockwork.errors import ConfigError
@@ -282,6 +282,73 @@ def test_executors_have_the_memory_of_one_arena(tmp_path: Path) -> None:
     assert shared["answer"] == pytest.approx(alone["answer"], rel=0.1), "both models fit into one arena"
     assert Cluster(devices=10, devices_per_worker=4, executors=3).arenas == 2 + 2 + 1
     assert Cluster(devices=7).arenas == 7
+
+
+def threads_of(tmp_path: Path, cores: int, slo: str, measured: dict[int, float]) -> dict[str, Any]:
+    """Plan for a model that takes so many ms with so many threads."""
+    words = ["threads", "--cores", str(cores), "--slo", slo, "--requests", "2000", "--seeds", "1", "--json"]
+    for threads, ms in measured.items():
+        file = tmp_path / f"{threads}.json"
+        save_profiles(
+            file, [linear("cnn", 0, round(ms * MS), 1, weights_bytes=1 << 20, load_ns=MS, slo_ns=SECOND)]
+        )
+        words += ["--measured", f"{threads}={file}"]
+    found: dict[str, Any] = json.loads(run(*words))
+    return found
+
+
+@pytest.mark.parametrize("cores", [16, 64])
+def test_threads_are_those_of_the_highest_rate(tmp_path: Path, cores: int) -> None:
+    # Threads never save time of cores: one thread has the highest rate.
+    found = threads_of(tmp_path, cores, "500ms", {1: 40, 2: 22, 4: 13})
+    rates = {threads: plan["answer"] for threads, plan in found["plans"].items()}
+    assert found["threads"] == 1
+    assert rates["1"] > rates["2"] > rates["4"] > 0.75 * cores / 4 * 1000 / 13
+    # One thread does not meet the SLO, and two have no time to wait; four do.
+    found = threads_of(tmp_path, cores, "30ms", {1: 40, 2: 29.5, 4: 13})
+    assert found["plans"]["1"]["answer"] is None
+    assert found["threads"] == 4
+    assert threads_of(tmp_path, cores, "5ms", {1: 40, 4: 13})["threads"] == 0
+
+
+def test_threads_are_not_taken_for_a_rate_that_is_as_high() -> None:
+    assert fewest_threads({1: 100.0, 2: 101.9, 4: 90.0}) == 1
+    assert fewest_threads({1: 100.0, 2: 102.1, 4: 103.0}) == 2
+    assert fewest_threads({1: 0.0, 8: 1.0}) == 8
+    assert fewest_threads({1: 0.0}) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--measured", "1"], "is not THREADS=FILE"),
+        (["--measured", "0=a.json"], "is not THREADS=FILE"),
+        (["--measured", "x=a.json"], "is not THREADS=FILE"),
+        (["--measured", "2="], "is not THREADS=FILE"),
+        (["--measured", "2=a.json", "--measured", "02=b.json"], "there are two files of 2 threads"),
+        (["--measured", "5=a.json"], "an execution has at most 4 cores"),
+        (["--measured", "1=a.json", "--executors", "3"], "--executors is not for plan threads"),
+        (["--measured", "1=a.json", "--profiles", "b.json"], "--profiles is not for plan threads"),
+        (["--measured", "1=a.json"], "a.json"),
+    ],
+)
+def test_measurements_by_threads_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = CliRunner().invoke(cli, ["plan", "threads", "--cores", "4", *arguments])
+    assert found.exit_code != 0
+    assert text in " ".join(found.output.replace("│", " ").split())
+
+
+def test_measurements_by_threads_are_of_the_same_models(tmp_path: Path) -> None:
+    files = [tmp_path / "1.json", tmp_path / "2.json"]
+    save_profiles(files[0], [CNN])
+    save_profiles(files[1], [dataclasses.replace(CNN, name="another")])
+    words = [word for index, file in enumerate(files) for word in ("--measured", f"{index + 1}={file}")]
+    found = CliRunner().invoke(cli, ["plan", "threads", "--cores", "4", *words])
+    assert found.exit_code == 2
+    assert "are of different models" in " ".join(found.output.replace("│", " ").split())
 
 
 def test_a_running_cluster_says_how_many_executors_share_an_arena() -> None:

@@ -93,6 +93,11 @@ def main() -> None:
 @click.option(
     "--bounds-only", is_flag=True, help="Compute the upper bounds alone, for the published goodputs."
 )
+@click.option(
+    "--moments-only",
+    is_flag=True,
+    help="Compute the bound of moments alone, to sharpen the published bounds of the cells.",
+)
 @click.option("--publish", is_flag=True, help="Write docs/results/ and the tables of the documents.")
 def run_command(
     names: tuple[str, ...],
@@ -110,14 +115,18 @@ def run_command(
     forget: tuple[str, ...],
     no_bounds: bool,
     bounds_only: bool,
+    moments_only: bool,
     publish: bool,
 ) -> None:
     """Measure, save after each result, print the table; continue an interrupted run."""
+    bounds_only |= moments_only
     if no_bounds and bounds_only:
-        raise click.UsageError("--no-bounds and --bounds-only leave nothing to compute")
+        raise click.UsageError("--no-bounds with --bounds-only or --moments-only leaves nothing to compute")
     if drawn is not None and (names or without or bounds_only):
-        raise click.UsageError("--drawn goes with none of --cell, --without and --bounds-only")
-    kind = "bounds" if bounds_only else "quick" if quick else "full"
+        raise click.UsageError(
+            "--drawn goes with none of --cell, --without, --bounds-only and --moments-only"
+        )
+    kind = "moments" if moments_only else "bounds" if bounds_only else "quick" if quick else "full"
     if drawn is not None:
         kind = f"{kind}-drawn{draw}"
     path = out or RESULTS / f"grid-{kind}-{seed}.json"
@@ -131,13 +140,14 @@ def run_command(
             processes=processes,
             with_bounds=not no_bounds,
             with_goodputs=not bounds_only,
+            moments_only=moments_only,
             any_commit=any_commit,
             forgotten=forget,
             console=Console(stderr=True),
         )
         kept = published.load("grid") if bounds_only else markdown.kept(book)
         if bounds_only:
-            kept = markdown.with_bounds(kept, book, published.command())
+            kept = markdown.with_bounds(kept, book, published.command(), sharpen=moments_only)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     console = Console(width=None if os.isatty(1) else 220)

@@ -35,29 +35,38 @@ def kept(book: dict[str, Any]) -> Kept:
     }
 
 
-def with_bounds(published: Kept, book: dict[str, Any], command: str) -> Kept:
+def with_bounds(published: Kept, book: dict[str, Any], command: str, *, sharpen: bool = False) -> Kept:
     """Published results with the bounds of a book, and the commit, command and time of their computation.
 
-    Raises ValueError unless the bounds are those of the published seeds and requests, or for a cell that the
-    book lacks.
+    sharpen: the book may lack cells, and a bound that was published stays where the book's is no lower.
+    Raises ValueError unless the bounds are those of the published seeds and requests, for a cell that was
+    published otherwise, and, unless `sharpen`, for a cell that the book lacks.
     """
     for name in ("first_seed", "seeds", "requests"):
         if book["plan"][name] != published["plan"][name]:
             raise ValueError(f"{name}={book['plan'][name]}: published are {name}={published['plan'][name]}")
     missing = {row["cell"] for row in published["rows"]} - set(book["cells"])
-    if missing:
+    if missing and not sharpen:
         raise ValueError(f"no bounds for the published cells {', '.join(sorted(missing))}")
+    rows = []
     for row in published["rows"]:
-        if row["spec"] != book["cells"][row["cell"]]["spec"]:
+        if row["cell"] in missing:
+            rows.append(row)
+            continue
+        found = book["cells"][row["cell"]]
+        if row["spec"] != found["spec"]:
             raise ValueError(f"cell {row['cell']} was published as {row['spec']}")
-    return published | {
-        "rows": [row | {"bound": tables.bound(book["cells"][row["cell"]])} for row in published["rows"]],
-        "bounds": {
-            "commit": book["conditions"]["commit"],
-            "command": command,
-            "took_s": round(book["took_s"]),
-        },
+        bound = tables.bound(found)
+        rows.append(row | {"bound": min(bound, row["bound"]) if sharpen else bound})
+    made = {
+        "commit": book["conditions"]["commit"],
+        "command": command,
+        "took_s": round(book["took_s"]),
     }
+    if sharpen:
+        return published | {"rows": rows, "sharpened": made}
+    kept = {name: value for name, value in published.items() if name != "sharpened"}
+    return kept | {"rows": rows, "bounds": made}
 
 
 def title(kept: Kept) -> str:
@@ -155,11 +164,14 @@ def extent(plan: Kept) -> str:
 
 
 def bounds_line(found: Kept) -> list[str]:
-    """The origin of bounds that were computed after the measurement, as a line."""
-    if "bounds" not in found:
-        return []
-    made = found["bounds"]
-    return ["", f"Bounds: commit {made['commit']}: `{made['command']}` ({made['took_s'] / 60:.0f} min)."]
+    """The origin of bounds that were computed after the measurement, as lines."""
+    lines = []
+    for name, title in (("bounds", "Bounds"), ("sharpened", "Sharpened bounds")):
+        if name in found:
+            made = found[name]
+            took = f"{made['took_s'] / 60:.0f} min"
+            lines += ["", f"{title}: commit {made['commit']}: `{made['command']}` ({took})."]
+    return lines
 
 
 def _beyond(row: Kept, times: str) -> str:

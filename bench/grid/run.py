@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.grid import bounds, measure, policies, search, whole
+from bench.grid import bounds, measure, moments, policies, search, whole
 from bench.grid.cells import Cell
 from bench.grid.policies import Setting
 from bench.report import conditions
@@ -76,7 +76,7 @@ NO_SETTING = Setting("")
 class Task:
     """A task for a process; key is the place of its result in the book."""
 
-    kind: str  # prepare, bound, screen, measure
+    kind: str  # prepare, bound, moments, screen, measure
     cell: Cell
     plan: Plan
     setting: Setting = NO_SETTING
@@ -93,7 +93,8 @@ class Task:
 
 def perform(task: Task) -> dict[str, Any]:
     """Run a task in this process."""
-    return {"prepare": prepare, "bound": bound, "screen": screen, "measure": measured}[task.kind](task)
+    kinds = {"prepare": prepare, "bound": bound, "moments": of_moments, "screen": screen, "measure": measured}
+    return kinds[task.kind](task)
 
 
 def prepare(task: Task) -> dict[str, Any]:
@@ -121,6 +122,16 @@ def prepare(task: Task) -> dict[str, Any]:
 
 def bound(task: Task) -> dict[str, Any]:
     return whole.every_bound(task.cell, task.seed, task.plan.requests, task.warmup_s)
+
+
+def of_moments(task: Task) -> dict[str, Any]:
+    """The bound of moments alone."""
+    cell, requests = task.cell, task.plan.requests
+    drawn = cell.draw(task.seed, bounds.needed_arrivals(cell, requests, task.warmup_s))
+    high = bounds.fluid_rate(cell)
+    while (found := moments.rate_bound(cell, drawn, requests, task.warmup_s, high)) == high:
+        high *= 1.1  # chance left room for the highest rate, so it bounds nothing
+    return {"moments": found}
 
 
 def screen(task: Task) -> dict[str, Any]:
@@ -225,7 +236,7 @@ def enter(book: dict[str, Any], task: Task, result: dict[str, Any]) -> None:
         cells[task.cell.name] = {**result, "bounds": {}, "settings": {}}
         return
     cell = cells[task.cell.name]
-    if task.kind == "bound":
+    if task.kind in ("bound", "moments"):
         cell["bounds"][str(task.seed)] = result
         return
     setting = cell["settings"].setdefault(task.setting.key, {"seeds": {}})
@@ -243,6 +254,7 @@ def ready(
     *,
     with_bounds: bool,
     with_goodputs: bool,
+    moments_only: bool,
 ) -> Iterator[Task]:
     """The tasks that can run now and have no result in the book; in an order that finishes cells."""
     for cell in cells:
@@ -259,7 +271,8 @@ def ready(
         if with_bounds:
             for seed in plan.reported:
                 if str(seed) not in found["bounds"]:
-                    yield dataclasses.replace(base, kind="bound", seed=seed)
+                    kind = "moments" if moments_only else "bound"
+                    yield dataclasses.replace(base, kind=kind, seed=seed)
 
 
 def _of_policy(found: dict[str, Any], base: Task, settings: Sequence[Setting]) -> Iterator[Task]:
@@ -302,21 +315,30 @@ def run(
     processes: int,
     with_bounds: bool = True,
     with_goodputs: bool = True,
+    moments_only: bool = False,
     any_commit: bool = False,
     forgotten: Sequence[str] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Measure missing results, save after each, and return the book.
 
-    with_bounds, with_goodputs: parts to leave out. any_commit: continue a book of another commit. forgotten:
-    policies that are measured anew.
+    with_bounds, with_goodputs: parts to leave out. moments_only: of the bounds, compute this one.
+    any_commit: continue a book of another commit. forgotten: policies that are measured anew.
     """
     book = load(path, plan, any_commit)
     forget(book, forgotten)
     before_s, begun_s = book.setdefault("took_s", 0.0), time.monotonic()
 
     def tasks() -> Iterator[Task]:
-        return ready(book, plan, cells, chosen, with_bounds=with_bounds, with_goodputs=with_goodputs)
+        return ready(
+            book,
+            plan,
+            cells,
+            chosen,
+            with_bounds=with_bounds,
+            with_goodputs=with_goodputs,
+            moments_only=moments_only,
+        )
 
     def keep() -> None:
         book["took_s"] = round(before_s + time.monotonic() - begun_s, 1)

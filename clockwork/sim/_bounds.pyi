@@ -64,7 +64,8 @@ def best_by_moment(
     arrived: npt.NDArray[np.float64],
     starts: npt.NDArray[np.int64],
     exec: npt.NDArray[np.float64],
-    room: npt.NDArray[np.float64],
+    slack: npt.NDArray[np.float64],
+    worth: npt.NDArray[np.float64],
     up_to: npt.NDArray[np.float64],
     values: npt.NDArray[np.float64],
     used: npt.NDArray[np.float64],
@@ -72,6 +73,7 @@ def best_by_moment(
     """Set values[g] to the value of group g's best batches, and add their time in each slot to used.
 
     Requests are sorted by group, then by arrival: group g's are starts[g] to starts[g + 1]. Times are in
-    slots; exec has a row for each group, a column for each batch size (0 unused), and room is by group.
+    slots. exec (time of a batch) and slack (how long after its first request's arrival it may start) have a
+    row for each group and a column for each batch size (0 unused); worth is that of a request, by group.
     up_to[i] is the price of all slots before slot i. See csrc/sim/moments.h.
     """

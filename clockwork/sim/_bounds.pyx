@@ -21,8 +21,8 @@ cdef extern from "sim/schedules.h" namespace "clockwork::sim" nogil:
                          int64_t) except +
 
 cdef extern from "sim/moments.h" namespace "clockwork::sim" nogil:
-    double best_at_moments(const double*, int64_t, const double*, int64_t, double, const double*, int64_t,
-                           double*) except +
+    double best_at_moments(const double*, int64_t, const double*, const double*, int64_t, double, const double*,
+                           int64_t, double*) except +
 
 cdef extern from "sim/stints.h" namespace "clockwork::sim" nogil:
     cdef cppclass Charged:
@@ -151,11 +151,12 @@ def best_stints(arrived_ns, starts, exec_ns, room_ns, load_ns, pages, bint held,
     return total.value, (total.device_ns, total.link_ns, total.page_ns)
 
 
-def best_by_moment(arrived, starts, exec, room, up_to, values, used):
+def best_by_moment(arrived, starts, exec, slack, worth, up_to, values, used):
     cdef const double *arrivals = <const double *>memory_of(arrived, "float64", 1)
     cdef const int64_t *firsts = <const int64_t *>memory_of(starts, "int64", 1)
     cdef const double *execs = <const double *>memory_of(exec, "float64", 2)
-    cdef const double *rooms = <const double *>memory_of(room, "float64", 1)
+    cdef const double *slacks = <const double *>memory_of(slack, "float64", 2)
+    cdef const double *worths = <const double *>memory_of(worth, "float64", 1)
     cdef const double *costs = <const double *>memory_of(up_to, "float64", 1)
     cdef double *found = <double *>memory_of(values, "float64", 1)
     cdef double *uses = <double *>memory_of(used, "float64", 1)
@@ -164,7 +165,8 @@ def best_by_moment(arrived, starts, exec, room, up_to, values, used):
     cdef int64_t slots = used.shape[0]
     cdef int64_t group
     if (
-        not exec.shape[0] == room.shape[0] == values.shape[0] == groups
+        not exec.shape == slack.shape == (groups, columns)
+        or not worth.shape[0] == values.shape[0] == groups
         or columns < 2
         or up_to.shape[0] != slots + 1
         or not values.flags.writeable
@@ -175,4 +177,5 @@ def best_by_moment(arrived, starts, exec, room, up_to, values, used):
     with nogil:
         for group in range(groups):
             found[group] = best_at_moments(arrivals + firsts[group], firsts[group + 1] - firsts[group],
-                                           execs + group * columns, columns - 1, rooms[group], costs, slots, uses)
+                                           execs + group * columns, slacks + group * columns, columns - 1,
+                                           worths[group], costs, slots, uses)

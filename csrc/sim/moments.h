@@ -29,10 +29,30 @@ public:
         if (best.cost <= 0)
             return best;
         consider(best, last, length);
-        for (double edge = std::ceil(first); edge < last && best.cost > 0; ++edge)
-            consider(best, edge, length);
-        for (double edge = std::ceil(first + length); edge < last + length && best.cost > 0; ++edge)
-            consider(best, edge - length, length);
+        const double from = std::ceil(first);
+        const double to = std::ceil(first + length);
+        if (first < 1 || last + length + 1 >= static_cast<double>(slots_)) {
+            for (double edge = from; edge < last && best.cost > 0; ++edge)
+                consider(best, edge, length);
+            for (double edge = to; edge < last + length && best.cost > 0; ++edge)
+                consider(best, edge - length, length);
+            return best;
+        }
+        // All within the slots: the other end is at the same part of its slot for every edge.
+        const auto whole = static_cast<std::int64_t>(length);
+        const double part = length - static_cast<double>(whole);
+        const auto start_end = static_cast<std::int64_t>(std::ceil(last));
+        for (auto edge = static_cast<std::int64_t>(from); edge < start_end && best.cost > 0; ++edge) {
+            const double* end = up_to_ + edge + whole;
+            if (const double found = end[0] + part * (end[1] - end[0]) - up_to_[edge]; found < best.cost)
+                best = {found, static_cast<double>(edge)};
+        }
+        const auto end_end = static_cast<std::int64_t>(std::ceil(last + length));
+        for (auto edge = static_cast<std::int64_t>(to); edge < end_end && best.cost > 0; ++edge) {
+            const double* start = up_to_ + edge - whole;
+            if (const double found = up_to_[edge] - start[0] + part * (start[0] - start[-1]); found < best.cost)
+                best = {found, static_cast<double>(edge) - length};
+        }
         return best;
     }
 
@@ -57,13 +77,14 @@ private:
     std::int64_t slots_;
 };
 
-// Requests 0..count-1 of a model are in order of arrival. A batch is any run of b consecutive requests. It
-// takes exec[b], which never falls with b, starts when its last request has arrived, and ends within `room`
-// of its first one's arrival. Returns the most requests less the price of their batches, and adds the time of
-// the best choice's batches in each slot to used[]. Dynamic program over the prefixes, as BatchPrices in
-// bounds.h.
-inline double best_at_moments(const double* arrived, std::int64_t count, const double* exec, std::int64_t batch_max,
-                              double room, const double* up_to, std::int64_t slots, double* used) {
+// Requests 0..count-1 of a group are in order of arrival, and each is worth `worth`. A batch is any run of b
+// consecutive requests. It takes exec[b], which never falls with b. It starts when its last request has
+// arrived, and at most slack[b], which never rises with b, after its first one's arrival. Returns the most
+// that requests are worth less the price of their batches, and adds the time of the best choice's batches in
+// each slot to used[]. Dynamic program over the prefixes, as BatchPrices in bounds.h.
+inline double best_at_moments(const double* arrived, std::int64_t count, const double* exec, const double* slack,
+                              std::int64_t batch_max, double worth, const double* up_to, std::int64_t slots,
+                              double* used) {
     const MomentPrices prices(up_to, slots);
     struct Choice {
         double value = 0.0;  // of the requests before
@@ -77,10 +98,10 @@ inline double best_at_moments(const double* arrived, std::int64_t count, const d
         chosen.value = at(k).value;
         for (std::int64_t b = 1; b <= std::min(batch_max, k + 1); ++b) {
             const std::int64_t first = k + 1 - b;
-            const double last = arrived[first] + room - exec[b];
+            const double last = arrived[first] + slack[b];
             if (last < arrived[k])
                 break;  // nor is there time for a larger batch
-            const double served = at(first).value + static_cast<double>(b);
+            const double served = at(first).value + worth * static_cast<double>(b);
             if (served <= chosen.value)
                 continue;
             const MomentPrices::Start start = prices.cheapest(arrived[k], last, exec[b]);

@@ -213,10 +213,31 @@ def test_bounds_are_computed_anew_for_published_goodputs(tmp_path: Path) -> None
     assert [row | {"bound": 0} for row in anew["rows"]] == [row | {"bound": 0} for row in kept["rows"]]
     assert markdown.bounds_line(kept) == []
     assert "`python -m bench.grid run --bounds-only`" in markdown.bounds_line(anew)[1]
+    bounds_only["cells"][name]["bounds"] = {"1": {"moments": 11.0}}
+    assert markdown.with_bounds(anew, bounds_only, "", sharpen=True)["rows"] == anew["rows"]
+    bounds_only["cells"][name]["bounds"] = {"1": {"moments": 9.0}}
+    sharpened = markdown.with_bounds(anew, bounds_only, "run --moments-only", sharpen=True)
+    assert [row["bound"] for row in sharpened["rows"]] == [9.0]
+    assert "`run --moments-only`" in markdown.bounds_line(sharpened)[3]
+    untouched = markdown.with_bounds(sharpened, bounds_only | {"cells": {}}, "", sharpen=True)
+    assert untouched["rows"] == sharpened["rows"]
+    assert len(markdown.bounds_line(markdown.with_bounds(sharpened, bounds_only, ""))) == 2
     with pytest.raises(ValueError, match="seeds=7"):
         markdown.with_bounds(kept, bounds_only | {"plan": bounds_only["plan"] | {"seeds": 7}}, "")
     with pytest.raises(ValueError, match="no bounds"):
         markdown.with_bounds(kept, bounds_only | {"cells": {}}, "")
+
+
+def test_the_bound_of_moments_is_computed_alone(tmp_path: Path) -> None:
+    path = tmp_path / "moments.json"
+    book = run.run(TINY, TWO[:1], ("edf",), path, processes=1, with_goodputs=False, moments_only=True)
+    (found,) = book["cells"].values()
+    assert not found["settings"]
+    for seed, bound in found["bounds"].items():
+        known = run.perform(run.Task("bound", TWO[0], TINY, seed=int(seed), warmup_s=found["warmup_s"]))
+        assert list(bound) == ["moments"]
+        assert bound["moments"] == pytest.approx(known["moments"], rel=0.02)
+        assert bound["moments"] < known["clairvoyant"]
 
 
 def test_cells_are_left_out() -> None:

@@ -115,16 +115,24 @@ def import_model(
     Lists of maps become tensors, and defaults are removed, at this point and not at preparation, so that the
     file in a package has the interface that is served. Equal files give equal bytes.
     """
-    path = Path(path)
+    model, content, _ = _imported(Path(path), data, given, optional)
+    return model, content
+
+
+def _imported(
+    path: Path, data: bytes | None, given: Collection[str], optional: Collection[str] | None
+) -> tuple[onnx.ModelProto, bytes | None, list[str]]:
+    """Return the results of import_model(), and external_files() of the model. Raises InvalidModel."""
     content = _read(path) if data is None else data
     model = parse_model(content, path.name)
     is_changed = _make_optional(model, path, given, optional)
     is_changed |= maps.make_tensors(model)
-    _check(model, path, data is not None)
+    locations = _check(model, path, data is not None)
     if is_changed:
-        return model, model.SerializeToString(deterministic=True)
+        return model, model.SerializeToString(deterministic=True), locations
     # A small file is sent as it was checked, and is not read again for its hash and its upload.
-    return model, content if data is not None or len(content) <= HELD_BYTES_MAX else None
+    is_held = data is not None or len(content) <= HELD_BYTES_MAX
+    return model, content if is_held else None, locations
 
 
 def _make_optional(
@@ -236,17 +244,21 @@ def _steers(graph: onnx.GraphProto, name: str, held: Collection[str]) -> bool:
     return False
 
 
-def _check(model: onnx.ModelProto, path: Path, in_memory: bool) -> None:
+def _check(model: onnx.ModelProto, path: Path, in_memory: bool) -> list[str]:
+    """Check a model, and return its external_files(). Raises InvalidModel."""
     _check_versions(model, path.name)
     _check_graph(model, path.name)
-    for location in external_files(model):
+    tensors = list(tensors_of(model))
+    locations = _locations_of(tensors)
+    for location in locations:
         file = external_path(path.parent, location)
         if in_memory or not file.is_file():
             raise InvalidModel(f"{path.name} refers to external data {location!r}, which is not beside it")
-    for tensor in tensors_of(model):
+    for tensor in tensors:
         _check_tensor(tensor, path)
     check_interface(model, path.name)
     _check_operators(model, path.name)
+    return locations
 
 
 def _check_operators(model: onnx.ModelProto, name: str) -> None:
@@ -406,8 +418,12 @@ def external_entry(tensor: TensorProto) -> tuple[str, int, int]:
 
 def external_files(model: onnx.ModelProto) -> list[str]:
     """Return the locations of all external data files, in order of first use."""
+    return _locations_of(tensors_of(model))
+
+
+def _locations_of(tensors: Iterable[TensorProto]) -> list[str]:
     found: dict[str, None] = {}
-    for tensor in tensors_of(model):
+    for tensor in tensors:
         if is_external(tensor):
             found.setdefault(external_entry(tensor)[0])
     return list(found)
@@ -459,9 +475,9 @@ def package_files(
     data.
     """
     model_path = Path(model_path)
-    model, content = import_model(model_path, data, _names_of(examples), optional)
+    model, content, locations = _imported(model_path, data, _names_of(examples), optional)
     files: PackageFiles = [(MODEL_FILE, model_path if content is None else content)]
-    for location in external_files(model):
+    for location in locations:
         check_external_name(location)
         files.append((location, external_path(model_path.parent, location)))
     packed = pack_examples(model, examples)

@@ -165,7 +165,7 @@ def test_a_ring_that_has_forgotten_the_start_is_dumped_with_its_cluster(tmp_path
         while state["begin"] == 0 or not state["exact_ns"]:
             load(client, 0.5, rate=3_000.0)
             state = client.recorder()
-        assert 0 < state["state_bytes"] < 64 << 10
+        assert state["state_bytes"] > 0
         name = client.recorder("dump")["name"]
         body = (running.data / "controller" / "recordings" / name).read_bytes()
         header, steps = read_dump(body)

@@ -143,7 +143,8 @@ class Stage:
             if (answer := self.client.dealer.receive()) is not None:
                 message = codec.decode(answer[0], messages.TO_CLIENT)
                 if type(message) is messages.Failure:
-                    self.failures.add(message.text)  # said in the step that complains: the next look finds that
+                    # said in the step that complains: the next look finds the complaint
+                    self.failures.add(message.text)
                 elif message.request_id == number:
                     return ""
             self.client.wait(SECOND // 1000)

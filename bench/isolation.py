@@ -40,6 +40,7 @@ SIMULATED_S = 120
 ARENA_BYTES = 16 << 20
 INPUT_BYTES = 602_112
 INPUT_BANDWIDTH = 1_000_000_000
+JITTER_NS = 10_000
 POLICIES = ("edf", "adaptive")
 QUIET, FLOOD = 0, 1
 """Indices of the models (those behind FLOOD flood, too), and of the classes of their requests."""
@@ -141,10 +142,12 @@ def simulated(
     seconds: int = SIMULATED_S,
     seed: int = SEED,
     kind: Flood | None = None,
+    jitter_ns: int = JITTER_NS,
 ) -> Report:
     """A run of the quiet model (unless its rate is 0) and the flood (unless there is none).
 
     quiet_rate: None for the flood's. kind: the cluster and the models, where they are not the flood's.
+    jitter_ns: by how much a message may be later than another, at most.
     """
     kind = kind or flood or Flood()
     quiet_rate = kind.quiet_rate if quiet_rate is None else quiet_rate
@@ -164,7 +167,7 @@ def simulated(
         devices_per_worker=kind.devices,
         page_count=kind.pages // kind.devices or SimulatedCluster().page_count,
         exec_noise=0.003,
-        link_jitter_ns=10_000,
+        link_jitter_ns=jitter_ns,
         ping_ns=250 * MS if kind.wire else 0,
         input_bandwidth=kind.wire or (INPUT_BANDWIDTH if kind.input_bytes else 0),
     )

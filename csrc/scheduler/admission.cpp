@@ -186,6 +186,9 @@ struct InputBytes {
     }
 };
 
+// Bytes of a planned batch's inputs: its requests have about equally many.
+std::uint64_t inputs_bytes(const Batch& batch) { return batch.pendings.front()->request.bytes * batch.pendings.size(); }
+
 bool counts_inputs(const Worker& worker, Ns now) {
     return worker.inputs.byte_ns(now) > 0 || worker.copies.byte_ns(now) > 0;
 }
@@ -215,21 +218,39 @@ Ns Admission::begin_ns(const Executor& executor, Ns free, const Batch* batch, co
     if (more != nullptr) {
         bytes.add(*more);
     }
-    Ns sent = std::max(state_.now, worker.inputs.free_ns());
-    return std::max(free, sent + worker.there_ns + bytes.takes_ns(worker, state_.now));
+    Ns takes = bytes.takes_ns(worker, state_.now);
+    Ns arrives = takes > 0 ? worker.inputs.arrives_ns(state_.now, worker.there_ns)
+                           : std::max(state_.now, worker.inputs.free_ns()) + worker.there_ns;
+    return std::max(free, arrives + takes);
 }
 
-// The time that the inputs of a planned batch take to its worker. Its requests have about equally many bytes.
+// The time that the inputs of a planned batch take to its worker.
 Ns Admission::planned_inputs_ns(const Batch& batch) const {
-    std::uint64_t bytes = batch.pendings.front()->request.bytes * batch.pendings.size();
-    return clockwork::inputs_ns(*batch.executor->arena, state_.now, bytes);
+    return clockwork::inputs_ns(*batch.executor->arena, state_.now, inputs_bytes(batch));
 }
 
-// When inputs that take `more` are at the worker, behind those of the batches before this place of the plan.
-Ns Admission::inputs_there_ns(const Executor& executor, std::size_t index, Ns more) const {
+// Whether an executor of the worker plans inputs: those of batches that are sent have their place on the
+// link.
+bool Admission::plans_inputs(const Worker& worker) const {
+    return std::any_of(state_.executors.begin(), state_.executors.end(), [&](const Executor* executor) {
+        const std::vector<Batch*>& batches = plans_.of(*executor).batches;
+        return executor->worker == &worker &&
+               std::any_of(batches.begin(), batches.end(), [](const Batch* batch) { return inputs_bytes(*batch) > 0; });
+    });
+}
+
+// When inputs of this many bytes are at the worker, behind those of the batches before this place of the
+// plan. A link that other arenas share is planned with the part of it that this one gets, unless nobody plans
+// for it: what was asked for and refused delays nothing.
+Ns Admission::inputs_there_ns(const Executor& executor, std::size_t index, std::uint64_t bytes) const {
     const Plan& plan = plans_.of(executor);
-    const Worker& worker = *executor.worker;
-    Ns time = std::max(state_.now, worker.inputs.free_ns()) + worker.there_ns + more;
+    const InputsWay& way = executor.worker->inputs;
+    Ns alone = way.takes_ns(state_.now, bytes), takes = clockwork::inputs_ns(*executor.arena, state_.now, bytes);
+    Ns late = alone > 0 ? way.late_ns(state_.now) : 0;
+    if (takes > alone && !plans_inputs(*executor.worker)) {
+        takes = alone;
+    }
+    Ns time = std::max(state_.now, way.free_ns()) + executor.worker->there_ns + std::max(takes, alone + late);
     for (std::size_t place = 0; place < index; ++place) {
         time += planned_inputs_ns(*plan[place]);
     }
@@ -340,7 +361,7 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
     for (std::size_t tries = goes_between ? BETWEEN_MAX : 1; tries > 0; --tries) {
         Ns begin = std::max(plan.finish_ns(free, index), residency.ready_ns);
         if (inputs > 0) {
-            begin = std::max(begin, inputs_there_ns(executor, index, inputs));
+            begin = std::max(begin, inputs_there_ns(executor, index, pending.request.bytes));
         }
         Ns finish = begin + duration;
         Ns latest = finish + (is_beyond ? passing_ns(executor, residency, begin, index) : 0);
@@ -383,7 +404,8 @@ bool Admission::join(const Search& search, Batch* batch, Slot& slot) {
     std::size_t index = plan.batches.back() == batch ? plan.size() : plan.index(batch) + 1;
     Ns finish = plan.finish_ns(search.free, index) + growth, longest = batch->duration_ns + growth;
     if (Ns more = clockwork::inputs_ns(*executor.arena, state_.now, search.pending.request.bytes); more > 0) {
-        finish = std::max(finish, inputs_there_ns(executor, index, more) + batch->duration_ns + growth);
+        Ns there = inputs_there_ns(executor, index, search.pending.request.bytes);
+        finish = std::max(finish, there + batch->duration_ns + growth);
         longest = std::max(longest, planned_inputs_ns(*batch) + more);
         if (!keeps_inputs(executor, index, more)) {
             return false;

@@ -185,7 +185,8 @@ private:
     std::size_t first_owed_late(const Plan& plan, Ns time, std::size_t start) const;
     Ns passing_ns(const Executor& executor, const Residency& residency, Ns begin, std::size_t index) const;
     Ns planned_inputs_ns(const Batch& batch) const;
-    Ns inputs_there_ns(const Executor& executor, std::size_t index, Ns more) const;
+    bool plans_inputs(const Worker& worker) const;
+    Ns inputs_there_ns(const Executor& executor, std::size_t index, std::uint64_t bytes) const;
     bool keeps_inputs(const Executor& executor, std::size_t index, Ns more) const;
     static std::size_t place_of(const Plan& plan, const Residency& residency, Ns key_ns);
     bool keeps_loads(Executor& executor, Ns free, std::size_t index, Ns added);

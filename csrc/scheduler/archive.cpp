@@ -206,10 +206,10 @@ void InputsWay::archive(Archive& archive) {
     sent_.resize(was_used ? INPUTS_UNDER_WAY : 0);
     for (std::uint64_t number = first(); number <= last_; ++number) {
         Sent& sent = sent_[number % INPUTS_UNDER_WAY];
-        archive(sent.sent_ns, sent.end_bytes, sent.ready_ns);
+        archive(sent.sent_ns, sent.end_bytes, sent.expected_ns, sent.ready_ns);
     }
     archive(sent_bytes_, seen_bytes_, seen_ready_ns_, sample_bytes_, sample_ns_);
-    archive(time_, batches_, free_ns_);
+    archive(time_, late_, batches_, free_ns_);
 }
 
 void ByteTime::archive(Archive& archive) {

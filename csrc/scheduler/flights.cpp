@@ -33,7 +33,7 @@ void send_inputs(Flight& flight, Ns now) {
     }
     // References are tiny messages, and their arrival is not reported.
     bool is_sent = flight.copied_bytes == 0 || bytes >= INPUTS_SAMPLE_BYTES;
-    flight.inputs = worker.inputs.depart(now, is_sent ? bytes : 0);
+    flight.inputs = worker.inputs.depart(now, is_sent ? bytes : 0, worker.there_ns);
     worker.copies.depart(flight.copied_bytes);
     flight.there_ns = worker.inputs.free_ns() + worker.there_ns + worker.copies.takes_ns(now, flight.copied_bytes);
 }

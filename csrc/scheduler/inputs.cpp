@@ -40,7 +40,7 @@ void CopyTime::arrived(Ns now, std::uint64_t bytes, Ns begin_ns, Ns ready_ns) {
     }
 }
 
-std::uint64_t InputsWay::depart(Ns now, std::uint64_t bytes) {
+std::uint64_t InputsWay::depart(Ns now, std::uint64_t bytes, Ns there_ns) {
     free_ns_ = std::max(free_ns_, now) + takes_ns(now, bytes);
     batches_.add(bytes);
     if (bytes == 0) {
@@ -55,7 +55,8 @@ std::uint64_t InputsWay::depart(Ns now, std::uint64_t bytes) {
     }
     sent_bytes_ += bytes;
     ++last_;
-    sent_[last_ % INPUTS_UNDER_WAY] = {now, sent_bytes_, NEVER_NS};
+    Ns expected = byte_ns(now) > 0 ? free_ns_ + there_ns : NEVER_NS;
+    sent_[last_ % INPUTS_UNDER_WAY] = {now, sent_bytes_, expected, NEVER_NS};
     return last_;
 }
 
@@ -67,9 +68,13 @@ void InputsWay::arrived(Ns now, std::uint64_t number, Ns ready_ns, Ns there_ns) 
     if (ready_ns > seen_ready_ns_ && sample_bytes_ >= INPUTS_SAMPLE_BYTES) {
         learn(now);
     }
+    std::uint64_t bytes = at(number).end_bytes - seen_bytes_;
+    if (Ns expected = at(number).expected_ns; expected != NEVER_NS) {
+        late_.arrived(now, takes_ns(now, bytes), ready_ns - expected);
+    }
     Ns begin = std::max(at(seen_ + 1).sent_ns + there_ns, seen_ready_ns_);
     sample_ns_ += std::max<Ns>(ready_ns - begin, 0);
-    sample_bytes_ += at(number).end_bytes - seen_bytes_;
+    sample_bytes_ += bytes;
     for (std::uint64_t other = seen_ + 1; other <= number; ++other) {
         sent_[other % INPUTS_UNDER_WAY].ready_ns = ready_ns;
     }

@@ -6,6 +6,10 @@
 // The estimate is the lower median of the last samples, so that a stall of the link, or of a process at its
 // ends, does not move it. The samples are forgotten a second after the last, and the estimate is bounded, so
 // that a single observation cannot make batches seem impossible for longer.
+//
+// A link that varies brings half of its batches later than by the median. How much later than predicted they
+// arrive is learnt as well, and plans count on it: a batch that is sent for the last moment and arrives after
+// it has taken the link's time for nothing.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +19,7 @@
 #include <vector>
 
 #include "scheduler/archive.h"
+#include "scheduler/decay.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -31,6 +36,14 @@ inline constexpr double INPUTS_BYTE_NS_MAX = 100;
 
 // The wait behind inputs is at most this much longer than predicted.
 inline constexpr double INPUTS_WAIT_PART = 1.5;
+
+// The lateness that all but LATE_PART of the arrivals do not exceed is learnt by steps, each LATE_STEP of the
+// time that the batch was predicted to take, within [0, LATE_MAX] of that. Half of it is left after
+// LATE_HALF_NS: after a stall it makes batches seem impossible only for a moment.
+inline constexpr double LATE_PART = 0.01;
+inline constexpr double LATE_STEP = 0.25;
+inline constexpr double LATE_MAX = 1;
+inline constexpr Ns LATE_HALF_NS = SECOND;
 
 // Bound on the remembered batches under way; older ones are taken to have arrived.
 inline constexpr std::size_t INPUTS_UNDER_WAY = 1024;
@@ -57,6 +70,28 @@ private:
     std::uint64_t sample_count_ = 0;
     double byte_ns_ = 0;
     Ns learnt_ns_ = 0;
+};
+
+// How much later than predicted inputs arrive, at most.
+class Lateness {
+public:
+    // Returns 0 while nothing is known.
+    Ns late_ns(Ns now) const { return static_cast<Ns>(late_.at(now, LATE_HALF_NS)); }
+
+    // Notes that a batch whose inputs were predicted to take takes_ns arrived this much after the predicted
+    // time.
+    void arrived(Ns now, Ns takes_ns, Ns late_ns) {
+        double known = late_.at(now, LATE_HALF_NS), takes = static_cast<double>(takes_ns);
+        double late = std::min(static_cast<double>(late_ns), LATE_MAX * takes), step = LATE_STEP * takes;
+        // a step is within the lateness again, so that it does not exceed what was seen by much
+        step = late > known ? std::min(step * (1 - LATE_PART), 2 * late - known) : std::max(-step * LATE_PART, -known);
+        late_.add(now, step, LATE_HALF_NS);
+    }
+
+    void archive(Archive& archive) { archive(late_); }
+
+private:
+    DecayedCount late_;
 };
 
 // Typical bytes of the last batches: a larger batch raises the value by half of the difference, a smaller one
@@ -108,9 +143,9 @@ inline constexpr std::uint64_t INPUTS_ARRIVED = 64;
 
 class InputsWay {
 public:
-    // Notes that a batch of inputs is sent. Returns its number, from 1 on; 0, for a batch without bytes, is
-    // never asked for.
-    std::uint64_t depart(Ns now, std::uint64_t bytes);
+    // Notes that a batch of inputs is sent; there_ns: the delay of the link. Returns its number, from 1 on.
+    // 0 is that of a batch without bytes, which is never asked for.
+    std::uint64_t depart(Ns now, std::uint64_t bytes, Ns there_ns);
 
     // Notes that the batch of this number was at the worker at ready_ns, which is at most now; there_ns: the
     // delay of the link.
@@ -123,6 +158,11 @@ public:
     Ns batch_ns(Ns now) const { return batches_.takes_ns(now, time_); }
     // The predicted time at which everything sent has left.
     Ns free_ns() const { return free_ns_; }
+    // How much later than predicted inputs arrive, at most; 0 while that is unknown.
+    Ns late_ns(Ns now) const { return byte_ns(now) > 0 ? late_.late_ns(now) : 0; }
+    // The time at which a message that is sent now is at the worker, behind everything sent, if it is late.
+    // there_ns: the delay of the link. Inputs take takes_ns() of their bytes more.
+    Ns arrives_ns(Ns now, Ns there_ns) const { return std::max(now, free_ns_) + there_ns + late_ns(now); }
     std::uint64_t bytes_under_way() const { return sent_bytes_ - seen_bytes_; }
 
     // The time for which a message that was sent at sent_ns may have waited behind inputs, at most; 0 while
@@ -137,6 +177,7 @@ private:
     struct Sent {
         Ns sent_ns = 0;
         std::uint64_t end_bytes = 0;  // sum of the bytes of all batches sent up to and including this one
+        Ns expected_ns = NEVER_NS;    // predicted time of its arrival; NEVER_NS: it was not known
         Ns ready_ns = NEVER_NS;       // time at which it was at the worker; NEVER_NS: that is not known
     };
     const Sent& at(std::uint64_t number) const { return sent_[number % INPUTS_UNDER_WAY]; }
@@ -156,6 +197,7 @@ private:
     std::uint64_t sample_bytes_ = 0;  // bytes of the sample that is being taken
     Ns sample_ns_ = 0;
     ByteTime time_;
+    Lateness late_;
     BatchBytes batches_;
     Ns free_ns_ = 0;
 };

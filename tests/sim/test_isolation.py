@@ -3,12 +3,13 @@ flood gets the rest."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import pytest
 
 from bench.isolation import EXEC_MS, FLOOD, FLOODS, QUIET, Flood, profiles, simulated
-from clockwork.sim.world import Cluster, Open, Report, simulate
+from clockwork.sim.world import Cluster, Disturbance, Open, Report, simulate
 from clockwork.system.clock import MS, SECOND
 from clockwork.workloads.generators import poisson
 from tests.sim.harness import World, spec
@@ -62,6 +63,45 @@ def test_the_quiet_model_is_served_as_if_alone_on_a_flooded_link_for_inputs(poli
     assert beside.classes.good[FLOOD] >= least * rest * without.classes.good[FLOOD]
     # Without the quiet model the link is full.
     assert without.classes.good[FLOOD] / SECONDS > 0.9 * flood.wire / flood.input_bytes
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("jitter_ms", [2, 5])
+def test_inputs_that_come_later_than_predicted_take_the_link_for_nothing_only_at_first(
+    policy: str, jitter_ms: int
+) -> None:
+    flood = FLOODS["wire: SLO of 100 ms"]
+    served = cached(policy, flood, 0, seconds=30, jitter_ns=jitter_ms * MS).classes
+    assert served.good[FLOOD] / 30 > 0.9 * flood.wire / flood.input_bytes
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("factor", [4, 20])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_flooded_link_for_inputs_is_full_again_soon_after_it_was_slow(
+    policy: str, factor: int, devices: int
+) -> None:
+    flood = dataclasses.replace(FLOODS["wire: SLO of 40 ms"], devices=devices)
+    arrivals = poisson([flood.rate], 12 * SECOND, models=[FLOOD], seed=3, slo_ns=flood.slo_ms * MS, cls=FLOOD)
+    cluster = Cluster(
+        devices=devices,
+        devices_per_worker=devices,
+        link_jitter_ns=10_000,
+        ping_ns=250 * MS,
+        input_bandwidth=flood.wire,
+        disturbances=(Disturbance("inputs", 3 * SECOND, 4 * SECOND, factor=factor),),
+    )
+    report = simulate(
+        profiles(flood), cluster, [Open(arrivals)], policy=policy, resident=True, series_ns=SECOND, seed=3
+    )
+    assert min(report.series["good"][7:12]) > 0.9 * flood.wire / flood.input_bytes
+
+
+def test_edf_serves_inputs_whose_slo_has_no_room_for_those_of_every_other_device() -> None:
+    """Each device has a fourth of the link, with which none of these inputs would be in time."""
+    flood = dataclasses.replace(FLOODS["wire on 4 devices: SLO of 40 ms"], slo_ms=30)
+    served = cached("edf", flood, 0, seconds=30).classes
+    assert served.good[FLOOD] / 30 > 0.9 * flood.wire / flood.input_bytes
 
 
 @pytest.mark.parametrize("policy", POLICIES)

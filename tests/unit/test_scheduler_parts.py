@@ -17,7 +17,8 @@ ORDER = [
     ["commands"],
     ["types", "chain", "bits", "pool", "pages"],
     ["histogram"],
-    ["decay", "link", "inputs", "predictions", "estimates", "demand", "shares"],
+    ["decay"],
+    ["link", "inputs", "predictions", "estimates", "demand", "shares"],
     ["link_shares"],
     ["busy", "lead", "margin", "weights", "scheduler"],
     # records

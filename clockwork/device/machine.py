@@ -69,8 +69,8 @@ def read_list(path: Path) -> set[int] | None:
 def _read(path: Path) -> str | None:
     """Return the text of a file of the kernel; None: there is none, or it is no text of a sensible size."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
+        # A pipe in place of a file must not block, and open() closes its descriptor of a directory.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             content = file.read(bounds.SYSFS_BYTES_MAX + 1) or b""
         return None if len(content) > bounds.SYSFS_BYTES_MAX else content.decode("ascii")
     except (OSError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from clockwork.device.machine import (
     spread,
 )
 from clockwork.errors import ConfigError
+from clockwork.system.limits import open_descriptors
 
 
 def write(path: Path, text: str | bytes) -> None:
@@ -196,6 +198,16 @@ def test_processors_share_a_core_if_each_names_the_other(
 ) -> None:
     tree = make_tree(tmp_path, {0: "0-3"}, lambda cpu: texts[cpu])
     assert read_machine(tree, range(4)).nodes == (Node(0, tuple(cores)),)
+
+
+def test_a_pipe_and_a_folder_in_place_of_files_neither_block_nor_stay_open(tmp_path: Path) -> None:
+    nodes = tmp_path / "devices/system/node"
+    (nodes / "node0/cpulist").mkdir(parents=True)
+    (nodes / "node1").mkdir()
+    os.mkfifo(nodes / "node1/cpulist")
+    before = open_descriptors()
+    assert read_machine(tmp_path, {0, 1}).nodes == (Node(UNKNOWN, ((0,), (1,))),)
+    assert open_descriptors() == before
 
 
 def test_any_bytes_in_any_file_leave_every_processor_in_one_core(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ standard library (python -m bench.rot measures it beside the others).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clockwork.config.formats import (
     CHECK_PIECE_BYTES,
@@ -156,11 +157,32 @@ def checksum_of(path: Path, pace: Pace = AT_ONCE) -> int:
     return value
 
 
-def checksums_of(directory: Path, but: Iterable[str] = ()) -> dict[str, int]:
-    """Return the CRC-32 of every file in a directory, by name. but: names to leave out."""
+class FileSums(NamedTuple):
+    """The size of a file in bytes, its CRC-32, and its SHA-256 as hex digits."""
+
+    bytes: int
+    crc32: int
+    sha256: str
+
+
+def sums_of_bytes(content: bytes | memoryview) -> FileSums:
+    """Return the sums of a file with this content."""
+    return FileSums(memoryview(content).nbytes, zlib.crc32(content), hashlib.sha256(content).hexdigest())
+
+
+def sums_of(directory: Path, but: Iterable[str] = ()) -> dict[str, FileSums]:
+    """Return the sums of every file in a directory, by name, each read once. but: names to leave out."""
     left_out = set(but)
     names = sorted(path.name for path in directory.iterdir() if path.is_file() and path.name not in left_out)
-    return {name: checksum_of(directory / name) for name in names}
+    found = {}
+    for name in names:
+        size, value, digest = 0, 0, hashlib.sha256()
+        for piece in pieces_of(directory / name):
+            size += len(piece)
+            value = zlib.crc32(piece, value)
+            digest.update(piece)
+        found[name] = FileSums(size, value, digest.hexdigest())
+    return found
 
 
 def find_damage(directory: Path, checksums: Mapping[str, int], pace: Pace = AT_ONCE) -> str:

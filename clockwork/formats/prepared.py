@@ -27,7 +27,16 @@ from typing import Any
 
 from clockwork.config import RANK_MAX, STRINGS_MAX
 from clockwork.errors import InvalidModel
-from clockwork.formats.checksums import checksums_of, read_plain, seal, seal_texts, text_of, unseal
+from clockwork.formats.checksums import (
+    FileSums,
+    read_plain,
+    seal,
+    seal_texts,
+    sums_of,
+    sums_of_bytes,
+    text_of,
+    unseal,
+)
 from clockwork.formats.durable import write_durably
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.system.records import fields_of
@@ -90,7 +99,7 @@ class WeightSpec:
 
 
 OF_THE_DEVICE = (
-    "weights", "workspace_bytes", "checksums", "output_lengths", "untried", "check_relative", "judged",
+    "weights", "workspace_bytes", "checksums", "contents", "output_lengths", "untried", "check_relative", "judged",
 )  # fmt: skip
 """Fields of a PreparedModel that only the device needs. The summary leaves them out."""
 
@@ -138,6 +147,8 @@ class PreparedModel:
     # allowed difference of its answers from those of the checks, relative to an output's largest value
     check_relative: float = 0.0
     judged: int = 1  # rule that decided whether it batches: see JUDGED
+    # [bytes, SHA-256] of the files of its bundle but prepared.json, by name: see formats.bundles
+    contents: dict[str, list[int | str]] = dataclasses.field(default_factory=dict)
 
     def defaults(self) -> dict[str, Default]:
         """The defaults of its optional inputs, by name. Raises InvalidModel."""
@@ -157,8 +168,21 @@ class PreparedModel:
 
     def write(self, directory: Path) -> None:
         """Write prepared.json into a directory whose other files are complete."""
-        self.checksums = checksums_of(directory, but=[PREPARED_FILE])
+        self.note_files(sums_of(directory, but=[PREPARED_FILE]))
         (directory / PREPARED_FILE).write_bytes(seal(fields_of(self)))
+
+    def note_files(self, sums: Mapping[str, FileSums]) -> None:
+        """Note the files in its directory, all but prepared.json. The note of its program stays."""
+        self.checksums = {name: found.crc32 for name, found in sums.items()}
+        program = self.contents.get(PROGRAM_FILE)
+        self.contents = {name: [found.bytes, found.sha256] for name, found in sums.items()}
+        if program is not None:
+            self.contents[PROGRAM_FILE] = program
+
+    def note_program(self, program: bytes) -> None:
+        """Note the program that the device takes beside its directory."""
+        found = sums_of_bytes(program)
+        self.contents[PROGRAM_FILE] = [found.bytes, found.sha256]
 
     def write_like(self, directory: Path, known: KnownTexts) -> None:
         """Write prepared.json as write() does, with the present checksums and texts of a similar model."""

@@ -23,7 +23,6 @@ import itertools
 import logging
 import math
 import operator
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -37,7 +36,7 @@ from onnx import TensorProto, helper
 from clockwork.config import models as bounds
 from clockwork.device.operators import libraries_for
 from clockwork.errors import InvalidModel
-from clockwork.formats.checksums import checksums_of
+from clockwork.formats.checksums import sums_of, sums_of_bytes
 from clockwork.formats.interface import places_of_weights
 from clockwork.formats.prepared import WEIGHTS_FILE, KnownTexts, PreparedModel
 from clockwork.models.batching import why_rows_meet
@@ -392,7 +391,7 @@ class Template:
         if [[array.shape for array in answer] for answer in answers] != self._shapes:
             return None
         reference = ReferenceRun(self._run_original, self._inputs, answers, self._relative)
-        prepared = dataclasses.replace(self._prepared, digest=digest, checksums={})
+        prepared = dataclasses.replace(self._prepared, digest=digest)
         self._making.make()
         content = self._making.content.data
         if self._session is None:
@@ -401,10 +400,10 @@ class Template:
                 return None
             prepared.resident_bytes = packed.resident_bytes
             prepared.runs = packed_runs(packed.resident_bytes, prepared.page_bytes)
-            prepared.checksums = checksums_of(directory)
+            prepared.note_files(sums_of(directory))
         else:
             (directory / WEIGHTS_FILE).write_bytes(content)
-            prepared.checksums[WEIGHTS_FILE] = zlib.crc32(content)
+            prepared.note_files({WEIGHTS_FILE: sums_of_bytes(content)})
             if reference.difference(self._run_prepared):
                 return None
         prepared.write_like(directory, self._texts)

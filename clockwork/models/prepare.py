@@ -287,6 +287,7 @@ class _Preparation:
         choices: dict[str, tuple[PreparedModel, Path]] = {}
         if bound is not None and not bound.error:
             prepared = self._prepared("bound" if bound.weights else "none", note)
+            prepared.note_program(program.model)
             prepared.runs = bound.layout.runs
             prepared.weights = bound.weights
             prepared.weights_bytes = prepared.resident_bytes = program.weights_bytes

@@ -46,6 +46,8 @@ from clockwork.wire.messages import (
     FROM_WORKER,
     NEVER_NS,
     PROTOCOL_VERSION,
+    BundleOffer,
+    BundleWanted,
     Chunk,
     Fetch,
     Infer,
@@ -240,6 +242,8 @@ class Worker:
             if isinstance(message, Fetch):
                 body = self.contents[message.digest][message.offset : message.offset + message.length]
                 self.send(Chunk(message.digest, message.file, message.offset, Status.OK), [body])
+            elif isinstance(message, BundleWanted):
+                self.send(BundleOffer(message.model_id, "", []))
             elif isinstance(message, Prepared):
                 self.prepared.append(message)
                 return message

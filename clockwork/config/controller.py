@@ -62,6 +62,15 @@ FETCHES_MAX = 64
 """Chunks that a worker may have asked for and the controller not read yet: two windows for each of its
 transfers. A worker that asks for more is disconnected."""
 
+BUNDLES_OFFERED_MAX = 64  # Prepared models that a worker may be taking from other workers at once
+BUNDLE_PIECES_MAX = 64  # Pieces of these that it may wait for. A worker that asks for more is disconnected
+BUNDLE_PIECES_HELD_MAX = 8
+"""Pieces that a worker is asked to read of its prepared models at once, so that results behind them wait for
+a few MiB at most."""
+
+BUNDLE_WAIT_NS = 10_000_000_000
+"""Time that a worker may take for a piece. After that, the workers that wait prepare the model themselves."""
+
 # ----- requests, uploads and changes -----------------------------------------------------------
 
 SEATS_ASKED_MAX = 64

@@ -84,6 +84,7 @@ ALLOWED_BYTES_MAX = 4 << 20  # Largest list of allowed keys: some 60,000 of them
 PROFILE_POINTS_MAX = 4_096  # Most points of a model's profile that a worker may report
 RUNS_REPORTED_MAX = 1 << 17  # Most runs of pages of a model that a worker may report
 SUMMARY_TEXT_CHARS_MAX = 4_096  # Longest text in a worker's summary of a model
+BUNDLE_FILES_MAX = 3  # Most files of a prepared model's bundle
 
 # ----- a worker's hello ------------------------------------------------------------------------
 

@@ -50,6 +50,20 @@ CHECK_JOB_MODELS = 16
 
 REFETCHES_MAX = 2  # Times that a worker fetches a damaged package again before it gives the model up
 
+# ----- worker/bundles.py -----------------------------------------------------------------------
+
+BUNDLES_AT_ONCE = 12
+"""Prepared models that a worker takes from others at once: so many that some are tried while others come."""
+
+BUNDLE_CHUNK_BYTES = 512 << 10
+BUNDLE_WINDOW = 2
+"""Bytes of a piece, and pieces of a prepared model that may be on their way: with TRANSFERS_MAX models 4 MiB,
+behind which an input waits 34 ms on a link of 1 Gbit/s, and enough for 10 Gbit/s at a delay of 3 ms."""
+
+BUNDLE_TRIAL_NS = 300_000_000_000
+"""Limit of the trial of a prepared model that another worker made, of which the start of a process may take
+a minute on a machine that is busy with requests."""
+
 # ----- worker/session.py -----------------------------------------------------------------------
 
 HELLO_PAUSE_NS = 250_000_000

@@ -51,10 +51,11 @@ class ReplyRoute(NamedTuple):
 
 
 class SendWorker(NamedTuple):
-    """Send a message to a worker, if it is still there."""
+    """Send a message to a worker, if it is still there. frames: bytes-like, unchanged until they are sent."""
 
     worker: int
     message: tuple[Any, ...]
+    frames: Sequence[Any] = ()
 
 
 class Post(NamedTuple):

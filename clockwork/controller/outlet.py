@@ -148,10 +148,10 @@ class Outlet:
                 body = self._queries.describe_route(name)
                 self._to_client(waiter.client, Reply(waiter.request_id, body))
                 self._publish("route", {"model": name, **body})
-            case SendWorker(worker_id, message):
+            case SendWorker(worker_id, message, frames):
                 worker = self._context.links.worker_by_id.get(worker_id)
                 if worker is not None:  # otherwise no worker is left to tell
-                    self._post(to_worker(worker.identity, worker.fd, message))
+                    self._post(to_worker(worker.identity, worker.fd, message, frames))
             case PingWorker(worker_id):
                 worker = self._context.links.worker_by_id.get(worker_id)
                 if worker is not None:

@@ -1,12 +1,12 @@
-"""The bundle of a prepared model: its files as a package, so that other workers of the same kind can take them.
+"""The bundle of a prepared model: its files as a package, which other workers of the same kind can take.
 
     prepared.json                the description
     weights.bin, program.onnx    of a model of holding "bound"; the program alone for "none"
     packed.data, packed.onnx     of a model of holding "packed"
 
 A bundle is named as a package is, by its list of files with their SHA-256. The worker that has prepared the
-model tells the controller that list, and a worker that takes the bundle compares every byte with it. The files
-have these names and no others, so that nothing that arrives can leave its directory.
+model tells the controller that list, and a worker that takes the bundle compares every byte with it. The
+files have these names and no others, so that nothing that arrives can leave its directory.
 """
 
 from __future__ import annotations

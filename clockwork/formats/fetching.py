@@ -1,7 +1,7 @@
-"""Fetches packages from the controller into the local store, chunk by chunk.
+"""Fetches packages through the controller into the local store, chunk by chunk.
 
 The worker's loop requests chunks and receives them; a thread writes, hashes and syncs. A chunk counts as
-pending until it has been written. So socket and memory together never hold more than CHUNK_WINDOW chunks of a
+pending until it has been written. So socket and memory together never hold more than a window of chunks of a
 package.
 """
 
@@ -10,13 +10,13 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from clockwork.config import CHUNK_BYTES, CHUNK_WINDOW
 from clockwork.config.formats import TRANSFERS_MAX
 from clockwork.errors import InvalidModel
-from clockwork.formats.package import PackageFile, PackageStore, PackageWriter
+from clockwork.formats.package import PackageFile, PackageWriter
 from clockwork.wire.messages import Chunk, Fetch, Status
 
 
@@ -26,6 +26,26 @@ class Fetched(NamedTuple):
     digest: str
     status: Status
     text: str
+
+
+class Pieces(NamedTuple):
+    """How packages are fetched."""
+
+    chunk_bytes: int = CHUNK_BYTES
+    window: int = CHUNK_WINDOW  # chunks of a package that are pending at a time
+    transfers: int = TRANSFERS_MAX  # packages at a time
+    syncs: bool = True  # False: the caller syncs the files
+
+
+PACKAGE_PIECES = Pieces()
+
+
+class Landing(Protocol):
+    """The store in which packages arrive."""
+
+    def writer(self, files: Sequence[PackageFile]) -> PackageWriter:
+        """Begin a package. Raises OSError."""
+        ...
 
 
 class _Transfer:
@@ -41,12 +61,12 @@ class _Transfer:
         self.under_way = 0  # chunks that were requested and are not written yet
         self.file, self.offset = 0, 0  # place of the next chunk to request
 
-    def next_chunk(self) -> tuple[int, int, int] | None:
+    def next_chunk(self, chunk_bytes: int) -> tuple[int, int, int] | None:
         """Advance to the next chunk. Returns its (file, offset, length), or None when all were requested."""
         while self.file < len(self.files):
             size = self.files[self.file].bytes
             if self.offset < size:
-                length = min(CHUNK_BYTES, size - self.offset)
+                length = min(chunk_bytes, size - self.offset)
                 chunk = (self.file, self.offset, length)
                 self.offset += length
                 return chunk
@@ -55,18 +75,23 @@ class _Transfer:
 
 
 class PackageFetcher:
-    """Fetches packages, TRANSFERS_MAX at a time. Every method must be called by the loop's thread.
+    """Fetches packages, several at a time. Every method must be called by the loop's thread.
 
     send: hands a Fetch to the controller. wake: makes the loop call poll() soon; any thread may call it.
     """
 
     def __init__(
-        self, store: PackageStore, send: Callable[[Fetch], object], wake: Callable[[], None]
+        self,
+        store: Landing,
+        send: Callable[[Fetch], object],
+        wake: Callable[[], None],
+        pieces: Pieces = PACKAGE_PIECES,
     ) -> None:
         self._send = send
+        self._pieces = pieces
         self._transfers: dict[str, _Transfer] = {}
         self._waiting: dict[str, list[PackageFile]] = {}
-        self._writer = _WriterThread(store, wake)
+        self._writer = _WriterThread(store, wake, pieces.syncs)
 
     def start(self, digest: str, files: list[PackageFile]) -> None:
         """Fetch a package into the store; poll() returns its end. Does nothing if the package is being
@@ -102,7 +127,7 @@ class PackageFetcher:
             return None
         name = transfer.files[chunk.file].path
         if chunk.status != Status.OK:
-            return self._fail(transfer, f"the controller could not read {name!r} of package {chunk.digest}")
+            return self._fail(transfer, f"{name!r} of package {chunk.digest} could not be read there")
         size = memoryview(frame).nbytes if frame is not None else 0
         if size != length:
             return self._fail(transfer, f"a chunk of {name!r} has {size} bytes, {length} were asked for")
@@ -138,15 +163,15 @@ class PackageFetcher:
         self._writer.close()
 
     def _start_waiting(self) -> None:
-        while self._waiting and len(self._transfers) < TRANSFERS_MAX:
+        while self._waiting and len(self._transfers) < self._pieces.transfers:
             digest = next(iter(self._waiting))
             transfer = _Transfer(digest, self._waiting.pop(digest))
             self._transfers[digest] = transfer
             self._ask(transfer)
 
     def _ask(self, transfer: _Transfer) -> None:
-        while transfer.under_way < CHUNK_WINDOW:
-            chunk = transfer.next_chunk()
+        while transfer.under_way < self._pieces.window:
+            chunk = transfer.next_chunk(self._pieces.chunk_bytes)
             if chunk is None:
                 break
             file, offset, length = chunk
@@ -173,9 +198,10 @@ class _Outcome(NamedTuple):
 class _WriterThread:
     """The thread that does all file I/O of a PackageFetcher: it writes, checks and commits packages."""
 
-    def __init__(self, store: PackageStore, wake: Callable[[], None]) -> None:
+    def __init__(self, store: Landing, wake: Callable[[], None], syncs: bool) -> None:
         self._store = store
         self._wake = wake
+        self._syncs = syncs
         self._orders: queue.SimpleQueue[Callable[[], _Outcome | None] | None] = queue.SimpleQueue()
         self._outcomes: deque[_Outcome] = deque()
         self._writers: dict[_Transfer, PackageWriter] = {}  # used by the thread alone
@@ -225,7 +251,11 @@ class _WriterThread:
         try:
             writer = self._writer_of(transfer)
             del self._writers[transfer]
-            writer.commit()
+            if self._syncs:
+                writer.commit()
+            else:
+                for _ in writer.commit_in_steps():
+                    pass
         except (OSError, InvalidModel) as error:
             return _Outcome(transfer, False, f"package {transfer.digest} cannot be stored: {error}")
         return _Outcome(transfer, True, "")

@@ -33,7 +33,7 @@ _SIZES = (
 )  # fmt: skip
 """Guesses for open dimensions, as pairs: height and width of an image, and any other dimension."""
 
-_ID_BOUNDS = (16, 2, 1)
+ID_BOUNDS = (16, 2, 1)
 """Upper bounds (exclusive) of drawn integers: for token ids and class numbers, for flags, for zeros alone."""
 
 
@@ -50,7 +50,7 @@ def guesses(specs: Sequence[TensorSpec], contents: Mapping[str, str] = {}) -> It
         for image, other in _SIZES if open_dims else _SIZES[:1]:
             sizes: dict[str, int] = {}
             shapes = [_shape(spec.shape, sizes, image, other, middle) for spec in specs]
-            for bound in _ID_BOUNDS if integers else _ID_BOUNDS[:1]:
+            for bound in ID_BOUNDS if integers else ID_BOUNDS[:1]:
                 rng = np.random.default_rng(SEED)
                 yield [
                     seeded(spec.dtype, shape, rng, bound, contents.get(spec.name, samples.TEXT))

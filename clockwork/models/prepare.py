@@ -122,7 +122,7 @@ def prepare(
     try:
         tuned = _prepare_fine_tune(package_dir, store, digest, fingerprint, conditions, listed, work)
         if tuned is not None:
-            _install(work, target, page_bytes)
+            install(work, target, page_bytes)
             return tuned
         declared = None  # a plain folder declares no interface
         if (package_dir / LIST_FILE).is_file():
@@ -144,7 +144,7 @@ def prepare(
         prepared.write(directory)
         if job is not None and conditions:
             job.note(conditions, prepared, directory)
-        _install(directory, target, page_bytes)
+        install(directory, target, page_bytes)
         return prepared
     finally:
         for path in made:
@@ -801,7 +801,7 @@ def _replace(path: Path, data: bytes) -> None:
     os.replace(file.name, path)
 
 
-def _install(directory: Path, target: Path, page_bytes: int) -> None:
+def install(directory: Path, target: Path, page_bytes: int) -> None:
     """Rename the finished directory into place.
 
     The program is synced already. The other files are synced by the worker (worker.syncing) before it opens

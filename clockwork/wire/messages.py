@@ -36,6 +36,7 @@ from clockwork.config import (
 )
 from clockwork.config.formats import TIME_MAX_NS
 from clockwork.config.wire import (
+    BUNDLE_FILES_MAX,
     CLOCK_MHZ_MAX,
     HEADER_BYTES_MAX,
     HOST_BYTES_MAX,
@@ -538,8 +539,9 @@ class Result(NamedTuple):
 
 
 class Fetch(NamedTuple):
-    """Ask for ``length`` bytes of file number ``file`` of a package. Workers ask the controller; the
-    controller asks a worker that has the package where its own copy is damaged."""
+    """Ask for ``length`` bytes of file number ``file`` of a package, or of a bundle that was offered. Workers
+    ask the controller. The controller asks a worker that has the package where its own copy is damaged, and
+    a worker that has the bundle."""
 
     digest: Digest
     file: FileIndex
@@ -564,6 +566,11 @@ _POINT = Record(
         "exec_ns": Integer(0, TIME_MAX_NS),
     }
 )
+_BUNDLE = ListOf(
+    Row({"path": Text(64), "bytes": Integer(0, PACKAGE_BYTES_MAX), "sha256": Text(64)}), BUNDLE_FILES_MAX
+)
+"""``[[name, bytes, sha256 hex], ...]`` of a bundle; see formats.bundles."""
+
 _SUMMARY_FIELDS: dict[str, Form] = {
     "format_version": Integer(0, 1 << 30),
     "digest": Text(128),
@@ -587,17 +594,35 @@ _SUMMARY_FIELDS: dict[str, Form] = {
     "example": ListOf(_DIMENSIONS, TENSORS_MAX),
     "lengths": Facts(1, TENSORS_MAX),
     "lengths_note": Text(4 * SUMMARY_TEXT_CHARS_MAX),
+    "bundle": _BUNDLE,
 }
 _SUMMARY = Record(_SUMMARY_FIELDS, optional=tuple(_SUMMARY_FIELDS))  # empty where preparing failed
 
 
 class Prepared(NamedTuple):
-    """Answers Prepare. ``summary`` is PreparedModel.summary() when status is OK."""
+    """Answers Prepare. ``summary`` is PreparedModel.summary() when status is OK.
+
+    Its ``bundle`` lists the files of the prepared model, where other workers of the same kind can take them.
+    """
 
     model_id: Id
     status: StatusNumber
     text: Sentence
     summary: Annotated[dict[str, Any], _SUMMARY]
+
+
+class BundleWanted(NamedTuple):
+    """Ask for the bundle of a model that is to be prepared here; answered by BundleOffer."""
+
+    model_id: Id
+
+
+class BundleRefused(NamedTuple):
+    """The bundle that was offered for a model could not be taken, and ``text`` says why: the worker prepares
+    the model itself."""
+
+    model_id: Id
+    text: Sentence
 
 
 class DeviceFault(NamedTuple):
@@ -659,6 +684,15 @@ class Prepare(NamedTuple):
     files: Files
     options: Annotated[dict[str, Any], Facts(1, 16)]
     owner: Id
+
+
+class BundleOffer(NamedTuple):
+    """Answers BundleWanted. ``files``: of the bundle, as the worker that prepared it told them; none
+    where no worker of the same kind has the model. ``holder``: the name of the worker that will give it."""
+
+    model_id: Id
+    holder: PeerName
+    files: Annotated[list[list[Any]], _BUNDLE]
 
 
 class Forget(NamedTuple):
@@ -822,10 +856,11 @@ FROM_CLIENT = {1: ClientHello, 2: InferRequest, 3: Cancel, 4: Register, 5: Uploa
 TO_CLIENT = {32: ClientWelcome, 33: Answer, 34: Failure, 35: UploadNeed, 36: UploadAck, 37: Progress,
              38: Reply, 39: HelloNeeded, 40: Mismatch, 41: Goodbye}  # fmt: skip
 FROM_WORKER = {64: WorkerHello, 65: Heartbeat, 66: Pong, 67: Result, 68: Fetch, 69: Prepared,
-               70: DeviceFault, 71: ClockChanged, 72: TimeNeeded, 41: Goodbye, 100: Chunk}  # fmt: skip
+               70: DeviceFault, 71: ClockChanged, 72: TimeNeeded, 73: BundleWanted, 74: BundleRefused, 41: Goodbye,
+               100: Chunk}  # fmt: skip
 TO_WORKER = {96: WorkerWelcome, 97: Ping, 98: Prepare, 99: Forget, 100: Chunk, 101: Load, 102: Unload,
-             103: Infer, 104: Profile, 105: Revoke, 106: HostFetch, 107: HostDrop, 108: Reserve, 39: HelloNeeded,
-             40: Mismatch, 41: Goodbye, 68: Fetch}  # fmt: skip
+             103: Infer, 104: Profile, 105: Revoke, 106: HostFetch, 107: HostDrop, 108: Reserve, 109: BundleOffer,
+             39: HelloNeeded, 40: Mismatch, 41: Goodbye, 68: Fetch}  # fmt: skip
 
 TAG_OF: dict[type, int] = {
     kind: tag for table in (FROM_CLIENT, TO_CLIENT, FROM_WORKER, TO_WORKER) for tag, kind in table.items()
@@ -861,3 +896,7 @@ NATIVE: tuple[type, ...] = (
 )  # fmt: skip
 """Messages that C++ handles. Messages to a controller or a worker have a reader in csrc/wire/messages.h, and
 messages from them a writer."""
+
+PYTHON_ALONE: tuple[type, ...] = (BundleWanted, BundleRefused, BundleOffer)
+"""Messages that no C++ names: their tags are left out of csrc/wire/kinds.h, whose every change has most of
+the C++ compiled anew."""

@@ -12,6 +12,8 @@ import enum
 from collections.abc import Mapping
 
 from clockwork.wire.messages import (
+    BundleRefused,
+    BundleWanted,
     Bye,
     Cancel,
     Chunk,
@@ -90,6 +92,8 @@ MESSAGES: Mapping[type, frozenset[Role]] = {
     Fetch: _WORKS,
     Chunk: _WORKS,
     Prepared: _WORKS,
+    BundleWanted: _WORKS,
+    BundleRefused: _WORKS,
     DeviceFault: _WORKS,
     ClockChanged: _WORKS,
     TimeNeeded: _WORKS,

@@ -3,7 +3,9 @@
     Prepare -> opening thread: is it prepared already? --yes--> device.open -> Prepared
                     | no
                     v
-               fetch the package (unless it is here) -> preparation process -> sync -> opening thread again
+               has another worker prepared it? --yes--> worker.bundles --+
+                    | no, or it cannot be taken                          v
+               fetch the package (unless it is here) -> preparation -> sync -> opening thread again
 
 A package for emulated devices is only a profile: the opening thread (worker.opening) prepares it itself. On a
 GPU, the opening thread also checks and times the model, and reserves the device's time before steps that
@@ -27,13 +29,15 @@ from clockwork.config.worker import CHECK_JOB_MODELS, REFETCHES_MAX
 from clockwork.device.base import ModelHolder
 from clockwork.formats.fetching import PackageFetcher
 from clockwork.formats.package import PackageStore
+from clockwork.formats.prepared import PROGRAM_FILE
 from clockwork.system.clock import now_ns
 from clockwork.wire import codec
-from clockwork.wire.messages import Chunk, Fetch, Prepare, Prepared, Status
+from clockwork.wire.messages import BundleOffer, Chunk, Fetch, Prepare, Prepared, Status
+from clockwork.worker.bundles import BundleTaker, Taken
 from clockwork.worker.checks import Checked, Checks
 from clockwork.worker.given import Given
 from clockwork.worker.opening import LAYOUT, Opened, OpeningThread, ReadPiece, WorkerModel
-from clockwork.worker.preparation import JobDone, PreparationProcess
+from clockwork.worker.preparation import Job, JobDone, PreparationProcess
 from clockwork.worker.preparation_pool import PreparationPool
 from clockwork.worker.syncing import SyncPool
 from clockwork.worker.turns import JobQueue
@@ -93,6 +97,7 @@ class WorkerModels:
         self._of_directory: dict[Path, dict[int, None]] = {}
         self._repairing: dict[int, str] = {}  # reason why each model that was ready is prepared again
         self._damaged = self._repaired = 0
+        self._taken = 0  # models that other workers had prepared
         self._damage = ""  # the last damage, as a sentence
         self.ready: dict[int, Given] = {}  # model ids that actions may name
         self._coming: dict[int, WorkerModel] = {}
@@ -103,6 +108,8 @@ class WorkerModels:
         self._job_id = 0
         self._fetcher = PackageFetcher(store, self._send_fetch, wake)
         self._preparation = PreparationPool(lambda: PreparationProcess(wake))
+        self._bundles = BundleTaker(store.root / "prepared", send, wake, self._bundle_job)
+        self._of_bundle: dict[str, int] = {}  # by digest of a bundle: a ready model that has it
         self._syncing: SyncPool[WorkerModel] = SyncPool(wake)
         self._need_time = need_time
         self._asks: deque[tuple[ModelHolder, int, int, list[int]]] = deque()  # appended by the opening thread
@@ -133,6 +140,8 @@ class WorkerModels:
             return
         model.cancelled = True
         self._opener.look_again()
+        if self._bundles.drop(model):
+            return
         digest = model.message.digest
         if model in self._fetching.get(digest, ()):
             self._fetching[digest].remove(model)
@@ -151,6 +160,8 @@ class WorkerModels:
         del self.ready[model_id]
         self._road.model_gone(model_id, absence)
         model = self._known.pop(model_id)
+        if self._of_bundle.get(model.bundle[0]) == model_id:
+            del self._of_bundle[model.bundle[0]]
         for directory in model.checksums:
             sharing = self._of_directory[directory]
             del sharing[model_id]
@@ -189,19 +200,34 @@ class WorkerModels:
             device.end_reserve()  # last: any thread that looks afterwards finds the device gone
 
     def on_chunk(self, chunk: Chunk, frame: Any) -> None:
-        """Take a piece of a package that is being fetched. frame: bytes-like, or None."""
+        """Take a piece of a package or bundle that is being fetched. frame: bytes-like, or None."""
+        self._bundles.on_chunk(chunk, frame)
         failed = self._fetcher.on_chunk(chunk, frame)
         if failed is not None:
             self._fetched(failed.digest, failed.status, failed.text)
 
+    def on_offer(self, offer: BundleOffer) -> None:
+        """Take the controller's answer whether another worker has a model."""
+        self._bundles.on_offer(offer)
+
     def read(self, fetch: Fetch) -> None:
-        """Answer the controller's Fetch with a Chunk, which holds a piece of a package or a failure."""
-        files = next(
-            (model.files for model in self._known.values() if model.message.digest == fetch.digest), []
-        )
-        is_there = fetch.file < len(files)  # decoding has checked all other bounds
-        path = self._store.directory(fetch.digest) / files[fetch.file].path if is_there else None
-        self._reader.read(ReadPiece(fetch, path))
+        """Answer the controller's Fetch with a Chunk, which holds a piece of a package or bundle, or a
+        failure."""
+        paths = self._paths(fetch.digest)
+        is_there = fetch.file < len(paths)  # decoding has checked all other bounds
+        self._reader.read(ReadPiece(fetch, paths[fetch.file] if is_there else None))
+
+    def _paths(self, digest: str) -> list[Path]:
+        """The files of a ready model's package or bundle; none of a digest that is unknown."""
+        if digest in self._of_bundle:
+            model = self._known[self._of_bundle[digest]]
+            (directory,) = model.checksums
+            program = self._store.root / "programs" / dict(zip(LAYOUT, model.layout))["program"]
+            _, names = model.bundle
+            return [(program if name == PROGRAM_FILE else directory) / name for name in names]
+        package = self._store.directory(digest)
+        files = next((model.files for model in self._known.values() if model.message.digest == digest), [])
+        return [package / file.path for file in files]
 
     def poll(self) -> None:
         """Advance the models whose step in a thread or process has ended."""
@@ -215,6 +241,8 @@ class WorkerModels:
             self._fetched(fetched.digest, fetched.status, fetched.text)
         for checked in self._checks.poll():
             self._note_checked(checked)
+        for taken in self._bundles.poll():
+            self._note_taken(taken)
         for job_id in self._preparation.poll_slow():
             self._turns.found_slow(job_id)
         for done in self._preparation.poll():
@@ -262,6 +290,7 @@ class WorkerModels:
         """Forget every model: a new controller numbers them anew. Waits for the model being opened."""
         self._fetching.clear()
         self._fetcher.reset()
+        self._bundles.reset()
         for job_id, model in self._to_prepare.items():
             self._turns.drop(job_id, model.message.owner)
         self._to_prepare.clear()  # the job that runs goes on: its model will be announced again
@@ -283,6 +312,8 @@ class WorkerModels:
             "models": len(self.ready),
             "models_coming": len(self._coming),
             "packages_fetching": self._fetcher.count,
+            "models_taking": self._bundles.count,
+            "models_taken": self._taken,
             "preparing": len(self._preparing) + len(self._to_prepare),
             "models_unchecked": self._checks.count,
             "damaged": self._damaged,
@@ -301,6 +332,7 @@ class WorkerModels:
         self._preparation.close()
         self._syncing.close()
         self._fetcher.close()
+        self._bundles.close()
         self._opener.interrupt()
         self._opener.close()
         self._reader.close()
@@ -332,10 +364,49 @@ class WorkerModels:
             elif model_id in self._repairing:
                 self._begin_anew(model_id, "it could not be prepared again")
             self._send(opened.reply)
-        elif opened.has_package:
-            self._queue(model)
+        elif self._may_take(model):
+            model.was_wanted = True
+            self._bundles.want(model)
         else:
-            self._fetch(model, opened.damage)
+            self._make(model, opened.damage, opened.has_package)
+
+    def _may_take(self, model: WorkerModel) -> bool:
+        """Whether to ask for the model as another worker has prepared it: once, and for CPUs of one kind. A
+        repair keeps the layout that the controller knows."""
+        kinds = {(device.info.kind, device.info.fingerprint) for device in self._devices}
+        is_repaired = model.message.model_id in self._repairing
+        return (
+            not (model.was_wanted or is_repaired or len(kinds) != 1) and self._devices[0].info.kind == "cpu"
+        )
+
+    def _bundle_job(self, model: WorkerModel) -> Job:
+        return {
+            "store": str(self._store.root),
+            "digest": model.message.digest,
+            "fingerprint": self._devices[0].info.fingerprint,
+            "page_bytes": self._devices[0].info.page_bytes,
+            "options": model.message.options,
+        }
+
+    def _note_taken(self, taken: Taken) -> None:
+        model = taken.model
+        if taken.is_taken:
+            model.was_taken = True
+            self._taken += 1
+            self._syncing.put(model, self._opener.directories(model))
+            return
+        if taken.text:
+            message = model.message
+            log.error("%s@%d is prepared here: %s", message.name, message.version, taken.text)
+        self._make(model, "", self._store.has(model.message.digest))
+
+    def _make(self, model: WorkerModel, damage: str, has_package: bool) -> None:
+        """Prepare a model here. damage: why the stored package is unusable."""
+        if has_package:
+            self._queue(model)
+            self._prepare_next()
+        else:
+            self._fetch(model, damage)
 
     def _enter(self, model: WorkerModel) -> None:
         """Enter a ready model. Files that were not written just now are still to be checked."""
@@ -344,9 +415,11 @@ class WorkerModels:
         self.ready[model_id] = model.given
         self._known[model_id] = model
         self._road.model_ready(model_id, *model.given.declared())
+        if model.bundle[0]:
+            self._of_bundle.setdefault(model.bundle[0], model_id)
         for directory, checksums in model.checksums.items():
             self._of_directory.setdefault(directory, {})[model_id] = None
-            if model.was_prepared:
+            if model.was_prepared or model.was_taken:
                 self._checks.made(directory)
             else:
                 self._checks.add(directory, checksums)

@@ -22,8 +22,16 @@ from clockwork.config import RESERVE_NS_MAX, RESERVE_RUNS_MAX, preparation_run_n
 from clockwork.device.base import DeviceBroken, ModelHolder
 from clockwork.device.lacking import lacked_memory
 from clockwork.errors import InvalidModel
+from clockwork.formats.bundles import bundle_in
 from clockwork.formats.checksums import set_aside
-from clockwork.formats.package import DamagedPackage, PackageFile, PackageStore, digest_of, parse_files
+from clockwork.formats.package import (
+    DamagedPackage,
+    PackageFile,
+    PackageStore,
+    digest_of,
+    parse_files,
+    rows_of,
+)
 from clockwork.formats.prepared import (
     FORMAT_VERSION,
     JUDGED,
@@ -57,6 +65,9 @@ class WorkerModel:
     layout: tuple[Any, ...] = ()  # values of LAYOUT, with which the controller plans
     given: Given | None = None  # set when the model is ready
     refetches: int = 0
+    was_wanted: bool = False  # whether other workers were asked for it
+    was_taken: bool = False  # whether it lies here as another worker has prepared it
+    bundle: tuple[str, tuple[str, ...]] = ("", ())  # its bundle's digest, "" none, and the names of its files
     aside: Path | None = None  # a damaged directory that the opening thread puts out of the way
     cancelled: bool = False
 
@@ -299,6 +310,7 @@ class OpeningThread:
         assert summary is not None
         if untried:
             summary = self._try(model, devices)
+        summary["bundle"] = _bundle(model, devices)
         told = _told(Prepared(message.model_id, Status.OK, "", summary))
         layout = tuple(summary.get(key) for key in LAYOUT)
         if model.layout not in ((), layout):
@@ -315,6 +327,8 @@ class OpeningThread:
             except InvalidModel as error:
                 if model.was_prepared:
                     raise
+                if model.was_taken:
+                    set_aside(self._directory(message, device))
                 # Preparation checks the cache more closely, and replaces damaged files.
                 return Opened(model, True, self._store.has(message.digest), b"", str(error))
         return Opened(model, False, True, told, damage, Given.of(summary))
@@ -371,6 +385,20 @@ class OpeningThread:
 
     def _directory(self, message: Prepare, device: ModelHolder) -> Path:
         return prepared_directory(self._store.root, message.digest, device.info.fingerprint, message.options)
+
+
+def _bundle(model: WorkerModel, devices: Sequence[ModelHolder]) -> list[list[Any]]:
+    """Return the rows of a model's bundle, and note it; none where devices differ or are no CPUs. Raises
+    OSError, InvalidModel."""
+    if len(model.checksums) != 1 or devices[0].info.kind != "cpu":
+        return []
+    (directory,) = model.checksums
+    try:
+        files = bundle_in(directory)
+    except ValueError as error:
+        raise InvalidModel(f"{directory / PREPARED_FILE} was changed while it was read: {error}") from None
+    model.bundle = (digest_of(files), tuple(file.path for file in files)) if files else ("", ())
+    return rows_of(files)
 
 
 def _read_piece(order: ReadPiece) -> bytes | None:

@@ -4,10 +4,11 @@
 one at a time and at low priority, and imports onnx and onnxruntime so that the worker need not. A model
 that crashes the process harms no other. PreparationProcess is the worker's handle on it.
 
-A job and its answers are msgpack maps: {package, store, fingerprints, page_bytes, options}, or {check:
+A job and its answers are msgpack maps: {package, store, fingerprints, page_bytes, options}, or {bundle:
+directory of what another worker has prepared, store, digest, fingerprint, page_bytes, options}, or {check:
 directories and their checksums}, then {started: true}, {slow: true} where an execution takes long, then
-{status, text, leaving, ...}. A process that is leaving takes no further job. A package is prepared within a
-budget of memory, which the kernel enforces.
+{status, text, leaving, ...}. A process that is leaving takes no further job. A package is prepared, and a
+bundle tried, within a budget of memory, which the kernel enforces.
 """
 
 from __future__ import annotations
@@ -280,10 +281,16 @@ def main(arguments: Sequence[str]) -> int:
     _yield_to_everybody()
     with socket.socket(fileno=int(arguments[0])) as connection:
         for job in _jobs(connection):
-            with contextlib.nullcontext() if "check" in job else _turn(job):
+            # only preparations measure, and so take turns
+            with _turn(job) if "package" in job else contextlib.nullcontext():
                 if not _say(connection, {"started": True}):
                     break
-                answer = _check(job["check"]) if "check" in job else _prepare(job, connection)
+                if "check" in job:
+                    answer = _check(job["check"])
+                elif "bundle" in job:
+                    answer = _take_over(job)
+                else:
+                    answer = _prepare(job, connection)
             # Exiting releases the memory of a large model; the next job starts another process.
             leaving = _rss_bytes() > PREPARATION_RSS_MAX
             if not _say(connection, answer | {"leaving": leaving}) or leaving:
@@ -447,14 +454,35 @@ def _prepare(job: Job, connection: socket.socket) -> dict[str, Any]:
     runtime.on_long_run = on_long_run
     runtime.on_endless_run = lambda: os._exit(EXIT_ENDLESS)  # only exiting ends such an execution
 
-    package = Path(job["package"])
-    budget = _Budget(package)
+    package, store = Path(job["package"]), Path(job["store"])
+
+    def work() -> None:
+        for fingerprint in job["fingerprints"]:
+            prepare(package, store, fingerprint, job["page_bytes"], job["options"])
+
     try:
-        with bounded_memory(budget.bytes):
-            for fingerprint in job["fingerprints"]:
-                prepare(package, Path(job["store"]), fingerprint, job["page_bytes"], job["options"])
+        return _within(_Budget(package), work)
     except DamagedPackage as error:
         return set_package_aside(package, error)
+
+
+def _take_over(job: Job) -> dict[str, Any]:
+    from clockwork.models import runtime
+    from clockwork.models.bundles import take_over
+
+    runtime.on_endless_run = lambda: os._exit(EXIT_ENDLESS)
+    bundle, store = Path(job["bundle"]), Path(job["store"])
+    given = (job["digest"], job["fingerprint"], job["page_bytes"], job["options"])
+    return _within(_Budget(bundle), lambda: take_over(bundle, store, *given))
+
+
+def _within(budget: _Budget, work: Callable[[], None]) -> dict[str, Any]:
+    """Do the work of a job within a budget of memory. Returns the answer. Raises DamagedPackage."""
+    try:
+        with bounded_memory(budget.bytes):
+            work()
+    except DamagedPackage:
+        raise
     except InvalidModel as error:
         if lacked_memory(str(error), budget.bytes):
             return budget.exceeded()

@@ -37,6 +37,7 @@ from clockwork.wire.logs import start_log
 from clockwork.wire.messages import (
     KIND_OF,
     TO_WORKER,
+    BundleOffer,
     Chunk,
     ClockChanged,
     DeviceFault,
@@ -136,6 +137,7 @@ class Worker:
             **dict.fromkeys((*KIND_OF, Revoke), self._on_action),
             Ping: self._on_ping,
             Prepare: self._on_prepare,
+            BundleOffer: self._on_offer,
             Chunk: self._on_chunk,
             Fetch: self._on_fetch,
             Forget: self._on_forget,
@@ -444,6 +446,9 @@ class Worker:
 
     def _on_fetch(self, message: Fetch, frames: list[Frame], now: int) -> None:
         self._models.read(message)
+
+    def _on_offer(self, message: BundleOffer, frames: list[Frame], now: int) -> None:
+        self._models.on_offer(message)
 
     def _on_forget(self, message: Forget, frames: list[Frame], now: int) -> None:
         self._models.forget(message.model_id)

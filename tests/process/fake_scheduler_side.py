@@ -22,6 +22,8 @@ from clockwork.wire.messages import (
     FROM_WORKER,
     NEVER_NS,
     PROTOCOL_VERSION,
+    BundleOffer,
+    BundleWanted,
     Chunk,
     Fetch,
     Heartbeat,
@@ -108,6 +110,8 @@ class SchedulerSide:
                 self.identity = identity
             if isinstance(message, Fetch) and message.digest in self.packages:
                 self._serve(message)
+            elif isinstance(message, BundleWanted):
+                self.send(BundleOffer(message.model_id, "", []))
             elif isinstance(message, Heartbeat):
                 self.heartbeats.append(message)
                 return message, []

@@ -83,6 +83,8 @@ FROM_WORKERS: dict[type, Any] = {
     messages.Fetch: messages.Fetch("0" * 64, 0, 0, 1),
     messages.Chunk: messages.Chunk("0" * 64, 0, 0, Status.INTERNAL),
     messages.Prepared: messages.Prepared(1, Status.INTERNAL, "no", {}),
+    messages.BundleWanted: messages.BundleWanted(1),
+    messages.BundleRefused: messages.BundleRefused(1, "no"),
     messages.DeviceFault: messages.DeviceFault(0, "broken"),
     messages.ClockChanged: messages.ClockChanged(0, 1000),
     messages.TimeNeeded: messages.TimeNeeded(0, 1, 0, []),

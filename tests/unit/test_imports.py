@@ -82,7 +82,7 @@ PURE_FILES = [
     f"controller.{name}"
     for name in (
         "catalog.options", "catalog.records", "catalog.routes", "effects", "models.accounts", "models.lifecycle",
-        "models.version", "registration.preparation_book", "registration.registrar", "registration.releases",
+        "models.version", "registration.bundles", "registration.preparation_book", "registration.registrar", "registration.releases",
         "registration.table", "registration.tasks", "registration.turns", "registration.uploads",
         "registration.versions", "troubles",
     )

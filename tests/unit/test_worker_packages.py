@@ -124,7 +124,7 @@ def test_a_controller_that_cannot_read_ends_the_transfer(side: Side) -> None:
     side.fetcher.start(digest, files)
     ended = side.give(side.take()[0], [b""], Status.INTERNAL)
     assert ended is not None
-    assert "could not read 'model.onnx'" in ended.text
+    assert "'model.onnx' of package" in ended.text
 
 
 def test_chunks_that_nobody_asked_for_are_dropped(side: Side) -> None:

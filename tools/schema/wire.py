@@ -20,6 +20,7 @@ from clockwork.wire.forms import (
 from clockwork.wire.messages import (
     ACTIONS,
     NATIVE,
+    PYTHON_ALONE,
     TAG_OF,
     ActionKind,
     DeclaredAction,
@@ -125,7 +126,7 @@ def kinds_h() -> str:
         f"case CommandKind::{upper(command)}: return ActionKind::{kind.name};"
         for kind, command in types.ORDERS.items()
     ]
-    tags = sorted((number, tag(kind)) for kind, number in TAG_OF.items())
+    tags = sorted((number, tag(kind)) for kind, number in TAG_OF.items() if kind not in PYTHON_ALONE)
     body = fill(
         KINDS,
         **{snake(name): enum_of(name, members) for name, members in ENUMS.items()},

@@ -6,12 +6,14 @@ batch that helps are each worker's own measurements.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from clockwork.config import BATCH_SIZE_MAX
 from clockwork.config.controller import RUN_PAGES_MAX
 from clockwork.errors import InvalidInput, InvalidModel
+from clockwork.formats.bundles import parse_bundle
+from clockwork.formats.package import PackageFile
 from clockwork.formats.prepared import PreparedModel
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.wire.optional import is_value
@@ -39,6 +41,14 @@ def read_summary(summary: dict[str, Any]) -> PreparedModel:
     if not all(type(limit) is int and 0 <= limit < SIZE_END for limit in prepared.lengths.values()):
         raise InvalidInput(f"a summary's lengths are sizes below {SIZE_END} by symbol")
     return prepared
+
+
+def read_bundle(rows: Sequence[Sequence[Any]]) -> list[PackageFile]:
+    """Read the files of a bundle, or none, which have their message's form. Raises InvalidInput."""
+    try:
+        return parse_bundle(rows) if rows else []
+    except InvalidModel as error:
+        raise InvalidInput(str(error)) from None
 
 
 def may_share_lengths(prepared: PreparedModel, lengths: Iterable[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 from clockwork.controller.catalog.records import ModelRecord
@@ -18,11 +19,20 @@ class Waiter(NamedTuple):
     request_id: int
 
 
+@dataclasses.dataclass(slots=True)
+class Bundle:
+    """A model as a worker of some kind has prepared it; see controller.registration.bundles."""
+
+    digest: str
+    rows: bytes  # msgpack of the list of its files: most are never asked for
+    holders: list[int]  # workers that have it
+
+
 class ModelVersion:
     """A version of a model: its record, its state, and the workers' answers about it."""
 
     __slots__ = (
-        "batches", "faults", "input_index", "is_blamed", "lengths", "measured", "model_id", "owner", "prepared", "record",
+        "batches", "bundles", "faults", "input_index", "is_blamed", "lengths", "measured", "model_id", "owner", "prepared", "record",
         "slo_ns", "state", "text", "verified", "waiters", "was_ready", "workers",
     )  # fmt: skip
 
@@ -49,6 +59,7 @@ class ModelVersion:
         # by worker id, preparations that differ from ``prepared``
         self.measured: dict[int, PreparedModel] = {}
         self.input_index: dict[str, int] = {}
+        self.bundles: dict[str, Bundle] = {}  # by kind of worker
         self.workers: dict[int, str] = {}  # worker id: preparing, ready, or the error
         self.faults: dict[str, int] = {}  # faults that the version's executions caused on workers, by kind
 
@@ -69,6 +80,12 @@ class ModelVersion:
         if is_open or not states:
             return None
         return VersionEvent.LOST if self.was_ready else VersionEvent.REFUSED
+
+    def forget_holder(self, worker: int) -> None:
+        """Note that a worker does not have the model any more."""
+        for bundle in self.bundles.values():
+            if worker in bundle.holders:
+                bundle.holders.remove(worker)
 
     def spec(self, prepared: PreparedModel) -> ModelSpec:
         """The scheduler's description of this version on a worker that prepared it so."""

@@ -90,6 +90,15 @@ def parse_devices(rows: list[dict[str, Any]]) -> list[DeviceInfo]:
     return devices
 
 
+def bundle_kind(devices: Sequence[DeviceInfo], release: str) -> str:
+    """A text that is equal for workers that can use models as the others have prepared them: the same
+    release, processor features and versions of the runtime (both in the fingerprint), and page size. "": a
+    worker that prepares for several kinds of devices, or for other devices than CPUs."""
+    kinds = {(device.kind, device.fingerprint, device.page_bytes) for device in devices}
+    (kind, fingerprint, page_bytes), *others = kinds
+    return "" if others or kind != "cpu" else f"{fingerprint}/{page_bytes}/{release}"
+
+
 def sharing(devices: Sequence[DeviceInfo], index: int) -> list[int]:
     """The numbers of the devices that execute from this device's arena, its own among them."""
     owners = [number if device.arena < 0 else device.arena for number, device in enumerate(devices)]

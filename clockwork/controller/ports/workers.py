@@ -47,6 +47,7 @@ from clockwork.controller.peers.links import (
     CLIENT_AT_WORKERS,
     OWN_NAME_TEXT,
     WorkerLink,
+    bundle_kind,
     check_stats,
     count_values,
     is_hello,
@@ -82,6 +83,8 @@ from clockwork.wire.messages import (
     FROM_CLIENT,
     FROM_WORKER,
     PROTOCOL_VERSION,
+    BundleRefused,
+    BundleWanted,
     Chunk,
     ClientHello,
     ClockChanged,
@@ -129,6 +132,7 @@ class WorkerPort:
         self._table = table
         self._registrar = registrar
         self._repairs = repairs
+        self._bundles = registrar.versions.bundles
         self._policy = policy
         self._plans_fetches = plans_fetches
         # By epochs of workers that were let go: the reason; they are not admitted again
@@ -240,6 +244,7 @@ class WorkerPort:
             for device in devices
         )
         self._effects.append(Tell(WorkerJoined(now, worker_id, shapes, devices[0].host_bytes)))
+        self._bundles.joined(worker_id, name, bundle_kind(devices, message.version))
         self._registrar.worker_joined(worker_id, name)
         kinds = ", ".join(device.kind for device in devices)
         log.info("worker %s joined as %d with %s", name, worker_id, kinds)
@@ -414,6 +419,8 @@ class WorkerPort:
         files = self._table.files_of(message.digest)
         if worker.fetches >= FETCHES_MAX:
             raise InvalidInput(f"a worker waits for at most {FETCHES_MAX} chunks at once")
+        if not files and self._bundles.fetch(worker.worker_id, message, self._context.now_ns):
+            return
         if message.file >= len(files):
             chunk = Chunk(message.digest, message.file, message.offset, Status.INTERNAL)
             self._effects.append(to_worker(worker.identity, worker.fd, chunk, [b""]))
@@ -424,7 +431,15 @@ class WorkerPort:
         self._effects.append(job)
 
     def _chunk(self, worker: WorkerLink, message: Chunk, frames: list[Any]) -> None:
-        self._repairs.on_chunk(worker.worker_id, message, frames[1] if len(frames) > 1 else None)
+        frame = frames[1] if len(frames) > 1 else None
+        if not self._bundles.chunk(worker.worker_id, message, frame, self._context.now_ns):
+            self._repairs.on_chunk(worker.worker_id, message, frame)
+
+    def _bundle_wanted(self, worker: WorkerLink, message: BundleWanted, frames: list[Any]) -> None:
+        self._bundles.wanted(worker.worker_id, message.model_id)
+
+    def _bundle_refused(self, worker: WorkerLink, message: BundleRefused, frames: list[Any]) -> None:
+        self._bundles.refused(worker.worker_id, message)
 
     def _prepared(self, worker: WorkerLink, message: Prepared, frames: list[Any]) -> None:
         self._registrar.prepared(worker.worker_id, message, self._context.now_ns)
@@ -480,6 +495,8 @@ class WorkerPort:
         Fetch: _fetch,
         Chunk: _chunk,
         Prepared: _prepared,
+        BundleWanted: _bundle_wanted,
+        BundleRefused: _bundle_refused,
         DeviceFault: _device_fault,
         ClockChanged: _clock_changed,
         TimeNeeded: _time_needed,

@@ -72,6 +72,7 @@ class PreparationBook:
         """Forget a preparation. Returns its state, if there was one."""
         state = model.workers.pop(worker, None)
         model.measured.pop(worker, None)
+        model.forget_holder(worker)
         found = self._workers.get(worker)
         if found is None or state is None:
             return state

@@ -194,9 +194,11 @@ class Registrar:
     def worker_drains(self, worker: int) -> None:
         """Note that a worker takes no more orders; its preparations stay until it has left."""
         self.versions.preparations.drains(worker)
+        self.versions.bundles.drains(worker)
 
     def worker_left(self, worker: int) -> None:
         self.versions.worker_left(worker)
+        self.versions.bundles.left(worker)
         self._go_on()
 
     def prepared(self, worker: int, message: Prepared, now_ns: int) -> None:
@@ -217,6 +219,7 @@ class Registrar:
     def beat(self, now_ns: int) -> None:
         """Retry failed writes and failed preparations. Called now and then."""
         self.versions.prepare_again(now_ns)
+        self.versions.bundles.beat(now_ns)
         self._uploads.beat(now_ns)
         if self._refused and now_ns >= self._retry_ns:
             self._retry_ns = now_ns + ERASE_RETRY_NS

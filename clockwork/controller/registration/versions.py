@@ -27,9 +27,10 @@ from clockwork.controller.effects import (
     SendWorker,
 )
 from clockwork.controller.models.accounts import account
-from clockwork.controller.models.interfaces import read_summary
+from clockwork.controller.models.interfaces import read_bundle, read_summary
 from clockwork.controller.models.lifecycle import LifecycleStep, ModelState, VersionEvent, transition
 from clockwork.controller.models.version import ModelVersion, Waiter
+from clockwork.controller.registration.bundles import BundleRelay
 from clockwork.controller.registration.preparation_book import PREPARING, READY, PreparationBook
 from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.registration.tasks import GiveUp, KeepRecord, OwnTask, Retire
@@ -60,6 +61,7 @@ class Versions:
         self._effects = effects
         self._table = table
         self.preparations = PreparationBook()
+        self.bundles = BundleRelay(effects, table)
         self.tasks: deque[OwnTask] = deque()
         self._awaited: dict[ModelVersion, None] = {}  # versions for which clients wait
         self._removals: list[Removal] = []
@@ -333,6 +335,7 @@ class Versions:
     def prepared(self, worker: int, message: Prepared, now_ns: int) -> None:
         """Take a worker's answer that it has prepared a model, or could not. Raises InvalidInput."""
         model = self._table.by_id.get(message.model_id)
+        self.bundles.settled(worker, message.model_id)
         if model is None or model.workers.get(worker) != PREPARING:
             return
         if message.status != Status.OK:
@@ -343,11 +346,14 @@ class Versions:
             model.is_blamed |= message.status == Status.INVALID_MODEL
             self._not_prepared(model, worker, message.text or "could not be prepared", may_help, now_ns)
         else:
+            bundle = read_bundle(message.summary.pop("bundle", []))
             prepared = read_summary(message.summary)
             if not model.record.is_read:
                 self._effects.append(ReadRecord(model.model_id, worker, model.record, prepared))
                 return
             self._learn(model, worker, prepared, now_ns)
+            if model.workers.get(worker) == READY:
+                self.bundles.made(worker, model, bundle)
         self.settle(model)
 
     def record_read(
@@ -395,6 +401,7 @@ class Versions:
 
     def _forget_preparation(self, model: ModelVersion, worker: int) -> bool:
         """Forget a worker's answer about a model; False if there was no answer."""
+        self.bundles.settled(worker, model.model_id)
         state = self.preparations.forget(model, worker)
         if state is not None and state not in (PREPARING, READY):
             subject = f"{model.label} on {self.preparations.name(worker)}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter, deque
+from collections.abc import Mapping
 from typing import Any
 
 from clockwork.controller.catalog.records import ModelRecord
@@ -158,8 +159,9 @@ class Registry:
         again.carry_out()
         return again
 
-    def join(self, worker: int) -> None:
-        self.registrar.worker_joined(worker, f"w{worker}")
+    def join(self, worker: int, requests: Mapping[int, int] = {}) -> None:
+        """Have a worker join. requests: that each model has had, by its id."""
+        self.registrar.worker_joined(worker, f"w{worker}", lambda model_id: requests.get(model_id, 0))
         self.carry_out()
 
     def leave(self, worker: int) -> None:

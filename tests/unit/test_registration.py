@@ -815,3 +815,12 @@ def test_everybody_is_answered_once_and_what_is_used_stays(seed: int) -> None:
         assert state in ((ModelState.READY, ModelState.FAILED) if record.offered else (ModelState.UNLOADED,))
     assert registry.packages == {record.digest for record in registry.records.values()}
     assert registry.routes == registry.table.named
+
+
+def test_a_worker_that_joins_prepares_the_models_that_are_asked_for_first(registry: Registry) -> None:
+    for name in ("a", "b", "c"):
+        registry.register(name, name.encode())
+    registry.settle()
+    ids = {model.record.name: model.model_id for model in registry.all_versions()}
+    registry.join(2, {ids["b"]: 7, ids["c"]: 2})
+    assert [(worker, message.name) for worker, message in registry.asked] == [(2, "b"), (2, "c"), (2, "a")]

@@ -245,7 +245,9 @@ class WorkerPort:
         )
         self._effects.append(Tell(WorkerJoined(now, worker_id, shapes, devices[0].host_bytes)))
         self._bundles.joined(worker_id, name, bundle_kind(devices, message.version))
-        self._registrar.worker_joined(worker_id, name)
+        self._registrar.worker_joined(
+            worker_id, name, lambda model_id: sum(self._exchange.outcomes(model_id))
+        )
         kinds = ", ".join(device.kind for device in devices)
         log.info("worker %s joined as %d with %s", name, worker_id, kinds)
         self._effects.append(Publish("worker", {"worker": name, "state": "joined"}))

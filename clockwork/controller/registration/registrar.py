@@ -188,8 +188,9 @@ class Registrar:
 
     # ----- workers, scheduler and time ---------------------------------------------------------
 
-    def worker_joined(self, worker: int, name: str) -> None:
-        self.versions.worker_joined(worker, name)
+    def worker_joined(self, worker: int, name: str, demand: Callable[[int], int]) -> None:
+        """Take a new worker; see Versions.worker_joined()."""
+        self.versions.worker_joined(worker, name, demand)
 
     def worker_drains(self, worker: int) -> None:
         """Note that a worker takes no more orders; its preparations stay until it has left."""

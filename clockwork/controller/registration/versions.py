@@ -295,11 +295,13 @@ class Versions:
 
     # ----- workers -----------------------------------------------------------------------------
 
-    def worker_joined(self, worker: int, name: str) -> None:
+    def worker_joined(self, worker: int, name: str, demand: Callable[[int], int]) -> None:
+        """Have a new worker prepare every model, those with the most requests first. demand: the number of a
+        model's requests, by its id."""
         self.preparations.joined(worker, name)
-        for model in self._table.by_id.values():
-            if not model.state.is_leaving:
-                self.ask(model, worker)
+        models = [model for model in self._table.by_id.values() if not model.state.is_leaving]
+        for model in sorted(models, key=lambda model: -demand(model.model_id)):
+            self.ask(model, worker)
 
     def worker_left(self, worker: int) -> None:
         for model in list(self._table.by_id.values()):

@@ -64,7 +64,7 @@ class Cluster:
         self._logs: list[IO[bytes]] = []
         self._worker_count = workers
         self._held = contextlib.ExitStack()  # releases the reserved ports
-        self.endpoint = self.worker_endpoint = self.events_endpoint = ""
+        self.endpoint = self.worker_endpoint = self.events_endpoint = self._dialled = ""
 
     def start(self) -> int:
         """Start everything. Returns the nanoseconds until all workers had joined and no model was in
@@ -76,19 +76,13 @@ class Cluster:
         self.endpoint, self.worker_endpoint, self.events_endpoint = clients, dialled, events
         arguments = ["--listen", clients, "--worker-listen", dialled, "--events", events]
         dialled = self._through(dialled) if self._through else dialled
+        self._dialled = dialled
         self.controller = self._spawn(
             "controller", [*arguments, "--data", str(self.data), *self._controller_arguments]
         )
-        self.workers = [
-            self._spawn(
-                f"worker-{index}",
-                [
-                    *("--connect", dialled, "--name", f"worker-{index}", "--store", str(self.data)),
-                    *self._worker_arguments,
-                ],
-            )
-            for index in range(self._worker_count)
-        ]
+        self.workers = []
+        for index in range(self._worker_count):
+            self._start_worker(f"worker-{index}", self.data, self._worker_arguments)
         pause = threading.Event()
         with self.client() as client:
             while True:
@@ -105,6 +99,21 @@ class Cluster:
                 if now_ns() - started_ns > READY_NS:
                     raise TimeoutError(f"the cluster was not ready in time:\n{self.log()}")
                 pause.wait(POLL_S)
+
+    def _start_worker(self, name: str, store: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        flags = ["--connect", self._dialled, "--name", name, "--store", str(store), *arguments]
+        self.workers.append(self._spawn(name, flags))
+        return self.workers[-1]
+
+    def add_worker(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start a further worker, with a store of its own, and do not wait for it."""
+        return self._start_worker(name, self.data / name, arguments)
+
+    def remove_worker(self, worker: subprocess.Popen[bytes]) -> None:
+        """Have a worker leave in order, and wait for its end."""
+        worker.send_signal(signal.SIGTERM)
+        worker.wait()
+        self.workers.remove(worker)
 
     def client(self, **options: Any) -> Client:
         return Client(self.endpoint, **{"timeout": 120.0, "name": "bench", **options})

@@ -30,6 +30,7 @@ from bench import (
     gpu_registration,
     gpu_serving,
     history,
+    joining,
     lengths,
     overload,
     paging,
@@ -191,6 +192,17 @@ def test_fine_tunes_are_registered_at_a_rate(through: str) -> None:
     assert facts["models/s"] > 0
     assert set(facts["processor time of a model, ms"]) == {"client", "controller", "worker", "preparation"}
     assert facts["restart until all are ready, s"] > 0
+
+
+@pytest.mark.slow
+def test_a_worker_that_joins_takes_models_or_prepares_them() -> None:
+    rows, facts = joining.measure(3, 1, 0.1, 10.0, 1.0)
+    assert facts["p99 of requests before, ms"] > 0
+    assert {row["models are"]: row["taken"] for row in rows} == dict(zip(joining.WAYS, (3, 0)))
+    for row in rows:
+        assert row["failed"] == 0
+        assert row["models/s"] > 0
+        assert row["processor time of a model, ms"]["joining worker"] > 0
 
 
 @pytest.mark.slow

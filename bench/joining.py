@@ -79,7 +79,8 @@ def join(
         pause.wait(POLL_S)
     after = spent_s(cluster, joining)
     beside = finish_load(cluster, load, seconds)
-    row = row_of(client, name)
+    while (row := row_of(client, name))["stats"].get("models") != row["models"]["ready"]:
+        pause.wait(POLL_S)  # until a heartbeat that was sent since then
     taken_s = (ready_ns - begin_ns) / SECOND
     facts = {
         "models are": way,

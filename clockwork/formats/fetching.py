@@ -26,6 +26,7 @@ class Fetched(NamedTuple):
     digest: str
     status: Status
     text: str
+    is_local: bool = False  # whether it failed because it could not be written here
 
 
 class Pieces(NamedTuple):
@@ -142,7 +143,7 @@ class PackageFetcher:
             if self._transfers.get(transfer.digest) is not transfer:
                 continue
             if outcome.failure:
-                ended.append(self._fail(transfer, outcome.failure))
+                ended.append(self._fail(transfer, outcome.failure, outcome.is_local))
             elif outcome.committed:
                 del self._transfers[transfer.digest]
                 ended.append(Fetched(transfer.digest, Status.OK, ""))
@@ -181,10 +182,10 @@ class PackageFetcher:
         if transfer.under_way == 0:
             self._writer.commit(transfer)
 
-    def _fail(self, transfer: _Transfer, text: str) -> Fetched:
+    def _fail(self, transfer: _Transfer, text: str, is_local: bool = False) -> Fetched:
         del self._transfers[transfer.digest]
         self._writer.abort(transfer)
-        return Fetched(transfer.digest, Status.INTERNAL, text)
+        return Fetched(transfer.digest, Status.INTERNAL, text, is_local)
 
 
 class _Outcome(NamedTuple):
@@ -193,6 +194,7 @@ class _Outcome(NamedTuple):
     transfer: _Transfer
     committed: bool
     failure: str
+    is_local: bool = False  # see Fetched
 
 
 class _WriterThread:
@@ -244,7 +246,7 @@ class _WriterThread:
         try:
             self._writer_of(transfer).write(file, offset, frame)
         except (OSError, InvalidModel) as error:
-            return _Outcome(transfer, False, f"package {transfer.digest} cannot be stored: {error}")
+            return _failed(transfer, error)
         return _Outcome(transfer, False, "")
 
     def _commit(self, transfer: _Transfer) -> _Outcome:
@@ -257,10 +259,15 @@ class _WriterThread:
                 for _ in writer.commit_in_steps():
                     pass
         except (OSError, InvalidModel) as error:
-            return _Outcome(transfer, False, f"package {transfer.digest} cannot be stored: {error}")
+            return _failed(transfer, error)
         return _Outcome(transfer, True, "")
 
     def _abort(self, transfer: _Transfer) -> None:
         writer = self._writers.pop(transfer, None)
         if writer is not None:
             writer.abort()
+
+
+def _failed(transfer: _Transfer, error: OSError | InvalidModel) -> _Outcome:
+    text = f"package {transfer.digest} cannot be stored: {error}"
+    return _Outcome(transfer, False, text, isinstance(error, OSError))

@@ -618,8 +618,9 @@ class BundleWanted(NamedTuple):
 
 
 class BundleRefused(NamedTuple):
-    """The bundle that was offered for a model could not be taken, and ``text`` says why: the worker prepares
-    the model itself."""
+    """The bundle that was offered for a model could not be taken, and the worker prepares the model itself.
+
+    ``text``: what is wrong with the bundle; "" if the worker could not take it for a reason of its own."""
 
     model_id: Id
     text: Sentence

@@ -135,7 +135,7 @@ class BundleTaker:
         for fetched in self._fetcher.poll():
             models = self._fetching.pop(fetched.digest)
             if fetched.status != Status.OK:
-                self._end(models, fetched.text)
+                self._end(models, fetched.text, is_local=fetched.is_local)
             else:
                 self._job_id += 1
                 self._trying[self._job_id] = fetched.digest, models
@@ -150,7 +150,8 @@ class BundleTaker:
                 for model in tried
                 if self._asked.get(model.message.model_id) is model  # otherwise it was dropped meanwhile
             ]
-            self._end(models, done.text, is_taken=done.status == Status.OK)
+            is_local = done.status == Status.INTERNAL
+            self._end(models, done.text, is_taken=done.status == Status.OK, is_local=is_local)
         ended, self._ended = self._ended, []
         return ended
 
@@ -173,15 +174,18 @@ class BundleTaker:
             self._asked[model.message.model_id] = model
             self._send(codec.encode(BundleWanted(model.message.model_id)))
 
-    def _end(self, models: Sequence[WorkerModel], text: str, is_taken: bool = False) -> None:
+    def _end(
+        self, models: Sequence[WorkerModel], text: str, is_taken: bool = False, is_local: bool = False
+    ) -> None:
+        """End attempts. text: why they failed. is_local: for a reason of this machine, not of the peer."""
         for model in models:
-            model_id = model.message.model_id
+            model_id, told = model.message.model_id, text
             del self._asked[model_id]
             offer = self._offers.pop(model_id, None)
             if text and offer is not None:
-                text = f"as worker {offer.holder} has prepared it: {text}"
-                self._send(codec.encode(BundleRefused(model_id, text)))
-            self._ended.append(Taken(model, is_taken, text))
+                told = f"as worker {offer.holder} has prepared it: {text}"
+                self._send(codec.encode(BundleRefused(model_id, "" if is_local else told)))
+            self._ended.append(Taken(model, is_taken, told))
         self._wake()  # an answer of the controller may have ended them, and not poll()
         self._ask()
 

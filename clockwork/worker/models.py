@@ -160,14 +160,17 @@ class WorkerModels:
         del self.ready[model_id]
         self._road.model_gone(model_id, absence)
         model = self._known.pop(model_id)
-        if self._of_bundle.get(model.bundle[0]) == model_id:
-            del self._of_bundle[model.bundle[0]]
         for directory in model.checksums:
             sharing = self._of_directory[directory]
             del sharing[model_id]
             if not sharing:
                 del self._of_directory[directory]
                 self._checks.drop(directory)
+            if self._of_bundle.get(model.bundle[0]) == model_id:
+                if sharing:  # these models have the same bundle
+                    self._of_bundle[model.bundle[0]] = next(iter(sharing))
+                else:
+                    del self._of_bundle[model.bundle[0]]
         left = True
         for device in self._devices:
             try:

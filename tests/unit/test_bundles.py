@@ -181,6 +181,17 @@ def test_a_holder_that_is_refused_is_not_offered_again() -> None:
     assert cluster.wanted(3).holder == "w2"
 
 
+def test_a_worker_that_lacks_room_holds_nothing_against_the_holder() -> None:
+    cluster = Cluster(1, 2, models=2)
+    for number in (0, 1):
+        cluster.made(1, number=number)
+    cluster.wanted(2)
+    cluster.bundles.refused(2, BundleRefused(1, ""))
+    assert not cluster.effects
+    assert cluster.bundles._workers[1].giving == 0
+    assert cluster.wanted(2).holder == "w1"
+
+
 def test_whoever_waits_for_a_worker_that_leaves_is_told() -> None:
     cluster = Cluster(1, 2, 3)
     cluster.made(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,6 +175,24 @@ def test_a_peer_that_is_lost_in_the_middle_ends_the_attempt(side: Side) -> None:
     assert (ended.model, ended.is_taken) == (model, False)
     assert "'weights.bin' of package" in ended.text
     assert len(side.take(BundleRefused)) == 1
+
+
+def test_a_disk_that_is_full_is_not_the_peers_fault(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    models = [side.want(1), side.want(2)]
+    side.offer(1)
+    side.offer(2)
+    monkeypatch.setattr(os, "pwrite", write)
+    ended = side.serve()
+    monkeypatch.undo()
+    assert [taken.model for taken in ended] == models
+    for taken in ended:
+        assert not taken.is_taken
+        assert taken.text.startswith("as worker peer has prepared it: package ")
+        assert "No space left" in taken.text
+    assert side.take(BundleRefused) == [BundleRefused(1, ""), BundleRefused(2, "")]
 
 
 def test_a_bundle_that_fails_its_trial_is_refused(side: Side) -> None:

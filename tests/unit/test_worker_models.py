@@ -68,9 +68,11 @@ def models(tmp_path: Path, road: Road) -> Iterator[WorkerModels]:
     made.close()
 
 
-def enter(models: WorkerModels, model_id: int, *directories: Path) -> None:
-    """Enter a model that was found prepared in these directories."""
+def enter(models: WorkerModels, model_id: int, *directories: Path, bundle: str = "") -> None:
+    """Enter a model that was found prepared in these directories. bundle: its digest, if it has one."""
     model = WorkerModel(Prepare(model_id, "m", 1, "ab" * 32, [], {}, 0))
+    model.layout = ([1], True, 1, "bound", "cafe")
+    model.bundle = (bundle, ("prepared.json", "program.onnx") if bundle else ())
     model.checksums = Sums(dict.fromkeys(directories, SUMS))
     given: Any = SimpleNamespace(declared=lambda: ([], False, False, 0, 0))
     model.given = given
@@ -117,3 +119,15 @@ def test_a_damaged_directory_is_the_end_of_all_its_models(
     models._note_checked(Checked(tmp_path / "a", "weights.bin is damaged"))
     assert road.gone == [1, 3]
     assert set(models.ready) == {2}
+
+
+def test_a_bundle_can_be_read_as_long_as_a_model_has_it(models: WorkerModels, tmp_path: Path) -> None:
+    digest, place = "ef" * 32, tmp_path / "prepared" / "x"
+    paths = [place / "prepared.json", tmp_path / "programs" / "cafe" / "program.onnx"]
+    assert models._paths(digest) == []
+    for model_id in (1, 2, 3):
+        enter(models, model_id, place, bundle=digest)
+    for model_id in (1, 3, 2):
+        assert models._paths(digest) == paths
+        models.forget(model_id)
+    assert models._paths(digest) == []

@@ -164,7 +164,7 @@ class BundleRelay:
         """Take the bundle from its holder that a worker could not use as it came."""
         offer = self._withdraw(worker, message.model_id)
         model = self._table.by_id.get(message.model_id)
-        if offer is None or model is None:
+        if offer is None or model is None or not message.text:
             return
         name, text = self._workers[worker].name, printable(message.text, 300)
         log.warning("%s takes no prepared %s: %s", name, model.label, text)

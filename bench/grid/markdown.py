@@ -38,14 +38,17 @@ def kept(book: dict[str, Any]) -> Kept:
 def with_bounds(published: Kept, book: dict[str, Any], command: str, *, sharpen: bool = False) -> Kept:
     """Published results with the bounds of a book, and the commit, command and time of their computation.
 
-    sharpen: the book may lack cells, and a bound that was published stays where the book's is no lower.
-    Raises ValueError unless the bounds are those of the published seeds and requests, for a cell that was
-    published otherwise, and, unless `sharpen`, for a cell that the book lacks.
+    sharpen: the book may lack bounds of cells, and a bound that was published stays where the book's is no
+    lower. Raises ValueError unless the bounds are those of the published seeds and requests, for a cell that
+    was published otherwise, and, unless `sharpen`, for a cell of which the book lacks bounds.
     """
     for name in ("first_seed", "seeds", "requests"):
         if book["plan"][name] != published["plan"][name]:
             raise ValueError(f"{name}={book['plan'][name]}: published are {name}={published['plan'][name]}")
-    missing = {row["cell"] for row in published["rows"]} - set(book["cells"])
+    first = book["plan"]["first_seed"]
+    seeds = {str(seed) for seed in range(first, first + book["plan"]["seeds"])}
+    complete = {name for name, found in book["cells"].items() if seeds <= set(found["bounds"])}
+    missing = {row["cell"] for row in published["rows"]} - complete
     if missing and not sharpen:
         raise ValueError(f"no bounds for the published cells {', '.join(sorted(missing))}")
     rows = []

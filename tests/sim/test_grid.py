@@ -213,14 +213,21 @@ def test_bounds_are_computed_anew_for_published_goodputs(tmp_path: Path) -> None
     assert [row | {"bound": 0} for row in anew["rows"]] == [row | {"bound": 0} for row in kept["rows"]]
     assert markdown.bounds_line(kept) == []
     assert "`python -m bench.grid run --bounds-only`" in markdown.bounds_line(anew)[1]
-    bounds_only["cells"][name]["bounds"] = {"1": {"moments": 11.0}}
+    seeds = list(bounds_only["cells"][name]["bounds"])
+    bounds_only["cells"][name]["bounds"] = {seed: {"moments": 11.0} for seed in seeds}
     assert markdown.with_bounds(anew, bounds_only, "", sharpen=True)["rows"] == anew["rows"]
-    bounds_only["cells"][name]["bounds"] = {"1": {"moments": 9.0}}
+    bounds_only["cells"][name]["bounds"] = {seed: {"moments": 9.0} for seed in seeds}
     sharpened = markdown.with_bounds(anew, bounds_only, "run --moments-only", sharpen=True)
     assert [row["bound"] for row in sharpened["rows"]] == [9.0]
     assert "`run --moments-only`" in markdown.bounds_line(sharpened)[3]
     untouched = markdown.with_bounds(sharpened, bounds_only | {"cells": {}}, "", sharpen=True)
     assert untouched["rows"] == sharpened["rows"]
+    assert len(seeds) > 1
+    unfinished = json.loads(json.dumps(bounds_only))
+    unfinished["cells"][name]["bounds"] = {seeds[0]: {"moments": 1.0}}
+    assert markdown.with_bounds(sharpened, unfinished, "", sharpen=True)["rows"] == sharpened["rows"]
+    with pytest.raises(ValueError, match="no bounds"):
+        markdown.with_bounds(sharpened, unfinished, "")
     assert len(markdown.bounds_line(markdown.with_bounds(sharpened, bounds_only, ""))) == 2
     with pytest.raises(ValueError, match="seeds=7"):
         markdown.with_bounds(kept, bounds_only | {"plan": bounds_only["plan"] | {"seeds": 7}}, "")

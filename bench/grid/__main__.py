@@ -208,6 +208,15 @@ def bounds_command(
     report.show("upper bounds, requests a second", seed, rows, {}, False)
 
 
+@main.command("gap")
+def gap_command() -> None:
+    """The published bound of each cell, and the part of the gap to it that our policy closes."""
+    found = tables.published(published.load("grid")["rows"])
+    console = Console(width=None if os.isatty(1) else 220)
+    tables.show_bounds(found, console)
+    tables.show_gaps(found, console)
+
+
 def _extra(title: str, measure: Callable[..., list[dict[str, Any]]]) -> Callable[..., None]:
     def command(
         names: tuple[str, ...], chosen: tuple[str, ...], seed: int, quick: bool, requests: int | None

@@ -260,7 +260,8 @@ def show(book: dict[str, Any], console: Console) -> None:
 
 def show_gaps(found: Sequence[Row], console: Console) -> None:
     """Print the part of the gap to the bound that ours closes."""
-    for title, part in _groups(found):
+    resident = [row for row in found if row.memory == ""]
+    for title, part in (*([("all models resident", resident)] if resident else []), *_groups(found)):
         console.print(f"{title}: part of the gap to the bound closed: {gap_closed(part):.2f}")
 
 

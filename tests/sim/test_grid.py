@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from bench import published
 from bench.grid import __main__ as program
 from bench.grid import bounds, cells, extras, markdown, measure, policies, run, tables
 
@@ -245,6 +247,15 @@ def test_the_bound_of_moments_is_computed_alone(tmp_path: Path) -> None:
         assert list(bound) == ["moments"]
         assert bound["moments"] == pytest.approx(known["moments"], rel=0.02)
         assert bound["moments"] < known["clairvoyant"]
+
+
+def test_the_published_gap_is_printed_and_no_goodput_exceeds_its_bound() -> None:
+    found = tables.published(published.load("grid")["rows"])
+    assert all(max(row.goodput.values()) <= row.bound for row in found)
+    closed = tables.gap_closed([row for row in found if row.memory == ""])
+    shown = CliRunner().invoke(program.main, ["gap"], catch_exceptions=False).output
+    assert f"all models resident: part of the gap to the bound closed: {closed:.2f}" in shown
+    assert all(row.cell in shown for row in found)
 
 
 def test_cells_are_left_out() -> None:

@@ -163,7 +163,7 @@ worker_options = grouped(
     click.option("--emulate", multiple=True, metavar="NAME=VALUE",
                  help="A setting of emulated devices: seed, exec_noise, load_noise, outlier, outlier_factor, "
                       "slow_factor, slow_ns, slow_every_ns, failures, unending, copy_bandwidth, disk_bandwidth, shared_link, spin, "
-                      "executors."),
+                      "executors, slowdown."),
     click.option("--arena", callback=_size, metavar="SIZE",
                  help="Memory for weights of each device; of a CPU without --devices: of all NUMA nodes together.  "
                       "[default: 1GiB for each; cuda: most of the free memory; emulated: 21.5GiB]"),

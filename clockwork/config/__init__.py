@@ -137,6 +137,10 @@ WORKER_DEVICES_MAX = 1_024  # Most devices of a worker; an emulated worker may h
 
 EXECUTORS_MAX = 256  # Most executors of an arena; each is a device of its worker
 
+SLOWDOWN_THOUSANDTHS_MAX = 64_000
+"""Bound on the time of an execution beside executions on all other executors of its arena, in thousandths of
+its time by itself."""
+
 PAGE_BYTES = 1 << 20
 """Page size of a CPU arena. The speed of memcpy does not depend on it, and small pages waste little memory on
 small models. CUDA copies, by contrast, are fastest with pages of 16 MiB."""

@@ -23,6 +23,7 @@ class Fleet:
         page_bytes: int,
         spin_ns: int,
         is_unending: bool,
+        slowdown: float,
         exec_noise: float,
         load_noise: float,
         exec_outlier: float,

@@ -19,7 +19,7 @@ cdef extern from "device/emulated.h" namespace "clockwork::emulated" nogil:
     cdef cppclass EmulatedSettings:
         uint32_t page_count, run_ahead
         int64_t unload_ns
-        double exec_noise, load_noise, exec_outlier, load_outlier, outlier_factor
+        double slowdown, exec_noise, load_noise, exec_outlier, load_outlier, outlier_factor
         double load_refusals, load_failures, exec_failures
         CStatus exec_failure
         uint64_t copy_bandwidth, disk_bandwidth
@@ -196,6 +196,7 @@ cdef int set_settings(EmulatedSettings* settings, dict given) except -1:
     """Set the bounds that are given by name; see csrc/device/emulated.h."""
     settings.page_count, settings.run_ahead = given["page_count"], given["run_ahead"]
     settings.unload_ns = given.get("unload_ns", 0)
+    settings.slowdown = given.get("slowdown", 1.0)
     settings.exec_noise, settings.load_noise = given.get("exec_noise", 0.0), given.get("load_noise", 0.0)
     settings.exec_outlier, settings.load_outlier = given.get("exec_outlier", 0.0), given.get("load_outlier", 0.0)
     settings.outlier_factor = given.get("outlier_factor", 2.0)

@@ -68,6 +68,7 @@ class EmulatedGroup(Undisturbed):
             page_count=arena_bytes // page_bytes,
             run_ahead=run_ahead,
             host_bytes=host_bytes,
+            slowdown_thousandths=round(1000 * self.settings.slowdown) if executors > 1 else 1000,
         )
         emulation = self.settings
         self.clock = clock
@@ -75,7 +76,7 @@ class EmulatedGroup(Undisturbed):
             self._now, count, executors=executors, page_count=self.info.page_count, run_ahead=run_ahead, stale_max=STALE_EVENTS_MAX,
             host_bytes=host_bytes, shares_link=emulation.shared_link, seed=emulation.seed, page_bytes=page_bytes,
             slot_bytes_max=config.IO_SLOT_BYTES_MAX, spin_ns=bounds.EMULATED_SPIN_NS if emulation.spin else 0,
-            is_unending=emulation.unending, exec_noise=emulation.exec_noise, load_noise=emulation.load_noise,
+            is_unending=emulation.unending, slowdown=emulation.slowdown, exec_noise=emulation.exec_noise, load_noise=emulation.load_noise,
             exec_outlier=emulation.outlier, outlier_factor=emulation.outlier_factor,
             load_failures=emulation.failures, exec_failures=emulation.failures,
             exec_failure=Status.EXECUTION_FAILED, copy_bandwidth=emulation.copy_bandwidth,
@@ -168,7 +169,11 @@ class EmulatedDevice(Undisturbed):
     def __init__(self, group: EmulatedGroup, index: int, owner: int) -> None:
         self.group = group
         self._owner = owner
-        self.info = group.info if owner == index else dataclasses.replace(group.info, arena=owner)
+        self.info = (
+            group.info
+            if owner == index
+            else dataclasses.replace(group.info, arena=owner, slowdown_thousandths=1000)
+        )
         self.index = index
         self._closed = False
 

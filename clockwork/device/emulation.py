@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from clockwork.config import EMULATED_DEVICES_MAX
+from clockwork.config import EMULATED_DEVICES_MAX, SLOWDOWN_THOUSANDTHS_MAX
 from clockwork.config.device import NOISE_SIGMA_MAX
 from clockwork.errors import ConfigError
 
@@ -18,6 +18,8 @@ class EmulatedSettings:
 
     seed: int = 0
     executors: int = 1  # devices that share an arena: each of the worker's devices is so many
+    # time of an execution beside executions on all other executors, as a multiple of its time by itself
+    slowdown: float = 1.0
     exec_noise: float = 0.0  # log-normal noise of execution times: relative sigma
     load_noise: float = 0.0  # log-normal noise of load times: relative sigma
     outlier: float = 0.0  # probability that an execution takes outlier_factor times as long
@@ -38,6 +40,10 @@ class EmulatedSettings:
         """Check all values. Raises ConfigError, naming the value and its bound."""
         if not 1 <= self.executors <= EMULATED_DEVICES_MAX:
             raise ConfigError(f"executors is between 1 and {EMULATED_DEVICES_MAX}, not {self.executors}")
+        if not 1 <= self.slowdown <= SLOWDOWN_THOUSANDTHS_MAX / 1000:
+            raise ConfigError(
+                f"slowdown is between 1 and {SLOWDOWN_THOUSANDTHS_MAX // 1000}, not {self.slowdown}"
+            )
         for name in ("outlier", "failures"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a probability, between 0 and 1, not {getattr(self, name)}")

@@ -45,6 +45,7 @@ cdef extern from "scheduler/types.h" namespace "clockwork" nogil:
         uint32_t page_count
         uint32_t run_ahead
         int32_t arena
+        uint32_t slowdown_thousandths
 
     cdef cppclass CActionResult "clockwork::ActionResult":
         int32_t worker

@@ -433,12 +433,13 @@ cdef class Core(Driven):
     cdef void _worker_joined(self, int64_t now, int32_t worker, object devices, uint64_t host_bytes) except *:
         cdef vector[CDeviceSpec] specs
         cdef CDeviceSpec spec
-        for kind, page_bytes, page_count, run_ahead, *arena in devices:
+        for kind, page_bytes, page_count, run_ahead, *more in devices:
             spec.kind = self._kinds.number(kind)
             spec.page_bytes = page_bytes
             spec.page_count = page_count
             spec.run_ahead = max(run_ahead, 1)
-            spec.arena = arena[0] if arena else -1
+            spec.arena = more[0] if more else -1
+            spec.slowdown_thousandths = more[1] if len(more) > 1 else 1000
             specs.push_back(spec)
         self._core.worker_joined(now, worker, specs, host_bytes)
 

@@ -341,7 +341,7 @@ def _plain_command(command: Command, time_ns: int) -> list[Any]:
 _FORMS = {
     "worker": "i", "device": "i", "model_id": "q", "action_id": "Q", "load_id": "Q", "request_id": "Q", "id": "Q", "rows": "Q",
     "bytes": "Q", "copied_bytes": "Q", "host_bytes": "Q", "priority": "B", "part": "I", "mhz": "I", "batch": "I", "batch_max": "I", "version": "q",
-    "page_bytes": "Q", "page_count": "I", "run_ahead": "I", "arena": "i",
+    "page_bytes": "Q", "page_count": "I", "run_ahead": "I", "arena": "i", "slowdown_thousandths": "I",
 }  # fmt: skip
 
 
@@ -399,6 +399,7 @@ def _check_shape(shape: Any) -> None:
 
 
 _WORKERS_DEVICE = _Numbers(*DEVICE_SHAPE[1:])
+_LEFT_OUT = (-1, 1000)  # the values of a device's last numbers where they are left out
 _PROFILE_POINT = _Numbers("batch", "exec_ns")
 
 
@@ -406,10 +407,14 @@ def _check_devices(devices: Any) -> None:
     _check_type("devices", devices, tuple)
     for index, (kind, *numbers) in enumerate(devices):
         _check_type("kind", kind, str)
-        own = len(numbers) < len(DEVICE_SHAPE) - 1
-        _WORKERS_DEVICE.check(*numbers, *[-1] * own)
-        if not own:
+        left_out = len(DEVICE_SHAPE) - 1 - len(numbers)
+        _WORKERS_DEVICE.check(*numbers, *_LEFT_OUT[len(_LEFT_OUT) - left_out :])
+        if left_out == 1:
             _check_arena(devices, index)
+        elif left_out == 0 and numbers[3] != -1:
+            raise ValueError(
+                f"device {index} executes from the arena of {numbers[3]}, and tells its slowdown"
+            )
 
 
 def _check_arena(devices: Sequence[DeviceShape], index: int) -> None:

@@ -96,13 +96,26 @@ class ActionDone(NamedTuple):
     ready_ns: int = 0
 
 
-DeviceShape: TypeAlias = tuple[str, int, int, int] | tuple[str, int, int, int, int]
-"""The values of DEVICE_SHAPE; the last is left out by a device with an arena of its own."""
+DeviceShape: TypeAlias = (
+    tuple[str, int, int, int] | tuple[str, int, int, int, int] | tuple[str, int, int, int, int, int]
+)
+"""The values of DEVICE_SHAPE; the last two are left out if they say nothing."""
 
 
-def device_shape(kind: str, page_bytes: int, page_count: int, run_ahead: int, arena: int = -1) -> DeviceShape:
-    """A device of WorkerJoined. arena: -1, it has an arena of its own."""
+def device_shape(
+    kind: str,
+    page_bytes: int,
+    page_count: int,
+    run_ahead: int,
+    arena: int = -1,
+    slowdown_thousandths: int = 1000,
+) -> DeviceShape:
+    """A device of WorkerJoined. arena: -1, it has an arena of its own. slowdown_thousandths: of an arena's
+    owner, the time of an execution beside executions on all other executors, in thousandths of its time by
+    itself."""
     shape = kind, page_bytes, page_count, run_ahead
+    if slowdown_thousandths != 1000:
+        return *shape, arena, slowdown_thousandths
     return shape if arena < 0 else (*shape, arena)
 
 
@@ -113,7 +126,8 @@ def arena_of(shape: DeviceShape) -> int:
 
 class WorkerJoined(NamedTuple):
     """A worker has joined. ``devices``: (kind, page_bytes, page_count, run_ahead) of each, and ``arena`` of
-    those that execute from the arena of another: the place of that device, which comes before. No model is
+    those that execute from the arena of another: the place of that device, which comes before. The device of
+    an arena with executors that slow each other has its slowdown behind that (device_shape()). No model is
     resident on them.
 
     ``host_bytes``: budget of the worker's host store, which is empty; 0: there is none.
@@ -452,8 +466,8 @@ MOMENTS = (
 )
 """Fields of events, commands and requests that are times of the controller's clock."""
 
-DEVICE_SHAPE = ("kind", "page_bytes", "page_count", "run_ahead", "arena")
-"""The values of each of WorkerJoined's devices; the last may be left out, see device_shape()."""
+DEVICE_SHAPE = ("kind", "page_bytes", "page_count", "run_ahead", "arena", "slowdown_thousandths")
+"""The values of each of WorkerJoined's devices; the last two may be left out, see device_shape()."""
 
 
 class Scheduler(Protocol):

@@ -133,6 +133,7 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
 
     cdef struct ClusterSetup:
         uint32_t devices, devices_per_worker, executors
+        double slowdown, slowdown_told
         uint64_t page_bytes
         uint32_t page_count, run_ahead
         size_t actions_queued_max

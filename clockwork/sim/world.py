@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clockwork.config import ACTIONS_QUEUED_MAX, POLICY, PRIORITY_DEFAULT, VERSION
+from clockwork.config import (
+    ACTIONS_QUEUED_MAX,
+    POLICY,
+    PRIORITY_DEFAULT,
+    SLOWDOWN_THOUSANDTHS_MAX,
+    VERSION,
+)
 from clockwork.config.workloads import SIMULATED_PIECE_BYTES, SIMULATED_RECORDING_BYTES
 from clockwork.errors import ConfigError
 from clockwork.formats.profiles import ModelProfile
@@ -28,6 +34,7 @@ from clockwork.workloads import Arrivals
 from clockwork.workloads.arrivals import COLUMN_TYPES
 
 SECOND = 1_000_000_000
+SLOWDOWN_MAX = SLOWDOWN_THOUSANDTHS_MAX / 1000
 EVENTS_A_TURN = 200_000  # Most events between two calls of on_progress
 
 CountArray = npt.NDArray[np.int64]
@@ -62,6 +69,9 @@ class Cluster:
     devices: int = 1
     devices_per_worker: int = 1
     executors: int = 1  # devices of a worker that share an arena; a worker's last arena may have fewer
+    # time of an execution while all other executors of its arena execute, as a multiple of its time by itself
+    slowdown: float = 1.0
+    slowdown_told: float = 1.0  # part of what it exceeds 1 by that workers tell the controller as measured
     page_bytes: int = 16 << 20
     page_count: int = 1376
     run_ahead: int = 2  # actions that a lane accepts before the first of them has completed
@@ -509,7 +519,7 @@ def _cluster_info(cluster: Cluster) -> dict[str, Any]:
             info[name] = [int(count) for count in value]
         elif name == "disturbances":
             info[name] = [_disturbance_info(disturbance) for disturbance in value]
-        elif not value >= 0:
+        elif not value >= 0 or (name in ("slowdown", "slowdown_told") and value > SLOWDOWN_MAX):
             raise ValueError(f"{name} of {value}")
     return info | {"actions_queued_max": ACTIONS_QUEUED_MAX}
 

@@ -28,6 +28,7 @@ from clockwork.config import (
     RESERVE_NS_MAX,
     RESERVE_RUNS_MAX,
     SHARE_WHOLE,
+    SLOWDOWN_THOUSANDTHS_MAX,
     SUMMARY_BYTES_MAX,
     TENSORS_MAX,
     UPLOAD_AHEAD_BYTES_MAX,
@@ -477,6 +478,9 @@ class DeviceInfo:
     # The number of the device whose arena this device executes from; -1: it has an arena of its own. That
     # device has a smaller number, and equal pages, kind and run_ahead; loads are ordered for it alone.
     arena: int = -1
+    # The time of an execution beside executions on all other devices of the arena, in thousandths of its time
+    # by itself, as the worker measured it; only of a device that has the arena. 1000: not longer, or unknown.
+    slowdown_thousandths: int = 1000
 
 
 _DEVICE = Record(
@@ -489,8 +493,9 @@ _DEVICE = Record(
         "run_ahead": Integer(1, RUN_AHEAD_MAX),
         "host_bytes": Integer(0, HOST_BYTES_MAX),
         "arena": Integer(-1, WORKER_DEVICES_MAX - 1),
+        "slowdown_thousandths": Integer(1000, SLOWDOWN_THOUSANDTHS_MAX),
     },
-    optional=("host_bytes", "arena"),
+    optional=("host_bytes", "arena", "slowdown_thousandths"),
 )
 """The form of a DeviceInfo."""
 

@@ -33,6 +33,9 @@ struct EmulatedSettings {
     double exec_noise = 0, load_noise = 0;
     // probabilities that an action takes outlier_factor times as long
     double exec_outlier = 0, load_outlier = 0, outlier_factor = 2;
+    // Time of an execution while all other devices that share its arena execute, as a multiple of its time by
+    // itself; each of them takes the same part of its speed. At least 1.
+    double slowdown = 1;
     double load_refusals = 0;                     // probability that a LOAD or FETCH fails as it begins
     double load_failures = 0, exec_failures = 0;  // probabilities that an action fails when its time is over
     Status exec_failure = Status::DEVICE_ERROR;
@@ -209,6 +212,25 @@ public:
         owner_ = &owner;
         owner.executors_.push_back(this);
     }
+    bool has_neighbours() const { return !executors_.empty(); }
+
+    // Moves the ends of executions on devices that share an arena after some have begun or ended there at
+    // `now`. moved(number, end_ns): for each that ends at another time than before. The caller calls it in
+    // the same moment as step(), finish() and reset(); elsewhere it does nothing.
+    template <class Moved>
+    void retime(Ns now, Moved moved) {
+        EmulatedDevice& owner = owner_ ? *owner_ : *this;
+        if (settings_.slowdown == 1 || owner.executors_.empty())
+            return;
+        int busy = owner.is_executing() ? 1 : 0;
+        for (const EmulatedDevice* executor : owner.executors_)
+            busy += executor->is_executing() ? 1 : 0;
+        const double lost = (1 - 1 / settings_.slowdown) / static_cast<double>(owner.executors_.size());
+        const double speed = 1 - lost * (busy - 1);
+        owner.move_end(now, speed, moved);
+        for (EmulatedDevice* executor : owner.executors_)
+            executor->move_end(now, speed, moved);
+    }
 
     bool is_full(LaneKind lane) const {
         const LaneState& state = at(lane);
@@ -251,6 +273,9 @@ public:
             return {LaneNext::ENDED, now};
         }
         lane.end_ns = now + took_ns;
+        lane.seen_ns = now;
+        lane.left_ns = static_cast<double>(took_ns);
+        lane.speed = 1;
         return {LaneNext::RUNS, lane.end_ns};
     }
     void opened(LaneKind lane) { at(lane).opens_ns = NEVER_NS; }
@@ -282,7 +307,23 @@ private:
         Ns begin_ns = 0, end_ns = 0;  // times of the action that runs, or ran last
         Ns waited_ns = 0;
         Ns opens_ns = NEVER_NS;  // the time at which the caller was told to look again
+        // EXECUTE: at seen_ns the execution had so much left to do, and the speed at which it goes on
+        Ns seen_ns = 0;
+        double left_ns = 0, speed = 1;
     };
+
+    bool is_executing() const { return at(LaneKind::EXECUTE).running != nullptr; }
+    template <class Moved>
+    void move_end(Ns now, double speed, Moved& moved) {
+        LaneState& lane = at(LaneKind::EXECUTE);
+        if (!lane.running || lane.speed == speed)
+            return;
+        lane.left_ns = std::max(lane.left_ns - static_cast<double>(now - lane.seen_ns) * lane.speed, 0.0);
+        lane.seen_ns = now;
+        lane.speed = speed;
+        lane.end_ns = now + static_cast<Ns>(std::min(lane.left_ns / speed, LONGEST_NS)) + 1;
+        moved(number_, lane.end_ns);
+    }
 
     LaneState& at(LaneKind lane) { return lanes_[static_cast<std::size_t>(lane)]; }
     const LaneState& at(LaneKind lane) const { return lanes_[static_cast<std::size_t>(lane)]; }
@@ -298,8 +339,8 @@ private:
     Ns draw_ns(const EmulatedOrder& order, Ns now);
 
     const EmulatedSettings& settings_;
-    EmulatedDevice* owner_ = nullptr;               // the device whose models it executes; null: its own
-    std::vector<const EmulatedDevice*> executors_;  // devices that execute its models, too
+    EmulatedDevice* owner_ = nullptr;         // the device whose models it executes; null: its own
+    std::vector<EmulatedDevice*> executors_;  // devices that execute its models, too
     EmulatedLink* link_;
     EmulatedHostStore* store_;
     std::uint32_t number_;

@@ -62,6 +62,7 @@ void Machine::end_run(std::uint32_t number, ActionId id, Ns now) {
 void Machine::reset(std::uint32_t number, Ns now) {
     advance(now);
     devices_[number].reset();
+    follow_neighbours(number, now);
     std::erase_if(orders_, [&](const auto& entry) { return entry.second.device == number; });
     grant_link(now);
 }
@@ -117,19 +118,34 @@ void Machine::go_on(std::uint32_t number, LaneKind lane, Ns now) {
             report(number, done);
             continue;
         }
-        if (events_.size() >= 2 * LANES * devices_.size() + stale_max_) {
-            std::erase_if(events_, [this](const Event& event) { return !counts(event); });
-            std::ranges::make_heap(events_, is_later);
-        }
-        events_.push_back({at_ns, ++sequence_, number, lane, next});
-        std::ranges::push_heap(events_, is_later);
+        expect({at_ns, ++sequence_, number, lane, next});
+        if (lane == LaneKind::EXECUTE && next == LaneNext::RUNS)
+            follow_neighbours(number, now);
         return;
     }
+}
+
+void Machine::expect(const Event& event) {
+    if (events_.size() >= 2 * LANES * devices_.size() + stale_max_) {
+        std::erase_if(events_, [this](const Event& known) { return !counts(known); });
+        std::ranges::make_heap(events_, is_later);
+    }
+    events_.push_back(event);
+    std::ranges::push_heap(events_, is_later);
+}
+
+// Moves the ends of executions in an arena where an execution began or ended.
+void Machine::follow_neighbours(std::uint32_t number, Ns now) {
+    devices_[number].retime(now, [this](std::uint32_t moved, Ns end_ns) {
+        expect({end_ns, ++sequence_, moved, LaneKind::EXECUTE, LaneNext::RUNS});
+    });
 }
 
 void Machine::finish(std::uint32_t number, LaneKind lane, Ns now, Status status) {
     report(number, devices_[number].finish(lane, now, status));
     go_on(number, lane, now);
+    if (lane == LaneKind::EXECUTE)
+        follow_neighbours(number, now);
     if (lane == LaneKind::LOAD)
         grant_link(now);
 }

@@ -73,6 +73,8 @@ private:
     void go_on(std::uint32_t device, LaneKind lane, Ns now);
     void finish(std::uint32_t device, LaneKind lane, Ns now, Status status);
     void grant_link(Ns now);
+    void expect(const Event& event);
+    void follow_neighbours(std::uint32_t device, Ns now);
 
     EmulatedSettings settings_;
     std::size_t stale_max_;

@@ -20,6 +20,7 @@ struct DeviceShape {
     std::uint32_t page_count = 0;
     std::uint32_t run_ahead = 0;
     std::int32_t arena = -1;
+    std::uint32_t slowdown_thousandths = 1000;
 };
 
 struct Point {
@@ -109,8 +110,9 @@ struct ActionDone {
 };
 
 // A worker has joined. `devices`: (kind, page_bytes, page_count, run_ahead) of each, and `arena` of those
-// that execute from the arena of another: the place of that device, which comes before. No model is resident
-// on them.
+// that execute from the arena of another: the place of that device, which comes before. The device of an
+// arena with executors that slow each other has its slowdown behind that (device_shape()). No model is
+// resident on them.
 struct WorkerJoined {
     Ns now_ns = 0;
     WorkerId worker = 0;
@@ -120,7 +122,7 @@ struct WorkerJoined {
     void write(Writer& writer, Ns time_ns) const {
         std::size_t room = 50;
         for (const auto& each : devices)
-            room += 5 + 9 * 4 + each.kind.size();
+            room += 5 + 9 * 5 + each.kind.size();
         Packer packer = writer.begin(room);
         packer.array(5);
         packer.natural(3);
@@ -128,14 +130,16 @@ struct WorkerJoined {
         packer.integer(worker);
         packer.array(devices.size());
         for (const auto& each : devices) {
-            packer.array(4 + (each.arena != -1 ? 1u : 0u));
+            packer.array(4 + (each.arena != -1 || each.slowdown_thousandths != 1000 ? 1u : 0u) + (each.slowdown_thousandths != 1000 ? 1u : 0u));
             packer.text(each.kind.size());
             packer.raw(each.kind);
             packer.natural(each.page_bytes);
             packer.natural(each.page_count);
             packer.natural(each.run_ahead);
-            if (each.arena != -1)
+            if (each.arena != -1 || each.slowdown_thousandths != 1000)
                 packer.integer(each.arena);
+            if (each.slowdown_thousandths != 1000)
+                packer.natural(each.slowdown_thousandths);
         }
         packer.natural(host_bytes);
         writer.end(packer);
@@ -216,7 +220,7 @@ struct ModelReady {
         room += program.size();
         room += 9 * runs.size();
         for (const auto& each : profile)
-            room += 5 + 9 * 4 + each.shape.size();
+            room += 5 + 9 * 5 + each.shape.size();
         Packer packer = writer.begin(room);
         packer.array(13);
         packer.natural(7);

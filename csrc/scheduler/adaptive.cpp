@@ -205,7 +205,8 @@ void Adaptive::executed(const Flight& flight, Ns took_ns) {
     if (!is_timed(flight)) {
         return;
     }
-    margins_.executed(parts_.state.now, flight.residency->spec->kind, flight.expected_ns, took_ns);
+    margins_.executed(parts_.state.now, flight.residency->spec->kind, flight.expected_ns,
+                      as_predicted_ns(flight, took_ns));
     double pace = pace_.at(parts_.state.now),
            took = static_cast<double>(took_ns) / static_cast<double>(flight.duration_ns);
     pace_.set(parts_.state.now, std::clamp(pace + PACE_PART * (took - pace), PACE_MIN, 1.0));

@@ -36,7 +36,7 @@ void archive_table(Archive& archive, State& state, std::vector<T>& table, const 
 void Window::archive(Archive& archive) {
     archive.within<std::uint32_t>(count_, 0, WINDOW);
     for (std::uint32_t place = 0; place < count_; ++place) {
-        archive(samples_[place]);
+        archive(samples_[place], besides_[place]);
     }
     archive(newest_ns_, outlier_ns_);
 }
@@ -71,7 +71,7 @@ void Curve::archive(Archive& archive) {
 
 void ProgramEstimates::archive(Archive& archive) {
     archive.choice(rule, EstimateRule::PERCENTILE);
-    archive(users, scale_);
+    archive(users, scale_, drag_);
     for (std::size_t count = archive.count(curves_.size()), place = 0; place < count; ++place) {
         std::uint32_t shape = archive.is_reading() ? 0 : curves_[place].first;
         archive(shape);
@@ -145,8 +145,8 @@ void Flight::archive(Archive& archive) {
     archive(revoked, is_recalled, is_apart, was_executing, is_narrow, arena, residency);
     archive.maybe(executor);
     archive.maybe(batch);
-    archive(expected_ns, duration_ns, charged_ns, sent_ns, there_ns, predicted_end_ns, waits_since_ns, leaves_work,
-            inputs);
+    archive(expected_ns, alone_ns, duration_ns, charged_ns, sent_ns, there_ns, predicted_end_ns, waits_since_ns,
+            leaves_work, inputs);
     archive(copied_bytes);
     Archive::need(executes(kind) == (executor != nullptr) && executes(kind) == (batch != nullptr),
                   "an action does not match its batch");
@@ -225,7 +225,7 @@ void CopyTime::archive(Archive& archive) { archive(time_, batches_, ready_ns_); 
 
 void Executor::archive(Archive& archive) {
     archive(arena, worker, index, run_ahead, lane, lane_end_ns, head_end_ns, predicted, wake_ns, timer_ns, aged_ns);
-    archive(idle_since_ns, served, clock_mhz, pace, time, lead, dirty, gaps, reservation);
+    archive(idle_since_ns, served, clock_mhz, pace, time, lead, dirty, gaps, reservation, stretches);
 }
 
 void Arena::archive(Archive& archive) {

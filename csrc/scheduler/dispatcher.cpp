@@ -243,6 +243,7 @@ void Dispatcher::execution_done(Flight& flight, const ActionResult& result) {
         policy_->delivered(flight, result.ready_ns, result.status == Status::OK);
     }
     flight.revoked = true;  // the action has ended
+    executions_.look_beside(flight, result);
     executions_.count(flight, result);
     executions_.leave_lane(flight, result);
     Model& model = *flight.residency->model;

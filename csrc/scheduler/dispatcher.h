@@ -73,14 +73,24 @@ private:
     void give_up_load(Residency& residency, const ActionResult& result);
 
     // Workers that join and leave (workers.cpp).
-    void add_device(Worker& worker, const DeviceSpec& spec, std::uint32_t index);
-    Arena* add_arena(Worker& worker, const DeviceSpec& spec, std::uint32_t index);
+    void add_device(Worker& worker, const std::vector<DeviceSpec>& devices, std::uint32_t index);
+    Arena* add_arena(Worker& worker, const DeviceSpec& spec, std::uint32_t index, std::uint32_t executors);
     void take_unsent(Arena& arena, std::vector<Pending*>& waiting);
     void lose_flight(Flight& flight, std::vector<Pending*>& waiting);
     void lose_device(Arena& arena, std::vector<Model*>& touched);
     void find_others(const std::vector<Pending*>& waiting, const AnswerSentence& said, std::vector<Model*>& touched);
     void note_model(Model& model, std::vector<Model*>& touched);
-    std::uint32_t kind_of(const DeviceSpec& spec);
+    // Devices of one kind share estimates.
+    struct Kind {
+        std::uint32_t said = 0;  // the caller's number
+        std::uint64_t page_bytes = 0;
+        std::uint32_t executors = 1;  // of an arena
+
+        bool operator==(const Kind&) const = default;
+        void archive(Archive& archive) { archive(said, page_bytes, executors); }
+    };
+
+    std::uint32_t kind_of(const Kind& kind);
 
     SchedulerParts parts_;
     State& state_ = parts_.state;
@@ -96,7 +106,7 @@ private:
     std::vector<Pending*> waiting_;
     std::vector<Pending*> planned_;
     // Kind and page size, by the internal number of the kind.
-    std::vector<std::pair<std::uint32_t, std::uint64_t>> kinds_;
+    std::vector<Kind> kinds_;
     std::uint32_t touch_round_ = 0;
 };
 

@@ -30,15 +30,17 @@ auto find_batch(Value& sorted, std::uint32_t batch) {
 
 }  // namespace
 
-void Window::push(Ns sample) {
+void Window::push(Ns sample, BusyShare beside) {
     if (count_ == WINDOW) {
         std::move(samples_.begin() + 1, samples_.end(), samples_.begin());
+        std::move(besides_.begin() + 1, besides_.end(), besides_.begin());
         --count_;
     }
+    besides_[count_] = beside;
     samples_[count_++] = sample;
 }
 
-bool Window::push(Ns sample, Ns took_ns, Ns now) {
+bool Window::push(Ns sample, Ns took_ns, Ns now, BusyShare beside) {
     newest_ns_ = now;
     bool is_one = is_outlier(sample);
     if (is_one) {
@@ -49,8 +51,34 @@ bool Window::push(Ns sample, Ns took_ns, Ns now) {
         }
         outlier_ns_ = now;
     }
-    push(sample);
+    push(sample, beside);
     return is_one;
+}
+
+double Window::lesson(Ns sample, BusyShare beside) const {
+    if (count_ == 0) {
+        return 0;
+    }
+    double sum = 0;
+    for (std::uint32_t index = 0; index < count_; ++index) {
+        sum += besides_[index];
+    }
+    double more = share_of(beside - sum / count_);
+    if (std::abs(more) < DRAG_APART) {
+        return 0;
+    }
+    double longer = static_cast<double>(sample) / static_cast<double>(sorted()[(count_ - 1) / 2]) - 1;
+    return std::clamp(longer, -DRAG_CLIP, DRAG_CLIP) * more;
+}
+
+void Window::convert(double before, double drag) {
+    for (std::uint32_t index = 0; index < count_; ++index) {
+        double share = share_of(besides_[index]);
+        if (share > 0) {
+            auto sample = static_cast<double>(samples_[index]);
+            samples_[index] = std::max<Ns>(static_cast<Ns>(sample * (1 - drag * share) / (1 - before * share)), 1);
+        }
+    }
 }
 
 void Window::reset(Ns told) {
@@ -69,6 +97,7 @@ bool Window::fall() {
         return false;
     }
     std::copy(first, end, samples_.begin());
+    std::copy(besides_.begin() + (count_ - FALL_COUNT), besides_.begin() + count_, besides_.begin());
     count_ = FALL_COUNT;
     return true;
 }
@@ -197,10 +226,11 @@ Ns Curve::beyond(std::uint32_t batch) {
     return raw_[batch];
 }
 
-bool Curve::measure(std::uint32_t batch, Ns ns, Ns now) {
+bool Curve::measure(std::uint32_t batch, Ns ns, Ns now, BusyShare beside, double* lesson) {
     if (batch > BATCH_TABLE_MAX) {
         return false;
     }
+    ns = without_neighbours(ns, drag_, beside);
     bool is_robust = rule_ == EstimateRule::ROBUST, is_published = batch < raw_.size();
     bool changed = is_robust && is_published && surprises_.took(scaled(ns), raw_[batch], now);
     auto place = find_batch(windows_, batch);
@@ -209,7 +239,7 @@ bool Curve::measure(std::uint32_t batch, Ns ns, Ns now) {
         // profile and the neighbouring sizes.
         Ns seed = 0;
         if (!seeds_.empty()) {
-            seed = exec_ns(batch);
+            seed = alone_ns(batch);
             seed = scale_ == 1 ? seed : static_cast<Ns>(static_cast<double>(seed) / scale_);
         }
         place = windows_.insert(find_batch(windows_, batch), {batch, Window{}});
@@ -218,7 +248,10 @@ bool Curve::measure(std::uint32_t batch, Ns ns, Ns now) {
             place->second.push(seed);
         }
     }
-    bool is_outlier = place->second.push(std::max<Ns>(ns, 1), scaled(ns), now);
+    if (lesson != nullptr) {
+        *lesson = place->second.lesson(std::max<Ns>(ns, 1), beside);
+    }
+    bool is_outlier = place->second.push(std::max<Ns>(ns, 1), scaled(ns), now, beside);
     changed |= is_robust && was_outlier_ && !is_outlier;  // outliers of other batch sizes no longer count
     was_outlier_ = is_outlier;
     usual_ns_ = is_outlier ? usual_ns_ : now;
@@ -229,7 +262,7 @@ bool Curve::measure(std::uint32_t batch, Ns ns, Ns now) {
         build(batch);
         return true;
     }
-    Ns value = std::max(scaled(value_of(place->second)), surprises_.worst_ns());
+    Ns value = std::max(published(value_of(place->second)), surprises_.worst_ns());
     auto old_ns = static_cast<double>(raw_[batch]), new_ns = static_cast<double>(value);
     bool is_other = !is_robust && new_ns != old_ns;
     if (changed || is_other || new_ns > old_ns * (1 + RAISE_RATIO) || new_ns < old_ns * (1 - LOWER_RATIO)) {
@@ -258,7 +291,7 @@ Ns Curve::told_ns(std::uint32_t batch, const Window& window) const {
 }
 
 Ns Curve::hoped_ns(std::uint32_t batch) {
-    Ns expected = exec_ns(batch);
+    Ns expected = alone_ns(batch);
     auto place = find_batch(windows_, batch);
     bool is_measured = place != windows_.end() && place->first == batch;
     if (rule_ != EstimateRule::ROBUST || batch > BATCH_TABLE_MAX || (seeds_.empty() && !is_measured)) {
@@ -333,6 +366,15 @@ void Curve::set_scale(double scale) {
     planned_.clear();
 }
 
+void Curve::set_drag(double drag) {
+    for (auto& entry : windows_) {
+        entry.second.convert(drag_, drag);
+    }
+    drag_ = drag;
+    raw_.clear();
+    planned_.clear();
+}
+
 // Computes the published values of batches up to at least batch_max.
 void Curve::build(std::uint32_t batch_max) {
     std::vector<std::pair<std::uint32_t, Ns>> points;
@@ -387,7 +429,7 @@ void Curve::build(std::uint32_t batch_max) {
     }
     planned_.assign(size + 1, 0);
     for (std::uint32_t batch = 1; batch <= size; ++batch) {
-        raw_[batch] = std::max({scaled(raw_[batch]), raw_[batch - 1], surprises_.worst_ns()});
+        raw_[batch] = std::max({published(raw_[batch]), raw_[batch - 1], surprises_.worst_ns()});
         planned_[batch] = with_margin(raw_[batch]);
     }
 }
@@ -414,6 +456,7 @@ void ProgramEstimates::seed(const std::vector<ProfilePoint>& points) {
 Curve& ProgramEstimates::add(std::uint32_t shape) {
     curves_.emplace_back(shape, std::make_unique<Curve>(rule));
     curves_.back().second->set_scale(scale_);
+    curves_.back().second->set_drag(drag_.told());
     if (curves_.size() > WALK_MAX) {
         if (index_.empty()) {
             for (const auto& entry : curves_) {
@@ -478,7 +521,23 @@ Ns ProgramEstimates::bound_ns(const Shapes& shapes, std::uint32_t shape, std::ui
     return with_margin(static_cast<Ns>(static_cast<double>(reference->exec_ns(batch)) * ratio * ratio));
 }
 
-bool ProgramEstimates::measure(std::uint32_t shape, std::uint32_t batch, Ns ns, std::uint32_t* forgotten, Ns now) {
+void ProgramEstimates::begin_drag(double first, double most) {
+    bool is_fresh =
+        std::none_of(curves_.begin(), curves_.end(), [](const auto& entry) { return entry.second->is_measured(); });
+    if (is_fresh) {
+        drag_.begin(first, most);
+        tell_drag();
+    }
+}
+
+void ProgramEstimates::tell_drag() {
+    for (const auto& entry : curves_) {
+        entry.second->set_drag(drag_.told());
+    }
+}
+
+bool ProgramEstimates::measure(std::uint32_t shape, std::uint32_t batch, Ns ns, std::uint32_t* forgotten, Ns now,
+                               BusyShare beside) {
     Curve* known = curve(shape);
     if (known == nullptr) {
         if (curves_.size() >= SHAPES_MAX) {
@@ -493,7 +552,16 @@ bool ProgramEstimates::measure(std::uint32_t shape, std::uint32_t batch, Ns ns, 
         }
         known = &add(shape);
     }
-    return known->measure(batch, ns, now);
+    if (!drag_.has_neighbours()) {
+        return known->measure(batch, ns, now);
+    }
+    double lesson = 0;
+    bool changed = known->measure(batch, ns, now, beside, &lesson);
+    if (drag_.learn(now, lesson)) {
+        tell_drag();
+        return true;
+    }
+    return changed;
 }
 
 namespace {

@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "scheduler/archive.h"
+#include "scheduler/neighbours.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -106,10 +107,15 @@ enum class EstimateRule : std::uint8_t {
 // The last samples of one quantity, oldest first.
 class Window {
 public:
-    void push(Ns sample);
-    // Adds a sample that took `took_ns` until `now`. An outlier that went on at the same time as the outlier
-    // before it is left out. True if it is an outlier.
-    bool push(Ns sample, Ns took_ns, Ns now);
+    void push(Ns sample, BusyShare beside = 0);
+    // Adds a sample that took `took_ns` until `now`, and had these neighbours. An outlier that went on at the
+    // same time as the outlier before it is left out. True if it is an outlier.
+    bool push(Ns sample, Ns took_ns, Ns now, BusyShare beside = 0);
+    // The lesson of a sample that is about to be added for the drag of neighbours (neighbours.h): how much
+    // longer it is than the median, times how much more neighbours it had than the samples' mean.
+    double lesson(Ns sample, BusyShare beside) const;
+    // Converts the samples after the drag has changed from `before` to `drag`.
+    void convert(double before, double drag);
     // Whether the last FALL_COUNT samples are far below robust(); if so, the others are dropped.
     bool fall();
     // Returns the window to its state before the first sample, seeded with `told`.
@@ -129,7 +135,8 @@ private:
     std::array<Ns, WINDOW> sorted() const;  // the first count_ elements
     bool is_outlier(Ns sample) const;
 
-    std::array<Ns, WINDOW> samples_{};  // samples are never below 0
+    std::array<Ns, WINDOW> samples_{};         // samples are never below 0
+    std::array<BusyShare, WINDOW> besides_{};  // their neighbours
     std::uint32_t count_ = 0;
     Ns newest_ns_ = 0;           // time of the last sample
     Ns outlier_ns_ = -NEVER_NS;  // time of the last outlier
@@ -163,7 +170,8 @@ private:
     Ns newest_ns_ = 0;
 };
 
-// Execution time over batch size, for one program, shape and device kind.
+// Execution time over batch size, for one program, shape and device kind. Samples and profile are without
+// neighbours; published times are with all of them (neighbours.h).
 class Curve {
 public:
     explicit Curve(EstimateRule rule = EstimateRule::ROBUST) : rule_(rule) {}
@@ -180,6 +188,9 @@ public:
         return beyond(batch);
     }
 
+    // The expected duration without neighbours.
+    Ns alone_ns(std::uint32_t batch) { return without_neighbours(exec_ns(batch), drag_, ALL_BUSY); }
+
     // exec_ns() with the margin of plans.
     Ns planned_ns(std::uint32_t batch) {
         if (batch < planned_.size()) {
@@ -188,14 +199,16 @@ public:
         return with_margin(beyond(batch));
     }
 
-    // The time of a batch at best: exec_ns(), unless that is more than STALE_BESIDE times both the profile
+    // The time of a batch at best: alone_ns(), unless that is more than STALE_BESIDE times both the profile
     // and the least sample of its window; then the least sample (the profile for a size that was never
     // measured). A stall does not move it. Only a request with less time is impossible. A device that has
     // nothing else to do tries one with more time, so that an estimate raised by a past stall refuses nobody.
     Ns hoped_ns(std::uint32_t batch);
 
-    // Adds a sample. True if the published estimates changed.
-    bool measure(std::uint32_t batch, Ns ns, Ns now);
+    // Adds a sample that had these neighbours. True if the published estimates changed. lesson: set to the
+    // sample's lesson for the drag (Window::lesson()).
+    bool measure(std::uint32_t batch, Ns ns, Ns now, BusyShare beside, double* lesson);
+    bool measure(std::uint32_t batch, Ns ns, Ns now) { return measure(batch, ns, now, 0, nullptr); }
 
     // Whether a batch of this size was measured recently.
     bool is_confirmed(std::uint32_t batch, Ns now) const;
@@ -206,6 +219,8 @@ public:
 
     // Multiplies the samples and the profile by this scale from now on.
     void set_scale(double scale);
+    // Converts the samples, and the profile, by this drag of neighbours from now on.
+    void set_drag(double drag);
 
     // The cost of a row alone by the profile, as a multiple of its cost in the cheapest batch of at most
     // rows_max rows; 1 where that is unknown. Measured times are too noisy for this: a size that seems dear
@@ -227,6 +242,7 @@ private:
     double least_drift() const;
     double drift(std::uint32_t batch, const Window& window) const;
     Ns scaled(Ns ns) const { return scale_ == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * scale_); }
+    Ns published(Ns ns) const { return with_neighbours(scaled(ns), drag_); }
     Ns value_of(const Window& window) const {
         return rule_ == EstimateRule::ROBUST ? window.robust(usual_ns_) : window.percentile();
     }
@@ -241,6 +257,7 @@ private:
     bool profiled_ = false;
     EstimateRule rule_;
     double scale_ = 1;
+    double drag_ = 0;
 };
 
 // Number of elements of the inputs of each shape, for one row. Shape 0 is that of a request without inputs.
@@ -282,9 +299,16 @@ public:
     // ratio of elements (attention is quadratic).
     Ns bound_ns(const Shapes& shapes, std::uint32_t shape, std::uint32_t batch) const;
 
-    // Adds a sample. True if published estimates changed. forgotten: set to a shape that was dropped to make
-    // room for this one, if any; no pointer to its curve may be kept.
-    bool measure(std::uint32_t shape, std::uint32_t batch, Ns ns, std::uint32_t* forgotten, Ns now);
+    // Adds a sample that had these neighbours. True if published estimates of the shape changed; of all
+    // shapes if drag() did. forgotten: set to a shape that was dropped to make room for this one, if any; no
+    // pointer to its curve may be kept.
+    bool measure(std::uint32_t shape, std::uint32_t batch, Ns ns, std::uint32_t* forgotten, Ns now,
+                 BusyShare beside = 0);
+
+    // Begins with a drag of neighbours, unless the program has estimates already; see Drag::begin().
+    void begin_drag(double first, double most);
+    // The drag of neighbours on the published estimates.
+    double drag() const { return drag_.told(); }
 
     // Calls Curve::forget_stale() on all, and function(shape) for those that changed. True if some are still
     // raised.
@@ -323,8 +347,10 @@ public:
 private:
     Curve* find(std::uint32_t shape) const;
     Curve& add(std::uint32_t shape);
+    void tell_drag();
 
     double scale_ = 1;
+    Drag drag_;
     // curves in the order of their creation
     std::vector<std::pair<std::uint32_t, std::unique_ptr<Curve>>> curves_;
     // index of the curves by shape, used once there are many

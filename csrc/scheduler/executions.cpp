@@ -42,12 +42,33 @@ Flight* Executions::fly(ActionKind kind, Batch& batch, Ns expected_ns, Ns durati
     return flight;
 }
 
+// A neighbour is busy until the end of its lane, and beyond it if there is work for it. Each nanosecond
+// beside a busy neighbour costs the same part of the drag.
+Ns Executions::beside_ns(const Executor& executor, Ns alone_ns, Ns most_ns) const {
+    if (alone_ns == most_ns) {
+        return most_ns;
+    }
+    const Arena& arena = *executor.arena;
+    Ns begin = executor.free_ns(state_.now), shared = 0;
+    for (const Executor* other = arena.executors.front(); other != nullptr; other = other->after) {
+        if (other == &executor) {
+            continue;
+        }
+        Ns busy = other->lane.empty() ? 0 : std::clamp<Ns>(other->free_ns(state_.now) - begin, 0, most_ns);
+        shared += busy < most_ns && deciders_.policy->has_work(*other) ? most_ns : busy;
+    }
+    double part = static_cast<double>(shared) / static_cast<double>(most_ns) / (arena.width() - 1);
+    return alone_ns + static_cast<Ns>(static_cast<double>(most_ns - alone_ns) * part);
+}
+
 Flight* Executions::send(Batch& batch) {
     Residency& residency = *batch.residency;
     Executor& executor = *batch.executor;
     const Worker& worker = *executor.worker;
-    Ns expected = executor.paced(batch.expected_ns(batch.size));
+    Ns alone = executor.paced(batch.alone_ns(batch.size));
+    Ns expected = beside_ns(executor, alone, executor.paced(batch.expected_ns(batch.size)));
     Flight* flight = fly(ActionKind::INFER, batch, expected, executor.paced(batch.duration_ns));
+    flight->alone_ns = alone;
     Command& command = flights_.order(CommandKind::SEND_INFER, *flight);
     command.first = static_cast<std::uint32_t>(state_.out.ids.size());
     command.count = static_cast<std::uint32_t>(batch.pendings.size());
@@ -138,6 +159,25 @@ void Executions::leave_lane(Flight& flight, const ActionResult& result) {
     }
 }
 
+void Executions::look_beside(Flight& flight, const ActionResult& result) const {
+    const Arena& arena = *flight.arena;
+    if (arena.executors.size() == 1 || result.status != Status::OK) {
+        return;
+    }
+    Ns from = result.begin_ns, until = result.end_ns;
+    if (from <= 0 || until <= from || until > state_.now) {
+        // Two clocks were compared: the neighbours that are busy now must do.
+        from = state_.now - 1;
+        until = state_.now;
+    }
+    Ns sum = 0;
+    for (const Executor* other = arena.executors.front(); other != nullptr; other = other->after) {
+        sum += other != flight.executor ? other->executed_ns(from, until) : 0;
+    }
+    double share = static_cast<double>(sum) / static_cast<double>(until - from) / (arena.width() - 1);
+    flight.beside = static_cast<BusyShare>(share * ALL_BUSY + 0.5);
+}
+
 // Counts an execution's time; the time before it was idle.
 void Executions::count(const Flight& flight, const ActionResult& result) {
     bool has_run = result.status == Status::OK || result.status == Status::EXECUTION_FAILED;
@@ -149,6 +189,9 @@ void Executions::count(const Flight& flight, const ActionResult& result) {
         state_.count_idle(*flight.executor, flight.waits_since_ns, until);
     }
     flight.executor->time.executed(result.begin_ns, result.end_ns, state_.now);
+    if (flight.arena->executors.size() > 1) {
+        flight.executor->stretches.add(result.begin_ns, result.end_ns);
+    }
 }
 
 // Appends the unanswered requests of a flight that ended, free to be planned again.

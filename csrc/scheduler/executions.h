@@ -32,6 +32,8 @@ public:
     // Measure a shape with this residency; bound_ns: the expected duration.
     void measure(Executor& executor, Residency& residency, std::uint32_t shape, std::uint32_t rows, Ns bound_ns);
 
+    // Note which neighbours an execution had; before count().
+    void look_beside(Flight& flight, const ActionResult& result) const;
     // Note a result in its executor's lane and time.
     void count(const Flight& flight, const ActionResult& result);
     // Charge the model of an overdue execution; an execution that ended in time excuses a single overdue one
@@ -47,6 +49,8 @@ private:
     void recall_waiting(const Executor& executor);
     // Enter an action of the execute lane in the books.
     Flight* fly(ActionKind kind, Batch& batch, Ns expected_ns, Ns duration_ns);
+    // Predict an execution that is sent now by its neighbours: alone_ns without any, most_ns with all.
+    Ns beside_ns(const Executor& executor, Ns alone_ns, Ns most_ns) const;
 
     State& state_;
     Flights& flights_;

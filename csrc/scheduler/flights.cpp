@@ -57,7 +57,7 @@ Flight* Flights::make(Arena& arena, ActionKind kind, Residency& residency, Batch
     flight->executor = batch != nullptr ? batch->executor : nullptr;
     flight->residency = &residency;
     flight->batch = batch;
-    flight->expected_ns = expected_ns;
+    flight->expected_ns = flight->alone_ns = expected_ns;
     flight->duration_ns = duration_ns;
     flight->sent_ns = state_.now;
     flight->there_ns = state_.now + arena.worker->there_ns;

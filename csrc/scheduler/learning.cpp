@@ -8,7 +8,7 @@ namespace clockwork {
 
 void Learning::set_clock(Executor& executor, std::uint32_t mhz) {
     executor.clock_mhz = mhz;
-    KindClock& clock = clocks_[executor.arena->kind];
+    Kind& clock = kinds_[executor.arena->kind];
     if (clock.first_mhz == 0) {
         clock.first_mhz = mhz;
     }
@@ -16,7 +16,7 @@ void Learning::set_clock(Executor& executor, std::uint32_t mhz) {
 }
 
 void Learning::follow_clocks(std::uint32_t kind) {
-    KindClock& clock = clocks_[kind];
+    Kind& clock = kinds_[kind];
     if (clock.first_mhz == 0) {
         return;
     }
@@ -51,7 +51,7 @@ void Learning::follow_clocks(std::uint32_t kind) {
 
 // Converts a duration to the clock that estimates are stored for.
 Ns Learning::at_first_clock(const Executor& executor, Ns took_ns) const {
-    const KindClock& clock = clocks_[executor.arena->kind];
+    const Kind& clock = kinds_[executor.arena->kind];
     if (clock.first_mhz == 0 || executor.clock_mhz == 0 || executor.clock_mhz == clock.first_mhz) {
         return took_ns;
     }
@@ -64,14 +64,22 @@ void Learning::tell_changed(ProgramEstimates& program) {
     }
 }
 
+// ----- neighbours ---------------------------------------------------------------------------------
+
+void Learning::set_neighbours(std::uint32_t kind, std::uint32_t executors, double slowdown) {
+    kinds_[kind].drag_most = drag_most(executors);
+    kinds_[kind].drag = drag_of(slowdown, kinds_[kind].drag_most);
+}
+
 // ----- samples ------------------------------------------------------------------------------------
 
 void Learning::executed(const Flight& flight, Ns took_ns) {
     ProgramEstimates& program = *flight.residency->spec->program;
     const Batch& batch = *flight.batch;
     std::uint32_t forgotten = UINT32_MAX;
-    bool changed =
-        program.measure(batch.shape, batch.size, at_first_clock(*flight.executor, took_ns), &forgotten, state_.now);
+    double drag = program.drag();
+    bool changed = program.measure(batch.shape, batch.size, at_first_clock(*flight.executor, took_ns), &forgotten,
+                                   state_.now, flight.beside);
     if (forgotten != UINT32_MAX) {
         deciders_.policy->estimates_forgotten(program, forgotten);
     }
@@ -79,7 +87,12 @@ void Learning::executed(const Flight& flight, Ns took_ns) {
         if (Curve* curve = program.curve(batch.shape); curve != nullptr && curve->is_raised()) {
             note_raised();
         }
-        deciders_.policy->estimates_changed(program, batch.shape);
+        changed_shapes_.assign(1, batch.shape);
+        if (program.drag() != drag) {
+            changed_shapes_.clear();
+            program.for_each_shape([&](std::uint32_t shape) { changed_shapes_.push_back(shape); });
+        }
+        tell_changed(program);
     }
 }
 

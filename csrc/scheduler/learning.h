@@ -25,8 +25,15 @@ class Learning {
 public:
     Learning(State& state, const Deciders& deciders) : state_(state), deciders_(deciders) {}
 
-    void set_kind_count(std::size_t count) { clocks_.resize(count); }
-    double scale(std::uint32_t kind) const { return clocks_[kind].scale; }
+    void set_kind_count(std::size_t count) { kinds_.resize(count); }
+    double scale(std::uint32_t kind) const { return kinds_[kind].scale; }
+    // Notes how many executors arenas of a kind have, and how much longer executions take beside all others
+    // by a worker's measurement.
+    void set_neighbours(std::uint32_t kind, std::uint32_t executors, double slowdown);
+    // Begins with that for a program; see Drag::begin().
+    void begin_drag(std::uint32_t kind, ProgramEstimates& program) const {
+        program.begin_drag(kinds_[kind].drag, kinds_[kind].drag_most);
+    }
     // Notes the clock that a device executes at from now on.
     void set_clock(Executor& executor, std::uint32_t mhz);
     // Adjusts the estimates of a kind after a device's clock has changed, or a device came or went.
@@ -47,15 +54,20 @@ public:
         }
     }
 
-    void archive(Archive& archive) { archive(clocks_, stale_at_ns_); }
-    std::size_t kind_count() const { return clocks_.size(); }
+    void archive(Archive& archive) { archive(kinds_, stale_at_ns_); }
+    std::size_t kind_count() const { return kinds_.size(); }
 
 private:
-    struct KindClock {
+    struct Kind {
         std::uint32_t first_mhz = 0;  // clock of the samples; 0: no device reports one
         double scale = 1;             // factor from the samples to the present clock
+        double drag = 0;              // the neighbours' drag that a worker measured
+        double drag_most = 0;         // its bound; 0: executions have no neighbours
 
-        void archive(Archive& archive) { archive(first_mhz, scale); }
+        void archive(Archive& archive) {
+            archive(first_mhz, scale, drag, drag_most);
+            Archive::need(0 <= drag && drag <= drag_most && drag_most <= DRAG_MAX, "a drag is out of its range");
+        }
     };
 
     Ns at_first_clock(const Executor& executor, Ns took_ns) const;
@@ -65,8 +77,8 @@ private:
 
     State& state_;
     const Deciders& deciders_;
-    std::vector<KindClock> clocks_;  // clocks by kind of device
-    Ns stale_at_ns_ = NEVER_NS;      // time of the next search for stale estimates
+    std::vector<Kind> kinds_;    // by kind of device
+    Ns stale_at_ns_ = NEVER_NS;  // time of the next search for stale estimates
     std::vector<std::uint32_t> changed_shapes_;
 };
 

@@ -21,6 +21,15 @@ void Executor::retime_lane(Ns time) {
     lane_end_ns = time;
 }
 
+Ns Executor::executed_ns(Ns from_ns, Ns until_ns) const {
+    Ns sum = stretches.during(from_ns, until_ns);
+    if (!lane.empty()) {
+        Ns begin = std::max({from_ns, stretches.until_ns(), head_end_ns - lane.front()->duration_ns});
+        sum += std::max<Ns>(until_ns - begin, 0);
+    }
+    return std::min(sum, until_ns - from_ns);
+}
+
 void Arena::enter(Residency* residency) {
     resident.push_back(residency);
     by_model.set(static_cast<std::uint64_t>(residency->model->model_id), residency);

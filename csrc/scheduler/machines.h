@@ -165,6 +165,7 @@ struct Executor {
     std::uint32_t clock_mhz = 0;  // clock of the device; 0: not reported
     double pace = 1;  // duration as a multiple of its kind's estimate: below 1 where other devices are slower
     ExecutorTime time;
+    Stretches stretches;
     Lead lead;
     bool dirty = false;  // the executor or its arena changed since it was handled last
 
@@ -186,6 +187,8 @@ struct Executor {
     Ns free_ns(Ns now) const;
     // Predicts the lane anew: its oldest action begins at `time`, or when it has arrived.
     void retime_lane(Ns time);
+    // How long it executed between two past times; an action under way counts from its predicted begin.
+    Ns executed_ns(Ns from_ns, Ns until_ns) const;
 };
 
 // Memory for models, in pages, with a lane of loads. One or more executors run the models in it. The first is

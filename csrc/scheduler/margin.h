@@ -21,18 +21,18 @@ inline constexpr double MARGIN_MAX = 0.25;
 // Fixed time that each planned execution adds to its estimate and its margin.
 inline constexpr Ns MARGIN_FIXED_NS = 20'000;
 
-// Half-life of a learnt number's difference from its first value, without samples.
+// Half-life of a learnt number's difference from its first value, without samples, unless it has its own.
 inline constexpr Ns FADE_NS = 2 * SECOND;
 
 // A number that is learnt from samples, and returns to its first value without them, by whole half-lives, so
 // that it is constant between executions.
 class Fading {
 public:
-    explicit Fading(double first) : first_(first), value_(first) {}
+    explicit Fading(double first, Ns half_life = FADE_NS) : first_(first), value_(first), half_life_(half_life) {}
 
     double at(Ns now) const {
         Ns past = now - seen_ns_;
-        return past < FADE_NS ? value_ : first_ + (value_ - first_) * decay(past - past % FADE_NS, FADE_NS);
+        return past < half_life_ ? value_ : first_ + (value_ - first_) * decay(past - past % half_life_, half_life_);
     }
     void set(Ns now, double value) {
         value_ = value;
@@ -44,6 +44,7 @@ public:
 private:
     double first_;
     double value_;
+    Ns half_life_;
     Ns seen_ns_ = 0;
 };
 

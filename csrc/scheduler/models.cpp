@@ -101,6 +101,7 @@ KindSpec& Models::join_spec(Model& model, Arena& arena, std::uint32_t variant, c
     fresh.fetch_times = &fresh.fetches->use(told.program, fresh.page_count);
     fresh.host_bytes = arena.page_bytes * fresh.page_count;
     fresh.program->seed(told.profile);
+    learning_.begin_drag(arena.kind, *fresh.program);
     fresh.program->set_scale(learning_.scale(arena.kind));
     if (known != nullptr) {
         *std::find(model.specs.begin(), model.specs.end(), known) = &fresh;

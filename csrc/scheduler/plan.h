@@ -105,7 +105,8 @@ public:
     }
     void executed(const Flight& flight, Ns took_ns) {
         if (is_timed(flight)) {
-            margins_.executed(state_.now, flight.residency->spec->kind, flight.expected_ns, took_ns);
+            margins_.executed(state_.now, flight.residency->spec->kind, flight.expected_ns,
+                              as_predicted_ns(flight, took_ns));
         }
     }
     double margin(std::uint32_t kind) const { return margins_.share(state_.now, kind); }

@@ -222,8 +222,9 @@ struct Batch {
         }
         return highest;
     }
-    // The expected duration, without margin, at this size.
+    // The expected duration, without margin, at this size; alone_ns(): without neighbours.
     Ns expected_ns(std::uint32_t rows) const { return curve != nullptr ? curve->exec_ns(rows) : duration_ns; }
+    Ns alone_ns(std::uint32_t rows) const { return curve != nullptr ? curve->alone_ns(rows) : duration_ns; }
 };
 
 enum class ResidencyState : std::uint8_t {
@@ -349,9 +350,11 @@ struct Flight {
     Executor* executor = nullptr;  // only for INFER and PROFILE
     Residency* residency = nullptr;
     Batch* batch = nullptr;
-    Ns expected_ns = 0;
-    Ns duration_ns = 0;  // planned duration with margin
-    Ns charged_ns = 0;   // device time for which its model was charged
+    Ns expected_ns = 0;    // with the neighbours that it was predicted to have
+    Ns alone_ns = 0;       // without neighbours
+    BusyShare beside = 0;  // INFER, PROFILE: the share of its neighbours that were busy; set as it ends
+    Ns duration_ns = 0;    // planned duration with margin
+    Ns charged_ns = 0;     // device time for which its model was charged
     Ns sent_ns = 0;
     Ns there_ns = 0;          // predicted arrival, including its inputs
     Ns predicted_end_ns = 0;  // predicted end without margins; see predictions.h
@@ -372,6 +375,7 @@ struct Flight {
     void reset() {
         revoked = is_recalled = is_narrow = is_apart = was_executing = leaves_work = false;
         batch = nullptr;
+        beside = 0;
         charged_ns = predicted_end_ns = waits_since_ns = 0;
         inputs = copied_bytes = 0;
     }
@@ -381,6 +385,16 @@ struct Flight {
 // Whether an action is an execution whose duration was expected by measured estimates.
 inline bool is_timed(const Flight& flight) {
     return flight.kind == ActionKind::INFER && flight.batch->curve != nullptr && flight.expected_ns > 0;
+}
+
+// The time of an execution that took took_ns, had it had the neighbours that it was predicted to have.
+inline Ns as_predicted_ns(const Flight& flight, Ns took_ns) {
+    if (flight.beside == 0 && flight.alone_ns == flight.expected_ns) {
+        return took_ns;
+    }
+    Ns alone_ns = without_neighbours(took_ns, flight.residency->spec->program->drag(), flight.beside);
+    double slower = static_cast<double>(flight.expected_ns) / static_cast<double>(std::max<Ns>(flight.alone_ns, 1));
+    return static_cast<Ns>(static_cast<double>(alone_ns) * slower);
 }
 
 struct alignas(CACHE_LINE) Model {

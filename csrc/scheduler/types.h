@@ -70,6 +70,8 @@ struct DeviceSpec {
     std::uint32_t run_ahead = 1;
     // number of the worker's device whose arena this device executes from, a smaller one; -1: it has its own
     std::int32_t arena = -1;
+    // time of an execution beside executions on all others of its arena, in thousandths of its time by itself
+    std::uint32_t slowdown_thousandths = 1000;
 };
 
 struct ActionResult {

@@ -146,7 +146,7 @@ std::vector<Ns> Dispatcher::expected_ns(ModelId model_id, const std::vector<Prof
     std::vector<Ns> found;
     for (const ProfilePoint& point : points) {
         Curve* curve = spec != nullptr ? spec->program->curve(point.shape) : nullptr;
-        found.push_back(curve != nullptr ? curve->exec_ns(point.batch) : point.exec_ns);
+        found.push_back(curve != nullptr ? curve->alone_ns(point.batch) : point.exec_ns);
     }
     return found;
 }

@@ -5,11 +5,10 @@
 
 namespace clockwork {
 
-std::uint32_t Dispatcher::kind_of(const DeviceSpec& spec) {
-    std::pair<std::uint32_t, std::uint64_t> key{spec.kind, spec.page_bytes};
-    auto found = std::find(kinds_.begin(), kinds_.end(), key);
+std::uint32_t Dispatcher::kind_of(const Kind& kind) {
+    auto found = std::find(kinds_.begin(), kinds_.end(), kind);
     if (found == kinds_.end()) {
-        found = kinds_.insert(kinds_.end(), key);
+        found = kinds_.insert(kinds_.end(), kind);
     }
     return static_cast<std::uint32_t>(found - kinds_.begin());
 }
@@ -27,14 +26,17 @@ void Dispatcher::worker_joined(Ns now, WorkerId worker_id, const std::vector<Dev
     state_.tiered += host_bytes > 0;
     state_.by_worker.set(static_cast<std::uint32_t>(worker_id), worker);
     std::uint64_t first = device_count_;
-    for (const DeviceSpec& spec : devices) {
-        add_device(*worker, spec, static_cast<std::uint32_t>(device_count_++ - first));
+    while (device_count_ - first < devices.size()) {
+        add_device(*worker, devices, static_cast<std::uint32_t>(device_count_++ - first));
     }
 }
 
 // Adds a device of a worker: an executor, of an arena of its own or of that of another device.
-void Dispatcher::add_device(Worker& worker, const DeviceSpec& spec, std::uint32_t index) {
-    Arena* arena = spec.arena < 0 ? add_arena(worker, spec, index) : worker.arena(spec.arena);
+void Dispatcher::add_device(Worker& worker, const std::vector<DeviceSpec>& devices, std::uint32_t index) {
+    const DeviceSpec& spec = devices[index];
+    auto executes_here = [index](const DeviceSpec& other) { return other.arena == static_cast<std::int32_t>(index); };
+    auto others = static_cast<std::uint32_t>(std::count_if(devices.begin(), devices.end(), executes_here));
+    Arena* arena = spec.arena < 0 ? add_arena(worker, spec, index, 1 + others) : worker.arena(spec.arena);
     must(arena != nullptr && arena->page_bytes == spec.page_bytes && arena->pages.page_count() == spec.page_count,
          "a device executes from an arena that is not there");
     Executor* executor = state_.pool<Executor>().make();
@@ -49,17 +51,18 @@ void Dispatcher::add_device(Worker& worker, const DeviceSpec& spec, std::uint32_
     policy_->joined(*executor);
 }
 
-Arena* Dispatcher::add_arena(Worker& worker, const DeviceSpec& spec, std::uint32_t index) {
+Arena* Dispatcher::add_arena(Worker& worker, const DeviceSpec& spec, std::uint32_t index, std::uint32_t executors) {
     Arena* arena = state_.pool<Arena>().make();
     arena->worker = &worker;
     arena->index = index;
     arena->number = device_count_ - 1;
-    arena->kind = kind_of(spec);
+    arena->kind = kind_of({spec.kind, spec.page_bytes, executors});
     arena->kind_said = spec.kind;
     arena->page_bytes = spec.page_bytes;
     arena->pages = PageAllocator(spec.page_count);
     arena->run_ahead = std::max(spec.run_ahead, 1u);
     parts_.learning.set_kind_count(kinds_.size());
+    parts_.learning.set_neighbours(arena->kind, executors, spec.slowdown_thousandths / 1000.0);
     worker.arenas.push_back(arena);
     state_.arenas.push_back(arena);
     return arena;

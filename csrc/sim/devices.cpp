@@ -35,6 +35,9 @@ void World::join(std::uint32_t index) {
     for (std::uint32_t number = 0; number < worker.device_count; ++number) {
         const Device& device = devices_[worker.first_device + number];
         specs_[number].arena = has_arena(device) ? -1 : static_cast<std::int32_t>(device.arena);
+        const double more = (cluster_.slowdown - 1) * cluster_.slowdown_told;
+        if (device.lanes.has_neighbours())
+            specs_[number].slowdown_thousandths += static_cast<std::uint32_t>(1000 * more + 0.5);
     }
     note(0, worker.id, index);
     record_joined(worker);
@@ -402,6 +405,7 @@ void World::advance(std::uint32_t number, LaneKind lane) {
                 action.begin_ns = now_;
                 note(201, static_cast<std::int64_t>(action.id), number);
                 heap_.push(at_ns, EventKind::LANE_END, number, epoch, static_cast<std::uint64_t>(lane));
+                follow_neighbours(number);
                 return;
             }
             case emulated::LaneNext::ENDED:
@@ -446,8 +450,18 @@ void World::demand_possible(const emulated::EmulatedEnd& done) const {
     fail("an order that cannot be followed: " + emulated::sentence(done));
 }
 
+// Moves the ends of executions in an arena where an execution began or ended.
+void World::follow_neighbours(std::uint32_t number) {
+    devices_[number].lanes.retime(now_, [this](std::uint32_t moved, Ns end_ns) {
+        heap_.push(end_ns, EventKind::LANE_END, moved, workers_[devices_[moved].worker].epoch,
+                   static_cast<std::uint64_t>(LaneKind::EXECUTE));
+    });
+}
+
 void World::lane_end(std::uint32_t number, LaneKind lane) {
     Device& device = devices_[number];
+    if (!device.lanes.running(lane) || device.lanes.ends_ns(lane) > now_)
+        return;  // a neighbour has moved the end since
     const std::uint32_t slot = device.lanes.running(lane)->token;
     Action& action = *actions_[slot];
     const std::uint32_t index = device.worker, epoch = workers_[index].epoch;
@@ -485,6 +499,7 @@ void World::lane_end(std::uint32_t number, LaneKind lane) {
     if (workers_[index].epoch != epoch)
         return;
     advance(number, lane);
+    follow_neighbours(number);
     if (kind == ActionKind::LOAD)
         grant_link(index);
 }

@@ -50,7 +50,8 @@ void World::record_joined(const WorkerState& worker) {
         return;
     std::vector<recorded::DeviceShape> devices;
     for (const DeviceSpec& spec : specs_)
-        devices.push_back({"emulated", spec.page_bytes, spec.page_count, spec.run_ahead, spec.arena});
+        devices.push_back(
+            {"emulated", spec.page_bytes, spec.page_count, spec.run_ahead, spec.arena, spec.slowdown_thousandths});
     record_event(recorded::WorkerJoined{
         .now_ns = now_, .worker = worker.id, .devices = devices, .host_bytes = cluster_.host_bytes});
 }

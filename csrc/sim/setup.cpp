@@ -53,6 +53,9 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelSetup> model
     settings_.page_count = cluster_.page_count;
     settings_.run_ahead = cluster_.run_ahead;
     settings_.unload_ns = UNLOAD_NS;
+    if (!(cluster_.slowdown >= 1))
+        throw std::invalid_argument("a slowdown by neighbours below 1");
+    settings_.slowdown = cluster_.slowdown;
     settings_.exec_noise = cluster_.exec_noise;
     settings_.load_noise = cluster_.load_noise;
     settings_.exec_outlier = settings_.load_outlier = cluster_.outlier;

@@ -67,6 +67,8 @@ struct ClusterSetup {
     // Devices of a worker that share an arena, that of the first of them: they are its executors. A worker's
     // last arena may have fewer.
     std::uint32_t executors = 1;
+    double slowdown = 1;       // EmulatedSettings::slowdown
+    double slowdown_told = 1;  // part of what it exceeds 1 by that workers tell the controller
     std::uint64_t page_bytes = 16 << 20;
     std::uint32_t page_count = 1376;
     std::uint32_t run_ahead = 2;
@@ -317,6 +319,7 @@ private:
     const std::vector<std::uint32_t>& runs_of(const WorkerState& worker, std::uint32_t model);
     std::uint32_t batch_max_of(const WorkerState& worker, std::uint32_t model) const;
     void lane_end(std::uint32_t device, LaneKind lane);
+    void follow_neighbours(std::uint32_t device);
     void conclude(std::uint32_t device, std::uint32_t slot, Status status);
     void grant_link(std::uint32_t worker);
     void sync_clock(WorkerState& worker);

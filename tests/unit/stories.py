@@ -73,6 +73,7 @@ class Story:
         queued_requests_max: int = QUEUED_REQUESTS_MAX,
         host_pages: int = 0,
         link_ns: int = LINK,
+        slowdown: float = 1,
     ) -> None:
         self.scheduler = make_scheduler(policy, memory, options, queued_requests_max)
         self.now = 0
@@ -86,6 +87,7 @@ class Story:
                     pages,
                     run_ahead,
                     place - place % executors if place % executors else -1,
+                    1000 if place % executors else round(1000 * slowdown),
                 )
                 for place in range(devices)
             )

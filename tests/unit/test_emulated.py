@@ -518,6 +518,60 @@ def test_executors_run_at_once_what_their_arena_has_loaded_once(make: Any) -> No
     assert [device.memory()["resident_bytes"] // PAGE_BYTES for device in bench.devices] == [2, 0, 0, 0]
 
 
+def test_executors_slow_each_other_while_both_execute(make: Any) -> None:
+    bench = make(executors=2, slowdown=1.5)
+    assert [device.info.slowdown_thousandths for device in bench.devices] == [1500, 1000]
+    model = bench.prepare()
+    bench.resident(model)
+    both = [bench.infer(model, device=device) for device in (0, 1)]
+    done = {end.action_id: span(end) for end in bench.at(10 * MS)}
+    assert [done[action] for action in both] == [pytest.approx((0, 4.5 * MS), abs=20)] * 2
+    first = bench.infer(model, device=0)
+    bench.at(11 * MS)
+    second = bench.infer(model, device=1)
+    done = {end.action_id: span(end) for end in bench.at(20 * MS)}
+    # 1 ms of the first alone, 2 ms of it beside the second in 3 ms, and the last ms of the second alone
+    assert done[first] == pytest.approx((10 * MS, 14 * MS), abs=20)
+    assert done[second] == pytest.approx((11 * MS, 15 * MS), abs=20)
+
+
+@pytest.mark.parametrize("is_ended", [True, False])
+def test_an_execution_that_is_ended_or_forgotten_slows_its_neighbour_no_longer(
+    make: Any, is_ended: bool
+) -> None:
+    bench = make(executors=2, slowdown=2.0)
+    model = bench.prepare()
+    bench.resident(model)
+    first, second = (bench.infer(model, device=device) for device in (0, 1))
+    bench.at(2 * MS)
+    if is_ended:
+        bench.devices[1].end_run(second)
+    else:
+        bench.devices[1].reset()
+    done = {end.action_id: end for end in bench.at(10 * MS)}
+    # 1 ms in 2 beside the second, and 2 ms alone
+    assert span(done[first]) == pytest.approx((0, 4 * MS), abs=20)
+
+
+def test_each_of_many_executors_takes_the_same_part_of_the_speed(make: Any) -> None:
+    bench = make(executors=4, slowdown=4.0)
+    model = bench.prepare()
+    bench.resident(model)
+    for executing, speed in ((1, 1.0), (2, 0.75), (4, 0.25)):
+        begun = bench.now - START_NS
+        actions = [bench.infer(model, device=device) for device in range(executing)]
+        done = {end.action_id: span(end) for end in bench.at(begun + 20 * MS)}
+        assert [done[action][1] - begun for action in actions] == [
+            pytest.approx(3 * MS / speed, abs=20)
+        ] * executing
+
+
+def test_a_slowdown_out_of_its_range_is_named() -> None:
+    for text in ("0.9", "65", "nan", "inf"):
+        with pytest.raises(ConfigError, match="slowdown is between 1 and 64"):
+            parse_settings([f"slowdown={text}"])
+
+
 def test_a_model_that_an_executor_runs_is_in_use(make: Any) -> None:
     bench = make(executors=3)
     model = bench.prepare()

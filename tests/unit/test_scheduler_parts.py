@@ -18,9 +18,11 @@ ORDER = [
     ["types", "chain", "bits", "pool", "pages"],
     ["histogram"],
     ["decay"],
-    ["link", "inputs", "predictions", "estimates", "demand", "shares"],
+    ["link", "inputs", "predictions", "margin"],
+    ["neighbours"],
+    ["estimates", "demand", "shares"],
     ["link_shares"],
-    ["busy", "lead", "margin", "weights", "scheduler"],
+    ["busy", "lead", "weights", "scheduler"],
     # records
     ["records"],
     ["machines", "queue"],

@@ -35,6 +35,8 @@ def shared(**changes: Any) -> dict[str, Any]:
         ([OWN, shared(page_bytes=8192)], "its page_bytes is 8192, not 4096"),
         ([OWN, shared(page_count=9)], "its page_count is 9, not 8"),
         ([OWN, shared(run_ahead=1)], "its run_ahead is 1, not 2"),
+        ([OWN | {"slowdown_thousandths": 1500}, shared(), OWN], ""),
+        ([OWN, shared(slowdown_thousandths=1500)], "device 1 tells the slowdown of the arena of device 0"),
     ],
 )
 def test_a_device_may_execute_from_an_arena_like_its_own(devices: list[dict[str, Any]], why: str) -> None:
@@ -50,7 +52,17 @@ def test_a_hello_with_a_malformed_arena_is_malformed(arena: Any) -> None:
         codec.decode(codec.encode(hello), messages.FROM_WORKER)
 
 
+@pytest.mark.parametrize("slowdown", [-1, 0, 999, 64_001, 2**63, "1000", 1.5, None, [1000]])
+def test_a_hello_with_a_malformed_slowdown_is_malformed(slowdown: Any) -> None:
+    hello = messages.WorkerHello(
+        messages.PROTOCOL_VERSION, "test", "w", 1, [OWN | {"slowdown_thousandths": slowdown}]
+    )
+    with pytest.raises(codec.WireError):
+        codec.decode(codec.encode(hello), messages.FROM_WORKER)
+
+
 def test_a_hello_without_arenas_is_as_before() -> None:
     hello = messages.WorkerHello(messages.PROTOCOL_VERSION, "test", "w", 1, [OWN, OWN])
     found = codec.decode(codec.encode(hello), messages.FROM_WORKER)
-    assert [device.arena for device in parse_devices(found.devices)] == [-1, -1]
+    devices = parse_devices(found.devices)
+    assert [(device.arena, device.slowdown_thousandths) for device in devices] == [(-1, 1000), (-1, 1000)]

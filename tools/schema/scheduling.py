@@ -25,7 +25,7 @@ TYPE_OF: dict[str, str] = {
         "std::int32_t": "device arena",
         "std::int64_t": "version",
         "std::uint8_t": "priority",
-        "std::uint32_t": "rows part mhz batch batch_max page_count run_ahead",
+        "std::uint32_t": "rows part mhz batch batch_max page_count run_ahead slowdown_thousandths",
         "std::uint64_t": "bytes copied_bytes host_bytes page_bytes",
         "std::string_view": "name program kind text shape",
         "std::span<const std::uint32_t>": "runs",
@@ -40,8 +40,8 @@ ENUM_INITIALS = {"status": "OK", "reason": "NONE", "fault": "WORKER_LOST"}
 IN_COMMANDS = {"run_starts": "runs", "requests": "ids"}
 """Lists of a command are a part of these of Commands."""
 
-LEFT_OUT = {"arena": -1}
-"""Last fields of records in lists that are left out if they have this value."""
+LEFT_OUT = {"arena": -1, "slowdown_thousandths": 1000}
+"""Last fields of records in lists: each is left out if it and those behind it have these values."""
 
 COMMAND_FIELDS = {"at_ns": "earliest_ns"}
 """Fields of Command that have another name than in Python."""
@@ -228,16 +228,16 @@ def event_fields(kind: Any) -> Iterator[str]:
 
 
 def pack_rows(source: str, names: Sequence[str]) -> list[str]:
-    kept = [name for name in names if name not in LEFT_OUT]
-    told = [f"each.{name} != {LEFT_OUT[name]}" for name in names if name in LEFT_OUT]
-    lines = [f"packer.array({' + '.join([str(len(kept)), *(f'({each} ? 1u : 0u)' for each in told)])});"]
+    last = [name for name in names if name in LEFT_OUT]
+    told = {
+        name: " || ".join(f"each.{other} != {LEFT_OUT[other]}" for other in last[place:])
+        for place, name in enumerate(last)
+    }
+    counts = [str(len(names) - len(last)), *(f"({each} ? 1u : 0u)" for each in told.values())]
+    lines = [f"packer.array({' + '.join(counts)});"]
     for name in names:
         packed = pack(name, f"each.{name}")
-        lines += (
-            [f"if (each.{name} != {LEFT_OUT[name]})", *(f"    {line}" for line in packed)]
-            if name in LEFT_OUT
-            else packed
-        )
+        lines += [f"if ({told[name]})", *(f"    {line}" for line in packed)] if name in told else packed
     return [f"packer.array({source}.size());", *block(f"for (const auto& each : {source})", lines)]
 
 
@@ -250,7 +250,7 @@ def event(kind: Any, number: int) -> list[str]:
         if name in ROWS:
             _, fields, variable = ROWS[name]
             lines += pack_rows(name, fields)
-            room += [f"for (const auto& each : {name})", f"    room += 5 + 9 * 4 + each.{variable}.size();"]
+            room += [f"for (const auto& each : {name})", f"    room += 5 + 9 * 5 + each.{variable}.size();"]
         elif name == "runs":
             lines += [
                 f"packer.array({name}.size());",

@@ -110,6 +110,8 @@ def why_not_shared(devices: Sequence[DeviceInfo]) -> str:
     for index, device in enumerate(devices):
         if device.arena < 0:
             continue
+        if device.slowdown_thousandths != 1000:
+            return f"device {index} tells the slowdown of the arena of device {device.arena}, which is that device's to tell"
         if device.arena >= index:
             return f"device {index} executes from the arena of device {device.arena}, which does not come before it"
         owner = devices[device.arena]

@@ -240,6 +240,7 @@ class WorkerPort:
                 device.page_count,
                 device.run_ahead,
                 device.arena,
+                device.slowdown_thousandths,
             )
             for device in devices
         )

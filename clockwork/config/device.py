@@ -39,6 +39,13 @@ SYSFS_BYTES_MAX = 64 << 10  # Largest file of the kernel's description of a mach
 CGROUP_LINES_MAX = 64  # Most control groups of a process that are looked at
 CGROUP_DEPTH_MAX = 64  # Most groups above a control group whose quotas count
 
+SLOWDOWN_ROUNDS, SLOWDOWN_SPAN_NS = 3, 15_000_000
+"""A worker measures at its start how much the executors of an arena slow each other: so many times, for so
+long each, two kinds of work on one thread and on all."""
+
+SLOWDOWN_BYTES, SLOWDOWN_BYTES_ALL = 8 << 20, 128 << 20
+"""Memory that each thread reads and writes in this measurement, and all threads together at most."""
+
 # ----- operators ---------------------------------------------------------------------------------
 
 SEARCHED_BYTES_MAX = 8 << 20

@@ -16,6 +16,7 @@ LOAD and UNLOAD report their time as the ``execute`` phase.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import math
@@ -66,7 +67,8 @@ class CpuArena(Undisturbed):
     arena_bytes is rounded down to whole pages. threads: number of threads of an execution. lock_store: keep
     the laid-out weights in this process's memory instead of leaving them to the OS's cache. cpu_time: report
     the thread's CPU time as the duration of ``execute``, for measuring on a busy machine; one thread only.
-    place: the executors, the processors of their threads, and the node of the arena's memory.
+    place: the executors, the processors of their threads, and the node of the arena's memory. slowdown: what
+    measure_slowdown() found, for the controller.
 
     Pages and slots get their memory from several threads: those that open models, the one beside the lanes
     and the lane of loads. All of them prefer the node, by a policy of memory or, where the kernel refuses
@@ -86,6 +88,7 @@ class CpuArena(Undisturbed):
         lock_store: bool = False,
         cpu_time: bool = False,
         place: ArenaPlace = ONE_EXECUTOR,
+        slowdown: float = 1.0,
     ) -> None:
         if page_bytes < mmap.PAGESIZE or page_bytes % mmap.PAGESIZE:
             raise ConfigError(f"page_bytes is {page_bytes}; it must be a multiple of {mmap.PAGESIZE}")
@@ -118,6 +121,7 @@ class CpuArena(Undisturbed):
             page_bytes=page_bytes,
             page_count=self._core.page_count,
             run_ahead=run_ahead,
+            slowdown_thousandths=round(1000 * slowdown),
         )
         self._node = place.node
         self._lock_store = lock_store
@@ -275,7 +279,7 @@ class CpuDevice(NativeDevice[CpuCore]):
         super().__init__(core, number)
         self._arena = arena
         self.group = arena
-        self.info = arena.info
+        self.info = dataclasses.replace(arena.info, slowdown_thousandths=1000) if number else arena.info
 
     @property
     def owner(self) -> CpuDevice | None:

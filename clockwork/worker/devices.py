@@ -76,11 +76,15 @@ def _cpu_openers(settings: WorkerSettings) -> Sequence[Callable[[], Sequence[Dev
     """Return a function for each arena, which opens it and returns its executors. Raises ConfigError."""
     # imported here, so that a worker loads only the code of its devices
     from clockwork.device.cpu import CpuArena
+    from clockwork.device.neighbours import measure_slowdown
 
     places = places_of(settings)
     arena_bytes = settings.arena_bytes // len(places) if settings.by_node else settings.arena_bytes
 
     def open_arena(place: ArenaPlace) -> Sequence[Device]:
+        slowdown = measure_slowdown(place)
+        if place.executors > 1:
+            log.info("an execution beside %d others takes %.2f times as long", place.executors - 1, slowdown)
         return CpuArena(
             arena_bytes=arena_bytes or ARENA_BYTES,
             page_bytes=settings.page_bytes or PAGE_BYTES,
@@ -88,6 +92,7 @@ def _cpu_openers(settings: WorkerSettings) -> Sequence[Callable[[], Sequence[Dev
             run_ahead=settings.run_ahead,
             lock_store=settings.lock_store,
             place=place,
+            slowdown=slowdown,
         ).devices
 
     return [functools.partial(open_arena, place) for place in places]

@@ -121,6 +121,11 @@ def test_two_executions_of_one_model_run_at_once_and_an_overrun_ends_one(arena: 
         assert (done.status, array_of(done.parts[0][0])) == (Status.OK, 3)
 
 
+def test_the_owner_of_an_arena_tells_its_slowdown(make_arena: Any) -> None:
+    arena = make_arena(executors=2, slowdown=1.25).arena
+    assert [device.info.slowdown_thousandths for device in arena.devices] == [1250, 1000]
+
+
 def test_both_may_run_endlessly_and_each_is_ended_by_its_own_id(arena: Arena) -> None:
     model = arena.serve(wild.spin())
     first, second = arena.run_endless(arena.first, model), arena.run_endless(arena.second, model)

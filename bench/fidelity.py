@@ -1,11 +1,13 @@
 """Fidelity of the simulator to a CPU worker: the same arrivals live and simulated, at several loads.
 
     python -m bench.fidelity [--quick] [--json] [--seconds 60] [--loads 0.5,0.9,1.2,1.5] [--policy NAME]
-        [--over client|http] [--plot fidelity.png]
+        [--over client|http] [--executors 1] [--plot fidelity.png]
 
-A cluster serves digits, a ResNet-18, a residual network and an MLP on one CPU device. The load generator
-sends a workload, and the simulator gets the very same arrival arrays. A load of 1 is the rate that the device
-could execute without batches, by the exported profiles. Three simulations stand beside each live run:
+A cluster serves digits, a ResNet-18, a residual network and an MLP on one CPU device with so many executors.
+The load generator sends a workload, and the simulator gets the very same arrival arrays. A load of 1 is the
+rate that the executors could execute without batches, by the exported profiles, if they did not slow each
+other. How much they do is computed from the executions of all loads, and is part of all simulations. Three
+simulations stand beside each live run:
 
 - *profile*: the profiles that the cluster exports, the delays to and from the worker on the idle cluster, and
   the noise of the executions (sigma, outliers) as it was in the run itself.
@@ -71,6 +73,9 @@ HOWS = ("profile", "measured", "replayed")
 SPELL_NS = 50 * MS
 """Time of a live run over which the slowness of its executions is averaged, to be replayed."""
 
+SLOWDOWN_MAX = 4.0
+"""Bound on the time of an execution beside others, as a multiple of its time by itself."""
+
 OUTLIER = 1.5
 """Factor over the median of its model from which an execution is an outlier."""
 
@@ -111,6 +116,8 @@ class Action:
     end_ns: int
     duration_ns: int
     done_ns: int  # time at which its result was there
+    device: int = 0  # executor
+    beside: float = 0.0  # share of its time in which the other executors executed, their mean
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -147,17 +154,54 @@ def actions_of(path: Path) -> tuple[list[Action], list[int]]:
                     order, at_ns, first = sent.pop(event.action_id)
                     found.append(
                         Action(names[order.model_id], len(order.requests), first, at_ns, event.begin_ns,
-                               event.end_ns, event.duration_ns, event.now_ns)
+                               event.end_ns, event.duration_ns, event.now_ns, order.device)
                     )  # fmt: skip
             now = max((event.now_ns for event in step.events), default=0)
             for command in scheduler.step_many(step.events):
                 if isinstance(command, SendInfer):
                     sent[command.action_id] = (command, now, arrivals[command.requests[0]])
-    return sorted(found, key=lambda action: action.sent_ns), arrived_ns
+    return sorted(with_neighbours(found), key=lambda action: action.sent_ns), arrived_ns
+
+
+def with_neighbours(actions: Sequence[Action]) -> list[Action]:
+    """The executions with what ran beside them on the other executors of their arena."""
+    lanes: dict[int, list[Action]] = {}
+    for action in sorted(actions, key=lambda action: action.begin_ns):
+        lanes.setdefault(action.device, []).append(action)
+    shares = {id(action): 0.0 for action in actions}
+    for device, lane in lanes.items():
+        begins = np.array([action.begin_ns for action in lane])
+        ends = np.array([action.end_ns for action in lane])
+        for action in actions:
+            if action.device != device and action.end_ns > action.begin_ns:
+                common = np.minimum(ends, action.end_ns) - np.maximum(begins, action.begin_ns)
+                share = np.maximum(common, 0).sum() / (action.end_ns - action.begin_ns)
+                shares[id(action)] += float(share) / (len(lanes) - 1)
+    return [dataclasses.replace(action, beside=min(shares[id(action)], 1.0)) for action in actions]
+
+
+def slowdown_of(actions: Sequence[Action], known: dict[str, ModelProfile]) -> float:
+    """How many times as long an execution takes while all other executors execute: speeds, against the
+    profiles, fall in a line with the neighbours. 1 where all executions had the same neighbours."""
+    beside = np.array([action.beside for action in actions])
+    if len(beside) < 2 or np.ptp(beside) < 0.5:
+        return 1.0
+    speeds = [known[action.model].execution_ns(action.batch) / action.duration_ns for action in actions]
+    slope, alone = np.polyfit(beside, np.minimum(speeds, np.percentile(speeds, 99)), 1)
+    return float(max(alone / max(alone + slope, alone / SLOWDOWN_MAX), 1.0))
+
+
+def alone_ns(action: Action, slowdown: float) -> float:
+    """The time of an execution without its neighbours."""
+    return action.duration_ns * (1 - (1 - 1 / slowdown) * action.beside)
 
 
 def spells_of(
-    actions: Sequence[Action], known: dict[str, ModelProfile], between_ns: float, start_ns: int
+    actions: Sequence[Action],
+    known: dict[str, ModelProfile],
+    between_ns: float,
+    start_ns: int,
+    slowdown: float = 1.0,
 ) -> list[tuple[int, float]]:
     """The ratio of execution times to their profiles, by beginning, for Cluster.spells.
 
@@ -168,26 +212,26 @@ def spells_of(
     profiled: dict[int, float] = {}
     for action in actions:
         place = max(action.begin_ns - start_ns, 0) // SPELL_NS
-        took[place] = took.get(place, 0.0) + action.duration_ns + between_ns
+        took[place] = took.get(place, 0.0) + alone_ns(action, slowdown) + between_ns
         profiled[place] = profiled.get(place, 0.0) + known[action.model].execution_ns(action.batch)
     return [(place * SPELL_NS, took[place] / profiled[place]) for place in sorted(took)]
 
 
-def machine_of(actions: Sequence[Action], known: dict[str, ModelProfile]) -> Machine:
+def machine_of(actions: Sequence[Action], known: dict[str, ModelProfile], slowdown: float = 1.0) -> Machine:
     ratios: dict[str, list[float]] = {}
     for action in actions:
         ratios.setdefault(action.model, []).append(
-            action.duration_ns / known[action.model].execution_ns(action.batch)
+            alone_ns(action, slowdown) / known[action.model].execution_ns(action.batch)
         )
     medians = {name: float(np.median(values)) for name, values in ratios.items()}
     off = np.concatenate([np.array(values) / medians[name] for name, values in ratios.items()])
     slow = off > OUTLIER
     low, high = np.percentile(np.log(off[~slow]), (16, 84))
-    ordered = sorted(actions, key=lambda action: action.begin_ns)
+    ordered = sorted(actions, key=lambda action: (action.device, action.begin_ns))
     between = [
         after.begin_ns - before.end_ns + (before.end_ns - before.begin_ns - before.duration_ns)
         for before, after in itertools.pairwise(ordered)
-        if after.sent_ns < before.begin_ns
+        if after.device == before.device and after.sent_ns < before.begin_ns
     ]
     return Machine(
         medians,
@@ -251,7 +295,12 @@ def seen_live(run: Sent) -> dict[str, Any]:
 
 
 def measure(
-    loads: Sequence[float], seconds: float, quick: bool = False, policy: str = POLICY, over: str = "client"
+    loads: Sequence[float],
+    seconds: float,
+    quick: bool = False,
+    policy: str = POLICY,
+    over: str = "client",
+    executors: int = 1,
 ) -> dict[str, Any]:
     """Facts, and for each load the live run and the simulations. over: "client" or "http"."""
     names = list(SHARES)
@@ -260,7 +309,7 @@ def measure(
         recording = Path(directory) / "recording"
         with (
             Processes(
-                worker_arguments=("--arena", "512M"),
+                worker_arguments=("--arena", "512M", "--executors", str(executors)),
                 data=Path(directory),
                 controller_arguments=("--policy", policy, "--record", str(recording)),
             ) as cluster,
@@ -276,7 +325,7 @@ def measure(
             with sender(over, client, cluster.endpoint, names) as clients:
                 alone = {name: clients.alone(index, UNLOADED) for index, name in enumerate(names)}
                 for part in loads:
-                    rates = [part * SECOND / cost_ns * share for share in SHARES.values()]
+                    rates = [executors * part * SECOND / cost_ns * share for share in SHARES.values()]
                     arrivals = poisson(rates, until_ns, seed=SEED, slo_ns=SLO_NS).collect()
                     runs.append(clients.send(arrivals, SLO_NS))
             after: dict[str, Any] = dict(client.status())
@@ -310,14 +359,20 @@ def compare(
         np.median(np.concatenate([np.array(alone[name]) - np.array(by_model[name]) for name in alone]))
         - (there_ns + back_ns + jitter_ns)
     )
+    executors = len(worker["devices"])
+    slowdown = slowdown_of([action for action in actions if action.first >= first], known)
     rows = []
     for part, run in zip(loads, runs):
         mine = [action for action in actions if first <= action.first < first + len(run.arrivals)]
         # The time 0 of the arrivals: at least one of them was on time.
         start_ns = int(np.min(np.array(arrived_ns[first : first + len(run.arrivals)]) - run.arrivals.t_ns))
         first += len(run.arrivals)
-        machine = machine_of(mine, known)
+        machine = machine_of(mine, known, slowdown)
         cluster = Cluster(
+            devices=executors,
+            devices_per_worker=executors,
+            executors=executors,
+            slowdown=slowdown,
             page_bytes=int(device["page_bytes"]),
             page_count=int(device["page_count"]),
             exec_noise=machine.sigma,
@@ -338,7 +393,7 @@ def compare(
             for profile in exported
         ]
         policy = str(status["policy"])
-        spells = spells_of(mine, known, machine.between_ns, start_ns)
+        spells = spells_of(mine, known, machine.between_ns, start_ns, slowdown)
         spelled = dataclasses.replace(cluster, exec_noise=0.0, outlier=0.0, spells=spells)
         rows.append(
             {
@@ -365,6 +420,8 @@ def compare(
         "rtt_ms": int(worker["rtt_ns"]) / 1e6,
         "added_ms": added_ns / 1e6,
         "slo_ms": SLO_NS / 1e6,
+        "executors": executors,
+        "slowdown": slowdown,
         "rows": rows,
     }
 
@@ -450,11 +507,19 @@ def main() -> None:
     parser.add_argument(
         "--over", choices=("client", "http"), default="client", help="what sends the requests"
     )
+    parser.add_argument("--executors", type=int, default=1)
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
+    if given.publish and given.executors != 1:
+        parser.error("the published figures are of one executor")
     loads = [float(load) for load in given.loads.split(",")] if given.loads else list(LOADS)
     found = measure(
-        loads, given.seconds or (4.0 if given.quick else 60.0), given.quick, given.policy, given.over
+        loads,
+        given.seconds or (4.0 if given.quick else 60.0),
+        given.quick,
+        given.policy,
+        given.over,
+        given.executors,
     )
     if given.plot is not None:
         draw(found, given.plot)
@@ -472,6 +537,7 @@ def main() -> None:
         ],
         "round trip that the controller plans with, ms": round(found["rtt_ms"], 3),
         "added by clients and controller, ms": round(found["added_ms"], 3),
+        "executors, and the slowdown by all others": [found["executors"], round(found["slowdown"], 3)],
         **reasons(found),
     }
     report.show("Live and simulated", SEED, table(found), facts, False)

@@ -32,6 +32,7 @@ from bench import (
     history,
     joining,
     lengths,
+    neighbours,
     overload,
     paging,
     prediction,
@@ -241,6 +242,20 @@ def test_a_live_run_stands_beside_its_simulation(tmp_path: Path, over: str) -> N
     fidelity.draw(found, tmp_path / "fidelity.png")
     assert (tmp_path / "fidelity.png").stat().st_size > 0
     assert fidelity.reasons(found)
+
+
+@pytest.mark.slow
+def test_errors_of_predictions_with_neighbours() -> None:
+    given = SimpleNamespace(slowdown=1.4, noise=0.02, load=1.5, seconds=1.0, policy="adaptive", quick=True)
+    found = {
+        where: {executors: measure(executors, given) for executors in (1, 2)}
+        for where, measure in (("simulated", neighbours.simulated), ("emulated", neighbours.emulated))
+    }
+    rows = neighbours.table(found)
+    assert [(row["where"], row["executors"]) for row in rows] == [
+        (where, executors) for where in found for executors in (1, 2)
+    ]
+    assert all(row["executions"] > 0 for row in rows)
 
 
 @pytest.mark.slow

@@ -1,0 +1,168 @@
+"""Errors of predicted execution times, on an arena with one executor and with several that slow each other.
+
+    python -m bench.neighbours [--quick] [--json] [--where simulated,emulated,cpu] [--executors 2]
+        [--slowdown 1.4] [--noise 0.02] [--load 1.5] [--seconds 20] [--policy NAME]
+
+A load is relative to what the executors execute without batches if they do not slow each other: at 1.5 all
+of them are busy. One executor is offered --slowdown times as much, so that its batches are as large: errors
+grow with batches. Simulated and emulated executors slow each other as --slowdown says, which the controller
+is told, and executions have log-normal noise. On a CPU other processes add theirs, the load generator and the
+controller among them. Errors are of the controller's status, from its start on, in either direction; goal:
+the 99th percentile of an execution with busy neighbours at most twice that of one without.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bench import report
+from bench.cluster import Cluster as Processes
+from clockwork.client.blocking import Client
+from clockwork.config import POLICY
+from clockwork.formats import profiles
+from clockwork.formats.profiles import ModelProfile, linear
+from clockwork.launch.profiles import register_profiles
+from clockwork.models import zoo
+from clockwork.sim import Cluster, Open, simulate
+from clockwork.system.clock import MS, SECOND
+from clockwork.workloads import Workload, load_generator, poisson
+
+SEED = 23
+SLO_NS = 200 * MS
+MARKS = (50, 90, 99)
+WHERE = ("simulated", "emulated", "cpu")
+
+Found = Mapping[str, Any]
+"""Errors of one kind, "over" and "under", each with its buckets: largest value in ns, and count."""
+
+
+def known() -> list[ModelProfile]:
+    """Models of 6, 9 and 12 ms a request, 2 to 4 ms more for each other of its batch."""
+    return [
+        linear(f"m{place}", (2 + place) * MS, 4 * MS, 8, weights_bytes=16 << 20, load_ns=5 * MS, input_bytes=1000,
+               output_bytes=4)
+        for place in (0, 1, 2)
+    ]  # fmt: skip
+
+
+def offered(models: list[ModelProfile], executors: int, given: Any) -> Workload:
+    load = given.load * (given.slowdown if executors == 1 else 1)
+    rates = [load * executors * SECOND / model.execution_ns(1) / len(models) for model in models]
+    return poisson(rates, round(given.seconds * SECOND), seed=SEED, slo_ns=SLO_NS)
+
+
+def simulated(executors: int, given: Any) -> Found:
+    models = known()
+    cluster = Cluster(
+        devices=executors, devices_per_worker=executors, executors=executors, slowdown=given.slowdown,
+        exec_noise=given.noise,
+    )  # fmt: skip
+    work = Open(offered(models, executors, given))
+    found: Found = (
+        simulate(models, cluster, [work], given.policy, seed=SEED, resident=True)
+        .errors["infer_duration"]
+        .to_json()
+    )
+    return found
+
+
+def live(
+    executors: int, given: Any, arguments: tuple[str, ...], models: Mapping[str, Any] | list[ModelProfile]
+) -> Found:
+    with (
+        Processes(worker_arguments=arguments, controller_arguments=("--policy", given.policy)) as cluster,
+        cluster.client() as client,
+    ):
+        registered = _register(client, models)
+        work = offered(registered, executors, given)
+        load_generator.run_live(client, work, [model.name for model in registered], seed=SEED)
+        status: dict[str, Any] = dict(client.status())
+        found: Found = status["predictions"]["infer_duration"]
+    return found
+
+
+def _register(client: Client, models: Mapping[str, Any] | list[ModelProfile]) -> list[ModelProfile]:
+    if isinstance(models, list):
+        register_profiles(client, models)
+        return models
+    for name, model in models.items():
+        client.register(name, model, slo=SLO_NS / SECOND)
+    return [profiles.from_info(client.model(name)) for name in models]
+
+
+def emulated(executors: int, given: Any) -> Found:
+    settings = {"executors": executors, "slowdown": given.slowdown, "exec_noise": given.noise, "seed": SEED}
+    emulate = [word for name, value in settings.items() for word in ("--emulate", f"{name}={value}")]
+    return live(executors, given, ("--device", "emulated", "--page-size", "16MiB", *emulate), known())
+
+
+def cpu(executors: int, given: Any) -> Found:
+    image = 64 if given.quick else 128
+    models = {
+        "resnet18": zoo.build("resnet18", image=image),
+        "residual": zoo.build("residual_cnn", image=image),
+        "mlp": zoo.build("mlp", width=512 if given.quick else 2048),
+    }
+    return live(executors, given, ("--arena", "512M", "--executors", str(executors)), models)
+
+
+def percentiles(found: Found) -> dict[int, float]:
+    """Percentiles of an error in ms, whatever its direction."""
+    buckets = sorted([*found["over"]["buckets"], *found["under"]["buckets"]])
+    values, counts = (np.array(column) for column in zip(*buckets))
+    places = np.searchsorted(np.cumsum(counts), [mark / 100 * counts.sum() for mark in MARKS])
+    return {mark: float(values[min(place, len(values) - 1)]) / MS for mark, place in zip(MARKS, places)}
+
+
+def table(found: Mapping[str, Mapping[int, Found]]) -> list[dict[str, Any]]:
+    """A line for each place and number of executors."""
+    lines = []
+    for where, by_executors in found.items():
+        first: dict[int, float] = {}
+        for executors, errors in by_executors.items():
+            marks = percentiles(errors)
+            first = first or marks
+            lines.append(
+                {
+                    "where": where,
+                    "executors": executors,
+                    "executions": errors["over"]["total"] + errors["under"]["total"],
+                    **{f"p{mark}_ms": round(value, 3) for mark, value in marks.items()},
+                    "p99 over one's": round(marks[99] / max(first[99], 1e-6), 2),
+                }
+            )
+    return lines
+
+
+def main() -> None:
+    parser = report.command_line(__doc__)
+    parser.add_argument("--where", default=",".join(WHERE))
+    parser.add_argument("--executors", type=int, default=2)
+    parser.add_argument("--slowdown", type=float, default=1.4)
+    parser.add_argument("--noise", type=float, default=0.02)
+    parser.add_argument("--load", type=float, default=1.5)
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--policy", default=POLICY)
+    given = parser.parse_args()
+    given.seconds = given.seconds or (2.0 if given.quick else 20.0)
+    places = {"simulated": simulated, "emulated": emulated, "cpu": cpu}
+    found = {
+        where: {executors: places[where](executors, given) for executors in (1, given.executors)}
+        for where in given.where.split(",")
+    }
+    if given.json:
+        print(json.dumps(report.conditions(SEED) | {"found": found}, indent=2))
+        return
+    facts = {
+        "slowdown and noise, simulated and emulated": [given.slowdown, given.noise],
+        "policy": given.policy,
+    }
+    report.show("Errors of predicted execution times", SEED, table(found), facts, False)
+
+
+if __name__ == "__main__":
+    main()

@@ -23,9 +23,10 @@ import itertools
 import logging
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, ParamSpec, Self, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,7 @@ from onnx import TensorProto, helper
 from clockwork.config import models as bounds
 from clockwork.device.operators import libraries_for
 from clockwork.errors import InvalidModel
-from clockwork.formats.checksums import sums_of, sums_of_bytes
+from clockwork.formats.checksums import FileSums, sums_of, sums_of_bytes
 from clockwork.formats.interface import places_of_weights
 from clockwork.formats.prepared import WEIGHTS_FILE, KnownTexts, PreparedModel
 from clockwork.models.batching import why_rows_meet
@@ -52,6 +53,9 @@ log = logging.getLogger("clockwork.preparation")
 
 Words: TypeAlias = npt.NDArray[np.uint32]
 Indices: TypeAlias = npt.NDArray[np.int32]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 WORD_BYTES = 4
 _ALIGNED = 16
@@ -323,6 +327,30 @@ class Originals:
         return model
 
 
+class _Beside:
+    """A context in which functions run one after another on a second thread, and whose end waits for them."""
+
+    _threads = ThreadPoolExecutor(1, "beside")
+
+    def __init__(self) -> None:
+        self._futures: list[Future[Any]] = []
+
+    def run(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Future[T]:
+        """Have a function run after those before it. Raises MemoryError if the thread cannot be started."""
+        try:
+            future = self._threads.submit(function, *arguments, **named)
+        except RuntimeError as error:
+            raise MemoryError(str(error)) from None
+        self._futures.append(future)
+        return future
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wait(self._futures)
+
+
 class Unlike(Exception):
     """Nothing is learnt from a model, because its fine-tunes may differ in more than is known."""
 
@@ -381,33 +409,44 @@ class Template:
         """Write the prepared files of a fine-tune. Return their description.
 
         None: the files do not answer as the original does, or its answers have other shapes. Raises
-        RunsTooLong.
+        RunsTooLong, OSError, MemoryError.
+
+        A second thread makes and writes the weights, while this thread runs the original and then the
+        program: most of both needs no interpreter.
         """
         self._originals.words_of(data, self._source)
-        try:
-            answers = [run.run() for run in self._references]
-        except RunError:
-            return None
-        if [[array.shape for array in answer] for answer in answers] != self._shapes:
-            return None
-        reference = ReferenceRun(self._run_original, self._inputs, answers, self._relative)
-        prepared = dataclasses.replace(self._prepared, digest=digest)
-        self._making.make()
-        content = self._making.content.data
-        if self._session is None:
-            packed = build_packed(bytes(content), directory, reference, self._libraries)
-            if packed.error:
+        with _Beside() as beside:
+            made = beside.run(self._making.make)
+            written = beside.run(self._write, directory) if self._session is not None else None
+            try:
+                answers = [run.run() for run in self._references]
+            except RunError:
                 return None
-            prepared.resident_bytes = packed.resident_bytes
-            prepared.runs = packed_runs(packed.resident_bytes, prepared.page_bytes)
-            prepared.note_files(sums_of(directory))
-        else:
-            (directory / WEIGHTS_FILE).write_bytes(content)
-            prepared.note_files({WEIGHTS_FILE: sums_of_bytes(content)})
-            if reference.difference(self._run_prepared):
+            if [[array.shape for array in answer] for answer in answers] != self._shapes:
                 return None
+            reference = ReferenceRun(self._run_original, self._inputs, answers, self._relative)
+            prepared = dataclasses.replace(self._prepared, digest=digest)
+            made.result()
+            if written is None:
+                content = self._making.content.tobytes()
+                packed = build_packed(content, directory, reference, self._libraries)
+                if packed.error:
+                    return None
+                prepared.resident_bytes = packed.resident_bytes
+                prepared.runs = packed_runs(packed.resident_bytes, prepared.page_bytes)
+                prepared.note_files(sums_of(directory))
+            else:
+                if reference.difference(self._run_prepared):
+                    return None
+                prepared.note_files({WEIGHTS_FILE: written.result()})
         prepared.write_like(directory, self._texts)
         return prepared
+
+    def _write(self, directory: Path) -> FileSums:
+        """Write weights.bin as it was made, and return its sums."""
+        content = self._making.content.data
+        (directory / WEIGHTS_FILE).write_bytes(content)
+        return sums_of_bytes(content)
 
     def _run_original(self, inputs: Sequence[Array]) -> list[Array]:
         """Run the original graph with the fine-tune's weights. inputs: one of the known sets."""

@@ -4,12 +4,14 @@ are those of a full preparation, and whatever is not known to be alike is prepar
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
 import itertools
 import math
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -322,6 +324,49 @@ def test_what_a_full_disk_kept_from_being_learnt_is_learnt_later(
     monkeypatch.setattr(fine_tunes, "optimise", whole)
     assert not shop.check(make(103))
     assert shop.check(make(104))
+
+
+def test_weights_that_cannot_be_written_are_the_disks_fault(shop: Shop) -> None:
+    """Another thread writes them, or ONNX Runtime, as the measurement has chosen. The template is as good as
+    before."""
+    make = tuned(network())
+    shop.learn(make)
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Template, "_write", fail)
+        patched.setattr(fine_tunes, "build_packed", fail)
+        with pytest.raises(OSError, match="No space left"):
+            shop.prepare(make(103))
+    assert shop.check(make(103))
+
+
+def test_without_a_thread_to_write_its_weights_a_fine_tune_is_prepared_in_full(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        def submit(self, *_: Any) -> None:
+            raise RuntimeError("can't start new thread")
+
+    make = tuned(network())
+    shop.learn(make)
+    monkeypatch.setattr(fine_tunes._Beside, "_threads", Refusing())
+    assert not shop.check(make(103))
+
+
+@pytest.mark.parametrize("error", [None, RunsTooLong()])
+def test_what_runs_beside_a_block_ends_with_it_and_in_order(error: Exception | None) -> None:
+    begun, done = threading.Event(), []
+    with contextlib.suppress(RunsTooLong), fine_tunes._Beside() as beside:
+        beside.run(begun.wait)
+        last = beside.run(done.append, "last")
+        begun.set()
+        if error is not None:
+            raise error
+    assert done == ["last"]
+    assert last.done()
 
 
 def test_a_graph_that_is_slow_without_optimisation_is_no_reference(

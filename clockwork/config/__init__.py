@@ -146,7 +146,7 @@ PAGE_BYTES = 1 << 20
 small models. CUDA copies, by contrast, are fastest with pages of 16 MiB."""
 
 ARENA_BYTES = 1 << 30
-"""Default size of a CPU arena. Every page is touched at start, which takes about a second for each GiB."""
+"""Default size of a CPU arena. Pages are touched as they are taken."""
 
 RUN_AHEAD = 2
 """Actions that a lane may hold: the running one and the next, so that a device never waits for Python."""

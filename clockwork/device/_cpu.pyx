@@ -281,9 +281,11 @@ cdef class CpuCore(PagedCore):
                 <const char* const*>session.output_names, session.output_count, outputs),
                 order.text, TEXT_BYTES)
             executor.account.counts_heap = False
+            if self.cpu_time:  # read within the times of the execution, so that it does not exceed them
+                cpu_ns = thread_time_ns() - cpu_ns
             order.execute.end()
             if self.cpu_time:
-                order.execute.duration_ns = thread_time_ns() - cpu_ns
+                order.execute.duration_ns = min(cpu_ns, order.execute.duration_ns)
             if failed:
                 self.end_run_failed(executor, order)
                 done = False

@@ -80,7 +80,7 @@ def random_world(seed: int, calm: bool = False) -> RandomWorld:
     )
     executors = random.Random(f"executors of {seed}").choice([1, 1, 2, 3])
     cluster = dataclasses.replace(cluster, executors=executors)
-    if executors > 1:
+    if executors > 1 and not calm:
         draw = random.Random(f"neighbours of {seed}")
         slowdown, told = draw.choice([1.0, 1.3, 2.0, 6.0]), draw.choice([0.0, 1.0, 1.0, 3.0])
         cluster = dataclasses.replace(cluster, slowdown=slowdown, slowdown_told=told)

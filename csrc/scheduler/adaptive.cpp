@@ -435,7 +435,8 @@ bool Adaptive::refuse_late(Pending& pending) {
         is_asked_for(*soonest->arena, parts_.state.now, OVERLOAD_ASKED) && last_need_at_most() > REFUSE_NEED;
     double part = refuse_wait_ > 0 ? refuse_wait_ : has_overload ? wait_part(soonest->spec->kind) : 1;
     Ns takes = takes_ns(*soonest->spec, pending.request.shape, pending.size);
-    Ns rest = pending.deadline_ns - begins - takes - soonest->arena->worker->back_ns;
+    Ns late = soonest->arena->executors.front()->late.ns(parts_.state.now);
+    Ns rest = pending.deadline_ns - begins - takes - soonest->arena->worker->back_ns - late;
     Ns room = std::max({static_cast<Ns>(part * static_cast<double>(rest)), takes, std::min(rest, PROMPT_NS)});
     Ns wait = before_ns(*soonest->arena, pending, room);
     bool is_burst = refuse_wait_ == 0 && !has_overload;
@@ -848,6 +849,7 @@ void Adaptive::prefer_only_copy(const Executor& executor, Ns free_ns, Candidate&
 // Chooses the device's next batch, and the requests that it gives up. False: there is none.
 bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     keep_time();
+    free_ns += executor.late.ns(parts_.state.now);
     // On a divided device, models that are not modest are ranked as if due later, by the least SLO of models
     // within their shares; by less where several devices become free within that time. Devices that wait for
     // the same link do not.

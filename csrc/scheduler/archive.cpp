@@ -145,8 +145,8 @@ void Flight::archive(Archive& archive) {
     archive(revoked, is_recalled, is_apart, was_executing, is_narrow, arena, residency);
     archive.maybe(executor);
     archive.maybe(batch);
-    archive(expected_ns, alone_ns, duration_ns, charged_ns, sent_ns, there_ns, predicted_end_ns, waits_since_ns,
-            leaves_work, inputs);
+    archive(expected_ns, alone_ns, duration_ns, charged_ns, sent_ns, there_ns, begin_ns, predicted_end_ns,
+            waits_since_ns, leaves_work, inputs);
     archive(copied_bytes);
     Archive::need(executes(kind) == (executor != nullptr) && executes(kind) == (batch != nullptr),
                   "an action does not match its batch");
@@ -225,7 +225,7 @@ void CopyTime::archive(Archive& archive) { archive(time_, batches_, ready_ns_); 
 
 void Executor::archive(Archive& archive) {
     archive(arena, worker, index, run_ahead, lane, lane_end_ns, head_end_ns, predicted, wake_ns, timer_ns, aged_ns);
-    archive(idle_since_ns, served, clock_mhz, pace, time, lead, dirty, gaps, reservation, stretches);
+    archive(idle_since_ns, served, clock_mhz, pace, time, lead, late, dirty, gaps, reservation, stretches);
 }
 
 void Arena::archive(Archive& archive) {

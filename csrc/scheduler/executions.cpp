@@ -31,7 +31,8 @@ Flight* Executions::fly(ActionKind kind, Batch& batch, Ns expected_ns, Ns durati
             executor.gaps.add(came - executor.idle_since_ns);
         }
     }
-    executor.lane_end_ns = std::max(executor.free_ns(state_.now), flight->there_ns) + duration_ns;
+    flight->begin_ns = std::max(executor.free_ns(state_.now), flight->there_ns);
+    executor.lane_end_ns = flight->begin_ns + duration_ns;
     if (executor.lane.empty()) {
         executor.head_end_ns = executor.lane_end_ns;
     }
@@ -148,12 +149,23 @@ void Executions::leave_lane(Flight& flight, const ActionResult& result) {
         Ns late = result.ready_ns > 0 ? result.ready_ns - flight.there_ns : 0;
         executor.lead.needed(state_.now, executor.head_end_ns - result.end_ns + late);
     }
+    if (flight.kind == ActionKind::INFER && flight.expected_ns > 0) {
+        if (result.status == Status::TOO_LATE) {
+            executor.late.saw(state_.now, flight.expected_ns, state_.now - worker.back_ns - flight.begin_ns);
+        } else if (is_sane && result.status == Status::OK) {
+            Ns late = result.begin_ns - flight.begin_ns + state_.now - result.end_ns - worker.back_ns;
+            Ns margin = flight.duration_ns - flight.expected_ns;
+            executor.late.saw(state_.now, flight.expected_ns, late - margin);
+        }
+    }
     executor.lane.erase(&flight);
     --flight.residency->flying;
     if (executor.lane.empty()) {
         executor.idle_since_ns = state_.now;
     } else if (is_first) {
-        executor.retime_lane(is_sane ? result.end_ns : state_.now - worker.back_ns);
+        Ns end = is_sane ? result.end_ns : state_.now - worker.back_ns;
+        executor.lane.front()->begin_ns = std::max(executor.lane.front()->begin_ns, end);
+        executor.retime_lane(end);
     } else {
         executor.lane_end_ns -= flight.duration_ns;
     }

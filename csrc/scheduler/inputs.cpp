@@ -70,7 +70,7 @@ void InputsWay::arrived(Ns now, std::uint64_t number, Ns ready_ns, Ns there_ns) 
     }
     std::uint64_t bytes = at(number).end_bytes - seen_bytes_;
     if (Ns expected = at(number).expected_ns; expected != NEVER_NS) {
-        late_.arrived(now, takes_ns(now, bytes), ready_ns - expected);
+        late_.saw(now, takes_ns(now, bytes), ready_ns - expected);
     }
     Ns begin = std::max(at(seen_ + 1).sent_ns + there_ns, seen_ready_ns_);
     sample_ns_ += std::max<Ns>(ready_ns - begin, 0);

@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "scheduler/archive.h"
-#include "scheduler/decay.h"
+#include "scheduler/lateness.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -36,14 +36,6 @@ inline constexpr double INPUTS_BYTE_NS_MAX = 100;
 
 // The wait behind inputs is at most this much longer than predicted.
 inline constexpr double INPUTS_WAIT_PART = 1.5;
-
-// The lateness that all but LATE_PART of the arrivals do not exceed is learnt by steps, each LATE_STEP of the
-// time that the batch was predicted to take, within [0, LATE_MAX] of that. Half of it is left after
-// LATE_HALF_NS: after a stall it makes batches seem impossible only for a moment.
-inline constexpr double LATE_PART = 0.01;
-inline constexpr double LATE_STEP = 0.25;
-inline constexpr double LATE_MAX = 1;
-inline constexpr Ns LATE_HALF_NS = SECOND;
 
 // Bound on the remembered batches under way; older ones are taken to have arrived.
 inline constexpr std::size_t INPUTS_UNDER_WAY = 1024;
@@ -70,28 +62,6 @@ private:
     std::uint64_t sample_count_ = 0;
     double byte_ns_ = 0;
     Ns learnt_ns_ = 0;
-};
-
-// How much later than predicted inputs arrive, at most.
-class Lateness {
-public:
-    // Returns 0 while nothing is known.
-    Ns late_ns(Ns now) const { return static_cast<Ns>(late_.at(now, LATE_HALF_NS)); }
-
-    // Notes that a batch whose inputs were predicted to take takes_ns arrived this much after the predicted
-    // time.
-    void arrived(Ns now, Ns takes_ns, Ns late_ns) {
-        double known = late_.at(now, LATE_HALF_NS), takes = static_cast<double>(takes_ns);
-        double late = std::min(static_cast<double>(late_ns), LATE_MAX * takes), step = LATE_STEP * takes;
-        // a step is within the lateness again, so that it does not exceed what was seen by much
-        step = late > known ? std::min(step * (1 - LATE_PART), 2 * late - known) : std::max(-step * LATE_PART, -known);
-        late_.add(now, step, LATE_HALF_NS);
-    }
-
-    void archive(Archive& archive) { archive(late_); }
-
-private:
-    DecayedCount late_;
 };
 
 // Typical bytes of the last batches: a larger batch raises the value by half of the difference, a smaller one
@@ -159,7 +129,7 @@ public:
     // The predicted time at which everything sent has left.
     Ns free_ns() const { return free_ns_; }
     // How much later than predicted inputs arrive, at most; 0 while that is unknown.
-    Ns late_ns(Ns now) const { return byte_ns(now) > 0 ? late_.late_ns(now) : 0; }
+    Ns late_ns(Ns now) const { return byte_ns(now) > 0 ? late_.ns(now) : 0; }
     // The time at which a message that is sent now is at the worker, behind everything sent, if it is late.
     // there_ns: the delay of the link. Inputs take takes_ns() of their bytes more.
     Ns arrives_ns(Ns now, Ns there_ns) const { return std::max(now, free_ns_) + there_ns + late_ns(now); }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "scheduler/inputs.h"
+#include "scheduler/lateness.h"
 #include "scheduler/lead.h"
 #include "scheduler/link.h"
 #include "scheduler/pages.h"
@@ -167,6 +168,7 @@ struct Executor {
     ExecutorTime time;
     Stretches stretches;
     Lead lead;
+    Lateness late;       // of messages to the executor and back, beyond the margin
     bool dirty = false;  // the executor or its arena changed since it was handled last
 
     void archive(Archive& archive);

@@ -357,6 +357,7 @@ struct Flight {
     Ns charged_ns = 0;     // device time for which its model was charged
     Ns sent_ns = 0;
     Ns there_ns = 0;          // predicted arrival, including its inputs
+    Ns begin_ns = 0;          // planned begin of an execution, or the end of the one before it
     Ns predicted_end_ns = 0;  // predicted end without margins; see predictions.h
     // time from which one of its requests could have been sent to this executor
     Ns waits_since_ns = 0;
@@ -376,7 +377,7 @@ struct Flight {
         revoked = is_recalled = is_narrow = is_apart = was_executing = leaves_work = false;
         batch = nullptr;
         beside = 0;
-        charged_ns = predicted_end_ns = waits_since_ns = 0;
+        charged_ns = begin_ns = predicted_end_ns = waits_since_ns = 0;
         inputs = copied_bytes = 0;
     }
     void archive(Archive& archive);

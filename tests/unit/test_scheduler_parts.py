@@ -18,6 +18,7 @@ ORDER = [
     ["types", "chain", "bits", "pool", "pages"],
     ["histogram"],
     ["decay"],
+    ["lateness"],
     ["link", "inputs", "predictions", "margin"],
     ["neighbours"],
     ["estimates", "demand", "shares"],

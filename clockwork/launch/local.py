@@ -331,6 +331,8 @@ class ProcessCluster:
                 self.wait_until_ready()
                 self._awaits = False
                 self._is_ready = True
+                for seat in self._seats:
+                    seat.restarts.served()
             except ChildEnded:
                 self.mend()
             except ConnectionLost:

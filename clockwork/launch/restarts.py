@@ -16,6 +16,10 @@ class Restarts:
         self._has_served = False  # whether it has served at any time since the first start
         self._ends = 0  # number of ends in a row, each soon after its start
 
+    def served(self) -> None:
+        """Note that the process has served, as others know: its own report may come later than its end."""
+        self._has_served = True
+
     def next_ns(self, now_ns: int, begun_ns: int, has_served: bool, status: int) -> int | None:
         """Return the time at which to restart a process that ended now. None: it is given up.
 

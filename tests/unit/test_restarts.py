@@ -13,6 +13,13 @@ def test_what_never_served_is_given_up_at_once() -> None:
     assert Restarts().next_ns(RESTART_SETTLED_NS, 0, False, AGAIN_STATUS) is None
 
 
+def test_what_others_know_to_have_served_is_started_again() -> None:
+    """A worker that was killed before its report was read was given up, although the cluster was ready."""
+    restarts = Restarts()
+    restarts.served()
+    assert restarts.next_ns(9 * SECOND, 0, False, -9) == 9 * SECOND
+
+
 def test_pauses_grow_to_a_bound_and_then_it_is_given_up() -> None:
     restarts, now, pauses = Restarts(), 0, []
     while (due := restarts.next_ns(now, now - 100 * MS, True, -9)) is not None:

@@ -132,7 +132,12 @@ def test_calls_over_grpc_that_are_cancelled_leave_no_cycles(
         call, stream = method_of(channel, "ModelInfer"), stream_of(channel)
 
         def ask() -> None:
-            for one in (call.future(request_of(8)), stream(iter([request_of(8)]))):
+            starts: list[Callable[[], Any]] = [
+                lambda: call.future(request_of(8)),
+                lambda: stream(iter([request_of(8)])),
+            ]
+            for start in starts:
+                one = start()  # one after the other: each has come before it is cancelled
                 assert come.acquire(timeout=PATIENCE_S)
                 one.cancel()
 

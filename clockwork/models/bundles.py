@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from clockwork.errors import InvalidModel
 from clockwork.formats.bundles import NAMES
 from clockwork.formats.prepared import (
@@ -115,11 +113,9 @@ def _try_once(prepared: PreparedModel, directory: Path) -> None:
 
 def _inputs(prepared: PreparedModel, bound: int) -> Sequence[Array]:
     """Inputs of the shapes with which the model was profiled. bound: upper bound of integers, exclusive."""
-    defaults, contents = prepared.defaults(), samples.contents_of(prepared.metadata)
-    rng = np.random.default_rng(trial.SEED)
+    defaults = prepared.defaults()
+    drawn = trial.draw(prepared.inputs, prepared.example, bound, samples.contents_of(prepared.metadata))
     return [
-        array_of(defaults[spec.name], spec.dtype)
-        if spec.name in defaults
-        else trial.seeded(spec.dtype, shape, rng, bound, contents.get(spec.name, samples.TEXT))
-        for spec, shape in zip(prepared.inputs, prepared.example)
+        array_of(defaults[spec.name], spec.dtype) if spec.name in defaults else array
+        for spec, array in zip(prepared.inputs, drawn)
     ]

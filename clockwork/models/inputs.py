@@ -51,11 +51,20 @@ def guesses(specs: Sequence[TensorSpec], contents: Mapping[str, str] = {}) -> It
             sizes: dict[str, int] = {}
             shapes = [_shape(spec.shape, sizes, image, other, middle) for spec in specs]
             for bound in ID_BOUNDS if integers else ID_BOUNDS[:1]:
-                rng = np.random.default_rng(SEED)
-                yield [
-                    seeded(spec.dtype, shape, rng, bound, contents.get(spec.name, samples.TEXT))
-                    for spec, shape in zip(specs, shapes)
-                ]
+                yield draw(specs, shapes, bound, contents)
+
+
+def draw(
+    specs: Sequence[TensorSpec], shapes: Sequence[Sequence[int]], id_bound: int, contents: Mapping[str, str]
+) -> list[Array]:
+    """Return random inputs of these shapes, the same each time.
+
+    id_bound: of integers, exclusive. contents: as in guesses()."""
+    rng = np.random.default_rng(SEED)
+    return [
+        seeded(spec.dtype, shape, rng, id_bound, contents.get(spec.name, samples.TEXT))
+        for spec, shape in zip(specs, shapes)
+    ]
 
 
 def first_that_runs(

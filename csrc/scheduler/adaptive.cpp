@@ -582,7 +582,7 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
                   worker.copies.byte_ns(parts_.state.now) * static_cast<double>(front.copied_bytes)) /
                  queue.front().size;
     }
-    Ns covered = free_ns - worker.inputs.arrives_ns(parts_.state.now, worker.there_ns);
+    Ns covered = free_ns - worker.inputs.late_message_ns(parts_.state.now, worker.there_ns);
     Durations batch_ns = durations(spec, queue.shape);
     auto takes = [&](std::uint32_t rows) {
         Ns delay = row_ns > 0 ? std::max<Ns>(static_cast<Ns>(row_ns * rows) - covered, 0) : 0;
@@ -725,7 +725,7 @@ Choice Adaptive::attempt(Executor& executor, Ns free_ns) {
         return found;
     }
     const Worker& worker = *executor.worker;
-    Ns covered = free_ns - worker.inputs.arrives_ns(parts_.state.now, worker.there_ns);
+    Ns covered = free_ns - worker.inputs.late_message_ns(parts_.state.now, worker.there_ns);
     auto is_wanted = [](const Model&, std::uint64_t) { return true; };
     parts_.queues.for_each_ready(*executor.arena, is_wanted, [&](Queue& queue, Residency& residency) {
         auto end_ns = [&](const Waiting& waiting) {
@@ -869,7 +869,7 @@ bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     // by the way back and by late inputs; for models on every device also by a full batch. Queues of the
     // lowest level cannot go before others.
     const InputsWay& way = executor.worker->inputs;
-    Ns covered = free_ns - way.arrives_ns(parts_.state.now, executor.worker->there_ns);
+    Ns covered = free_ns - way.late_message_ns(parts_.state.now, executor.worker->there_ns);
     Ns latest = way.takes_ns(parts_.state.now, batch_bytes_max_) +
                 executor.worker->copies.takes_ns(parts_.state.now, batch_copied_max_);
     Ns nearer = executor.worker->back_ns + (latest > 0 ? std::max<Ns>(latest + 1 - covered, 0) : 0);

@@ -219,9 +219,10 @@ Ns Admission::begin_ns(const Executor& executor, Ns free, const Batch* batch, co
         bytes.add(*more);
     }
     Ns takes = bytes.takes_ns(worker, state_.now);
-    Ns arrives = takes > 0 ? worker.inputs.arrives_ns(state_.now, worker.there_ns)
-                           : std::max(state_.now, worker.inputs.free_ns()) + worker.there_ns;
-    return std::max(free, arrives + takes);
+    if (takes > 0) {
+        takes += worker.inputs.late_ns(state_.now);
+    }
+    return std::max(free, worker.inputs.message_ns(state_.now, worker.there_ns) + takes);
 }
 
 // The time that the inputs of a planned batch take to its worker.
@@ -229,19 +230,23 @@ Ns Admission::planned_inputs_ns(const Batch& batch) const {
     return clockwork::inputs_ns(*batch.executor->arena, state_.now, inputs_bytes(batch));
 }
 
-// Whether an executor of the worker plans inputs: those of batches that are sent have their place on the
-// link.
+// Whether inputs are planned for the worker's link: inputs of batches that were sent have their place there.
 bool Admission::plans_inputs(const Worker& worker) const {
-    return std::any_of(state_.executors.begin(), state_.executors.end(), [&](const Executor* executor) {
-        const std::vector<Batch*>& batches = plans_.of(*executor).batches;
-        return executor->worker == &worker &&
-               std::any_of(batches.begin(), batches.end(), [](const Batch* batch) { return inputs_bytes(*batch) > 0; });
-    });
+    auto has_inputs = [](const Batch* batch) { return inputs_bytes(*batch) > 0; };
+    for (const Arena* arena : worker.arenas) {
+        for (const Executor* executor = arena->executors.front(); executor != nullptr; executor = executor->after) {
+            const std::vector<Batch*>& batches = plans_.of(*executor).batches;
+            if (std::any_of(batches.begin(), batches.end(), has_inputs)) {
+                return true;
+            }
+        }
+    }
+    return false;
 }
 
 // When inputs of this many bytes are at the worker, behind those of the batches before this place of the
-// plan. A link that other arenas share is planned with the part of it that this one gets, unless nobody plans
-// for it: what was asked for and refused delays nothing.
+// plan. Arenas that share a link plan with their parts of it, unless no inputs are planned for that link:
+// requests that were refused delay nothing.
 Ns Admission::inputs_there_ns(const Executor& executor, std::size_t index, std::uint64_t bytes) const {
     const Plan& plan = plans_.of(executor);
     const InputsWay& way = executor.worker->inputs;
@@ -250,7 +255,7 @@ Ns Admission::inputs_there_ns(const Executor& executor, std::size_t index, std::
     if (takes > alone && !plans_inputs(*executor.worker)) {
         takes = alone;
     }
-    Ns time = std::max(state_.now, way.free_ns()) + executor.worker->there_ns + std::max(takes, alone + late);
+    Ns time = way.message_ns(state_.now, executor.worker->there_ns) + std::max(takes, alone + late);
     for (std::size_t place = 0; place < index; ++place) {
         time += planned_inputs_ns(*plan[place]);
     }

@@ -138,6 +138,20 @@ void Executions::measure(Executor& executor, Residency& residency, std::uint32_t
 
 // ----- results ------------------------------------------------------------------------------------
 
+// A batch that is too late is refused at once, when its worker could have begun the batch. Of one that was
+// executed the way back counts as well; the margin is there for executions, and covers the same time.
+void Executions::learn_late(const Flight& flight, const ActionResult& result, bool is_sane) const {
+    Executor& executor = *flight.executor;
+    Ns back = executor.worker->back_ns;
+    if (result.status == Status::TOO_LATE) {
+        executor.late.saw(state_.now, flight.expected_ns, state_.now - back - flight.begin_ns);
+    } else if (is_sane && result.status == Status::OK) {
+        Ns late = result.begin_ns - flight.begin_ns + state_.now - result.end_ns - back;
+        Ns margin = flight.duration_ns - flight.expected_ns;
+        executor.late.saw(state_.now, flight.expected_ns, late - margin);
+    }
+}
+
 void Executions::leave_lane(Flight& flight, const ActionResult& result) {
     Executor& executor = *flight.executor;
     const Worker& worker = *executor.worker;
@@ -150,13 +164,7 @@ void Executions::leave_lane(Flight& flight, const ActionResult& result) {
         executor.lead.needed(state_.now, executor.head_end_ns - result.end_ns + late);
     }
     if (flight.kind == ActionKind::INFER && flight.expected_ns > 0) {
-        if (result.status == Status::TOO_LATE) {
-            executor.late.saw(state_.now, flight.expected_ns, state_.now - worker.back_ns - flight.begin_ns);
-        } else if (is_sane && result.status == Status::OK) {
-            Ns late = result.begin_ns - flight.begin_ns + state_.now - result.end_ns - worker.back_ns;
-            Ns margin = flight.duration_ns - flight.expected_ns;
-            executor.late.saw(state_.now, flight.expected_ns, late - margin);
-        }
+        learn_late(flight, result, is_sane);
     }
     executor.lane.erase(&flight);
     --flight.residency->flying;

@@ -45,6 +45,8 @@ public:
     void retire(Flight& flight);
 
 private:
+    // Learn how late the messages of an INFER were. is_sane: the result's times can be compared.
+    void learn_late(const Flight& flight, const ActionResult& result, bool is_sane) const;
     // Revoke the actions behind the first of an executor's lane.
     void recall_waiting(const Executor& executor);
     // Enter an action of the execute lane in the books.

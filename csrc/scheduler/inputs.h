@@ -130,9 +130,11 @@ public:
     Ns free_ns() const { return free_ns_; }
     // How much later than predicted inputs arrive, at most; 0 while that is unknown.
     Ns late_ns(Ns now) const { return byte_ns(now) > 0 ? late_.ns(now) : 0; }
-    // The time at which a message that is sent now is at the worker, behind everything sent, if it is late.
-    // there_ns: the delay of the link. Inputs take takes_ns() of their bytes more.
-    Ns arrives_ns(Ns now, Ns there_ns) const { return std::max(now, free_ns_) + there_ns + late_ns(now); }
+    // The time at which a message that is sent now is at the worker, behind everything sent. there_ns: the
+    // delay of the link. Inputs take takes_ns() of their bytes more.
+    Ns message_ns(Ns now, Ns there_ns) const { return std::max(now, free_ns_) + there_ns; }
+    // The same for a message that is late.
+    Ns late_message_ns(Ns now, Ns there_ns) const { return message_ns(now, there_ns) + late_ns(now); }
     std::uint64_t bytes_under_way() const { return sent_bytes_ - seen_bytes_; }
 
     // The time for which a message that was sent at sent_ns may have waited behind inputs, at most; 0 while

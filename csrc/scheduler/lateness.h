@@ -26,7 +26,7 @@ public:
     void saw(Ns now, Ns takes_ns, Ns late_ns) {
         double known = late_.at(now, LATE_HALF_NS), takes = static_cast<double>(takes_ns);
         double late = std::min(static_cast<double>(late_ns), LATE_MAX * takes), step = LATE_STEP * takes;
-        // a step is within the lateness again, so that it does not exceed what was seen by much
+        // a step upwards ends at no more than twice what was seen: a tiny lateness teaches a tiny one
         step = late > known ? std::min(step * (1 - LATE_PART), 2 * late - known) : std::max(-step * LATE_PART, -known);
         late_.add(now, step, LATE_HALF_NS);
     }

@@ -85,16 +85,18 @@ native_files = find bench csrc tests examples \( -name '*.cpp' -o -name '*.h' -o
 
 # Tests start a thousand processes, each of which would compile all of its modules again, a sixth of its start.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
+SPREAD := --max-worker-restart 0 --no-loadscope-reorder --dist
 
 # Tests that only compute come first: what they find is quickly found. Clusters of processes wait half of the time, so
-# that three at a time keep two cores busy.
+# that three at a time keep two cores busy. Files keep their order, as the longest tests are those of devices. A process
+# of tests that crashes ends the run: pytest-xdist would replace it, and wait for ever if that was the last test.
 # $(1): marks. pytest says 5 where a chosen file has no test of that mark.
 COMPUTING := tests/unit tests/sim tests/fuzz
 CLUSTERS := $(filter-out $(COMPUTING) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
 define run_tests
 	$(if $(TESTS),$(PYTEST) -m "$(1)" $(TESTS), \
-	    $(PYTEST) -n $(or $(JOBS),2) --dist worksteal -m "$(1)" $(COMPUTING) && \
-	    $(PYTEST) -n $(or $(JOBS),$(2)) --dist loadfile -m "$(1)" $(CLUSTERS))
+	    $(PYTEST) -n $(or $(JOBS),2) $(SPREAD) worksteal -m "$(1)" $(COMPUTING) && \
+	    $(PYTEST) -n $(or $(JOBS),$(2)) $(SPREAD) loadfile -m "$(1)" $(CLUSTERS))
 endef
 
 test: $(TESTABLE) $(MODELS) $(CLIENTS) lint typecheck ## lint, check types, run the tests of the inner loop (TESTS=... chooses)

@@ -10,13 +10,32 @@ import pytest
 from tests.inner_loop import COMPUTING, STORIES
 
 TESTS = Path(__file__).resolve().parent
+REASON_CHARACTERS = 1000
 
 
-def pytest_configure() -> None:
+class Failures:
+    """Names each failure when it happens: a run that is ended from outside has no summary."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            reason = str(report.longrepr if crash is None else crash.message).strip()
+            terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+            terminal.ensure_newline()
+            terminal.write_line(f"{report.nodeid} failed in its {report.when}: {reason[:REASON_CHARACTERS]}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Restore the default action of SIGINT: a shell has background processes ignore it, and the processes of
     tests would inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not hasattr(config, "workerinput"):  # the process that writes to the terminal
+        config.pluginmanager.register(Failures(config))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,6 +6,7 @@ measures with it.
 
 from __future__ import annotations
 
+import selectors
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,6 +25,17 @@ def eventually(condition: Callable[[], Any], what: str, within_s: float = PATIEN
         assert now_ns() < deadline_ns, f"{what}: not within {within_s:g} s"
         pause.wait(0.02)
     return value
+
+
+def readable(*sources: Any, within_s: float = PATIENCE_S) -> list[Any]:
+    """Return those of these sockets, files or descriptors that can be read; none after the time.
+
+    select() takes no descriptor above 1,023, and earlier tests of the process may have left many open.
+    """
+    with selectors.DefaultSelector() as selector:
+        for source in sources:
+            selector.register(source, selectors.EVENT_READ)
+        return [key.fileobj for key, _ in selector.select(within_s)]
 
 
 def windows_ns(first_ns: int) -> Iterator[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from clockwork.system.clock import now_ns
 from tests.chaos.processes import World, first_said
 from tests.chaos.scenario import Kind
 from tests.chaos.template import WORKERS
-from tests.patience import PATIENCE_S, eventually
+from tests.patience import PATIENCE_S, eventually, readable
 from tests.process.cluster import Program
 
 KINDS = (
@@ -84,7 +83,7 @@ class Child:
         descriptor = os.pidfd_open(pid)
         try:
             os.kill(pid, number)
-            ready, _, _ = select.select([descriptor], [], [], PATIENCE_S)
+            ready = readable(descriptor)
             assert ready, f"{self.name} did not end"
             return now_ns()
         finally:

@@ -11,7 +11,6 @@ import contextlib
 import http.client
 import json
 import re
-import select
 import socket
 import string
 import urllib.parse
@@ -29,7 +28,7 @@ from clockwork.protocol import inference_pb2 as pb
 from clockwork.wire.messages import Failure, InferRequest, Query, Reply, Status
 from clockwork.wire.roles import GRPC, GRPC_COMMON, HTTP
 from tests.fuzz import mutate
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, readable
 from tests.process.fake_controller import FakeController, echo
 from tests.process.gateways import HEADER_LENGTH, running_gateway
 
@@ -117,10 +116,7 @@ class Stranger:
         return found
 
     def _is_silent(self) -> bool:
-        # Not select(), which takes no descriptor above 1,023: earlier tests may have left many open.
-        poller = select.poll()
-        poller.register(self.socket, select.POLLIN)
-        return not poller.poll(SILENCE_S * 1000)
+        return not readable(self.socket, within_s=SILENCE_S)
 
 
 def exchanged(port: int, data: bytes) -> bytes:

@@ -22,7 +22,7 @@ from clockwork.gateway import http as http_server
 from clockwork.gateway import process
 from clockwork.gateway.process import seats_of
 from clockwork.gateway.settings import GatewaySettings
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, readable
 from tests.process.cluster import Program
 from tests.process.fake_controller import FakeController
 from tests.process.gateways import (
@@ -52,7 +52,7 @@ def check_most_end(held: list[socket.socket], left: int) -> None:
     """Wait until the gateway has closed all but so many of these connections."""
     waiting = list(held)
     while len(waiting) > left:
-        ready, _, _ = select.select(waiting, [], [], PATIENCE_S)
+        ready = readable(*waiting)
         assert ready, f"{len(waiting)} of {len(held)} connections are still held"
         for one in ready:
             with contextlib.suppress(ConnectionError):
@@ -140,7 +140,7 @@ def test_a_body_has_a_least_rate(controller: FakeController, monkeypatch: pytest
         assert b"20 bytes of the request's body came within 0.201 s" in answer
         monkeypatch.setattr(http_server.bounds, "BODY_BYTES_PER_S_MIN", 1)
         with dialled(gateway.ports["http"], f"{head}{len(body)}\r\n\r\n".encode() + body[:60], 1) as [steady]:
-            assert select.select([steady], [], [], 1.0)[0] == [], "60 bytes are enough for a minute"
+            assert not readable(steady, within_s=1.0), "60 bytes are enough for a minute"
             steady.sendall(body[60:])
             assert steady.recv(65536).startswith(b"HTTP/1.1 200")
 
@@ -157,10 +157,10 @@ def test_a_body_that_came_late_does_not_end_its_connection_later(controller: Fak
         assert late.recv(65536).startswith(b"HTTP/1.1 200")
         late.sendall(head)
         for piece in (body[:60], body[60:]):
-            assert select.select([late], [], [], 1.5)[0] == [], "as long as headers may take, and longer"
+            assert not readable(late, within_s=1.5), "as long as headers may take, and longer"
             late.sendall(piece)
         assert late.recv(65536).startswith(b"HTTP/1.1 200")
-        assert select.select([late], [], [], 3.0)[0] == [], "it is open, and waits for the next request"
+        assert not readable(late, within_s=3.0), "it is open, and waits for the next request"
         late.sendall(head + body)
         assert late.recv(65536).startswith(b"HTTP/1.1 200")
 

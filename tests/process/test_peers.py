@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.patience import PATIENCE_S, eventually
+from tests.patience import PATIENCE_S, eventually, readable
 
 pytest.importorskip("aiohttp", reason="the gateway's libraries are not installed ([gateway])")
 
@@ -205,7 +204,7 @@ def test_nothing_outlives_the_benchmark(number: int) -> None:
     with child:
         said = ""
         while "http, 0.1" not in said:
-            if not select.select([child.stderr], [], [], PATIENCE_S)[0]:
+            if not readable(child.stderr):
                 child.kill()
                 pytest.fail(f"it said no more than {said}")
             piece = os.read(child.stderr.fileno(), 4096).decode()

@@ -56,6 +56,17 @@ def test_every_test_asserts_in_sight_of_its_reader() -> None:
     assert [name for name, visible in found.items() if not visible] == []
 
 
+def test_no_test_waits_by_select() -> None:
+    """It takes no descriptor above 1,023: readable() does."""
+    found = [
+        f"{path.relative_to(TESTS)}:{node.lineno}"
+        for path in sorted(TESTS.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "select.select"
+    ]
+    assert found == []
+
+
 @pytest.mark.parametrize(
     ("body", "visible"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -50,6 +51,28 @@ def test_a_test_that_hangs_fails_with_every_stack_and_the_next_one_runs(tmp_path
     assert "1 failed, 1 passed" in done.stdout
     assert "in wait_beside" in done.stdout + done.stderr, "the other thread's stack"
     assert "test_that_hangs" in done.stdout
+
+
+def test_a_process_of_tests_that_dies_in_the_last_test_ends_the_run_and_is_told_at_once(
+    tmp_path: Path,
+) -> None:
+    """pytest-xdist would start another, which waits for ever."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (spread,) = re.findall(r"^SPREAD := (.*)$", makefile, re.MULTILINE)
+    (tmp_path / "test_first.py").write_text("def test_that_passes(): pass")
+    (tmp_path / "test_last.py").write_text("import os\n\ndef test_that_dies(): os._exit(1)")
+    words = [*["-p", "no:cacheprovider", "-p", "tests.conftest", "-n", "2"], *spread.split(), "loadfile"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words, "-c", os.devnull, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 1, done.stderr
+    told, _, summary = done.stdout.partition("== FAILURES ==")
+    assert "test_last.py::test_that_dies failed in its" in told
+    assert "1 failed, 1 passed" in summary
 
 
 def test_every_test_has_a_limit_and_none_is_above_the_last_one() -> None:

@@ -99,6 +99,7 @@ STORIES = {
     ),
     "test_model_repository": ("test_models_come_change_and_go_as_their_files_do",),
     "test_old_stores": ("test_a_cluster_serves_from_them",),
+    "test_plain_client": ("test_nothing_compiled_is_imported_then",),
     "test_policy_live": ("test_it_serves_and_its_decisions_are_had_again",),
     "test_preparations": ("test_a_failed_preparation_is_tried_again_by_itself_and_when_asked",),
     "test_recorder": ("test_a_dump_is_replayed_and_listed",),

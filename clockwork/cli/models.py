@@ -423,6 +423,12 @@ def _holding(info: Any) -> str:
     return f"{info.holding}, {say_bytes(resident)}" if more else info.holding
 
 
+def _say_threads(info: Any) -> str:
+    """Return the times of an execution with more threads; "" if they were not measured."""
+    timed = info.raw.get("by_threads") or ()
+    return ", ".join(f"{ns / 1e6:.3g} ms with {count}" for count, ns in timed)
+
+
 def _remarks(info: Any) -> str:
     """Return why a model is not ready, or on which workers its preparation failed."""
     failed = [f"not on {worker}: {why}" for worker, why in (info.raw.get("not_prepared") or {}).items()]
@@ -500,6 +506,7 @@ def show(name: str, profile: Path | None, as_json: bool, connect: Connect) -> No
         ),
         ("", str(info.raw.get("constants_note", ""))),
         ("load", f"{info.load_ns / 1e6:.3f} ms" if _is_measured(info) else ""),
+        ("threads", _say_threads(info)),
         ("program", str(info.raw.get("program", ""))),
         ("package", info.digest),
         ("from", _repository(info)),

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import math
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,7 @@ from clockwork import config
 from clockwork.cli.common import (
     CV,
     DURATION,
+    FILE,
     PATH,
     CommandGroup,
     Duration,
@@ -206,11 +208,16 @@ def _measured(context: click.Context, parameter: click.Parameter, value: tuple[s
 @plan.command("threads")
 @click.option("--cores", type=click.IntRange(1, config.EXECUTORS_MAX), required=True,
               help="Cores that execute.")  # fmt: skip
-@click.option("--measured", callback=_measured, multiple=True, required=True, metavar="THREADS=FILE",
+@click.option("--measured", callback=_measured, multiple=True, metavar="THREADS=FILE",
               help="Profiles of the models by a worker with so many --threads. Repeatable.")  # fmt: skip
+@click.option("--onnx", type=FILE, multiple=True,
+              help="A model to measure on this machine instead, which should do nothing else: with 1, 2, 4 ... "
+                   "threads, as far as it has cores. Repeatable.")  # fmt: skip
 @_slo
 @_options
-def plan_threads(cores: int, measured: dict[int, str], slo: float | None, **given: Any) -> None:
+def plan_threads(
+    cores: int, measured: dict[int, str], onnx: tuple[Path, ...], slo: float | None, **given: Any
+) -> None:
     """Find how many threads an execution should have on a machine, by the highest rate that holds.
 
     With one thread the cores are executors of one arena; with more they are devices of so many cores each,
@@ -218,15 +225,45 @@ def plan_threads(cores: int, measured: dict[int, str], slo: float | None, **give
 
     \b
     Example:
-      clockwork worker --threads 4                 # of a cluster; then, for each number of threads:
+      clockwork plan threads --cores 4 --onnx resnet50.onnx --slo 50ms
+      clockwork worker --threads 4                 # of a cluster; or, for each number of threads:
       clockwork models show resnet50 --profile four.json
       clockwork plan threads --cores 16 --measured 1=one.json --measured 4=four.json --slo 50ms
     """
-    from clockwork.sim import planning
-
     for name in ("profiles", "executors", "plot"):
         if given[name] is not None:
             raise click.UsageError(f"--{name} is not for plan threads: --measured and --cores say it")
+    if bool(measured) == bool(onnx):
+        raise click.UsageError("plan threads takes either --measured or --onnx")
+    if onnx and slo is None:
+        raise click.UsageError("--onnx needs --slo: a file has none")
+    with contextlib.ExitStack() as stack:
+        if onnx:
+            measured = _measure(stack, onnx, cores)
+        _compare_threads(cores, measured, slo, given)
+
+
+def _measure(stack: contextlib.ExitStack, files: Sequence[Path], cores: int) -> dict[int, str]:
+    """Measure ONNX files here; return profile files by the number of threads, in a folder that the stack
+    removes."""
+    from clockwork.formats.profiles import save_profiles
+    from clockwork.models import by_threads, threads
+
+    names = [file.stem for file in files]
+    if len(set(names)) < len(names):
+        raise click.UsageError("--onnx names two files alike, and models are named as their files")
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clockwork-plan-")))
+    counts = threads.thread_counts(cores)
+    found = by_threads.measure_by_threads(files, counts, cores, lambda line: print_line(line, err=True))
+    for count, profiles in found.items():
+        save_profiles(folder / f"{count}.json", profiles)
+    return {count: str(folder / f"{count}.json") for count in counts}
+
+
+def _compare_threads(cores: int, measured: dict[int, str], slo: float | None, given: dict[str, Any]) -> None:
+    """Plan with each number of threads, and print the rates and the choice."""
+    from clockwork.sim import planning
+
     if widest := next((threads for threads in measured if threads > cores), 0):
         raise click.UsageError(
             f"--measured {widest}={measured[widest]}: an execution has at most {cores} cores"

@@ -277,8 +277,9 @@ def status(as_json: bool, connect: Connect) -> None:
     _print_learnt(body)
     rows = []
     for worker in body.get("workers") or ():
-        plan = ((worker.get("devices") or [{}])[0]).get("plan") or {}
-        if plan.get("host_bytes"):
+        device = (worker.get("devices") or [{}])[0]
+        plan = device.get("plan") or {}
+        if device.get("host_bytes") and plan.get("host_bytes"):
             rows.append([
                 str(worker.get("name")),
                 f"{plan['host_bytes'] / 2**20:.0f} MiB",
@@ -288,6 +289,7 @@ def status(as_json: bool, connect: Connect) -> None:
             ])  # fmt: skip
     if rows:
         print_table(["worker", "host store", "free", "models", "fetching"], rows)
+    _print_stores(body)
     _print_preparations(body)
     gpus, offline = _describe_gpus(body)
     if gpus:
@@ -309,6 +311,38 @@ def status(as_json: bool, connect: Connect) -> None:
     ]
     if rows:
         print_table(["predicted", "by", "actions", "p50", "p90", "p99", "p99.9", "p99.99", "most"], rows)
+
+
+def _print_stores(body: dict[str, Any]) -> None:
+    """Print what lies in the stores of workers that have a bound (--store-bytes)."""
+    from clockwork.wire.description import STORE_STATES
+
+    rows = []
+    for worker in body.get("workers") or ():
+        bound = (worker.get("devices") or [{}])[0].get("store_bytes", 0)
+        if not bound:
+            continue
+        stats = worker.get("stats") or {}
+        used = stats.get("store_bytes_used", 0)
+        counts = [str(stats.get(name, 0)) for name in ("store_models", "store_fetching")]
+        rows.append([
+            str(worker.get("name")), f"{bound / 2**20:.0f} MiB", f"{(bound - used) / 2**20:.1f} MiB", *counts,
+        ])  # fmt: skip
+    if (stores := body.get("stores")) and stores["bytes"]:
+        short = ", ".join(f"{stores[state]} {state}" for state in STORE_STATES if stores[state])
+        print_line(
+            f"stores     {stores['used'] / 2**20:.0f} of {stores['bytes'] / 2**20:.0f} MiB planned; models: "
+            f"{short or 'all have their copies'}"
+        )
+    if rows:
+        print_table(
+            ["worker", "store", "left", "models", "fetching"],
+            rows,
+            {
+                "store": "bound of the prepared models on its disk (--store-bytes)",
+                "fetching": "models that it takes from other workers",
+            },
+        )
 
 
 def _print_learnt(body: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ from clockwork.cli.gateway import (
     status_codes_option,
 )
 from clockwork.config import cli as bounds
+from clockwork.config.controller import PACKAGE_CACHE_BYTES, PACKAGE_CACHE_BYTES_LEAST
 from clockwork.config.observe import TELEMETRY_BYTES
 from clockwork.errors import ConfigError
 from clockwork.gateway.settings import StatusCodes
@@ -127,6 +128,7 @@ class WorkerFlags:
     arena: int
     page_size: int
     host_bytes: int
+    store_bytes: int
     pinned_bytes: int
     threads: int
     lock_store: bool
@@ -135,7 +137,7 @@ class WorkerFlags:
         """Return the same flags for a worker's command line."""
         sizes = {
             "--arena": self.arena, "--page-size": self.page_size, "--host-bytes": self.host_bytes,
-            "--pinned-bytes": self.pinned_bytes,
+            "--store-bytes": self.store_bytes, "--pinned-bytes": self.pinned_bytes,
         }  # fmt: skip
         return (
             "--device", self.device, "--executors", str(self.executors or "auto"), "--threads", str(self.threads),
@@ -172,6 +174,10 @@ worker_options = grouped(
     click.option("--host-bytes", callback=_size, metavar="SIZE",
                  help="Budget of the host store, into which models are fetched from disk before they can be "
                       "loaded; not with policy edf.  [default: none, every model can be loaded]"),
+    click.option("--store-bytes", callback=_size, metavar="SIZE",
+                 help="Bound of the prepared models on a worker's disk (CPU devices): the controller decides which lie "
+                      "there, and others are fetched from other workers.  [default: none, every worker has "
+                      "every model]"),
     click.option("--pinned-bytes", callback=_size, metavar="SIZE",
                  help="Pinned memory for the weights of CUDA models, allocated at start, into which all of them must "
                       "fit unless --host-bytes is given.  [default: a quarter of the RAM, at most 16GiB]"),
@@ -190,7 +196,69 @@ class PolicyFlags:
     memory: str | None
     options: tuple[str, ...]
     save_devices: bool
+    stored_copies: int
 
+    def further_options(self) -> tuple[str, ...]:
+        """Return the options of the policy that flags of their own set, each NAME=NUMBER."""
+        return (
+            *(["save_devices=1"] if self.save_devices else []),
+            *([f"stored_copies={self.stored_copies}"] if self.stored_copies else []),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PackageFlags:
+    """Where a controller keeps packages; package_options has the meaning of each field."""
+
+    packages: str
+    package_cache: int
+
+    def check(self) -> None:
+        """Raise ConfigError unless the cache has a use and a size."""
+        if not self.package_cache:
+            return
+        if "://" not in self.packages:
+            raise ConfigError("--package-cache is for packages in an object store: --packages URL")
+        if self.package_cache < PACKAGE_CACHE_BYTES_LEAST:
+            raise ConfigError(
+                f"--package-cache of {self.package_cache} bytes: it is {PACKAGE_CACHE_BYTES_LEAST} bytes or more"
+            )
+
+    def arguments(self) -> tuple[str, ...]:
+        """Return the same flags for a controller's command line."""
+        return (
+            *(("--packages", self.packages) if self.packages else ()),
+            *(("--package-cache", str(self.package_cache)) if self.package_cache else ()),
+        )
+
+
+def _packages(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
+    """Return the URL of an object store, or an absolute path; "" if the flag was not given."""
+    from clockwork.sources.objects import store_location
+
+    if value is None:
+        return ""
+    try:
+        location = store_location(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+    if location is None and not value:
+        raise click.BadParameter("it is empty; it is a directory or a URL such as s3://bucket/prefix")
+    return str(Path(value).absolute()) if location is None else location.url
+
+
+package_options = grouped(
+    "kept",
+    PackageFlags,
+    click.option("--packages", callback=_packages, metavar="DIR|URL",
+                 help="Where packages of models are kept: a directory of this controller alone, or s3://bucket/prefix, "
+                      "gs://bucket/prefix, az://container/prefix, with credentials from the environment.  [default: in "
+                      "--data]"),
+    click.option("--package-cache", callback=_size, metavar="SIZE",
+                 help="Bound of the copies of packages on this disk, where they are kept in an object store.  "
+                      f"[default: {PACKAGE_CACHE_BYTES >> 30}GiB]"),
+)  # fmt: skip
+"""Adds the options of a controller's packages; the command gets ``kept``, PackageFlags."""
 
 policy_options = grouped(
     "scheduling",
@@ -205,6 +273,10 @@ policy_options = grouped(
                  help="A constant of the policy. A wrong name prints all names."),
     click.option("--save-devices", is_flag=True,
                  help="At low load, keep as few devices busy as SLOs allow (with --policy adaptive)."),
+    click.option("--stored-copies", type=click.IntRange(1, config.STORED_COPIES_MAX), default=None,
+                 callback=lambda context, parameter, value: value or 0,
+                 help="Copies of each model that workers with --store-bytes keep, or as many as there are such workers.  "
+                      "[default: 2]"),
 )  # fmt: skip
 """Adds the options of a controller's scheduling; the command gets ``scheduling``, PolicyFlags."""
 
@@ -230,6 +302,7 @@ def _check_ports(port: int, gateway_ports: Sequence[str]) -> None:
 @click.option("--port", type=click.IntRange(0, 65533), default=5555, show_default=True,
               help="Port for clients; workers and events have the next two. 0: any free ports.")  # fmt: skip
 @click.option("--data", type=PATH, help="Directory of the models (or CLOCKWORK_DATA).")
+@package_options
 @policy_options
 @click.option("--keys", type=PATH, help="A directory made by `clockwork keys new`.")
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys.")
@@ -251,12 +324,18 @@ def _check_ports(port: int, gateway_ports: Sequence[str]) -> None:
 @click.option("--ray", "on_ray", is_flag=True, help="Place controller and workers on a Ray cluster.")
 @click.option("--ray-address", default="", metavar="HOST:PORT",
               help="Address of its head.  [default: RAY_ADDRESS, a local cluster, or a new one]")  # fmt: skip
+@click.option("--wide", type=click.IntRange(2, 1024), default=None, metavar="THREADS",
+              callback=lambda context, parameter, value: value or 0,
+              help="One more CPU worker, whose only executor has as many cores to itself: for models that one core "
+                   "executes too slowly for their SLOs.  [default: none]")  # fmt: skip
 @worker_options
 def up(
-    workers: int, host: str, port: int, data: Path | None, scheduling: PolicyFlags, keys: Path | None, insecure: bool,
+    workers: int, host: str, port: int, data: Path | None, kept: PackageFlags, scheduling: PolicyFlags,
+    keys: Path | None, insecure: bool,
     no_demo: bool, profiles: str | None, copies: int, gateway: bool | None, http_port: str | None,
     grpc_port: str | None, metrics_port: str | None, allowed_host: tuple[str, ...], status_codes: StatusCodes,
-    repositories: RepositoryFlags, verbose: bool, on_ray: bool, ray_address: str, flags: WorkerFlags,
+    repositories: RepositoryFlags, verbose: bool, on_ray: bool, ray_address: str, wide: int,
+    flags: WorkerFlags,
 ) -> None:  # fmt: skip
     """Run a whole cluster on this machine, in the foreground: a controller, workers and a gateway.
 
@@ -269,24 +348,27 @@ def up(
       clockwork up
       clockwork up --workers 2 --arena 4GiB
       clockwork up --executors 8 --arena 4GiB
-      clockwork up --executors 1 --threads 4
+      clockwork up --wide 4
       clockwork up --port 6000 --data /var/lib/clockwork --no-demo
       clockwork up --host 0.0.0.0 --keys keys/
       clockwork up --model-repository /srv/models
       clockwork up --no-demo --model-repository s3://bucket/models
       clockwork up --device emulated --devices 12 --profiles paper --copies 66
+      clockwork up --no-demo --packages s3://bucket/packages
       clockwork up --ray --workers 8 --device cuda
     """
     from clockwork.controller.settings import check_policy
     from clockwork.launch import local
     from clockwork.wire.transport import is_local
-    from clockwork.worker.settings import check_executors, device_names, share_machine
+    from clockwork.worker.settings import check_executors, check_store, device_names, share_machine
 
     device, data = flags.device, data or config.data_directory()
     with as_usage():
         names = device_names(device, flags.devices or 1)
         check_executors(names, flags.executors, flags.threads)
+        check_store(names, flags.store_bytes)
         check_policy(scheduling.policy, scheduling.save_devices, flags.host_bytes)
+        kept.check()
     if repositories.model_repository and not _choose_gateway(gateway):
         raise click.UsageError("--model-repository needs a gateway, which registers its models")
     if profiles and not workers:
@@ -308,15 +390,24 @@ def up(
         _check_ports(port, ports)
     if on_ray and not flags.executors:  # Ray reserves as many CPUs, so that their number must be known here
         flags = dataclasses.replace(flags, executors=1)
-    is_shared = device == "cpu" and workers > 1 and not on_ray and flags.executors != 1 and flags.threads == 1
+    may_share = device == "cpu" and not on_ray and not flags.devices and flags.threads == 1
+    if wide and not (may_share and workers):
+        raise click.UsageError("--wide is for CPU workers of one thread on this machine, without --devices")
+    own: tuple[tuple[str, ...], ...] = ()
+    if wide or (may_share and workers > 1 and flags.executors != 1):
+        with as_usage():
+            own = share_machine(workers, flags.executors, wide)
+    elif on_ray and device == "cpu":  # Ray counts the CPUs of its actors, and does not say which they are
+        own = (("--no-pin",),) * workers
     settings = local.UpSettings(
-        workers=workers, host=host, port=port, data=data.absolute(), policy=scheduling.policy,
+        workers=workers + (wide > 0), host=host, port=port, data=data.absolute(), package_arguments=kept.arguments(),
+        policy=scheduling.policy,
         memory=scheduling.memory or "",
-        options=(*scheduling.options, *(["save_devices=1"] if scheduling.save_devices else [])),
+        options=(*scheduling.options, *scheduling.further_options()),
         keys=keys, insecure=insecure, demo=not no_demo and workers > 0 and _choose_demo(device),
-        profiles=profiles or "", copies=copies,
+        profiles=profiles or "", copies=copies, own_stores=flags.store_bytes > 0,
         verbose=verbose, worker_arguments=flags.arguments(),
-        own_arguments=share_machine(workers, flags.executors) if is_shared and not flags.devices else (),
+        own_arguments=own,
         gateway=_choose_gateway(gateway),
         gateway_ports=tuple(ports),
         gateway_arguments=(
@@ -343,6 +434,7 @@ def up(
 @click.option("--worker-listen", help=f"Endpoint for workers.  [default: {config.WORKER_ENDPOINT}]")
 @click.option("--events", help=f"Endpoint of events.  [default: {config.EVENTS_ENDPOINT}]")
 @click.option("--data", type=PATH, help="Directory of the models (or CLOCKWORK_DATA).")
+@package_options
 @policy_options
 @click.option("--key", type=PATH, help="Its key file, controller.key (or CLOCKWORK_KEY).")
 @click.option("--allowed", type=PATH, metavar="FILE",
@@ -369,8 +461,8 @@ def up(
               help="Bound of these files together; the oldest are removed first.")  # fmt: skip
 @parent_option
 def controller(
-    listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, scheduling: PolicyFlags,
-    key: Path | None,
+    listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, kept: PackageFlags,
+    scheduling: PolicyFlags, key: Path | None,
     allowed: Path | None, insecure: bool, await_models: tuple[str, ...], record: Path | None, record_max: int,
     recorder_bytes: int, telemetry: Path | None, telemetry_max: int,
 ) -> None:  # fmt: skip
@@ -386,16 +478,19 @@ def controller(
 
     with as_usage():
         check_policy(scheduling.policy, scheduling.save_devices)
-        numbers = policy_numbers(scheduling.options)
+        numbers = policy_numbers((*scheduling.options, *scheduling.further_options()))
         check_recorder(recorder_bytes, record, telemetry)
+        kept.check()
     settings = ControllerSettings(
         client_endpoint=listen or config.client_endpoint(),
         worker_endpoint=worker_listen or bounds.worker_endpoint(),
         events_endpoint=events or bounds.events_endpoint(),
         data=data or config.data_directory(),
+        packages=kept.packages,
+        package_cache=kept.package_cache or PACKAGE_CACHE_BYTES,
         policy=scheduling.policy,
         memory=scheduling.memory or "",
-        options=numbers | ({"save_devices": 1.0} if scheduling.save_devices else {}),
+        options=numbers,
         key=key or config.key_file(),
         allowed=allowed or bounds.allowed_file(),
         insecure=insecure,
@@ -417,6 +512,9 @@ def controller(
 @click.option("--processors", callback=_processors, metavar="LIST",
               help="Processors that the worker runs on, as in 0-7,16-23, for several workers of one machine.  [default: "
                    "all that it may]")  # fmt: skip
+@click.option("--pin/--no-pin", "is_pinned", default=True,
+              help="Whether executors may have processors of their own and arenas NUMA nodes.  [default: yes] No: for "
+                   "a machine on which others pin, too, as workers that do not know of each other.")  # fmt: skip
 @click.option("--store", type=PATH, help="Directory of prepared models (or CLOCKWORK_DATA).")
 @click.option("--drain", type=Duration(0, config.SECONDS_MAX), default=f"{config.DRAIN_LIMIT_NS / SECOND:g}s",
               show_default=True,
@@ -424,8 +522,8 @@ def controller(
 @click.option("--key", type=PATH, help="Its key file, worker.key (or CLOCKWORK_KEY).")
 @parent_option
 def worker(
-    connect: str | None, name: str | None, flags: WorkerFlags, processors: frozenset[int], store: Path | None,
-    drain: float, key: Path | None,
+    connect: str | None, name: str | None, flags: WorkerFlags, processors: frozenset[int], is_pinned: bool,
+    store: Path | None, drain: float, key: Path | None,
 ) -> None:  # fmt: skip
     """Run a worker, which executes the controller's orders on the devices of this machine.
 
@@ -439,21 +537,24 @@ def worker(
       clockwork worker --device emulated --devices 100 --emulate exec_noise=0.01
     """
     from clockwork.worker import process
-    from clockwork.worker.settings import WorkerSettings, check_executors, device_names
+    from clockwork.worker.settings import WorkerSettings, check_executors, check_store, device_names
 
     devices = device_names(flags.device, flags.devices or 1)
     with as_usage():
         check_executors(devices, flags.executors, flags.threads)
+        check_store(devices, flags.store_bytes)
     settings = WorkerSettings(
         endpoint=connect or bounds.worker_endpoint(),
         devices=devices,
         executors=flags.executors,
         by_node=flags.device == "cpu" and not flags.devices,
         processors=processors,
+        is_pinned=is_pinned,
         emulate=flags.emulate,
         arena_bytes=flags.arena,
         page_bytes=flags.page_size,
         host_bytes=flags.host_bytes,
+        store_bytes=flags.store_bytes,
         pinned_bytes=flags.pinned_bytes,
         threads=flags.threads,
         store=store or config.data_directory(),

@@ -90,6 +90,7 @@ WORKERS_MAX = 1_024
 """Peers of a port that have said hello. A further peer evicts the peer that was silent longest, among those
 of the key or address with the most peers."""
 
+STORED_COPIES_MAX = 1_000  # Largest --stored-copies
 MODELS_MAX = 1_000_000  # Most models of a controller
 VERSION_MAX = (1 << 63) - 1  # The highest version number, which leaves room for timestamps as version numbers
 VERSION_DIGITS_MAX = len(str(VERSION_MAX))  # Digits of the highest version number

@@ -183,6 +183,35 @@ allowing for all of it would refuse every request with such an SLO, when most wo
 
 CLOCK_WINDOW = 64  # Pings over which a worker's clock offset is bounded; the drift within it is small
 
+STORE_PLANNED_PARTS, STORE_PLANNED_WHOLE = 7, 8
+"""Part of a worker's --store-bytes that the scheduler plans with, in pages of models. The rest is for what it
+does not count: descriptions, programs, and a new model that a worker prepares before copies of others are
+dropped."""
+
+STORES_SETTLE_NS = 2_000_000_000
+"""Time after a worker with a bounded store has joined in which no other worker prepares a model that was
+served before: the store of the next worker to join may have it."""
+
+RESTART_GRACE_NS = 10_000_000_000
+"""Time after a worker has left in which no other worker prepares a model that only it had, unless a request
+asks for the model: the worker may be restarted, and still have it. The scheduler waits as long with further
+copies (csrc/scheduler/keepers.h)."""
+
+STORES_TROUBLE_NS = RESTART_GRACE_NS
+"""Time for which models have no copy, or copies no room, before that is a trouble: preparing and copying
+take time."""
+
+STORES_COMPARED_MAX = 16
+"""Workers with bounded stores of which the one with room for a new model is found, the emptiest first."""
+
+ROOM_RETRY_NS = 10_000_000_000
+"""Pause after which a model that was served before, of which no worker has a copy and for which no store
+has room, is tried again."""
+
+COPIES_DRAIN_NS = 60_000_000_000
+"""Time for which a worker that leaves is kept until others have fetched the models that only its store has.
+The worker itself waits for its --drain, 10 s by default."""
+
 # ----- clocks ----------------------------------------------------------------------------------
 
 DRIFT_PPM = 200  # Bound of the drift between two clocks: twice that of the worst crystals
@@ -194,6 +223,33 @@ RESET_TOLD_NS = 10_000_000_000  # Time for which a jump of a clock is reported
 
 # ----- stored packages -------------------------------------------------------------------------
 
+PACKAGE_CACHE_BYTES = 64 << 30
+"""Default bound of the copies on a controller's disk of packages that it keeps in an object store. A larger
+package is refused."""
+PACKAGE_CACHE_BYTES_LEAST = 1 << 20  # Smallest such bound
+
+PACKAGE_LIST_BYTES_MAX = 16 << 20  # Largest list of a package's files in an object store
+
+PACKAGE_CHANGES_AT_ONCE = UPLOADS_MAX
+"""Threads for packages that come to an object store and go: an upload is not to wait for others."""
+
+PACKAGE_READS_AT_ONCE = 4  # Packages of which pieces are read for workers at a time
+
+INSPECTION_PAUSE_S = 0.2
+"""Pause between the checks of two packages of an object store, which take other processes' time."""
+
+STORE_RETRY_S = 10.0
+"""Time for which a package that could not be fetched from an object store is not asked for again, and after
+which a store that failed is asked again."""
+
+REPAIR_RETRY_NS = 60_000_000_000
+"""Pause after which a damaged package is fetched again that came and could not be stored."""
+
 INSPECTION_BUSY_SHARE = 0.05
 """Share of a core that the check of stored packages takes after a start. It runs beside requests, at the
 priority of the loop, and nothing waits for it."""
+
+
+def planned_store_bytes(store_bytes: int) -> int:
+    """Return the part of a worker's store that the scheduler plans with."""
+    return store_bytes * STORE_PLANNED_PARTS // STORE_PLANNED_WHOLE

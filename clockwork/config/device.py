@@ -34,6 +34,8 @@ CLOCKWORK_WORKSPACE_BYTES says how much."""
 CORES_EACH_RESERVED = 8
 """By default a CPU's worker has an executor for each core but one of so many, on which its other threads run,
 and the controller and gateways where they share the machine."""
+CORES_ALL_EXECUTE = 2
+"""A machine of so many cores has an executor for each: one core left of two costs more than it gives."""
 
 SYSFS_BYTES_MAX = 64 << 10  # Largest file of the kernel's description of a machine that is read
 CGROUP_LINES_MAX = 64  # Most control groups of a process that are looked at

@@ -40,6 +40,9 @@ PAIRS_MIN = 5
 RUNS_MIN = 3
 RUNS_MAX = 50
 THREADS_MAX = 256  # Most threads of a device
+THREADS_ROUNDS = (5, 50)  # Least and most rounds in which executions of several threads are timed in turn
+THREADS_FROM_NS = 10_000_000  # Time of an execution from which a preparation times it with more threads, too
+THREADS_TIMED_MAX = 8  # Most threads that a preparation tries
 LOADS_MIN = 3
 LOADS_MAX = 10
 

@@ -19,6 +19,11 @@ ROWS_PER_LINE = 500
 """Files in a line of the reader's answer: parsing one line blocks the other threads of the process that reads
 it."""
 
+PART_BYTES = 8 << 20
+"""Largest object that is written at once, and part of a larger one: S3 takes 10,000 parts of 5 MiB or more,
+so that the largest package fits."""
+
+NAMES_MAX = 1_100_000  # Most names below a folder; a longer listing is a failure
 READ_AT_ONCE = 16  # Small files that are read at once
 TELL_S = 0.2  # Interval at which the reader reports its progress
 
@@ -32,6 +37,16 @@ STALL_S = 60.0  # Time in which a source must start to answer, and must give eac
 READ_FILES_MAX = 64  # Small files that one command reads
 ANSWER_BYTES_MAX = 4 << 20  # Longest line of a reader's answer
 REASON_CHARS_MAX = 400  # Longest sentence of a source's failure
+
+# ----- sources/objects.py ----------------------------------------------------------------------
+
+OBJECT_WRITES = 2
+OBJECT_READS = 2
+OBJECT_CALLS = 1
+"""Packages that are written to a store at once, objects that are read, and calls that move little. Each takes
+a process of about 100 MB, so that neither waits for the others."""
+
+NAMES_LIMIT_S = 600.0  # Time limit of a listing of all packages
 
 # ----- sources/cache.py ------------------------------------------------------------------------
 

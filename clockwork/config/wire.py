@@ -82,6 +82,8 @@ ALLOWED_BYTES_MAX = 4 << 20  # Largest list of allowed keys: some 60,000 of them
 # ----- a worker's reports ----------------------------------------------------------------------
 
 PROFILE_POINTS_MAX = 4_096  # Most points of a model's profile that a worker may report
+THREADS_REPORTED_MAX = 16  # Most numbers of threads of which it may report an execution's time, and
+EXECUTION_THREADS_MAX = 1_024  # the most threads of one
 RUNS_REPORTED_MAX = 1 << 17  # Most runs of pages of a model that a worker may report
 SUMMARY_TEXT_CHARS_MAX = 4_096  # Longest text in a worker's summary of a model
 BUNDLE_FILES_MAX = 3  # Most files of a prepared model's bundle
@@ -95,4 +97,5 @@ bytes."""
 
 RUN_AHEAD_MAX = 256  # Largest run_ahead that a device may announce
 HOST_BYTES_MAX = 1 << 50
+STORE_BYTES_LEAST, STORE_BYTES_MAX = 1 << 20, 1 << 50  # Bounds of a worker's --store-bytes
 CLOCK_MHZ_MAX = 1_000_000  # A clock rate above any real one

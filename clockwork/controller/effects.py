@@ -136,10 +136,25 @@ class Tell(NamedTuple):
 
 
 class ScheduleReady(NamedTuple):
-    """The scheduler may use a model on a worker."""
+    """The scheduler may use a model on a worker, which has it in its store, or could be brought it."""
 
     worker: int
     spec: ModelSpec
+    is_stored: bool = True
+
+
+class ScheduleLoss(NamedTuple):
+    """A worker has lost a model from its store, without a DROP."""
+
+    worker: int
+    model_id: int
+
+
+class ScheduleRoom(NamedTuple):
+    """Tell the scheduler that a worker's store needs so many bytes in all for models that it prepares."""
+
+    worker: int
+    bytes: int
 
 
 class ScheduleRemoval(NamedTuple):
@@ -228,6 +243,12 @@ class PackageArrived(NamedTuple):
     digest: str
 
 
+class PackageMended(NamedTuple):
+    """A package that was damaged or missing is whole again, for the workers that could not prepare it."""
+
+    digest: str
+
+
 class PackagePrepared(NamedTuple):
     """A worker has prepared a model of a package, so it may have the package."""
 
@@ -297,6 +318,10 @@ class RemovePackage(NamedTuple):
     digest: str
 
 
+class ListPackages(NamedTuple):
+    """List the packages of a place in which crashes may have left some that nobody needs."""
+
+
 class ReadChunk(NamedTuple):
     """Read bytes of a package for a worker that fetches it; the result is the bytes."""
 
@@ -310,12 +335,12 @@ class ReadChunk(NamedTuple):
 
 Job: TypeAlias = (
     WriteChange | OpenUpload | WriteChunk | CommitUpload | AbortUpload | ReadUpload | ReadRecord
-    | RemovePackage | ReadChunk
+    | RemovePackage | ListPackages | ReadChunk
 )  # fmt: skip
 
 Effect: TypeAlias = (
     SendClient | Refuse | ReplyModel | ReplyRoute | SendWorker | Publish | Post | PingWorker | NoteTrouble
-    | ClearTrouble | Complain | Alert | Blame | LetGo | Tell | ScheduleReady | ScheduleRemoval | Serve | Forward
+    | ClearTrouble | Complain | Alert | Blame | LetGo | Tell | ScheduleReady | ScheduleLoss | ScheduleRoom | ScheduleRemoval | Serve | Forward
     | Withdraw | ForgetReferences | CountDevices | ShareMachine | SetClock | FailAction | FailActions
-    | Disconnect | Inspect | PackageArrived | PackagePrepared | Job
+    | Disconnect | Inspect | PackageArrived | PackageMended | PackagePrepared | Job
 )  # fmt: skip

@@ -27,6 +27,7 @@ from clockwork.controller.effects import (
     LetGo,
     NoteTrouble,
     PackageArrived,
+    PackageMended,
     PackagePrepared,
     PingWorker,
     Post,
@@ -35,8 +36,10 @@ from clockwork.controller.effects import (
     Refuse,
     ReplyModel,
     ReplyRoute,
+    ScheduleLoss,
     ScheduleReady,
     ScheduleRemoval,
+    ScheduleRoom,
     SendClient,
     SendWorker,
     Serve,
@@ -51,11 +54,11 @@ from clockwork.controller.ports.posts import to_worker
 from clockwork.controller.ports.workers import WorkerPort
 from clockwork.controller.registration.registrar import Registrar
 from clockwork.controller.storage.repairs import Repairs
-from clockwork.controller.storage.thread import CatalogJobs, StorageThread
+from clockwork.controller.storage.thread import CatalogJobs
 from clockwork.controller.troubles import ALERTING, TroubleKind
 from clockwork.controller.views.queries import Queries
 from clockwork.errors import PolicyFailed
-from clockwork.scheduler.types import Event, ModelReady, ModelRemoved
+from clockwork.scheduler.types import CopyLost, Event, ModelReady, ModelRemoved, RoomWanted
 from clockwork.system.clock import now_ns
 from clockwork.wire.messages import Ping, Reply
 from clockwork.wire.transport import Publisher
@@ -74,7 +77,6 @@ class Outlet:
         registrar: Registrar,
         repairs: Repairs,
         queries: Queries,
-        storage: StorageThread,
         jobs: CatalogJobs,
     ) -> None:
         self._effects = effects
@@ -86,7 +88,6 @@ class Outlet:
         self._registrar = registrar
         self._repairs = repairs
         self._queries = queries
-        self._storage = storage
         self._jobs = jobs
         self._mirror = ExchangeMirror(context.exchange)
         self._is_deciding = False
@@ -108,8 +109,12 @@ class Outlet:
             match effect:
                 case Tell(event):
                     self._tell(event)
-                case ScheduleReady(worker, spec):
-                    self._tell(ModelReady(self._context.now_ns, worker, spec))
+                case ScheduleReady(worker, spec, is_stored):
+                    self._tell(ModelReady(self._context.now_ns, worker, spec, is_stored))
+                case ScheduleLoss(worker, model_id):
+                    self._tell(CopyLost(self._context.now_ns, worker, model_id))
+                case ScheduleRoom(worker, size):
+                    self._tell(RoomWanted(self._context.now_ns, worker, size))
                 case ScheduleRemoval(model_id):
                     self._tell(ModelRemoved(self._context.now_ns, model_id))
                 case _:
@@ -200,14 +205,14 @@ class Outlet:
                 self._repairs.inspect(digest)
             case PackageArrived(digest):
                 self._repairs.arrived(digest)
+            case PackageMended(digest):
+                self._registrar.package_mended(digest)
             case PackagePrepared(worker_id, digest):
                 self._repairs.worker_ready(worker_id, digest)
-            case Tell() | ScheduleReady() | ScheduleRemoval():
+            case Tell() | ScheduleReady() | ScheduleLoss() | ScheduleRoom() | ScheduleRemoval():
                 raise AssertionError(f"{effect} is carry_out()'s")
             case job:
-                self._storage.submit(
-                    functools.partial(self._jobs.run, job), functools.partial(self._job_ended, job)
-                )
+                self._jobs.submit(job, functools.partial(self._job_ended, job))
 
     def _job_ended(self, job: Job, value: Any, error: BaseException | None) -> None:
         """Take in a job of the storage thread that has ended or failed."""

@@ -15,6 +15,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 from clockwork.config import HEARTBEAT_NS, VERSION
 from clockwork.controller._exchange import (
@@ -29,9 +30,18 @@ from clockwork.controller._exchange import (
     WRONG_REQUEST,
     WRONG_RESULT,
 )
+from clockwork.controller.catalog.objects import ObjectPackages
+from clockwork.controller.catalog.packages import DirectoryPackages, Packages
 from clockwork.controller.catalog.store import Catalog
 from clockwork.controller.context import COMPLAINTS, Context
-from clockwork.controller.effects import ClearTrouble, Complain, Effect, NoteTrouble, Publish
+from clockwork.controller.effects import (
+    ClearTrouble,
+    Complain,
+    Effect,
+    ListPackages,
+    NoteTrouble,
+    Publish,
+)
 from clockwork.controller.outlet import Outlet
 from clockwork.controller.peers.access import Access
 from clockwork.controller.peers.links import Links
@@ -45,14 +55,17 @@ from clockwork.controller.recording.recordings import Recordings
 from clockwork.controller.registration.registrar import Registrar
 from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.settings import ControllerSettings
+from clockwork.controller.storage.lanes import ObjectJobs
 from clockwork.controller.storage.repairs import Repairs
 from clockwork.controller.storage.thread import CatalogJobs, StorageThread
 from clockwork.controller.troubles import TroubleKind, Troubles
 from clockwork.controller.views.queries import OUTCOMES
+from clockwork.controller.views.store_reports import StoreReports
 from clockwork.controller.views.views import Views
 from clockwork.errors import ConfigError
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler.types import ModelFault, ModelGone
+from clockwork.sources.objects import store_location
 from clockwork.system.clock import now_ns
 from clockwork.system.limits import descriptor_limit, open_descriptors, raise_descriptor_limit
 from clockwork.system.words import say_count
@@ -74,7 +87,8 @@ class Controller:
         self._scheduler = make_scheduler(settings.policy, settings.memory, settings.options)
         self._recordings = Recordings(settings)
         self.seats = divide(descriptor_limit(), open_descriptors())
-        self._catalog = Catalog(settings.data)
+        packages = _place_of_packages(settings)
+        self._catalog = Catalog(settings.data, packages)
         self._catalog.open()
         self._sockets = self._open(settings)
         self.client_endpoint = self._sockets.clients.endpoint
@@ -91,8 +105,16 @@ class Controller:
         self.troubles, self._complaints = self._context.troubles, self._context.complaints
         self._heartbeat_ns = self._context.now_ns
         self._storage = StorageThread()
+        self._jobs = (
+            ObjectJobs(self._catalog, self._storage, packages)
+            if isinstance(packages, ObjectPackages)
+            else CatalogJobs(self._catalog, self._storage)
+        )
+        self._store_failure = ""  # as of the last beat
         self._repairs = Repairs(self._effects, self._catalog, self._table)
-        self._registrar = Registrar(self._effects, self._table, self._repairs.lacks)
+        self._registrar = Registrar(
+            self._effects, self._table, self._repairs.lacks, self._scheduler.store_room
+        )
         versions = self._registrar.versions
         views = Views(
             self._context, self._effects, self._scheduler, self._table, versions, self._repairs, settings.policy,
@@ -104,12 +126,13 @@ class Controller:
         )
         self._workers = WorkerPort(
             self._context, access, self._effects, self._table, self._registrar, self._repairs, settings.policy,
-            self._scheduler.plans_fetches,
+            self._scheduler.plans_fetches, self._scheduler.sole_copies,
         )  # fmt: skip
         self._cuts = Cuts(self._exchange, self._effects)
+        self._stores = StoreReports(self._effects)
         self._outlet = Outlet(
             self._effects, self._context, self._sockets.publisher, self._clients, self._workers, self._registrar,
-            self._repairs, self.queries, self._storage, CatalogJobs(self._catalog),
+            self._repairs, self.queries, self._jobs,
         )  # fmt: skip
         self._restore(settings)
 
@@ -140,6 +163,7 @@ class Controller:
         records, complaints = self._catalog.records()
         self._registrar.restore(records, complaints, *self._catalog.routes())
         self._registrar.versions.await_names(settings.await_models)
+        self._effects.append(ListPackages())
         self._outlet.carry_out()
         self._repairs.start()
         log.info(
@@ -200,6 +224,7 @@ class Controller:
         self._workers.dismiss()
         self._outlet.carry_out(is_deciding=True)  # the scheduler is told nothing more
         self._recordings.close()
+        self._jobs.close()
         self._storage.close()
         self._repairs.close()
         self._context.flight.close()
@@ -248,8 +273,11 @@ class Controller:
         self._heartbeat_ns = self._context.now_ns + HEARTBEAT_NS
         self._workers.beat()
         self._registrar.beat(self._context.now_ns)
+        self._repairs.beat(self._context.now_ns)
+        self._follow_store(self._jobs.beat(self._context.now_ns))
         self._complaints.settle(self._context.now_ns)
         self._cuts.note()
+        self._stores.look(self._scheduler.store_status(), self._context.now_ns)
         counts = dict(zip(OUTCOMES, self._exchange.outcomes(), strict=True))
         bad = counts["refused"] + counts["missed"] + counts["failed"]
         self._context.flight.beat(counts["answered"], bad, self._context.now_ns)
@@ -265,6 +293,23 @@ class Controller:
             self._effects.append(Complain("events cut", text))
         counted = {"held": self._exchange.held_count, **self.queries.count_all()}
         self._effects.append(Publish("counts", counted))
+
+    def _follow_store(self, failure: str) -> None:
+        """Tell of an object store that has failed, and take up what waited for it once it is back."""
+        before, self._store_failure = self._store_failure, failure
+        if failure == before:
+            return
+        url = self._catalog.store.place
+        if failure:
+            if not before:
+                log.error("packages can be neither stored nor fetched: %s", failure)
+            self._effects.append(NoteTrouble(TroubleKind.PACKAGES_UNREACHABLE, url, failure))
+            return
+        log.info("packages in %s can be stored and fetched again", url)
+        self._effects.append(ClearTrouble(TroubleKind.PACKAGES_UNREACHABLE, url))
+        self._effects.append(ListPackages())
+        self._repairs.retry()
+        self._registrar.versions.ask_all_again()
 
     def _read_keys(self) -> None:
         """Read the list of keys again, and end the connections of keys whose rights were lost."""
@@ -282,6 +327,16 @@ class Controller:
         self._workers.revoke(revoked, why)
         self._clients.revoke(revoked, why)
         self._sockets.publisher.disconnect_all()
+
+
+def _place_of_packages(settings: ControllerSettings) -> Packages:
+    """Where packages are kept, unopened. Raises ConfigError."""
+    if not settings.packages:
+        return DirectoryPackages(settings.data)
+    location = store_location(settings.packages)
+    if location is not None:
+        return ObjectPackages(location, settings.data, settings.package_cache)
+    return DirectoryPackages(Path(settings.packages), is_own=True)
 
 
 def main(settings: ControllerSettings) -> int:

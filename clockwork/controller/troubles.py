@@ -37,6 +37,10 @@ class TroubleKind(enum.StrEnum):
         "model_source_failed"  # A gateway cannot read a model repository; subject: its folder or URL.
     )
     STORAGE_FAILED = "storage_failed"  # A file could not be written or erased; subject: its content.
+    # An object store takes and gives no packages; subject: its URL.
+    PACKAGES_UNREACHABLE = "packages_unreachable"
+    MODELS_LOST = "models_lost"  # No worker has a copy of some models any more; subject: stores.
+    STORES_FULL = "stores_full"  # No store has room for copies that there should be; subject: stores.
     KEYS_UNREADABLE = (
         "keys_unreadable"  # The list of keys is broken, and the one before holds; subject: keys.
     )

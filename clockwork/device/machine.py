@@ -279,12 +279,16 @@ def default_executors(machine: UsableMachine) -> int:
     """Return how many executors a machine has room for: one for each core, except those that the worker's
     other threads, the controller and gateways need.
 
-    These have a core at least, so that a machine of two cores has one executor. Of a container's quota they
-    have as much: a process that exceeds it stands still for the rest of the period, with all of its threads.
+    These have a core at least, but none of two cores: a second executor there was worth 1.4 to 2 times the
+    goodput, with the controller and the load generator on the same cores (docs/machines.md). Of a container's
+    quota they have a core in any case: a process that exceeds it stands still for the rest of the period,
+    with all of its threads.
     """
     cores = machine.core_count
     if machine.is_throttled:
         cores = min(cores, math.floor(machine.quota))
+    elif cores == bounds.CORES_ALL_EXECUTE:
+        return cores
     reserved = max(1, cores // bounds.CORES_EACH_RESERVED)
     return max(1, min(cores - reserved, config.EXECUTORS_MAX))
 
@@ -341,6 +345,21 @@ def _pins(node: Node, count: int) -> tuple[int, ...]:
     return tuple(processor for _, processor in ranked[:count]) if count <= len(ranked) else ()
 
 
+def take_cores(machine: UsableMachine, count: int) -> tuple[frozenset[int], UsableMachine]:
+    """Return the processors of so many cores, and the machine without them. Raises ConfigError.
+
+    They are of one node if the machine has one with more cores than that.
+    """
+    if machine.is_throttled or machine.core_count <= count:
+        raise ConfigError(f"there are no {say_count(count, 'core')} to spare: this process may use {machine}")
+    larger = [node for node in machine.nodes if len(node.cores) > count]
+    givers = larger[-1:] or reversed(machine.nodes)
+    taken = [core for node in givers for core in reversed(node.cores)][:count]
+    left = [(node.number, tuple(core for core in node.cores if core not in taken)) for node in machine.nodes]
+    rest = tuple(Node(number, cores) for number, cores in left if cores)
+    return frozenset(itertools.chain(*taken)), UsableMachine(rest, machine.quota)
+
+
 def split(machine: UsableMachine, parts: int) -> list[frozenset[int]]:
     """Return the processors of each of so many workers on a machine; an empty list if they have to share.
 
@@ -370,5 +389,6 @@ __all__ = [
     "read_quota",
     "split",
     "spread",
+    "take_cores",
     "this_machine",
 ]

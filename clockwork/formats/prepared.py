@@ -147,6 +147,9 @@ class PreparedModel:
     # allowed difference of its answers from those of the checks, relative to an output's largest value
     check_relative: float = 0.0
     judged: int = 1  # rule that decided whether it batches: see JUDGED
+    # [threads, ns] of an execution as the profile's first with more threads than its devices have; []: it was
+    # not timed, because it is fast or the machine has one core
+    by_threads: list[list[int]] = dataclasses.field(default_factory=list)
     # [bytes, SHA-256] of the files of its bundle but prepared.json, by name: see formats.bundles
     contents: dict[str, list[int | str]] = dataclasses.field(default_factory=dict)
 
@@ -165,6 +168,22 @@ class PreparedModel:
         for name in OF_THE_DEVICE:
             del body[name]
         return body
+
+    def slo_below_execution(self, slo_ns: int) -> str:
+        """The reason why no request can meet an SLO, and what more threads would do; "" if it can be met."""
+        fastest = min((point.exec_ns for point in self.profile), default=0)
+        if slo_ns >= fastest:
+            return ""
+        said = f"below its execution time of {fastest / 1e6:.3g} ms"
+        timed = sorted(map(tuple, self.by_threads))
+        if not timed:
+            return said
+        enough = next((row for row in timed if row[1] <= slo_ns), None)
+        threads, ns = enough or min(timed, key=lambda row: row[1])
+        end = (
+            f"serve it by workers with --threads {threads}" if enough else "no number that was tried meets it"
+        )
+        return f"{said}; with {threads} threads it takes {ns / 1e6:.3g} ms: {end}"
 
     def write(self, directory: Path) -> None:
         """Write prepared.json into a directory whose other files are complete."""

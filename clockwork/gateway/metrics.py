@@ -24,6 +24,7 @@ from clockwork.config import METRIC_BOUNDS_NS, SHARE_WHOLE
 from clockwork.config.gateway import METRICS_CACHE_NS, METRICS_GZIP_LEVEL, METRICS_MODELS_MAX
 from clockwork.errors import ClockworkError
 from clockwork.system.clock import now_ns
+from clockwork.wire.description import STORE_STATES
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -161,6 +162,14 @@ _DECLARED = (
     Metric("clockwork_devices_wanted", "gauge", (), "devices",
            "Number of devices that the present load needs, by the scheduler's estimates; a target for"
            " scaling."),
+    Metric("clockwork_stored_models", "gauge", ("state",), "models",
+           "Models in workers' stores with a bound (--store-bytes) that are scarce (fewer copies than"
+           " --stored-copies asks for), awaited (scarce, and a worker that has left may bring a copy back), cramped"
+           " (scarce, and no store has room), lost (no copy left), or copying (on their way into a store)."),
+    Metric("clockwork_stores_planned_bytes", "gauge", (), "bytes",
+           "The part of all stores with a bound that the controller plans with."),
+    Metric("clockwork_stores_planned_used_bytes", "gauge", (), "bytes",
+           "The bytes of it that models take, those on their way included."),
     # ----- workers -----
     Metric("clockwork_workers", "gauge", (), "workers", "Connected workers."),
     Metric("clockwork_worker_serving", "gauge", ("worker",), "",
@@ -172,8 +181,12 @@ _DECLARED = (
     Metric("clockwork_worker_host_store_used_bytes", "gauge", ("worker",), "bytes",
            "Used bytes of the worker's host store."),
     Metric("clockwork_worker_fetches_total", "counter", ("worker",), "models",
-           "Models fetched from disk into the host store."),
-    Metric("clockwork_worker_drops_total", "counter", ("worker",), "models", "Models dropped from the host store."),
+           "Models fetched: from disk into the host store, or from another worker into a store with a bound."),
+    Metric("clockwork_worker_drops_total", "counter", ("worker",), "models", "Models dropped from such a store."),
+    Metric("clockwork_worker_store_bytes", "gauge", ("worker",), "bytes",
+           "Bound of the prepared models on the worker's disk (--store-bytes); 0 if it has none."),
+    Metric("clockwork_worker_store_used_bytes", "gauge", ("worker",), "bytes",
+           "Bytes of the prepared models in a store with a bound, and of their programs."),
     Metric("clockwork_worker_wakeup_jitter_seconds", "gauge", ("worker",), "seconds",
            "Delay with which the operating system wakes the worker's threads, 99th percentile."),
     Metric("clockwork_worker_round_trip_seconds", "gauge", ("worker",), "seconds",
@@ -493,6 +506,8 @@ def _add_worker(text: _Text, worker: Mapping[str, Any]) -> None:
     add("clockwork_worker_host_store_used_bytes", labels, worker["host_used"])
     add("clockwork_worker_fetches_total", labels, worker["fetches"])
     add("clockwork_worker_drops_total", labels, worker["drops"])
+    add("clockwork_worker_store_bytes", labels, worker.get("store_bytes", 0))
+    add("clockwork_worker_store_used_bytes", labels, worker.get("store_used", 0))
     add("clockwork_worker_wakeup_jitter_seconds", labels, worker.get("jitter_ns", 0) / SECOND)
     add("clockwork_worker_round_trip_seconds", labels, worker.get("rtt_ns", 0) / SECOND)
     for device in worker["devices"]:
@@ -528,6 +543,11 @@ def _add_cluster(text: _Text, body: Mapping[str, Any]) -> None:
     text.add("clockwork_ready", (), int(body.get("ready", False)))
     text.add("clockwork_devices", (), body["devices"])
     text.add("clockwork_devices_wanted", (), round(body["devices_wanted"], 4))
+    if (stores := body.get("stores")) and stores["bytes"]:
+        for state in STORE_STATES:
+            text.add("clockwork_stored_models", (state,), stores[state])
+        text.add("clockwork_stores_planned_bytes", (), stores["bytes"])
+        text.add("clockwork_stores_planned_used_bytes", (), stores["used"])
     text.add("clockwork_requests_open", (), body["requests_open"])
     text.add("clockwork_clients", (), body["clients"])
     text.add("clockwork_scheduler_info", (body["policy"],), 1)

@@ -52,6 +52,7 @@ class UpSettings:
     host: str = "127.0.0.1"
     port: int = 5555  # port for clients; the next two are for workers and events. 0: any free ports
     data: Path = dataclasses.field(default_factory=config.data_directory)
+    package_arguments: tuple[str, ...] = ()  # the controller's, about where packages are kept
     policy: str = config.POLICY
     memory: str = ""  # policy of loads and evictions; "": the policy's own
     options: tuple[str, ...] = ()  # options of the policy, each NAME=NUMBER
@@ -63,6 +64,7 @@ class UpSettings:
     verbose: bool = False
     worker_arguments: tuple[str, ...] = ()
     own_arguments: tuple[tuple[str, ...], ...] = ()  # of each worker, in addition; (): none
+    own_stores: bool = False  # whether each worker has a store of its own: those with a bound are not shared
     gateway: bool = True
     gateway_ports: tuple[str, ...] = ("8000", "8001", "8002")  # HTTP, gRPC, metrics; "off": none
     gateway_arguments: tuple[str, ...] = ()
@@ -402,7 +404,7 @@ class ProcessCluster:
         self._say(f"Starting {parts} (models are kept in {settings.data}) ...")
         arguments = [
             "controller", "--listen", clients, "--worker-listen", workers, "--events", events,
-            "--data", str(settings.data), "--policy", settings.policy,
+            "--data", str(settings.data), *settings.package_arguments, "--policy", settings.policy,
             *(["--memory", settings.memory] if settings.memory else []),
             *(word for option in settings.options for word in ("--option", option)),
         ]  # fmt: skip
@@ -421,7 +423,7 @@ class ProcessCluster:
                 "--name",
                 name,
                 "--store",
-                str(settings.data),
+                str(settings.data / "workers" / name if settings.own_stores else settings.data),
             ]
             arguments += ["--drain", f"{to_seconds(self.drain_ns):g}"]
             if settings.keys is not None:

@@ -35,15 +35,18 @@ Execution = tuple[int, Sequence[Array]]  # An execution on a bench: the index of
 class Bench:
     """A CPU device with prepared models and pages for all. With one thread, times are processor time."""
 
-    def __init__(self, fingerprint: str, page_bytes: int, directories: Sequence[Path]) -> None:
-        """directories: of the prepared models, inside a store. Raises ConfigError."""
+    def __init__(
+        self, fingerprint: str, page_bytes: int, directories: Sequence[Path], *, by_clock: bool = False
+    ) -> None:
+        """directories: of the prepared models, inside a store. by_clock: no times are processor time. Raises
+        ConfigError."""
         models = [PreparedModel.read(directory) for directory in directories]
         self.rowless = models[0].rowless() if models else ()
         """For each input, whether it is optional. All models are holdings of the same model."""
         pages = sum(sum(prepared.runs) for prepared in models)
         threads = threads_of(fingerprint)
         (self._device,) = CpuArena(
-            max(1, pages) * page_bytes, page_bytes, threads, cpu_time=threads == 1
+            max(1, pages) * page_bytes, page_bytes, threads, cpu_time=threads == 1 and not by_clock
         ).devices
         self._ids = itertools.count(1)
         self.workspace_bytes = 1

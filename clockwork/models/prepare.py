@@ -24,6 +24,7 @@ from typing import Any
 import onnx
 
 from clockwork.config import models as bounds
+from clockwork.device.cpu import fingerprint as device_fingerprint
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import find_damage, read_plain, seal, unseal
 from clockwork.formats.interface import difference as interface_difference
@@ -49,7 +50,16 @@ from clockwork.formats.prepared import (
     program_name,
 )
 from clockwork.formats.program import stored_damage
-from clockwork.models import answers, batching, fine_tunes, lengths, measure, prepare_program, samples
+from clockwork.models import (
+    answers,
+    batching,
+    fine_tunes,
+    lengths,
+    measure,
+    prepare_program,
+    samples,
+    threads,
+)
 from clockwork.models import inputs as trial
 from clockwork.models.fine_tunes import Templates
 from clockwork.models.holdings import (
@@ -94,6 +104,7 @@ class OnnxMeasurement:
     profile: list[ProfilePoint]
     seen: list[list[list[int]]]  # the shapes of the outputs, for each trial run
     workspace_bytes: int
+    by_threads: list[list[int]] = dataclasses.field(default_factory=list)  # see PreparedModel
 
 
 def prepare(
@@ -317,6 +328,7 @@ class _Preparation:
         prepared.load_ns = finding.load_ns
         prepared.profile = finding.profile
         prepared.workspace_bytes = finding.workspace_bytes
+        prepared.by_threads = finding.by_threads
         seen = [*finding.seen, *map(_shapes, self._reference.outputs)]
         prepared.outputs = trial.seen_outputs(self._outputs, seen, finding.batches)
         prepared.outputs_verified = True
@@ -518,9 +530,37 @@ class _Preparation:
         finally:
             bench.close()
         seen = [_shapes(answer) for answer in self._answers(session)]
+        by_threads = self._time_threads(choices[names[chosen]][1], rows[0], points[0].exec_ns)
         return OnnxMeasurement(
-            names[chosen], proof.batches, proof.note, batch_max, load_ns, points, seen, bench.workspace_bytes
+            names[chosen],
+            proof.batches,
+            proof.note,
+            batch_max,
+            load_ns,
+            points,
+            seen,
+            bench.workspace_bytes,
+            by_threads,
         )
+
+    def _time_threads(self, directory: Path, row: Sequence[Array], alone_ns: int) -> list[list[int]]:
+        """The times of an execution with more threads, of a model that is slow with one."""
+        if alone_ns < bounds.THREADS_FROM_NS or self._fingerprint != device_fingerprint(1):
+            return []
+        counts = threads.thread_counts(bounds.THREADS_TIMED_MAX)
+        if len(counts) == 1:
+            return []
+        folder = self._work / "threads"
+        try:
+            with threads.benches_by_threads(
+                directory, self._program_model, counts, self._page_bytes, folder
+            ) as benches:
+                found = threads.speedups_in_turn(benches, row, [1])
+        except RunError as error:
+            raise InvalidModel(f"the model fails on the device with more threads: {error}") from None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return [[count, max(1, round(alone_ns / found[count][1]))] for count in counts if count > 1]
 
     def _time_lengths(
         self,

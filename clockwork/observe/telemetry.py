@@ -9,7 +9,6 @@ Needs pyarrow (extra ``[telemetry]``).
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -31,6 +30,7 @@ from clockwork.scheduler.types import (
     Status,
     WorkerLeft,
 )
+from clockwork.system.locks import lock_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -114,14 +114,11 @@ class Telemetry:
             raise ConfigError(f"telemetry may take {bytes_max} bytes; it needs {least} at least, eight files")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = lock_file(folder / ".lock", 0o600)
+        except BlockingIOError:
+            raise ConfigError(f"another process writes telemetry to {folder}") from None
         except OSError as error:
             raise ConfigError(f"telemetry cannot be written to {folder}: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise ConfigError(f"another process writes telemetry to {folder}") from None
         for left in folder.glob("*.parquet.part"):
             left.unlink()  # a killed process left this file, which has no footer and cannot be read
         self.folder = folder

@@ -23,7 +23,7 @@ def known_options(policy: str) -> tuple[str, ...]:
     Raises ConfigError with all policies' names for an unknown policy.
     """
     if is_scripted(policy):
-        return tuple(load_class(policy).OPTIONS)
+        return (*load_class(policy).OPTIONS, *_core.COMMON_OPTIONS)
     try:
         return _core.known_options(policy)
     except ValueError as error:

@@ -118,6 +118,16 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         vector[CShareStatus] shares
         uint64_t beyond
 
+    cdef struct CStoreStatus "clockwork::StoreStatus":
+        uint64_t scarce
+        uint64_t awaited
+        uint64_t lost
+        uint64_t cramped
+        uint64_t copying
+        uint64_t bytes
+        uint64_t used
+        uint64_t room
+
     cdef struct CPolicyStatus "clockwork::PolicyStatus":
         cbool is_learning
         double pace
@@ -150,6 +160,9 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         uint64_t host_bytes
         uint64_t host_used
         uint64_t hosted
+        uint64_t store_bytes
+        uint64_t store_used
+        uint64_t stored
         uint64_t fetching
         uint32_t clock_mhz
         int64_t there_ns
@@ -217,7 +230,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         void cancelled(int64_t now, uint64_t request_id) except +
         void action_done(int64_t now, const CActionResult &result) except +
         void worker_joined(int64_t now, int32_t worker, const vector[CDeviceSpec] &devices,
-                           uint64_t host_bytes) except +
+                           uint64_t host_bytes, uint64_t store_bytes) except +
         cbool plans_fetches()
         void worker_left(int64_t now, int32_t worker) except +
         void worker_draining(int64_t now, int32_t worker) except +
@@ -225,7 +238,9 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         void device_clock(int64_t now, int32_t worker, int32_t device, uint32_t mhz) except +
         void time_wanted(int64_t now, int32_t worker, int32_t device, int64_t model_id, int64_t expected_ns, const vector[uint32_t] &runs) except +
         void link_measured(int64_t now, int32_t worker, int64_t there_ns, int64_t back_ns) except +
-        void model_ready(int64_t now, int32_t worker, const CModelSpec &spec) except +
+        void model_ready(int64_t now, int32_t worker, const CModelSpec &spec, cbool is_stored) except +
+        void copy_lost(int64_t now, int32_t worker, int64_t model_id) except +
+        void room_wanted(int64_t now, int32_t worker, uint64_t bytes) except +
         void model_removed(int64_t now, int64_t model_id) except +
         void shape_known(uint32_t shape, uint64_t elements) except +
         void shape_forgotten(uint32_t shape) except +
@@ -234,6 +249,10 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         vector[CDeviceStatus] devices() except +
         vector[CWhereabouts] whereabouts(int64_t model_id) except +
         vector[int32_t] hosts(int64_t model_id) except +
+        vector[int32_t] keepers(int64_t model_id) except +
+        uint64_t sole_copies(int32_t worker) except +
+        uint64_t store_room(int32_t worker) except +
+        CStoreStatus store_status() except +
         CSnapshot snapshot() except +
         CPolicyStatus policy_status(int64_t now) except +
         CLinkStatus link_status(int64_t now) except +
@@ -246,6 +265,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         CCommands out
 
     vector[string] policy_names() except +
+    vector[string] c_common_options "clockwork::common_options"() except +
     vector[string] c_known_options "clockwork::known_options"(const string& policy) except +
     unique_ptr[CScheduler] make_scheduler(const COptions &options) except +
 

@@ -7,6 +7,7 @@ from clockwork.scheduler.types import Command, Event, ProfilePoint, ShapeKey
 ATTEMPTS_MAX: int
 BATCH_TABLE_MAX: int
 BOUND_RATIO_MAX: float
+COMMON_OPTIONS: tuple[str, ...]
 POLICIES: tuple[str, ...]
 PROFILE_ATTEMPTS_MAX: int
 PROFILE_IDLE_NS: int
@@ -65,6 +66,18 @@ class Core(Driven):
 
     def hosts(self, model_id: int) -> list[int]:
         """Return the workers whose host stores have the model."""
+
+    def keepers(self, model_id: int) -> list[int]:
+        """See types.Scheduler."""
+
+    def sole_copies(self, worker: int) -> int:
+        """See types.Scheduler."""
+
+    def store_room(self, worker: int) -> int:
+        """See types.Scheduler."""
+
+    def store_status(self) -> dict[str, int]:
+        """See types.Scheduler."""
 
     def expected_ns(self, model_id: int, profile: Sequence[ProfilePoint]) -> list[int]: ...
     def noise(self) -> dict[str, float]: ...

@@ -19,8 +19,8 @@ from clockwork.wire.messages import ActionKind, Reason, Status
 from clockwork.wire.optional import is_value
 from clockwork.scheduler._policy cimport Script
 from clockwork.scheduler.types import (
-    SENTENCES, ActionDone, Arrived, DeviceClock, DeviceLost, Fault, LinkMeasured, ModelReady, ModelRemoved,
-    RequestCancelled, Tick, TimeWanted, WorkerDraining, WorkerJoined, WorkerLeft,
+    SENTENCES, ActionDone, Arrived, CopyLost, DeviceClock, DeviceLost, Fault, LinkMeasured, ModelReady, ModelRemoved,
+    RequestCancelled, RoomWanted, Tick, TimeWanted, WorkerDraining, WorkerJoined, WorkerLeft,
 )
 
 BATCH_TABLE_MAX = C_BATCH_TABLE_MAX
@@ -31,6 +31,7 @@ SCHEDULE_AHEAD_NS = C_SCHEDULE_AHEAD_NS
 PROFILE_ATTEMPTS_MAX = C_PROFILE_ATTEMPTS_MAX
 PROFILE_IDLE_NS = C_PROFILE_IDLE_NS
 POLICIES = tuple(name.decode() for name in policy_names())
+COMMON_OPTIONS = tuple(name.decode() for name in c_common_options())
 
 
 def known_options(str policy):
@@ -56,7 +57,8 @@ cdef tuple _fixed = tuple("{" not in text for text in TEXTS)
 
 cdef object _Arrived = Arrived, _ActionDone = ActionDone, _Tick = Tick, _RequestCancelled = RequestCancelled
 cdef object _LinkMeasured = LinkMeasured, _ModelReady = ModelReady, _ModelRemoved = ModelRemoved
-cdef object _DeviceLost = DeviceLost, _DeviceClock = DeviceClock, _TimeWanted = TimeWanted
+cdef object _DeviceLost = DeviceLost, _DeviceClock = DeviceClock, _TimeWanted = TimeWanted, _CopyLost = CopyLost
+cdef object _RoomWanted = RoomWanted
 cdef object _WorkerJoined = WorkerJoined, _WorkerLeft = WorkerLeft, _WorkerDraining = WorkerDraining
 cdef tuple FAULTS = tuple(Fault)
 
@@ -382,11 +384,15 @@ cdef class Core(Driven):
             elif kind is _LinkMeasured:
                 self._core.link_measured(now, event.worker, event.there_ns, event.back_ns)
             elif kind is _ModelReady:
-                self._model_ready(now, event.worker, event.spec)
+                self._model_ready(now, event.worker, event.spec, event.is_stored)
+            elif kind is _CopyLost:
+                self._core.copy_lost(now, event.worker, event.model_id)
+            elif kind is _RoomWanted:
+                self._core.room_wanted(now, event.worker, event.bytes)
             elif kind is _ModelRemoved:
                 self._core.model_removed(now, event.model_id)
             elif kind is _WorkerJoined:
-                self._worker_joined(now, event.worker, event.devices, event.host_bytes)
+                self._worker_joined(now, event.worker, event.devices, event.host_bytes, event.store_bytes)
             elif kind is _WorkerLeft:
                 self._core.worker_left(now, event.worker)
             elif kind is _WorkerDraining:
@@ -430,7 +436,9 @@ cdef class Core(Driven):
             result.text = &text
         self._core.action_done(now, result)
 
-    cdef void _worker_joined(self, int64_t now, int32_t worker, object devices, uint64_t host_bytes) except *:
+    cdef void _worker_joined(
+        self, int64_t now, int32_t worker, object devices, uint64_t host_bytes, uint64_t store_bytes
+    ) except *:
         cdef vector[CDeviceSpec] specs
         cdef CDeviceSpec spec
         for kind, page_bytes, page_count, run_ahead, *more in devices:
@@ -441,9 +449,9 @@ cdef class Core(Driven):
             spec.arena = more[0] if more else -1
             spec.slowdown_thousandths = more[1] if len(more) > 1 else 1000
             specs.push_back(spec)
-        self._core.worker_joined(now, worker, specs, host_bytes)
+        self._core.worker_joined(now, worker, specs, host_bytes, store_bytes)
 
-    cdef void _model_ready(self, int64_t now, int32_t worker, object spec) except *:
+    cdef void _model_ready(self, int64_t now, int32_t worker, object spec, bint is_stored) except *:
         cdef CModelSpec entered
         if spec.model_id not in self._names:
             self._names[spec.model_id] = f"{spec.name}@{spec.version}"
@@ -459,7 +467,7 @@ cdef class Core(Driven):
         entered.runs = runs_of(spec.runs)
         entered.load_ns = spec.load_ns
         self._enter_profile(spec.profile, entered.profile)
-        self._core.model_ready(now, worker, entered)
+        self._core.model_ready(now, worker, entered, is_stored)
 
     cdef void _enter_profile(self, object profile, vector[CProfilePoint] &points) except *:
         cdef CProfilePoint point
@@ -580,6 +588,18 @@ cdef class Core(Driven):
 
     def hosts(self, model_id):
         return list(self._core.hosts(model_id))
+
+    def keepers(self, model_id):
+        return list(self._core.keepers(model_id))
+
+    def sole_copies(self, worker):
+        return self._core.sole_copies(worker)
+
+    def store_room(self, worker):
+        return self._core.store_room(worker)
+
+    def store_status(self):
+        return self._core.store_status()
 
     def snapshot(self):
         cdef CSnapshot all_ = self._core.snapshot()

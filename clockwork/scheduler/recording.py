@@ -52,12 +52,13 @@ from clockwork.scheduler.types import (
 )
 from clockwork.wire.messages import NEVER_NS, Reason, Status
 
-FORMAT = 3
+FORMAT = 4
 """Version of the format of recordings. Every change of the fields of events or commands needs a new
 version."""
 
-FORMAT_STATELESS = 2
-"""The previous version, which is read as well: its header has no ``state`` and ``inexact``."""
+FORMAT_LEAST = 2
+"""The oldest version that is read. Until 3, events lack their last fields, which have defaults; the header of
+2 has no ``state`` and ``inexact``."""
 
 DIGEST_BYTES = 8
 STATE_DIGEST_BYTES = 16
@@ -142,6 +143,11 @@ def encode_event(event: Event, time_ns: int) -> bytes:
     return bytes(msgpack.packb(_plain_event(event, time_ns)))
 
 
+def without_copy(ready: bytes) -> bytes:
+    """Return the bytes of an encoded ModelReady with ``is_stored`` False, which is its last field."""
+    return bytes(ready[:-1] + _PACKER.pack(False))
+
+
 def encode_step(events: Sequence[Event], commands: Iterable[Command]) -> bytes:
     """Return the bytes of a step with at least one event, of which only the last may be a Tick."""
     time_ns, settled_ns = events[0].now_ns, max(event.now_ns for event in events)
@@ -182,9 +188,9 @@ def decode(file: Readable) -> tuple[Header, Iterator[Step]]:
         raise ConfigError("this is no recording of a controller") from None
     if not isinstance(head, tuple) or len(head) < 5 or not all(type(text) is str for text in head[1:3]):
         raise ConfigError("this is no recording of a controller")
-    if head[0] not in (FORMAT, FORMAT_STATELESS):
+    if head[0] not in range(FORMAT_LEAST, FORMAT + 1):
         raise ConfigError(
-            f"a recording of format {head[0]!r:.40}; this program reads formats {FORMAT_STATELESS} and {FORMAT}"
+            f"a recording of format {head[0]!r:.40}; this program reads formats {FORMAT_LEAST} to {FORMAT}"
         )
     return _header(head), _steps(unpacker)
 
@@ -322,7 +328,8 @@ def _plain_event(event: Event, time_ns: int) -> list[Any]:
         fields = _fields(spec)
         fields[-1] = [_fields(point) for point in spec.profile]
         worker = event.worker  # type: ignore[union-attr]
-        return [_EVENT_NUMBERS[kind], event.now_ns - time_ns, worker, *fields]
+        is_stored = event.is_stored  # type: ignore[union-attr]
+        return [_EVENT_NUMBERS[kind], event.now_ns - time_ns, worker, *fields, is_stored]
     return [_EVENT_NUMBERS[kind], *_shifted([*event], _EVENT_MOMENTS[kind], -time_ns)]
 
 
@@ -340,7 +347,7 @@ def _plain_command(command: Command, time_ns: int) -> list[Any]:
 # value is no number or too large.
 _FORMS = {
     "worker": "i", "device": "i", "model_id": "q", "action_id": "Q", "load_id": "Q", "request_id": "Q", "id": "Q", "rows": "Q",
-    "bytes": "Q", "copied_bytes": "Q", "host_bytes": "Q", "priority": "B", "part": "I", "mhz": "I", "batch": "I", "batch_max": "I", "version": "q",
+    "bytes": "Q", "copied_bytes": "Q", "host_bytes": "Q", "store_bytes": "Q", "priority": "B", "part": "I", "mhz": "I", "batch": "I", "batch_max": "I", "version": "q",
     "page_bytes": "Q", "page_count": "I", "run_ahead": "I", "arena": "i", "slowdown_thousandths": "I",
 }  # fmt: skip
 
@@ -431,7 +438,10 @@ _CHECKS: dict[str, Callable[[Any], None]] = {
     "requests": functools.partial(_check_list, "requests", form="Q"),
     "shape": _check_shape,
     **{name: functools.partial(_check_type, name, wanted=str) for name in ("text", "name", "program")},
-    **{name: functools.partial(_check_type, name, wanted=bool) for name in ("batches", "set_aside")},
+    **{
+        name: functools.partial(_check_type, name, wanted=bool)
+        for name in ("batches", "set_aside", "is_stored")
+    },
 }
 
 
@@ -453,9 +463,12 @@ def _checker(names: Sequence[str]) -> Callable[[Sequence[Any]], None]:
 
 def _reader(kind: type[Any], moments: tuple[int, ...]) -> Callable[[Body, int], Any]:
     check = _checker(kind._fields)
+    names, defaults = kind._fields, kind._field_defaults
 
     def read(body: Body, time_ns: int) -> Any:
         fields = _shifted([*body[1:]], moments, time_ns)
+        while len(fields) < len(names) and names[len(fields)] in defaults:
+            fields.append(defaults[names[len(fields)]])  # older recordings have no such field
         check(fields)
         return kind(*fields)
 
@@ -474,6 +487,7 @@ _SEND_INFER = _Numbers(
 _ANSWER_OK = _Numbers(*AnswerOk._fields)
 _ANSWER_FAILED = _Numbers("request_id", "feasible_slo_ns", "retry_after_ns")
 _MODEL_READY = _checker(["now_ns", "worker", *(field.name for field in dataclasses.fields(ModelSpec))][:-1])
+_MODEL_READY_LEAST = 3 + len(dataclasses.fields(ModelSpec))  # elements without is_stored
 _MODEL_FAULT = _checker(["model_id", "worker"])
 
 
@@ -502,13 +516,17 @@ def _action_done(body: Body, time_ns: int) -> ActionDone:
 
 
 def _model_ready(body: Body, time_ns: int) -> ModelReady:
-    _MODEL_READY([body[1] + time_ns, *body[2:-1]])
-    points = [ProfilePoint(*point) for point in body[-1]]
+    *told, is_stored = (
+        body if len(body) > _MODEL_READY_LEAST else (*body, True)
+    )  # older recordings have no such field
+    _MODEL_READY([told[1] + time_ns, *told[2:-1]])
+    _check_type("is_stored", is_stored, bool)
+    points = [ProfilePoint(*point) for point in told[-1]]
     for point in points:
         _check_shape(point.shape)
         _PROFILE_POINT.check(point.batch, point.exec_ns)
-    fields = [*body[3:-1], points]
-    return ModelReady(body[1] + time_ns, body[2], ModelSpec(*fields))
+    fields = [*told[3:-1], points]
+    return ModelReady(told[1] + time_ns, told[2], ModelSpec(*fields), is_stored)
 
 
 def _send_infer(body: Body, time_ns: int) -> SendInfer:

@@ -131,12 +131,16 @@ class WorkerJoined(NamedTuple):
     resident on them.
 
     ``host_bytes``: budget of the worker's host store, which is empty; 0: there is none.
+
+    ``store_bytes``: budget of a store on the worker's disk, which holds some of the models that it can serve;
+    0: its disk keeps every model that it has prepared. A worker has at most one of both: RuntimeError.
     """
 
     now_ns: int
     worker: int
     devices: tuple[DeviceShape, ...]
     host_bytes: int = 0
+    store_bytes: int = 0
 
 
 class WorkerLeft(NamedTuple):
@@ -193,11 +197,39 @@ class LinkMeasured(NamedTuple):
 
 
 class ModelReady(NamedTuple):
-    """A worker has prepared a model, which may be loaded there from now on."""
+    """A worker has prepared a model, which may be loaded there from now on.
+
+    ``is_stored`` False: the worker, which has a disk store, does not have the model, but could be brought it,
+    since another worker of its kind (of devices, and size of pages) has prepared it. The event may come again
+    with True, when the worker has the model though no SendFetch was given: it has prepared it. Its disk may
+    then exceed the budget, and SendDrops follow.
+    """
 
     now_ns: int
     worker: int
     spec: ModelSpec
+    is_stored: bool = True
+
+
+class CopyLost(NamedTuple):
+    """A worker's disk store no longer has a model, though no SendDrop was given: a file was damaged. It may
+    be brought the model again. Without effect on a worker that does not have the model."""
+
+    now_ns: int
+    worker: int
+    model_id: int
+
+
+class RoomWanted(NamedTuple):
+    """A worker with a disk store prepares models that take so many bytes in all; 0: none any more.
+
+    Until the next such event, copies are brought only into what is left. Where there is too little room,
+    copies of others are dropped, if they suffice: also copies of models that then have fewer than they
+    should have, but no last ones."""
+
+    now_ns: int
+    worker: int
+    bytes: int
 
 
 class ModelRemoved(NamedTuple):
@@ -215,7 +247,7 @@ class Tick(NamedTuple):
 
 Event: TypeAlias = (
     Arrived | RequestCancelled | ActionDone | WorkerJoined | WorkerLeft | WorkerDraining | LinkMeasured
-    | ModelReady | ModelRemoved | Tick | DeviceLost | DeviceClock | TimeWanted
+    | ModelReady | ModelRemoved | Tick | DeviceLost | DeviceClock | TimeWanted | CopyLost | RoomWanted
 )  # fmt: skip
 
 
@@ -273,8 +305,8 @@ class SendProfile(NamedTuple):
 
 
 class SendFetch(NamedTuple):
-    """Read a model from disk into the worker's host store. ``device`` is the store's first device,
-    ``load_id`` belongs to the order."""
+    """Read a model from disk into the worker's host store, or bring it from another worker to its disk store.
+    ``device`` is the store's first device, ``load_id`` belongs to the order."""
 
     worker: int
     device: int
@@ -287,7 +319,7 @@ class SendFetch(NamedTuple):
 
 
 class SendDrop(NamedTuple):
-    """Drop a model from the worker's host store."""
+    """Drop a model from the worker's store. It may be resident on a device, where it stays."""
 
     worker: int
     device: int
@@ -400,6 +432,7 @@ SENTENCES: Mapping[str, str] = {
         "how long that takes is not known; a request without an SLO has it tried again, and is told what "
         "is wrong"
     ),
+    "NOT_STORED": "no worker has {name} any more; it has to be prepared again",
 }
 """Sentences of answers, by the names that ``AnswerText`` has for them, in the order of their numbers.
 
@@ -433,7 +466,7 @@ Command: TypeAlias = (
 
 EVENTS: tuple[type[Any], ...] = (
     Arrived, RequestCancelled, ActionDone, WorkerJoined, WorkerLeft, WorkerDraining, LinkMeasured, ModelReady,
-    ModelRemoved, Tick, DeviceLost, DeviceClock, TimeWanted,
+    ModelRemoved, Tick, DeviceLost, DeviceClock, TimeWanted, CopyLost, RoomWanted,
 )  # fmt: skip
 """Events, by their numbers in recordings."""
 
@@ -536,6 +569,29 @@ class Scheduler(Protocol):
 
     def hosts(self, model_id: int) -> list[int]:
         """Return the workers that hold a model in a host store with a budget."""
+        ...
+
+    def keepers(self, model_id: int) -> list[int]:
+        """Return the workers whose disks have a model, workers that leave among them. A worker that could
+        only be brought the model is none of them."""
+        ...
+
+    def sole_copies(self, worker: int) -> int:
+        """Return the number of models that the disks of other workers could keep, and that only this worker's
+        and those of others that leave do. 0 where no worker has a disk store. Looks at every model."""
+        ...
+
+    def store_room(self, worker: int) -> int:
+        """Return the bytes that a worker's disk store has left for a new model, or would have after a
+        RoomWanted. Looks at each of its models."""
+        ...
+
+    def store_status(self) -> dict[str, int]:
+        """Return scarce: number of models with fewer copies on disks than they should have; awaited: of
+        those of them of which a worker that has left may bring a copy back; lost: of models that no worker
+        has any more; cramped: of scarce models for which no store has room (of the first 1000); copying: of
+        SendFetches under way into disk stores. bytes, used: of all disk stores; room: bytes that the
+        emptiest of them has left. Looks at every model."""
         ...
 
     def predictions(self) -> dict[str, Any]:

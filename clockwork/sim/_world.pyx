@@ -146,7 +146,8 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         int64_t clock_offset_ns
         double clock_drift_ppm, crashes_per_hour
         int64_t down_ns, timeout_ns
-        uint64_t io_bandwidth, input_bandwidth, copy_bandwidth, host_bytes, disk_bandwidth
+        uint64_t io_bandwidth, input_bandwidth, copy_bandwidth, host_bytes, disk_bandwidth, store_bytes, store_bandwidth
+        uint32_t stored_copies
         int64_t ping_ns
         double profiled, load_profiled
         vector[DisturbanceSetup] disturbances

@@ -5,7 +5,8 @@ failures are shrunk to the smallest world that still fails, and printed as tests
 checks: the invariants of the scheduler and the queues after every step; exactly one answer for each request,
 by its deadline; no success that is late, or with another request's output; no action outside its window; no
 page given twice; no model evicted in use; no request displaced except by a higher priority; and at rest, that
-the scheduler's picture of every device is true.
+the scheduler's picture of every device and every store is true, and no model has too few copies where there
+is room for another.
 """
 
 from __future__ import annotations
@@ -17,15 +18,20 @@ from collections.abc import Iterator, Sequence
 from clockwork.config.workloads import SHRUNK_MAX
 from clockwork.errors import ConfigError
 from clockwork.scheduler import POLICIES, known_options
-from clockwork.sim.random_world import RandomWorld, random_world, varied
+from clockwork.sim.random_world import RandomWorld, random_world, stored, varied
 from clockwork.sim.shrink import IMPORTS, as_test, failure_of, shrink
 
 
 def failing(policies: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, RandomWorld, str]]:
-    """Run each seed's three worlds under each policy. Yields policy, world and message for each failure."""
+    """Run each seed's four worlds under each policy. Yields policy, world and message for each failure."""
     for seed in seeds:
         disturbed = random_world(seed)
-        worlds = {"disturbed": disturbed, "calm": random_world(seed, calm=True), "varied": varied(disturbed)}
+        worlds = {
+            "disturbed": disturbed,
+            "calm": random_world(seed, calm=True),
+            "varied": varied(disturbed),
+            "stored": stored(disturbed if seed % 2 else varied(disturbed)),
+        }
         for policy in policies:
             for name, world in worlds.items():
                 if sentence := failure_of(world, policy):

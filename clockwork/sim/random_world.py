@@ -156,3 +156,18 @@ def varied(world: RandomWorld) -> RandomWorld:
     rejoins."""
     cluster = dataclasses.replace(world.cluster, batch_maxes=(0, 1, 3), extra_pages=(0, 2))
     return dataclasses.replace(world, cluster=cluster)
+
+
+def stored(world: RandomWorld) -> RandomWorld:
+    """Return the world with workers whose disks hold a part of the models, often too small a part for the
+    copies that there should be of each."""
+    rng = random.Random(f"stores of {world.seed}")
+    largest = max(model.weights_bytes for model in world.models)
+    every = sum(model.weights_bytes for model in world.models)
+    cluster = dataclasses.replace(
+        world.cluster,
+        store_bytes=max(int(rng.uniform(0.2, 0.9) * every), int(rng.uniform(0.8, 2.0) * largest)),
+        store_bandwidth=rng.choice([0, 10**8, 10**9]),
+        stored_copies=rng.choice([1, 2, 2, 3]),
+    )
+    return dataclasses.replace(world, cluster=cluster)

@@ -1,10 +1,10 @@
 """Simulates a recording's arrivals again in a cluster like the recorded one, perhaps under another policy.
 
 The cluster is rebuilt from the recording: workers and devices, models with their layouts, models resident at
-its begin, link delays, and measured times of executions and loads. The simulator knows less than the real
-cluster: every request counts as one row (a batch of n requests takes the time of such batches), workers
-differ only in speed, and inputs take no time beyond their link's delay. To judge the accuracy, compare the
-``RecordedOutcomes`` of the recording with those of its simulation under the recorded settings.
+its begin, link delays, and measured times of executions, loads and fetches. The simulator knows less than
+the real cluster: every request counts as one row (a batch of n requests takes the time of such batches),
+workers differ only in speed, and inputs take no time beyond their link's delay. To judge the accuracy,
+compare the ``RecordedOutcomes`` of the recording with those of its simulation under the recorded settings.
 """
 
 from __future__ import annotations
@@ -223,6 +223,7 @@ class _Sent:
     load_id: int
     ordered_ns: int
     requests: Sequence[int]
+    is_fetch: bool
 
 
 class _Fold:
@@ -243,6 +244,7 @@ class _Fold:
         self._early: dict[tuple[int, int, int], int] = {}
         self._runs: list[tuple[int, int, int, int]] = []  # (model, requests, worker, duration) of executions
         self._loads: dict[int, list[int]] = {}
+        self._fetches: list[tuple[int, int, int, int]] = []  # (worker, begin, end, model) of FETCHes
         # Requests in the order of arrival: arrived, model, slo, priority, rows, bytes.
         self._rows: list[tuple[int, int, int, int, int, int]] = []
         self._place: dict[int, int] = {}  # index in _rows of each unanswered request, by id
@@ -309,8 +311,9 @@ class _Fold:
         self, command: SendInfer | SendLoad | SendUnload | SendFetch, requests: Sequence[int] = ()
     ) -> None:
         self._sent[command.action_id] = _Sent(
-            command.worker, command.device, command.model_id, command.load_id, self._now_ns, requests
-        )
+            command.worker, command.device, command.model_id, command.load_id, self._now_ns, requests,
+            isinstance(command, SendFetch),
+        )  # fmt: skip
 
     def _done(self, event: ActionDone) -> None:
         sent = self._sent.pop(event.action_id, None)
@@ -321,6 +324,8 @@ class _Fold:
             if event.ready_ns:
                 self._links["there"].append(max(event.ready_ns - sent.ordered_ns, 0))
                 self._links["back"].append(max(event.now_ns - event.end_ns, 0))
+        elif sent.is_fetch:
+            self._fetches.append((sent.worker, event.end_ns - event.duration_ns, event.end_ns, sent.model_id))
         elif (sent.worker, sent.device, sent.load_id) in self._loaded:
             self._loads.setdefault(sent.model_id, []).append(event.duration_ns)
 
@@ -350,7 +355,8 @@ class _Fold:
         page_bytes = shape[1]
         models, noise = self._models(page_bytes, rows)
         there_ns, back_ns = map(_delay_ns, self._links.values())
-        host_bytes = self._workers[workers[0][0]].host_bytes
+        first = self._workers[workers[0][0]]
+        fetched = self._fetch_bandwidth(page_bytes)
         cluster = Cluster(
             devices=devices,
             devices_per_worker=per_worker,
@@ -361,7 +367,10 @@ class _Fold:
             speeds=self._speeds(workers),
             link_there_ns=there_ns,
             link_back_ns=back_ns,
-            host_bytes=host_bytes,
+            host_bytes=first.host_bytes,
+            disk_bandwidth=fetched if first.host_bytes else 0,
+            store_bytes=first.store_bytes,
+            store_bandwidth=fetched if first.store_bytes else 0,
             disturbances=self._absences(workers, begun_ns) if per_worker > 1 or len(counts) == 1 else (),
         )
         cluster = dataclasses.replace(cluster, **noise)  # type: ignore[arg-type]
@@ -441,6 +450,20 @@ class _Fold:
             own = [ratio for worker in slot for ratio in ratios.get(worker, ())]
             found.append(1 / statistics.median(own) if own else 1.0)
         return found
+
+    def _fetch_bandwidth(self, page_bytes: int) -> int:
+        """Return the bytes/s at which a worker fetched while it did; 0: there was no FETCH.
+
+        Simulated FETCHes of a worker come one after the other. Real ones overlap, so that time counts once.
+        """
+        total = took_ns = 0
+        until_ns: dict[int, int] = {}  # end of the time that was counted, by worker
+        for worker, begin_ns, end_ns, model_id in sorted(self._fetches):
+            if model_id in self._specs:
+                total += sum(self._specs[model_id].runs) * page_bytes
+                took_ns += max(end_ns - max(begin_ns, until_ns.get(worker, begin_ns)), 0)
+                until_ns[worker] = max(end_ns, until_ns.get(worker, end_ns))
+        return max(total * SECOND // took_ns, 1) if took_ns else 0
 
     def _usual(self) -> dict[tuple[str, int], float]:
         """Return the median time of an execution, by program and number of requests."""

@@ -40,7 +40,7 @@ EVENTS_A_TURN = 200_000  # Most events between two calls of on_progress
 CountArray = npt.NDArray[np.int64]
 
 
-DISTURBANCES = ("execution", "load", "inputs", "link", "stop", "controller", "clock")
+DISTURBANCES = ("execution", "load", "inputs", "link", "stop", "controller", "clock", "restart")
 """Kinds of disturbances, in the order of csrc/sim/world.h, which describes them."""
 
 
@@ -106,6 +106,12 @@ class Cluster:
     # size of each worker's host store, into which models are fetched before a LOAD; 0: none
     host_bytes: int = 0
     disk_bandwidth: int = 0  # bytes/s at which a worker fetches into its host store; 0: fetches take no time
+    # Size of a store on each worker's disk, which holds some of the models, instead of a host store; 0: each
+    # disk holds all. At the beginning the models are spread over the workers, in turn, with stored_copies of
+    # each. Half of the workers that crash lose their disks.
+    store_bytes: int = 0
+    store_bandwidth: int = 0  # bytes/s at which a worker is brought a model by another; 0: that takes no time
+    stored_copies: int = 2  # the scheduler's option of that name; one in ``options`` overrides it
     load_failures: float = 0.0  # probability that a LOAD fails
     infer_failures: float = 0.0
     cancels: float = 0.0  # probability that a client cancels its request before its deadline
@@ -362,6 +368,10 @@ def simulate(
         raise ValueError("a time below 0")
     if until_ns and warmup_ns >= until_ns:
         raise ValueError(f"a warm-up of {warmup_ns} ns leaves nothing of {until_ns} ns")
+    options = dict(options or {})
+    if cluster.store_bytes:
+        copies = options.setdefault("stored_copies", cluster.stored_copies)
+        cluster = dataclasses.replace(cluster, stored_copies=int(copies))
     opens: list[Iterator[Arrivals]] = [
         iter(workload.chunks) for workload in workloads if isinstance(workload, Open)
     ]
@@ -383,15 +393,15 @@ def simulate(
     world = World(
         policy,
         memory,
-        options or {},
+        options,
         _model_infos(models, cluster),
         _cluster_info(cluster),
         len(opens),
         [_closed_info(clients) for clients in closed],
         run,
-        make_script(policy, options or {}),
+        make_script(policy, options),
     )
-    header = Header(policy, memory, options or {}, VERSION)
+    header = Header(policy, memory, options, VERSION)
     begun = time.process_time()
     with _Recording(world, header, models, labels, recording) as recorded:
         running_s, used_s = _run(world, opens, recorded, on_progress)

@@ -9,6 +9,14 @@ of which the last has "end" or "error". The process ends when its input does. It
         {"read": [path, base64 or null if larger]}, ..., {"end": null}
     {"do": "fetch", "url", "row", "to", "bytes_max"}     {"done": bytes}, ..., {"end": sha256}
 
+Commands for an object store that keeps packages (objects.py):
+
+    {"do": "names", "url"}                               {"names": [name, ...]}, ..., {"end": null}
+    {"do": "copy", "url", "to", "bytes_max"}             {"done": bytes}, ..., {"end": sha256}
+    {"do": "keep", "url", "from", "files": [[path, bytes, sha256], ...]}
+        {"done": bytes}, ..., {"end": null}
+    {"do": "remove", "url", "first"}                     {"done": objects}, ..., {"end": null}
+
 A row is [path below the URL, bytes (-1: unknown), mark, checksum]. The mark changes whenever the file does:
 an ETag, a hash, or a time if a source has neither. The checksum is "md5:...", "sha256:...", "git:..." or "".
 """
@@ -28,7 +36,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TextIO
 from urllib.parse import unquote, urlsplit
@@ -57,6 +65,7 @@ class SourceReader:
     def __init__(self, answer: TextIO, *, is_guarded: bool = False) -> None:
         self._answer = answer
         self._is_guarded = is_guarded
+        self._told = 0.0  # time at which progress was last reported
         self._has_guard = False
         self._guard: Guard | None = None  # guard of the first command's scheme; a process has one location
 
@@ -72,6 +81,14 @@ class SourceReader:
                     self._read(command["files"], command["bytes_max"])
                 case "fetch":
                     self._fetch(command["url"], command["row"], command["to"], command["bytes_max"])
+                case "names":
+                    self._names(command["url"])
+                case "copy":
+                    self._copy(command["url"], command["to"], command["bytes_max"])
+                case "keep":
+                    self._keep(command["url"], command["from"], command["files"])
+                case "remove":
+                    self._remove(command["url"], command["first"])
         except Changed as error:
             self._say(error=str(error), kind="changed")
         except BoundExceeded as error:
@@ -98,6 +115,12 @@ class SourceReader:
     def _say(self, **answer: Any) -> None:
         self._answer.write(json.dumps(answer) + "\n")
         self._answer.flush()
+
+    def _tell(self, done: int) -> None:
+        """Report progress, now and then."""
+        if time.monotonic() - self._told > bounds.TELL_S:
+            self._say(done=done)
+            self._told = time.monotonic()
 
     def _list(self, url: str) -> None:
         fs, root = _open(url)
@@ -145,7 +168,7 @@ class SourceReader:
         with fs.open(
             path, "rb", block_size=0 if _is_http(url) else bounds.PIECE_BYTES, cache_type="none"
         ) as source:
-            digest, check, done, told = hashlib.sha256(), _hash_of(checksum, size), 0, 0.0
+            digest, check, done = hashlib.sha256(), _hash_of(checksum, size), 0
             with open(to, "wb") as target:
                 while piece := source.read(bounds.PIECE_BYTES):
                     done += len(piece)
@@ -157,9 +180,7 @@ class SourceReader:
                     digest.update(piece)
                     if check is not None:
                         check.update(piece)
-                    if time.monotonic() - told > bounds.TELL_S:
-                        self._say(done=done)
-                        told = time.monotonic()
+                    self._tell(done)
         if 0 <= size != done:
             raise Changed(f"{done} bytes came, and {size} were listed")
         fs.invalidate_cache()
@@ -173,6 +194,109 @@ class SourceReader:
         ):
             raise Changed(f"the bytes that came do not have its checksum {checksum}")
         self._say(end=digest.hexdigest())
+
+    # ----- an object store that keeps packages -----------------------------------------------------
+
+    def _names(self, url: str) -> None:
+        """Say the names directly below a folder."""
+        fs, root = _open(url)
+        try:
+            found = fs.ls(root, detail=False)
+        except FileNotFoundError:
+            found = []
+        if len(found) > bounds.NAMES_MAX:
+            raise BoundExceeded(f"it has more than {bounds.NAMES_MAX} names")
+        names = [name.rstrip("/").rpartition("/")[2] for name in found]
+        for begin in range(0, len(names), bounds.ROWS_PER_LINE):
+            self._say(names=names[begin : begin + bounds.ROWS_PER_LINE])
+        self._say(end=None)
+
+    def _copy(self, url: str, to: str, bytes_max: int) -> None:
+        """Copy an object as it is; the caller knows its hash."""
+        fs, place = _open(url)
+        digest, done = hashlib.sha256(), 0
+        with open(to, "wb") as target:
+            for piece in _pieces(fs, place):
+                done += len(piece)
+                if done > bytes_max:
+                    raise BoundExceeded(f"it has more than {bytes_max} bytes")
+                target.write(piece)
+                digest.update(piece)
+                self._tell(done)
+        self._say(end=digest.hexdigest())
+
+    def _keep(self, url: str, folder: str, files: list[tuple[str, int, str]]) -> None:
+        """Write files of a local folder as objects, in this order. Each is compared with its hash, and with
+        what the store has of it, before the next is written. Raises Changed where these differ."""
+        fs, root = _open(url)
+        done = 0
+        for path, size, sha256 in files:
+            place = f"{root.rstrip('/')}/{path}"
+            check, digest, written = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
+            with open(os.path.join(folder, path), "rb") as source, _writing(fs, place, size) as write:
+                while piece := source.read(bounds.PIECE_BYTES):
+                    write(piece)
+                    check.update(piece)
+                    digest.update(piece)
+                    written += len(piece)
+                    self._tell(done + written)
+            fs.invalidate_cache()
+            info = fs.info(place)
+            # The store has made an MD5 from the bytes that came. Where it has none, they are read again.
+            stored = _checksum(info)
+            is_same = info["size"] == written == size and digest.hexdigest() == sha256
+            if is_same and stored.startswith("md5:") and not _is_encrypted(fs, place):
+                is_same = stored == f"md5:{check.hexdigest()}"
+            elif is_same:
+                again = hashlib.sha256()
+                for piece in _pieces(fs, place):
+                    again.update(piece)
+                    self._tell(done + written)
+                is_same = again.digest() == digest.digest()
+            if not is_same:
+                raise Changed(f"{path} is not stored as it was written")
+            done += written
+        self._say(end=None)
+
+    def _remove(self, url: str, first: str) -> None:
+        """Remove an object, or all objects below a folder, the named one before all others."""
+        fs, root = _open(url)
+        try:
+            found = [name for name in fs.find(root) if name == root or name.startswith(f"{root}/")]
+        except FileNotFoundError:
+            found = []
+        for count, name in enumerate(sorted(found, key=lambda name: name != f"{root}/{first}"), 1):
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(name)
+            self._tell(count)
+        self._say(end=None)
+
+
+def _pieces(fs: Any, place: str) -> Iterator[bytes]:
+    """The bytes of an object, piece by piece."""
+    with fs.open(place, "rb", block_size=bounds.PIECE_BYTES, cache_type="none") as source:
+        while piece := source.read(bounds.PIECE_BYTES):
+            yield piece
+
+
+@contextlib.contextmanager
+def _writing(fs: Any, place: str, size: int) -> Iterator[Callable[[bytes], object]]:
+    """Write an object of a known size, which is there when the context has ended, and not if it raised."""
+    if size <= bounds.PART_BYTES:
+        pieces: list[bytes] = []
+        yield pieces.append
+        fs.pipe_file(place, b"".join(pieces))
+        return
+    target = fs.open(place, "wb", block_size=bounds.PART_BYTES)
+    try:
+        yield target.write
+    except BaseException:
+        try:
+            target.discard()
+        finally:
+            target.closed = True  # otherwise the end of this Python object would complete the stored one
+        raise
+    target.close()
 
 
 def _is_http(url: str) -> bool:

@@ -60,12 +60,12 @@ class ReaderProcess:
         self._turn = threading.RLock()  # held by the thread that makes a call or ends the process
         self._rest = b""
 
-    def files(self, limit_s: float = bounds.LIST_LIMIT_S) -> list[RemoteFile]:
-        """Return all files below the location. Raises SourceFailed, SourceMissing, and InvalidModel if there
-        are too many."""
+    def files(self, limit_s: float = bounds.LIST_LIMIT_S, url: str = "") -> list[RemoteFile]:
+        """Return all files below the location, or below a URL in it. Raises SourceFailed, SourceMissing, and
+        InvalidModel if there are too many."""
         found = []
         with self._answers(
-            {"do": "list", "url": self.location.url}, "listed", limit_s + bounds.STALL_S, limit_s
+            {"do": "list", "url": url or self.location.url}, "listed", limit_s + bounds.STALL_S, limit_s
         ) as answers:
             for answer in answers:
                 found += [RemoteFile(*row) for row in answer.get("files", ())]
@@ -118,6 +118,47 @@ class ReaderProcess:
                 if "done" in answer:
                     progress(answer["done"])
         return str(answer["end"])
+
+    # ----- an object store that keeps packages; see objects.py -------------------------------------
+
+    def names(self, url: str) -> list[str]:
+        """Return the names directly below a URL. Raises SourceFailed, and InvalidModel if there are too
+        many."""
+        found: list[str] = []
+        limit_s = bounds.NAMES_LIMIT_S
+        with self._answers({"do": "names", "url": url}, "listed", limit_s, limit_s) as answers:
+            for answer in answers:
+                found += answer.get("names", ())
+        return found
+
+    def copy(self, url: str, to: Path, bytes_max: int) -> str:
+        """Copy an object to a path, and return its SHA-256. Raises the errors of fetch()."""
+        command = {"do": "copy", "url": url, "to": os.fspath(to), "bytes_max": bytes_max}
+        return str(self._whole(command, "fetched", bytes_max))
+
+    def keep(self, url: str, folder: Path, files: Sequence[tuple[str, int, str]]) -> None:
+        """Write files of a folder, (path, bytes, sha256) of each, as objects below a URL, in this order; each
+        is compared with its hash and with what was stored. Raises SourceFailed."""
+        command = {"do": "keep", "url": url, "from": os.fspath(folder), "files": files}
+        # each byte is written, and may be read again
+        self._whole(
+            command, "written", 2 * sum(size for _, size, _ in files) + len(files) * bounds.PIECE_BYTES
+        )
+
+    def remove(self, url: str, first: str) -> None:
+        """Remove the object of a URL, or all objects below it, ``first`` before the others. Raises
+        SourceFailed."""
+        command = {"do": "remove", "url": url, "first": first}
+        with self._answers(command, "removed", bounds.NAMES_LIMIT_S, bounds.STALL_S) as answers:
+            for _ in answers:
+                pass
+
+    def _whole(self, command: dict[str, Any], what: str, size: int) -> Any:
+        """Return the end of a command that moves so many bytes."""
+        limit_s = bounds.STALL_S * (size // bounds.PIECE_BYTES + 2)
+        with self._answers(command, what, limit_s, bounds.STALL_S) as answers:
+            *_, answer = answers
+        return answer["end"]
 
     def close(self) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""Durability of directory entries, and the mount of a file."""
+"""Durability of directory entries, the room of a directory, and the mount of a file."""
 
 from __future__ import annotations
 

@@ -94,6 +94,7 @@ cdef extern from "wire/kinds.h" namespace "clockwork" nogil:
         LOAD_FAILED
         VERBATIM
         NOT_MEASURABLE
+        NOT_STORED
 
     cdef enum class CommandKind(uint8_t):
         SEND_LOAD

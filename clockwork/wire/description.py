@@ -161,6 +161,10 @@ class RouteInfo:
         )
 
 
+STORE_STATES = ("scarce", "awaited", "cramped", "lost", "copying")
+"""States of models in workers' stores with a bound, as `stores` of a cluster's status counts them."""
+
+
 class ClusterStatus(TypedDict, total=False):
     """Returned by Client.status(): a plain dict with these keys, and perhaps more."""
 
@@ -170,6 +174,8 @@ class ClusterStatus(TypedDict, total=False):
     policy: str
     models: Any
     clients: Any
+    # workers' stores with a bound: STORE_STATES (models); bytes, used, room
+    stores: dict[str, int]
     workers: list[dict[str, Any]]  # id, name, state, rtt_ns, jitter_ns, devices, memory, ...
     counts: dict[str, int]
     requests_held: int  # requests without an answer, waiting or on a device; at most requests_held_max

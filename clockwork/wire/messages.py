@@ -39,6 +39,7 @@ from clockwork.config.formats import TIME_MAX_NS
 from clockwork.config.wire import (
     BUNDLE_FILES_MAX,
     CLOCK_MHZ_MAX,
+    EXECUTION_THREADS_MAX,
     HEADER_BYTES_MAX,
     HOST_BYTES_MAX,
     PAGE_BYTES_MAX,
@@ -50,7 +51,9 @@ from clockwork.config.wire import (
     RUNS_REPORTED_MAX,
     SENTENCE_BYTES_MAX,
     STATS_VALUES_MAX,
+    STORE_BYTES_MAX,
     SUMMARY_TEXT_CHARS_MAX,
+    THREADS_REPORTED_MAX,
 )
 from clockwork.wire.forms import (
     INT64_MAX,
@@ -475,6 +478,7 @@ class DeviceInfo:
     page_count: int
     run_ahead: int  # actions that a lane accepts before the first of them has completed
     host_bytes: int = 0  # budget of the host store that the worker's devices share; 0: no host tier
+    store_bytes: int = 0  # bound of the worker's store of prepared models; 0: it has all models
     # The number of the device whose arena this device executes from; -1: it has an arena of its own. That
     # device has a smaller number, and equal pages, kind and run_ahead; loads are ordered for it alone.
     arena: int = -1
@@ -492,10 +496,11 @@ _DEVICE = Record(
         "page_count": Integer(1, PAGES_MAX),
         "run_ahead": Integer(1, RUN_AHEAD_MAX),
         "host_bytes": Integer(0, HOST_BYTES_MAX),
+        "store_bytes": Integer(0, STORE_BYTES_MAX),
         "arena": Integer(-1, WORKER_DEVICES_MAX - 1),
         "slowdown_thousandths": Integer(1000, SLOWDOWN_THOUSANDTHS_MAX),
     },
-    optional=("host_bytes", "arena", "slowdown_thousandths"),
+    optional=("host_bytes", "store_bytes", "arena", "slowdown_thousandths"),
 )
 """The form of a DeviceInfo."""
 
@@ -576,6 +581,12 @@ _BUNDLE = ListOf(
 )
 """``[[name, bytes, sha256 hex], ...]`` of a bundle; see formats.bundles."""
 
+_BY_THREADS = ListOf(
+    Row({"threads": Integer(1, EXECUTION_THREADS_MAX), "exec_ns": Integer(0, TIME_MAX_NS)}),
+    THREADS_REPORTED_MAX,
+)
+"""Times of an execution with more threads than the worker's devices have."""
+
 _SUMMARY_FIELDS: dict[str, Form] = {
     "format_version": Integer(0, 1 << 30),
     "digest": Text(128),
@@ -599,6 +610,7 @@ _SUMMARY_FIELDS: dict[str, Form] = {
     "example": ListOf(_DIMENSIONS, TENSORS_MAX),
     "lengths": Facts(1, TENSORS_MAX),
     "lengths_note": Text(4 * SUMMARY_TEXT_CHARS_MAX),
+    "by_threads": _BY_THREADS,
     "bundle": _BUNDLE,
 }
 _SUMMARY = Record(_SUMMARY_FIELDS, optional=tuple(_SUMMARY_FIELDS))  # empty where preparing failed
@@ -626,6 +638,15 @@ class BundleRefused(NamedTuple):
     """The bundle that was offered for a model could not be taken, and the worker prepares the model itself.
 
     ``text``: what is wrong with the bundle; "" if the worker could not take it for a reason of its own."""
+
+    model_id: Id
+    text: Sentence
+
+
+class NotStored(NamedTuple):
+    """A model does not lie in the worker's store, which has a bound: the answer to Announce, where it is not
+    found, and sent before the result of its DROP. ``text``: why it is lost, although it lay there; "": it is
+    not lost."""
 
     model_id: Id
     text: Sentence
@@ -690,6 +711,18 @@ class Prepare(NamedTuple):
     files: Files
     options: Annotated[dict[str, Any], Facts(1, 16)]
     owner: Id
+
+
+class Announce(NamedTuple):
+    """A model for a worker whose store has a bound. Where it lies there, it is made ready, as by Prepare, and
+    answered by Prepared; otherwise by NotStored, and the model may be fetched. Fields as in Prepare."""
+
+    model_id: Id
+    name: Annotated[str, Text(NAME_BYTES_MAX)]
+    version: VersionNumber
+    digest: Digest
+    files: Files
+    options: Annotated[dict[str, Any], Facts(1, 16)]
 
 
 class BundleOffer(NamedTuple):
@@ -862,10 +895,11 @@ FROM_CLIENT = {1: ClientHello, 2: InferRequest, 3: Cancel, 4: Register, 5: Uploa
 TO_CLIENT = {32: ClientWelcome, 33: Answer, 34: Failure, 35: UploadNeed, 36: UploadAck, 37: Progress,
              38: Reply, 39: HelloNeeded, 40: Mismatch, 41: Goodbye}  # fmt: skip
 FROM_WORKER = {64: WorkerHello, 65: Heartbeat, 66: Pong, 67: Result, 68: Fetch, 69: Prepared,
-               70: DeviceFault, 71: ClockChanged, 72: TimeNeeded, 73: BundleWanted, 74: BundleRefused, 41: Goodbye,
+               70: DeviceFault, 71: ClockChanged, 72: TimeNeeded, 73: BundleWanted, 74: BundleRefused, 75: NotStored, 41: Goodbye,
                100: Chunk}  # fmt: skip
 TO_WORKER = {96: WorkerWelcome, 97: Ping, 98: Prepare, 99: Forget, 100: Chunk, 101: Load, 102: Unload,
              103: Infer, 104: Profile, 105: Revoke, 106: HostFetch, 107: HostDrop, 108: Reserve, 109: BundleOffer,
+             110: Announce,
              39: HelloNeeded, 40: Mismatch, 41: Goodbye, 68: Fetch}  # fmt: skip
 
 TAG_OF: dict[type, int] = {
@@ -883,6 +917,7 @@ HEADER_BYTES: dict[type, int] = {
     Result: 2 << 20,
     Prepared: SUMMARY_BYTES_MAX,
     Prepare: 1 << 20,
+    Announce: 1 << 20,
     Load: 8 << 20,
     Reserve: 96 << 10,
     TimeNeeded: 96 << 10,
@@ -903,6 +938,6 @@ NATIVE: tuple[type, ...] = (
 """Messages that C++ handles. Messages to a controller or a worker have a reader in csrc/wire/messages.h, and
 messages from them a writer."""
 
-PYTHON_ALONE: tuple[type, ...] = (BundleWanted, BundleRefused, BundleOffer)
+PYTHON_ALONE: tuple[type, ...] = (BundleWanted, BundleRefused, BundleOffer, Announce, NotStored)
 """Messages that no C++ names: their tags are left out of csrc/wire/kinds.h, whose every change has most of
 the C++ compiled anew."""

@@ -17,6 +17,8 @@ TWICE: int
 UNSENT: int
 DRAINED: int
 FAILED: int
+STORE_FETCH: int
+STORE_DROP: int
 
 class Ended:
     """An ended INFER whose outputs are not as its model declares."""
@@ -56,6 +58,9 @@ class Road:
 
     def add_outlet(self, outlet: object) -> None:
         """Add an outlet, given as a capsule. Called before start()."""
+
+    def keep_store(self) -> None:
+        """Have FETCH and DROP come as notices, which store_ended() answers. Called before start()."""
 
     def start(self) -> None: ...
     def stop(self) -> None:
@@ -106,6 +111,9 @@ class Road:
 
     def deliver(self, frames: Sequence[Any], now: int) -> bool:
         """Take an action that came before the session began. False: the message is no action."""
+
+    def store_ended(self, action_id: int, status: int, text: str = "") -> None:
+        """Answer the action of a notice STORE_FETCH or STORE_DROP; one that was forgotten has no answer."""
 
     def holds(self, action_id: int) -> bool:
         """Whether an action has been received and not answered."""

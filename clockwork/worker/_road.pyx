@@ -103,6 +103,7 @@ cdef extern from "worker/road.h" namespace "clockwork::worker" nogil:
         CRoad(const DealerSocket& socket, const array2& socket_fds, const Clock& clock, const RoadBounds& bounds) except +OSError
         void add_device(const DevicePort& port, uint32_t run_ahead) except +
         void add_outlet(const DeviceOutlet& outlet) except +
+        void keep_store()
         void start() except +
         void stop() except +
         void serve(cbool serves) except +
@@ -117,6 +118,7 @@ cdef extern from "worker/road.h" namespace "clockwork::worker" nogil:
         cbool deliver(const vector[string_view]& frames, int64_t now) except +
         void answer_ended(Order* order, string_view text) except +
         void release(Order* order) except +
+        void store_ended(int64_t action_id, CStatus status, string_view text) except +
         cbool holds(int64_t action_id) except +
         void lost(uint32_t device) except +
         int notice_fd()
@@ -136,7 +138,7 @@ cdef extern from *:
     """
     void set_zmq "clockwork::worker::set_zmq"(const void* table)
 
-MESSAGE, NEWS, ENDED, CHECK, FAULT, STUCK, TWICE, UNSENT, DRAINED, FAILED = range(10)
+MESSAGE, NEWS, ENDED, CHECK, FAULT, STUCK, TWICE, UNSENT, DRAINED, FAILED, STORE_FETCH, STORE_DROP = range(12)
 
 
 cdef inline string_view view_of(bytes data):
@@ -237,6 +239,10 @@ cdef class Road:
         """Add an outlet, given as a capsule. Called before start()."""
         self.drivers.append(outlet)
         self.road.get().add_outlet((<DeviceOutlet*>PyCapsule_GetPointer(outlet, b"clockwork.DeviceOutlet"))[0])
+
+    def keep_store(self):
+        """Have FETCH and DROP come as notices, which store_ended() answers. Called before start()."""
+        self.road.get().keep_store()
 
     def start(self):
         self.road.get().start()
@@ -379,6 +385,14 @@ cdef class Road:
         with nogil:
             done = self.road.get().deliver(buffers.views, now)
         return done
+
+    def store_ended(self, int64_t action_id, status, str text=""):
+        """Answer the action of a notice STORE_FETCH or STORE_DROP; one that was forgotten has no answer."""
+        cdef CStatus ended = <CStatus><uint8_t>status
+        cdef bytes said = text.encode()
+        cdef string_view view = view_of(said)
+        with nogil:
+            self.road.get().store_ended(action_id, ended, view)
 
     def holds(self, int64_t action_id):
         """Whether an action has been received and not answered."""

@@ -34,6 +34,7 @@ from clockwork.wire import codec
 from clockwork.wire.messages import BundleOffer, BundleRefused, BundleWanted, Chunk, Fetch, Status
 from clockwork.worker.opening import WorkerModel
 from clockwork.worker.preparation import Job, PreparationProcess
+from clockwork.worker.stores import BUNDLES_PREFIX
 
 
 class Taken(NamedTuple):
@@ -49,7 +50,9 @@ class BundleTaker:
     """The models that are being taken. Every method belongs to the loop's thread.
 
     send: sends an encoded message to the controller. wake: has the loop call poll() soon, from any thread.
-    make_job: the job of the preparation process that tries a model's bundle, without its folder.
+    make_job: the job of the preparation process that tries a model's bundle, without its folder. admit: the
+    reason why a bundle of so many bytes cannot be taken; "": it can. stays: PreparationProcess's, for a
+    worker of which FETCHes are predicted.
     """
 
     def __init__(
@@ -58,7 +61,10 @@ class BundleTaker:
         send: Callable[[bytes], object],
         wake: Callable[[], None],
         make_job: Callable[[WorkerModel], Job],
+        admit: Callable[[WorkerModel, int], str] = lambda model, size: "",
+        stays: bool = False,
     ) -> None:
+        self._admit = admit
         self._send = send
         self._wake = wake
         self._make_job = make_job
@@ -71,7 +77,7 @@ class BundleTaker:
         self._landing = _Landing(prepared)
         pieces = Pieces(BUNDLE_CHUNK_BYTES, BUNDLE_WINDOW, TRANSFERS_MAX, syncs=False)
         self._fetcher = PackageFetcher(self._landing, self._send_fetch, wake, pieces)
-        self._process = PreparationProcess(wake, limit_ns=BUNDLE_TRIAL_NS)
+        self._process = PreparationProcess(wake, limit_ns=BUNDLE_TRIAL_NS, stays=stays)
         self._job_id = 0
 
     def want(self, model: WorkerModel) -> None:
@@ -120,6 +126,9 @@ class BundleTaker:
         except InvalidModel as error:
             self._end([model], str(error))
             return
+        if why := self._admit(model, sum(file.bytes for file in files)):
+            self._end([model], why, is_local=True)
+            return
         digest = digest_of(files)
         self._fetching.setdefault(digest, []).append(model)
         self._fetcher.start(digest, files)
@@ -159,6 +168,11 @@ class BundleTaker:
     def count(self) -> int:
         """The number of models that are being taken, or wait."""
         return len(self._waiting) + len(self._asked)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no model is being taken, not even one that was dropped meanwhile."""
+        return not (self.count or self._trying)
 
     def close(self) -> None:
         """Stop the thread and the process, and remove what was not taken."""
@@ -206,9 +220,7 @@ class _Landing:
             self._store is None or not self._store.root.is_dir()
         ):  # leftovers of long ago are removed by others
             self._prepared.mkdir(parents=True, exist_ok=True)
-            self._store = PackageStore(
-                Path(tempfile.mkdtemp(prefix=".incoming-bundles-", dir=self._prepared))
-            )
+            self._store = PackageStore(Path(tempfile.mkdtemp(prefix=BUNDLES_PREFIX, dir=self._prepared)))
         return self._store.writer(files)
 
     def directory(self, digest: str) -> Path:

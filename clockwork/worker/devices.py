@@ -24,7 +24,7 @@ from clockwork.device.cuda_clocks import ClockSource
 from clockwork.device.machine import ArenaPlace, default_executors, format_list, spread, this_machine
 from clockwork.errors import ConfigError
 from clockwork.system.clock import now_ns
-from clockwork.worker.settings import KINDS, WorkerSettings, check_executors, kind_of
+from clockwork.worker.settings import KINDS, WorkerSettings, check_executors, check_store, kind_of
 
 log = logging.getLogger("clockwork.worker")
 
@@ -36,6 +36,7 @@ def open_devices(settings: WorkerSettings) -> list[Device]:
         raise ConfigError(f"no worker can have the devices {list(settings.devices)}")
     count = len(settings.devices)
     check_executors(settings.devices, settings.executors, settings.threads)
+    check_store(settings.devices, settings.store_bytes)
     if kinds == ["emulated"]:
         from clockwork.device.emulated import EmulatedGroup
         from clockwork.device.emulation import parse_settings
@@ -103,14 +104,14 @@ def places_of(settings: WorkerSettings) -> list[ArenaPlace]:
     machine = this_machine()
     if not settings.by_node:
         count, executors = len(settings.devices), settings.executors or 1
-        if executors == 1:
-            return [ArenaPlace(1)] * count
+        if executors == 1 or not settings.is_pinned:
+            return [ArenaPlace(executors)] * count
         pins = iter(spread(machine.as_one(), count * executors)[0].pins)
         return [ArenaPlace(executors, pins=tuple(itertools.islice(pins, executors))) for _ in range(count)]
     executors = settings.executors
     if not executors:
         executors = 1 if settings.threads > 1 else default_executors(machine)
-    places = spread(machine, executors)
+    places = spread(machine, executors) if settings.is_pinned else [ArenaPlace(executors)]
     if len(places) > DEVICES_ALONE_MAX:
         places = spread(machine.as_one(), executors)
     log.info("%s: %s", machine, "; ".join(map(str, places)))

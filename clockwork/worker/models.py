@@ -14,35 +14,70 @@ stall it.
 A model that is found prepared is compared with its checksums before its first load (worker.checks). Damaged
 files, in the cache or in a package, are set aside, prepared or fetched again, and counted for the controller.
 
+A worker whose store has a bound (worker.stores) has a part of the models. The controller announces each
+model, and has it fetched or dropped by orders:
+
+    Announce -> opening thread: does it lie in the store? --yes--> device.open -> Prepared
+                    | no
+                    v
+               NotStored
+    FETCH -> worker.bundles -> sync -> opening thread -> Prepared, and the FETCH's result
+    DROP  -> forgotten by the devices -> its files removed -> NotStored, and the DROP's result
+
 The loop only moves models between these steps; threads and processes read the files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from clockwork.config.worker import CHECK_JOB_MODELS, REFETCHES_MAX
+from clockwork.config.worker import CHECK_JOB_MODELS, REFETCHES_MAX, ROOM_WAIT_NS
 from clockwork.device.base import ModelHolder
 from clockwork.formats.fetching import PackageFetcher
 from clockwork.formats.package import PackageStore
 from clockwork.formats.prepared import PROGRAM_FILE
 from clockwork.system.clock import now_ns
 from clockwork.wire import codec
-from clockwork.wire.messages import BundleOffer, Chunk, Fetch, Prepare, Prepared, Status
+from clockwork.wire.messages import (
+    FROM_WORKER,
+    Announce,
+    BundleOffer,
+    Chunk,
+    Fetch,
+    NotStored,
+    Prepare,
+    Prepared,
+    Status,
+)
 from clockwork.worker.bundles import BundleTaker, Taken
 from clockwork.worker.checks import Checked, Checks
 from clockwork.worker.given import Given
-from clockwork.worker.opening import LAYOUT, Opened, OpeningThread, ReadPiece, WorkerModel
+from clockwork.worker.opening import LAYOUT, Opened, OpeningThread, ReadPiece, StoreOrder, WorkerModel
 from clockwork.worker.preparation import Job, JobDone, PreparationProcess
 from clockwork.worker.preparation_pool import PreparationPool
+from clockwork.worker.stores import BoundedStore
 from clockwork.worker.syncing import SyncPool
 from clockwork.worker.turns import JobQueue
 
 log = logging.getLogger("clockwork.worker")
+
+NOT_STORED_TEXT = "the model is not in this worker's store"
+MADE_HERE_TEXT = "the model is being prepared here"
+
+
+class _Roomless(NamedTuple):
+    """A model that is to be made here, in a store without room for it. until_ns: the time until which it
+    waits for DROPs."""
+
+    model: WorkerModel
+    damage: str
+    has_package: bool
+    until_ns: int
 
 
 class ModelRoad(Protocol):
@@ -62,6 +97,8 @@ class ModelRoad(Protocol):
 
     def model_whole(self, model_id: int) -> None: ...
 
+    def store_ended(self, action_id: int, status: int, text: str = "") -> None: ...
+
 
 class WorkerModels:
     """The models of one worker. Every method belongs to the loop's thread.
@@ -79,11 +116,20 @@ class WorkerModels:
         wake: Callable[[], None],
         start_over: Callable[[], None],
         need_time: Callable[[ModelHolder, int, int, list[int]], None],
+        bounded: BoundedStore | None = None,
     ) -> None:
         """start_over: has the worker say hello again, because its Prepared of a model no longer holds.
 
         need_time: asks the controller for a device's time: for which model, how many ns, and pages in which
-        runs."""
+        runs. bounded: the store, where it has a bound."""
+        self._bounded = bounded
+        self._absent: dict[int, Prepare] = {}  # models that may be fetched
+        self._lingering: dict[int, WorkerModel] = {}  # models that were dropped, and are still resident
+        self._drops: dict[Path, list[tuple[int, int]]] = {}  # (action id, model id) by what is being removed
+        self._held: deque[tuple[int, int, int]] = deque()  # FETCHes that wait until nothing is removed
+        self._seeks = 0  # announced models that are being looked up
+        self._roomless: deque[_Roomless] = deque()  # models that wait for room in the store, the oldest first
+        self._has_strays = False  # files may lie in the store that belong to no model
         self._devices = list(devices)
         self._store = store
         self._road = road
@@ -108,7 +154,14 @@ class WorkerModels:
         self._job_id = 0
         self._fetcher = PackageFetcher(store, self._send_fetch, wake)
         self._preparation = PreparationPool(lambda: PreparationProcess(wake))
-        self._bundles = BundleTaker(store.root / "prepared", send, wake, self._bundle_job)
+        self._bundles = BundleTaker(
+            store.root / "prepared",
+            send,
+            wake,
+            self._bundle_job,
+            self._why_not_taken,
+            stays=bounded is not None,
+        )
         self._of_bundle: dict[str, int] = {}  # by digest of a bundle: a ready model that has it
         self._syncing: SyncPool[WorkerModel] = SyncPool(wake)
         self._need_time = need_time
@@ -117,28 +170,66 @@ class WorkerModels:
         # reader of pieces of packages, which do not wait
         self._reader = OpeningThread((), store, wake, self._asks)
 
+    def announce(self, message: Announce) -> None:
+        """Look for a model in a store with a bound. In the end a Prepared is sent, or a NotStored."""
+        model_id = message.model_id
+        if model_id in self.ready or model_id in self._coming or model_id in self._absent:
+            self._complain_twice(model_id)
+            return
+        if self._bounded is None:  # cannot be: only a worker that told a bound is sent it
+            self._send(codec.encode(NotStored(model_id, "this worker's store has no bound")))
+            return
+        self._seeks += 1
+        model = self._coming[model_id] = WorkerModel(Prepare(*message, owner=0), is_sought=True)
+        self._opener.put(model)
+
     def prepare(self, message: Prepare) -> None:
         """Begin to make a model ready. In the end one Prepared is sent, which tells of success or failure."""
         model_id = message.model_id
+        self._absent.pop(model_id, None)
+        coming = self._coming.get(model_id)
+        if coming is not None and coming.is_fetched:
+            coming.message, coming.is_fetched = message, False  # if it cannot be taken, it is made here
+            self._end_orders(coming, Status.DEVICE_ERROR, MADE_HERE_TEXT)
+            return
+        if self._bring_back(model_id, []):
+            return
         if model_id in self.ready or model_id in self._coming:
-            text = f"model id {model_id} was announced twice"
-            self._send(codec.encode(Prepared(model_id, Status.INTERNAL, text, {})))
+            self._complain_twice(model_id)
             return
         model = self._coming[model_id] = WorkerModel(message)
         self._opener.put(model)
 
+    def _complain_twice(self, model_id: int) -> None:
+        text = f"model id {model_id} was announced twice"
+        self._send(codec.encode(Prepared(model_id, Status.INTERNAL, text, {})))
+
     def forget(self, model_id: int) -> None:
-        """Stop preparing the model, or drop it from the devices."""
+        """Stop preparing the model, or drop it from the devices, and from a store with a bound."""
+        self._absent.pop(model_id, None)
+        self._lingering.pop(model_id, None)
         if self._repairing.pop(model_id, None) is not None:
             self._road.model_gone(model_id)
         if model_id in self.ready:
+            known = self._known[model_id]
             self._leave(model_id)
+            self._remove_unshared(known)
             self._tidy()
             return
         model = self._coming.pop(model_id, None)
         if model is None:
             return
+        self._end_orders(model, Status.UNKNOWN_MODEL, "the model is gone")
+        self._cancel(model)
+
+    def _cancel(self, model: WorkerModel) -> None:
+        """Stop making or taking a model, which is none of those that come any more."""
         model.cancelled = True
+        if model.is_sought:
+            self._found_sought()
+        if self._bounded is not None:
+            self._has_strays = True
+            self._bounded.release(model.message.model_id)
         self._opener.look_again()
         if self._bundles.drop(model):
             return
@@ -152,6 +243,179 @@ class WorkerModels:
             self._turns.drop(model.job_id, model.message.owner)
         else:
             self._preparation.cancel(model.job_id)
+
+    # ----- a store with a bound ----------------------------------------------------------------
+
+    def fetch(self, action_id: int, model_id: int, by_ns: int) -> None:
+        """Carry out a FETCH: take a model from another worker into the store. The road gets its result.
+
+        by_ns: the time by which it is to have ended."""
+        assert self._bounded is not None, "the road was told that there is a store with a bound"
+        if self._bounded.is_removing or self._seeks:  # room is known when these have ended
+            self._held.append((action_id, model_id, by_ns))
+            return
+        order = StoreOrder(action_id, by_ns)
+        if model_id in self._coming and self._coming[model_id].is_fetched:
+            self._coming[model_id].orders.append(order)
+        elif model_id in self._coming:
+            self._road.store_ended(action_id, Status.DEVICE_ERROR, MADE_HERE_TEXT)
+        elif self._bring_back(model_id, [order]):
+            pass
+        elif model_id in self.ready:
+            self._road.store_ended(action_id, Status.OK)
+        elif model_id in self._absent:
+            model = WorkerModel(self._absent.pop(model_id), is_fetched=True, orders=[order])
+            self._coming[model_id] = model
+            self._opener.put(model)
+        else:
+            text = f"model id {model_id} was not announced to this worker"
+            self._road.store_ended(action_id, Status.UNKNOWN_MODEL, text)
+
+    def drop(self, action_id: int, model_id: int) -> None:
+        """Carry out a DROP: forget a model, and remove it from the store. The road gets its result."""
+        assert self._bounded is not None, "the road was told that there is a store with a bound"
+        if model_id in self._coming:
+            self._road.store_ended(action_id, Status.IN_USE, "the model is being made ready")
+            return
+        if model_id not in self.ready or model_id in self._lingering:
+            is_known = model_id in self._absent or model_id in self._lingering
+            text = "the model is not in the store" if is_known else f"model id {model_id} is not known"
+            self._road.store_ended(action_id, Status.OK if is_known else Status.UNKNOWN_MODEL, text)
+            return
+        model = self._known[model_id]
+        if not self._forget_on_devices(model):
+            self._lingering[model_id] = model
+            self._send(codec.encode(NotStored(model_id, "")))
+            self._road.store_ended(action_id, Status.OK)
+            return
+        removed = self._give_up(model)
+        for path in removed:
+            self._drops.setdefault(path, []).append((action_id, model_id))
+        if not removed:
+            self._dropped(action_id, model_id, "")
+
+    def _forget_on_devices(self, model: WorkerModel) -> bool:
+        """Have each device forget a model on which it is not resident. Returns whether all have."""
+        for device in list(model.opened):
+            with contextlib.suppress(ValueError):  # resident, or an action needs it
+                device.forget(model.message.model_id)
+                model.opened.remove(device)
+        return not model.opened
+
+    def _give_up(self, model: WorkerModel) -> list[Path]:
+        """Remove a dropped model, which no device has. Returns what is being removed."""
+        model_id = model.message.model_id
+        self._leave(model_id, NOT_STORED_TEXT)
+        self._absent[model_id] = model.message
+        self._tidy()
+        return self._remove_unshared(model)
+
+    def _end_lingering(self) -> None:
+        """Remove models that were dropped while they were resident, and are not any more. Until then their
+        files, which devices have mapped, take their room."""
+        for model_id, model in list(self._lingering.items()):
+            if self._forget_on_devices(model):
+                del self._lingering[model_id]
+                self._give_up(model)
+
+    def _bring_back(self, model_id: int, orders: list[StoreOrder]) -> bool:
+        """Keep a model that was dropped and is still resident. False: there is no such model."""
+        if model_id not in self._lingering:
+            return False
+        model = self._lingering.pop(model_id)
+        model.is_fetched, model.orders = bool(orders), orders
+        self._coming[model_id] = model
+        self._opener.put(model)
+        return True
+
+    def _remove_unshared(self, model: WorkerModel) -> list[Path]:
+        """Remove a model that was forgotten from a store with a bound, unless others are of the same files.
+        Returns what is being removed."""
+        if self._bounded is None:
+            return []
+        paths = [path for path in model.checksums if path not in self._of_directory]
+        for path in paths:
+            self._bounded.remove(path)
+        return paths
+
+    def _dropped(self, action_id: int, model_id: int, failure: str) -> None:
+        """Answer a DROP. failure: why files are left."""
+        if model_id in self._absent:
+            self._send(codec.encode(NotStored(model_id, "")))
+        self._road.store_ended(action_id, Status.DEVICE_ERROR if failure else Status.OK, failure)
+
+    def _not_stored(self, model: WorkerModel, text: str) -> None:
+        """Tell that a model does not lie in the store, or no longer. text: why it is lost; "": it is not."""
+        model_id = model.message.model_id
+        self._absent[model_id] = model.message
+        self._send(codec.encode(NotStored(model_id, text)))
+
+    def _found_sought(self) -> None:
+        """Note that an announced model was looked up. Behind the last, what nobody has named is removed."""
+        assert self._bounded is not None
+        self._seeks -= 1
+        if not self._seeks:
+            for path in self._bounded.unclaimed():
+                if path not in self._of_directory:
+                    self._bounded.remove(path)
+
+    def _why_not_taken(self, model: WorkerModel, size: int) -> str:
+        """The reason why the store has no room for a bundle of so many bytes; "": it has."""
+        if self._bounded is None:
+            return ""
+        self._bounded.release(model.message.model_id)
+        return self._bounded.reserve(model.message.model_id, size)
+
+    def _discard_package(self, model: WorkerModel) -> None:
+        """Remove a package from a store with a bound, where it is only for preparations."""
+        digest = model.message.digest
+        others = (other for other in self._coming.values() if other is not model)
+        if self._bounded is not None and all(other.message.digest != digest for other in others):
+            self._bounded.discard(self._store.directory(digest))
+
+    def _end_orders(self, model: WorkerModel, status: Status, text: str) -> None:
+        for order in model.orders:
+            self._road.store_ended(order.action_id, status, text)
+        model.orders.clear()
+
+    def _fetch_failed(self, model: WorkerModel, text: str) -> None:
+        """End the FETCHes of a model that could not be taken."""
+        model_id = model.message.model_id
+        del self._coming[model_id]
+        self._absent[model_id] = model.message
+        assert self._bounded is not None
+        self._bounded.release(model_id)
+        self._has_strays = True
+        message = model.message
+        log.error("%s@%d is not fetched: %s", message.name, message.version, text)
+        self._end_orders(model, Status.DEVICE_ERROR, text)
+
+    def _end_late_fetches(self) -> None:
+        """End FETCHes that take too long. A model that is already being opened is taken all the same."""
+        now = now_ns()
+        for model in list(self._coming.values()):
+            late = [order for order in model.orders if now > order.by_ns]
+            if late and model.is_fetched and self._bundles.drop(model):
+                model.cancelled = True
+                self._fetch_failed(model, "it took longer than it may")
+
+    def _poll_store(self) -> None:
+        """Answer the DROPs whose files are gone, and begin the FETCHes that have waited for that."""
+        if self._bounded is None:
+            return
+        removals = self._bounded.poll()
+        for removed in removals:
+            for action_id, model_id in self._drops.pop(removed.path, ()):
+                self._dropped(action_id, model_id, removed.failure)
+        if removals:
+            self._look_for_room()
+        if not (self._coming or self._preparing) and self._bundles.is_idle:
+            self._bounded.sweep()
+            if self._has_strays:
+                self._has_strays = False
+                self._bounded.remove_strays()
+        while self._held and not (self._bounded.is_removing or self._seeks):
+            self.fetch(*self._held.popleft())
 
     def _leave(self, model_id: int, absence: str = "") -> bool:
         """Drop a ready model from the devices. Returns whether all devices dropped it.
@@ -275,6 +539,7 @@ class WorkerModels:
                 self._opener.put(model)
         for opened in self._opener.poll():
             self._opened(opened)
+        self._poll_store()
         self._prepare_next()
         self._tidy()
 
@@ -288,6 +553,9 @@ class WorkerModels:
         """Start a waiting model beside a slow preparation where its turn has come. Called periodically."""
         if self._to_prepare:
             self._prepare_next()
+        self._end_late_fetches()
+        self._end_lingering()
+        self._look_for_room()
 
     def reset(self) -> None:
         """Forget every model: a new controller numbers them anew. Waits for the model being opened."""
@@ -300,6 +568,13 @@ class WorkerModels:
         for model in self._coming.values():
             model.cancelled = True
         self._coming.clear()
+        self._absent.clear()
+        self._lingering.clear()
+        self._held.clear()
+        self._roomless.clear()
+        self._seeks = 0
+        if self._bounded is not None:
+            self._bounded.disclaim_all()
         for model_id in self._repairing:
             self._road.model_gone(model_id)
         self._repairing.clear()
@@ -322,6 +597,18 @@ class WorkerModels:
             "damaged": self._damaged,
             "repaired": self._repaired,
             "damage": self._damage,
+            **self._store_stats(),
+        }
+
+    def _store_stats(self) -> dict[str, int]:
+        if self._bounded is None:
+            return {}
+        fetching = sum(len(model.orders) for model in self._coming.values()) + len(self._held)
+        return {
+            "store_bytes_max": self._bounded.bytes_max,
+            "store_bytes_used": self._bounded.used,
+            "store_models": self._bounded.count,
+            "store_fetching": fetching,
         }
 
     def forgive_trial(self) -> None:
@@ -352,14 +639,17 @@ class WorkerModels:
         )
         ready = not opened.missing and is_open
         if model.cancelled or not ready:
-            for device in model.opened:
-                device.forget(model_id)
-            model.opened.clear()
+            self._forget_on_devices(model)
         if opened.damage:
             self._note_damage(opened.damage)
         if model.cancelled:
             return
-        if not opened.missing:
+        was_sought = model.is_sought
+        if model.was_prepared:
+            self._discard_package(model)
+        if self._bounded is not None and self._settled_in_store(model, opened, ready):
+            pass
+        elif not opened.missing:
             del self._coming[model_id]
             if ready:
                 model.given = opened.given
@@ -367,11 +657,56 @@ class WorkerModels:
             elif model_id in self._repairing:
                 self._begin_anew(model_id, "it could not be prepared again")
             self._send(opened.reply)
+            self._end_orders(model, Status.OK, "")
         elif self._may_take(model):
             model.was_wanted = True
             self._bundles.want(model)
         else:
             self._make(model, opened.damage, opened.has_package)
+        if was_sought:
+            self._found_sought()
+
+    def _settled_in_store(self, model: WorkerModel, opened: Opened, ready: bool) -> bool:
+        """Take what opening a model means for a store with a bound. Returns whether it is settled: the model
+        does not lie there, or does not stay."""
+        assert self._bounded is not None
+        model_id = model.message.model_id
+        if ready:
+            return not self._claim(model)
+        if model.is_sought:
+            del self._coming[model_id]
+            self._not_stored(model, "")
+            return True
+        if not model.is_fetched or (opened.missing and self._may_take(model)):
+            return False
+        why = opened.damage
+        if not opened.missing:
+            reply = codec.decode(opened.reply, FROM_WORKER)
+            assert isinstance(reply, Prepared)
+            why = reply.text
+        self._fetch_failed(model, why or "what was taken cannot be opened")
+        return True
+
+    def _claim(self, model: WorkerModel) -> bool:
+        """Count an open model as one that the store has. False: there is no room, and it is removed."""
+        assert self._bounded is not None
+        model_id = model.message.model_id
+        claimed = [self._bounded.claim(directory) for directory in model.checksums]
+        if all(claimed):
+            self._bounded.release(model_id)
+            return True
+        self._forget_on_devices(model)
+        text = f"the store of {self._bounded.bytes_max} bytes (--store-bytes) has no room left for it"
+        for path in self._remove_unshared(model):
+            log.warning("%s is removed: %s", path.name[:12], text)
+        if model.is_sought:
+            del self._coming[model_id]
+            self._not_stored(model, "")
+        elif model.is_fetched:
+            self._fetch_failed(model, text)
+        else:
+            self._failed(model, Status.INTERNAL, text)
+        return False
 
     def _may_take(self, model: WorkerModel) -> bool:
         """Whether to ask for the model as another worker has prepared it: once, and for CPUs of one kind. A
@@ -398,6 +733,9 @@ class WorkerModels:
             self._taken += 1
             self._syncing.put(model, self._opener.directories(model))
             return
+        if model.is_fetched:
+            self._fetch_failed(model, taken.text or "no worker that is connected has it")
+            return
         if taken.text:
             message = model.message
             log.error("%s@%d is prepared here: %s", message.name, message.version, taken.text)
@@ -405,11 +743,35 @@ class WorkerModels:
 
     def _make(self, model: WorkerModel, damage: str, has_package: bool) -> None:
         """Prepare a model here. damage: why the stored package is unusable."""
-        if has_package:
+        if self._why_not_made(model):  # the controller may have ordered DROPs for it
+            self._roomless.append(_Roomless(model, damage, has_package, now_ns() + ROOM_WAIT_NS))
+        elif has_package:
             self._queue(model)
             self._prepare_next()
         else:
             self._fetch(model, damage)
+
+    def _look_for_room(self) -> None:
+        """Go on with the models for which there is room now, and end those that have waited for too long,
+        unless something is still being removed."""
+        now = now_ns()
+        for _ in range(len(self._roomless)):
+            waiting = self._roomless.popleft()
+            if waiting.model.cancelled:
+                continue
+            assert self._bounded is not None
+            why = self._why_not_made(waiting.model)
+            if not why:
+                self._make(waiting.model, waiting.damage, waiting.has_package)
+            elif now >= waiting.until_ns and not self._bounded.is_removing:
+                self._failed(waiting.model, Status.INTERNAL, why)
+            else:
+                self._roomless.append(waiting)
+
+    def _why_not_made(self, model: WorkerModel) -> str:
+        """The reason why a store with a bound has no room for a model that is made here, which takes about as
+        much as its package; "": it has."""
+        return self._why_not_taken(model, sum(file.bytes for file in model.files))
 
     def _enter(self, model: WorkerModel) -> None:
         """Enter a ready model. Files that were not written just now are still to be checked."""
@@ -454,6 +816,7 @@ class WorkerModels:
     def _note_damage(self, text: str) -> None:
         self._damaged += 1
         self._damage = text[:300]
+        self._has_strays = True
         log.error("%s", text)
 
     def _note_checked(self, checked: Checked) -> None:
@@ -469,6 +832,11 @@ class WorkerModels:
             before = self._known[model_id]
             # The model was not loaded since the start, so no device holds it.
             absence = f"the model is prepared again: {text}"
+            if self._bounded is not None:
+                if self._leave(model_id, NOT_STORED_TEXT):
+                    self._remove_unshared(before)
+                    self._not_stored(before, text)
+                continue
             if self._leave(model_id, absence):
                 self._repairing[model_id] = text
                 model = WorkerModel(before.message, before.files, layout=before.layout, aside=aside)
@@ -547,6 +915,10 @@ class WorkerModels:
         del self._coming[model_id]
         if model_id in self._repairing:
             self._begin_anew(model_id, text)
+        if self._bounded is not None:
+            self._bounded.release(model_id)
+            self._absent[model_id] = model.message
+            self._discard_package(model)
         self._send(codec.encode(Prepared(model_id, status, text, {})))
 
 

@@ -51,6 +51,13 @@ from clockwork.worker.preparation import set_package_aside
 from clockwork.worker.trial_notes import TrialNotes
 
 
+class StoreOrder(NamedTuple):
+    """A FETCH that is carried out. by_ns: the time by which it is to have ended."""
+
+    action_id: int
+    by_ns: int
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class WorkerModel:
     """A model being prepared, or ready. While the opening thread has it, the loop only sets ``cancelled``."""
@@ -70,6 +77,9 @@ class WorkerModel:
     bundle: tuple[str, tuple[str, ...]] = ("", ())  # its bundle's digest, "" none, and the names of its files
     aside: Path | None = None  # a damaged directory that the opening thread puts out of the way
     cancelled: bool = False
+    is_sought: bool = False  # it is only looked for in a store with a bound
+    is_fetched: bool = False  # it is taken from another worker by order, and not made here
+    orders: list[StoreOrder] = dataclasses.field(default_factory=list)  # FETCHes that end with it
 
     @property
     def is_profile(self) -> bool:

@@ -62,6 +62,7 @@ EXIT_ENDLESS = 76
 """The exit status of a preparation in which an execution does not end, not even when it is told to."""
 
 COMMAND = (sys.executable, "-m", "clockwork.worker.preparation")
+EARLY = "early"  # The argument of a process that imports what bundles need before its first job
 
 Job = dict[str, Any]
 
@@ -80,7 +81,9 @@ class JobDone(NamedTuple):
 class PreparationProcess:
     """Runs jobs one after another in a process that is started when first needed and replaced when it dies.
 
-    wake: has the loop call poll() soon; called from this object's thread.
+    wake: has the loop call poll() soon; called from this object's thread. stays: the process is started at
+    once, imports what bundles need, and does not end for lack of jobs: a start takes half a second of
+    processor time, and a job a few milliseconds.
     """
 
     def __init__(
@@ -89,11 +92,13 @@ class PreparationProcess:
         command: Sequence[str] = COMMAND,
         limit_ns: int = PREPARATION_LIMIT_NS,
         idle_ns: int = PREPARATION_IDLE_NS,
+        stays: bool = False,
     ) -> None:
         self._wake = wake
         self._command = tuple(command)
         self._limit_ns = limit_ns
         self._idle_ns = idle_ns
+        self._stays = stays
         self._jobs: queue.SimpleQueue[tuple[int, Job] | None] = queue.SimpleQueue()
         self._done: deque[JobDone] = deque()
         self._slow: deque[int] = deque()
@@ -142,8 +147,11 @@ class PreparationProcess:
 
     def _run(self) -> None:
         while True:
+            if self._stays:
+                with contextlib.suppress(OSError):  # the next job tries again, and tells
+                    self._start_child(0)
             try:
-                order = self._jobs.get(timeout=self._idle_ns / SECOND)
+                order = self._jobs.get(timeout=None if self._stays else self._idle_ns / SECOND)
             except queue.Empty:
                 self._stop_child()
                 continue
@@ -225,7 +233,7 @@ class PreparationProcess:
             with theirs:
                 try:
                     child = subprocess.Popen(
-                        [*self._command, str(theirs.fileno())],
+                        [*self._command, str(theirs.fileno()), *([EARLY] if self._stays else [])],
                         stdin=subprocess.DEVNULL,
                         stdout=2,  # so that the process's output does not mix with the worker's
                         pass_fds=(theirs.fileno(),),
@@ -279,6 +287,8 @@ def main(arguments: Sequence[str]) -> int:
     abandoned."""
     guard_stderr("preparation")
     _yield_to_everybody()
+    if EARLY in arguments:
+        from clockwork.models import bundles  # noqa: F401  # imported before the first job, not in it
     with socket.socket(fileno=int(arguments[0])) as connection:
         for job in _jobs(connection):
             # only preparations measure, and so take turns

@@ -37,6 +37,7 @@ from clockwork.wire.logs import start_log
 from clockwork.wire.messages import (
     KIND_OF,
     TO_WORKER,
+    Announce,
     BundleOffer,
     Chunk,
     ClockChanged,
@@ -48,6 +49,7 @@ from clockwork.wire.messages import (
     HelloNeeded,
     Message,
     Mismatch,
+    NotStored,
     Ping,
     Pong,
     Prepare,
@@ -66,6 +68,7 @@ from clockwork.worker.models import WorkerModels
 from clockwork.worker.road import RESERVATION, FatalOutcome, open_road, refusal
 from clockwork.worker.session import ControllerSession, Departure
 from clockwork.worker.settings import WorkerSettings
+from clockwork.worker.stores import BoundedStore
 
 log = logging.getLogger("clockwork.worker")
 
@@ -110,15 +113,26 @@ class Worker:
         self._online = list(self._all_devices)  # the session's devices, by index
         self._session = ControllerSession(settings, transport)
         self._dealer = self._session.dealer
-        self._departure = Departure(settings.drain_ns)
+        self._departure = Departure(settings.drain_ns, keeps_copies=bool(settings.store_bytes))
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake_asked = False
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         holders = list(dict.fromkeys(device.group or device for device in devices))
         self._road = open_road(self._dealer, devices, self._clock.settings)
         self._session.send_by(self._road.send)
+        self._bounded: BoundedStore | None = None
+        if settings.store_bytes:
+            self._bounded = BoundedStore(settings.store, settings.store_bytes, self.wake)
+            self._road.keep_store()
         self._models = WorkerModels(
-            holders, store, self._road, self._send, self.wake, self._start_over, self._need_time
+            holders,
+            store,
+            self._road,
+            self._send,
+            self.wake,
+            self._start_over,
+            self._need_time,
+            self._bounded,
         )
         self._complaints = Complaints(log, ("malformed", "failed"))
         self._machine = machine_id()
@@ -137,6 +151,7 @@ class Worker:
             **dict.fromkeys((*KIND_OF, Revoke), self._on_action),
             Ping: self._on_ping,
             Prepare: self._on_prepare,
+            Announce: self._on_announce,
             BundleOffer: self._on_offer,
             Chunk: self._on_chunk,
             Fetch: self._on_fetch,
@@ -200,6 +215,8 @@ class Worker:
         if self._watch is not None:
             self._watch.close()
         self._models.close()
+        if self._bounded is not None:
+            self._bounded.close()
         self._dealer.close()
         for descriptor in (self._wake_read, self._wake_write, self._statm):
             os.close(descriptor)
@@ -242,6 +259,10 @@ class Worker:
                 self._on_news(number, value)
             case _road.CHECK:
                 self._models.demand_check(number)
+            case _road.STORE_FETCH:
+                self._models.fetch(number, value, came_ns)
+            case _road.STORE_DROP:
+                self._models.drop(number, value)
             case _road.TWICE:
                 log.warning("action %d was sent twice; the second is dropped", number)
             case _road.FAULT:
@@ -361,7 +382,8 @@ class Worker:
         for worker_device in self._online:
             owner = worker_device.device.owner
             arena = -1 if owner is None else numbers[owner]
-            infos.append(dataclasses.replace(worker_device.device.info, arena=arena))
+            info = dataclasses.replace(worker_device.device.info, arena=arena)
+            infos.append(dataclasses.replace(info, store_bytes=self._settings.store_bytes))
         self._session.hello(infos)
 
     def _abandon(self) -> None:
@@ -434,12 +456,17 @@ class Worker:
         """Tell the controller that a message failed. number: the id of its action or model."""
         if kind is Prepare:
             self._send(codec.encode(Prepared(number, Status.INTERNAL, text, {})))
+        elif kind is Announce:
+            self._send(codec.encode(NotStored(number, "")))
         elif kind in KIND_OF and not self._road.holds(number):
             # A held action is answered at the end of its window or by its device.
             self._send(refusal(number, status, text, self._clock.to_worker(now)))
 
     def _on_prepare(self, message: Prepare, frames: list[Frame], now: int) -> None:
         self._models.prepare(message)
+
+    def _on_announce(self, message: Announce, frames: list[Frame], now: int) -> None:
+        self._models.announce(message)
 
     def _on_chunk(self, message: Chunk, frames: list[Frame], now: int) -> None:
         self._models.on_chunk(message, frames[1] if len(frames) > 1 else None)

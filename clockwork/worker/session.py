@@ -138,6 +138,8 @@ class Departure:
     """
 
     drain_ns: int  # the limit of the time in which actions end
+    # The controller may have models copied from here before it answers, for which the worker waits as long
+    keeps_copies: bool = False
     began_ns: int = 0  # time at which draining began; 0: it has not begun
     released: bool = False  # the controller sends no more actions
     exit_status: int = 0  # the exit status of a worker that gives up; 0: it does not give up
@@ -148,7 +150,7 @@ class Departure:
         """Return the latest time at which a draining worker leaves; NEVER_NS if it is not draining."""
         if not self.began_ns:
             return NEVER_NS
-        if action_count:
+        if action_count or (self.keeps_copies and not self.released):
             return self.began_ns + self.drain_ns
         return self.began_ns + (0 if self.released else min(DRAIN_SETTLE_NS, self.drain_ns))
 

@@ -8,8 +8,16 @@ import socket
 from pathlib import Path
 
 from clockwork import config
+from clockwork.config.wire import STORE_BYTES_LEAST, STORE_BYTES_MAX
 from clockwork.device.executors import check_executors as check_threads
-from clockwork.device.machine import default_executors, format_list, parse_list, split, this_machine
+from clockwork.device.machine import (
+    default_executors,
+    format_list,
+    parse_list,
+    split,
+    take_cores,
+    this_machine,
+)
 from clockwork.errors import ConfigError
 
 
@@ -68,6 +76,21 @@ def check_executors(devices: tuple[str, ...], executors: int, threads: int) -> N
     check_threads(executors, threads)
 
 
+def check_store(devices: tuple[str, ...], store_bytes: int) -> None:
+    """Check that a worker with these devices can have a store of so many bytes; 0: one without a bound.
+    Raises ConfigError."""
+    if not store_bytes:
+        return
+    if not STORE_BYTES_LEAST <= store_bytes <= STORE_BYTES_MAX:
+        raise ConfigError(
+            f"a store of {store_bytes} bytes: --store-bytes is {STORE_BYTES_LEAST} to {STORE_BYTES_MAX} bytes"
+        )
+    if (kind := kind_of(devices[0])) != "cpu":
+        raise ConfigError(
+            f"--store-bytes is for CPU devices: models that {kind} devices prepare cannot be fetched from others"
+        )
+
+
 def parse_processors(text: str) -> frozenset[int]:
     """Return the processors of a list such as 0-3,8-11. Raises ConfigError."""
     try:
@@ -76,17 +99,28 @@ def parse_processors(text: str) -> frozenset[int]:
         raise ConfigError(str(error)) from None
 
 
-def share_machine(workers: int, executors: int) -> tuple[tuple[str, ...], ...]:
-    """Return the flags by which several workers share this machine's cores, for each of them.
+def share_machine(workers: int, executors: int, wide: int = 0) -> tuple[tuple[str, ...], ...]:
+    """Return the flags by which workers share this machine's cores, for each of them. Raises ConfigError.
 
-    executors: of each worker; 0: as many as the machine has room for, divided by the workers.
+    executors: of each worker; 0: as many as the machine has room for, divided by the workers. wide: threads
+    of one more worker, the last, whose only executor has as many cores to itself; 0: there is none.
     """
     machine = this_machine()
-    count = executors or max(1, default_executors(machine) // workers)
-    parts = split(machine, workers)
-    return tuple(
-        ("--executors", str(count), *(("--processors", format_list(parts[index])) if parts else ()))
-        for index in range(workers)
+    room = default_executors(machine) - wide
+    own: list[tuple[str, ...]] = []
+    if wide:
+        taken, machine = take_cores(machine, wide)
+        own = [("--executors", "1", "--threads", str(wide), "--processors", format_list(taken))]
+    count = executors or max(1, room // workers)
+    parts = split(machine, workers) if workers > 1 else []
+    if wide and not parts:
+        parts = [frozenset().union(*(node.processors for node in machine.nodes))] * workers
+    return (
+        *(
+            ("--executors", str(count), *(("--processors", format_list(parts[index])) if parts else ()))
+            for index in range(workers)
+        ),
+        *own,
     )
 
 
@@ -117,9 +151,12 @@ class WorkerSettings:
     # number of executors, as many as the machine has room for. Otherwise a device has one executor then.
     by_node: bool = False
     processors: frozenset[int] = frozenset()  # those that the worker runs on; empty: all that it may
+    # Executors have processors of their own, and arenas NUMA nodes, where the machine has room for that.
+    is_pinned: bool = True
     arena_bytes: int = 0  # arena of each device; 0: the default of its kind
     page_bytes: int = 0  # page size of each device; 0: the default of its kind
     host_bytes: int = 0  # budget of the host store that all devices load from; 0: none
+    store_bytes: int = 0  # bound of the prepared models on the disk (CPU devices); 0: all models lie there
     # Without a host store: CUDA devices' pinned memory for the weights of all prepared models. 0: default.
     pinned_bytes: int = 0
     emulate: tuple[str, ...] = ()  # settings of emulated devices, name=value; see device.emulated

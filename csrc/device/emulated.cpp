@@ -86,6 +86,16 @@ void EmulatedHostStore::reset() {
     used_bytes_ = 0;
 }
 
+bool EmulatedHostStore::keep(ModelId model_id, std::uint64_t bytes) {
+    if (bytes > budget_bytes_ - used_bytes_)
+        return false;
+    Entry& entry = models_[model_id];
+    entry.state = State::HELD;
+    entry.bytes = bytes;
+    used_bytes_ += bytes;
+    return true;
+}
+
 FailureCause EmulatedHostStore::claim(const EmulatedOrder& fetch, EmulatedEnd& done) {
     const auto found = models_.find(fetch.model_id);
     if (found != models_.end() && found->second.state != State::NO)

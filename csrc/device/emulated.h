@@ -158,6 +158,8 @@ public:
     std::uint64_t used_bytes() const { return used_bytes_; }
     bool uses(ModelId model_id) const { return models_.contains(model_id); }
     void reset();  // forgets all models and fetches; LOADs are forgotten by their devices
+    // The store has the model from the beginning. False: there is no room.
+    bool keep(ModelId model_id, std::uint64_t bytes);
 
     FailureCause claim(const EmulatedOrder& fetch, EmulatedEnd& done);
     // A FETCH that reset() has forgotten meanwhile changes nothing.
@@ -446,7 +448,7 @@ inline EmulatedEnd EmulatedDevice::finish(LaneKind which, Ns now, Status status)
         done.cause = FailureCause::CHANCE;
     }
     if (!is_execution)
-        finish_move(order, fails);
+        finish_move(order, fails || status != Status::OK);
     return done;
 }
 

@@ -118,13 +118,14 @@ struct WorkerJoined {
     WorkerId worker = 0;
     std::span<const DeviceShape> devices;
     std::uint64_t host_bytes = 0;
+    std::uint64_t store_bytes = 0;
 
     void write(Writer& writer, Ns time_ns) const {
-        std::size_t room = 50;
+        std::size_t room = 59;
         for (const auto& each : devices)
             room += 5 + 9 * 5 + each.kind.size();
         Packer packer = writer.begin(room);
-        packer.array(5);
+        packer.array(6);
         packer.natural(3);
         packer.integer(now_ns - time_ns);
         packer.integer(worker);
@@ -142,6 +143,7 @@ struct WorkerJoined {
                 packer.natural(each.slowdown_thousandths);
         }
         packer.natural(host_bytes);
+        packer.natural(store_bytes);
         writer.end(packer);
     }
 };
@@ -213,16 +215,17 @@ struct ModelReady {
     std::span<const std::uint32_t> runs;
     Ns load_ns = 0;
     std::span<const Point> profile;
+    bool is_stored = false;
 
     void write(Writer& writer, Ns time_ns) const {
-        std::size_t room = 122;
+        std::size_t room = 131;
         room += name.size();
         room += program.size();
         room += 9 * runs.size();
         for (const auto& each : profile)
             room += 5 + 9 * 5 + each.shape.size();
         Packer packer = writer.begin(room);
-        packer.array(13);
+        packer.array(14);
         packer.natural(7);
         packer.integer(now_ns - time_ns);
         packer.integer(worker);
@@ -246,6 +249,7 @@ struct ModelReady {
             packer.natural(each.batch);
             packer.integer(each.exec_ns);
         }
+        packer.flag(is_stored);
         writer.end(packer);
     }
 };
@@ -328,6 +332,43 @@ struct TimeWanted {
         packer.array(runs.size());
         for (std::uint32_t each : runs)
             packer.natural(each);
+        writer.end(packer);
+    }
+};
+
+// A worker's disk store no longer has a model, though no SendDrop was given: a file was damaged. It may be
+// brought the model again. Without effect on a worker that does not have the model.
+struct CopyLost {
+    Ns now_ns = 0;
+    WorkerId worker = 0;
+    ModelId model_id = 0;
+
+    void write(Writer& writer, Ns time_ns) const {
+        std::size_t room = 41;
+        Packer packer = writer.begin(room);
+        packer.array(4);
+        packer.natural(13);
+        packer.integer(now_ns - time_ns);
+        packer.integer(worker);
+        packer.integer(model_id);
+        writer.end(packer);
+    }
+};
+
+// A worker with a disk store prepares models that take so many bytes in all; 0: none any more.
+struct RoomWanted {
+    Ns now_ns = 0;
+    WorkerId worker = 0;
+    std::uint64_t bytes = 0;
+
+    void write(Writer& writer, Ns time_ns) const {
+        std::size_t room = 41;
+        Packer packer = writer.begin(room);
+        packer.array(4);
+        packer.natural(14);
+        packer.integer(now_ns - time_ns);
+        packer.integer(worker);
+        packer.natural(bytes);
         writer.end(packer);
     }
 };

@@ -695,9 +695,10 @@ bool Adaptive::find_lead(const Candidate& behind, Ns free_ns, Candidate& lead) {
 }
 
 Choice Adaptive::choose(Executor& executor, Ns free_ns) {
+    free_ns += executor.late.ns(parts_.state.now);  // every look at a queue is for this time
+    Candidate chosen{};
     // Every round but the last gives up at least one request, so the number of rounds is bounded by the
     // number of waiting requests.
-    Candidate chosen{};
     while (pick(executor, free_ns, chosen)) {
         if (chosen.given_up > 0) {
             give_up_first(chosen);
@@ -712,6 +713,7 @@ Choice Adaptive::choose(Executor& executor, Ns free_ns) {
         }
         // Restores filling_: others were considered since.
         consider(*chosen.queue, *chosen.residency, free_ns, chosen);
+        must(chosen.filled > 0, "a batch was filled up at a first look alone");
         return {chosen.queue, chosen.residency, chosen.first, chosen.count, 0, filling_};
     }
     return {};
@@ -849,7 +851,6 @@ void Adaptive::prefer_only_copy(const Executor& executor, Ns free_ns, Candidate&
 // Chooses the device's next batch, and the requests that it gives up. False: there is none.
 bool Adaptive::pick(Executor& executor, Ns free_ns, Candidate& chosen) {
     keep_time();
-    free_ns += executor.late.ns(parts_.state.now);
     // On a divided device, models that are not modest are ranked as if due later, by the least SLO of models
     // within their shares; by less where several devices become free within that time. Devices that wait for
     // the same link do not.

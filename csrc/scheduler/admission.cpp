@@ -635,7 +635,7 @@ bool Admission::place_cold(Pending& pending, bool is_new) {
     cold_.clear();
     bool is_behind = is_behind_on_links(state_, model);
     bool goes_first = !is_behind && are_links_divided(state_);  // before the loads of greedy models
-    arenas_.find_loadable(model, loadable_);
+    arenas_.find_loadable(model, loadable_, true);
     for (const Place& place : loadable_) {
         const Executor& executor = plans_.soonest(*place.arena);
         if (executor.number() + 1 == pending.failed_on || (is_behind && !may_load_behind(*place.arena, *place.spec))) {
@@ -866,7 +866,8 @@ void Admission::refuse_in_detail(Pending& pending) {
         const Worker& worker = *executor.worker;
         Ns hoped = plans_.hoped_ns(*place.spec, shape, size);
         alone_least = std::min(alone_least, worker.there_ns + hoped + worker.back_ns);
-        Ns loaded = std::max(worker.link_free_ns, state_.now + worker.there_ns) + place.spec->load_planned_ns() +
+        Ns stored = state_.now + arenas_.fetch_wait_ns(worker, model);  // nothing is promised before
+        Ns loaded = std::max(worker.link_free_ns, stored + worker.there_ns) + place.spec->load_planned_ns() +
                     worker.back_ns + worker.there_ns;
         if (loaded + duration + worker.back_ns >= least) {
             continue;  // the loads that wait, the plan and the reserve only add to it
@@ -949,12 +950,15 @@ void Admission::warm(Model& model) {
     if (is_behind_on_links(state_, model)) {
         return;
     }
-    arenas_.find_loadable(model, loadable_);
+    arenas_.find_loadable(model, loadable_, true);
     for (const Place& place : loadable_) {
         Arena& arena = *place.arena;
         if (arena.loading == 0 && arena.pending.empty() && arenas_.load_idly(arena, model, *place.spec)) {
             return;
         }
+    }
+    if (state_.tiered > 0) {
+        arenas_.warm(model);
     }
 }
 
@@ -987,7 +991,7 @@ bool Admission::displace(Pending& pending) {
             return true;
         }
     }
-    arenas_.find_loadable(*pending.model, loadable_);
+    arenas_.find_loadable(*pending.model, loadable_, true);
     for (std::size_t place = 0; place < std::min(loadable_.size(), LOAD_SCAN_MAX); ++place) {
         Arena& arena = *loadable_[place].arena;
         Executor& executor = plans_.soonest(arena);

@@ -162,7 +162,7 @@ void Residency::archive(Archive& archive) {
 // ----- models -------------------------------------------------------------------------------------
 
 void KindSpec::archive(Archive& archive) {
-    archive(kind, variant, page_count, load_ns, host_bytes, batch_max, program_number);
+    archive(kind, variant, page_count, load_ns, stored_bytes, batch_max, program_number);
     archive(model_id, worker_count, runs);
     if (archive.is_reading()) {
         State& state = *archive.books;
@@ -181,6 +181,10 @@ void Model::archive(Archive& archive) {
     archive(model_id, batches, draining, gone, is_varied, aside, load_evidence, residencies, specs, workers,
             background);
     archive(live, served, unloads, fetches, drops, place_cursor, asked_cursor, load_cursor, touched);
+    archive(keepers, copies, takers);
+    archive.within<std::uint8_t>(short_in, 0, 3);
+    archive(grace_ns);
+    Archive::need(keepers <= workers.size(), "more workers keep a model than have it");
     homes.archive(archive, archive.books->pool<Executor>().slot_count());
     archive(demand, asked, loads, unanswerable, overruns, overrun_ns);
     Archive::need(!specs.empty(), "a model is prepared nowhere");
@@ -243,8 +247,10 @@ void Arena::archive(Archive& archive) {
 void Worker::archive(Archive& archive) {
     archive(worker_id, arenas, link, there_ns, back_ns, link_free_ns, reserved_ns, loads_ns, loads_from_ns);
     archive(predicted_loads, inputs, inputs_asked, copies, flights);
-    archive(variants, host_bytes, host_used, host, fetching, disk_free_ns, fetches_ns, predicted_fetches);
-    archive(draining);
+    archive(variants);
+    archive.choice(tier, StoreTier::DISK);
+    archive(store_bytes, store_used, store, held, held_cursor, fetching, fetch_free_ns, fetches_ns, predicted_fetches);
+    archive(promised, joined_ns, draining);
 }
 
 // ----- the books ----------------------------------------------------------------------------------
@@ -257,6 +263,7 @@ void State::archive(Archive& archive) {
     archive(pool<KindSpec>(), pool<Model>(), pool<Residency>(), pool<Arena>(), pool<Executor>(), pool<Worker>());
     archive(pool<Batch>(), pool<Flight>(), pool<Pending>());
     archive(now, models, arenas, executors, background, tiered, predictions, links, judged_from_ns, judged_until_ns);
+    archive(disks, copying, scarce[0], scarce[1], scarce[2], has_store_news);
     archive(timers_, sequence_, dirty_, action_id_, load_id_);
     if (!archive.is_reading()) {
         return;
@@ -317,12 +324,18 @@ void State::check_read() {
     pool<Flight>().for_each_used([&](Flight& flight) {
         const Worker& worker = *flight.arena->worker;
         const Model& model = *flight.residency->model;
-        bool is_host = lane_of(flight.kind) == LaneKind::FETCH;
-        Archive::need(flight.inputs <= worker.inputs.last() && (!is_host || model.slot < worker.host.size()) &&
+        bool is_of_store = lane_of(flight.kind) == LaneKind::FETCH;
+        Archive::need(flight.inputs <= worker.inputs.last() && (!is_of_store || model.slot < worker.store.size()) &&
                           (flight.kind != ActionKind::INFER || !flight.batch->pendings.empty()),
                       "an action names an unknown object");
     });
-    pool<Worker>().for_each_used([](Worker& worker) {
+    pool<Worker>().for_each_used([&](Worker& worker) {
+        for (std::uint32_t place = 0; place < worker.held.size(); ++place) {
+            std::uint32_t slot = worker.held[place];
+            Archive::need(slot < worker.store.size() && pool<Model>().is_used(slot) &&
+                              worker.store[slot].state == StoreState::HELD && worker.store[slot].place == place,
+                          "a store holds what is none");
+        }
         for (const Flight* other_flight = worker.flights.front(); other_flight != nullptr;
              other_flight = worker.flights.next(other_flight)) {
             Archive::need(other_flight->arena->worker == &worker, "an action is another worker's");
@@ -348,7 +361,7 @@ void Dispatcher::archive(Archive& archive) {
     archive(format);
     Archive::need(format == STATE_FORMAT, "it is of another version of this program");
     archive(kinds_, parts_.learning);
-    archive(state_, parts_.arenas, parts_.requests, parts_.recovery, parts_.idle);
+    archive(state_, parts_.arenas, parts_.requests, parts_.recovery, parts_.idle, parts_.spread);
     archive(wake_ns_, device_count_, touch_round_);
     policy_->archive(archive);
     archive.finish();

@@ -241,19 +241,19 @@ Residency* Arenas::next_load(const Worker& worker, Ns time) {
     return next;
 }
 
-// Calls function for each place, until it returns false. Begins with the model's worker at index `first`, and
-// returns the index behind the last worker that was looked at.
+// Calls function for each place, until it returns false, in the order of Model::nearest(first). Returns the
+// number from which the next call goes on.
 template <typename Function>
 std::size_t Arenas::for_each_loadable(const Model& model, std::size_t first, Function&& function) {
     ++mark_;
     for (const Residency* residency : model.residencies) {
         residency->arena->mark = mark_;
     }
-    std::size_t count = model.workers.size(), at = first < count ? first : 0;
+    std::size_t count = model.workers.size();
+    first = first < count ? first : 0;
     for (std::size_t looked = 0; looked < count; ++looked) {
-        Worker& worker = *state_.find_worker(model.workers[at]);
-        at = at + 1 < count ? at + 1 : 0;
-        if (worker.draining) {
+        Worker& worker = *state_.find_worker(model.nearest(first, looked));
+        if (worker.draining || !keepers_.is_in_reach(worker, model)) {
             continue;
         }
         for (Arena* arena : worker.arenas) {
@@ -261,18 +261,21 @@ std::size_t Arenas::for_each_loadable(const Model& model, std::size_t first, Fun
                 continue;
             }
             KindSpec* spec = model.spec(*arena);
-            if (spec != nullptr && spec->page_count <= arena->pages.page_count() && worker.could_host(*spec) &&
+            if (spec != nullptr && spec->page_count <= arena->pages.page_count() && worker.could_store(*spec) &&
                 !function(*arena, *spec)) {
-                return at;
+                return (first + looked + 1) % count;
             }
         }
     }
     return first;
 }
 
-void Arenas::find_loadable(Model& model, std::vector<Place>& found) {
+void Arenas::find_loadable(Model& model, std::vector<Place>& found, bool at_once) {
     found.clear();
     std::size_t next = for_each_loadable(model, model.load_cursor, [&](Arena& arena, KindSpec& spec) {
+        if (at_once && !arena.worker->is_stored(model)) {
+            return false;
+        }
         found.push_back({&arena, &spec});
         return found.size() < LOADABLE_MAX;
     });
@@ -361,9 +364,9 @@ bool Arenas::start_load(Residency& residency) {
 void Arenas::send_load(Residency& residency, bool hurries) {
     Arena& arena = *residency.arena;
     Worker& worker = *arena.worker;
-    must(worker.is_hosted(*residency.model), "loading a model that is not in the host store");
-    if (worker.host_bytes > 0) {
-        worker.host[residency.model->slot].used_ns = state_.now;
+    must(worker.is_stored(*residency.model), "loading a model that is not in the store");
+    if (worker.tier != StoreTier::NONE) {
+        worker.store[residency.model->slot].used_ns = state_.now;
     }
     remove_from(arena.pending, &residency);
     absolve(arena, residency.victims);
@@ -678,7 +681,8 @@ bool Arenas::failed(Residency& residency) {
     forget_victim(arena, residency);
     ++residency.attempts;
     residency.state = ResidencyState::PENDING;
-    if (residency.attempts < LOAD_ATTEMPTS_MAX && !arena.worker->draining && !residency.model->draining) {
+    if (residency.attempts < LOAD_ATTEMPTS_MAX && !arena.worker->draining && !residency.model->draining &&
+        arena.worker->is_stored(*residency.model)) {
         Arena::doom(residency, false);
         enter_pending(residency);
         return true;

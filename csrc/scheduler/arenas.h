@@ -1,4 +1,4 @@
-// Models in arenas and host stores: loads on demand, eviction, unloading.
+// Models in arenas and stores: loads on demand, eviction, unloading.
 //
 // A load is decided with the first request that needs it. Idle models are evicted, least recently used first.
 // Where they do not suffice, the busy models whose planned work ends first are *doomed*: promises made on a
@@ -7,16 +7,17 @@
 // model with continuous traffic cannot keep another out for ever, and a promise on the new model counts from
 // the time at which its victims will be idle.
 //
-// A worker may have a host store with a budget, from which all its devices load. Then a model is *fetched*
-// into the store from disk before it can be loaded (bring()), and others are *dropped* from the store to make
-// room: those of least worth first, never a model from which a load is under way or decided. FETCH and DROP
-// are orders like any other, for the worker's first device. The bytes of a copy count as free from the moment
-// at which its DROP is ordered.
+// A worker may have a store with a budget, from which all its devices load (StoreTier). Then a model is
+// *fetched* into the store before it can be loaded (bring()), and others are *dropped* from the store to make
+// room: those of least worth first, never a model from which a load is under way or decided, nor one of which
+// too few copies would be left (keepers.h). FETCH and DROP are orders like any other, for the worker's first
+// device. The bytes of a copy count as free from the moment at which its DROP is ordered.
 #pragma once
 
 #include <vector>
 
 #include "scheduler/flights.h"
+#include "scheduler/keepers.h"
 
 namespace clockwork {
 
@@ -44,8 +45,20 @@ inline constexpr Ns EVICTED_EARLY_NS = 10 * SECOND;
 // ended.
 inline constexpr std::size_t LOADABLE_MAX = 64;
 
-// Bound on the FETCHes under way on a worker, which share its disk.
+// Bound on the FETCHes under way on a worker, which share the way into its store.
 inline constexpr std::uint32_t FETCHES_MAX = 2;
+
+// Bound on the copies that are compared to find those to drop.
+inline constexpr std::size_t DROP_SCAN_MAX = 256;
+
+// After a FETCH into a disk store has failed, the worker is not sent another for the model for this long;
+// with each failure twice as long, up to the bound.
+inline constexpr Ns FETCH_AGAIN_NS = SECOND;
+inline constexpr Ns FETCH_AGAIN_MAX_NS = 60 * SECOND;
+inline constexpr std::uint8_t FETCH_DOUBLINGS_MAX = 6;
+
+// The time of a FETCH for which no worker has the model.
+inline constexpr Ns OUT_OF_REACH_NS = 3600 * SECOND;
 
 // After a refusal that a resident model would have avoided, the model is loaded; only models that idled for
 // this long are evicted for it.
@@ -59,8 +72,8 @@ struct Place {
 
 class Arenas {
 public:
-    Arenas(State& state, Flights& flights, const Deciders& deciders)
-        : state_(state), flights_(flights), deciders_(deciders) {}
+    Arenas(State& state, Flights& flights, Keepers& keepers, const Deciders& deciders)
+        : state_(state), flights_(flights), keepers_(keepers), deciders_(deciders) {}
 
     // ----- deciding ----------------------------------------------------------------------------
 
@@ -80,32 +93,45 @@ public:
     // Predict the end of each pending load of the arena's worker anew: its devices share the link.
     void retime_loads(Arena& arena);
 
-    // Find devices onto which the model could be loaded, at most LOADABLE_MAX. `found` is overwritten.
-    void find_loadable(Model& model, std::vector<Place>& found);
+    // Find devices onto which the model could be loaded, at most LOADABLE_MAX: first those to which its LOAD
+    // could be ordered at once, and with at_once only these. `found` is overwritten.
+    void find_loadable(Model& model, std::vector<Place>& found, bool at_once = false);
     bool fits_somewhere(Model& model);
 
-    // ----- the host stores -----------------------------------------------------------------------
+    // ----- the stores ----------------------------------------------------------------------------
 
     // Return the time until a LOAD of the model could be ordered on this worker, if its FETCH were the next.
     // The overload for a model alone: the least over all workers.
     Ns fetch_wait_ns(const Worker& worker, const Model& model) const;
     Ns fetch_wait_ns(const Model& model) const;
     // Return the time of fetch and load for a model that is on no device, on the quickest worker. 0 where
-    // there are no host stores.
+    // there are no stores.
     Ns hops_ns(const Model& model) const;
     // Return the last moment at which fetch and load may begin, if the model's work has to begin by
-    // latest_ns. Actions under way count with their predicted ends. Equal to latest_ns without host stores.
+    // latest_ns. Actions under way count with their predicted ends. Equal to latest_ns without stores.
     Ns last_begin_ns(const Model& model, Ns latest_ns) const;
-    // Return a worker from whose host store the model could be loaded, or null.
-    const Worker* find_host(const Model& model) const;
+    // Return a worker from whose store the model could be loaded, or null.
+    const Worker* find_holder(const Model& model) const;
     // Return true if a LOAD of the model may be ordered on this worker. Otherwise order its FETCH, if the
     // bound allows another and there is room, or room can be made by dropping copies last used before
     // `before_ns`.
     bool bring(Worker& worker, Model& model, Ns before_ns = NEVER_NS);
+    // Return whether bring() may order a FETCH of the model, if there is room.
+    bool could_bring(const Worker& worker, const Model& model) const;
+    // Order the drop of copies for as many bytes as a worker's disk has beyond its budget, if there are any.
+    void trim(Worker& worker);
+    // Order the drop of copies for what a worker was promised for models that it prepares, if they suffice:
+    // also of models that have too few copies then, but no last ones.
+    void make_room_for_new(Worker& worker);
+    // Return the bytes that a disk store has free, or could have after such drops. Looks at all it holds.
+    std::uint64_t room_for_new(const Worker& worker) const;
+    // Have a copy in the store, or on its way there, count as the worker's present preparation of the model.
+    void prepared_otherwise(Worker& worker, Model& model);
     // Fetch or load a model after a request was refused because the model was too far away.
     void warm(Model& model);
-    // Order the drop of a model's copies in all host stores. True when no worker holds or moves one.
-    bool leave_hosts(Model& model);
+    // Order the drop of a model's copies in all host stores. True when no worker moves one. (A worker removes
+    // a model that is gone from its disk by itself.)
+    bool leave_stores(Model& model);
 
     // ----- acting ------------------------------------------------------------------------------
 
@@ -147,12 +173,12 @@ public:
     bool failed(Residency& residency);
     // Note the end of an UNLOAD. True: nothing is left to do about it.
     bool unload_ended(Flight& flight, Status status);
-    // Note the end of a FETCH. False: it failed for the last time.
+    // Note the end of a FETCH. False: it failed for the last time, and its model is not to be had.
     bool fetch_ended(Flight& flight, Status status);
     // Note the end of a DROP. True: nothing is left to do about it.
     bool drop_ended(Flight& flight, Status status);
     // Remove a FETCH or DROP from the actions under way.
-    void end_host_action(Flight& flight);
+    void end_store_action(Flight& flight);
     // Unload a model that its device reports as absent. Nothing may be planned on it.
     void lose(Residency& residency);
 
@@ -161,6 +187,8 @@ public:
 
 private:
     struct Dropped {
+        bool is_wanted;  // too few copies are left
+        bool is_of_use;  // the model is on a device of the worker
         double worth;
         Ns used_ns;
         Model* model;
@@ -174,6 +202,10 @@ private:
     template <typename Function>
     void for_each_store(const Model& model, Function&& function) const;
     static bool is_pinned(const Worker& worker, const Model& model);
+    static Ns again_ns(const Worker& worker, const Model& model);
+    bool may_drop(const Worker& worker, const Model& model, Ns before_ns, bool gives_up = false) const;
+    bool find_dropped(Worker& worker, std::uint64_t bytes, Ns before_ns, bool gives_up = false);
+    void drop_found(Worker& worker);
     Residency& stand_in(Worker& worker, Model& model);
     void send_fetch(Worker& worker, Model& model, const KindSpec& spec);
     void send_drop(Worker& worker, Model& model, std::uint8_t attempts);
@@ -214,6 +246,7 @@ private:
 
     State& state_;
     Flights& flights_;
+    Keepers& keepers_;
     const Deciders& deciders_;
     PageAllocator trial_;  // scratch copy of the pages, for find_victims() and find_room()
     PageAllocator::Pages trial_starts_;

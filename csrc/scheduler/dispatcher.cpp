@@ -32,7 +32,8 @@ void Dispatcher::settle(Ns now) {
             state_.follow_wake(*executor->arena->executors.front());  // the arena's loads may have changed
         }
     } while (!looking_.empty());
-    Ns wake = state_.next_wake_ns();
+    parts_.spread.look();
+    Ns wake = std::min(state_.next_wake_ns(), parts_.spread.next_ns());
     if (wake != wake_ns_) {
         wake_ns_ = wake;
         if (wake < NEVER_NS) {
@@ -71,12 +72,17 @@ void Dispatcher::arrived(Ns now, const Request& request) {
     if (!model->is_somewhere() && !arenas_.fits_somewhere(*model)) {
         bool usable = std::any_of(model->workers.begin(), model->workers.end(),
                                   [this](WorkerId id) { return !state_.find_worker(id)->draining; });
-        if (usable) {
+        if (usable && state_.disks > 0 && model->keepers == 0) {
+            requests_.refuse(request, Reason::NO_WORKER, AnswerText::NOT_STORED);
+        } else if (usable) {
             requests_.refuse(request, Reason::MEMORY, AnswerText::TOO_LARGE);
         } else {
             requests_.refuse(request, Reason::NO_WORKER, AnswerText::WORKERS_LEAVING);
         }
         return;
+    }
+    if (state_.disks > 0) {
+        parts_.spread.asked(*model);
     }
     policy_->arrive(*requests_.make(request, *model));
 }
@@ -90,12 +96,46 @@ void Dispatcher::cancelled(Ns now, RequestId request_id) {
 
 // ----- models -------------------------------------------------------------------------------------
 
-void Dispatcher::model_ready(Ns now, WorkerId worker_id, const ModelSpec& spec) {
+void Dispatcher::model_ready(Ns now, WorkerId worker_id, const ModelSpec& spec, bool is_stored) {
     state_.advance(now);
     if (Worker* worker = state_.find_worker(worker_id); worker != nullptr) {
-        if (Model* model = parts_.models.prepared(*worker, spec); model != nullptr) {
+        if (Model* model = parts_.models.prepared(*worker, spec, is_stored); model != nullptr) {
             policy_->model_prepared(*model);
+            arenas_.trim(*worker);  // what it prepares may exceed its store's budget
         }
+    }
+}
+
+void Dispatcher::copy_lost(Ns now, WorkerId worker_id, ModelId model_id) {
+    state_.advance(now);
+    Worker* worker = state_.find_worker(worker_id);
+    Model* model = state_.find_model(model_id);
+    if (worker == nullptr || model == nullptr || worker->tier != StoreTier::DISK || model->draining ||
+        worker->store_state(*model) != StoreState::HELD) {
+        return;
+    }
+    parts_.keepers.lost(*worker, *model);
+    std::vector<Pending*> waiting;
+    std::vector<Residency*> all = model->residencies;
+    for (Residency* load : all) {
+        if (load->arena->worker == worker && load->state == ResidencyState::PENDING) {
+            policy_->evacuate(*load, waiting);
+            arenas_.drop_load(*load);
+        }
+    }
+    for (Pending* pending : waiting) {
+        requests_.again(*pending, Status::UNAVAILABLE, AnswerText::NOT_STORED, false);
+    }
+    recovery_.strand(*model);
+}
+
+void Dispatcher::room_wanted(Ns now, WorkerId worker_id, std::uint64_t bytes) {
+    state_.advance(now);
+    Worker* worker = state_.find_worker(worker_id);
+    if (worker != nullptr && worker->tier == StoreTier::DISK) {
+        worker->promised = std::min(bytes, worker->store_bytes);
+        arenas_.make_room_for_new(*worker);
+        state_.has_store_news = true;
     }
 }
 
@@ -159,6 +199,10 @@ void Dispatcher::action_done(Ns now, const ActionResult& result) {
             break;
         case ActionKind::FETCH: fetch_done(flight, result); break;
         case ActionKind::DROP:
+            if (result.status == Status::OK && flight.arena->worker->store_state(model) == StoreState::HELD) {
+                // Prepared before the DROP, and told meanwhile.
+                copy_lost(now, result.worker, model.model_id);
+            }
             if (arenas_.drop_ended(flight, result.status) && model.draining) {
                 parts_.models.check_removed(model);
             }
@@ -224,11 +268,11 @@ void Dispatcher::fetch_done(Flight& flight, const ActionResult& result) {
     if (!arenas_.fetch_ended(flight, result.status) && model.residencies.empty()) {
         give_up_load(*flight.residency, result);
     }
-    arenas_.end_host_action(flight);
+    arenas_.end_store_action(flight);
     for (Arena* arena : worker.arenas) {
         state_.touch_loads(*arena);
     }
-    policy_->memory().host_changed(worker, model);
+    policy_->memory().store_changed(worker, model);
     if (model.draining) {
         parts_.models.check_removed(model);
     }

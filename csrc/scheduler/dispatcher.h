@@ -23,8 +23,8 @@ public:
     void arrived(Ns now, const Request& request) override;
     void cancelled(Ns now, RequestId request_id) override;
     void action_done(Ns now, const ActionResult& result) override;
-    void worker_joined(Ns now, WorkerId worker, const std::vector<DeviceSpec>& devices,
-                       std::uint64_t host_bytes) override;
+    void worker_joined(Ns now, WorkerId worker, const std::vector<DeviceSpec>& devices, std::uint64_t host_bytes,
+                       std::uint64_t store_bytes) override;
     void worker_left(Ns now, WorkerId worker) override;
     void worker_draining(Ns now, WorkerId worker) override;
     void device_lost(Ns now, WorkerId worker, std::int32_t executor) override;
@@ -32,7 +32,9 @@ public:
     void time_wanted(Ns now, WorkerId worker, std::int32_t executor, ModelId model_id, Ns expected_ns,
                      const std::vector<std::uint32_t>& runs) override;
     void link_measured(Ns now, WorkerId worker, Ns there_ns, Ns back_ns) override;
-    void model_ready(Ns now, WorkerId worker, const ModelSpec& spec) override;
+    void model_ready(Ns now, WorkerId worker, const ModelSpec& spec, bool is_stored) override;
+    void copy_lost(Ns now, WorkerId worker, ModelId model_id) override;
+    void room_wanted(Ns now, WorkerId worker, std::uint64_t bytes) override;
     void model_removed(Ns now, ModelId model_id) override;
     void shape_known(std::uint32_t shape, std::uint64_t elements) override { state_.shapes.set(shape, elements); }
     void shape_forgotten(std::uint32_t shape) override { state_.shapes.forget(shape); }
@@ -44,11 +46,15 @@ public:
     void shapes_in_use(std::vector<std::uint32_t>& found) const override;
     bool picture(WorkerId worker, std::int32_t executor, std::vector<ResidentModel>& held) const override;
     void held(std::vector<std::int64_t>& numbers) const override;
-    bool host_picture(WorkerId worker, std::vector<ModelId>& held) const override;
+    bool store_picture(WorkerId worker, std::vector<ModelId>& held) const override;
     bool plans_fetches() const override { return policy_->plans_fetches(); }
     std::vector<DeviceStatus> devices() const override;
     std::vector<ResidencyStatus> whereabouts(ModelId model_id) const override;
     std::vector<WorkerId> hosts(ModelId model_id) const override;
+    std::vector<WorkerId> keepers(ModelId model_id) const override;
+    std::uint64_t sole_copies(WorkerId worker) const override;
+    std::uint64_t store_room(WorkerId worker) const override;
+    StoreStatus store_status() const override;
     Snapshot snapshot() const override;
     LinkStatus link_status(Ns now) const override;
     PolicyStatus policy_status(Ns now) const override { return policy_->status(now); }

@@ -29,8 +29,8 @@ public:
           spare_(parts, plans_) {}
 
     Memory& memory() override { return plans_; }
-    // A promise counts the way from host memory to the device alone, so workers with a host store are not
-    // served.
+    // A promise counts the way from a store to the device alone. The models of a disk store are there before
+    // they are asked for, but a host store begins empty: workers with one are not served.
     bool plans_fetches() const override { return false; }
 
     void arrive(Pending& pending) override;

@@ -29,7 +29,7 @@ void Idle::load_background(Arena& arena, Model& model) {
         return;
     }
     KindSpec* spec = model.spec(arena);
-    if (spec == nullptr || spec->page_count > arena.pages.page_count() || !arena.worker->could_host(*spec)) {
+    if (spec == nullptr || spec->page_count > arena.pages.page_count() || !arena.worker->could_store(*spec)) {
         return;
     }
     if (std::any_of(model.residencies.begin(), model.residencies.end(),
@@ -46,6 +46,10 @@ void Idle::load_background(Arena& arena, Model& model) {
                 return;  // the device will consider this model, too
             }
         }
+    }
+    if (!aged && arena.worker->tier == StoreTier::DISK && !arena.worker->is_stored(model) &&
+        arenas_.find_holder(model) != nullptr) {
+        return;  // the devices of a worker that has it consider it, too
     }
     if (!arenas_.bring(*arena.worker, model)) {
         return;  // the device tries again when that action is done

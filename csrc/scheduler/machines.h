@@ -25,6 +25,10 @@ namespace clockwork {
 // Assumed delay each way of a link that was not measured.
 inline constexpr Ns LINK_DEFAULT_NS = 200'000;
 
+// Assumed speeds until something was read: of a disk 2 GB/s, of the way from another worker 100 MB/s.
+inline constexpr double DISK_DEFAULT_NS_PER_BYTE = 0.5;
+inline constexpr double PEER_DEFAULT_NS_PER_BYTE = 10;
+
 // An execution or a LOAD that is overdue by this much counts as stuck: see Executor::free_ns() and
 // Recovery::watch_loads().
 inline constexpr Ns STUCK_NS = 500 * MS;
@@ -260,19 +264,26 @@ struct Arena {
     static void doom(Residency& residency, bool is_doomed);
 };
 
-// State of a model's weights in the host store of a worker.
-enum class HostState : std::uint8_t { NONE, FETCHING, HELD };
+// Where a worker's store lies, from which its devices load. A *host* store is pinned memory before the disk,
+// which holds every model: FETCH reads from there. A *disk* store is the disk itself, which holds some
+// models: FETCH brings a model from another worker.
+enum class StoreTier : std::uint8_t { NONE, HOST, DISK };
 
-struct HostCopy {
-    HostState state = HostState::NONE;
+// State of a model in the store of a worker.
+enum class StoreState : std::uint8_t { NONE, FETCHING, HELD };
+
+struct StoredCopy {
+    StoreState state = StoreState::NONE;
     std::uint8_t attempts = 0;  // failed fetches in a row
+    std::uint32_t place = 0;    // HELD: index in Worker::held
     std::uint64_t bytes = 0;
     Ns used_ns = 0;   // time of the last load from the copy, or of its arrival
     Ns ready_ns = 0;  // FETCHING: predicted time at which its arrival is known
+    Ns again_ns = 0;  // no FETCH before this time, because the last one into a disk store failed
 
     void archive(Archive& archive) {
-        archive.choice(state, HostState::HELD);
-        archive(attempts, bytes, used_ns, ready_ns);
+        archive.choice(state, StoreState::HELD);
+        archive(attempts, place, bytes, used_ns, ready_ns, again_ns);
     }
 };
 
@@ -293,14 +304,20 @@ struct Worker {
     Chain<Flight, &Flight::before, &Flight::after> flights;  // actions in the order of their sending
     // number of the worker's preparation, by the model's slot; see variant_of()
     std::vector<std::uint32_t> variants;
-    // Budget of its host store; 0: it has none, and every prepared model can be loaded.
-    std::uint64_t host_bytes = 0;
-    std::uint64_t host_used = 0;
-    std::vector<HostCopy> host;  // copies in the host store, by the model's slot
-    std::uint32_t fetching = 0;  // FETCHes under way
-    Ns disk_free_ns = 0;         // predicted end of the FETCHes under way
-    Ns fetches_ns = 0;           // sum of the planned durations of the FETCHes
+    // Its store; NONE: every model that it has prepared can be loaded.
+    StoreTier tier = StoreTier::NONE;
+    // Budget of the store. Models on the disk when the worker joins, or that it prepares, may exceed it.
+    std::uint64_t store_bytes = 0;
+    std::uint64_t store_used = 0;
+    std::uint64_t promised = 0;       // bytes of its disk for models that it prepares
+    std::vector<StoredCopy> store;    // copies in the store, by the model's slot
+    std::vector<std::uint32_t> held;  // slots of the models that the store holds, in any order
+    std::uint32_t held_cursor = 0;    // index at which a search among many of them begins
+    std::uint32_t fetching = 0;       // FETCHes under way
+    Ns fetch_free_ns = 0;             // predicted end of the FETCHes under way
+    Ns fetches_ns = 0;                // sum of the planned durations of the FETCHes
     PredictedLane predicted_fetches;
+    Ns joined_ns = 0;
     bool draining = false;
 
     std::uint32_t slot = 0;
@@ -308,13 +325,22 @@ struct Worker {
 
     void archive(Archive& archive);
 
-    HostState host_state(const Model& model) const {
-        return model.slot < host.size() ? host[model.slot].state : HostState::NONE;
+    StoreState store_state(const Model& model) const {
+        return model.slot < store.size() ? store[model.slot].state : StoreState::NONE;
     }
     // Whether a LOAD of the model could be ordered here.
-    bool is_hosted(const Model& model) const { return host_bytes == 0 || host_state(model) == HostState::HELD; }
-    // Whether the model fits the host store at all.
-    bool could_host(const KindSpec& spec) const { return host_bytes == 0 || spec.host_bytes <= host_bytes; }
+    bool is_stored(const Model& model) const {
+        return tier == StoreTier::NONE || store_state(model) == StoreState::HELD;
+    }
+    // Whether the model fits the store at all.
+    bool could_store(const KindSpec& spec) const { return tier == StoreTier::NONE || spec.stored_bytes <= store_bytes; }
+    // Whether the worker's disk has a model that it has prepared, or could be brought.
+    bool keeps(const Model& model) const { return tier != StoreTier::DISK || is_stored(model); }
+    std::uint64_t store_free() const { return store_bytes - std::min(store_used + promised, store_bytes); }
+    // Assumed duration of a FETCH by its bytes, until one has ended.
+    double fetch_ns_per_byte() const {
+        return tier == StoreTier::DISK ? PEER_DEFAULT_NS_PER_BYTE : DISK_DEFAULT_NS_PER_BYTE;
+    }
     // This worker's way of preparing the model: KindSpec::variant; 0: it has not prepared it.
     std::uint32_t variant_of(const Model& model) const {
         return model.slot < variants.size() ? variants[model.slot] : 0;

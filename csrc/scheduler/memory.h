@@ -1,4 +1,4 @@
-// Memory managers: which models are evicted from devices and host stores, and when.
+// Memory managers: which models are evicted from devices and stores, and when.
 #pragma once
 
 #include <cstddef>
@@ -36,15 +36,15 @@ public:
     // Whether a request still waits for a pending load. If not, the load is dropped.
     virtual bool is_load_wanted(const Residency& residency) const = 0;
 
-    // Whether a host store may drop a model (from which nothing is being loaded), and the worth of its copy:
+    // Whether a store may drop a model (from which nothing is being loaded), and the worth of all its copies:
     // of equal copies, the least recently used is dropped first.
     virtual bool may_drop(const Model& /*model*/) const { return true; }
-    virtual double host_worth(const Model& /*model*/) const { return 0; }
+    virtual double copy_worth(const Model& /*model*/) const { return 0; }
 
     // Notes that a residency leaves its device, or its load is dropped.
     virtual void gone_from(Residency& /*residency*/) {}
     // Notes that a FETCH ended, successfully or not.
-    virtual void host_changed(Worker& /*worker*/, Model& /*model*/) {}
+    virtual void store_changed(Worker& /*worker*/, Model& /*model*/) {}
 };
 
 }  // namespace clockwork

@@ -1,6 +1,7 @@
 #include "scheduler/memory_adaptive.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace clockwork {
 
@@ -114,10 +115,16 @@ bool AdaptiveMemory::asks(const Model& model, bool is_cold) {
     if (record.is_everywhere || now() - record.pressed_ns > PRESSED_NS) {
         return false;
     }
-    if (is_coming(model) && (!shortfalls_.has_time(model) || shortfalls_.of(model).late == 0)) {
+    if (is_coming(model) && late(model) == 0) {
         return false;
     }
-    record.is_everywhere = !placement_.is_loadable_somewhere(model);
+    return is_wanting(model);
+}
+
+// Whether another device could load the model. That costs less than a shortfall.
+bool AdaptiveMemory::is_wanting(const Model& model) {
+    Demand& record = demand(model);
+    record.is_everywhere = record.is_everywhere || !placement_.is_loadable_somewhere(model);
     return !record.is_everywhere;
 }
 
@@ -262,20 +269,19 @@ void AdaptiveMemory::waits(Pending& pending) {
     }
     if (cold || asking_.holds(model.slot)) {
         ask(model);
-    } else if (waits_long(model) || is_short(model)) {
+    } else if (waits_long(model)) {
         record.pressed_ns = now();
         ask(model);
-    } else if (model.specs.size() > 1 && now() - record.pressed_ns <= PRESSED_NS) {
+    } else if (!press_short(model) && model.specs.size() > 1 && now() - record.pressed_ns <= PRESSED_NS) {
         ask(model);  // requests left in vain: the kind of device that has the model may be too slow for them
     }
 }
 
 void AdaptiveMemory::press_displaced() {
+    Placement::Held held(placement_);
     for (std::uint32_t slot : displaced_) {
-        Model& displaced = state_.at<Model>(slot);
-        if (!asking_.holds(slot) && is_short(displaced)) {
-            demand(displaced).pressed_ns = now();
-            ask(displaced);
+        if (!asking_.holds(slot)) {
+            press_short(state_.at<Model>(slot));
         }
     }
 }
@@ -304,9 +310,15 @@ bool AdaptiveMemory::is_served_elsewhere(const Pending& pending, const Executor&
     return shortfalls_.is_served_by_another(pending, executor) || could_copy(pending);
 }
 
-// Whether requests of the model would be late although another device could load it.
-bool AdaptiveMemory::is_short(const Model& model) {
-    return shortfalls_.has_time(model) && !demand(model).is_everywhere && shortfalls_.of(model).late > 0;
+// Has a model ask whose requests would be late although another device could load it. False: they would not.
+bool AdaptiveMemory::press_short(Model& model) {
+    Placement::Held held(placement_);
+    if (!is_wanting(model) || late(model) == 0) {
+        return false;
+    }
+    demand(model).pressed_ns = now();
+    ask(model);
+    return true;
 }
 
 void AdaptiveMemory::leaves(Pending& pending) {
@@ -320,9 +332,6 @@ void AdaptiveMemory::sent(Flight& flight) {
     shortfalls_.note_execution(flight.duration_ns);
     if (!asking_.empty() && waiting(model) == 0) {
         asking_.erase(model.slot);
-    }
-    if (!queues_.hungry().any()) {
-        return;  // no idle device could take a copy
     }
     displaced_.clear();
     const Arena& arena = *flight.executor->arena;
@@ -366,8 +375,10 @@ void AdaptiveMemory::found_all_busy(Model& model) {
     }
 }
 
-// Enters a model, or updates its urgency; a new one wakes the best device.
+// Enters a model, or updates its urgency. A new one wakes the best device, as does one of which more requests
+// would be late: the devices that looked before saw less use of a copy.
 void AdaptiveMemory::ask(Model& model) {
+    Placement::Held held(placement_);
     bool cold = is_cold(model);
     if (!asks(model, cold)) {
         asking_.erase(model.slot);
@@ -376,7 +387,8 @@ void AdaptiveMemory::ask(Model& model) {
     bool is_new = !asking_.holds(model.slot);
     bool is_put_back = !is_new && asking_.urgency(model.slot).is_put_back;
     asking_.set(model.slot, urgency(model, cold, is_put_back));
-    if (is_new) {
+    std::uint32_t before = std::exchange(demand(model).late, cold ? 0 : late(model));
+    if (is_new || demand(model).late > before) {
         Arena* arena =
             placement_.find_target(model, [&](const Arena& other_arena, const KindSpec& spec, const Score& least) {
                 return score(other_arena, spec, model, least);
@@ -416,6 +428,10 @@ Score AdaptiveMemory::score(const Arena& arena, const KindSpec& spec, const Mode
     const Queue* first = queues_.first_due(model);
     if (first == nullptr || Placement::loading(arena) >= OUTSTANDING_MAX || queues_.is_too_slow(model, spec)) {
         return {-1};
+    }
+    Ns fetch = arenas_.fetch_wait_ns(*arena.worker, model);
+    if (arena.worker->tier == StoreTier::DISK && fetch > first->front().deadline_ns - now()) {
+        return {-1};  // others have it, or nobody has it in time
     }
     Ns room = arena.has_room(spec) ? 0 : spec.load_planned_ns();
     Ns enough = least.time_ns + SCORE_STEP_NS - room + now();
@@ -457,8 +473,43 @@ bool AdaptiveMemory::earns_copy(const Arena& arena, const KindSpec& spec, const 
     return soonest > served_ns(arena, spec, *first, loaded, soonest + later) - later;
 }
 
+// Whether the device would serve none of the model's requests in time, behind those that are due earlier.
+bool AdaptiveMemory::is_late_on(const Arena& arena, const KindSpec& spec, const Model& model) const {
+    placement_.begin_backlogs();
+    Ns loaded = loaded_ns(arena, spec, model);
+    return std::none_of(queues_.of(model).begin(), queues_.of(model).end(), [&](const auto& queue) {
+        if (queue->empty()) {
+            return false;
+        }
+        Ns latest = (*queue)[queue->size() - 1].deadline_ns - arena.worker->back_ns;
+        return served_ns(arena, spec, *queue, loaded, latest + 1) <= latest;
+    });
+}
+
+// Finds another device, of the first TARGET_SCAN_MAX, that could load the model and would serve a request of
+// it in time; null: none.
+Arena* AdaptiveMemory::in_time(const Arena& arena, const Model& model) const {
+    std::size_t seen = 0;
+    for (WorkerId worker_id : model.workers) {
+        const Worker* worker = state_.find_worker(worker_id);
+        if (worker == nullptr) {
+            continue;  // the worker is leaving
+        }
+        for (Arena* other : worker->arenas) {
+            const KindSpec* spec = other != &arena ? Placement::loadable(*other, model) : nullptr;
+            if (spec != nullptr && now() >= again_ns_[other->slot] && !is_late_on(*other, *spec, model)) {
+                return other;
+            }
+            if (++seen == TARGET_SCAN_MAX) {
+                return nullptr;
+            }
+        }
+    }
+    return nullptr;
+}
+
 // A FETCH has ended: its model may be loaded, and the disk is free for another.
-void AdaptiveMemory::host_changed(Worker& worker, Model& model) {
+void AdaptiveMemory::store_changed(Worker& worker, Model& model) {
     for (Arena* arena : worker.arenas) {
         again_ns_[arena->slot] = 0;
     }
@@ -530,6 +581,31 @@ Arena* AdaptiveMemory::roomier(const Arena& arena, const KindSpec& spec, const M
     return best;
 }
 
+// Whether this worker passes over a model that its disk store would have in `fetch`: one of the first few
+// workers that have a cold model could begin with its load before, or a copy here would be too late for the
+// first request.
+bool AdaptiveMemory::is_left_to_others(const Worker& worker, const Model& model, Ns fetch, bool is_cold) const {
+    if (worker.tier != StoreTier::DISK || fetch == 0) {
+        return false;
+    }
+    if (!is_cold) {
+        const Queue* first = queues_.first_due(model);
+        return first != nullptr && now() + fetch > first->front().deadline_ns;
+    }
+    for (std::size_t step = 0; step < std::min<std::size_t>(model.keepers, HOLDERS_MAX); ++step) {
+        const Worker* holder = state_.find_worker(model.nearest(model.load_cursor, step));
+        if (holder == nullptr || holder->draining || holder->link_free_ns > now() + fetch) {
+            continue;
+        }
+        for (const Arena* other : holder->arenas) {
+            if (Placement::loadable(*other, model) != nullptr && other->free_ns(now()) <= now() + fetch) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
 // Copies the offered model into free pages over an idle link. The link's time has a price, too, because other
 // models may become cold.
 void AdaptiveMemory::copy_freely(Arena& arena) {
@@ -556,6 +632,7 @@ void AdaptiveMemory::look(Arena& arena) {
         }
         return;
     }
+    Placement::Held held(placement_);
     put_in_order(arena);
     const Worker& worker = *arena.worker;
     Ns delays = worker.there_ns + 2 * worker.back_ns;
@@ -578,6 +655,12 @@ void AdaptiveMemory::look(Arena& arena) {
         if (spec != nullptr && queues_.is_too_slow(model, *spec)) {
             spec = nullptr;
         }
+        Ns fetch = spec != nullptr ? arenas_.fetch_wait_ns(worker, model) : 0;
+        if (spec != nullptr && is_left_to_others(worker, model, fetch, cold)) {
+            ++passed;  // it is for the devices of a worker that has it
+            aside_.emplace_back(slot, is_put_back);
+            continue;
+        }
         ++(spec != nullptr ? scanned : passed);
         if (spec != nullptr && (cold || earns_copy(arena, *spec, model))) {
             if (Arena* other = roomier(arena, *spec, model); other != nullptr) {
@@ -585,8 +668,14 @@ void AdaptiveMemory::look(Arena& arena) {
                 aside_.emplace_back(slot, is_put_back);
                 continue;
             }
-            Ns fetch = arenas_.fetch_wait_ns(worker, model);
-            if (fetch > 0 && cold && placement_.offer_to_host(model)) {
+            if (Arena* other = cold && is_late_on(arena, *spec, model) ? in_time(arena, model) : nullptr;
+                other != nullptr) {
+                state_.touch_loads(*other);
+                is_denied = true;
+                aside_.emplace_back(slot, is_put_back);
+                continue;
+            }
+            if (fetch > 0 && cold && worker.tier == StoreTier::HOST && placement_.offer_to_holder(model)) {
                 // The devices of the worker that holds the weights take it.
                 aside_.emplace_back(slot, is_put_back);
                 continue;
@@ -607,9 +696,8 @@ void AdaptiveMemory::look(Arena& arena) {
     }
     for (std::uint32_t slot : loaded_) {
         Model& model = state_.at<Model>(slot);
-        if (waiting(model) > 0 && is_short(model)) {
-            demand(model).pressed_ns = now();
-            ask(model);  // a single copy is not enough
+        if (waiting(model) > 0) {
+            press_short(model);  // a single copy may not be enough
         }
     }
     if (is_denied) {
@@ -624,6 +712,7 @@ bool AdaptiveMemory::try_load(Arena& arena, Model& model, KindSpec& spec) {
     Demand& record = demand(model);
     if (arenas_.find_room(arena, model, spec, victims_)) {
         arenas_.load_over(arena, model, spec, victims_);
+        placement_.renew_backlogs();
         shortfalls_.note_load(spec);
         record.denied_ns = 0;
         return true;
@@ -632,7 +721,9 @@ bool AdaptiveMemory::try_load(Arena& arena, Model& model, KindSpec& spec) {
         record.denied_ns = now();
     } else if (now() - record.denied_ns > record.slo_ns / DENIED_PART && is_cold(model)) {
         record.denied_ns = 0;
-        if (arenas_.load_by_force(arena, model, spec)) {
+        bool is_loading = arenas_.load_by_force(arena, model, spec);
+        placement_.renew_backlogs();
+        if (is_loading) {
             shortfalls_.note_load(spec);
             for (const Residency* victim : model.residencies.back()->victims) {
                 ask(*victim->model);  // the victim may be cold now

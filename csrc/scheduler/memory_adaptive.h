@@ -46,6 +46,9 @@ inline constexpr Ns LOOK_AGAIN_NS = 5 * MS;
 // Bound on the models that are passed over in one look because the device has them or cannot load them.
 inline constexpr int PASSED_OVER_MAX = 64;
 
+// Bound on the workers whose disks have a model that are looked at before it is brought to another.
+inline constexpr std::size_t HOLDERS_MAX = 4;
+
 // Devices on which a model would be served within the same such step are equal.
 inline constexpr Ns SCORE_STEP_NS = 100'000;
 
@@ -129,7 +132,7 @@ public:
     bool is_served_elsewhere(const Pending& pending, const Executor& executor) const override;
     bool could_copy(const Pending& pending) const override;
     bool is_needed(const Model& model, const Executor& executor) const override {
-        return shortfalls_.of(model, &executor).late > 0;
+        return shortfalls_.without(model, executor).late > 0;
     }
     void found_all_busy(Model& model) override;
     bool may_evict(const Residency& residency) const override;
@@ -138,8 +141,8 @@ public:
     }
     bool is_load_wanted(const Residency& residency) const override { return queues_.is_load_wanted(residency); }
     bool may_drop(const Model& model) const override { return queues_.may_drop(model); }
-    double host_worth(const Model& model) const override { return worths_.rate(model); }
-    void host_changed(Worker& worker, Model& model) override;
+    double copy_worth(const Model& model) const override { return worths_.rate(model); }
+    void store_changed(Worker& worker, Model& model) override;
     void arrived_on(Residency& residency) override;
     void gone_from(Residency& residency) override;
     void renew(Model& model) override;
@@ -153,9 +156,10 @@ private:
         Ns slo_ns = NEVER_NS;        // SLO of its last request
         Ns pressed_ns = -NEVER_NS;   // last time that it was pressed
         Ns denied_ns = 0;            // start of the time without room; 0: it has found room
+        std::uint32_t late = 0;      // its shortfall when it last entered those that ask, or asked again
         bool is_everywhere = false;  // every usable device that could load the model has it
 
-        void archive(Archive& archive) { archive(slo_ns, pressed_ns, denied_ns, is_everywhere); }
+        void archive(Archive& archive) { archive(slo_ns, pressed_ns, denied_ns, late, is_everywhere); }
     };
 
     Ns now() const { return state_.now; }
@@ -181,7 +185,12 @@ private:
     double benefit(const Model& model, const KindSpec& spec, Ns begin_ns, Ns load, Ns delays_ns, bool is_cold) const;
     double standing(const Model& model, Ns load) const;
     bool waits_long(const Model& model) const;
-    bool is_short(const Model& model);
+    bool is_wanting(const Model& model);
+    // The shortfall of the model, where there is time for copies that would serve it.
+    std::uint32_t late(const Model& model) const {
+        return shortfalls_.has_time(model) ? shortfalls_.of(model).late : 0;
+    }
+    bool press_short(Model& model);
     void press_displaced();
     void ask(Model& model);
     Ns latest_ns(const Model& model, const KindSpec& spec, Ns hops) const;
@@ -191,8 +200,11 @@ private:
     Ns served_ns(const Arena& arena, const KindSpec& spec, const Queue& queue, Ns ready_ns, Ns enough_ns) const;
     Ns loaded_ns(const Arena& arena, const KindSpec& spec, const Model& model) const;
     bool earns_copy(const Arena& arena, const KindSpec& spec, const Model& model) const;
+    bool is_late_on(const Arena& arena, const KindSpec& spec, const Model& model) const;
+    Arena* in_time(const Arena& arena, const Model& model) const;
     Score score(const Arena& arena, const KindSpec& spec, const Model& model, const Score& least) const;
     Arena* roomier(const Arena& arena, const KindSpec& spec, const Model& model) const;
+    bool is_left_to_others(const Worker& worker, const Model& model, Ns fetch, bool is_cold) const;
     void copy_freely(Arena& arena);
     bool try_load(Arena& arena, Model& model, KindSpec& spec);
 

@@ -165,7 +165,8 @@ void PaperMemory::look(Arena& arena) {
         for (auto place = needs_.begin(); place != needs_.end() && seen < PAPER_SCAN_MAX; ++place, ++seen) {
             Model& model = state_.at<Model>(place->second);
             KindSpec* spec = Placement::loadable(arena, model);
-            if (spec != nullptr && waiting(model) > 0 && arenas_.load_now(arena, model, *spec, NEVER_NS)) {
+            if (spec != nullptr && waiting(model) > 0 && !is_for_holder(arena, model) &&
+                arenas_.load_now(arena, model, *spec, NEVER_NS)) {
                 grown(allocated_, model.residencies.back()->slot) = 0;
                 soil(model);
                 flush_ns_ = 0;  // the model needs another load less than before
@@ -182,6 +183,12 @@ void PaperMemory::look(Arena& arena) {
     }
 }
 
+// Whether the model is to be loaded by a worker whose disk has it, instead of being brought to this one.
+bool PaperMemory::is_for_holder(const Arena& arena, const Model& model) const {
+    return arena.worker->tier == StoreTier::DISK && !arena.worker->is_stored(model) &&
+           arenas_.find_holder(model) != nullptr;
+}
+
 Score PaperMemory::score(const Arena& arena) const {
     if (arena.worker->link_free_ns >= now() + ahead_ns_) {
         return {-1};
@@ -191,7 +198,8 @@ Score PaperMemory::score(const Arena& arena) const {
 
 void PaperMemory::call(Model& model) {
     if (Arena *arena = placement_.find_target(
-            model, [this](const Arena& other_arena, const KindSpec&, const Score&) { return score(other_arena); });
+            model, [&](const Arena& other_arena, const KindSpec&,
+                       const Score&) { return is_for_holder(other_arena, model) ? Score{-1} : score(other_arena); });
         arena != nullptr) {
         state_.touch_loads(*arena);
     }

@@ -60,7 +60,7 @@ public:
     std::size_t order_evictable(std::vector<Residency*>& found, std::size_t ordered) override;
     bool is_load_wanted(const Residency& residency) const override { return queues_.is_load_wanted(residency); }
     bool may_drop(const Model& model) const override { return queues_.may_drop(model); }
-    void host_changed(Worker& /*worker*/, Model& model) override { renew(model); }
+    void store_changed(Worker& /*worker*/, Model& model) override { renew(model); }
     void arrived_on(Residency& residency) override;
     void gone_from(Residency& residency) override;
     void renew(Model& model) override;
@@ -106,6 +106,7 @@ private:
     void flush();
     void call(Model& model);
     Score score(const Arena& arena) const;
+    bool is_for_holder(const Arena& arena, const Model& model) const;
     double weight(const Arena& arena) const {
         return static_cast<double>(PAPER_CAPACITY_NS) * arena.width() / static_cast<double>(loads_[arena.slot]);
     }

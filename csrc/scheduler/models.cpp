@@ -20,7 +20,7 @@ void for_each_kind(const Worker& worker, Function&& function) {
 
 }  // namespace
 
-Model* Models::prepared(Worker& worker, const ModelSpec& told) {
+Model* Models::prepared(Worker& worker, const ModelSpec& told, bool is_stored) {
     Model* model = state_.find_model(told.model_id);
     if (model == nullptr) {
         model = state_.pool<Model>().make();
@@ -38,13 +38,39 @@ Model* Models::prepared(Worker& worker, const ModelSpec& told) {
         std::uint32_t variant = variant_for(*model, worker, told);
         for_each_kind(worker, [&](Arena& arena) { ++join_spec(*model, arena, variant, told).worker_count; });
         model->note_variants();
-        model->workers.push_back(worker.worker_id);
         if (worker.variants.size() <= model->slot) {
             worker.variants.resize(state_.pool<Model>().slot_count());
         }
         worker.variants[model->slot] = variant;
+        keepers_.enter(*model, worker);
+    } else if (worker.tier == StoreTier::DISK) {
+        tell_anew(*model, worker, told, is_stored);
+    }
+    if (is_stored && worker.tier == StoreTier::DISK && !worker.is_stored(*model)) {
+        keepers_.gained(worker, *model, model->spec(*worker.arenas.front())->stored_bytes);
     }
     return model;
+}
+
+// Takes another preparation of a model: the one that the worker was told of is no longer to be had, and the
+// model was prepared again. A FETCH under way brings the new one, or fails and is ordered again. The worker's
+// own word for what it has counts even where it has another by the books.
+void Models::tell_anew(Model& model, Worker& worker, const ModelSpec& told, bool is_stored) {
+    const StoreState state = worker.store_state(model);
+    const bool is_used = (!is_stored && (state == StoreState::HELD || model.drops > 0)) ||
+                         std::any_of(model.residencies.begin(), model.residencies.end(),
+                                     [&](const Residency* residency) { return residency->arena->worker == &worker; });
+    const std::uint32_t variant = is_used ? worker.variant_of(model) : variant_for(model, worker, told);
+    if (variant == worker.variant_of(model)) {
+        return;
+    }
+    for_each_kind(worker, [&](Arena& arena) {
+        leave_spec(model, worker, arena.kind);
+        ++join_spec(model, arena, variant, told).worker_count;
+    });
+    model.note_variants();
+    worker.variants[model.slot] = variant;
+    arenas_.prepared_otherwise(worker, model);
 }
 
 // The variant number of a worker's preparation: that of an equal preparation, otherwise the least number that
@@ -99,7 +125,7 @@ KindSpec& Models::join_spec(Model& model, Arena& arena, std::uint32_t variant, c
     fresh.load_times = &fresh.loads->use(told.program, fresh.page_count);
     fresh.fetches = &state_.estimates.fetches(arena.kind);
     fresh.fetch_times = &fresh.fetches->use(told.program, fresh.page_count);
-    fresh.host_bytes = arena.page_bytes * fresh.page_count;
+    fresh.stored_bytes = arena.page_bytes * fresh.page_count;
     fresh.program->seed(told.profile);
     learning_.begin_drag(arena.kind, *fresh.program);
     fresh.program->set_scale(learning_.scale(arena.kind));
@@ -123,7 +149,7 @@ void Models::leave_spec(Model& model, const Worker& worker, std::uint32_t kind) 
 void Models::leave_worker(const Worker& worker) {
     for (Model* model : state_.models) {
         if (worker.has(model)) {
-            model->workers.erase(std::find(model->workers.begin(), model->workers.end(), worker.worker_id));
+            keepers_.leave(*model, worker);
             for_each_kind(worker, [&](const Arena& arena) { leave_spec(*model, worker, arena.kind); });
         }
     }
@@ -138,6 +164,7 @@ void Models::leave_kind(const Worker& worker, std::uint32_t kind) {
 }
 
 void Models::check_removed(Model& model) {
+    keepers_.follow(model);
     if (model.live > 0 || model.gone) {
         return;
     }
@@ -149,18 +176,21 @@ void Models::check_removed(Model& model) {
             arenas_.evict(*residency);
         }
     }
-    if (!model.residencies.empty() || model.unloads > 0 || !arenas_.leave_hosts(model)) {
+    if (!model.residencies.empty() || model.unloads > 0 || !arenas_.leave_stores(model)) {
         return;
     }
     model.gone = true;
     state_.by_model.erase(static_cast<std::uint64_t>(model.model_id));
     state_.models.erase(std::find(state_.models.begin(), state_.models.end(), &model));
-    for (WorkerId id : model.workers) {
+    std::vector<WorkerId> workers = model.workers;
+    for (WorkerId id : workers) {
         Worker& worker = *state_.find_worker(id);
-        worker.variants[model.slot] = 0;
-        if (model.slot < worker.host.size()) {
-            worker.host[model.slot] = HostCopy();
+        if (worker.store_state(model) == StoreState::HELD) {
+            keepers_.lost(worker, model);
+        } else if (model.slot < worker.store.size()) {
+            worker.store[model.slot] = StoredCopy();
         }
+        worker.variants[model.slot] = 0;
     }
     for (KindSpec* spec : model.specs) {
         state_.retire(spec);

@@ -4,6 +4,7 @@
 #include "scheduler/idle.h"
 #include "scheduler/recovery.h"
 #include "scheduler/reservations.h"
+#include "scheduler/spread.h"
 
 namespace clockwork {
 
@@ -12,18 +13,21 @@ struct SchedulerParts {
         : state(out),
           flights(state),
           learning(state, deciders),
-          arenas(state, flights, deciders),
-          models(state, arenas, learning, deciders),
+          keepers(state, options),
+          arenas(state, flights, keepers, deciders),
+          models(state, arenas, keepers, learning, deciders),
           requests(state, arenas, models, deciders, options),
           executions(state, flights, deciders),
           recovery(state, arenas, models, requests, deciders),
           idle(state, arenas, executions, deciders),
-          reservations(state, arenas, deciders) {}
+          reservations(state, arenas, deciders),
+          spread(state, keepers, arenas, deciders) {}
 
     Deciders deciders;
     State state;
     Flights flights;
     Learning learning;
+    Keepers keepers;
     Arenas arenas;
     Models models;
     Requests requests;
@@ -31,6 +35,7 @@ struct SchedulerParts {
     Recovery recovery;
     Idle idle;
     Reservations reservations;
+    Spread spread;
 };
 
 }  // namespace clockwork

@@ -159,6 +159,7 @@ public:
     bool is_load_wanted(const Residency& residency) const override {
         return !residency.batches.empty() || !residency.model->background.empty();
     }
+    double copy_worth(const Model& model) const override { return worths_.rate(model); }
 
     void archive(Archive& archive);
     void check_invariants() const;

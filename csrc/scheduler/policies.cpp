@@ -94,16 +94,25 @@ const std::vector<std::string>& policy_names() {
 
 std::vector<std::string> known_options(const std::string& policy) {
     const Known& found = find_policy(policy);
-    return {found.options.begin(), found.options.end()};
+    std::vector<std::string> known(found.options.begin(), found.options.end());
+    known.insert(known.end(), common_options().begin(), common_options().end());
+    return known;
+}
+
+const std::vector<std::string>& common_options() {
+    static const std::vector<std::string> names = {"stored_copies"};
+    return names;
 }
 
 std::unique_ptr<Scheduler> make_scheduler(const SchedulerOptions& options) {
-    const std::vector<std::string> known =
-        options.hooks != nullptr ? options.hooks->options : known_options(options.policy);
+    std::vector<std::string> known = options.hooks != nullptr ? options.hooks->options : known_options(options.policy);
+    if (options.hooks != nullptr) {
+        known.insert(known.end(), common_options().begin(), common_options().end());
+    }
     for (const auto& [name, value] : options.values) {
         if (std::find(known.begin(), known.end(), name) == known.end()) {
-            throw std::invalid_argument("policy " + options.policy + " has no option '" + name + "' (" +
-                                        (known.empty() ? "it has none" : "it has " + joined(known)) + ")");
+            throw std::invalid_argument("policy " + options.policy + " has no option '" + name + "' (" + "it has " +
+                                        joined(known) + ")");
         }
         if (!(value >= 0 && value <= OPTION_MAX)) {
             throw std::invalid_argument("option " + name + " is not between 0 and a million");

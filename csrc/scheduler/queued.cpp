@@ -66,7 +66,7 @@ bool Queued::refuse_unknown(Pending& pending, Queue& queue) {
     return false;
 }
 
-// Refuses a request whose deadline does not allow fetch, load and execution, where host stores count. False:
+// Refuses a request whose deadline does not allow fetch, load and execution, where stores count. False:
 // refused.
 bool Queued::check_near(Pending& pending) {
     const Model& model = *pending.model;
@@ -164,7 +164,8 @@ void Queued::turn_out(const Queue& queue, Pending& pending) {
             if (worker == nullptr || worker->draining) {
                 continue;
             }
-            Ns begin = std::max(worker->link_free_ns, state_.now + worker->there_ns);
+            Ns begin =
+                std::max(worker->link_free_ns, state_.now + arenas_.fetch_wait_ns(*worker, model) + worker->there_ns);
             for (const Arena* arena : worker->arenas) {
                 const KindSpec* there = model.spec(*arena);
                 if (there != nullptr && there->page_count <= arena->pages.page_count()) {

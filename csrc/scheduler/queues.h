@@ -63,7 +63,7 @@ public:
     bool is_load_wanted(const Residency& residency) const {
         return waiting(*residency.model) > 0 || !residency.model->background.empty();
     }
-    // Whether a host store may drop the model: a model with waiting requests and no residency is about to be
+    // Whether a store may drop the model: a model with waiting requests and no residency is about to be
     // loaded from there.
     bool may_drop(const Model& model) const { return waiting(model) == 0 || !model.residencies.empty(); }
 

@@ -29,12 +29,6 @@ namespace clockwork {
 // memory only.
 inline constexpr std::size_t CACHE_LINE = 64;
 
-// A model is set aside at this much evidence within FAULT_WINDOW_NS: evidence against one of its requests or
-// loads, or overruns. A crash that a worker reported is enough the second time. A worker that was lost
-// without a report may have been killed from outside, so two losses are not held against anybody.
-// Assumed speed of a disk until something was read from it: 2 GB/s.
-inline constexpr double DISK_DEFAULT_NS_PER_BYTE = 0.5;
-
 struct Batch;
 struct Arena;
 struct Executor;
@@ -242,9 +236,9 @@ struct alignas(CACHE_LINE) KindSpec {
     LoadEstimates* loads = nullptr;
     LoadTimes* load_times = nullptr;
     Ns load_ns = 0;                    // duration measured at preparation
-    LoadEstimates* fetches = nullptr;  // from disk to a host store
+    LoadEstimates* fetches = nullptr;  // into a store
     LoadTimes* fetch_times = nullptr;
-    std::uint64_t host_bytes = 0;  // size of the model in the host store
+    std::uint64_t stored_bytes = 0;  // size of the model in a store
     ProgramEstimates* program = nullptr;
     const Shapes* shapes = nullptr;
     std::uint32_t batch_max = 1;
@@ -263,11 +257,12 @@ struct alignas(CACHE_LINE) KindSpec {
     Ns load_planned_ns() const { return with_margin(load_expected_ns()); }
     // The same for the duration at best (LoadEstimates::hoped_ns()).
     Ns load_hoped_ns(Ns now) const { return with_margin(loads->hoped_ns(*load_times, load_ns, page_count, now)); }
-    Ns fetch_expected_ns() const {
+    // ns_per_byte: assumed where nothing is known.
+    Ns fetch_expected_ns(double ns_per_byte) const {
         Ns known = fetches->load_ns(*fetch_times, 0, page_count);
-        return known > 0 ? known : static_cast<Ns>(static_cast<double>(host_bytes) * DISK_DEFAULT_NS_PER_BYTE);
+        return known > 0 ? known : static_cast<Ns>(static_cast<double>(stored_bytes) * ns_per_byte);
     }
-    Ns fetch_planned_ns() const { return with_margin(fetch_expected_ns()); }
+    Ns fetch_planned_ns(double ns_per_byte) const { return with_margin(fetch_expected_ns(ns_per_byte)); }
 
     // The planned duration of a batch of this size, or the bound for a shape that was never measured; 0 if
     // there is none.
@@ -408,11 +403,21 @@ struct alignas(CACHE_LINE) Model {
     bool aside = false;              // being removed because of faults of its executions
     std::uint8_t load_evidence = 0;  // evidence that loading it ends workers, since its last successful load
     std::vector<Residency*> residencies;
-    std::uint32_t servers = 0;      // executors of the arenas that its residencies are in
-    std::vector<KindSpec*> specs;   // a preparation for each kind of device and each way to prepare there
-    std::vector<WorkerId> workers;  // workers that have prepared it, in the order of their messages
-    PendingList background;         // requests without a deadline, not planned yet
-    Model* before = nullptr;        // neighbour in the list of models with background requests
+    std::uint32_t servers = 0;     // executors of the arenas that its residencies are in
+    std::vector<KindSpec*> specs;  // a preparation for each kind of device and each way to prepare there
+    // Workers that have prepared it, or could be brought it. Those whose disks keep it (Worker::keeps()) come
+    // first; keepers.h keeps this order.
+    std::vector<WorkerId> workers;
+    std::uint32_t keepers = 0;  // number of those whose disks keep it
+    // The same without workers that leave, and the number of all others that could keep it.
+    std::uint32_t copies = 0, takers = 0;
+    // While it waits for a worker to bring a copy back: time until which none is made; 0: it does not.
+    Ns grace_ns = 0;
+    std::uint8_t short_in = 0;      // which list of models with too few copies it is in; see keepers.h
+    Model* short_before = nullptr;  // neighbour in that list
+    Model* short_after = nullptr;
+    PendingList background;   // requests without a deadline, not planned yet
+    Model* before = nullptr;  // neighbour in the list of models with background requests
     Model* after = nullptr;
     std::uint64_t live = 0;  // unanswered requests
     std::uint64_t served = 0;
@@ -436,6 +441,13 @@ struct alignas(CACHE_LINE) Model {
     // its arena has executors. Null: there is none.
     Residency* next_asked();
 
+    // Returns the workers in an order for a search, step by step: those whose disks keep the model first, and
+    // either in turn, from another one on for each `from`.
+    WorkerId nearest(std::size_t from, std::size_t step) const {
+        std::size_t others = workers.size() - keepers;
+        return step < keepers ? workers[(from + step) % keepers] : workers[keepers + (from + step - keepers) % others];
+    }
+
     // Enters a residency in the list, or removes it.
     void enter(Residency& residency);
     void leave(Residency& residency);
@@ -457,6 +469,9 @@ struct alignas(CACHE_LINE) Model {
         servers = 0;
         homes = {};
         live = served = 0;
+        keepers = copies = takers = 0;
+        short_in = 0;
+        grace_ns = 0;
         unloads = fetches = drops = touched = place_cursor = asked_cursor = load_cursor = 0;
         demand = ModelDemand();
         asked = ArrivalRate(ASKED_HALF_LIFE_NS, ASKED_MEMORY_MIN_NS);

@@ -89,8 +89,12 @@ struct DeviceStatus {
     // Budget of the host store that its worker's devices share; 0: there is none.
     std::uint64_t host_bytes = 0;
     std::uint64_t host_used = 0;
-    std::uint64_t hosted = 0;        // models in the host store
-    std::uint64_t fetching = 0;      // models on their way into the host store
+    std::uint64_t hosted = 0;  // models in the host store
+    // The same of its worker's disk store.
+    std::uint64_t store_bytes = 0;
+    std::uint64_t store_used = 0;
+    std::uint64_t stored = 0;
+    std::uint64_t fetching = 0;      // models on their way into either
     std::uint32_t clock_mhz = 0;     // clock of the device; 0: not reported
     Ns there_ns = 0, back_ns = 0;    // estimated delays of its worker's link
     std::uint64_t inputs_bytes = 0;  // bytes of inputs on their way to the worker
@@ -101,6 +105,19 @@ struct DeviceStatus {
     double level = 0;                // level of shares.h; 0: the device's time is not divided
     std::vector<ShareStatus> shares;
     std::uint64_t beyond = 0;  // models beyond their shares
+};
+
+// Models of which workers' disk stores have too few copies (see keepers.h), and the room of these stores.
+// All 0 without disk stores.
+struct StoreStatus {
+    std::uint64_t scarce = 0;   // models with fewer copies than they should have
+    std::uint64_t awaited = 0;  // those of them of which a worker that left may bring a copy back
+    std::uint64_t lost = 0;     // models that no worker has any more: they have to be prepared again
+    std::uint64_t cramped = 0;  // scarce models for which no store has room, counted up to CRAMPED_MAX
+    std::uint64_t copying = 0;  // models on their way into stores
+    std::uint64_t bytes = 0;    // the budgets of all stores, without workers that leave
+    std::uint64_t used = 0;     // bytes of the models in these, or on their way there
+    std::uint64_t room = 0;     // bytes that the store with the most room has left
 };
 
 // A model on a device, or on its way there. state: 0 is decided, 1 is being loaded, 2 is resident.
@@ -166,10 +183,10 @@ public:
     virtual void cancelled(Ns now, RequestId request_id) = 0;
     virtual void action_done(Ns now, const ActionResult& result) = 0;
     // Notes that a worker has joined. host_bytes: the budget of its host store, which all its devices load
-    // from; 0: it has none, and every prepared model can be loaded. A store needs a policy with
-    // plans_fetches().
+    // from; store_bytes: that of a store on its disk. 0: it has none; if it has neither, every prepared model
+    // can be loaded. A host store needs a policy with plans_fetches().
     virtual void worker_joined(Ns now, WorkerId worker, const std::vector<DeviceSpec>& devices,
-                               std::uint64_t host_bytes = 0) = 0;
+                               std::uint64_t host_bytes = 0, std::uint64_t store_bytes = 0) = 0;
     virtual void worker_left(Ns now, WorkerId worker) = 0;
     virtual void worker_draining(Ns now, WorkerId worker) = 0;
     // Notes that a device of a worker is gone, with its models and actions; the worker and its other devices
@@ -184,7 +201,14 @@ public:
                              const std::vector<std::uint32_t>& runs) = 0;
     // Notes the measured delays of a message to a worker, and of one back; see link.h.
     virtual void link_measured(Ns now, WorkerId worker, Ns there_ns, Ns back_ns) = 0;
-    virtual void model_ready(Ns now, WorkerId worker, const ModelSpec& spec) = 0;
+    // Notes that a worker has prepared a model. is_stored false: it has not, but its disk store could be
+    // brought the model, which another of its kind has prepared.
+    virtual void model_ready(Ns now, WorkerId worker, const ModelSpec& spec, bool is_stored = true) = 0;
+    // Notes that a worker's disk store no longer has a model, though no DROP was ordered.
+    virtual void copy_lost(Ns now, WorkerId worker, ModelId model_id) = 0;
+    // Notes that a worker with a disk store prepares models that take so many bytes in all: copies of others
+    // are dropped for them, also where fewer than the wanted number remain, but never the last.
+    virtual void room_wanted(Ns now, WorkerId worker, std::uint64_t bytes) = 0;
     virtual void model_removed(Ns now, ModelId model_id) = 0;
     // Defines a number for a shape that requests or profiles will name; elements: of the inputs of one row.
     virtual void shape_known(std::uint32_t shape, std::uint64_t elements) = 0;
@@ -205,9 +229,9 @@ public:
     // Appends worker, device, model and load id of each model on all devices.
     virtual void held(std::vector<std::int64_t>& numbers) const = 0;
 
-    // Appends the models that a worker's host store holds by the scheduler's records, in any order; false if
-    // the worker is not there or has no store.
-    virtual bool host_picture(WorkerId worker, std::vector<ModelId>& held) const = 0;
+    // Appends the models that a worker's store holds by the scheduler's records, in any order; false if the
+    // worker is not there or has no store.
+    virtual bool store_picture(WorkerId worker, std::vector<ModelId>& held) const = 0;
 
     // Whether the scheduler can serve workers whose host store has a budget.
     virtual bool plans_fetches() const = 0;
@@ -217,6 +241,15 @@ public:
     virtual std::vector<ResidencyStatus> whereabouts(ModelId model_id) const = 0;
     // Returns each worker whose budgeted host store holds the model.
     virtual std::vector<WorkerId> hosts(ModelId model_id) const = 0;
+    // Returns each worker whose disk keeps the model, workers that leave among them.
+    virtual std::vector<WorkerId> keepers(ModelId model_id) const = 0;
+    // Returns the number of models that the disks of other workers could keep, and only those of this one and
+    // of others that leave do. Looks at every model.
+    virtual std::uint64_t sole_copies(WorkerId worker) const = 0;
+    // Returns the bytes that a worker's disk store has left for a new model, or room_wanted() could free.
+    virtual std::uint64_t store_room(WorkerId worker) const = 0;
+    // Looks at every model.
+    virtual StoreStatus store_status() const = 0;
     virtual Snapshot snapshot() const = 0;
     virtual PolicyStatus policy_status(Ns now) const = 0;
     virtual LinkStatus link_status(Ns now) const = 0;
@@ -249,6 +282,9 @@ public:
 
 // Names of all policies, the default first.
 const std::vector<std::string>& policy_names();
+
+// Names that SchedulerOptions::values may have for every policy: stored_copies (keepers.h).
+const std::vector<std::string>& common_options();
 
 // Names that SchedulerOptions::values may have for a policy. Throws like make_scheduler().
 std::vector<std::string> known_options(const std::string& policy);

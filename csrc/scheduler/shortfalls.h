@@ -17,7 +17,7 @@ inline constexpr std::size_t SHORT_DEVICES_MAX = 64;
 
 // Copies for single requests are loaded while the parts of their time for which the links load and the
 // devices execute sum to at most BUSY_SUM.
-inline constexpr double BUSY_SUM = 1.1;
+inline constexpr double BUSY_SUM = 1.5;
 
 struct Shortfall {
     std::uint32_t late = 0;  // requests that would be late
@@ -29,9 +29,14 @@ public:
     Shortfalls(State& state, const Arenas& arenas, const Queues& queues, const Placement& placement)
         : state_(state), arenas_(arenas), queues_(queues), placement_(placement) {}
 
-    // The model's shortfall, if its devices serve its requests in the order of their deadlines.
-    // without: a device that is left out; null: none.
-    Shortfall of(const Model& model, const Executor* without = nullptr) const;
+    // The model's shortfall, if its devices serve its requests in the order of their deadlines. It is
+    // computed once in a series of questions (Placement::Held).
+    Shortfall of(const Model& model) const;
+    // The same without one of the devices.
+    Shortfall without(const Model& model, const Executor& left_out) const {
+        placement_.begin_backlogs();
+        return compute(model, &left_out);
+    }
     // Whether copies, loaded now, would serve an arriving request in time, beside those of the shortfall.
     bool could_copy(const Pending& pending) const;
     // Counts the planned time of a load, or of an execution.
@@ -48,23 +53,37 @@ public:
     bool is_served_by_another(const Pending& pending, const Executor& executor) const;
 
 private:
-    // A device that has or loads the model.
+    // An executor that has or loads the model.
     struct Server {
-        Ns free_ns;
-        const KindSpec* spec;
-        Ns back_ns;
-        bool operator>(const Server& other) const { return free_ns > other.free_ns; }
+        Ns free_ns;            // before the wait is counted: without it
+        std::uint32_t number;  // breaks ties
+        std::uint32_t arena;   // index in waits_
+        bool is_counted;       // whether the wait behind requests of other models is
+        const Residency* residency;
+        bool operator>(const Server& other) const {
+            return free_ns != other.free_ns ? free_ns > other.free_ns : number > other.number;
+        }
     };
 
-    template <typename Function>
-    void for_each_server(const Residency& residency, const Executor* without, Ns due_ns, Function&& function) const;
+    // A shortfall that was computed in a series of questions.
+    struct Known {
+        std::uint64_t series = 0;
+        Shortfall shortfall;
+    };
+
+    Shortfall compute(const Model& model, const Executor* left_out) const;
+    Ns wait_ns(const Arena& arena, const Placement::Ahead& ahead, Ns enough_ns) const;
+    Server& pop_soonest(const Placement::Ahead& ahead) const;
 
     State& state_;
     const Arenas& arenas_;
     const Queues& queues_;
     const Placement& placement_;
     BusyParts busy_;
+    mutable std::vector<Known> known_;     // by the model's slot
     mutable std::vector<Server> servers_;  // heap, the first to be free first
+    // The wait of each arena behind requests of other models; NEVER_NS: not computed yet.
+    mutable std::vector<Ns> waits_;
 };
 
 }  // namespace clockwork

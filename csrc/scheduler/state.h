@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <tuple>
 #include <vector>
@@ -144,7 +145,13 @@ public:
     IdMap<Flight> flights;
     IdMap<Pending> pendings;
     Chain<Model, &Model::before, &Model::after> background;  // models with requests without a deadline
-    std::uint32_t tiered = 0;                                // number of workers with a host store
+    std::uint32_t tiered = 0;                                // number of workers with a store
+    std::uint32_t disks = 0;                                 // those with a disk store
+    std::uint32_t copying = 0;                               // FETCHes under way into disk stores
+    // Models with too few copies on disks, see keepers.h: those that only workers that leave have; others;
+    // those of which a worker may bring a copy back.
+    std::array<Chain<Model, &Model::short_before, &Model::short_after>, 3> scarce;
+    bool has_store_news = false;  // something that could let another model be copied has happened
     Estimates estimates;
     Shapes shapes;
     Predictions predictions;

@@ -61,12 +61,11 @@ DeviceStatus status_of(const Executor& executor, const std::vector<Batch*>& plan
     row.recent_executing_ns = recent.executing_ns;
     row.recent_idle_with_work_ns = recent.idle_with_work_ns;
     row.draining = worker.draining;
-    row.host_bytes = worker.host_bytes;
-    row.host_used = worker.host_used;
+    bool is_host = worker.tier == StoreTier::HOST;
+    (is_host ? row.host_bytes : row.store_bytes) = worker.store_bytes;
+    (is_host ? row.host_used : row.store_used) = worker.store_used;
+    (is_host ? row.hosted : row.stored) = worker.held.size();
     row.fetching = worker.fetching;
-    for (const HostCopy& copy : worker.host) {
-        row.hosted += copy.state == HostState::HELD;
-    }
     row.clock_mhz = executor.clock_mhz;
     row.there_ns = worker.there_ns;
     row.back_ns = worker.back_ns;
@@ -156,13 +155,31 @@ std::vector<WorkerId> Dispatcher::hosts(ModelId model_id) const {
     if (const Model* model = state_.find_model(model_id); model != nullptr) {
         for (WorkerId worker_id : model->workers) {
             const Worker* worker = state_.find_worker(worker_id);
-            if (worker != nullptr && worker->host_bytes > 0 && worker->host_state(*model) == HostState::HELD) {
+            if (worker != nullptr && worker->tier == StoreTier::HOST && worker->is_stored(*model)) {
                 found.push_back(worker_id);
             }
         }
     }
     return found;
 }
+
+std::vector<WorkerId> Dispatcher::keepers(ModelId model_id) const {
+    const Model* model = state_.find_model(model_id);
+    return model == nullptr ? std::vector<WorkerId>()
+                            : std::vector<WorkerId>(model->workers.begin(), model->workers.begin() + model->keepers);
+}
+
+std::uint64_t Dispatcher::sole_copies(WorkerId worker_id) const {
+    const Worker* worker = state_.find_worker(worker_id);
+    return worker != nullptr && state_.disks > 0 ? parts_.keepers.sole_copies(*worker) : 0;
+}
+
+std::uint64_t Dispatcher::store_room(WorkerId worker_id) const {
+    const Worker* worker = state_.find_worker(worker_id);
+    return worker != nullptr && worker->tier == StoreTier::DISK ? arenas_.room_for_new(*worker) : 0;
+}
+
+StoreStatus Dispatcher::store_status() const { return parts_.keepers.status(); }
 
 void Dispatcher::held(std::vector<std::int64_t>& numbers) const {
     for (const Arena* arena : state_.arenas) {
@@ -176,14 +193,14 @@ void Dispatcher::held(std::vector<std::int64_t>& numbers) const {
     }
 }
 
-bool Dispatcher::host_picture(WorkerId worker_id, std::vector<ModelId>& held) const {
+bool Dispatcher::store_picture(WorkerId worker_id, std::vector<ModelId>& held) const {
     held.clear();
     const Worker* worker = state_.find_worker(worker_id);
-    if (worker == nullptr || worker->host_bytes == 0) {
+    if (worker == nullptr || worker->tier == StoreTier::NONE) {
         return false;
     }
     for (const Model* model : state_.models) {
-        if (worker->host_state(*model) == HostState::HELD) {
+        if (worker->store_state(*model) == StoreState::HELD) {
             held.push_back(model->model_id);
         }
     }

@@ -14,16 +14,25 @@ std::uint32_t Dispatcher::kind_of(const Kind& kind) {
 }
 
 void Dispatcher::worker_joined(Ns now, WorkerId worker_id, const std::vector<DeviceSpec>& devices,
-                               std::uint64_t host_bytes) {
+                               std::uint64_t host_bytes, std::uint64_t store_bytes) {
     must(host_bytes == 0 || policy_->plans_fetches(), "this policy cannot plan for a host store");
+    must(host_bytes == 0 || store_bytes == 0, "a worker has a host store or a disk store, not both");
     state_.advance(now);
     if (state_.find_worker(worker_id) != nullptr) {
         worker_left(now, worker_id);
     }
     Worker* worker = state_.pool<Worker>().make();
     worker->worker_id = worker_id;
-    worker->host_bytes = host_bytes;
-    state_.tiered += host_bytes > 0;
+    worker->joined_ns = now;
+    worker->tier = host_bytes > 0 ? StoreTier::HOST : store_bytes > 0 ? StoreTier::DISK : StoreTier::NONE;
+    worker->store_bytes = host_bytes + store_bytes;
+    state_.tiered += worker->tier != StoreTier::NONE;
+    state_.disks += worker->tier == StoreTier::DISK;
+    if (worker->tier == StoreTier::DISK && state_.disks == 1) {
+        for (Model* model : state_.models) {
+            parts_.keepers.follow(*model);  // nothing was counted so far
+        }
+    }
     state_.by_worker.set(static_cast<std::uint32_t>(worker_id), worker);
     std::uint64_t first = device_count_;
     while (device_count_ - first < devices.size()) {
@@ -92,7 +101,8 @@ void Dispatcher::worker_left(Ns now, WorkerId worker_id) {
     for (Arena* arena : worker->arenas) {
         lose_device(*arena, touched);
     }
-    state_.tiered -= worker->host_bytes > 0;
+    state_.tiered -= worker->tier != StoreTier::NONE;
+    state_.disks -= worker->tier == StoreTier::DISK;
     state_.retire(worker);
     parts_.models.leave_worker(*worker);
     for (const Arena* arena : worker->arenas) {
@@ -123,7 +133,7 @@ void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
             continue;
         }
         if (lane_of(flight->kind) == LaneKind::FETCH) {
-            // The host store is the worker's: its actions continue in the name of another device.
+            // The store is the worker's: its actions continue in the name of another device.
             Residency& stand_in = *flight->residency;
             flight->arena = stand_in.arena = worker->arenas.front();
             KindSpec* spec = stand_in.model->spec(*flight->arena);
@@ -153,6 +163,9 @@ void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
         state_.touch(*mate);
     }
     parts_.learning.follow_clocks(arena->kind);
+    for (Model* model : state_.models) {
+        parts_.keepers.follow(*model);  // the worker's first device may be of another kind now
+    }
     find_others(waiting, AnswerText::DEVICE_LOST, touched);
 }
 
@@ -171,7 +184,7 @@ void Dispatcher::lose_flight(Flight& flight, std::vector<Pending*>& waiting) {
         --flight.residency->model->unloads;
         state_.retire(flight.residency);
     } else if (lane_of(flight.kind) == LaneKind::FETCH) {
-        arenas_.end_host_action(flight);
+        arenas_.end_store_action(flight);
     }
     if (flight.batch != nullptr) {
         executions_.take_back(flight, waiting);
@@ -248,6 +261,7 @@ void Dispatcher::worker_draining(Ns now, WorkerId worker_id) {
     std::vector<Model*> all = state_.models;
     for (Model* model : all) {
         if (!model->gone && worker->has(model)) {
+            parts_.keepers.drains(*model, *worker);
             recovery_.strand(*model);
         }
     }

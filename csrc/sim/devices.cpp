@@ -15,15 +15,38 @@ constexpr double DRIFT_ALLOWED = static_cast<double>(DRIFT_PPM) / 1e6;
 
 // ----- coming and going -------------------------------------------------------------------------
 
-void World::join(std::uint32_t index) {
+// Has a worker measure the models, when it joins.
+void World::measure(std::uint32_t index) {
     WorkerState& worker = workers_[index];
-    worker.alive = true;
-    worker.id = static_cast<WorkerId>(worker_of_.size());
     const auto measured = [place = index + worker.joins](const std::vector<std::uint32_t>& all) {
         return all.empty() ? 0 : all[place % all.size()];
     };
     worker.batch_max = measured(cluster_.batch_maxes);
     worker.extra_pages = measured(cluster_.extra_pages);
+}
+
+// Determines what a worker's disk has when it joins: what it had, as it measures that now, and models that no
+// other worker has any more, which it has prepared.
+void World::restock(std::uint32_t index) {
+    WorkerState& worker = workers_[index];
+    std::vector<std::uint32_t> found;
+    for (std::uint32_t model = 0; model < models_.size(); ++model) {
+        if (!is_aside_[model] && (worker.store->holds(static_cast<ModelId>(model)) ||
+                                  (worker.joins > 0 && stored_elsewhere(index, model) == 0)))
+            found.push_back(model);
+    }
+    worker.store->reset();
+    for (const std::uint32_t model : found)
+        worker.store->keep(static_cast<ModelId>(model), bytes_of(worker, model));
+}
+
+void World::join(std::uint32_t index) {
+    WorkerState& worker = workers_[index];
+    worker.alive = true;
+    worker.id = static_cast<WorkerId>(worker_of_.size());
+    measure(index);
+    if (cluster_.store_bytes > 0)
+        restock(index);
     ++worker.joins;
     worker_of_.push_back(index);
     worker.there_free_ns = worker.back_free_ns = worker.input_free_ns = now_;
@@ -41,7 +64,7 @@ void World::join(std::uint32_t index) {
     }
     note(0, worker.id, index);
     record_joined(worker);
-    scheduler_->worker_joined(now_, worker.id, specs_, cluster_.host_bytes);
+    scheduler_->worker_joined(now_, worker.id, specs_, cluster_.host_bytes, cluster_.store_bytes);
     // The controller measures a high percentile of the delay, shifted by the error of its clock estimate.
     const bool shifted = cluster_.clock_offset_ns != 0 || cluster_.clock_drift_ppm != 0;
     const Ns error = shifted ? (worker.upper_ns + worker.lower_ns) / 2 - true_offset(worker, now_) : 0;
@@ -67,18 +90,20 @@ void World::join(std::uint32_t index) {
             const Ns scaled = slower == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * slower);
             spec.profile.push_back({0, batch, std::max<Ns>(scaled, 1)});
         }
-        record_ready(worker.id, spec);
-        scheduler_->model_ready(now_, worker.id, spec);
+        const bool is_stored = cluster_.store_bytes == 0 || worker.store->holds(spec.model_id);
+        record_ready(worker.id, spec, is_stored);
+        scheduler_->model_ready(now_, worker.id, spec, is_stored);
     }
     touched_ = true;
 }
 
 // Removes a worker with all its state. hangs: the controller notices only by timeout.
-void World::crash(std::uint32_t index, bool hangs) {
+void World::crash(std::uint32_t index, bool hangs, Ns returns_ns) {
     WorkerState& worker = workers_[index];
     if (!worker.alive)
         return;
     worker.alive = false;
+    worker.returns_ns = returns_ns;
     ++accounts_.crashes;
     note(200, index, hangs);
     for (std::uint32_t number = 0; number < worker.device_count; ++number) {
@@ -87,8 +112,18 @@ void World::crash(std::uint32_t index, bool hangs) {
         device.lanes.reset();
         device.queue_due_ns = NEVER_NS;
     }
-    if (worker.store)
+    if (worker.store) {
+        // A disk survives a restart, a broken connection, and every other crash.
+        const bool keeps = cluster_.store_bytes > 0 && (worker.broken || returns_ns > 0 || worker.random.chance(0.5));
+        std::vector<std::pair<ModelId, std::uint64_t>> held;
+        for (std::uint32_t model = 0; keeps && model < models_.size(); ++model) {
+            if (worker.store->holds(static_cast<ModelId>(model)))
+                held.emplace_back(model, bytes_of(worker, model));
+        }
         worker.store->reset();
+        for (const auto& [model_id, bytes] : held)
+            worker.store->keep(model_id, bytes);
+    }
     for (std::uint32_t slot = 0; slot < actions_.size(); ++slot) {
         const Action& action = *actions_[slot];
         if (action.id == 0 || devices_[action.device].worker != index)
@@ -115,7 +150,9 @@ void World::noticed(std::uint32_t index) {
     scheduler_->worker_left(now_, worker.id);
     worker.id = 0;
     touched_ = true;
-    heap_.push(now_ + (worker.broken ? RECONNECT_NS : cluster_.down_ns), EventKind::REJOIN, index, worker.epoch, 0);
+    const Ns returns_ns = now_ + (worker.broken ? RECONNECT_NS : cluster_.down_ns);
+    heap_.push(worker.returns_ns > 0 ? std::max(worker.returns_ns, now_) : returns_ns, EventKind::REJOIN, index,
+               worker.epoch, 0);
     worker.broken = false;
 }
 
@@ -379,6 +416,22 @@ const std::vector<std::uint32_t>& World::runs_of(const WorkerState& worker, std:
     return runs_;
 }
 
+// Returns a model's size in the store of a worker.
+std::uint64_t World::bytes_of(const WorkerState& worker, std::uint32_t model) {
+    std::uint64_t pages = 0;
+    for (const std::uint32_t run : runs_of(worker, model))
+        pages += run;
+    return pages * cluster_.page_bytes;
+}
+
+// Returns the number of other workers whose disks have a model.
+std::uint32_t World::stored_elsewhere(std::uint32_t index, std::uint32_t model) const {
+    std::uint32_t found = 0;
+    for (std::uint32_t other = 0; other < workers_.size(); ++other)
+        found += other != index && workers_[other].alive && workers_[other].store->holds(static_cast<ModelId>(model));
+    return found;
+}
+
 std::uint32_t World::batch_max_of(const WorkerState& worker, std::uint32_t model) const {
     const std::uint32_t most = models_[model].batch_max;
     return worker.batch_max == 0 ? most : std::min(most, worker.batch_max);
@@ -477,7 +530,11 @@ void World::lane_end(std::uint32_t number, LaneKind lane) {
         heap_.push(workers_[index].back_free_ns + 1, EventKind::GIVE_UP, index, epoch, 0);
         return;
     }
-    const emulated::EmulatedEnd done = device.lanes.finish(lane, now_, action.overran ? Status::OVERRUN : Status::OK);
+    Status ended = action.overran ? Status::OVERRUN : Status::OK;
+    if (kind == ActionKind::FETCH && cluster_.store_bytes > 0 &&
+        stored_elsewhere(index, static_cast<std::uint32_t>(action.model_id)) == 0)
+        ended = Status::DEVICE_ERROR;  // nobody was left to bring the model
+    const emulated::EmulatedEnd done = device.lanes.finish(lane, now_, ended);
     Slice* slice = this->slice();
     if (kind == ActionKind::LOAD) {
         accounts_.link_busy_ns[index] += overlap(action.begin_ns, now_);

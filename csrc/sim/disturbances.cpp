@@ -8,7 +8,8 @@ namespace clockwork::sim {
 void World::start_disturbances() {
     for (std::uint32_t number = 0; number < cluster_.disturbances.size(); ++number) {
         const DisturbanceSetup& disturbance = cluster_.disturbances[number];
-        if (disturbance.kind != DisturbanceSetup::Kind::CLOCK && disturbance.kind != DisturbanceSetup::Kind::STOP)
+        using enum DisturbanceSetup::Kind;
+        if (disturbance.kind != CLOCK && disturbance.kind != STOP && disturbance.kind != RESTART)
             continue;
         heap_.push(base_ns_ + disturbance.from_ns, EventKind::DISTURB, number, 0, 1);
         heap_.push(base_ns_ + disturbance.until_ns, EventKind::DISTURB, number, 0, 0);
@@ -20,8 +21,8 @@ void World::start_disturbances() {
     }
 }
 
-// Begins or ends a disturbance that is an event: a clock jumps, or a worker that stops for too long is
-// considered lost.
+// Begins or ends a disturbance that is an event: a clock jumps, a worker is restarted, or one that stops for
+// too long is considered lost.
 void World::disturb(std::uint32_t number, bool begins) {
     const DisturbanceSetup& disturbance = cluster_.disturbances[number];
     note(203, number, begins);
@@ -31,6 +32,9 @@ void World::disturb(std::uint32_t number, bool begins) {
         WorkerState& worker = workers_[index];
         if (disturbance.kind == DisturbanceSetup::Kind::CLOCK) {
             worker.offset_ns += static_cast<Ns>(begins ? disturbance.factor : -disturbance.factor);
+        } else if (disturbance.kind == DisturbanceSetup::Kind::RESTART) {
+            if (begins)
+                crash(index, false, base_ns_ + disturbance.until_ns);
         } else if (begins && disturbance.until_ns - disturbance.from_ns > cluster_.timeout_ns) {
             crash(index, true);  // it returns empty, as after a loss
         }

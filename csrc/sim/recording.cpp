@@ -52,8 +52,11 @@ void World::record_joined(const WorkerState& worker) {
     for (const DeviceSpec& spec : specs_)
         devices.push_back(
             {"emulated", spec.page_bytes, spec.page_count, spec.run_ahead, spec.arena, spec.slowdown_thousandths});
-    record_event(recorded::WorkerJoined{
-        .now_ns = now_, .worker = worker.id, .devices = devices, .host_bytes = cluster_.host_bytes});
+    record_event(recorded::WorkerJoined{.now_ns = now_,
+                                        .worker = worker.id,
+                                        .devices = devices,
+                                        .host_bytes = cluster_.host_bytes,
+                                        .store_bytes = cluster_.store_bytes});
 }
 
 void World::record_link(WorkerId worker, Ns there_ns, Ns back_ns) {
@@ -62,7 +65,7 @@ void World::record_link(WorkerId worker, Ns there_ns, Ns back_ns) {
             recorded::LinkMeasured{.now_ns = now_, .worker = worker, .there_ns = there_ns, .back_ns = back_ns});
 }
 
-void World::record_ready(WorkerId worker, const ModelSpec& spec) {
+void World::record_ready(WorkerId worker, const ModelSpec& spec, bool is_stored) {
     if (!recorder_)
         return;
     const RecordedModel& named = names_.at(static_cast<std::size_t>(spec.model_id));
@@ -80,7 +83,8 @@ void World::record_ready(WorkerId worker, const ModelSpec& spec) {
                                       .slo_ns = spec.slo_ns,
                                       .runs = spec.runs,
                                       .load_ns = spec.load_ns,
-                                      .profile = profile});
+                                      .profile = profile,
+                                      .is_stored = is_stored});
 }
 
 void World::record_left(WorkerId worker) {

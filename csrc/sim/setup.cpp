@@ -50,6 +50,8 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelSetup> model
     if (cluster_.host_bytes > 0 && !scheduler_->plans_fetches()) {
         throw std::invalid_argument("this policy cannot plan for a host store with a budget (host_bytes)");
     }
+    if (cluster_.host_bytes > 0 && cluster_.store_bytes > 0)
+        throw std::invalid_argument("a worker has a host store (host_bytes) or a disk store (store_bytes), not both");
     settings_.page_count = cluster_.page_count;
     settings_.run_ahead = cluster_.run_ahead;
     settings_.unload_ns = UNLOAD_NS;
@@ -63,7 +65,7 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelSetup> model
     settings_.load_refusals = cluster_.load_failures;
     settings_.exec_failures = cluster_.infer_failures;
     settings_.copy_bandwidth = cluster_.copy_bandwidth;
-    settings_.disk_bandwidth = cluster_.disk_bandwidth;
+    settings_.disk_bandwidth = cluster_.store_bytes > 0 ? cluster_.store_bandwidth : cluster_.disk_bandwidth;
     scheduler_->shape_known(0, 1);
     worker_of_.push_back(NONE);  // place 0 is unused, because WorkerIds begin at 1
     const std::uint32_t count = (cluster_.devices + cluster_.devices_per_worker - 1) / cluster_.devices_per_worker;
@@ -82,8 +84,8 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelSetup> model
         }
         worker.offset_ns =
             static_cast<Ns>((2 * worker.random.uniform() - 1) * static_cast<double>(cluster_.clock_offset_ns));
-        if (cluster_.host_bytes > 0)
-            worker.store.emplace(cluster_.host_bytes);
+        if (cluster_.host_bytes > 0 || cluster_.store_bytes > 0)
+            worker.store.emplace(cluster_.host_bytes + cluster_.store_bytes);
         worker.drift = (2 * worker.random.uniform() - 1) * cluster_.clock_drift_ppm * 1e-6;
         for (std::uint32_t number = 0; number < worker.device_count; ++number) {
             const std::uint32_t device = worker.first_device + number;
@@ -96,6 +98,7 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelSetup> model
                 devices_.back().lanes.execute_from(devices_[worker.first_device + arena].lanes);
         }
     }
+    is_aside_.resize(models_.size());
     accounts_.models.resize(models_.size());
     accounts_.classes.resize(CLASSES);
     accounts_.busy_ns.resize(devices_.size());
@@ -106,6 +109,8 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelSetup> model
 
 void World::set_up() {
     now_ = SECOND;  // 0 stands for "never" in some fields
+    if (cluster_.store_bytes > 0)
+        place_copies();
     for (std::uint32_t index = 0; index < workers_.size(); ++index)
         join(index);
     settle();
@@ -163,6 +168,26 @@ void World::drain_set_up() {
     }
 }
 
+// Spreads the models over the workers' disk stores, with as many copies as they should have: one after the
+// other, on the next workers with room.
+void World::place_copies() {
+    for (std::uint32_t index = 0; index < workers_.size(); ++index)
+        measure(index);
+    std::size_t next = 0;
+    for (std::uint32_t model = 0; model < models_.size(); ++model) {
+        std::uint32_t left =
+            std::min<std::uint32_t>(cluster_.stored_copies, static_cast<std::uint32_t>(workers_.size()));
+        const std::size_t first = next;
+        for (std::size_t step = 0; step < workers_.size() && left > 0; ++step) {
+            const std::size_t index = (first + step) % workers_.size();
+            if (workers_[index].store->keep(static_cast<ModelId>(model), bytes_of(workers_[index], model))) {
+                --left;
+                next = index + 1;
+            }
+        }
+    }
+}
+
 // Loads the models of run_.placed, each into the arena of its device. Without it: every model into every
 // arena if all fit, else as many copies as fit, spread over the arenas.
 void World::preload() {
@@ -183,6 +208,9 @@ void World::preload() {
             std::size_t best = rooms.size();
             for (std::size_t number = 0; number < rooms.size(); ++number) {
                 if (!has_arena(devices_[number]) || rooms[number].has[model] || rooms[number].free < pages)
+                    continue;
+                if (cluster_.store_bytes > 0 &&
+                    !workers_[devices_[number].worker].store->holds(static_cast<ModelId>(model)))
                     continue;
                 if (best == rooms.size() || rooms[number].free > rooms[best].free)
                     best = number;
@@ -216,16 +244,16 @@ void World::preload() {
             const bool is_accepted =
                 scheduler_->preload(now_, workers_[device.worker].id, static_cast<std::int32_t>(device.index), model);
             accepted += is_accepted;
-            if (!is_accepted && cluster_.host_bytes > 0)
+            if (!is_accepted && workers_[device.worker].store)
                 later.emplace_back(number, model);  // the model is fetched first
         }
         waited = accepted > before ? 0 : waited + 1;
-        if (accepted == 0 && (cluster_.host_bytes == 0 || waited > PRELOAD_WAITS_MAX))
+        if (accepted == 0 && (!workers_.front().store || waited > PRELOAD_WAITS_MAX))
             throw std::invalid_argument("this policy does not preload models");
         settle();
         drain_set_up();
         if (waited > PRELOAD_WAITS_MAX)
-            break;  // the host stores have no room for the rest
+            break;  // the stores have no room for the rest
         wanted.swap(later);
     }
 }

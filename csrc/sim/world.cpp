@@ -82,7 +82,7 @@ StopReason World::run(std::uint64_t events_max) {
         Ns next = std::min(arrival, wake);
         if (!heap_.empty())
             next = std::min(next, heap_.top().at_ns);
-        if (arrival == NEVER_NS && clients_left_ == 0 && outstanding_ == 0 && (!run_.check || heap_.empty()))
+        if (arrival == NEVER_NS && clients_left_ == 0 && outstanding_ == 0 && is_at_rest())
             break;
         const Ns ended = run_.until_ns == NEVER_NS ? base_ns_ + last_arrival_ns_ : base_ns_ + run_.until_ns;
         if (next == NEVER_NS || (arrival == NEVER_NS && next > ended + run_.drain_ns))
@@ -349,13 +349,24 @@ void World::obey() {
             case CommandKind::WAKE: wake_ns_ = command.earliest_ns; break;
             case CommandKind::ANSWER_OK:
             case CommandKind::ANSWER_FAILED: answer(command); break;
-            case CommandKind::SEND_RESERVE:
+            case CommandKind::SEND_RESERVE: break;
             case CommandKind::MODEL_FAULT:
-            case CommandKind::MODEL_GONE: break;
+                if (command.set_aside)
+                    is_aside_[static_cast<std::size_t>(command.model_id)] = true;
+                break;
+            case CommandKind::MODEL_GONE: model_gone(static_cast<std::uint32_t>(command.model_id)); break;
             default: order(command);
         }
     }
     out.clear();
+}
+
+// Removes a model that was set aside from the disks that hold some of the models, for good.
+void World::model_gone(std::uint32_t model) {
+    for (WorkerState& worker : workers_) {
+        if (cluster_.store_bytes > 0)
+            worker.store->give_back(static_cast<ModelId>(model));
+    }
 }
 
 void World::answer(const Command& command) {
@@ -441,9 +452,13 @@ void World::order(const Command& command) {
                 action.pages.push_back({out.runs[command.first + run], runs[run]});
             break;
         }
-        case ActionKind::FETCH:
-            for (std::uint32_t pages : runs_of(worker, number))
-                action.bytes += pages * cluster_.page_bytes;
+        case ActionKind::FETCH: action.bytes = bytes_of(worker, number); break;
+        case ActionKind::DROP:
+            if (run_.check && cluster_.store_bytes > 0) {
+                const auto known = std::ranges::count_if(workers_, [](const auto& each) { return each.id != 0; });
+                const auto least = std::min<std::size_t>(cluster_.stored_copies, static_cast<std::size_t>(known));
+                demand(scheduler_->keepers(command.model_id).size() >= least, "a DROP leaves too few copies");
+            }
             break;
         case ActionKind::INFER: {
             action.requests.assign(out.ids.begin() + command.first, out.ids.begin() + command.first + command.count);
@@ -470,7 +485,7 @@ void World::order(const Command& command) {
         case ActionKind::PROFILE: action.rows = std::max<std::uint32_t>(command.rows, 1); break;
         default: break;
     }
-    demand(worker.store || lane_of(action.kind) != LaneKind::FETCH, "an order to a host store that is none");
+    demand(worker.store || lane_of(action.kind) != LaneKind::FETCH, "an order to a store that is none");
     demand(executes(action.kind) || has_arena(devices_[action.device]),
            "a load is ordered for a device without an arena");
     if (executes(action.kind))
@@ -535,19 +550,48 @@ void World::finish() {
     end_slice();
 }
 
+// Whether nothing happens any more; with `check`, after which both sides must agree.
+bool World::is_at_rest() const {
+    if (!run_.check)
+        return true;
+    return heap_.empty() && (wake_ns_ == NEVER_NS || scheduler_->store_status().scarce == 0);
+}
+
+// Checks that no model has too few copies while a worker lacks it and has room.
+void World::check_copies() {
+    const auto alive = std::ranges::count_if(workers_, [](const auto& each) { return each.alive; });
+    const auto least = std::min<std::uint32_t>(cluster_.stored_copies, static_cast<std::uint32_t>(alive));
+    for (std::uint32_t model = 0; model < models_.size(); ++model) {
+        const std::uint32_t copies = stored_elsewhere(NONE, model);
+        for (const WorkerState& worker : workers_) {
+            const bool lacks = worker.alive && !worker.store->holds(static_cast<ModelId>(model)) &&
+                               bytes_of(worker, model) + worker.store->used_bytes() <= cluster_.store_bytes;
+            const bool is_in_reach = std::ranges::any_of(workers_, [&](const WorkerState& other) {
+                return other.alive && other.kind == worker.kind && other.store->holds(static_cast<ModelId>(model));
+            });
+            demand(copies >= least || !lacks || !is_in_reach || is_aside_[model],
+                   "a model was not copied to a worker with room");
+        }
+    }
+}
+
 // Checks that both sides agree when no event is left. Excepted are workers that crashed so shortly before the
 // end that the controller has not noticed.
 void World::at_rest() {
     demand(outstanding_ == 0, "a request was never answered");
+    if (cluster_.store_bytes > 0 && !heap_.empty())
+        return;  // the time was over while a model with too few copies was still tried
     std::vector<ModelId> hosted;
     for (const WorkerState& worker : workers_) {
-        if (!worker.alive || !worker.store || !scheduler_->host_picture(worker.id, hosted))
+        if (!worker.alive || !worker.store || !scheduler_->store_picture(worker.id, hosted))
             continue;
         demand(worker.store->held_count() == hosted.size(),
-               "the scheduler's picture of a host store has another number of models");
+               "the scheduler's picture of a store has another number of models");
         for (ModelId model_id : hosted)
-            demand(worker.store->holds(model_id), "the scheduler's picture of a host store is wrong");
+            demand(worker.store->holds(model_id), "the scheduler's picture of a store is wrong");
     }
+    if (cluster_.store_bytes > 0 && cluster_.load_failures == 0)
+        check_copies();
     std::vector<ResidentModel> held;
     for (std::uint32_t number = 0; number < devices_.size(); ++number) {
         const Device& device = devices_[number];

@@ -45,6 +45,7 @@ struct DisturbanceSetup {
         STOP,        // workers are stopped
         CONTROLLER,  // the controller handles events only every `factor` times TURN_NS
         CLOCK,       // the clocks of workers jump ahead by `factor` ns at its beginning, and back at its end
+        RESTART,     // workers are gone and come back with what their disks have
     };
     Kind kind = Kind::EXECUTION;
     Ns from_ns = 0, until_ns = 0;
@@ -105,6 +106,10 @@ struct ClusterSetup {
     std::uint64_t host_bytes = 0;      // size of a worker's host store; 0: every model can be loaded
     // bytes/s at which a worker fetches into its host store; 0: a FETCH takes no time
     std::uint64_t disk_bandwidth = 0;
+    // size of a worker's disk store, instead; bytes/s at which it is brought a model, 0: that takes no time;
+    // and the scheduler's option of that name, by which models are spread at the beginning
+    std::uint64_t store_bytes = 0, store_bandwidth = 0;
+    std::uint32_t stored_copies = 2;
     double load_failures = 0, infer_failures = 0;  // probability that an action fails
     double cancels = 0;                            // probability that a client cancels a request
 };
@@ -252,6 +257,7 @@ private:
         std::uint32_t epoch = 0;
         bool alive = false;
         bool broken = false;  // whether the connection broke rather than the worker
+        Ns returns_ns = 0;    // as in crash()
         std::uint32_t first_device = 0, device_count = 0;
         std::uint32_t joins = 0;
         std::uint32_t batch_max = 0, extra_pages = 0;  // measurements from ClusterSetup, since it joined
@@ -281,6 +287,7 @@ private:
     bool has_arena(const Device& device) const { return device.arena == device.index; }
 
     // Functions of setup.cpp
+    void place_copies();
     void preload();
     void drain_set_up();
     void next_crash(std::uint32_t worker);
@@ -293,18 +300,24 @@ private:
     void settle();
     void obey();
     void order(const Command& command);
+    void model_gone(std::uint32_t model);
     void answer(const Command& command);
     void close(RequestId id, Request& request, RequestOutcome outcome);
     void reported(std::uint32_t slot, std::uint32_t worker);
     void client_sends(std::uint32_t group);
     void end_slice();
     void at_rest();
+    bool is_at_rest() const;
+    void check_copies();
     void finish();
     Slice* slice();
 
     // devices.cpp: the workers' side
+    void measure(std::uint32_t worker);
+    void restock(std::uint32_t worker);
     void join(std::uint32_t worker);
-    void crash(std::uint32_t worker, bool hangs);
+    // returns_ns: time of its return with its disk, where that is known; 0: it is gone for down_ns
+    void crash(std::uint32_t worker, bool hangs, Ns returns_ns = 0);
     void noticed(std::uint32_t worker);
     void send(std::uint32_t slot, std::uint64_t bytes);
     void send_back(std::uint32_t slot);
@@ -317,6 +330,8 @@ private:
     Ns allowed_ns(const emulated::EmulatedOrder& order, Ns took_ns);
     void demand_possible(const emulated::EmulatedEnd& done) const;
     const std::vector<std::uint32_t>& runs_of(const WorkerState& worker, std::uint32_t model);
+    std::uint64_t bytes_of(const WorkerState& worker, std::uint32_t model);
+    std::uint32_t stored_elsewhere(std::uint32_t worker, std::uint32_t model) const;
     std::uint32_t batch_max_of(const WorkerState& worker, std::uint32_t model) const;
     void lane_end(std::uint32_t device, LaneKind lane);
     void follow_neighbours(std::uint32_t device);
@@ -339,7 +354,7 @@ private:
     void record_done(const ActionResult& result);
     void record_joined(const WorkerState& worker);
     void record_link(WorkerId worker, Ns there_ns, Ns back_ns);
-    void record_ready(WorkerId worker, const ModelSpec& spec);
+    void record_ready(WorkerId worker, const ModelSpec& spec, bool is_stored);
     void record_left(WorkerId worker);
     void record_step();
     template <typename Event>
@@ -401,6 +416,7 @@ private:
     std::vector<std::uint32_t> worker_of_;  // worker by WorkerId
     std::vector<DeviceSpec> specs_;
     std::vector<std::uint32_t> runs_;  // scratch of runs_of()
+    std::vector<bool> is_aside_;       // by model: it was set aside
     // devices refer to the actions, so their addresses are stable
     std::vector<std::unique_ptr<Action>> actions_;
     std::vector<std::uint32_t> free_actions_;

@@ -176,6 +176,7 @@ enum class AnswerText : std::uint8_t {
     LOAD_FAILED = 24,
     VERBATIM = 25,
     NOT_MEASURABLE = 26,
+    NOT_STORED = 27,
 };
 
 // Tags of messages.

@@ -102,6 +102,8 @@ void Road::add_outlet(const device::DeviceOutlet& outlet) {
     descriptors_.push_back({outlet.fd, POLLIN, 0});
 }
 
+void Road::keep_store() { keeps_store_ = true; }
+
 void Road::start() {
     const device::EndListener listener{this, [](void* self) { return static_cast<Road*>(self)->take_at_end(); }};
     for (const device::DeviceOutlet& outlet : outlets_) {
@@ -400,7 +402,7 @@ void Road::queue_action(std::unique_ptr<HeldInputs> inputs, Ns now) {
                format("device %lld of %zu", static_cast<long long>(action_.device), numbers_.size()), received_ns);
         return;
     }
-    if (action_.kind != ActionKind::RESERVE && !models_.contains(action_.model_id)) {
+    if (action_.kind != ActionKind::RESERVE && !is_stores(action_.kind) && !models_.contains(action_.model_id)) {
         refuse(action_id, Status::UNKNOWN_MODEL, absence_of(action_.model_id), received_ns);
         return;
     }
@@ -562,7 +564,7 @@ void Road::obey(std::uint32_t place, Ns now) {
         switch (command.order) {
             case QueueOrder::START:
                 if (!waits_for_check(order))
-                    start_order(order);
+                    start_order(order, now);
                 watch_ns_ = std::min(watch_ns_, now + bounds_.limits.interval_ns);
                 break;
             case QueueOrder::REVOKE_STARTED: {
@@ -588,7 +590,17 @@ void Road::obey(std::uint32_t place, Ns now) {
     }
 }
 
-void Road::start_order(Order* order) {
+void Road::start_order(Order* order, Ns now) {
+    if (is_stores(order->kind)) {
+        const bool fetches = order->kind == ActionKind::FETCH;
+        order->execute.begin();
+        storing_.push_back(order);
+        notify({.kind = fetches ? Notice::STORE_FETCH : Notice::STORE_DROP,
+                .number = order->action_id,
+                .value = order->model_id,
+                .now_ns = fetches ? now + bounds_.limits.load_limit_ns(order->predicted_ns) : now});
+        return;
+    }
     const device::DevicePort& port = all_[order->place].port;
     port.begin(port.self, order);
 }
@@ -613,7 +625,7 @@ void Road::end_started(Order* order, Status status, std::string_view text, Ns no
 // Holds an order back from its device if the order, or an earlier order that it must follow, waits for a
 // check.
 bool Road::waits_for_check(Order* order) {
-    if (executes(order->kind))
+    if (executes(order->kind) || is_stores(order->kind))
         return false;
     bool waits = std::any_of(unchecked_.begin(), unchecked_.end(), [&](const Order* earlier) {
         return earlier->model_id == order->model_id && earlier->place == order->place;
@@ -644,7 +656,7 @@ void Road::start_checked(std::int64_t model_id, Ns now) {
         commands_.clear();
         if (models_.contains(model_id)) {
             if (!waits_for_check(order))
-                start_order(order);
+                start_order(order, now);
         } else {
             end_started(order, Status::DEVICE_ERROR, absence_of(model_id), now);
         }
@@ -756,6 +768,20 @@ void Road::answer_ended(Order* order, std::string_view text) {
         send_outgoing(outgoing_);
     }
     free_order(order);
+    wake();  // sending may have consumed the edge of the socket's descriptor
+}
+
+void Road::store_ended(std::int64_t action_id, Status status, std::string_view text) {
+    Held held(*this);
+    Order* const order = find(action_id);
+    if (order == nullptr || std::erase(storing_, order) == 0)
+        return;
+    order->execute.end();
+    order->status = static_cast<std::int32_t>(status);
+    const std::size_t length = std::min(text.size(), device::TEXT_BYTES - 1);
+    text.copy(order->text, length);
+    order->text[length] = '\0';
+    answer(order, now_ns());
     wake();  // sending may have consumed the edge of the socket's descriptor
 }
 
@@ -901,11 +927,12 @@ void Road::forget_all() {
         if (order == nullptr)
             continue;
         const bool is_unchecked = std::find(unchecked_.begin(), unchecked_.end(), order) != unchecked_.end();
+        const bool is_storing = std::find(storing_.begin(), storing_.end(), order) != storing_.end();
         const Device& on = all_[order->place];
         const bool has_ended = std::find(on.stalled.begin(), on.stalled.end(), order) != on.stalled.end();
         const bool is_started = on.queue->is_started(static_cast<std::uint64_t>(order->action_id));
         orders_[slot] = nullptr;
-        if (is_unchecked || has_ended || !is_started)
+        if (is_unchecked || is_storing || has_ended || !is_started)
             free_order(order);
     }
     lending_.reset();
@@ -913,6 +940,7 @@ void Road::forget_all() {
     orders_.clear();
     free_slots_.clear();
     unchecked_.clear();
+    storing_.clear();
     for (Device& device : all_) {
         device.queue->reset();
         device.stalled.clear();

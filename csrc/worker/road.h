@@ -54,12 +54,15 @@ struct Notice {
         UNSENT,   // the controller takes no more messages: the session has ended
         DRAINED,  // the road holds no action any more
         FAILED,   // the road has ended by a defect of its own, described in `text`
+        // action `number` fetches or drops model `value` in the worker's store: store_ended() answers it
+        STORE_FETCH,
+        STORE_DROP,
     };
 
     Kind kind = MESSAGE;
     std::int64_t number = 0;
     std::int64_t value = 0;
-    Ns now_ns = 0;  // the time of the event
+    Ns now_ns = 0;  // the time of the event; STORE_FETCH: the time by which it is to have ended
     std::vector<std::string> frames = {};
     std::string text = {};
     device::Order* order = nullptr;
@@ -110,6 +113,9 @@ public:
     // Called before start().
     void add_device(const device::DevicePort& port, std::uint32_t run_ahead);
     void add_outlet(const device::DeviceOutlet& outlet);
+    // Has Python carry out FETCH and DROP, also of models that no device knows: the worker's store of
+    // prepared models has a bound.
+    void keep_store();
     void start();
     // Ends the thread, receptions and answers, and frees the orders that no device holds.
     void stop();
@@ -150,6 +156,9 @@ public:
     // outputs are sent.
     void answer_ended(device::Order* order, std::string_view text);
     void release(device::Order* order);
+    // Answers the action of a notice STORE_FETCH or STORE_DROP. Does nothing if it was forgotten with its
+    // session.
+    void store_ended(std::int64_t action_id, Status status, std::string_view text);
     bool holds(std::int64_t action_id);
     // Called after the fault of a broken device was sent. Answers the device's ended orders, which were held
     // back until then; later ones are answered as they end.
@@ -228,7 +237,8 @@ private:
     void revoke(std::int64_t action_id, Ns now);
     void run_due(Ns now);
     void obey(std::uint32_t number, Ns now);
-    void start_order(device::Order* order);
+    void start_order(device::Order* order, Ns now);
+    bool is_stores(ActionKind kind) const { return keeps_store_ && lane_of(kind) == LaneKind::FETCH; }
     bool waits_for_check(device::Order* order);
     void reject(device::Order* order, Status status, std::string_view text);
     void end_started(device::Order* order, Status status, std::string_view text, Ns now);
@@ -287,6 +297,8 @@ private:
     std::vector<std::uint32_t> free_slots_;
     // orders started for their queues, but held back from their devices
     std::vector<device::Order*> unchecked_;
+    std::vector<device::Order*> storing_;  // orders that Python carries out in the worker's store
+    bool keeps_store_ = false;
     std::vector<QueueCommand> commands_;
     Ns watch_ns_ = NEVER_NS;
 

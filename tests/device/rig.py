@@ -7,7 +7,6 @@ the pipeline that usually writes it.
 from __future__ import annotations
 
 import dataclasses
-import select
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from clockwork.scheduler.types import ProfilePoint
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Profile, Unload
 from clockwork.wire.tensors import DTYPES
-from tests.patience import PATIENCE_NS
+from tests.patience import PATIENCE_NS, readable
 
 PAGE_BYTES = 65_536
 STEP_NS = 20_000
@@ -343,7 +342,7 @@ class Driver:
                 return [self.backlog.pop(action_id) for action_id in action_ids]
             left_s = (deadline_ns - now_ns()) / SECOND
             assert left_s > 0, f"of {action_ids} only {list(self.backlog)} ended"
-            select.select([self.device.fileno()], [], [], left_s)
+            readable(self.device.fileno(), within_s=left_s)
 
     def end(self, action_id: int) -> Completion:
         return self.wait(action_id)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import select
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from clockwork.wire.messages import NEVER_NS, Infer, Status
 from tests.device.conftest import RIGS
 from tests.device.cuda_rig import CardRig, why_no_card
 from tests.device.rig import PAGE_BYTES, Driver, affine, array_of, case, expected_affine, repeated, view
-from tests.patience import PATIENCE_NS, PATIENCE_S, windows_ns
+from tests.patience import PATIENCE_NS, readable, windows_ns
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
@@ -28,8 +27,8 @@ def needs_numbers(driver: Driver) -> None:
         pytest.skip(f"the {driver.rig.kind} device computes nothing")
 
 
-def readable(driver: Driver) -> bool:
-    return bool(select.select([driver.device.fileno()], [], [], 0)[0])
+def is_readable(driver: Driver) -> bool:
+    return bool(readable(driver.device.fileno(), within_s=0))
 
 
 def test_the_suite_runs_on_a_gpu_where_there_is_one() -> None:
@@ -292,12 +291,12 @@ def test_revoking_what_is_not_queued_does_nothing(driver: Driver) -> None:
 
 def test_the_descriptor_is_readable_while_there_are_completions(driver: Driver) -> None:
     model = driver.prepare(affine())
-    assert not readable(driver)
+    assert not is_readable(driver)
     driver.load(model, 1, [0])
-    assert select.select([driver.device.fileno()], [], [], PATIENCE_S)[0]
-    assert readable(driver)
+    assert readable(driver.device.fileno())
+    assert is_readable(driver)
     assert [one.status for one in driver.device.poll()] == [Status.OK]
-    assert not readable(driver)
+    assert not is_readable(driver)
     assert driver.device.poll() == []
 
 
@@ -308,7 +307,7 @@ def test_reset_drops_queues_and_residencies(driver: Driver) -> None:
     driver.infer(model, 1, [X], earliest_ns=now_ns() + 3600 * SECOND)
     driver.load(other, 2, [1], earliest_ns=now_ns() + 3600 * SECOND)
     driver.device.reset()
-    assert not readable(driver)
+    assert not is_readable(driver)
     assert driver.device.poll() == []
     assert driver.device.memory()["resident_bytes"] == 0
     assert driver.end(driver.infer(model, 1, [X])).status == Status.NOT_RESIDENT

@@ -3,7 +3,6 @@ files."""
 
 from __future__ import annotations
 
-import select
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from clockwork.wire.messages import Status
 from tests.device.cuda_rig import CardRig, CudaRig, why_no_card
 from tests.device.fake import DRIVER, OUT_OF_MEMORY, environment
 from tests.device.rig import PAGE_BYTES, Driver, EmulatedRig, affine, array_of, expected_affine
-from tests.patience import PATIENCE_NS
+from tests.patience import PATIENCE_NS, readable
 
 RIGS = [EmulatedRig, CudaRig, *([] if why_no_card() else [CardRig])]
 
@@ -148,7 +147,7 @@ def test_a_reset_empties_the_host_store(make: Callable[..., Driver]) -> None:
     driver.end(driver.load(model, 1, [0]))
     driver.fetch(other, earliest_ns=now_ns() + PATIENCE_NS)
     driver.device.reset()
-    assert not select.select([driver.device.fileno()], [], [], 0)[0]
+    assert not readable(driver.device.fileno(), within_s=0)
     assert driver.device.memory()["host_bytes"] == 0
     assert statuses(driver, driver.load(model, 2, [0])) == [Status.NOT_RESIDENT]
     assert statuses(driver, driver.fetch(model), driver.fetch(other)) == [Status.OK] * 2

@@ -32,14 +32,16 @@ public:
     void action_done(Ns, const ActionResult& result) override { results.push_back(result); }
     void settle(Ns) override { ++decisions; }
 
-    void worker_joined(Ns, WorkerId, const std::vector<DeviceSpec>&, std::uint64_t) override {}
+    void worker_joined(Ns, WorkerId, const std::vector<DeviceSpec>&, std::uint64_t, std::uint64_t) override {}
     void worker_left(Ns, WorkerId) override {}
     void worker_draining(Ns, WorkerId) override {}
     void device_lost(Ns, WorkerId, std::int32_t) override {}
     void device_clock(Ns, WorkerId, std::int32_t, std::uint32_t) override {}
     void time_wanted(Ns, WorkerId, std::int32_t, ModelId, Ns, const std::vector<std::uint32_t>&) override {}
     void link_measured(Ns, WorkerId, Ns, Ns) override {}
-    void model_ready(Ns, WorkerId, const ModelSpec&) override {}
+    void model_ready(Ns, WorkerId, const ModelSpec&, bool) override {}
+    void copy_lost(Ns, WorkerId, ModelId) override {}
+    void room_wanted(Ns, WorkerId, std::uint64_t) override {}
     void model_removed(Ns, ModelId) override {}
     void shape_known(std::uint32_t, std::uint64_t) override {}
     void shape_forgotten(std::uint32_t) override {}
@@ -47,11 +49,15 @@ public:
     bool preload(Ns, WorkerId, std::int32_t, ModelId) override { return false; }
     bool picture(WorkerId, std::int32_t, std::vector<ResidentModel>&) const override { return false; }
     void held(std::vector<std::int64_t>&) const override {}
-    bool host_picture(WorkerId, std::vector<ModelId>&) const override { return false; }
+    bool store_picture(WorkerId, std::vector<ModelId>&) const override { return false; }
     bool plans_fetches() const override { return false; }
     std::vector<DeviceStatus> devices() const override { return {}; }
     std::vector<ResidencyStatus> whereabouts(ModelId) const override { return {}; }
     std::vector<WorkerId> hosts(ModelId) const override { return {}; }
+    std::vector<WorkerId> keepers(ModelId) const override { return {}; }
+    std::uint64_t sole_copies(WorkerId) const override { return 0; }
+    std::uint64_t store_room(WorkerId) const override { return 0; }
+    StoreStatus store_status() const override { return {}; }
     Snapshot snapshot() const override { return {}; }
     PolicyStatus policy_status(Ns) const override { return {}; }
     LinkStatus link_status(Ns) const override { return {}; }

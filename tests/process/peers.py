@@ -229,7 +229,8 @@ class FakeWorker(Peer):
         }  # fmt: skip
         name = f"fake{self.epoch}"
         self.send(messages.WorkerHello(messages.PROTOCOL_VERSION, "test", name, self.epoch, [device]))
-        self.receive(messages.WorkerWelcome)
+        while not isinstance(answer := self.receive()[0], messages.WorkerWelcome):
+            assert not isinstance(answer, messages.Mismatch), answer.text
 
     def prepare(self, status: messages.Status = messages.Status.OK, text: str = "", **changes: Any) -> Any:
         """Wait for Prepare and answer it."""

@@ -32,6 +32,7 @@ from bench import (
     history,
     joining,
     lengths,
+    live_stores,
     neighbours,
     overload,
     paging,
@@ -46,6 +47,7 @@ from bench import (
     shared_arena,
     shared_memory,
     spike,
+    threads,
     worker,
 )
 from bench.attacks import gateway_bytes, gateway_seats, seats
@@ -60,6 +62,7 @@ from bench.gpu_peers.measure import _row as gpu_peers_row
 from bench.gpu_peers.theirs import ON_A_CPU
 from bench.million import live as million
 from bench.million import tables as million_tables
+from bench.networks import NoNetworks
 from bench.paper import fig11, live
 from bench.paper.common import Setting
 from bench.relay import Relay
@@ -87,6 +90,17 @@ def test_executors_of_an_arena_beside_devices_with_arenas_of_their_own() -> None
     assert [row["kind"] for row in rows] == ["executors", "devices"]
     assert all(row["goodput/s"] > 0 and row["pss_MB"] > 0 for row in rows)
     assert facts["models"] == 2
+
+
+def test_the_chosen_threads_beside_every_number() -> None:
+    rows, facts = threads.measure(threads.Plan(cores=1, slos=(8.0,), rounds=1, seconds=1.0))
+    (row,) = rows
+    assert (row["threads"], row["offered/s"] > 0) == (1, True)
+    assert facts["cores"] == 1
+    if row["chosen"]:  # no rate holds where the machine stalls all the time
+        assert row["chosen/this"] in (0, 1)
+    assert threads.flags_of(1, 4) == ("--executors", "4")
+    assert threads.flags_of(2, 4) == ("--threads", "2", "--devices", "2")
 
 
 def test_round_trip_beside_a_relay() -> None:
@@ -119,6 +133,19 @@ def test_what_large_tensors_cost_sent_and_shared() -> None:
         found["10 MB", "same", "shared"]["controller_cpu_ms"]
         < found["10 MB", "same", "sent"]["controller_cpu_ms"]
     )
+
+
+@pytest.mark.slow
+def test_workers_that_store_a_part_of_the_models_behind_links_that_fail() -> None:
+    try:
+        rows, facts = live_stores.measure(live_stores.QUICK, 1)
+    except NoNetworks as why:
+        pytest.skip(f"no network namespaces with links: {why}")
+    assert [row["phase"] for row in rows] == ["steady", "cut", "kill", "join"]
+    assert all(row["requests"] > 0 and row["wrong"] == row["not ended once"] == 0 for row in rows)
+    assert facts["answers"]["requests"] >= sum(row["requests"] for row in rows)
+    assert facts["answers"]["without an answer"] == facts["leave"]["wrong"] == 0
+    assert facts["simulated steady"]["in time"] > 0
 
 
 def test_what_a_request_costs_a_gateway() -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from clockwork.cli import root as cli
 from clockwork.cli.common import DURATION, Duration, say_bytes, say_enough
+from clockwork.cli.serve import PackageFlags
 from clockwork.errors import ConfigError
 from clockwork.formats.profiles import parse_profiles
 from clockwork.system.words import say_count, say_figure
@@ -291,6 +292,9 @@ def test_one_output_to_npy(run: Any, tmp_path: Path) -> None:
         (("up", "--http-port", "8002"), "--metrics-port 8002 is the port of --http-port"),
         (("up", "--save-devices", "--policy", "fifo"), "--save-devices needs --policy adaptive"),
         (("up", "--host-bytes", "1GiB", "--policy", "edf"), "--host-bytes needs --policy adaptive"),
+        (("up", "--package-cache", "1GiB"), "--package-cache is for packages in an object store"),
+        (("controller", "--package-cache", "1GiB", "--packages", "/srv"), "--packages URL"),
+        (("up", "--store-bytes", "1"), "a store of 1 bytes: --store-bytes is 1048576 to"),
     ],
 )
 def test_a_wrong_command_line_is_answered_with_the_usage_and_status_2(
@@ -524,3 +528,10 @@ def test_python_dash_m_reaches_the_same_program() -> None:
     assert result.stderr.startswith("Usage: clockwork status ")
     with pytest.raises(ConfigError):
         raise ConfigError(result.stderr)
+
+
+def test_a_package_cache_has_a_least_size() -> None:
+    """By the flags themselves: the command asks first for a library of the object store."""
+    PackageFlags("s3://bucket/place", 1 << 20).check()
+    with pytest.raises(ConfigError, match="--package-cache of 1 bytes: it is 1048576 bytes or more"):
+        PackageFlags("s3://bucket/place", 1).check()

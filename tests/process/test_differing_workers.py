@@ -25,17 +25,19 @@ from clockwork.models import zoo
 from clockwork.models.prepare import prepare
 from clockwork.system.clock import MS
 from clockwork.wire.packages import MODEL_FILE
-from tests.patience import PATIENCE_S, eventually
+from tests.patience import PATIENCE_NS, PATIENCE_S, eventually
 from tests.process.cluster import Cluster, Reference, running_cluster, same
 
 PAGE_BYTES = 256 << 10
 ROWS = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
 
 
-def measured(store: Path, package: Path, holding: str, batch_max: int, slower: float) -> PreparedModel:
-    """Make a worker's store in which a model was prepared before: with this holding, these batch sizes, and
-    this slowness."""
-    fingerprint = device_fingerprint(1)
+def measured(
+    store: Path, package: Path, holding: str, batch_max: int, slower: float, threads: int = 1
+) -> PreparedModel:
+    """Make a worker's store in which a model was prepared before: with this holding, these batch sizes, this
+    slowness, and so many threads."""
+    fingerprint = device_fingerprint(threads)
     prepared = prepare(package, store, fingerprint, PAGE_BYTES, {"holding": holding})
     found = prepared_directory(store, prepared.digest, fingerprint, {"holding": holding})
     target = prepared_directory(store, prepared.digest, fingerprint, {})
@@ -127,6 +129,34 @@ def test_two_cpu_workers_that_measured_differently_serve_one_set_of_models(tmp_p
             )  # fmt: skip
             counts = client.status()["counts"]
             assert counts["failed"] == counts["missed"] == counts["refused"] == 0
+
+
+@pytest.mark.slow
+def test_a_worker_of_several_threads_serves_what_one_thread_executes_too_slowly(tmp_path: Path) -> None:
+    model = zoo.build("mlp")
+    package = tmp_path / "package"
+    package.mkdir()
+    onnx.save(model, package / MODEL_FILE)
+    measured(tmp_path / "data" / "wide", package, "bound", 16, 1, threads=2)
+    narrow = measured(tmp_path / "data" / "narrow", package, "bound", 16, 1)
+    narrow.profile = [dataclasses.replace(point, exec_ns=10 * PATIENCE_NS) for point in narrow.profile]
+    narrow.by_threads = [[2, MS]]
+    narrow.write(prepared_directory(tmp_path / "data" / "narrow", narrow.digest, narrow.fingerprint, {}))
+    with running_cluster(tmp_path / "data", workers=0) as cluster, cluster.client() as client:
+        cluster.start_worker(name="narrow", store="narrow")
+        cluster.start_worker("--threads", "2", name="wide", store="wide")
+        client.register("tight", str(package / MODEL_FILE), slo=PATIENCE_S)
+        shown = preparations(client, "tight")
+        assert shown["wide"]["state"] == "ready"
+        assert shown["narrow"]["state"].startswith("its SLO of 180000 ms is below its execution time of")
+        assert shown["narrow"]["state"].endswith(
+            "with 2 threads it takes 1 ms: serve it by workers with --threads 2"
+        )
+        client.register("loose", zoo.fine_tune(model, 1))
+        assert {one["state"] for one in preparations(client, "loose").values()} == {"ready"}
+        for _ in range(10):
+            assert same(client.infer("tight", ROWS), Reference(model)(ROWS))
+        assert served(client) == {"wide": 10, "narrow": 0}
 
 
 def emulated(cluster: Cluster, name: str, *options: str) -> Any:

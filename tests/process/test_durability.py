@@ -31,7 +31,7 @@ from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
 from tests.disks import small_disk
-from tests.patience import PATIENCE_NS
+from tests.patience import PATIENCE_NS, eventually
 from tests.process.faulty_disk import Disk, Synced
 from tests.process.peers import FakeWorker, RawClient, prepared_model, running_controller
 
@@ -126,8 +126,20 @@ class Stage:
 def state_of(data: Path, place: Path) -> State:
     """Return the state that a controller finds that starts on a copy of this directory."""
     copy = place / "copy"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(data, copy, ignore=shutil.ignore_patterns(".dropped-*"))  # these go meanwhile
+
+    def is_copied() -> bool:
+        """Whether no package was removed meanwhile, as those of a registration that failed are."""
+        shutil.rmtree(copy, ignore_errors=True)
+        try:
+            shutil.copytree(data, copy, ignore=shutil.ignore_patterns(".dropped-*"))
+        except shutil.Error as error:
+            gone = [Path(source) for source, _, _ in error.args[0]]
+            if any("packages" not in path.relative_to(data).parts or path.exists() for path in gone):
+                raise
+            return False
+        return True
+
+    eventually(is_copied, "it is copied whole")
     catalog = Catalog(copy)
     catalog.open()
     try:
@@ -136,7 +148,8 @@ def state_of(data: Path, place: Path) -> State:
         assert complaints + more == []
         for record in records:
             for file in record.files:
-                content = (catalog.store.directory(record.digest) / file.path).read_bytes()
+                with catalog.store.held(record.digest) as package:
+                    content = (package / file.path).read_bytes()
                 assert hashlib.sha256(content).hexdigest() == file.sha256
         names = {record.name for record in records if record.offered}
         return (

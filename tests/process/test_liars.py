@@ -147,7 +147,7 @@ def test_a_worker_that_was_let_go_is_not_taken_in_again_until_it_is_started_anew
             eventually(lambda: liar.is_let_go, "it is let go")
         assert client.model("m").state == "unserved"
         with (
-            pytest.raises(AssertionError, match="no WorkerWelcome came"),
+            pytest.raises(AssertionError, match="it is let go until it is started anew"),
             threaded_worker(controller, 1, VERIFIED),
         ):
             pass

@@ -65,7 +65,7 @@ def test_a_catalog_is_read_whole(stores: tuple[str, Path, dict[str, Any]]) -> No
         assert complaints == []
         assert [(route.name, route.split, route.earlier) for route in routes] == [("split", QUARTER, EARLIER)]
         for record in records:
-            assert catalog.store.has(record.digest)
+            assert catalog.store.is_whole(record.digest)
             assert digest_of(record.files) == record.digest
     finally:
         catalog.close()

@@ -67,7 +67,9 @@ def ask(client: Client, model: str, is_over: threading.Event, wrong: list[Any]) 
     assert len(asked) > 5
 
 
-@pytest.mark.parametrize("models", [3, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "models", [3, pytest.param(10, marks=pytest.mark.slow), pytest.param(40, marks=pytest.mark.long)]
+)
 def test_what_stalls_a_gpu_happens_in_reservations_alone(tmp_path: Path, models: int) -> None:
     rig = CudaRig(tmp_path / "packages")
     serving = affine()

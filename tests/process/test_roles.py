@@ -85,6 +85,7 @@ FROM_WORKERS: dict[type, Any] = {
     messages.Prepared: messages.Prepared(1, Status.INTERNAL, "no", {}),
     messages.BundleWanted: messages.BundleWanted(1),
     messages.BundleRefused: messages.BundleRefused(1, "no"),
+    messages.NotStored: messages.NotStored(1, ""),
     messages.DeviceFault: messages.DeviceFault(0, "broken"),
     messages.ClockChanged: messages.ClockChanged(0, 1000),
     messages.TimeNeeded: messages.TimeNeeded(0, 1, 0, []),

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import select
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -33,6 +32,8 @@ from clockwork.wire.messages import (
     NEVER_NS,
     TO_WORKER,
     Forget,
+    HostDrop,
+    HostFetch,
     Infer,
     Load,
     Ping,
@@ -54,7 +55,7 @@ from clockwork.worker.given import Given
 from clockwork.worker.road import open_road
 from tests.device.rig import PAGE_BYTES as RIG_PAGE_BYTES
 from tests.device.rig import CpuRig, affine, expected_affine
-from tests.patience import PATIENCE_S, eventually
+from tests.patience import PATIENCE_S, eventually, readable
 from tests.process.python_router import PythonRouter
 
 MODEL = 1
@@ -609,5 +610,95 @@ def test_no_interpreted_function_is_entered_for_an_infer(make: Callable[..., Sta
     assert [notice for notice in stage.notices if notice[0] != _road.NEWS] == [], (
         "nothing was handed to Python"
     )
-    assert not select.select([stage.road.fileno()], [], [], 0)[0]
+    assert not readable(stage.road.fileno(), within_s=0)
     os.close(shared.memory)
+
+
+# ----- a store with a bound, whose FETCHes and DROPs come as notices -----------------------------
+
+
+@pytest.fixture
+def keeping(tmp_path: Path) -> Iterator[Stage]:
+    stage = Stage(tmp_path)
+    stage.road.keep_store()
+    stage.start()
+    yield stage
+    stage.close()
+
+
+def test_a_fetch_of_any_model_comes_as_a_notice_and_is_answered(keeping: Stage) -> None:
+    begun_ns = now_ns()
+    keeping.send(HostFetch(5, 0, 77, 9, 0, NEVER_NS, 3 * SECOND))
+    _, action_id, model_id, by_ns, _ = keeping.notice(_road.STORE_FETCH)
+    assert (action_id, model_id) == (5, 77)
+    assert by_ns - begun_ns >= 10 * 3 * SECOND  # LOAD_LIMIT_FACTOR times its prediction
+    assert keeping.road.holds(5)
+    keeping.road.store_ended(5, Status.OK)
+    _, _, frames = keeping.until(keeping.router.receive)
+    result = codec.decode(frames[0], FROM_WORKER)
+    assert isinstance(result, Result)
+    assert (result.action_id, result.status, result.text) == (5, Status.OK, "")
+    begin_ns, end_ns, duration_ns = result.execute
+    assert begun_ns <= begin_ns <= end_ns <= now_ns()
+    assert duration_ns == end_ns - begin_ns
+    keeping.send(HostDrop(6, 0, 77, 9, 0, NEVER_NS, 0))
+    assert keeping.notice(_road.STORE_DROP)[1:3] == (6, 77)
+    keeping.road.store_ended(6, Status.IN_USE, "e" * 10_000 + "\u00e9")
+    number, status, text = keeping.result()
+    assert (number, status) == (6, Status.IN_USE)
+    assert 0 < len(text) < 1000
+    assert keeping.road.count == 0
+
+
+def test_a_fetch_whose_window_is_closed_or_that_is_revoked_is_never_begun(keeping: Stage) -> None:
+    keeping.send(HostFetch(5, 0, 77, 9, 0, now_ns() - SECOND, 0))
+    assert keeping.result_of(5) == Status.TOO_LATE
+    keeping.send(HostFetch(6, 0, 77, 9, now_ns() + 100 * SECOND, NEVER_NS, 0))
+    keeping.send(Revoke(6))
+    assert keeping.result_of(6) == Status.ACTION_CANCELLED
+    assert not [one for one in keeping.notices if one[0] == _road.STORE_FETCH]
+
+
+def test_no_more_fetches_run_at_once_than_a_lane_takes(keeping: Stage) -> None:
+    run_ahead = keeping.device.info.run_ahead
+    for action_id in range(run_ahead + 1):
+        keeping.send(HostFetch(action_id + 1, 0, 77, 9, 0, NEVER_NS, 0))
+    for action_id in range(run_ahead):
+        assert keeping.notice(_road.STORE_FETCH)[1] == action_id + 1
+    keeping.send(Ping(1))
+    keeping.until(lambda: keeping.road.counts(0) == (1, run_ahead))
+    assert not [one for one in keeping.notices if one[0] == _road.STORE_FETCH]
+    keeping.road.store_ended(1, Status.DEVICE_ERROR, "it was cut")
+    assert keeping.notice(_road.STORE_FETCH)[1] == run_ahead + 1
+
+
+def test_a_fetch_is_forgotten_with_its_session(keeping: Stage) -> None:
+    keeping.send(HostFetch(5, 0, 77, 9, 0, NEVER_NS, 0))
+    keeping.notice(_road.STORE_FETCH)
+    keeping.road.reset()
+    assert keeping.road.count == 0
+    keeping.road.store_ended(5, Status.OK)  # nobody hears of it
+    keeping.road.store_ended(6, Status.OK)
+    keeping.send(HostFetch(6, 0, 77, 9, 0, NEVER_NS, 0))
+    keeping.notice(_road.STORE_FETCH)
+    keeping.road.store_ended(6, Status.OK)
+    assert keeping.result_of(6) == Status.OK
+
+
+def test_a_fetch_under_way_is_answered_when_the_worker_gives_up(keeping: Stage) -> None:
+    keeping.send(HostFetch(5, 0, 77, 9, 0, NEVER_NS, 0))
+    keeping.notice(_road.STORE_FETCH)
+    keeping.road.cancel()
+    assert keeping.result_of(5) == Status.ACTION_CANCELLED
+    keeping.road.store_ended(5, Status.OK)
+    assert keeping.road.count == 0
+
+
+def test_a_worker_without_such_a_store_gives_a_fetch_to_its_device(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    stage.start()
+    stage.send(HostFetch(5, 0, 77, 9, 0, NEVER_NS, 0))
+    assert stage.result_of(5) == Status.UNKNOWN_MODEL
+    stage.send(HostFetch(6, 0, MODEL, 9, 0, NEVER_NS, 0))
+    assert stage.result_of(6) == Status.DEVICE_ERROR
+    stage.close()

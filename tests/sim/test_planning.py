@@ -18,6 +18,7 @@ from clockwork.cli.root import cli
 from clockwork.controller.settings import ControllerSettings
 from clockwork.errors import ConfigError
 from clockwork.formats.profiles import ModelProfile, linear, save_profiles
+from clockwork.models import by_threads
 from clockwork.sim import Cluster, Report, planning, simulate, world
 from clockwork.sim.planning import Planner, Scenario
 from clockwork.workloads import Workload, poisson, zipf
@@ -338,6 +339,51 @@ def test_measurements_by_threads_are_checked(
     monkeypatch.chdir(tmp_path)
     found = CliRunner().invoke(cli, ["plan", "threads", "--cores", "4", *arguments])
     assert found.exit_code != 0
+    assert text in " ".join(found.output.replace("│", " ").split())
+
+
+def onnx_files(folder: Path, *names: str) -> list[str]:
+    """Options that name files. Their content is not read: the measurement is replaced."""
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return [word for name in names for word in ("--onnx", str(folder / name))]
+
+
+@pytest.mark.parametrize(("ms_of_two", "threads"), [(39.0, 1), (22.0, 1), (19.0, 2)])
+def test_a_file_is_measured_here_and_the_faster_way_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ms_of_two: float, threads: int
+) -> None:
+    asked: list[Any] = []
+
+    def measure(files: Any, counts: list[int], cores: int, tell: Any) -> dict[int, list[ModelProfile]]:
+        asked.append(([file.name for file in files], counts, cores))
+        return {
+            count: [dataclasses.replace(CNN, exec_ns={1: round(ms * MS)}, batch_max=1, slo_ns=0)]
+            for count, ms in ((1, 40.0), (2, ms_of_two))
+        }
+
+    monkeypatch.setattr(by_threads, "measure_by_threads", measure)
+    monkeypatch.setattr("clockwork.models.threads.thread_counts", lambda cores: [1, 2])
+    words = ["threads", "--cores", "2", *onnx_files(tmp_path, "cnn.onnx"), "--slo", "500ms"]
+    found = json.loads(run(*words, "--requests", "2000", "--seeds", "1", "--json"))
+    assert asked == [(["cnn.onnx"], [1, 2], 2)]
+    assert found["threads"] == threads
+
+
+@pytest.mark.parametrize(
+    ("files", "more", "text"),
+    [
+        ([], [], "takes either --measured or --onnx"),
+        (["a.onnx"], ["--slo", "1s", "--measured", "1=a.json"], "takes either --measured or --onnx"),
+        (["a.onnx"], [], "--onnx needs --slo"),
+        (["a.onnx", "b/a.onnx"], ["--slo", "1s"], "names two files alike"),
+    ],
+)
+def test_files_to_measure_are_checked(tmp_path: Path, files: list[str], more: list[str], text: str) -> None:
+    words = ["plan", "threads", "--cores", "2", *onnx_files(tmp_path, *files), *more]
+    found = CliRunner().invoke(cli, words)
+    assert found.exit_code == 2
     assert text in " ".join(found.output.replace("│", " ").split())
 
 

@@ -25,8 +25,10 @@ from clockwork.scheduler.types import (
     Tick,
     WorkerJoined,
 )
+from clockwork.sim import Cluster, simulate
 from clockwork.sim.recorded import GOOD, REFUSED, RecordedRun, read_recorded
 from tests.sim.harness import MS, SHAPE, US, World, spec
+from tests.sim.test_host_store import PAGE_BYTES, models, zipf
 
 Trace = Sequence[tuple[Any, Sequence[Any]]]
 
@@ -108,6 +110,22 @@ def test_a_simulation_of_a_recording_comes_near_to_it(tmp_path: Path, trace: Tra
     assert simulated["p50_ns"] == pytest.approx(truth["p50_ns"], rel=0.2)
     assert simulated["p99_ns"] == pytest.approx(truth["p99_ns"], rel=0.3)
     assert found.simulate().summary(1) == found.simulate().summary(1)
+
+
+@pytest.mark.parametrize("tier", ["host", "disk"])
+def test_a_store_is_filled_as_fast_as_it_was(tmp_path: Path, tier: str) -> None:
+    bytes_per_s = 400_000_000
+    store = (
+        Cluster(devices=3, host_bytes=8 * PAGE_BYTES, disk_bandwidth=bytes_per_s)
+        if tier == "host"
+        else Cluster(devices=3, store_bytes=30 * PAGE_BYTES, store_bandwidth=bytes_per_s)
+    )
+    report = simulate(models(20), store, [zipf(50, 5, 20)], "adaptive", recording=tmp_path / "it")
+    assert report.fetches > 2
+    found = read_recorded(tmp_path / "it").cluster
+    assert (found.host_bytes, found.store_bytes) == (store.host_bytes, store.store_bytes)
+    assert found.disk_bandwidth == pytest.approx(store.disk_bandwidth, rel=0.01)
+    assert found.store_bandwidth == pytest.approx(store.store_bandwidth, rel=0.01)
 
 
 def test_other_settings_give_other_outcomes(tmp_path: Path, trace: Trace) -> None:

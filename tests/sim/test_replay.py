@@ -204,7 +204,7 @@ def test_a_recording_that_was_cut_off_is_good_until_there(tmp_path: Path, trace:
     [
         (b"", "no recording"),
         (b"\x93\x01\x02\x03", "no recording"),
-        (b"\x95\x63\xa3edf\xa0\x80\xa10", "format 99; this program reads formats 2 and 3"),
+        (b"\x95\x63\xa3edf\xa0\x80\xa10", "format 99; this program reads formats 2 to 4"),
         (b"\x95\x01\xa3edf\xa0\x80\xa10", "format 1;"),
         (b"\x95\x02\xa3edf\xa0\x80\xa10\xc4\x07\x94\x05\x00\x91\x91\x63\x90", "step 0 .* is damaged"),
         (b"\x95\x02\xa3edf\xa0\x80\xa10\xc4\x01\x94", "step 0 .* is damaged"),

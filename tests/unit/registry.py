@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any
 
+from clockwork.config import PACKAGE_BYTES_MAX
 from clockwork.controller.catalog.records import ModelRecord
 from clockwork.controller.catalog.routes import NameRoute
 from clockwork.controller.effects import (
@@ -75,7 +76,9 @@ class Registry:
     def __init__(self) -> None:
         self.effects: deque[Effect] = deque()
         self.table = ModelTable(self.effects)
-        self.registrar = Registrar(self.effects, self.table, lambda digest: False)
+        self.registrar = Registrar(
+            self.effects, self.table, lambda digest: False, lambda worker: PACKAGE_BYTES_MAX
+        )
         self.jobs: deque[Job] = deque()  # jobs given to storage, in order
         self.asked: list[tuple[int, Prepare]] = []  # requests to workers without an answer
         self.known: set[int] = set()  # model ids that the scheduler knows

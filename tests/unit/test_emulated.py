@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import select
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from clockwork.formats.profiles import ModelProfile
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
 from clockwork.wire.packages import LIST_FILE, PROFILE_FILE
+from tests.patience import readable
 
 START_NS = 1_000 * SECOND
 PAGE_BYTES = 1 << 20
@@ -355,7 +355,7 @@ def test_the_descriptor_wakes_whoever_waits_at_the_end(tmp_path: Path, make: Any
         for _ in range(20):
             done: list[Completion] = []
             while not done:
-                assert select.select([bench.group.fileno()], [], [], 10.0)[0], "nobody woke"
+                assert readable(bench.group.fileno()), "nobody woke"
                 done = [one for device in bench.group.ended() for one in device.poll()]
             late_ns.append(now_ns() - max(done[0].execute[1], done[0].copy_out[1]))
             bench.infer(model)

@@ -22,6 +22,7 @@ def test_the_grid_spans_what_it_should() -> None:
     assert any(len(one.slo.split("/")) > 1 for one in ALL)
     assert any(one.priorities > 1 for one in ALL)
     assert sum(not one.resident for one in ALL) >= 8
+    assert sum(one.stored < 1 for one in ALL) == 2
 
 
 @pytest.mark.parametrize("cell", ALL, ids=lambda one: one.name)
@@ -47,6 +48,9 @@ def test_a_cell_is_its_specification(cell: cells.Cell) -> None:
         ("speeds=1/0", "above 0"),
         ("executors=0", "at least 1"),
         ("devices=6,executors=4", "divide the devices"),
+        ("devices=8,models=20,fits=0.5,stored=0.2", "two copies"),
+        ("devices=8,models=20,fits=0.5,stored=0", "two copies"),
+        ("devices=8,models=20,stored=0.5", "cannot hold all"),
     ],
 )
 def test_a_wrong_cell_is_refused_with_a_reason(text: str, reason: str) -> None:
@@ -65,6 +69,16 @@ def test_drawn_cells_are_those_of_their_seed_and_differ() -> None:
     assert {cell.resident for cell in many} == {cell.priorities == 1 for cell in many} == {True, False}
     assert {len(cell.slo.split("/")) for cell in many} == {1, 2, 3}
     assert len({cell.speeds for cell in many}) == 3
+
+
+def test_disks_hold_the_share_of_the_models_that_a_cell_says() -> None:
+    cell = cells.parse("devices=4,models=20,fits=0.4,stored=0.5")
+    assert cells.specified(cell.name, cell.spec) == cell
+    there = measure.cluster(cell)
+    assert there.store_bytes == 10 * cells.profiles(cell)[0].pages(cells.PAGE_BYTES) * cells.PAGE_BYTES
+    assert there.store_bandwidth == cells.STORE_BANDWIDTH
+    everywhere = measure.cluster(dataclasses.replace(cell, stored=1.0))
+    assert (everywhere.store_bytes, everywhere.store_bandwidth) == (0, 0)
 
 
 def test_uneven_devices_execute_at_their_speeds() -> None:

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "sources": ["base", "system", "wire", "formats"],
     "protocol": ["base", "wire"],
     "repository": ["base", "system", "wire", "formats", "models", "client", "sources", "protocol"],
-    "controller": ["base", "system", "wire", "scheduler", "formats"],
+    "controller": ["base", "system", "wire", "scheduler", "formats", "sources"],
     "worker": ["base", "system", "wire", "formats", "device", "models"],
     "gateway": ["base", "system", "wire", "web", "client", "sources", "protocol", "repository"],
     "sim": ["base", "system", "wire", "scheduler", "observe", "formats", "workloads", "device"],

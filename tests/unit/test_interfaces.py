@@ -195,6 +195,7 @@ def test_an_honest_summary_is_read() -> None:
         *({"inputs": [TENSOR | one]} for one in ({"dtype": -1}, {"dtype": 1 << 31}, {"name": 1}, {"name": "x" * 5000})),
         *({"outputs": [TENSOR | {"shape": one}]} for one in ([-1], [1 << 63], [[]], [1] * (RANK_MAX + 1), ["N" * 5000])),
         {"outputs": [TENSOR] * (TENSORS_MAX + 1)},
+        *({"by_threads": value} for value in ([[0, 1]], [[2, -1]], [[2, TIME_MAX_NS + 1]], [[1 << 20, 1]], [[2]], [2, 1], [[2, 1]] * 17)),
         {"metadata": {"a": 1}},
         {"metadata": {1: "a"}},
         {"format_version": 999},
@@ -206,10 +207,12 @@ def test_a_summary_out_of_bounds_is_refused(change: dict[str, Any]) -> None:
         told(SUMMARY | change)
 
 
-@pytest.mark.parametrize("name", sorted(SUMMARY.keys() - {"outputs_verified", "lengths", "lengths_note"}))
+LATER = {"outputs_verified", "lengths", "lengths_note", "by_threads"}
+"""Fields that earlier workers did not report."""
+
+
+@pytest.mark.parametrize("name", sorted(SUMMARY.keys() - LATER))
 def test_a_summary_says_everything(name: str) -> None:
-    """Earlier workers did not report whether they have seen the outputs, nor whether lengths share
-    batches."""
     with pytest.raises(InvalidInput):
         told({key: value for key, value in SUMMARY.items() if key != name})
 

@@ -314,8 +314,8 @@ def of_cores(*counts: int, threads: int = 1, quota: float = math.inf) -> UsableM
     ("given", "executors"),
     [
         (of_cores(1), 1),
-        (of_cores(2), 1),
-        (of_cores(2, threads=2), 1),
+        (of_cores(2), 2),
+        (of_cores(2, threads=2), 2),
         (of_cores(3), 2),
         (of_cores(4), 3),
         (of_cores(8), 7),
@@ -328,6 +328,8 @@ def of_cores(*counts: int, threads: int = 1, quota: float = math.inf) -> UsableM
         (of_cores(64, quota=32), 28),
         (of_cores(8, quota=64), 7),
         (of_cores(2, quota=0.01), 1),
+        (of_cores(2, quota=1.9), 1),
+        (of_cores(2, quota=2), 2),
         (of_cores(2000), config.EXECUTORS_MAX),
     ],
 )

@@ -96,6 +96,9 @@ def body(*models: dict[str, Any]) -> dict[str, Any]:
         "lag": histogram([100_000]),
         "devices_wanted": 1.23456,
         "devices": 1,
+        "stores": {
+            "scarce": 5, "awaited": 2, "cramped": 1, "lost": 3, "copying": 4, "bytes": 1 << 30, "used": 1 << 29, "room": 7,
+        },
         "learnt": {"pace": 0.98, "need": 1.25, "share": 0.5},
         "links": {"contested_ns": 1_200_000_000, "level": 0.75, "beyond": 3},
         "requests_open": 3,
@@ -228,6 +231,9 @@ def test_devices_workers_and_the_cluster() -> None:
     assert found[f"clockwork_device_arena_bytes{{{device}}}"] == 100 * (16 << 20)
     assert found['clockwork_worker_host_store_used_bytes{worker="w"}'] == 1 << 29
     assert found["clockwork_devices_wanted"] == pytest.approx(1.2346)
+    counts = {"scarce": 5, "awaited": 2, "cramped": 1, "lost": 3, "copying": 4}
+    assert {state: found[f'clockwork_stored_models{{state="{state}"}}'] for state in counts} == counts
+    assert found["clockwork_stores_planned_used_bytes"] / found["clockwork_stores_planned_bytes"] == 0.5
     assert found[f"clockwork_device_margin_ratio{{{device}}}"] == 0.0125
     assert found[f"clockwork_device_contested_seconds{{{device}}}"] == 1.5
     assert found[f"clockwork_device_share_level{{{device}}}"] == 0.9

@@ -95,8 +95,8 @@ MIRRORS = (
         "the scheduler's events, and the records of a recording that tools/schema writes of them",
         ("csrc/recording/records.h", "clockwork/scheduler/types.py"),
         (
-            "ActionDone Arrived DeviceClock DeviceLost LinkMeasured ModelReady ModelRemoved RequestCancelled"
-            " TimeWanted WorkerDraining WorkerJoined WorkerLeft"
+            "ActionDone Arrived CopyLost DeviceClock DeviceLost LinkMeasured ModelReady ModelRemoved RequestCancelled"
+            " RoomWanted TimeWanted WorkerDraining WorkerJoined WorkerLeft"
         ),
     ),
     Mirrors(

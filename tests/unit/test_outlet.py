@@ -61,9 +61,7 @@ class Bench:
             troubles=SimpleNamespace(note=lambda *_: None, clear=lambda *_: None),
             complaints=SimpleNamespace(note=lambda kind, *_: self.calls.append(("complaint", kind))), now_ns=70,
         )  # fmt: skip
-        self.outlet = Outlet(
-            self.effects, context, noting, noting, noting, noting, noting, noting, noting, noting
-        )
+        self.outlet = Outlet(self.effects, context, noting, noting, noting, noting, noting, noting, noting)
 
     def carry_out(self, *effects: Effect, is_deciding: bool = False) -> list[Any]:
         """Return the calls for these effects."""

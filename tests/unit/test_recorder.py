@@ -4,7 +4,6 @@ ring."""
 from __future__ import annotations
 
 import random
-import select
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -35,6 +34,7 @@ from clockwork.scheduler.types import (
     AnswerFailed,
     AnswerOk,
     Arrived,
+    CopyLost,
     DeviceClock,
     DeviceLost,
     Fault,
@@ -48,6 +48,7 @@ from clockwork.scheduler.types import (
     Reason,
     Request,
     RequestCancelled,
+    RoomWanted,
     SendDrop,
     SendFetch,
     SendInfer,
@@ -63,6 +64,7 @@ from clockwork.scheduler.types import (
     WorkerLeft,
 )
 from tests.native._tested import Recorder
+from tests.patience import readable
 
 MARK_BYTES = 64 << 10
 HEADER = Header("edf", "", {}, __version__)
@@ -88,8 +90,10 @@ EVENT_STRATEGIES = [
     st.builds(RequestCancelled, nows, ids),
     st.builds(ActionDone, nows, small, ids, st.sampled_from(Status), texts, times, times, spans, times),
     st.builds(LinkMeasured, nows, small, times, times),
-    st.builds(ModelReady, nows, small, specs),
-    st.builds(WorkerJoined, nows, small, st.just((("v100", 1 << 24, 100, 2),)), ids),
+    st.builds(ModelReady, nows, small, specs, st.booleans()),
+    st.builds(CopyLost, nows, small, small),
+    st.builds(RoomWanted, nows, small, ids),
+    st.builds(WorkerJoined, nows, small, st.just((("v100", 1 << 24, 100, 2),)), ids, ids),
 ]
 COMMAND_STRATEGIES = [
     st.builds(SendLoad, *headed, st.lists(small, max_size=20).map(tuple), *window),
@@ -393,7 +397,7 @@ class Box:
 
     def wait(self) -> None:
         """Return once the recorder's thread has ended a task."""
-        select.select([self.recorder.fileno()], [], [], 60)
+        readable(self.recorder.fileno())
         self.recorder.drain(lambda error: pytest.fail(str(error)))
 
     def names(self) -> list[str]:
@@ -599,6 +603,34 @@ def test_the_state_of_a_policy_in_python_is_not_asked_for(tmp_path: Path) -> Non
     recorder.ask("", 0, lambda body, _: found.append(body))
     assert found[0]["inexact"] == "the policy is a class in Python, whose state only it knows"
     recorder.close()
+
+
+def test_the_cluster_of_a_dump_knows_which_copies_were_lost() -> None:
+    cluster = ClusterEvents()
+    for event in (
+        JOINED[0],
+        ready(1, 4),
+        ready(1, 5),
+        CopyLost(3_000, 1, 4),
+        CopyLost(3_000, 1, 9),
+        CopyLost(3_000, 7, 4),
+    ):
+        cluster.told(EncodedEvent.of(event))
+    [step] = cluster.steps(5_000)
+    events = decode_step(msgpack.unpackb(step)).events
+    assert [(one.spec.model_id, one.is_stored) for one in events if isinstance(one, ModelReady)] == [
+        (4, False),
+        (5, True),
+    ]
+
+
+def test_the_cluster_of_a_dump_knows_the_room_that_was_wanted_last() -> None:
+    cluster = ClusterEvents()
+    for event in (JOINED[0], RoomWanted(3_000, 1, 70), RoomWanted(4_000, 1, 30), RoomWanted(4_000, 7, 90)):
+        cluster.told(EncodedEvent.of(event))
+    [step] = cluster.copy().steps(5_000)
+    events = decode_step(msgpack.unpackb(step)).events
+    assert [one for one in events if isinstance(one, RoomWanted)] == [RoomWanted(5_000, 1, 30)]
 
 
 def test_one_dump_at_a_time_and_few_reads(box: Box) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from clockwork.config import SHARE_WHOLE, VERSIONS_MAX
+from clockwork.controller.catalog.records import Complaint
 from clockwork.controller.catalog.routes import NameRoute
 from clockwork.controller.effects import (
     AbortUpload,
     CommitUpload,
     Job,
+    ListPackages,
     OpenUpload,
     ReadRecord,
     ReadUpload,
@@ -28,6 +30,7 @@ from clockwork.controller.models.lifecycle import TABLE, ModelState, VersionEven
 from clockwork.controller.peers.links import ClientLink
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import InvalidModel
+from clockwork.formats.durable import NotUndone
 from clockwork.formats.interface import Interface
 from clockwork.formats.prepared import TensorSpec
 from clockwork.scheduler.types import Fault
@@ -322,6 +325,33 @@ def test_a_version_is_invalid_only_where_a_worker_finds_it_at_fault(
     assert registry.answered(waiter) == [said]
 
 
+@pytest.mark.parametrize("has_wide", [True, False])
+def test_a_version_is_served_by_the_workers_whose_threads_meet_its_slo(
+    registry: Registry, has_wide: bool
+) -> None:
+    if has_wide:
+        registry.join(2)
+    waiter = registry.register("m", b"one", slo_ns=20_000_000)
+    registry.store()
+    registry.send_chunk(waiter)
+    while registry.jobs:
+        registry.store()
+    while registry.asked:
+        worker, prepare = registry.asked.pop(0)
+        point = {"shape": [[2]], "batch": 1, "exec_ns": 12_000_000 if worker == 2 else 40_000_000}
+        fields = summary(prepare.digest) | {"profile": [point], "by_threads": [[4, 12_000_000]]}
+        registry.registrar.prepared(worker, Prepared(prepare.model_id, Status.OK, "", fields), 0)
+        registry.carry_out()
+    why = (
+        "its SLO of 20 ms is below its execution time of 40 ms; with 4 threads it takes 12 ms: "
+        "serve it by workers with --threads 4"
+    )
+    workers = registry.table.by_id[prepare.model_id].workers
+    assert workers == ({1: why, 2: "ready"} if has_wide else {1: why})
+    registry.settle()
+    assert registry.answered(waiter) == ["m@1 is ready" if has_wide else f"m@1 cannot be served: {why}"]
+
+
 def test_a_start_waits_for_what_it_found_and_asking_changes_nothing(served: Registry) -> None:
     served.register("n", b"two")
     served.settle()
@@ -448,6 +478,61 @@ def test_a_package_goes_with_the_last_of_two_versions_that_are_erased_together(s
     assert all(not job.change.packages for job in served.jobs if isinstance(job, WriteChange))
     served.settle()
     assert served.packages == set()
+
+
+def listed(registry: Registry) -> None:
+    """Have storage say which packages it has, and have what nobody needs removed."""
+    registry.registrar.ended(ListPackages(), sorted(registry.packages), None, 0)
+    registry.carry_out()
+    for job in [job for job in registry.jobs if isinstance(job, RemovePackage)]:
+        registry.jobs.remove(job)
+        registry.jobs.appendleft(job)
+        registry.store()
+
+
+def test_packages_that_no_record_has_are_removed_and_no_others(served: Registry) -> None:
+    waiter = served.register("m", b"two")
+    served.store()
+    served.send_chunk(waiter)
+    while len(served.packages) == 1:
+        served.store()  # the second upload is stored, and no version yet
+    served.packages |= {"left by a crash", "left by a removal that failed"}
+    listed(served)
+    assert served.packages == {served.digest(b"one"), served.digest(b"two")}
+    served.settle()
+    assert served.states("m") == {1: "ready", 2: "ready"}
+
+
+def test_a_package_that_is_whole_again_is_prepared_where_it_could_not_be(served: Registry) -> None:
+    served.join(2)
+    served.prepare(Status.INTERNAL, text="a chunk could not be read there")
+    assert served.asked == []
+    served.registrar.package_mended(served.digest(b"other"))
+    served.carry_out()
+    assert served.asked == []
+    for _ in range(2):  # the second time it is being prepared already
+        served.registrar.package_mended(served.digest(b"one"))
+        served.carry_out()
+        assert [worker for worker, _ in served.asked] == [2]
+    served.prepare(Status.INTERNAL, text="a chunk could not be read there")
+    served.order(Unregister(0, "m"))
+    served.store()
+    served.registrar.package_mended(served.digest(b"one"))
+    served.carry_out()
+    assert served.asked == [], "a version that leaves is prepared"
+
+
+def test_no_package_is_removed_while_a_record_may_come_back(served: Registry) -> None:
+    served.packages.add("of a record that may come back")
+    again = Registry()
+    again.packages, again.records = served.packages, served.records
+    again.registrar.restore([*again.records.values()], [Complaint("lost", 1, "it is damaged", False)], [], [])
+    listed(again)
+    assert len(again.packages) == 2
+    served.order(Unregister(0, "m"))
+    served.store(NotUndone(errno.EIO, "Input/output error"))
+    listed(served)
+    assert len(served.packages) == 2
 
 
 def test_whoever_waits_for_the_last_worker_to_answer_waits_no_more_when_it_leaves(served: Registry) -> None:

@@ -41,7 +41,13 @@ def test_options_are_known_by_name_and_bounded() -> None:
         make_scheduler("fifo", options={"batch_cap": -1})
     with pytest.raises(ConfigError, match=r"'greedy' \(there are paper, adaptive\)"):
         make_scheduler("fifo", memory="greedy")
-    assert known_options("fifo") == ("batch_cap", "queue_delay_ms", "schedule_ahead_ms", "drop")
+    assert known_options("fifo") == (
+        "batch_cap",
+        "queue_delay_ms",
+        "schedule_ahead_ms",
+        "drop",
+        "stored_copies",
+    )
 
 
 # ----- fifo ----------------------------------------------------------------------------------

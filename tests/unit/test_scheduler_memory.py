@@ -186,6 +186,33 @@ def test_adaptive_replicates_a_model_onto_an_idle_device_as_soon_as_a_request_wo
     assert (send.device, send.requests) == (1, (waiting[0],))
 
 
+def test_adaptive_looks_for_a_device_again_when_more_requests_of_a_model_that_asks_would_be_late() -> None:
+    """The model asks already, since one waits for long that no copy would serve sooner."""
+    story = story_of("adaptive", spec(1, exec_ms=10, load_ms=8), devices=3, pages=2, run_ahead=1)
+    story.request(1, 60)
+    story.ask(1, slo_ms=60)
+    assert story.at(9).request(1, 60)[1] == []
+    assert story.at(9.6).request(1, 21)[1] == []
+    _, [load] = story.request(1, 21)  # the first device would end it after 30.4 ms
+    assert told([load]) == [("load", 1)]
+
+
+def test_adaptive_expects_a_waiting_request_on_the_device_that_is_free_first() -> None:
+    """Half of it on each of two devices made the one that it occupies look free."""
+    story = story_of("adaptive", spec(1, exec_ms=10, load_ms=1), devices=2, pages=4, run_ahead=1)
+    story(ModelReady(story.now, 1, spec(2, exec_ms=10, load_ms=1)))
+    _, [here] = story.request(1, 18)
+    _, [load] = story.request(1, 18)
+    [there] = story.at(1.4).done(load, 1)
+    story.at(10.2).done(here)
+    story.at(11.8).done(there)
+    _, [first] = story.at(20).request(1)
+    _, [second] = story.at(26).request(1)
+    assert story.at(28).request(1, 22)[1] == []  # behind the first
+    _, [load] = story.at(28.1).request(2, 40)
+    assert first.device != second.device == load.device
+
+
 def test_the_link_of_a_worker_has_run_ahead_loads_at_once() -> None:
     story = story_of("adaptive", *(spec(model) for model in range(1, 5)), devices=2, pages=8, resident=False)
     sent = [told(story.request(model)[1]) for model in range(1, 5)]

@@ -32,9 +32,9 @@ ORDER = [
     ["policy"],
     # the parts that carry decisions out
     ["state"],
-    ["flights", "learning"],
+    ["flights", "keepers", "learning"],
     ["arenas", "executions"],
-    ["models", "idle", "reservations"],
+    ["models", "idle", "reservations", "spread"],
     ["requests"],
     ["recovery"],
     ["parts"],
@@ -53,7 +53,7 @@ ORDER = [
 
 PLACE = {name: place for place, names in enumerate(ORDER) for name in names}
 SOURCES_OF = {
-    "host_stores": "arenas", "archive": "dispatcher", "workers": "dispatcher", "view": "dispatcher", "policies": "dispatcher",
+    "stores": "arenas", "archive": "dispatcher", "workers": "dispatcher", "view": "dispatcher", "policies": "dispatcher",
     # these sources work on all records, so they name them
     "records": "machines", "demand": "machines", "shares": "machines",
     "link_shares": "state",

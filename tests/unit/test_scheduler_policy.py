@@ -47,7 +47,13 @@ def test_a_module_that_lacks_another_says_which(tmp_path: Any, monkeypatch: pyte
 
 
 def test_options_reach_the_class_and_no_others_do() -> None:
-    assert known_options(FIFO) == ("batch_cap", "queue_delay_ms", "schedule_ahead_ms", "drop")
+    assert known_options(FIFO) == (
+        "batch_cap",
+        "queue_delay_ms",
+        "schedule_ahead_ms",
+        "drop",
+        "stored_copies",
+    )
     story = Story(FIFO, spec(1, batch_max=4), options={"batch_cap": 2, "schedule_ahead_ms": 0})
     [first] = story.request()[1]
     asked = story.ask(1, 1, 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import select
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from clockwork.controller.storage.thread import StorageThread
 from clockwork.errors import InvalidModel
 from clockwork.formats.durable import ALONE, Journal, Steps
 from clockwork.formats.package import PackageFile, PackageStore
-from tests.patience import PATIENCE_S
+from tests.patience import readable
 
 Ended = tuple[str, Any, BaseException | None]
 
@@ -34,7 +33,7 @@ class Site:
     def names_of_ended(self, count: int) -> list[str]:
         """Wait until so many jobs have ended. Return their names."""
         while len(self.ended) < count:
-            assert select.select([self.thread.fileno()], [], [], PATIENCE_S)[0], self.ended
+            assert readable(self.thread.fileno()), self.ended
             self.thread.drain(lambda error: pytest.fail(str(error)))
         return [name for name, _, _ in self.ended]
 

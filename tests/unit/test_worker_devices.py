@@ -17,6 +17,7 @@ from clockwork.cli.serve import WorkerFlags, worker_options
 from clockwork.device import machine
 from clockwork.device.cuda_clocks import open_source
 from clockwork.device.cuda_memory import CardInfo
+from clockwork.device.machine import ArenaPlace
 from clockwork.errors import ConfigError
 from clockwork.launch import local, ray
 from clockwork.worker.devices import open_devices, places_of, take_processors
@@ -187,6 +188,21 @@ def test_arenas_of_a_machine_of_two_nodes(
 
 
 @pytest.mark.parametrize(
+    ("settings", "executors"),
+    [
+        ({"by_node": True, "executors": 0}, [28]),
+        ({"by_node": True, "executors": 20}, [20]),
+        ({"devices": ("cpu",) * 3, "executors": 10}, [10, 10, 10]),
+    ],
+)
+def test_a_worker_that_may_not_pin_is_bound_to_no_processor_and_no_node(
+    large: None, settings: dict[str, Any], executors: list[int]
+) -> None:
+    places = places_of(WorkerSettings(**settings, is_pinned=False))
+    assert places == [ArenaPlace(count) for count in executors]
+
+
+@pytest.mark.parametrize(
     ("arguments", "given"),
     [
         ([], None),
@@ -213,7 +229,52 @@ def test_workers_of_a_cluster_share_the_machine(
     assert found[0].own_arguments == expected
 
 
-def test_workers_of_a_ray_cluster_have_machines_of_their_own(
+@pytest.mark.parametrize(
+    ("arguments", "narrow", "wide"),
+    [
+        (["--wide", "4"], [("24", "0-27")], "28-31"),
+        (["--wide", "16"], [("12", "0-15")], "16-31"),
+        (["--wide", "4", "--workers", "2"], [("12", "0-13"), ("12", "14-27")], "28-31"),
+        (["--wide", "20", "--executors", "3"], [("3", "0-11")], "12-31"),
+        (["--wide", "31", "--executors", "1"], [("1", "0")], "1-31"),
+    ],
+)
+def test_one_more_worker_has_an_executor_of_several_cores(
+    large: None,
+    arguments: list[str],
+    narrow: list[tuple[str, str]],
+    wide: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[local.UpSettings] = []
+    monkeypatch.setattr(local, "up", lambda settings, say: found.append(settings))
+    result = CliRunner().invoke(serve.up, ["--no-gateway", "--no-demo", *arguments])
+    assert found, result.output
+    expected = [("--executors", count, "--processors", processors) for count, processors in narrow]
+    own = ("--executors", "1", "--threads", arguments[1], "--processors", wide)
+    assert found[0].own_arguments == (*expected, own)
+    assert found[0].workers == len(narrow) + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--wide", "32"], "there are no 32 cores to spare: this process may use 32 cores (32 processors) of 2 NUMA"),
+        (["--wide", "4", "--devices", "2"], "--wide is for CPU workers of one thread on this machine"),
+        (["--wide", "4", "--threads", "2"], "--wide is for CPU workers of one thread on this machine"),
+        (["--wide", "4", "--workers", "0"], "--wide is for CPU workers of one thread on this machine"),
+        (["--wide", "4", "--ray"], "--wide is for CPU workers of one thread on this machine"),
+        (["--wide", "4", "--device", "emulated"], "--wide is for CPU workers of one thread on this machine"),
+        (["--wide", "1"], "1 is not in the range 2<=x<=1024"),
+    ],
+)  # fmt: skip
+def test_a_wide_worker_that_cannot_be_is_refused(large: None, arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(serve.up, ["--no-gateway", "--no-demo", *arguments])
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.replace("│", " ").split())
+
+
+def test_workers_of_a_ray_cluster_do_not_share_this_machine(
     large: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[tuple[local.UpSettings, ray.RaySettings]] = []
@@ -223,7 +284,9 @@ def test_workers_of_a_ray_cluster_have_machines_of_their_own(
             serve.up, ["--no-gateway", "--no-demo", "--ray", "--workers", "2", *arguments]
         )
         assert result.exit_code == 0, result.output
-    assert [settings.own_arguments for settings, _ in found] == [(), ()]
+    assert [settings.own_arguments for settings, _ in found] == [(("--no-pin",),) * 2] * 2, (
+        "two workers may come to one machine"
+    )
     assert [wanted.cpus for _, wanted in found] == [1, 6], "Ray reserves as many as the worker will have"
     words = [settings.worker_arguments for settings, _ in found]
     assert [given[given.index("--executors") + 1] for given in words] == ["1", "6"]

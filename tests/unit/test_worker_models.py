@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,14 @@ from typing import Any
 import pytest
 
 from clockwork.formats.package import PackageStore
-from clockwork.wire.messages import Prepare
+from clockwork.wire import codec
+from clockwork.wire.messages import FROM_WORKER, Announce, NotStored, Prepare, Status
 from clockwork.worker.checks import Checked
 from clockwork.worker.models import WorkerModels
 from clockwork.worker.opening import WorkerModel
+from clockwork.worker.stores import BoundedStore
+from tests.patience import PATIENCE_S
+from tests.unit.test_worker_stores import prepare
 
 SUMS = {"weights.bin": 1}
 
@@ -24,6 +29,7 @@ class Road:
     def __init__(self) -> None:
         self.whole: list[int] = []
         self.gone: list[int] = []
+        self.ended: list[tuple[int, Status, str]] = []
 
     def model_ready(
         self,
@@ -41,6 +47,9 @@ class Road:
 
     def model_whole(self, model_id: int) -> None:
         self.whole.append(model_id)
+
+    def store_ended(self, action_id: int, status: int, text: str = "") -> None:
+        self.ended.append((action_id, Status(status), text))
 
 
 class Sums(dict[Path, dict[str, int]]):
@@ -131,3 +140,166 @@ def test_a_bundle_can_be_read_as_long_as_a_model_has_it(models: WorkerModels, tm
         assert models._paths(digest) == paths
         models.forget(model_id)
     assert models._paths(digest) == []
+
+
+# ----- stores with a bound -------------------------------------------------------------------------
+
+
+class Device:
+    """A device that forgets no model that is resident."""
+
+    fault = ""
+    reserves = is_untidy = False
+    info = SimpleNamespace(kind="cpu", name="cpu", fingerprint="f", page_bytes=4096, page_count=8)
+
+    def __init__(self) -> None:
+        self.resident: set[int] = set()
+
+    def forget(self, model_id: int) -> None:
+        if model_id in self.resident:
+            raise ValueError(f"model {model_id} is resident")
+
+    def end_reserve(self) -> None:
+        pass
+
+
+class Store:
+    """A worker with models in a store with a bound."""
+
+    def __init__(self, root: Path, road: Road, models: Sequence[str]) -> None:
+        self.road, self.device = road, Device()
+        self.sent: list[Any] = []
+        self._woken = threading.Event()
+        self.paths = [prepare(root, name, 1000) for name in models]
+        self.bounded = BoundedStore(root, 10_000, self._woken.set)
+        devices: Any = [self.device]
+        self.models = WorkerModels(
+            devices,
+            PackageStore(root),
+            road,
+            self._send,
+            self._woken.set,
+            lambda: None,
+            lambda *_: None,
+            self.bounded,
+        )
+        for model_id, path in enumerate(self.paths, 1):
+            enter(self.models, model_id, path)
+            self.models._known[model_id].opened = list(devices)
+            assert self.bounded.claim(path)
+
+    def _send(self, header: bytes, frames: Sequence[Any] = ()) -> None:
+        self.sent.append(codec.decode(header, FROM_WORKER))
+
+    def poll_until(self, count: int) -> None:
+        """Poll until so many orders have been answered."""
+        self.models.poll()
+        while len(self.road.ended) < count:
+            assert self._woken.wait(PATIENCE_S)
+            self._woken.clear()
+            self.models.poll()
+
+    def close(self) -> None:
+        self.models.close()
+        self.bounded.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path, road: Road) -> Iterator[Store]:
+    made = Store(tmp_path, road, ["a", "b"])
+    yield made
+    made.close()
+
+
+def test_a_dropped_model_is_removed_before_its_drop_is_answered(store: Store, road: Road) -> None:
+    store.models.drop(7, 1)
+    assert road.gone == [1]
+    assert set(store.models.ready) == {2}
+    store.poll_until(1)
+    assert road.ended == [(7, Status.OK, "")]
+    assert not store.paths[0].exists()
+    assert store.sent == [NotStored(1, "")]
+    assert (store.bounded.used, store.bounded.count) == (1000, 1)
+    store.models.drop(8, 1)
+    store.models.drop(9, 99)
+    assert [(action, status) for action, status, _ in road.ended[1:]] == [
+        (8, Status.OK), (9, Status.UNKNOWN_MODEL),
+    ]  # fmt: skip
+
+
+def test_a_model_that_is_resident_is_removed_once_it_is_unloaded(store: Store, road: Road) -> None:
+    store.device.resident.add(1)
+    store.models.drop(7, 1)
+    assert road.ended == [(7, Status.OK, "")]
+    assert store.sent == [NotStored(1, "")]
+    assert road.gone == []  # its executions go on
+    store.models.beat()
+    assert store.paths[0].is_dir()
+    assert store.bounded.used == 2000
+    store.device.resident.clear()
+    store.models.beat()
+    assert road.gone == [1]
+    store.models.drop(8, 1)  # waits for nothing: it is removed already
+    while store.bounded.is_removing:
+        store.models.poll()
+    assert not store.paths[0].exists()
+    assert store.bounded.used == 1000
+
+
+def test_models_of_the_same_files_are_removed_together(tmp_path: Path, store: Store, road: Road) -> None:
+    enter(store.models, 3, store.paths[0])
+    store.models.drop(7, 1)
+    assert road.ended == [(7, Status.OK, "")]
+    assert store.paths[0].is_dir()
+    store.models.drop(8, 3)
+    store.poll_until(2)
+    assert not store.paths[0].exists()
+
+
+def test_a_fetch_waits_for_what_is_being_removed(store: Store, road: Road) -> None:
+    store.models.drop(7, 1)
+    store.models.fetch(8, 99, 1 << 60)
+    assert road.ended == []  # what goes makes the room in which it comes
+    store.poll_until(2)
+    assert road.ended[0] == (7, Status.OK, "")
+    action_id, status, text = road.ended[1]
+    assert (action_id, status) == (8, Status.UNKNOWN_MODEL)
+    assert "was not announced" in text
+
+
+def test_a_fetch_of_what_is_there_is_done(store: Store, road: Road) -> None:
+    store.models.fetch(8, 1, 1 << 60)
+    assert road.ended == [(8, Status.OK, "")]
+
+
+def test_a_damaged_model_of_a_store_with_a_bound_is_lost_and_not_made_again(store: Store, road: Road) -> None:
+    store.models._note_checked(Checked(store.paths[0], "weights.bin is damaged"))
+    assert road.gone == [1]
+    (told,) = store.sent
+    assert (told.model_id, "weights.bin is damaged" in told.text) == (1, True)
+    while store.bounded.is_removing:
+        store.models.poll()
+    assert not store.paths[0].exists()
+    assert set(store.models.ready) == {2}
+
+
+def test_what_nobody_names_is_removed_when_the_announced_have_been_looked_up(
+    tmp_path: Path, store: Store
+) -> None:
+    store.models.reset()  # another controller
+    assert store.bounded.count == 0
+    store.models.announce(Announce(1, "m", 1, "cd" * 32, [], {}))
+    while any(path.exists() for path in store.paths):
+        assert store._woken.wait(PATIENCE_S)
+        store._woken.clear()
+        store.models.poll()
+    assert store.sent == [NotStored(1, "")]
+    store.models.announce(Announce(1, "m", 1, "cd" * 32, [], {}))
+    assert store.sent[-1].text == "model id 1 was announced twice"
+
+
+def test_a_worker_without_a_bound_that_is_announced_a_model_says_so(models: WorkerModels) -> None:
+    sent: list[bytes] = []
+    models._send = lambda header, frames=(): sent.append(header)
+    models.announce(Announce(1, "m", 1, "cd" * 32, [], {}))
+    assert codec.decode(sent[0], FROM_WORKER) == NotStored(1, "this worker's store has no bound")

@@ -232,6 +232,19 @@ def test_a_process_without_work_leaves(make: Callable[..., Side]) -> None:
     assert side.end_of(2).status == Status.OK
 
 
+def test_a_process_that_stays_is_there_before_its_first_job_and_after_its_last(
+    make: Callable[..., Side],
+) -> None:
+    side = make(idle_ns=1, stays=True)
+    pid = str(eventually(lambda: side.process.pid, "the process has started"))
+    for job_id in (1, 2):
+        side.process.submit(job_id, {"status": Status.OK})
+        assert side.end_of(job_id).text == pid
+    side.process.submit(3, {"status": Status.OK, "leaving": True})
+    assert side.end_of(3).text == pid
+    eventually(lambda: side.process.pid not in (0, int(pid)), "another has started")
+
+
 def test_a_command_that_does_not_exist_ends_the_job() -> None:
     woken = threading.Event()
     process = PreparationProcess(woken.set, ["/nonexistent/python"])

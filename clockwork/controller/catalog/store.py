@@ -2,7 +2,7 @@
 
     <data>/format           the format's version
     <data>/lock             held while a controller uses the directory
-    <data>/packages/...     see models.package
+    <data>/packages/...     see formats.package, unless they are kept elsewhere: see catalog.packages
     <data>/models/<name>@<version>.json
     <data>/routes/<name>.json   how the name's traffic is split, where somebody has said so
     <data>/undo, <data>/done    of changes of several of these at once, see models.durable
@@ -14,20 +14,21 @@ called on the controller's storage thread.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from clockwork.config.formats import FORMAT_BYTES_MAX
+from clockwork.controller.catalog.packages import DirectoryPackages, Packages
 from clockwork.controller.catalog.records import Change, Complaint, ModelRecord
 from clockwork.controller.catalog.routes import NameRoute
 from clockwork.errors import ConfigError, InvalidInput, InvalidModel
-from clockwork.formats.checksums import AT_ONCE, Pace, mend, read_plain, set_aside, unseal
+from clockwork.formats.checksums import mend, read_plain, set_aside, unseal
 from clockwork.formats.durable import ALONE, Journal, Steps, write_durably
 from clockwork.formats.interface import Interface, read_interface
-from clockwork.formats.package import DamagedPackage, PackageFile, PackageStore, check_package
+from clockwork.formats.package import PackageFile
+from clockwork.system.locks import lock_file
 from clockwork.wire.telling import printable, tell
 
 FORMAT = "1"
@@ -40,10 +41,11 @@ T = TypeVar("T", ModelRecord, NameRoute)
 
 
 class Catalog:
-    """The data directory of one controller."""
+    """The data directory of one controller. packages: by default in the data directory."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, packages: Packages | None = None) -> None:
         self.root = root
+        self.store = packages or DirectoryPackages(root)
         self._lock = -1
         self._journal = Journal(root, ("models", "routes"))
 
@@ -52,8 +54,7 @@ class Catalog:
         marker = self.root / "format"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock_file(self.root / "lock")
             found = read_plain(marker, FORMAT_BYTES_MAX).strip() if marker.exists() else None
             if found is None:
                 write_durably(marker, FORMAT.encode())
@@ -64,8 +65,7 @@ class Catalog:
             (self.root / "models").mkdir(exist_ok=True)
             (self.root / "routes").mkdir(exist_ok=True)
             self._journal.recover()
-            self.store = PackageStore(self.root)
-            self.store.sweep()
+            self.store.open()
         except ValueError as error:
             self.close()
             raise ConfigError(f"data directory {self.root}: its file 'format' is damaged: {error}") from None
@@ -82,6 +82,7 @@ class Catalog:
             raise
 
     def close(self) -> None:
+        self.store.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -164,47 +165,28 @@ class Catalog:
         yield ALONE
         self.store.remove(digest)
 
-    def is_whole(self, digest: str) -> bool:
-        """Whether a package is stored whole and durably; sets a damaged one aside. Raises OSError."""
-        if not self.store.settle(digest):
-            return False
-        try:
-            self.inspect(digest)
-        except DamagedPackage:
-            return False
-        return True
-
-    def inspect(self, digest: str, pace: Pace = AT_ONCE) -> None:
-        """Compare a package with its checksums. Raises DamagedPackage: the package, if there was one, is set
-        aside."""
-        directory = self.store.directory(digest)
-        try:
-            check_package(directory, pace)
-        except DamagedPackage:
-            set_aside(directory)
-            raise
-
     def declared(
         self, digest: str, files: Sequence[PackageFile], options: dict[str, Any]
     ) -> Interface | None:
         """The interface that a whole package declares of its model; None: it cannot be read, and no worker
         prepares it.
 
-        options: of its registration. Raises OSError.
+        options: of its registration. Raises OSError, DamagedPackage.
         """
-        try:
-            return read_interface(self.store.directory(digest), files, options)
-        except InvalidModel:
-            return None
+        with self.store.held(digest) as directory:
+            try:
+                return read_interface(directory, files, options)
+            except InvalidModel:
+                return None
 
     def read_chunk(self, digest: str, file: PackageFile, offset: int, length: int) -> bytes:
-        """Bytes of a stored file. Raises OSError."""
-        path = self.store.directory(digest) / file.path
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            return os.pread(descriptor, length, offset)
-        finally:
-            os.close(descriptor)
+        """Bytes of a stored file. Raises OSError, DamagedPackage."""
+        with self.store.held(digest) as directory:
+            descriptor = os.open(directory / file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                return os.pread(descriptor, length, offset)
+            finally:
+                os.close(descriptor)
 
     def _route_path(self, name: str) -> Path:
         return self.root / "routes" / f"{name}.json"

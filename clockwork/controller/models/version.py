@@ -11,6 +11,13 @@ from clockwork.controller.models.lifecycle import ModelState, VersionEvent
 from clockwork.formats.prepared import PreparedModel
 from clockwork.scheduler.types import ModelSpec
 
+SOUGHT = "sought"
+ABSENT = "absent"
+FETCHABLE = "fetchable"
+AWAY = (SOUGHT, ABSENT, FETCHABLE)
+"""States of a model on a worker whose store has a bound, and which has not prepared it: the worker looks for
+it in its store; it is not there; it is not there, and another worker of the same kind has it."""
+
 
 class Waiter(NamedTuple):
     """A request of a client that is answered when what it asks for is complete."""
@@ -60,7 +67,7 @@ class ModelVersion:
         self.measured: dict[int, PreparedModel] = {}
         self.input_index: dict[str, int] = {}
         self.bundles: dict[str, Bundle] = {}  # by kind of worker
-        self.workers: dict[int, str] = {}  # worker id: preparing, ready, or the error
+        self.workers: dict[int, str] = {}  # worker id: preparing, ready, one of AWAY, or the error
         self.faults: dict[str, int] = {}  # faults that the version's executions caused on workers, by kind
 
     @property
@@ -77,7 +84,9 @@ class ModelVersion:
         # earlier run of the controller, or before it was unloaded) is served as soon as one worker can.
         if is_ready:
             return VersionEvent.SERVABLE if self.was_ready else None
-        if is_open or not states:
+        is_hopeless = self.is_blamed and not self.was_ready
+        may_be_asked = any(state in AWAY for state in states) and not is_hopeless
+        if is_open or may_be_asked or not states:
             return None
         return VersionEvent.LOST if self.was_ready else VersionEvent.REFUSED
 

@@ -8,11 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from clockwork.config import VERSION
+from clockwork.config.wire import STORE_BYTES_MAX
 from clockwork.controller.peers.clocksync import ClockSync
 from clockwork.errors import InvalidInput
 from clockwork.wire import codec
 from clockwork.wire.messages import PROTOCOL_VERSION, DeviceInfo, Mismatch
 from clockwork.wire.telling import printable, tell
+
+STORE_STATS = ("store_bytes_used", "store_models", "store_fetching")
+"""Counts in the stats of a worker whose store has a bound: bytes of the prepared models that lie there, their
+number, and FETCHes under way."""
 
 OWN_NAME_TEXT = (
     "a peer must not name itself (ZMQ_ROUTING_ID): the controller tells peers apart by names of its own"
@@ -64,6 +69,7 @@ class WorkerLink:
     jitter_ns: int = 0
     offline: dict[int, str] = dataclasses.field(default_factory=dict)  # lost devices, and the reason of each
     is_draining: bool = False  # the worker has said Goodbye
+    copies_until_ns: int = 0  # its Goodbye is answered then at the latest: others fetch its models; 0: it was
     faults: int = 0  # number of the worker's impossible answers
     fetches: int = 0  # number of chunks that are being read for the worker
     stats: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -87,6 +93,8 @@ def parse_devices(rows: list[dict[str, Any]]) -> list[DeviceInfo]:
     devices = [DeviceInfo(**({"host_bytes": 0} | row)) for row in rows]
     if any(device.host_bytes != devices[0].host_bytes for device in devices):
         raise InvalidInput("the devices of a worker share one host store")
+    if any(device.store_bytes != devices[0].store_bytes for device in devices):
+        raise InvalidInput("the devices of a worker share one store")
     return devices
 
 
@@ -103,6 +111,15 @@ def sharing(devices: Sequence[DeviceInfo], index: int) -> list[int]:
     """The numbers of the devices that execute from this device's arena, its own among them."""
     owners = [number if device.arena < 0 else device.arena for number, device in enumerate(devices)]
     return [number for number, owner in enumerate(owners) if owner == owners[index]]
+
+
+def why_no_store(devices: Sequence[DeviceInfo], kind: str) -> str:
+    """The reason why the store of a worker cannot have a bound; "": it can, or has none.
+
+    kind: bundle_kind()."""
+    if devices[0].store_bytes and (not kind or devices[0].host_bytes):
+        return "a store with a bound (--store-bytes) is for workers whose devices are CPUs of one kind"
+    return ""
 
 
 def why_not_shared(devices: Sequence[DeviceInfo]) -> str:
@@ -153,6 +170,9 @@ def check_stats(stats: dict[str, Any], device_count: int) -> None:
         raise InvalidInput(f"stats of a device are a map, its gpu's, too; got {tell(rows)}")
     if not _are_texts(stats.get("devices_lost", [])) or type(stats.get("rss_bytes", 0)) is not int:
         raise InvalidInput(f"devices_lost are texts and rss_bytes is a number, got {tell(stats)}")
+    for name in STORE_STATS:
+        if type(count := stats.get(name, 0)) is not int or not 0 <= count <= STORE_BYTES_MAX:
+            raise InvalidInput(f"{name} is 0 to {STORE_BYTES_MAX}, got {tell(count)}")
 
 
 def _are_texts(value: Any) -> bool:

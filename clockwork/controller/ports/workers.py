@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar
 
 from clockwork.config import FAILURE_CHARS_MAX, VERSION, WORKERS_MAX
 from clockwork.config.controller import (
+    COPIES_DRAIN_NS,
     FETCHES_MAX,
     JITTER_COUNTED_MAX_NS,
     STATS_BYTES_DEVICE,
@@ -20,8 +21,10 @@ from clockwork.config.controller import (
     STATS_VALUES_WORKER,
     WORKER_FAULTS_MAX,
     WORKER_TIMEOUT_NS,
+    planned_store_bytes,
 )
 from clockwork.controller._exchange import SEAT_FREE, SEAT_NONE, WORKERS
+from clockwork.controller.catalog.objects import StoreFailed
 from clockwork.controller.context import Context
 from clockwork.controller.effects import (
     Alert,
@@ -58,15 +61,18 @@ from clockwork.controller.peers.links import (
     new_damage,
     parse_devices,
     sharing,
+    why_no_store,
     why_not_shared,
 )
 from clockwork.controller.ports.flaws import Flaw, result_text
 from clockwork.controller.ports.posts import to_worker
 from clockwork.controller.registration.registrar import Registrar
 from clockwork.controller.registration.table import ModelTable
+from clockwork.controller.registration.versions import StoreBound
 from clockwork.controller.storage.repairs import Repairs
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import Forbidden, InvalidInput, PolicyFailed
+from clockwork.formats.package import DamagedPackage
 from clockwork.scheduler.types import (
     DeviceClock,
     DeviceLost,
@@ -94,6 +100,7 @@ from clockwork.wire.messages import (
     Heartbeat,
     HelloNeeded,
     Mismatch,
+    NotStored,
     Pong,
     Prepared,
     Status,
@@ -110,7 +117,7 @@ log = logging.getLogger("clockwork.controller")
 class WorkerPort:
     """All workers. They come and go by their messages, and as the exchange reports of their connections.
 
-    policy, plans_fetches: the scheduler's; see Scheduler.
+    policy, plans_fetches, sole_copies: the scheduler's; see Scheduler.
     """
 
     def __init__(
@@ -123,6 +130,7 @@ class WorkerPort:
         repairs: Repairs,
         policy: str,
         plans_fetches: bool,
+        sole_copies: Callable[[int], int],
     ) -> None:
         self._context = context
         self._exchange = context.exchange
@@ -135,6 +143,7 @@ class WorkerPort:
         self._bundles = registrar.versions.bundles
         self._policy = policy
         self._plans_fetches = plans_fetches
+        self._sole_copies = sole_copies
         # By epochs of workers that were let go: the reason; they are not admitted again
         self._let_go: dict[int, str] = {}
         self._next_id = 1
@@ -181,6 +190,8 @@ class WorkerPort:
             else:
                 self._watch_clock(worker)
                 self._ping(worker)
+                if worker.copies_until_ns:
+                    self._release_if_copied(worker)
 
     def _greet(self, identity: bytes, fd: int, known: WorkerLink | None, message: Any, key: str) -> None:
         if type(message) is not WorkerHello:
@@ -202,6 +213,10 @@ class WorkerPort:
                 f"start the controller with --policy adaptive, or the worker without a budget"
             )
             self._reject(identity, fd, text)
+            return
+        kind = bundle_kind(devices, message.version)
+        if why := why_no_store(devices, kind):
+            self._reject(identity, fd, why)
             return
         for other in list(self._links.workers.values()):
             if other.worker_epoch == message.worker_epoch or other is known:
@@ -244,10 +259,15 @@ class WorkerPort:
             )
             for device in devices
         )
-        self._effects.append(Tell(WorkerJoined(now, worker_id, shapes, devices[0].host_bytes)))
-        self._bundles.joined(worker_id, name, bundle_kind(devices, message.version))
+        stored = devices[0].store_bytes
+        planned = planned_store_bytes(stored)
+        self._effects.append(Tell(WorkerJoined(now, worker_id, shapes, devices[0].host_bytes, planned)))
+        self._bundles.joined(worker_id, name, kind)
         self._registrar.worker_joined(
-            worker_id, name, lambda model_id: sum(self._exchange.outcomes(model_id))
+            worker_id,
+            name,
+            lambda model_id: sum(self._exchange.outcomes(model_id)),
+            StoreBound(kind, stored) if stored else None,
         )
         kinds = ", ".join(device.kind for device in devices)
         log.info("worker %s joined as %d with %s", name, worker_id, kinds)
@@ -442,7 +462,10 @@ class WorkerPort:
         self._bundles.wanted(worker.worker_id, message.model_id)
 
     def _bundle_refused(self, worker: WorkerLink, message: BundleRefused, frames: list[Any]) -> None:
-        self._bundles.refused(worker.worker_id, message)
+        self._registrar.bundle_refused(worker.worker_id, message)
+
+    def _not_stored(self, worker: WorkerLink, message: NotStored, frames: list[Any]) -> None:
+        self._registrar.not_stored(worker.worker_id, message)
 
     def _prepared(self, worker: WorkerLink, message: Prepared, frames: list[Any]) -> None:
         self._registrar.prepared(worker.worker_id, message, self._context.now_ns)
@@ -486,11 +509,27 @@ class WorkerPort:
         self._effects.append(Tell(WorkerDraining(self._context.now_ns, worker.worker_id)))
         worker.is_draining = True
         self._registrar.worker_drains(worker.worker_id)
+        log.info("worker %s (%d) is leaving", worker.name, worker.worker_id)
+        self._effects.append(Publish("worker", {"worker": worker.name, "state": "draining"}))
+        if worker.devices[0].store_bytes:  # the scheduler is to know first that it leaves
+            worker.copies_until_ns = self._context.now_ns + COPIES_DRAIN_NS
+        else:
+            self._release(worker)
+
+    def _release_if_copied(self, worker: WorkerLink) -> None:
+        """Answer a worker that leaves, unless others are still to fetch what only its store has."""
+        has_elsewhere = self._registrar.versions.has_elsewhere(worker.worker_id)
+        is_due = self._context.now_ns >= worker.copies_until_ns
+        if is_due or not (has_elsewhere and self._sole_copies(worker.worker_id)):
+            self._release(worker)
+
+    def _release(self, worker: WorkerLink) -> None:
+        """Answer a worker that leaves."""
+        worker.copies_until_ns = 0
+        self._bundles.drains(worker.worker_id)
         # All its orders were sent before this, and it gets no more: once the worker has answered them, it may
         # go.
         self._effects.append(to_worker(worker.identity, worker.fd, Goodbye()))
-        log.info("worker %s (%d) is leaving", worker.name, worker.worker_id)
-        self._effects.append(Publish("worker", {"worker": worker.name, "state": "draining"}))
 
     _handlers: ClassVar[dict[type, Any]] = {
         Heartbeat: _heartbeat,
@@ -500,6 +539,7 @@ class WorkerPort:
         Prepared: _prepared,
         BundleWanted: _bundle_wanted,
         BundleRefused: _bundle_refused,
+        NotStored: _not_stored,
         DeviceFault: _device_fault,
         ClockChanged: _clock_changed,
         TimeNeeded: _time_needed,
@@ -527,7 +567,7 @@ class WorkerPort:
 
     def chunk_read(self, job: ReadChunk, data: bytes | None, error: BaseException | None) -> None:
         """Send a worker the piece of a package that storage has read, or that the read failed."""
-        if isinstance(error, OSError):
+        if isinstance(error, OSError | DamagedPackage) and not isinstance(error, StoreFailed):
             self._repairs.inspect(job.digest)
         worker = self._links.worker_by_id.get(job.worker)
         if worker is None:

@@ -48,14 +48,23 @@ from clockwork.controller.recording.followers import RingFollower
 from clockwork.controller.storage.thread import StorageThread
 from clockwork.errors import ConfigError, InvalidInput, Unavailable
 from clockwork.scheduler.policy import is_scripted
-from clockwork.scheduler.recording import Header, ResidentModel, encode_event, encode_header, encode_told
+from clockwork.scheduler.recording import (
+    Header,
+    ResidentModel,
+    encode_event,
+    encode_header,
+    encode_told,
+    without_copy,
+)
 from clockwork.scheduler.types import (
+    CopyLost,
     DeviceClock,
     DeviceLost,
     Event,
     LinkMeasured,
     ModelReady,
     ModelRemoved,
+    RoomWanted,
     WorkerDraining,
     WorkerJoined,
     WorkerLeft,
@@ -139,9 +148,10 @@ class _Worker:
     clocks: dict[int, bytes] = dataclasses.field(default_factory=dict)  # encoded clock by device
     lost: dict[int, bytes] = dataclasses.field(default_factory=dict)
     models: dict[int, bytes] = dataclasses.field(default_factory=dict)  # encoded models by id
+    room: bytes = b""  # that it wants for models that it prepares
 
     def events(self) -> list[bytes]:
-        more = [event for event in (self.link, self.draining) if event]
+        more = [event for event in (self.link, self.draining, self.room) if event]
         return [self.joined, *self.clocks.values(), *self.models.values(), *self.lost.values(), *more]
 
 
@@ -163,7 +173,7 @@ class EncodedEvent(NamedTuple):
                 number = event.device
             case ModelReady():
                 number = event.spec.model_id
-            case ModelRemoved():
+            case ModelRemoved() | CopyLost():
                 number = event.model_id
         return cls(type(event), getattr(event, "worker", 0), number, encode_event(event, event.now_ns))
 
@@ -193,6 +203,11 @@ class ClusterEvents:
             worker.draining = body
         elif kind is LinkMeasured:
             worker.link = body
+        elif kind is RoomWanted:
+            worker.room = body
+        elif kind is CopyLost:
+            if ready := worker.models.get(event.number):
+                worker.models[event.number] = without_copy(ready)
         else:
             by_number = (
                 worker.clocks if kind is DeviceClock else worker.lost if kind is DeviceLost else worker.models

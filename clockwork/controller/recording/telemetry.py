@@ -71,8 +71,9 @@ class TelemetryProcess:
         """Whether the process says that it can write."""
         output = self._child.stdout
         assert output is not None
-        found, _, _ = select.select([output], [], [], TELEMETRY_READY_S)
-        return bool(found) and output.readline() == b"ready\n"
+        poll = select.poll()  # select() takes no descriptor above 1,023, and each client is one
+        poll.register(output, select.POLLIN)
+        return bool(poll.poll(TELEMETRY_READY_S * 1000)) and output.readline() == b"ready\n"
 
     def _take(self, place: int, piece: bytes, lost: int) -> bool:
         """Hand on a piece; an empty piece, when there is nothing more, lets the process end old files."""

@@ -4,7 +4,7 @@ A worker that has prepared a model tells the list of its bundle's files with the
 (formats.bundles). The first list of a kind of worker is recorded, and offered to each worker of that kind
 that is about to prepare the model. That worker asks for pieces; the relay asks the holder for them and passes
 them on as they come. The receiver compares every byte with the recorded list. Where anything is wrong, it
-prepares the model itself, and the holder is asked for that bundle no more.
+prepares the model itself (or its FETCH fails), and the holder is asked for that bundle no more.
 
 The bytes pass the controller because every worker is connected to it already, by a key of its own: a
 connection between two workers would be another port to open, to bound and to attack. Bounded are the pieces
@@ -30,7 +30,7 @@ from clockwork.config.controller import (
     BUNDLES_OFFERED_MAX,
 )
 from clockwork.controller.effects import Effect, NoteTrouble, SendWorker
-from clockwork.controller.models.version import Bundle, ModelVersion
+from clockwork.controller.models.version import FETCHABLE, Bundle, ModelVersion
 from clockwork.controller.registration.preparation_book import PREPARING
 from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.troubles import TroubleKind
@@ -102,21 +102,28 @@ class BundleRelay:
             self._end(offer)
         self._fail(worker)
 
+    def kind_of(self, worker: int) -> str:
+        """The kind of a worker; "": no other can use its bundles."""
+        return self._workers[worker].kind if worker in self._workers else ""
+
     # ----- what they have ----------------------------------------------------------------------
 
-    def made(self, worker: int, model: ModelVersion, files: Sequence[PackageFile]) -> None:
+    def made(self, worker: int, model: ModelVersion, files: Sequence[PackageFile]) -> bool:
         """Note the bundle of a model that a worker has ready. files: of the bundle; none: it has no bundle.
 
         Another worker of the same kind may have prepared the model as well, and differently: then it is no
-        holder, unless the recorded bundle has none left."""
-        kind = self._workers[worker].kind if worker in self._workers else ""
+        holder, unless the recorded bundle has none left. Returns whether it takes the place of another
+        bundle."""
+        kind = self.kind_of(worker)
         if not kind or not files:
-            return
-        digest, known = digest_of(files), model.bundles.get(kind)
+            return False
+        digest, before = digest_of(files), model.bundles.get(kind)
+        known = before
         if known is None or not known.holders:
             known = model.bundles[kind] = Bundle(digest, msgpack.packb(rows_of(files)), [])
         if known.digest == digest:
             known.holders.append(worker)
+        return before is not None and before.digest != known.digest
 
     def settled(self, worker: int, model_id: int) -> None:
         """Withdraw the offer of a model that a worker has, or does not need any more."""
@@ -141,7 +148,7 @@ class BundleRelay:
         if len(asking.offers) >= BUNDLES_OFFERED_MAX:
             raise InvalidInput(f"a worker is offered at most {BUNDLES_OFFERED_MAX} prepared models at once")
         bundle = None
-        if model is not None and model.workers.get(worker) == PREPARING:
+        if model is not None and model.workers.get(worker) in (PREPARING, FETCHABLE):
             bundle = model.bundles.get(asking.kind)
         holders = (
             [] if bundle is None else [other for other in bundle.holders if self._may_give(other, worker)]
@@ -172,7 +179,7 @@ class BundleRelay:
         if holder is not None and offer.holder in offer.bundle.holders:
             offer.bundle.holders.remove(offer.holder)
             subject = f"{model.label} as prepared by worker {holder.name}"
-            text = f"worker {name} refused it, and prepares the model itself: {text}"
+            text = f"worker {name} refused it: {text}"
             self._effects.append(NoteTrouble(TroubleKind.FILE_REPAIRED, subject, text))
 
     # ----- the relay ---------------------------------------------------------------------------

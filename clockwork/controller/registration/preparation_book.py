@@ -15,7 +15,7 @@ from typing import Any
 from clockwork.config import TROUBLE_CHARS_MAX
 from clockwork.config.controller import FAILURES_TOLD_MAX, PREPARE_AGAIN_NS
 from clockwork.controller.models.lifecycle import ModelState
-from clockwork.controller.models.version import ModelVersion
+from clockwork.controller.models.version import AWAY, FETCHABLE, ModelVersion
 
 PREPARING, READY = "preparing", "ready"
 
@@ -53,7 +53,7 @@ class PreparationBook:
         self._workers.pop(worker, None)
 
     def note(self, model: ModelVersion, worker: int, state: str) -> None:
-        """Note a preparation's state: PREPARING, READY, or the reason of its failure."""
+        """Note a preparation's state: PREPARING, READY, one of AWAY, or the reason of its failure."""
         self.forget(model, worker)
         model.workers[worker] = state
         found = self._workers.get(worker)
@@ -64,7 +64,7 @@ class PreparationBook:
         elif state == READY:
             found.ready += 1
             found.attempts.pop(model.model_id, None)
-        else:
+        elif state not in AWAY:
             found.failed[model.model_id] = model
             found.attempts[model.model_id] = found.attempts.get(model.model_id, 0) + 1
 
@@ -112,17 +112,31 @@ class PreparationBook:
 
     def failed_on(self, model: ModelVersion) -> list[int]:
         """The workers that could not prepare a model."""
-        return [worker for worker, state in model.workers.items() if state not in (PREPARING, READY)]
+        return [worker for worker, state in model.workers.items() if state not in (PREPARING, READY, *AWAY)]
+
+    def load_of(self, worker: int) -> int:
+        """The number of models that a worker has or prepares."""
+        found = self._workers.get(worker, _Worker())
+        return found.ready + found.preparing
+
+    def is_draining(self, worker: int) -> bool:
+        """Whether a worker leaves, or has left."""
+        found = self._workers.get(worker)
+        return found is None or found.is_draining
 
     def is_served(self, model: ModelVersion) -> bool:
-        """Whether the model's requests are taken and a worker that does not leave has prepared it."""
+        """Whether the model's requests are taken and a worker that does not leave has prepared it, or can be
+        brought it by a worker that has."""
         if model.state is not ModelState.READY:
             return False
+        is_there = is_fetchable = False
         for worker, state in model.workers.items():
-            found = self._workers.get(worker)
-            if state == READY and found is not None and not found.is_draining:
+            stays = not self.is_draining(worker)
+            if state == READY and stays:
                 return True
-        return False
+            is_there |= state == READY
+            is_fetchable |= state == FETCHABLE and stays
+        return is_there and is_fetchable
 
     def worker_ids(self) -> list[int]:
         """The connected workers, in the order in which they joined."""

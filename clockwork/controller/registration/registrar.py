@@ -24,6 +24,7 @@ from clockwork.controller.effects import (  # fmt: skip
     CommitUpload,
     Effect,
     Job,
+    ListPackages,
     NoteTrouble,
     OpenUpload,
     ReadRecord,
@@ -55,7 +56,7 @@ from clockwork.controller.registration.tasks import (
 )  # fmt: skip
 from clockwork.controller.registration.turns import TaskQueues
 from clockwork.controller.registration.uploads import Registration, Upload, Uploads, storage_error
-from clockwork.controller.registration.versions import Versions, gone_before_ready
+from clockwork.controller.registration.versions import StoreBound, Versions, gone_before_ready
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import (
     ClockworkError,
@@ -69,6 +70,8 @@ from clockwork.formats.interface import with_labels_of
 from clockwork.formats.package import check_name, digest_of, parse_files
 from clockwork.scheduler.types import Fault
 from clockwork.wire.messages import (
+    BundleRefused,
+    NotStored,
     Offer,
     Prepared,
     Progress,
@@ -84,16 +87,24 @@ log = logging.getLogger("clockwork.controller")
 
 
 class Registrar:
-    def __init__(self, effects: deque[Effect], table: ModelTable, lacks: Callable[[str], bool]) -> None:
-        """lacks: whether a registered package, by its digest, is damaged and has not been repaired."""
+    def __init__(
+        self,
+        effects: deque[Effect],
+        table: ModelTable,
+        lacks: Callable[[str], bool],
+        room: Callable[[int], int],
+    ) -> None:
+        """lacks: whether a registered package, by its digest, is damaged and has not been repaired. room:
+        as in Versions."""
         self._effects = effects
         self._table = table
         self._lacks = lacks
-        self.versions = Versions(effects, table)
+        self.versions = Versions(effects, table, room)
         self._uploads = Uploads(effects)
         self._turns = TaskQueues(effects)
         self._refused: dict[ModelVersion, None] = {}  # refused versions to erase, after a failed attempt
         self._retry_ns = 0
+        self._has_lost = False  # whether a record could not be read at the start
 
     # ----- start -------------------------------------------------------------------------------
 
@@ -106,6 +117,7 @@ class Registrar:
     ) -> None:
         """Restore the catalog's models and routes; workers are asked as they join. complaints: of files."""
         lost = {complaint.name for complaint in complaints if not complaint.mended}
+        self._has_lost = bool(lost)
         for complaint in complaints:
             self._complain(complaint)
             self._table.reserve(complaint.name, complaint.version)
@@ -188,23 +200,40 @@ class Registrar:
 
     # ----- workers, scheduler and time ---------------------------------------------------------
 
-    def worker_joined(self, worker: int, name: str, demand: Callable[[int], int]) -> None:
+    def worker_joined(
+        self, worker: int, name: str, demand: Callable[[int], int], store: StoreBound | None = None
+    ) -> None:
         """Take a new worker; see Versions.worker_joined()."""
-        self.versions.worker_joined(worker, name, demand)
+        self.versions.worker_joined(worker, name, demand, store)
 
     def worker_drains(self, worker: int) -> None:
         """Note that a worker takes no more orders; its preparations stay until it has left."""
         self.versions.preparations.drains(worker)
-        self.versions.bundles.drains(worker)
+
+    def not_stored(self, worker: int, message: NotStored) -> None:
+        """Take a worker's word that a model does not lie in its store."""
+        self.versions.not_stored(worker, message)
+        self._go_on()
 
     def worker_left(self, worker: int) -> None:
         self.versions.worker_left(worker)
         self.versions.bundles.left(worker)
         self._go_on()
 
+    def bundle_refused(self, worker: int, message: BundleRefused) -> None:
+        """Take a worker's word that a bundle could not be taken as it came."""
+        self.versions.bundle_refused(worker, message)
+        self._go_on()
+
     def prepared(self, worker: int, message: Prepared, now_ns: int) -> None:
         """Take a worker's answer that it has prepared a model, or could not. Raises InvalidInput."""
         self.versions.prepared(worker, message, now_ns)
+        self._go_on()
+
+    def package_mended(self, digest: str) -> None:
+        """Have workers try again that could not prepare the models of a package that is whole again."""
+        for model in self._table.models_of(digest):
+            self.versions.ask_again(model)
         self._go_on()
 
     def drained(self, model_id: int) -> None:
@@ -245,9 +274,11 @@ class Registrar:
                     self._take(Become(upload.registration.name, job.upload_id, value))
             case ReadRecord():
                 self.versions.record_read(job, value, error, now_ns)
+            case ListPackages():
+                self._remove_strays(value or ())
             case _:
                 if error is not None:
-                    log.warning("an abandoned upload could not be removed: %s", error)
+                    log.warning("a package that is not needed could not be removed: %s", error)
         self._go_on()
 
     def _written(self, job: WriteChange, left: str, error: BaseException | None, now_ns: int) -> None:
@@ -451,6 +482,18 @@ class Registrar:
         if not self._turns.is_unsure(name) and not self._uses(digest):
             self._effects.append(RemovePackage(digest))
 
+    def _remove_strays(self, digests: Sequence[str]) -> None:
+        """Remove stored packages that no record has: their removal, or their registration, was cut short.
+
+        None is removed where a record could not be read, or may be on disk unknown to us: it may come back.
+        """
+        if self._has_lost or self._turns.is_any_unsure:
+            return
+        strays = [digest for digest in digests if not self._uses(digest)]
+        if strays:
+            log.info("%d stored packages that no model has are removed", len(strays))
+        self._effects.extend(RemovePackage(digest) for digest in strays)
+
     def _uses(self, digest: str, apart_from: Sequence[ModelRecord] = ()) -> bool:
         """Whether a version that stays, or an upload, uses a package."""
         return self._table.uses(digest, apart_from) or self._uploads.uses(digest)
@@ -494,13 +537,8 @@ class Registrar:
             raise Unavailable(set_aside_text(record))
         slo_ns = registration.options["slo_ns"]
         is_new = slo_ns not in (0, record.options.get("slo_ns", 0))
-        if is_new and model.prepared is not None:
-            fastest = min((point.exec_ns for point in model.prepared.profile), default=0)
-            if slo_ns < fastest:
-                raise InvalidInput(
-                    f"an SLO of {slo_ns / 1e6:g} ms is below {model.label}'s execution time "
-                    f"of {fastest / 1e6:.3g} ms"
-                )
+        if is_new and model.prepared is not None and (why := model.prepared.slo_below_execution(slo_ns)):
+            raise InvalidInput(f"an SLO of {slo_ns / 1e6:g} ms for {model.label} is {why}")
         if record.offered and not is_new:
             self._join(model, waiters)
             return True

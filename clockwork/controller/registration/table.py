@@ -248,6 +248,11 @@ class ModelTable:
         models = self._of_digest.get(digest)
         return models[0].record.files if models else []
 
+    def models_of(self, digest: str) -> list[ModelVersion]:
+        """The versions of a package that are loaded and stay."""
+        models = self._of_digest.get(digest, ())
+        return [model for model in models if model.state.is_live and not model.state.is_leaving]
+
     def digests(self) -> list[str]:
         """The digest of every package that some version uses, served versions first."""
         return sorted(

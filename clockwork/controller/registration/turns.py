@@ -80,6 +80,11 @@ class TaskQueues:
         """Whether the last change of a name failed and may be on disk all the same."""
         return name in self._unsure
 
+    @property
+    def is_any_unsure(self) -> bool:
+        """Whether the change of some name failed and may be on disk all the same."""
+        return bool(self._unsure)
+
     def drop(self, client: bytes, request_id: int | None = None) -> None:
         """Drop the waiting tasks of a client that is gone, or of one of its requests."""
         for name, waiting in self._waiting.items():

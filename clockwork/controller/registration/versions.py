@@ -9,6 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from clockwork.config import TROUBLE_CHARS_MAX, VERSIONS_MAX
+from clockwork.config.controller import (
+    RESTART_GRACE_NS,
+    ROOM_RETRY_NS,
+    STORES_COMPARED_MAX,
+    STORES_SETTLE_NS,
+    planned_store_bytes,
+)
 from clockwork.controller.catalog.options import preparation_options
 from clockwork.controller.effects import (
     Blame,
@@ -21,15 +28,17 @@ from clockwork.controller.effects import (
     ReadRecord,
     Refuse,
     ReplyModel,
+    ScheduleLoss,
     ScheduleReady,
     ScheduleRemoval,
+    ScheduleRoom,
     SendClient,
     SendWorker,
 )
 from clockwork.controller.models.accounts import account
 from clockwork.controller.models.interfaces import read_bundle, read_summary
 from clockwork.controller.models.lifecycle import LifecycleStep, ModelState, VersionEvent, transition
-from clockwork.controller.models.version import ModelVersion, Waiter
+from clockwork.controller.models.version import ABSENT, AWAY, FETCHABLE, SOUGHT, ModelVersion, Waiter
 from clockwork.controller.registration.bundles import BundleRelay
 from clockwork.controller.registration.preparation_book import PREPARING, READY, PreparationBook
 from clockwork.controller.registration.table import ModelTable
@@ -40,7 +49,16 @@ from clockwork.formats.interface import Interface, difference
 from clockwork.formats.package import rows_of
 from clockwork.formats.prepared import PreparedModel
 from clockwork.scheduler.types import Fault
-from clockwork.wire.messages import Forget, Prepare, Prepared, Reply, Status
+from clockwork.wire.messages import (
+    Announce,
+    BundleRefused,
+    Forget,
+    NotStored,
+    Prepare,
+    Prepared,
+    Reply,
+    Status,
+)
 from clockwork.wire.telling import printable, tell
 
 log = logging.getLogger("clockwork.controller")
@@ -54,10 +72,26 @@ class Removal(NamedTuple):
     models: Sequence[ModelVersion]
 
 
-class Versions:
-    """Every method is an event. ``tasks``: resulting changes of the catalog, which the registrar takes up."""
+class StoreBound(NamedTuple):
+    """A worker's store with a bound. kind: as in BundleRelay.joined()."""
 
-    def __init__(self, effects: deque[Effect], table: ModelTable) -> None:
+    kind: str
+    bytes: int
+
+
+def announcement(model: ModelVersion) -> Announce:
+    """Return the description of a version by which workers find or prepare it."""
+    record = model.record
+    files, options = rows_of(record.files), preparation_options(record.options)
+    return Announce(model.model_id, record.name, record.version, record.digest, files, options)
+
+
+class Versions:
+    """Every method is an event. ``tasks``: resulting changes of the catalog, which the registrar takes up.
+
+    room: the scheduler's store_room(), by worker."""
+
+    def __init__(self, effects: deque[Effect], table: ModelTable, room: Callable[[int], int]) -> None:
         self._effects = effects
         self._table = table
         self.preparations = PreparationBook()
@@ -69,6 +103,20 @@ class Versions:
         self._starting: dict[ModelVersion, None] = {}
         self._unregistered: dict[str, None] = {}  # names for which a start waits as well
         self._has_started = False
+        self._stores: dict[int, StoreBound] = {}  # by worker, those that have a bound
+        self._unplaced: dict[ModelVersion, None] = {}  # versions of which nobody may have a copy
+        # Versions that nobody has, but perhaps a worker that has left, with the number of their requests then
+        self._missed: dict[ModelVersion, int] = {}
+        self._demand: Callable[[int], int] = lambda model_id: 0  # as in worker_joined()
+        self._room = room
+        # by worker with a bounded store: bytes of the models that it prepares, by their ids
+        self._promised: dict[int, dict[int, int]] = {}
+        self._roomless: dict[ModelVersion, str] = {}  # versions for which no store has room, and why
+        self._room_retry_ns = 0
+        self._has_left = False  # a worker has left since the last look
+        self._grace_until_ns = 0  # until then a worker that has left may return with what it had
+        self._has_joined = False  # a worker with such a store has joined since the last look
+        self._settled_ns = 0  # until then the stores of workers that have just joined are looked up
 
     # ----- the start ---------------------------------------------------------------------------
 
@@ -179,7 +227,7 @@ class Versions:
     def _ask_all(self, model: ModelVersion) -> None:
         workers = self.preparations.worker_ids()
         for worker in workers:
-            self.ask(model, worker)
+            self._ask_or_announce(model, worker)
         if not workers:
             log.info("%s waits for a worker to prepare it", model.label)
 
@@ -295,50 +343,235 @@ class Versions:
 
     # ----- workers -----------------------------------------------------------------------------
 
-    def worker_joined(self, worker: int, name: str, demand: Callable[[int], int]) -> None:
+    def worker_joined(
+        self, worker: int, name: str, demand: Callable[[int], int], store: StoreBound | None = None
+    ) -> None:
         """Have a new worker prepare every model, those with the most requests first. demand: the number of a
-        model's requests, by its id."""
+        model's requests, by its id. store: a worker's with a bound, which is asked first what lies there."""
         self.preparations.joined(worker, name)
+        self._demand = demand
+        if store is not None:
+            self._stores[worker] = store
+            self._has_joined = True
         models = [model for model in self._table.by_id.values() if not model.state.is_leaving]
         for model in sorted(models, key=lambda model: -demand(model.model_id)):
-            self.ask(model, worker)
+            self._ask_or_announce(model, worker)
 
     def worker_left(self, worker: int) -> None:
+        self._promised.pop(worker, None)
         for model in list(self._table.by_id.values()):
             # A ready version stays ready; its waiters no longer wait for this worker's answer.
             if self._forget_preparation(model, worker) and (
                 model.state is ModelState.PREPARING or model.verdict() is VersionEvent.PREPARED
             ):
                 self.settle(model)
+            if self._stores:
+                self._miss(model, self.bundles.kind_of(worker))
+        self._has_left |= bool(self._stores)
         self.preparations.left(worker)
+        self._stores.pop(worker, None)
 
     def prepare_again(self, now_ns: int) -> None:
         """Ask workers again to prepare a model that they could not, when their pauses are over."""
         for worker, model in self.preparations.due(now_ns):
             if worker in self.preparations.failed_on(model) and not model.state.is_leaving:
-                self.ask(model, worker)
+                self._ask_once_more(model, worker)
+        self._look_for_room(now_ns)
+        self._place_waiting(now_ns)
+
+    # ----- stores with a bound -----------------------------------------------------------------
+
+    def _ask_or_announce(self, model: ModelVersion, worker: int) -> None:
+        if worker not in self._stores:
+            self.ask(model, worker)
+        else:
+            self._tell(model, worker, SOUGHT, announcement(model))
+
+    def not_stored(self, worker: int, message: NotStored) -> None:
+        """Take a worker's word that a model does not lie in its store, or no longer."""
+        model = self._table.by_id.get(message.model_id)
+        state = model.workers.get(worker) if model is not None else None
+        if model is None or state not in (SOUGHT, READY) or worker not in self._stores:
+            return
+        self._note_state(model, worker, ABSENT if state == SOUGHT else FETCHABLE)
+        if state == READY and message.text:
+            name, text = self.preparations.name(worker), printable(message.text, TROUBLE_CHARS_MAX)
+            log.warning("worker %s has lost %s: %s", name, model.label, text)
+            self._effects.append(ScheduleLoss(worker, model.model_id))
+        self._offer(model, self._stores[worker].kind)
+        self._place_soon(model)
+
+    def bundle_refused(self, worker: int, message: BundleRefused) -> None:
+        """Take a worker's word that a bundle could not be taken as it came."""
+        self.bundles.refused(worker, message)
+        model = self._table.by_id.get(message.model_id)
+        if model is not None and self._stores:
+            self._place_soon(model)
+
+    def _offer(self, model: ModelVersion, kind: str, is_other: bool = False) -> None:
+        """Tell the scheduler which workers could be brought a version: one of their kind has it.
+
+        is_other: it was prepared again, and differently, so that it is told once more of those it knows."""
+        bundle = model.bundles.get(kind)
+        if bundle is None or not bundle.holders or model.prepared is None or model.state.is_leaving:
+            return
+        spec = model.spec(model.measured.get(bundle.holders[0], model.prepared))
+        for worker, state in list(model.workers.items()):
+            if (state == ABSENT or (is_other and state == FETCHABLE)) and self._stores[worker].kind == kind:
+                self._note_state(model, worker, FETCHABLE)
+                self._effects.append(ScheduleReady(worker, spec, is_stored=False))
+
+    def _place_soon(self, model: ModelVersion) -> None:
+        """Have a version prepared if no worker has it: now if it is new, else when the stores of workers that
+        join together have been looked up."""
+        if model.was_ready:
+            self._unplaced[model] = None
+        else:
+            self._place(model)
+
+    def _miss(self, model: ModelVersion, kind: str) -> None:
+        """Have a version prepared, unless a worker of this kind has it or may soon have it again."""
+        known = model.bundles.get(kind)
+        if known is not None and known.holders:
+            return
+        if model.was_ready:
+            self._missed.setdefault(model, self._demand(model.model_id))
+        else:
+            self._unplaced[model] = None
+
+    def _end_missing(self, now_ns: int) -> None:
+        """Have the versions prepared whose worker has not come back, or that were asked for meanwhile."""
+        if self._has_left:
+            self._has_left, self._grace_until_ns = False, now_ns + RESTART_GRACE_NS
+        for model, requests in list(self._missed.items()):
+            if now_ns >= self._grace_until_ns or self._demand(model.model_id) > requests:
+                del self._missed[model]
+                self._unplaced[model] = None
+
+    def _place_waiting(self, now_ns: int) -> None:
+        self._end_missing(now_ns)
+        if self._has_joined:
+            self._has_joined, self._settled_ns = False, now_ns + STORES_SETTLE_NS
+        if now_ns < self._settled_ns:
+            return
+        unplaced, self._unplaced = self._unplaced, {}
+        for model in unplaced:
+            if model.model_id:
+                self._place(model)
+
+    def _place(self, model: ModelVersion) -> None:
+        """Have a worker of each kind prepare a version of which none of that kind has a copy to give.
+
+        As few as needed: further copies are fetched, as the scheduler decides."""
+        if model.state.is_leaving or (model.is_blamed and not model.was_ready):
+            return
+        for kind in {store.kind: None for store in self._stores.values()}:
+            known = model.bundles.get(kind)
+            if known is not None and known.holders:
+                continue
+            of_kind = [worker for worker in model.workers if self.bundles.kind_of(worker) == kind]
+            if any(model.workers[worker] in (PREPARING, SOUGHT) for worker in of_kind):
+                continue
+            free = [
+                worker
+                for worker in of_kind
+                if model.workers[worker] in (ABSENT, FETCHABLE) and not self.preparations.is_draining(worker)
+            ]
+            if free:
+                self._prepare_on_one(model, sorted(free, key=self._fullness))
+
+    def _prepare_on_one(self, model: ModelVersion, workers: Sequence[int]) -> None:
+        """Have one of these workers prepare a version: the first whose store has room, or can be given it
+        by the drop of copies that others have as well."""
+        size = _bytes_of(model)
+        rooms = {worker: self._room(worker) for worker in workers[:STORES_COMPARED_MAX]}
+        found = next((worker for worker, room in rooms.items() if room >= size), None)
+        if found is None:  # the part that the scheduler does not plan with may do
+            found = next(
+                (worker for worker in rooms if rooms[worker] + self._unplanned(worker) >= size), None
+            )
+        if found is not None:
+            self._roomless.pop(model, None)
+            self.ask(model, found)
+            return
+        self._roomless[model] = (
+            f"it takes {size} bytes, and no store (--store-bytes) has room for it: at most {max(rooms.values())} "
+            f"bytes of one are free, or taken by copies that other workers have as well"
+        )
+
+    def _unplanned(self, worker: int) -> int:
+        return self._stores[worker].bytes - planned_store_bytes(self._stores[worker].bytes)
+
+    def _look_for_room(self, now_ns: int) -> None:
+        """Refuse new versions for which there is no room, and try again with others now and then."""
+        is_due = now_ns >= self._room_retry_ns
+        for model, why in list(self._roomless.items()):
+            if model.was_ready and not is_due:
+                continue
+            del self._roomless[model]
+            if not model.model_id or model.state.is_leaving:
+                continue
+            if model.was_ready:
+                self._place(model)
+                self._room_retry_ns = now_ns + ROOM_RETRY_NS
+                continue
+            log.warning("%s is not prepared: %s", model.label, why)
+            for worker, state in list(model.workers.items()):
+                if state in (ABSENT, FETCHABLE):
+                    self._note_state(model, worker, why)
+            self.settle(model)
+
+    def _fullness(self, worker: int) -> float:
+        return self.preparations.load_of(worker) / self._stores[worker].bytes
+
+    def has_elsewhere(self, worker: int) -> bool:
+        """Whether the models of a worker could be fetched by another, which does not leave."""
+        store = self._stores.get(worker)
+        return store is not None and any(
+            other != worker and others.kind == store.kind and not self.preparations.is_draining(other)
+            for other, others in self._stores.items()
+        )
+
+    # ----- preparations ------------------------------------------------------------------------
 
     def ask(self, model: ModelVersion, worker: int) -> None:
         """Have a worker prepare a version."""
-        record = model.record
+        self._tell(model, worker, PREPARING, Prepare(*announcement(model), model.owner))
+
+    def _tell(self, model: ModelVersion, worker: int, state: str, message: Announce | Prepare) -> None:
+        """Begin anew with a version on a worker: note this state, and send the message."""
         self._forget_preparation(model, worker)
-        self.preparations.note(model, worker, PREPARING)
-        files, options = rows_of(record.files), preparation_options(record.options)
-        prepare = Prepare(
-            model.model_id, record.name, record.version, record.digest, files, options, model.owner
-        )
-        self._effects.append(SendWorker(worker, prepare))
+        self._note_state(model, worker, state)
+        self._effects.append(SendWorker(worker, message))
 
     def ask_again(self, model: ModelVersion) -> None:
         """Ask each worker that could not prepare a version once more, because a client wants it served."""
         for worker in self.preparations.failed_on(model):
+            self._ask_once_more(model, worker)
+
+    def _ask_once_more(self, model: ModelVersion, worker: int) -> None:
+        if worker not in self._stores:
             self.ask(model, worker)
+            return
+        self._forget_preparation(model, worker)
+        self._note_state(model, worker, ABSENT)
+        self._offer(model, self._stores[worker].kind)
+        self._place(model)
+
+    def ask_all_again(self) -> None:
+        """Ask each worker once more for everything that it could not prepare, because packages that could not
+        be fetched can be."""
+        for model in self._table.by_id.values():
+            if not model.state.is_leaving:
+                self.ask_again(model)
 
     def prepared(self, worker: int, message: Prepared, now_ns: int) -> None:
         """Take a worker's answer that it has prepared a model, or could not. Raises InvalidInput."""
         model = self._table.by_id.get(message.model_id)
         self.bundles.settled(worker, message.model_id)
-        if model is None or model.workers.get(worker) != PREPARING:
+        if model is None or model.workers.get(worker) not in (PREPARING, *AWAY):
+            return
+        if message.status != Status.OK and model.workers[worker] != PREPARING:
             return
         if message.status != Status.OK:
             # An invalid model is invalid on every worker: a retry may only help where others serve it.
@@ -355,7 +588,8 @@ class Versions:
                 return
             self._learn(model, worker, prepared, now_ns)
             if model.workers.get(worker) == READY:
-                self.bundles.made(worker, model, bundle)
+                is_other = self.bundles.made(worker, model, bundle)
+                self._offer(model, self.bundles.kind_of(worker), is_other)
         self.settle(model)
 
     def record_read(
@@ -370,7 +604,7 @@ class Versions:
             record.is_read, record.interface = True, interface
             if model is not None:
                 self.tasks.append(KeepRecord(record.name, model, of_aside=False))
-        if model is not None and model.workers.get(job.worker) == PREPARING:
+        if model is not None and model.workers.get(job.worker) in (PREPARING, *AWAY):
             self._learn(model, job.worker, job.prepared, now_ns)
             self.settle(model)
 
@@ -384,15 +618,17 @@ class Versions:
             self._not_prepared(model, worker, why, False, now_ns)
         else:
             self.preparations.note(model, worker, READY)
-            self._effects.append(PackagePrepared(worker, model.record.digest))
+            if worker not in self._stores:
+                self._effects.append(PackagePrepared(worker, model.record.digest))
             self._table.learn(model, worker, prepared)
             self._effects.append(ScheduleReady(worker, model.spec(prepared)))
+            self._end_promise(worker, model.model_id)  # last: it may take more than it was promised
         if lie:
             self._effects.append(Blame(worker, f"of {model.label}, {lie}"))
 
     def _not_prepared(self, model: ModelVersion, worker: int, why: str, may_help: bool, now_ns: int) -> None:
         why = printable(why, TROUBLE_CHARS_MAX)
-        self.preparations.note(model, worker, why)
+        self._note_state(model, worker, why)
         again = may_help and self.preparations.try_again(model, worker, now_ns)
         name = self.preparations.name(worker)
         later = "; asked again later" if again else ""
@@ -400,9 +636,27 @@ class Versions:
         if model.was_ready:  # no client waits that would hear of the failure
             subject = f"{model.label} on {name}"
             self._effects.append(NoteTrouble(TroubleKind.PREPARATION_FAILED, subject, why))
+        if worker in self._stores:
+            self._place(model)
+
+    def _note_state(self, model: ModelVersion, worker: int, state: str) -> None:
+        """Note the state of a version on a worker. The store of a worker that prepares it needs room."""
+        self.preparations.note(model, worker, state)
+        if state != PREPARING:
+            self._end_promise(worker, model.model_id)
+        elif worker in self._stores:
+            promised = self._promised.setdefault(worker, {})
+            promised[model.model_id] = _bytes_of(model)
+            self._effects.append(ScheduleRoom(worker, sum(promised.values())))
+
+    def _end_promise(self, worker: int, model_id: int) -> None:
+        promised = self._promised.get(worker, {})
+        if promised.pop(model_id, None) is not None:
+            self._effects.append(ScheduleRoom(worker, sum(promised.values())))
 
     def _forget_preparation(self, model: ModelVersion, worker: int) -> bool:
         """Forget a worker's answer about a model; False if there was no answer."""
+        self._end_promise(worker, model.model_id)
         self.bundles.settled(worker, model.model_id)
         state = self.preparations.forget(model, worker)
         if state is not None and state not in (PREPARING, READY):
@@ -431,6 +685,11 @@ class Versions:
     }
 
 
+def _bytes_of(model: ModelVersion) -> int:
+    """The bytes of a version's package, which it takes about as much of when it is prepared."""
+    return sum(file.bytes for file in model.record.files)
+
+
 def gone_before_ready(model: ModelVersion) -> Unavailable:
     """The error for waiters of a version that goes."""
     return Unavailable(f"{model.label} was unregistered before it was ready")
@@ -448,7 +707,5 @@ def _contradiction(model: ModelVersion, prepared: PreparedModel) -> str:
 
 def _unsuitable(model: ModelVersion, prepared: PreparedModel) -> str:
     """The reason why a worker that prepared a model so may not serve it; "" if it may."""
-    fastest = min((point.exec_ns for point in prepared.profile), default=0)
-    if 0 < model.slo_ns < fastest and not model.was_ready:
-        return f"its SLO of {model.slo_ns / 1e6:g} ms is below its execution time of {fastest / 1e6:.3g} ms"
-    return ""
+    why = prepared.slo_below_execution(model.slo_ns) if model.slo_ns > 0 and not model.was_ready else ""
+    return f"its SLO of {model.slo_ns / 1e6:g} ms is {why}" if why else ""

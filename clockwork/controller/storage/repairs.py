@@ -15,9 +15,10 @@ import threading
 from collections import deque
 from typing import Any
 
-from clockwork.config.controller import INSPECTION_BUSY_SHARE
+from clockwork.config.controller import INSPECTION_BUSY_SHARE, REPAIR_RETRY_NS
+from clockwork.controller.catalog.objects import StoreFailed
 from clockwork.controller.catalog.store import Catalog
-from clockwork.controller.effects import ClearTrouble, Effect, NoteTrouble, SendWorker
+from clockwork.controller.effects import ClearTrouble, Effect, NoteTrouble, PackageMended, SendWorker
 from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.storage.thread import StorageThread
 from clockwork.controller.troubles import TroubleKind
@@ -54,8 +55,11 @@ class Repairs:
         self._pace = Pace(INSPECTION_BUSY_SHARE, self._stop, keeps_cached=False)
         self._thread = StorageThread("inspection")
         self._fetcher = PackageFetcher(catalog.store, self._send, self._thread.wake)
-        self._queue: deque[str] = deque()  # digests of packages to repair
+        self._queue: deque[str] = deque()  # digests of packages to inspect
+        self._suspects: dict[str, None] = {}  # digests of packages to inspect before those, in order
         self._inspecting = ""
+        self._is_away = False  # whether inspections wait for an object store that failed
+        self._retried_ns = 0
         self._open: dict[str, _Repair] = {}
 
     def fileno(self) -> int:
@@ -69,14 +73,14 @@ class Repairs:
 
     def inspect(self, digest: str) -> None:
         """Inspect a suspect package next."""
-        if digest not in self._open and digest != self._inspecting:
-            self._queue.appendleft(digest)
+        if digest not in self._open:  # an inspection under way may have passed by what is wrong
+            self._suspects[digest] = None
             self._inspect_next()
 
     @property
     def left_count(self) -> int:
         """The number of packages that have not been inspected since the start."""
-        return len(self._queue) + bool(self._inspecting)
+        return len(self._queue) + len(self._suspects) + bool(self._inspecting)
 
     def on_chunk(self, worker: int, chunk: Chunk, frame: Any) -> None:
         """Take a piece of a package from a worker; a piece that was not asked for is dropped."""
@@ -119,6 +123,20 @@ class Repairs:
             self._effects.append(ClearTrouble(TroubleKind.FILE_DAMAGED, _subject(digest)))
             del self._open[digest]
 
+    def beat(self, now_ns: int) -> None:
+        """Called at each heartbeat."""
+        if now_ns - self._retried_ns >= REPAIR_RETRY_NS:
+            self._retried_ns = now_ns
+            self.retry()
+
+    def retry(self) -> None:
+        """Take up what waits for a store that failed, or for room on its disk."""
+        self._is_away = False
+        self._inspect_next()
+        for digest, repair in self._open.items():
+            if not repair.worker:
+                self._seek(digest)
+
     def drain(self, failed: Any) -> None:
         """See StorageThread.drain()."""
         self._thread.drain(failed)
@@ -132,18 +150,22 @@ class Repairs:
     # ----- inside ------------------------------------------------------------------------------
 
     def _inspect_next(self) -> None:
-        while self._queue and not self._inspecting:
-            digest = self._queue.popleft()
+        while (self._suspects or self._queue) and not self._inspecting and not self._is_away:
+            digest = next(iter(self._suspects), "") or self._queue.popleft()
+            self._suspects.pop(digest, None)
             if digest not in self._open and self._table.uses(digest):
                 self._inspecting = digest
-                job = functools.partial(self._catalog.inspect, digest, self._pace)
+                job = functools.partial(self._catalog.store.inspect, digest, self._pace)
                 self._thread.submit(job, functools.partial(self._inspected, digest))
 
     def _inspected(self, digest: str, _: Any, error: BaseException | None) -> None:
         self._inspecting = ""
         if isinstance(error, Stopped):
             return
-        if isinstance(error, DamagedPackage):
+        if isinstance(error, StoreFailed):  # a trouble of its own
+            self._suspects[digest] = None
+            self._is_away = True
+        elif isinstance(error, DamagedPackage):
             self._damaged(digest, printable(str(error), 300))
         elif error is not None:
             log.error("package %s cannot be inspected: %s", digest, error)
@@ -182,6 +204,9 @@ class Repairs:
         log.warning(
             "package %s of worker %d: %s", fetched.digest, repair.worker, printable(fetched.text, 300)
         )
+        if fetched.is_local:  # until retry(): the worker is not at fault
+            repair.worker = 0
+            return
         repair.tried.add(repair.worker)
         self._seek(fetched.digest)
 
@@ -189,6 +214,7 @@ class Repairs:
         repair = self._open.pop(digest)
         log.warning("package %s has been replaced by %s", digest, by)
         self._effects.append(ClearTrouble(TroubleKind.FILE_DAMAGED, _subject(digest)))
+        self._effects.append(PackageMended(digest))
         text = f"{repair.text}; replaced by {by}"
         self._effects.append(NoteTrouble(TroubleKind.FILE_REPAIRED, _subject(digest), text))
 

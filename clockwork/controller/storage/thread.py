@@ -11,6 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import os
 import queue
 import threading
@@ -24,6 +25,7 @@ from clockwork.controller.effects import (
     AbortUpload,
     CommitUpload,
     Job,
+    ListPackages,
     OpenUpload,
     ReadChunk,
     ReadRecord,
@@ -76,6 +78,12 @@ class StorageThread:
         """Queue a job. Its result is the value that it returns, or that the steps return that it returns."""
         self._jobs.put((job, done))
 
+    def report(self, done: Done, value: Any, error: BaseException | None) -> None:
+        """Have drain() call a callback, for a job that ended elsewhere. Any thread may call it, before
+        close()."""
+        self._done.append((done, value, error))
+        os.eventfd_write(self._event, 1)
+
     def drain(self, failed: Callable[[Exception], None]) -> None:
         """Call the callbacks of ended jobs, in the order of their ends. failed: gets an exception of a
         callback."""
@@ -122,10 +130,10 @@ class StorageThread:
         try:
             value = job()
         except Exception as error:  # the loop handles every exception
-            self._end(done, None, error)
+            self.report(done, None, error)
             return None
         if not isinstance(value, Generator):
-            self._end(done, value, None)
+            self.report(done, value, None)
             return None
         return self._advance(_Work(done, value, ALONE))
 
@@ -147,14 +155,10 @@ class StorageThread:
                 work.unsynced = next(work.steps)
             return work
         except StopIteration as end:
-            self._end(work.done, end.value, None)
+            self.report(work.done, end.value, None)
         except Exception as error:  # the loop handles every exception
-            self._end(work.done, None, error)
+            self.report(work.done, None, error)
         return None
-
-    def _end(self, done: Done, value: Any, error: BaseException | None) -> None:
-        self._done.append((done, value, error))
-        os.eventfd_write(self._event, 1)
 
 
 def _sync_together(works: Sequence[_Work], syncing: concurrent.futures.Executor) -> None:
@@ -186,11 +190,23 @@ def _sync(*descriptors: int) -> OSError | None:
 
 
 class CatalogJobs:
-    """Runs the jobs; run() belongs to the storage thread."""
+    """The jobs of a controller whose packages are in a directory, on the storage thread."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, thread: StorageThread) -> None:
         self._catalog = catalog
+        self._thread = thread
         self._writers: dict[int, PackageWriter] = {}  # writers of packages by upload id
+
+    def submit(self, job: Job, done: Done) -> None:
+        """Have a job done. Belongs to the loop's thread, on which ``done`` is called."""
+        self._thread.submit(functools.partial(self.run, job), done)
+
+    def beat(self, now_ns: int) -> str:
+        """Called at each heartbeat. Returns why packages can be neither stored nor fetched; "": they can."""
+        return ""
+
+    def close(self) -> None:
+        """Finish the submitted jobs, apart from those of the storage thread, which is closed next."""
 
     def run(self, job: Job) -> Any:
         """Run a job, and return its result, or the steps that lead to it. Raises OSError, InvalidModel,
@@ -199,7 +215,7 @@ class CatalogJobs:
             case WriteChange():
                 return self._catalog.change(job.change)
             case OpenUpload():
-                if self._catalog.is_whole(job.digest):
+                if self._catalog.store.is_whole(job.digest):
                     return False
                 self._writers[job.upload_id] = self._catalog.store.writer(job.files)
                 return True
@@ -217,6 +233,8 @@ class CatalogJobs:
                 return self._read_record(job)
             case RemovePackage():
                 return self._catalog.remove(job.digest)
+            case ListPackages():
+                return self._catalog.store.listed()
             case ReadChunk():
                 return self._catalog.read_chunk(job.digest, job.file, job.offset, job.length)
         assert_never(job)
@@ -226,5 +244,5 @@ class CatalogJobs:
         interface = self._catalog.declared(record.digest, record.files, record.options)
         if interface is not None and difference(interface, job.prepared):
             # inspect() reads every byte; for thousands of packages that would delay a start.
-            self._catalog.inspect(record.digest)
+            self._catalog.store.inspect(record.digest)
         return interface

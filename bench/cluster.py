@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from clockwork.client.blocking import Client
 from clockwork.errors import ClockworkError, ConnectionLost
@@ -31,6 +31,18 @@ ARENA = "256M"
 """Default arena: touching all pages of a large one takes seconds."""
 
 
+class Site(Protocol):
+    """The networks in which the processes of a cluster run."""
+
+    def endpoints(self, data: Path) -> tuple[str, str, str]:
+        """Where the controller listens for clients, workers and subscribers of events."""
+        ...
+
+    def enter(self, name: str) -> Sequence[str]:
+        """The words before the command of a process, "controller" or a worker's name, which keeps its id."""
+        ...
+
+
 class Cluster:
     """A controller and workers; use as a context manager.
 
@@ -38,7 +50,8 @@ class Cluster:
     further flags of the controller. controller: the interpreter's arguments that start it, up to its flags.
     directory: the checkout of the controller; None for this one. through: maps the controller's endpoint to
     the one that workers dial, for a link between them; None for the same. data: the data directory; None for
-    a temporary one that is removed at the end.
+    a temporary one that is removed at the end. site: the networks of the processes; None: they share this
+    machine's, and listen on loopback.
     """
 
     def __init__(
@@ -50,6 +63,7 @@ class Cluster:
         controller: Sequence[str] = ("-m", "clockwork", "controller"),
         directory: str | None = None,
         through: Callable[[str], str] | None = None,
+        site: Site | None = None,
     ) -> None:
         self._kept = data is not None
         self.data = data if data is not None else Path(tempfile.mkdtemp(prefix="clockwork-bench-"))
@@ -59,6 +73,7 @@ class Cluster:
         self._controller_command = list(controller)
         self._directory = directory
         self._through = through
+        self._site = site
         self.controller: subprocess.Popen[bytes]
         self.workers: list[subprocess.Popen[bytes]] = []
         self._logs: list[IO[bytes]] = []
@@ -71,8 +86,11 @@ class Cluster:
         preparation.
         """
         started_ns = now_ns()
-        ports = self._held.enter_context(held_ports(3))
-        clients, dialled, events = (f"tcp://127.0.0.1:{port}" for port in ports)
+        if self._site is not None:
+            clients, dialled, events = self._site.endpoints(self.data)
+        else:
+            ports = self._held.enter_context(held_ports(3))
+            clients, dialled, events = (f"tcp://127.0.0.1:{port}" for port in ports)
         self.endpoint, self.worker_endpoint, self.events_endpoint = clients, dialled, events
         arguments = ["--listen", clients, "--worker-listen", dialled, "--events", events]
         dialled = self._through(dialled) if self._through else dialled
@@ -169,8 +187,9 @@ class Cluster:
         self._logs.append(log)
         command = self._controller_command if name == "controller" else ["-m", "clockwork", "worker"]
         elsewhere = self._directory if name == "controller" else None
+        before = self._site.enter(name) if self._site is not None else ()
         return subprocess.Popen(
-            [sys.executable, *command, *arguments, "--parent", str(os.getpid())],
+            [*before, sys.executable, *command, *arguments, "--parent", str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

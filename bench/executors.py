@@ -1,9 +1,10 @@
 """python -m bench.executors: one arena with N executors against N devices with an arena each, simulated.
 
 Each line is a cluster of one worker: `arena` is one arena of M pages with N executors, `split` is N devices
-that share these M pages out, `each` is N devices of M pages each. The same requests go to all of them.
-Printed are the good answers per second, loads per request, p99 of the latency, and the scheduler's processor
-time for a request, which is a real time of this machine.
+that share these M pages out, `each` is N devices of M pages each. The same requests go to all of them, seed
+by seed, each seed to the three in turn. Printed are the means over the seeds of the good answers per second,
+of the loads per request and of the p99 of the latency; the scheduler's processor time for a request, which is
+a real time of this machine; and how many times as long the arena's scheduler took for a request as this one.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import statistics
 from collections.abc import Iterator
 
 import click
 
 from bench.grid import cells
-from bench.grid.measure import EXEC_NOISE, LOAD_NOISE
 from clockwork.sim.world import Cluster, Open, Report, simulate
 
 MEMORY = {"fits": 1.0, "pressed": 0.4}
@@ -39,7 +40,7 @@ def cluster_of(cell: cells.Cell, shape: str, part: float) -> Cluster:
     return Cluster(
         devices=count, devices_per_worker=count, executors=count if shape == "arena" else 1,
         page_bytes=cells.PAGE_BYTES, page_count=split if shape == "split" else arena,
-        exec_noise=EXEC_NOISE, load_noise=LOAD_NOISE, link_there_ns=LINK_NS, link_back_ns=LINK_NS,
+        exec_noise=cells.EXEC_NOISE, load_noise=cells.LOAD_NOISE, link_there_ns=LINK_NS, link_back_ns=LINK_NS,
     )  # fmt: skip
 
 
@@ -69,6 +70,7 @@ class Line:
     loads: float
     p99_ms: float
     us: float
+    ratio: float  # the arena's time for a request by this one's
 
 
 def lines(
@@ -78,16 +80,29 @@ def lines(
     memories: list[str],
     seconds: float,
     models: int,
-    seed: int,
+    seeds: list[int],
 ) -> Iterator[Line]:
     for count, memory, policy, load in itertools.product(counts, memories, policies, loads):
         cell = cell_of(count, models)
-        for shape in SHAPES:
-            report = measure(cell, cluster_of(cell, shape, MEMORY[memory]), policy, load, seconds, seed)
-            offered = max(int(report.offered.sum()), 1)
+        clusters = {shape: cluster_of(cell, shape, MEMORY[memory]) for shape in SHAPES}
+        reports: dict[str, list[Report]] = {shape: [] for shape in SHAPES}
+        for seed, shape in itertools.product(seeds, SHAPES):
+            reports[shape].append(measure(cell, clusters[shape], policy, load, seconds, seed))
+        us = {
+            shape: sum(report.scheduler_s for report in found)
+            * 1e6
+            / sum(report.requests for report in found)
+            for shape, found in reports.items()
+        }
+        for shape, found in reports.items():
+            offered = max(sum(int(report.offered.sum()) for report in found), 1)
             yield Line(
-                count, memory, policy, load, shape, report.goodput_rate, float(report.good.sum()) / offered,
-                report.loads / offered, report.percentile(99) / 1e6, report.scheduler_s * 1e6 / report.requests,
+                count, memory, policy, load, shape,
+                statistics.fmean(report.goodput_rate for report in found),
+                sum(int(report.good.sum()) for report in found) / offered,
+                sum(report.loads for report in found) / offered,
+                statistics.fmean(report.percentile(99) for report in found) / 1e6,
+                us[shape], us["arena"] / us[shape],
             )  # fmt: skip
 
 
@@ -105,7 +120,7 @@ def lines(
 )
 @click.option("--seconds", default=3.0, show_default=True)
 @click.option("--models", default=100, show_default=True)
-@click.option("--seed", default=1, show_default=True)
+@click.option("--seed", "seeds", multiple=True, type=int, default=(1,), show_default=True)
 def main(
     counts: tuple[int, ...],
     policies: tuple[str, ...],
@@ -113,13 +128,15 @@ def main(
     memories: tuple[str, ...],
     seconds: float,
     models: int,
-    seed: int,
+    seeds: tuple[int, ...],
 ) -> None:
-    print("executors memory   policy    load shape  goodput/s   good  loads/req   p99 ms  scheduler us/req")
-    for line in lines([*counts], [*policies], [*loads], [*memories], seconds, models, seed):
+    print(
+        "executors memory   policy    load shape  goodput/s   good  loads/req   p99 ms  scheduler us/req  arena/this"
+    )
+    for line in lines([*counts], [*policies], [*loads], [*memories], seconds, models, [*seeds]):
         print(
             f"{line.executors:9} {line.memory:8} {line.policy:9} {line.load:4} {line.shape:6} {line.goodput:9.0f} "
-            f"{line.good:6.3f} {line.loads:10.4f} {line.p99_ms:8.2f} {line.us:8.2f}", flush=True,
+            f"{line.good:6.3f} {line.loads:10.4f} {line.p99_ms:8.2f} {line.us:8.2f} {line.ratio:19.2f}", flush=True,
         )  # fmt: skip
 
 

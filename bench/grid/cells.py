@@ -17,6 +17,8 @@ arrivals    poisson; cv4: each model a Gamma renewal process with a coefficient 
 zipf        exponent of popularity; 0: all alike
 fits        the share of all models' pages that all arenas together hold; 1: every arena holds every model
             from the start; v100: 1,376 pages of 16 MiB an arena, the paper's
+stored      the share of all models that each worker's disk holds, at least two copies of each in all; the
+            others are brought by another worker over a link of STORE_BANDWIDTH; 1: each holds every model
 priorities  levels, drawn per request
 speeds      1/0.5: the devices' speeds in turn, the fastest 1; 1: all alike
 
@@ -59,6 +61,8 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 EXEC_NOISE = 0.0003
 """Relative sigma of executions: the paper's ResNet50 has its p99.99 within 0.03 % of the median (Fig. 2)."""
 LOAD_NOISE = 0.01
+STORE_BANDWIDTH = 100_000_000
+"""Bytes/s at which a worker is brought a model."""
 LINK_NS = 50_000
 LINK_JITTER_NS = 10_000
 
@@ -97,6 +101,7 @@ class Cell:
     priorities: int = 1
     speeds: tuple[float, ...] = (1.0,)
     executors: int = 1
+    stored: float = 1.0
 
     @property
     def arenas(self) -> int:
@@ -128,6 +133,14 @@ class Cell:
             return sum(pages)
         # Below a handful of models a device cannot load one while it runs another.
         return max(math.ceil(float(self.fits) * sum(pages) / self.arenas), 4 * max(pages))
+
+    @property
+    def store_bytes(self) -> int:
+        """Bytes of models that each worker's disk holds; 0: all."""
+        if self.stored == 1:
+            return 0
+        pages = [profile.pages(PAGE_BYTES) for profile in profiles(self)]
+        return math.ceil(self.stored * sum(pages)) * PAGE_BYTES
 
     def shares(self) -> list[float]:
         """Each model's share of the requests, the most popular first."""
@@ -186,6 +199,8 @@ class Cell:
             del written["speeds"]
         if self.executors == 1:
             del written["executors"]
+        if self.stored == 1:
+            del written["stored"]
         return ",".join(f"{key}={value}" for key, value in written.items())
 
 
@@ -201,6 +216,7 @@ WRITTEN: dict[str, Callable[[Cell], object]] = {
     "priorities": lambda cell: cell.priorities,
     "speeds": lambda cell: "/".join(f"{speed:g}" for speed in cell.speeds),
     "executors": lambda cell: cell.executors,
+    "stored": lambda cell: f"{cell.stored:g}",
 }
 
 
@@ -277,6 +293,7 @@ def specified(name: str, spec: str) -> Cell:
         priorities=int(given.get("priorities", 1)),
         speeds=tuple(float(speed) for speed in given.get("speeds", "1").split("/")),
         executors=int(given.get("executors", 1)),
+        stored=float(given.get("stored", 1)),
     )
     if min(cell.devices, cell.models, cell.priorities, cell.exec_ns, cell.executors) < 1:
         raise ValueError(f"{spec!r}: devices, models, priorities, exec and executors are at least 1")
@@ -288,6 +305,10 @@ def specified(name: str, spec: str) -> Cell:
         raise ValueError(f"gain={cell.gain} is below 0")
     if cell.fits not in ("1", "v100") and not 0 < float(cell.fits) < 1:
         raise ValueError(f"fits={cell.fits}: 1, v100, or a share between 0 and 1")
+    if not 0 < cell.stored <= 1 or (cell.stored < 1 and cell.stored * cell.arenas < 2):
+        raise ValueError(f"stored={cell.stored:g}: up to 1, and enough for two copies of each model in all")
+    if cell.stored < 1 and cell.resident:
+        raise ValueError(f"{spec!r}: where disks hold some of the models, an arena cannot hold all (fits)")
     if max(cell.speeds) != 1 or min(cell.speeds) <= 0:
         raise ValueError(f"speeds={given['speeds']}: above 0, the fastest 1")
     for row in cell.slos_ns()[:1]:
@@ -348,6 +369,9 @@ _TABLE: Mapping[str, str] = {
     "e16-m200-medium-zoo": "devices=16,models=200,slo=50ms,gain=zoo,zipf=0.9,executors=16",
     "e16-m200-cold-zoo": "devices=16,models=200,slo=100ms,gain=zoo,arrivals=bursts,fits=0.3,executors=16",
     "e64-m200-tight-high": "devices=64,models=200,slo=2x,gain=20,exec=20ms,executors=16",
+    # Workers whose disks hold a part of the models.
+    "d8-m200-stored-zoo": "devices=8,models=200,slo=100ms,gain=zoo,zipf=0.9,fits=0.4,stored=0.4",
+    "d24-m200-stored-high-cv4": "devices=24,models=200,slo=5x,gain=20,zipf=0.9,fits=0.7,arrivals=cv4,stored=0.2",
 }
 
 CELLS: dict[str, Cell] = {name: specified(name, spec) for name, spec in _TABLE.items()}

@@ -18,6 +18,7 @@ from bench.grid.cells import (
     LINK_NS,
     LOAD_NOISE,
     PAGE_BYTES,
+    STORE_BANDWIDTH,
     Cell,
     profiles,
 )
@@ -89,6 +90,8 @@ def cluster(cell: Cell) -> Cluster:
         link_there_ns=LINK_NS,
         link_back_ns=LINK_NS,
         link_jitter_ns=LINK_JITTER_NS,
+        store_bytes=cell.store_bytes,
+        store_bandwidth=STORE_BANDWIDTH if cell.store_bytes else 0,
     )
 
 

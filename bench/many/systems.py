@@ -125,7 +125,7 @@ class Clockwork:
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         pages = -(-site.budget_bytes // SMALL_PAGE_BYTES)
         command = [
-            *(sys.executable, "-m", "clockwork", "up", "--workers", "1", "--no-demo"),
+            *(sys.executable, "-m", "clockwork", "up", "--workers", "1", "--executors", "1", "--no-demo"),
             *("--port", str(site.control), "--data", str(self._data(site))),
             *("--arena", str(pages * SMALL_PAGE_BYTES), "--page-size", str(SMALL_PAGE_BYTES)),
             *("--http-port", str(site.ports["http"]), "--grpc-port", "off", "--metrics-port", "off"),
@@ -196,7 +196,9 @@ class TritonExplicit(Peer):
             config += peers.QUEUE_POLICY.format(timeout_us=int(peers.QUEUE_SHARE * model.slo_ns) // 1000)
             peers.add_triton_model(site.directory, model.name, config, path)
         explicit = ("--model-control-mode", "explicit")
-        return peers.launch_triton(environment, site.directory, site.ports, (*explicit, *peers.ONE_AT_A_TIME))
+        return peers.launch_triton(
+            environment, site.directory, site.ports, (*explicit, *peers.taking_turns())
+        )
 
     def ready_path(self, site: Site) -> str:
         return "/v2/health/ready"

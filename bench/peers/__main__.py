@@ -1,16 +1,18 @@
 """Clockwork beside Triton and other servers: the same models, arrivals and deadlines, in turn, in one run.
 
     python -m bench.peers [--quick] [--setup-only] [--peers clockwork,triton-policy] [--models 1,30]
-        [--transports http,grpc] [--loads 0.6,1.2] [--rounds 2] [--seconds 4] [--json] [--plot FILE]
+        [--transports http,grpc] [--loads 0.6,1.2] [--executors 1] [--rounds 2] [--seconds 4] [--json]
+        [--plot FILE]
 
 Measured are the part of the requests that each server answers within the SLO, below and beyond the rate that
-one executor can serve, and the time for which it works for clients that have left. The model is a residual
+its executors can serve, and the time for which it works for clients that have left. The model is a residual
 network of about 5 ms, or fine-tunes of it, with popularity by Zipf's law and room for a third of them where
 the server can limit its memory. ONNX Runtime has one thread in each server; arrivals are open-loop Poisson
 with a seed; the SLO is 100 ms. Clients give up after 3 s, and all leave when the last SLO has passed. The
 client is this process for all servers. Capacity is 1 / the mean time of plain ONNX Runtime in this process,
-before each round. The servers take turns, round by round. Each is started for its turn, answers every model
-right and is warmed up first, and no process of it is left afterwards.
+before each round. With `--executors 2` loads are parts of twice that, and Clockwork and Triton are measured,
+with two executors and two instances of each model. The servers take turns, round by round. Each is started
+for its turn, answers every model right and is warmed up first, and no process of it is left afterwards.
 
 The first run installs the peers from pinned versions into environments of their own
 (~/.cache/clockwork/peers; about 2 GB and some minutes). They need Python 3.11. `--publish` writes
@@ -55,9 +57,15 @@ def plans(asked: Any) -> list[Plan]:
     unknown = [name for name in chosen if name not in SYSTEMS]
     if unknown:
         raise SystemExit(f"there is no {', '.join(unknown)}: --peers takes {', '.join(SYSTEMS)}")
+    if asked.executors > 1 and (single := [name for name in chosen if not SYSTEMS[name].scales]):
+        raise SystemExit(f"{', '.join(single)}: measured with one executor, not with {asked.executors}")
     found = []
     for models in (int(count) for count in asked.models.split(",")):
-        names = chosen or [name for name in SYSTEMS if models == 1 or name in OF_MANY]
+        names = chosen or [
+            name
+            for name, system in SYSTEMS.items()
+            if (models == 1 or name in OF_MANY) and (asked.executors == 1 or system.scales)
+        ]
         systems = [SYSTEMS[name] for name in names if models == 1 or SYSTEMS[name].many]
         in_full = [system.name for system in systems if models == 1 and (chosen or system.name in IN_FULL)]
         loads = tuple(float(load) for load in asked.loads.split(",")) if asked.loads else ()
@@ -75,6 +83,7 @@ def plans(asked: Any) -> list[Plan]:
                     for system in systems
                 },
                 models, models // 3 if models > 1 else 0, asked.seconds, asked.rounds, round(SLO_S * SECOND), GIVE_UP_S,
+                asked.executors,
             )
         )  # fmt: skip
     return found
@@ -142,6 +151,7 @@ def run(asked: Any, console: Console) -> dict[str, Any]:
         "slo_ms": SLO_S * 1000,
         "seconds": asked.seconds,
         "rounds": asked.rounds,
+        "executors": asked.executors,
         "capacity/s": capacities,
         "failed": failed,
     }
@@ -163,6 +173,7 @@ def main() -> None:
     parser.add_argument(
         "--loads", default="", help=f"loads as parts of capacity  [{','.join(map(str, LOADS))}]"
     )
+    parser.add_argument("--executors", type=int, default=1, help="executions at once  [%(default)s]")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=4.0, help="seconds of each cell")
     parser.add_argument(
@@ -173,6 +184,8 @@ def main() -> None:
         "--publish", action="store_true", help="write docs/results/ and the tables of the documents"
     )
     asked = parser.parse_args()
+    if asked.publish and asked.executors != 1:
+        parser.error("the published figures are of one executor")
     if asked.quick:
         asked.rounds, asked.seconds, asked.loads = 1, 2.0, asked.loads or "0.6,1.5"
     signal.signal(signal.SIGTERM, end)

@@ -70,6 +70,7 @@ class Plan:
     rounds: int
     slo_ns: int
     give_up_s: float
+    executors: int = 1  # of each server; loads are parts of what so many would execute, undisturbed
 
 
 @dataclasses.dataclass(slots=True)
@@ -80,7 +81,7 @@ class Cell:
     transport: Transport
     models: int
     load: float
-    capacity: float  # requests/s of plain ONNX Runtime, before the round
+    capacity: float  # requests/s of plain ONNX Runtime, before the round, times the executors
     seconds: float
     offered: client.Offered
     gone_busy_s: float  # time from the last client's leaving until the server was idle
@@ -147,7 +148,7 @@ def measure(
                                 say(
                                     f"round {turn + 1} of {plan.rounds}: {system.title}, {transport}, {load:g}"
                                 )
-                                done(server.cell(transport, load, capacities[-1], turn))
+                                done(server.cell(transport, load, capacities[-1] * plan.executors, turn))
                 except PeerFailed as error:
                     failed[system.name] = str(error)
                     say(f"{system.title} failed: {error}")
@@ -231,7 +232,8 @@ def serving(
         with held_ports(2) as found:  # the ports are free again here, because a server may not share its port
             ports = dict(zip(("http", "grpc"), found))
         site = Site(
-            Path(scratch), reference.paths, reference.weights_bytes, plan.room, IMAGE, OUTPUTS, plan.slo_ns, ports
+            Path(scratch), reference.paths, reference.weights_bytes, plan.room, IMAGE, OUTPUTS, plan.slo_ns, ports,
+            plan.executors,
         )  # fmt: skip
         launch = system.launch(site, environment)
         log = Path(scratch) / "log"

@@ -1,7 +1,7 @@
 """The servers: for each its environment, its start with the models, and its transports.
 
-Each has one executor (where its number can be set), one thread for ONNX Runtime, and the cheapest request
-that it accepts.
+Each has one executor (where its number can be set; more, if that is asked for), each with one thread for
+ONNX Runtime, and the cheapest request that it accepts.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Site:
     outputs: int
     slo_ns: int
     ports: Mapping[Transport, int]
+    executors: int = 1  # executions at once, on one thread each
 
     @property
     def names(self) -> list[str]:
@@ -63,6 +64,7 @@ class System(Protocol):
     transports: tuple[Transport, ...]
     limits_memory: bool  # whether the number of models in memory can be bounded
     many: bool  # whether the system is measured with many models
+    scales: bool  # whether it can be given more than one executor
 
     def launch(self, site: Site, environment: Environment | None) -> Launch: ...
     def ready_paths(self, site: Site) -> list[str]: ...
@@ -98,6 +100,7 @@ class Clockwork(Oip):
     transports: tuple[Transport, ...] = ("http", "grpc")
     limits_memory: bool = True
     many: bool = True
+    scales: bool = True
 
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         repository = site.directory / "repository"
@@ -111,6 +114,7 @@ class Clockwork(Oip):
         command = [
             *(sys.executable, "-m", "clockwork", "up", "--workers", "1", "--no-demo", "--port", "0"),
             *("--data", str(site.directory / "data"), "--arena", str(pages * PAGE_BYTES)),
+            *("--executors", str(site.executors)),
             *("--http-port", str(site.ports["http"]), "--grpc-port", str(site.ports["grpc"])),
             *("--metrics-port", "off", "--model-repository", str(repository), "--model-control-mode", "none"),
             *(("--policy", self.policy) if self.policy else ()),
@@ -132,20 +136,23 @@ max_batch_size: 1
 input [ {{ name: "{input}" data_type: TYPE_FP32 dims: [ {dims} ] }} ]
 output [ {{ name: "{output}" data_type: TYPE_FP32 dims: [ {outputs} ] }} ]
 instance_group [ {{
-  kind: KIND_CPU count: 1
+  kind: KIND_CPU count: {executors}
   rate_limiter {{ resources [ {{ name: "executor" global: true count: 1 }} ] }}
 }} ]
 """
 
 
-ONE_AT_A_TIME = ("--rate-limit", "execution_count", "--rate-limit-resource", "executor:1")
-"""Arguments with which the models of Triton take turns on one executor."""
+def taking_turns(executors: int = 1) -> tuple[str, ...]:
+    """Arguments with which the models of Triton take turns on so many executors."""
+    return ("--rate-limit", "execution_count", "--rate-limit-resource", f"executor:{executors}")
 
 
-def triton_model(given: str, answer: str, shape: Sequence[int], outputs: int) -> str:
-    """The configuration of a model with a batch of 1 and one executor."""
+def triton_model(
+    given: str, answer: str, shape: Sequence[int], outputs: int, executors: int = 1
+) -> str:  # fmt: skip
+    """The configuration of a model with a batch of 1 and an instance for each executor."""
     return TRITON_MODEL.format(
-        input=given, output=answer, dims=", ".join(map(str, shape[1:])), outputs=outputs
+        input=given, output=answer, dims=", ".join(map(str, shape[1:])), outputs=outputs, executors=executors
     )
 
 
@@ -193,7 +200,7 @@ def launch_triton(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Triton(Oip):
-    """Triton from its wheel, Python backend; its rate limiter makes its models take turns on one executor."""
+    """Triton from its wheel, Python backend; its rate limiter has its models take turns on the executors."""
 
     name: str
     title: str
@@ -202,17 +209,17 @@ class Triton(Oip):
     transports: tuple[Transport, ...] = ("http", "grpc")
     limits_memory: bool = False
     many: bool = True
+    scales: bool = True
 
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None
         for name, path in site.models.items():
-            config = triton_model(INPUT, OUTPUT, site.shape, site.outputs)
+            config = triton_model(INPUT, OUTPUT, site.shape, site.outputs, site.executors)
             if self.queue_policy:
                 config += QUEUE_POLICY.format(timeout_us=int(QUEUE_SHARE * site.slo_ns) // 1000)
             add_triton_model(site.directory, name, config, path)
-        return launch_triton(
-            environment, site.directory, site.ports, ONE_AT_A_TIME if len(site.models) > 1 else ()
-        )
+        turns = taking_turns(site.executors) if len(site.models) > 1 else ()
+        return launch_triton(environment, site.directory, site.ports, turns)
 
 
 # ----- servers of Python ------------------------------------------------------------------------------
@@ -228,6 +235,7 @@ class MlServer(Oip):
     transports: tuple[Transport, ...] = ("grpc",)
     limits_memory: bool = False
     many: bool = False
+    scales: bool = False
 
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None
@@ -260,6 +268,7 @@ class LitServe:
     transports: tuple[Transport, ...] = ("http",)
     limits_memory: bool = False
     many: bool = False
+    scales: bool = False
 
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None
@@ -286,6 +295,7 @@ class BentoMl:
     transports: tuple[Transport, ...] = ("http",)
     limits_memory: bool = False
     many: bool = False
+    scales: bool = False
 
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None
@@ -328,6 +338,7 @@ class RayServe:
     transports: tuple[Transport, ...] = ("http",)
     limits_memory: bool = True
     many: bool = True
+    scales: bool = False
 
     def launch(self, site: Site, environment: Environment | None) -> Launch:
         assert environment is not None

@@ -15,6 +15,7 @@ most."""
 
 READY_NS = 120 * 1_000_000_000  # Time that the cluster may take to become ready
 FOUND_SHOWN = 8  # Models from earlier starts that the greeting of `clockwork up` names
+HELD_PORT_ATTEMPTS = 100  # Ports tried until one is free in both families
 LAST_LINES = 20  # Lines of a child's output that are shown when it dies
 
 # ----- launch/many.py --------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import collections
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import os
 import select
 import shlex
@@ -26,7 +27,15 @@ from types import FrameType
 from typing import Any, Protocol
 
 from clockwork import config
-from clockwork.config.launch import DRAIN_NS, FOUND_SHOWN, LAST_LINES, READY_NS, STOP_NS, STOP_WORKERS_NS
+from clockwork.config.launch import (
+    DRAIN_NS,
+    FOUND_SHOWN,
+    HELD_PORT_ATTEMPTS,
+    LAST_LINES,
+    READY_NS,
+    STOP_NS,
+    STOP_WORKERS_NS,
+)
 from clockwork.errors import ClockworkError, ConfigError, ConnectionLost, ModelNotFound
 from clockwork.launch.lines import read_line
 from clockwork.launch.restarts import Restarts
@@ -590,19 +599,43 @@ def _endpoints(settings: UpSettings, ports: Sequence[int]) -> tuple[str, str, st
 
 @contextlib.contextmanager
 def held_ports(count: int) -> Iterator[list[int]]:
-    """Yield free ports of the loopback interface, reserved while the block runs.
+    """Yield free ports, reserved on every interface while the block runs.
 
-    The system gives them to no process that requests any free port. A process that binds a port by number
-    with SO_REUSEADDR, as libzmq does, gets it.
+    The system gives them to no process that requests any free port of whichever address. A process that binds
+    a port by number with SO_REUSEADDR, as libzmq does, gets it.
     """
     with contextlib.ExitStack() as stack:
-        ports = []
-        for _ in range(count):
-            held = stack.enter_context(socket.socket())
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            held.bind(("127.0.0.1", 0))
-            ports.append(int(held.getsockname()[1]))
-        yield ports
+        yield [stack.enter_context(_held_port()) for _ in range(count)]
+
+
+@contextlib.contextmanager
+def _held_port() -> Iterator[int]:
+    for attempt in range(HELD_PORT_ATTEMPTS):
+        with contextlib.ExitStack() as stack:
+            port = stack.enter_context(_holder(socket.AF_INET, "0.0.0.0", 0)).getsockname()[1]
+            try:
+                stack.enter_context(_holder(socket.AF_INET6, "::", port))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE and attempt + 1 < HELD_PORT_ATTEMPTS:
+                    continue  # somebody has it in the other family alone
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):  # a machine without IPv6
+                    raise
+            yield port
+            return
+
+
+def _holder(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
+    """Return a socket that is bound to this port, and does not listen."""
+    held = socket.socket(family)
+    try:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        held.bind((address, port))
+    except OSError:
+        held.close()
+        raise
+    return held
 
 
 def dialled(endpoint: str) -> str:

@@ -149,20 +149,26 @@ def port() -> Iterator[int]:
         yield one
 
 
-def test_a_held_port_is_given_to_nobody_but_who_asks_for_it(port: int) -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "::"])
+def test_a_held_port_is_given_to_nobody_but_who_asks_for_it(port: int, address: str) -> None:
+    """Whichever address it is that a process requests any free port of: a cluster may listen on all."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    if family == socket.AF_INET6 and not socket.has_ipv6:
+        pytest.skip("no IPv6")
     with contextlib.ExitStack() as stack:
         given = set()
         for index in range(500):
-            one = stack.enter_context(socket.socket())
+            one = stack.enter_context(socket.socket(family))
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, index % 2)
-            one.bind(("127.0.0.1", 0))
+            one.bind((address, 0))
             given.add(one.getsockname()[1])
         assert port not in given
         with pytest.raises(OSError, match="in use"):
-            stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            stack.enter_context(socket.socket(family)).bind((address, port))
+    host = f"[{address}]" if family == socket.AF_INET6 else address
     for _ in range(2):  # the port can be bound again after a restart
         transport = Transport()
-        assert transport.router(f"tcp://127.0.0.1:{port}").endpoint == f"tcp://127.0.0.1:{port}"
+        assert transport.router(f"tcp://{host}:{port}").endpoint == f"tcp://{host}:{port}"
         transport.close()
 
 

@@ -112,7 +112,8 @@ def split(host: str) -> tuple[str, str]:
     found = _HOST.fullmatch(host)
     if found is None:
         return "", ""
-    return (found[1] or found[2]).lower().removesuffix("."), found[3] or ""
+    name = found[1] or found[2].removesuffix(".")
+    return name.lower(), found[3] or ""
 
 
 def is_address(name: str) -> bool:

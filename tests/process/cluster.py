@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -32,6 +33,13 @@ ANYWHERE = "tcp://127.0.0.1:0"
 
 _LISTENS = re.compile(r"listens for clients on (\S+) and for workers on (\S+);")
 _JOINED = re.compile(r"\S+ serves controller \S+ as worker \d+")
+
+
+def has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as one:
+        one.bind(("::1", 0))
+        return True
+    return False
 
 
 class Program:

@@ -23,7 +23,7 @@ from clockwork.gateway import process
 from clockwork.gateway.process import seats_of
 from clockwork.gateway.settings import GatewaySettings
 from tests.patience import PATIENCE_S, readable
-from tests.process.cluster import Program
+from tests.process.cluster import Program, has_ipv6
 from tests.process.fake_controller import FakeController
 from tests.process.gateways import (
     BODY,
@@ -249,13 +249,6 @@ def test_a_connection_without_a_call_that_it_may_make_has_seconds(
         port = gateway.ports["grpc"]
         with dialled(port, http2.hello(), 3) as silent, dialled(port, refused, 3) as wrong:
             check_most_end([*silent, *wrong], 0)
-
-
-def has_ipv6() -> bool:
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as one:
-        one.bind(("::1", 0))
-        return True
-    return False
 
 
 @pytest.mark.parametrize("host", ["::1", "::", "0.0.0.0"])

@@ -31,7 +31,7 @@ from clockwork.wire.keys import CONTROLLER_KEY_FILE, KEY_FILES, LEGACY_KEY_FILE,
 from clockwork.wire.roles import Role
 from clockwork.wire.transport import Transport, new_key_pair
 from tests.patience import PATIENCE_S, eventually
-from tests.process.cluster import Program
+from tests.process.cluster import Program, has_ipv6
 from tests.process.up import running, starting
 
 IMAGE = np.zeros((1, 1, 8, 8), np.float32)
@@ -153,8 +153,8 @@ def port() -> Iterator[int]:
 def test_a_held_port_is_given_to_nobody_but_who_asks_for_it(port: int, address: str) -> None:
     """Whichever address it is that a process requests any free port of: a cluster may listen on all."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    if family == socket.AF_INET6 and not socket.has_ipv6:
-        pytest.skip("no IPv6")
+    if family == socket.AF_INET6 and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
     with contextlib.ExitStack() as stack:
         given = set()
         for index in range(500):

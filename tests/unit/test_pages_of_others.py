@@ -17,7 +17,7 @@ NAMES = Names(["models.example.com", "Proxy.example.com:8443", "secure.example.c
         ("models.example.com:81", True), ("proxy.example.com:8443", True), ("proxy.example.com:8000", False),
         ("proxy.example.com", False), ("secure.example.com", True), ("evil.example", False), ("evil.example:8000", False),
         ("localhost.evil.example", False), ("127.0.0.1.evil.example", False), ("[::1].evil.example", False),
-        ("127.0.0.1@evil.example", False), ("0x7f.1", False), ("localhost evil", False), ("localhost:x", False), ("", True),
+        ("127.0.0.1@evil.example", False), ("[::.]", False), ("[::1.]", False), ("[::1]", True), ("0x7f.1", False), ("localhost evil", False), ("localhost:x", False), ("", True),
     ],
 )  # fmt: skip
 def test_a_host_is_an_address_or_a_name_of_this_server(host: str, passes: bool) -> None:

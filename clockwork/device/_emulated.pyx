@@ -121,6 +121,7 @@ cdef extern from "device/fleet.h" namespace "clockwork::emulated" nogil:
         void close_timer()
         void add_model(int64_t model_id, shared_ptr[const FleetModel] model) except +
         Forgotten forget(int64_t model_id, int64_t now) except +
+        void rename(int64_t model_id, int64_t other) except +
         void begin(uint32_t device, FleetOrder* order, int64_t now)
         void revoke(uint32_t device, int64_t action_id, int64_t now)
         void end_run(uint32_t device, int64_t action_id, int64_t now)
@@ -130,6 +131,7 @@ cdef extern from "device/fleet.h" namespace "clockwork::emulated" nogil:
         Action* take(uint32_t device, int64_t now)
         Action* take_all()
         void reset(uint32_t device, int64_t now) except +
+        vector[EmulatedResidency] keep(uint32_t device, int64_t now) except +
         uint64_t held_pages(uint32_t device)
         int64_t input_bytes(uint32_t device)
         uint64_t host_bytes()
@@ -316,6 +318,17 @@ cdef class Fleet:
 
     def reset(self, uint32_t device):
         self.fleet.get().reset(device, self.clock())
+
+    def keep(self, uint32_t device):
+        """Forget a device's actions, and return its residencies: (model id, load id, first page of each run)."""
+        return [
+            (found.model_id, <int64_t>found.load_id, [run.first for run in found.pages])
+            for found in self.fleet.get().keep(device, self.clock())
+        ]
+
+    def rename(self, int64_t model_id, int64_t other):
+        """Give a model that no action names an id that no model has."""
+        self.fleet.get().rename(model_id, other)
 
     def held_pages(self, uint32_t device):
         return self.fleet.get().held_pages(device)

@@ -73,6 +73,7 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
         void end()
     cppclass DeviceModel:
         cbool resident
+        cbool kept
         int64_t load_id
         Claim claim
         int32_t pending
@@ -80,10 +81,6 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
         const Lengths* model_lengths
     cppclass BufferOwner:
         pass
-    cppclass Roster:
-        void add(int64_t model_id, DeviceModel* residency) except +
-        void remove(int64_t model_id)
-        DeviceModel* find(int64_t model_id)
     cppclass Slot:
         size_t bytes
         cbool busy
@@ -108,6 +105,13 @@ cdef extern from "device/order.h" namespace "clockwork::device" nogil:
         TimedPhase copy_out
         char[TEXT_BYTES] text
         cbool note_wrong_bool()
+    cppclass Roster:
+        void add(int64_t model_id, DeviceModel* residency) except +
+        void remove(int64_t model_id)
+        DeviceModel* find(int64_t model_id)
+        void keep(DeviceModel&) except +
+        void leave(DeviceModel&)
+        DeviceModel* in_the_way(const Order& load)
     T* make_order[T]()
     cppclass Lanes:
         Hub hub
@@ -214,6 +218,7 @@ cdef class DeviceCore:
 
     cdef void run_load(self, Order* order) noexcept nogil
     cdef void run_unload(self, Order* order) noexcept nogil
+    cdef void make_way(self, Order* order) noexcept nogil
     cdef void evict(self, DeviceModel* at) noexcept nogil
     cdef bint is_here(self, Order* order) noexcept nogil
     cdef size_t slot_bytes(self) noexcept nogil
@@ -230,4 +235,5 @@ cdef class DeviceCore:
     cdef Order* make_order(self, object action, object parts, uint32_t executor=*) except NULL
     cdef object finish(self, Order* order)
     cdef int take_completions(self) except -1
+    cdef int end_all(self) except -1
     cdef int drop_all(self) except -1

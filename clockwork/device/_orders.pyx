@@ -293,19 +293,39 @@ cdef class DeviceCore:
         return model_id in self.models
 
     def remove_model(self, model_id):
-        """Drop and return a model, if known. Any thread. Raises ValueError if it is resident or in use."""
+        """Drop and return a model, if known. Any thread. Raises ValueError if it is resident or in use.
+
+        A residency that keep() has left, and no action has, goes with it."""
         cdef KnownModel model = self.models.get(model_id)
-        cdef bint resident, pending
+        cdef bint resident, pending, kept = False
         if model is None:
             return None
         self.lanes.hub.lock()
         resident, pending = model.at.resident, model.at.pending != 0
+        if resident and model.at.kept and not pending:
+            resident, kept = False, True
+            self.roster.leave(model.at[0])
         if not resident and not pending:
             self.roster.remove(model.model_id)
         self.lanes.hub.unlock()
+        if kept:
+            with nogil:
+                self.evict(model.at)
         if resident or pending:
             raise ValueError(f"model {model_id} is {'resident' if resident else 'in use'}")
         return self.models.pop(model_id)
+
+    def rename(self, model_id, other):
+        """Have a model that no action names be known by an id that no model has. Raises KeyError, ValueError."""
+        cdef KnownModel model = self.models[model_id]
+        if other in self.models:
+            raise ValueError(f"model {other} is prepared already")
+        self.lanes.hub.lock()
+        self.roster.remove(model_id)
+        self.roster.add(other, model.at)
+        self.lanes.hub.unlock()
+        model.model_id = other
+        self.models[other] = self.models.pop(model_id)
 
     # ----- the lanes' threads ------------------------------------------------------------------
 
@@ -362,6 +382,7 @@ cdef class DeviceCore:
         cdef DeviceModel* at = order.residency
         cdef int status = OK
         order.execute.begin()
+        self.make_way(order)
         self.lanes.hub.lock()
         if at.resident:
             snprintf(order.text, TEXT_BYTES, "the model is resident already, as load %lld", <long long>at.load_id)
@@ -390,12 +411,28 @@ cdef class DeviceCore:
         elif self.lanes.needs(at, order.load_id):
             status = IN_USE
         else:
-            at.resident = False
+            self.roster.leave(at[0])
         self.lanes.hub.unlock()
         if status == OK:
             self.evict(at)
         order.execute.end()
         order.status = status
+
+    cdef void make_way(self, Order* order) noexcept nogil:
+        """Evict the models that an earlier session has left where a LOAD goes: its controller does not count
+        on them."""
+        cdef DeviceModel* at
+        while True:
+            self.lanes.hub.lock()
+            at = self.roster.in_the_way(order[0])
+            if at != NULL and self.lanes.needs(at, at.load_id):
+                at = NULL
+            if at != NULL:
+                self.roster.leave(at[0])
+            self.lanes.hub.unlock()
+            if at == NULL:
+                return
+            self.evict(at)
 
     cdef void evict(self, DeviceModel* at) noexcept nogil:
         self.drop_weights(at)
@@ -647,16 +684,33 @@ cdef class DeviceCore:
     def reset(self):
         """Wait for running orders; drop queued orders, unpolled completions, and every residency."""
         cdef KnownModel model
+        self.end_all()
+        for model in list(self.models.values()):
+            if model.at.resident:
+                with nogil:
+                    self.roster.leave(model.at[0])
+                    self.evict(model.at)
+
+    def keep(self):
+        """Do the same, but leave every residency, and return them: (model id, load id, first page of each
+        run). A LOAD that takes their pages evicts them."""
+        cdef KnownModel model
+        cdef list found = []
+        self.end_all()
+        for model in self.models.values():
+            if model.at.resident:
+                self.roster.keep(model.at[0])
+                found.append((model.model_id, model.at.load_id, list(model.at.claim.run_starts)))
+        return found
+
+    cdef int end_all(self) except -1:
+        """Wait for running orders, and drop all others."""
         with nogil:
             self.cut_short(True)  # the controller has given up the running orders: end them early
         self.drop_all()
         with nogil:
             self.cut_short(False)
-        for model in list(self.models.values()):
-            if model.at.resident:
-                with nogil:
-                    model.at.resident = False
-                    self.evict(model.at)
+        return 0
 
     cdef int drop_all(self) except -1:
         """Free every order and drop every completion. No order may run."""

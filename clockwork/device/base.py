@@ -46,6 +46,14 @@ class Completion(NamedTuple):
     parts: list[list[TensorView]]  # INFER: the outputs of each part, in the model's output order
 
 
+class Kept(NamedTuple):
+    """A model that is resident since an earlier session. run_starts: the first page of each run."""
+
+    model_id: int
+    load_id: int
+    run_starts: list[int]
+
+
 class DeviceBroken(Exception):
     """Raised when the device is broken for good, by no fault of a model. The text is its ``fault``."""
 
@@ -127,7 +135,18 @@ class ModelHolder(Protocol):
 
     def forget(self, model_id: int) -> None:
         """Drop a model, if it is known; its program goes with the last model that uses it. Raises
-        ValueError while it is resident or has actions under way."""
+        ValueError while it is resident or has actions under way. A residency that keep() has left goes with
+        it."""
+        ...
+
+    @property
+    def keeps(self) -> bool:
+        """Whether keep() leaves what is resident, and rename() is there."""
+        ...
+
+    def rename(self, model_id: int, other: int) -> None:
+        """Have a model that no action names be known by another id. Raises KeyError if it is not known,
+        ValueError if another model has the id, or the device does not keep."""
         ...
 
     def reserved(self, model_id: int, ask: Callable[[], None]) -> AbstractContextManager[list[int] | None]:
@@ -162,6 +181,10 @@ class Undisturbed:
     @property
     def reserves(self) -> bool:
         return False
+
+    @property
+    def keeps(self) -> bool:
+        return True
 
     @property
     def is_untidy(self) -> bool:
@@ -276,6 +299,14 @@ class Device(ModelHolder, Protocol):
 
         A new controller epoch begins. Models stay prepared until they are forgotten. All devices of an arena
         are reset together, by a call for any of them."""
+        ...
+
+    def keep(self) -> list[Kept]:
+        """Do the same, but leave every residency, and return them: those of an arena to its owner. Empty for
+        a device that does not keep, which is reset.
+
+        Models keep their ids; see rename(). A LOAD of such a model, or to such a model's pages, evicts it:
+        whoever orders it does not count on the model."""
         ...
 
     def memory(self) -> dict[str, int]:

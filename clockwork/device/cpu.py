@@ -32,7 +32,7 @@ from clockwork.config import device as bounds
 from clockwork.device._cpu import CpuCore
 from clockwork.device._ort import runtime
 from clockwork.device._pages import PagedModel, SessionProgram
-from clockwork.device.base import Reserve, Undisturbed
+from clockwork.device.base import Kept, Reserve, Undisturbed
 from clockwork.device.executors import check_executors
 from clockwork.device.lacking import is_lack
 from clockwork.device.machine import ArenaPlace
@@ -241,6 +241,11 @@ class CpuArena(Undisturbed):
         """Drop a model, if it is known. Raises ValueError if it is resident or an action holds it."""
         self._core.remove_model(model_id)
 
+    def rename(self, model_id: int, other: int) -> None:
+        """See ModelHolder."""
+        with self._prepare_lock:
+            self._core.rename(model_id, other)
+
     def memory(self) -> dict[str, int]:
         """Return bytes by purpose. workspace_bytes: of the process; store_bytes: mapped weights, cached or
         not."""
@@ -292,6 +297,9 @@ class CpuDevice(NativeDevice[CpuCore]):
     def forget(self, model_id: int) -> None:
         self._arena.forget(model_id)
 
+    def rename(self, model_id: int, other: int) -> None:
+        self._arena.rename(model_id, other)
+
     @property
     def workspace_peak_bytes(self) -> int:
         """The peak of the workspace's bytes that this executor's last execution used."""
@@ -304,6 +312,17 @@ class CpuDevice(NativeDevice[CpuCore]):
     def reset(self) -> None:
         """See Device."""
         self._core.reset()
+        self._drop_backlogs()
+
+    def keep(self) -> list[Kept]:
+        """See Device."""
+        if self._number:
+            return []
+        found = [Kept(*one) for one in self._core.keep()]
+        self._drop_backlogs()
+        return found
+
+    def _drop_backlogs(self) -> None:
         for device in self._arena.devices:
             device._backlog.clear()
 

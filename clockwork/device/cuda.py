@@ -32,7 +32,7 @@ from clockwork.device._cuda_host import WeightsCopy
 from clockwork.device._cuda_model import SOURCES, CompiledModel, CompiledProgram
 from clockwork.device._cuda_reserve import ReservingCore
 from clockwork.device._cudriver import CudaError, DeviceBytes, DriverTable, PinnedBytes
-from clockwork.device.base import DeviceBroken, Reserve
+from clockwork.device.base import DeviceBroken, Kept, Reserve
 from clockwork.device.cuda_host import HostStore, PinnedFiles
 from clockwork.device.cuda_kernels import find_kernels, find_modules, load_modules
 from clockwork.device.cuda_memory import (
@@ -488,6 +488,20 @@ class CudaDevice(NativeDevice[ReservingCore]):
     def trial(self, model_id: int) -> CudaTrial:
         """Begin a trial of a prepared model that no action names yet."""
         return CudaTrial(self._core, self._memory, self._models[model_id].model, self._store.staging)
+
+    @property
+    def keeps(self) -> bool:
+        """No: what it has in memory is not numbered anew."""
+        return False
+
+    def rename(self, model_id: int, other: int) -> None:
+        """See ModelHolder."""
+        raise ValueError("a CUDA device does not keep models")
+
+    def keep(self) -> list[Kept]:
+        """See Device."""
+        self.reset()
+        return []
 
     def reset(self) -> None:
         """See Device. Empties the host store, too. A broken device also releases its models."""

@@ -18,7 +18,7 @@ from clockwork import config
 from clockwork.config import device as bounds
 from clockwork.config.device import STALE_EVENTS_MAX
 from clockwork.device._emulated import Fleet
-from clockwork.device.base import Completion, Reserve, TensorView, Undisturbed
+from clockwork.device.base import Completion, Kept, Reserve, TensorView, Undisturbed
 from clockwork.device.emulation import EmulatedSettings
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.prepared import PreparedModel
@@ -129,6 +129,14 @@ class EmulatedGroup(Undisturbed):
             self.fleet.forget(model_id)
             self.models.remove(model_id)
 
+    def rename(self, model_id: int, other: int) -> None:
+        """See ModelHolder."""
+        if other in self.models:
+            raise ValueError(f"model {other} is prepared already")
+        self.models.remove(model_id)
+        self.fleet.rename(model_id, other)
+        self.models.add(other)
+
     # ----- time --------------------------------------------------------------------------------
 
     def fileno(self) -> int:
@@ -196,6 +204,9 @@ class EmulatedDevice(Undisturbed):
     def forget(self, model_id: int) -> None:
         self.group.forget(model_id)
 
+    def rename(self, model_id: int, other: int) -> None:
+        self.group.rename(model_id, other)
+
     def fileno(self) -> int:
         return self.group.fileno()
 
@@ -222,6 +233,10 @@ class EmulatedDevice(Undisturbed):
     def reset(self) -> None:
         """See Device. Running actions need no wait."""
         self.group.fleet.reset(self.index)
+
+    def keep(self) -> list[Kept]:
+        """See Device. Running actions need no wait: a LOAD among them has not been."""
+        return [Kept(*found) for found in self.group.fleet.keep(self.index)]
 
     def memory(self) -> dict[str, int]:
         """Return bytes by purpose, as a real device counts them. No memory is allocated."""

@@ -17,6 +17,18 @@ struct Claim {
         run_pages.push_back(pages);
         run_starts.push_back(-1);
     }
+
+    // Whether the runs of this claim, if they began there, would have pages of another claim.
+    bool would_meet(const std::vector<std::int64_t>& starts, const Claim& other) const {
+        for (std::size_t run = 0; run < run_pages.size(); run++) {
+            for (std::size_t theirs = 0; theirs < other.run_pages.size(); theirs++) {
+                const std::int64_t start = other.run_starts[theirs];
+                if (start >= 0 && starts[run] < start + other.run_pages[theirs] && start < starts[run] + run_pages[run])
+                    return true;
+            }
+        }
+        return false;
+    }
 };
 
 class PageTable {

@@ -167,6 +167,8 @@ FailureCause EmulatedDevice::check_store(const EmulatedOrder& order, EmulatedEnd
 FailureCause EmulatedDevice::load(const EmulatedOrder& order, EmulatedEnd& done) {
     if (store_ && !store_->holds(order.model_id))
         return FailureCause::NOT_FETCHED;
+    if (kept_count_ > 0)
+        make_way(order);
     if (const EmulatedResidency* held = resident(order.model_id)) {
         done.a = static_cast<std::int64_t>(held->load_id);
         return FailureCause::IS_RESIDENT;
@@ -201,6 +203,7 @@ FailureCause EmulatedDevice::load(const EmulatedOrder& order, EmulatedEnd& done)
     resident.model_id = order.model_id;
     resident.load_id = order.load_id;
     resident.loading = true;
+    resident.kept = false;
     resident.pages = order.pages;
     places_.insert(static_cast<std::uint64_t>(order.model_id), place);
     return FailureCause::NONE;
@@ -235,6 +238,8 @@ void EmulatedDevice::release(ModelId model_id) {
     const std::uint32_t place = places_.find(static_cast<std::uint64_t>(model_id));
     for (const PageRun& run : residents_[place].pages)
         let_go(run);
+    kept_count_ -= residents_[place].kept;
+    residents_[place].kept = false;
     places_.erase(static_cast<std::uint64_t>(model_id));
     free_residents_.push_back(place);
 }
@@ -292,7 +297,67 @@ bool EmulatedDevice::revoke(ActionId id, EmulatedEnd& done) {
     return false;
 }
 
+// Releases the models that an earlier session has left where a LOAD goes.
+void EmulatedDevice::make_way(const EmulatedOrder& load) {
+    const auto meets = [&](const EmulatedResidency& kept) {
+        return std::ranges::any_of(load.pages, [&](const PageRun& run) {
+            return std::ranges::any_of(kept.pages, [&](const PageRun& held) {
+                return run.first < held.first + held.count && held.first < run.first + run.count;
+            });
+        });
+    };
+    for (std::size_t place = 0; place < residents_.size() && kept_count_ > 0; ++place) {
+        const EmulatedResidency& kept = residents_[place];
+        if (kept.kept && (kept.model_id == load.model_id || meets(kept)) && !executes_load(kept.model_id, kept.load_id))
+            release(kept.model_id);
+    }
+}
+
+std::vector<EmulatedResidency> EmulatedDevice::keep() {
+    forget_actions();
+    std::vector<EmulatedResidency> found;
+    for (std::uint32_t place = 0; place < residents_.size(); ++place) {
+        EmulatedResidency& resident = residents_[place];
+        if (places_.find(static_cast<std::uint64_t>(resident.model_id)) != place)
+            continue;  // the place is free
+        if (resident.loading) {
+            release(resident.model_id);
+            continue;
+        }
+        kept_count_ += !resident.kept;
+        resident.kept = true;
+        found.push_back(resident);
+    }
+    return found;
+}
+
+void EmulatedDevice::release_kept(ModelId model_id) {
+    const EmulatedResidency* found = owner_ ? nullptr : resident(model_id);
+    const auto has_orders = [&](const EmulatedDevice* device) { return device->has_orders_for(model_id); };
+    if (found && found->kept && !has_orders(this) && std::ranges::none_of(executors_, has_orders))
+        release(model_id);
+}
+
+void EmulatedDevice::rename(ModelId model_id, ModelId other) {
+    const std::uint32_t place = places_.find(static_cast<std::uint64_t>(model_id));
+    if (place == IdTable::NONE)
+        return;
+    places_.erase(static_cast<std::uint64_t>(model_id));
+    places_.insert(static_cast<std::uint64_t>(other), place);
+    residents_[place].model_id = other;
+}
+
 void EmulatedDevice::reset() {
+    forget_actions();
+    held_pages_ = 0;
+    kept_count_ = 0;
+    std::ranges::fill(is_held_, 0);
+    places_.clear();
+    residents_.clear();
+    free_residents_.clear();
+}
+
+void EmulatedDevice::forget_actions() {
     for (LaneState& lane : lanes_) {
         if (lane.running)
             lane.waiting.push_back(lane.running);
@@ -305,11 +370,6 @@ void EmulatedDevice::reset() {
     if (link_)
         link_->forget(number_);
     copied_ns_ = 0;
-    held_pages_ = 0;
-    std::ranges::fill(is_held_, 0);
-    places_.clear();
-    residents_.clear();
-    free_residents_.clear();
 }
 
 // ----- what there is ----------------------------------------------------------------------------

@@ -185,6 +185,7 @@ struct EmulatedResidency {
     ModelId model_id = 0;
     LoadId load_id = 0;
     bool loading = true;
+    bool kept = false;  // since before keep(): a LOAD that takes its pages, or its model, ends it
     std::vector<PageRun> pages;
 };
 
@@ -292,6 +293,12 @@ public:
     bool revoke(ActionId id, EmulatedEnd& done);
     // Forgets all actions and residencies.
     void reset();
+    // Forgets all actions, and the models whose LOADs had not ended. Returns the others.
+    std::vector<EmulatedResidency> keep();
+    // Ends a residency that keep() has left, unless an action names the model.
+    void release_kept(ModelId model_id);
+    // Gives a model that no action names an id that no model has.
+    void rename(ModelId model_id, ModelId other);
 
     const EmulatedOrder* running(LaneKind lane) const { return at(lane).running; }
     Ns ends_ns(LaneKind lane) const { return at(lane).end_ns; }
@@ -336,6 +343,8 @@ private:
     FailureCause load(const EmulatedOrder& order, EmulatedEnd& done);
     FailureCause take(std::uint32_t first, std::uint32_t count, EmulatedEnd& done);
     void let_go(PageRun run);
+    void forget_actions();
+    void make_way(const EmulatedOrder& load);
     void release(ModelId model_id);
     bool executes_load(ModelId model_id, LoadId load_id) const;
     Ns draw_ns(const EmulatedOrder& order, Ns now);
@@ -355,6 +364,7 @@ private:
     IdTable places_;  // place in residents_ of each resident model
     std::vector<EmulatedResidency> residents_;
     std::vector<std::uint32_t> free_residents_;
+    std::size_t kept_count_ = 0;
 };
 
 // ----- what happens for each execution ----------------------------------------------------------

@@ -62,6 +62,28 @@ void Machine::end_run(std::uint32_t number, ActionId id, Ns now) {
 void Machine::reset(std::uint32_t number, Ns now) {
     advance(now);
     devices_[number].reset();
+    forget_orders(number, now);
+}
+
+std::vector<EmulatedResidency> Machine::keep(std::uint32_t number, Ns now) {
+    advance(now);
+    std::vector<EmulatedResidency> found = devices_[number].keep();
+    forget_orders(number, now);
+    return found;
+}
+
+void Machine::release_kept(ModelId model_id) {
+    for (EmulatedDevice& device : devices_)
+        device.release_kept(model_id);
+}
+
+void Machine::rename(ModelId model_id, ModelId other) {
+    for (EmulatedDevice& device : devices_)
+        device.rename(model_id, other);
+}
+
+// Drops the orders that a device has forgotten.
+void Machine::forget_orders(std::uint32_t number, Ns now) {
     follow_neighbours(number, now);
     std::erase_if(orders_, [&](const auto& entry) { return entry.second.device == number; });
     grant_link(now);

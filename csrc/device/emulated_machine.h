@@ -39,6 +39,9 @@ public:
     // ends an execution that is under way; otherwise does nothing
     void end_run(std::uint32_t device, ActionId id, Ns now);
     void reset(std::uint32_t device, Ns now);  // forgets all actions and residencies of the device
+    std::vector<EmulatedResidency> keep(std::uint32_t device, Ns now);  // see EmulatedDevice
+    void release_kept(ModelId model_id);
+    void rename(ModelId model_id, ModelId other);
     void clear_store();
 
     std::vector<Ended> ended;
@@ -75,6 +78,7 @@ private:
     void grant_link(Ns now);
     void expect(const Event& event);
     void follow_neighbours(std::uint32_t device, Ns now);
+    void forget_orders(std::uint32_t device, Ns now);
 
     EmulatedSettings settings_;
     std::size_t stale_max_;

@@ -88,10 +88,19 @@ void Fleet::add_model(std::int64_t model_id, std::shared_ptr<const FleetModel> m
 Fleet::Forgotten Fleet::forget(std::int64_t model_id, Ns now) {
     std::lock_guard<std::mutex> held(mutex_);
     advance(now);
+    machine_.release_kept(model_id);
     if (machine_.is_used(model_id))
         return machine_.is_resident(model_id) ? Forgotten::RESIDENT : Forgotten::IN_USE;
     models_.erase(model_id);
     return Forgotten::DONE;
+}
+
+void Fleet::rename(std::int64_t model_id, std::int64_t other) {
+    std::lock_guard<std::mutex> held(mutex_);
+    auto model = models_.extract(model_id);
+    model.key() = other;
+    models_.insert(std::move(model));
+    machine_.rename(model_id, other);
 }
 
 // ----- orders -----------------------------------------------------------------------------------
@@ -256,6 +265,19 @@ void Fleet::reset(std::uint32_t number, Ns now) {
     std::lock_guard<std::mutex> held(mutex_);
     advance(now);
     machine_.reset(number, now);
+    forget_orders(number, now);
+}
+
+std::vector<EmulatedResidency> Fleet::keep(std::uint32_t number, Ns now) {
+    std::lock_guard<std::mutex> held(mutex_);
+    advance(now);
+    std::vector<EmulatedResidency> found = machine_.keep(number, now);
+    forget_orders(number, now);
+    return found;
+}
+
+// Frees the orders that a device has forgotten, and those whose ends were not taken.
+void Fleet::forget_orders(std::uint32_t number, Ns now) {
     if (number == 0)
         machine_.clear_store();
     for (std::uint32_t token = 0; token < orders_.size(); ++token) {

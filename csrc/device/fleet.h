@@ -74,7 +74,10 @@ public:
     // ----- models
     void add_model(std::int64_t model_id, std::shared_ptr<const FleetModel> model);
     enum class Forgotten : std::uint8_t { DONE, RESIDENT, IN_USE };
+    // A residency that keep() has left, and no order names, goes with its model.
     Forgotten forget(std::int64_t model_id, Ns now);
+    // Gives a model that no order names an id that no model has.
+    void rename(std::int64_t model_id, std::int64_t other);
 
     // ----- orders
     void begin(std::uint32_t device, FleetOrder* order, Ns now) noexcept;
@@ -91,6 +94,8 @@ public:
     device::Action* take_all();
     // Forgets actions and residencies of a device; the first device takes the host store's content with it.
     void reset(std::uint32_t device, Ns now);
+    // Does the same, but leaves residencies, and returns them; see EmulatedDevice::keep().
+    std::vector<EmulatedResidency> keep(std::uint32_t device, Ns now);
 
     // ----- what it tells
     std::uint64_t held_pages(std::uint32_t device);
@@ -107,6 +112,7 @@ private:
     };
 
     void advance(Ns now);
+    void forget_orders(std::uint32_t device, Ns now);
     void collect(Ns now);
     void arm();
     void refuse(FleetOrder* order, Status status);

@@ -41,6 +41,7 @@ struct TimedPhase {
 struct DeviceModel {
     // Guarded by the hub's lock:
     bool resident = false;
+    bool kept = false;  // resident since an earlier session; see Roster::keep()
     std::int64_t load_id = 0;
     Claim claim;
     std::int32_t pending = 0;  // number of orders that name the model and are not freed
@@ -122,8 +123,32 @@ public:
         return found != all_.end() ? found->second : nullptr;
     }
 
+    // Marks a resident model as one that an earlier session has left. The new session's controller may not
+    // count on it, and then orders LOADs to its pages.
+    void keep(DeviceModel& model) {
+        if (!model.kept)
+            kept_.push_back(&model);
+        model.kept = true;
+    }
+    // Marks a model as not resident any more.
+    void leave(DeviceModel& model) {
+        model.resident = false;
+        if (model.kept)
+            std::erase(kept_, &model);
+        model.kept = false;
+    }
+    // A kept model in the way of a LOAD: its own, or one whose pages it takes. Null: there is none.
+    DeviceModel* in_the_way(const Order& load) const {
+        for (DeviceModel* model : kept_) {
+            if (model == load.residency || load.residency->claim.would_meet(load.run_starts, model->claim))
+                return model;
+        }
+        return nullptr;
+    }
+
 private:
     std::unordered_map<std::int64_t, DeviceModel*> all_;
+    std::vector<DeviceModel*> kept_;
 };
 
 // The lanes of an arena, in the order in which an action may pass from one to the next: *input*, a lane of

@@ -316,6 +316,77 @@ def test_reset_drops_queues_and_residencies(driver: Driver) -> None:
     driver.device.forget(model)
 
 
+def needs_keeping(driver: Driver) -> None:
+    if not driver.device.keeps:
+        pytest.skip(f"the {driver.rig.kind} device keeps nothing from one session to the next")
+
+
+def test_a_session_finds_what_the_last_one_has_loaded(driver: Driver) -> None:
+    needs_keeping(driver)
+    cases = [affine(seed) for seed in range(3)]
+    model, other, waiting = (driver.prepare(one) for one in cases)
+    driver.end(driver.load(model, 5, [2]))
+    driver.end(driver.load(other, 6, [0]))
+    driver.infer(model, 5, [X])  # the execution may have ended or not: not polled
+    driver.infer(model, 5, [X], earliest_ns=now_ns() + 3600 * SECOND)
+    driver.load(waiting, 7, [1], earliest_ns=now_ns() + 3600 * SECOND)
+    assert sorted(driver.device.keep()) == [(model, 5, [2]), (other, 6, [0])]
+    assert not is_readable(driver)
+    assert driver.device.poll() == []
+    assert driver.device.memory()["resident_bytes"] == 2 * PAGE_BYTES
+    # The new session knows them by other ids, which may have been other models' before.
+    for known, by in ((model, -1), (other, -2), (-1, other), (-2, model)):
+        driver.device.rename(known, by)
+    assert sorted(driver.device.keep()) == [(model, 6, [0]), (other, 5, [2])]
+    done = driver.wait(driver.infer(other, 5, [X]), driver.infer(model, 6, [X]))
+    assert [one.status for one in done] == [Status.OK] * 2
+    assert driver.end(driver.infer(model, 5, [X])).status == Status.NOT_RESIDENT
+    if driver.rig.computes:
+        for one, known in zip(done, cases, strict=False):
+            np.testing.assert_allclose(
+                array_of(one.parts[0][0]), expected_affine(known, X), rtol=1e-5, atol=1e-5
+            )
+    assert driver.end(driver.unload(other, 5)).status == Status.OK
+    driver.device.forget(other)
+    with pytest.raises(ValueError, match="prepared already"):
+        driver.device.rename(model, waiting)
+
+
+def test_a_load_evicts_what_an_earlier_session_has_left_in_its_way(make: Callable[..., Driver]) -> None:
+    """Its controller does not count on that; what was loaded since is never in the way."""
+    driver = make(pages=8)
+    needs_keeping(driver)
+    wide = affine(width=200)  # three pages
+    first, second, third, new = (driver.prepare(one) for one in (affine(1), wide, affine(3), wide))
+    for model, load_id, page in ((first, 1, 0), (second, 2, 1), (third, 3, 4)):
+        assert driver.end(driver.load(model, load_id, [page])).status == Status.OK
+    assert len(driver.device.keep()) == 3
+    assert driver.end(driver.load(new, 4, [2])).status == Status.OK, (
+        "in the way of its pages: second and third"
+    )
+    for model, load_id in ((second, 2), (third, 3)):
+        assert driver.end(driver.unload(model, load_id)).status == Status.NOT_RESIDENT
+    assert driver.end(driver.load(first, 5, [1])).status == Status.OK, "in the way of itself, at another page"
+    assert driver.end(driver.infer(first, 1, [np.ones((1, 4), np.float32)])).status == Status.NOT_RESIDENT
+    assert driver.end(driver.infer(first, 5, [np.ones((1, 4), np.float32)])).status == Status.OK
+    assert driver.device.memory()["resident_bytes"] == 4 * PAGE_BYTES
+    done = driver.end(driver.load(third, 6, [2]))
+    assert done.status == Status.BAD_PAGES, "these pages were taken in this session"
+    assert driver.end(driver.load(first, 7, [7])).status == Status.DEVICE_ERROR, "loaded in this session"
+
+
+def test_a_kept_model_that_nobody_asks_for_is_forgotten_with_its_pages(driver: Driver) -> None:
+    needs_keeping(driver)
+    model = driver.prepare(affine())
+    driver.end(driver.load(model, 1, [3]))
+    with pytest.raises(ValueError, match="resident"):
+        driver.device.forget(model)
+    driver.device.keep()
+    driver.device.forget(model)
+    assert driver.device.memory()["resident_bytes"] == driver.device.memory()["models"] == 0
+    assert driver.device.keep() == []
+
+
 def test_close_with_work_queued(driver: Driver) -> None:
     model = driver.prepare(affine())
     driver.end(driver.load(model, 1, [0]))

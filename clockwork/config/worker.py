@@ -48,9 +48,12 @@ RECEIVE_BYTES = 65_536
 CHECK_JOB_MODELS = 16
 """Prepared models that the preparation process checks before it looks for a model to prepare."""
 
-ROOM_WAIT_NS = 2_000_000_000
+STORE_ROOM_WAIT_NS = 2_000_000_000
 """Time for which a model waits that is to be prepared in a store (--store-bytes) without room for it. The
 controller's DROPs for it are on their way then."""
+
+KEPT_NS = 60_000_000_000
+"""Time for which a worker keeps the models of an earlier controller that the new one has not asked for."""
 
 REFETCHES_MAX = 2  # Times that a worker fetches a damaged package again before it gives the model up
 

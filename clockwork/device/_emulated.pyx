@@ -320,7 +320,7 @@ cdef class Fleet:
         self.fleet.get().reset(device, self.clock())
 
     def keep(self, uint32_t device):
-        """Forget a device's actions, and return its residencies: (model id, load id, first page of each run)."""
+        """Forget a device's actions. Returns its residencies: model id, load id, first page of each run."""
         return [
             (found.model_id, <int64_t>found.load_id, [run.first for run in found.pages])
             for found in self.fleet.get().keep(device, self.clock())

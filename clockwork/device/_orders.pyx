@@ -316,7 +316,7 @@ cdef class DeviceCore:
         return self.models.pop(model_id)
 
     def rename(self, model_id, other):
-        """Have a model that no action names be known by an id that no model has. Raises KeyError, ValueError."""
+        """Have a model that no action names be known by another id. Raises KeyError, ValueError."""
         cdef KnownModel model = self.models[model_id]
         if other in self.models:
             raise ValueError(f"model {other} is prepared already")

@@ -306,7 +306,7 @@ class Device(ModelHolder, Protocol):
         a device that does not keep, which is reset.
 
         Models keep their ids; see rename(). A LOAD of such a model, or to such a model's pages, evicts it:
-        whoever orders it does not count on the model."""
+        a controller that counts on the model orders none."""
         ...
 
     def memory(self) -> dict[str, int]:

@@ -318,7 +318,7 @@ class CpuDevice(NativeDevice[CpuCore]):
         """See Device."""
         if self._number:
             return []
-        found = [Kept(*one) for one in self._core.keep()]
+        found = [Kept(*resident) for resident in self._core.keep()]
         self._drop_backlogs()
         return found
 

@@ -36,6 +36,7 @@ from clockwork.scheduler.types import (
     LinkMeasured,
     ModelFault,
     ModelGone,
+    ModelKept,
     ModelReady,
     ModelRemoved,
     ModelSpec,
@@ -335,6 +336,7 @@ class History:
             LinkMeasured: self._link_measured,
             TimeWanted: lambda event: None,  # changes nothing in a history
             ModelReady: self._model_ready,
+            ModelKept: lambda kept: self.hold(kept.worker, kept.device, kept.model_id, kept.load_id),
             ModelRemoved: self._model_removed,
             **dict.fromkeys(ORDERS.values(), self._send),
             SendInfer: self._send_infer,

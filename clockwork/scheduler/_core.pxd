@@ -239,6 +239,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         void time_wanted(int64_t now, int32_t worker, int32_t device, int64_t model_id, int64_t expected_ns, const vector[uint32_t] &runs) except +
         void link_measured(int64_t now, int32_t worker, int64_t there_ns, int64_t back_ns) except +
         void model_ready(int64_t now, int32_t worker, const CModelSpec &spec, cbool is_stored) except +
+        void model_kept(int64_t now, int32_t worker, int32_t device, int64_t model_id, uint64_t load_id, const vector[uint32_t] &starts) except +
         void copy_lost(int64_t now, int32_t worker, int64_t model_id) except +
         void room_wanted(int64_t now, int32_t worker, uint64_t bytes) except +
         void model_removed(int64_t now, int64_t model_id) except +

@@ -19,8 +19,8 @@ from clockwork.wire.messages import ActionKind, Reason, Status
 from clockwork.wire.optional import is_value
 from clockwork.scheduler._policy cimport Script
 from clockwork.scheduler.types import (
-    SENTENCES, ActionDone, Arrived, CopyLost, DeviceClock, DeviceLost, Fault, LinkMeasured, ModelReady, ModelRemoved,
-    RequestCancelled, RoomWanted, Tick, TimeWanted, WorkerDraining, WorkerJoined, WorkerLeft,
+    SENTENCES, ActionDone, Arrived, CopyLost, DeviceClock, DeviceLost, Fault, LinkMeasured, ModelKept, ModelReady,
+    ModelRemoved, RequestCancelled, RoomWanted, Tick, TimeWanted, WorkerDraining, WorkerJoined, WorkerLeft,
 )
 
 BATCH_TABLE_MAX = C_BATCH_TABLE_MAX
@@ -58,7 +58,7 @@ cdef tuple _fixed = tuple("{" not in text for text in TEXTS)
 cdef object _Arrived = Arrived, _ActionDone = ActionDone, _Tick = Tick, _RequestCancelled = RequestCancelled
 cdef object _LinkMeasured = LinkMeasured, _ModelReady = ModelReady, _ModelRemoved = ModelRemoved
 cdef object _DeviceLost = DeviceLost, _DeviceClock = DeviceClock, _TimeWanted = TimeWanted, _CopyLost = CopyLost
-cdef object _RoomWanted = RoomWanted
+cdef object _RoomWanted = RoomWanted, _ModelKept = ModelKept
 cdef object _WorkerJoined = WorkerJoined, _WorkerLeft = WorkerLeft, _WorkerDraining = WorkerDraining
 cdef tuple FAULTS = tuple(Fault)
 
@@ -385,6 +385,8 @@ cdef class Core(Driven):
                 self._core.link_measured(now, event.worker, event.there_ns, event.back_ns)
             elif kind is _ModelReady:
                 self._model_ready(now, event.worker, event.spec, event.is_stored)
+            elif kind is _ModelKept:
+                self._core.model_kept(now, event.worker, event.device, event.model_id, event.load_id, event.run_starts)
             elif kind is _CopyLost:
                 self._core.copy_lost(now, event.worker, event.model_id)
             elif kind is _RoomWanted:

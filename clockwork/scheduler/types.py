@@ -211,6 +211,21 @@ class ModelReady(NamedTuple):
     is_stored: bool = True
 
 
+class ModelKept(NamedTuple):
+    """A model is resident on a worker that has just joined, since an earlier controller loaded it there.
+
+    ``run_starts``: the first page of each of its runs. Follows the model's ModelReady. Where its pages were
+    given away since, or the model is being loaded there, it has no effect: the worker evicts the model for
+    that LOAD. Load ids of the scheduler are above ``load_id`` from then on."""
+
+    now_ns: int
+    worker: int
+    device: int
+    model_id: int
+    load_id: int
+    run_starts: tuple[int, ...]
+
+
 class CopyLost(NamedTuple):
     """A worker's disk store no longer has a model, though no SendDrop was given: a file was damaged. It may
     be brought the model again. Without effect on a worker that does not have the model."""
@@ -248,6 +263,7 @@ class Tick(NamedTuple):
 Event: TypeAlias = (
     Arrived | RequestCancelled | ActionDone | WorkerJoined | WorkerLeft | WorkerDraining | LinkMeasured
     | ModelReady | ModelRemoved | Tick | DeviceLost | DeviceClock | TimeWanted | CopyLost | RoomWanted
+    | ModelKept
 )  # fmt: skip
 
 
@@ -467,6 +483,7 @@ Command: TypeAlias = (
 EVENTS: tuple[type[Any], ...] = (
     Arrived, RequestCancelled, ActionDone, WorkerJoined, WorkerLeft, WorkerDraining, LinkMeasured, ModelReady,
     ModelRemoved, Tick, DeviceLost, DeviceClock, TimeWanted, CopyLost, RoomWanted,
+    ModelKept,
 )  # fmt: skip
 """Events, by their numbers in recordings."""
 

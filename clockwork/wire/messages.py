@@ -628,6 +628,18 @@ class Prepared(NamedTuple):
     summary: Annotated[dict[str, Any], _SUMMARY]
 
 
+class StillResident(NamedTuple):
+    """A model is resident, since an earlier controller or session had it loaded. Follows its Prepared.
+
+    ``run_starts``: the first page of each of its runs. A controller that does not count on it takes its
+    pages, or loads the model again: the worker evicts it for that."""
+
+    model_id: Id
+    device: DeviceIndex
+    load_id: Id
+    run_starts: Annotated[list[int], ListOf(Integer(0, PAGES_MAX), RUNS_REPORTED_MAX)]
+
+
 class BundleWanted(NamedTuple):
     """Ask for the bundle of a model that is to be prepared here; answered by BundleOffer."""
 
@@ -683,7 +695,7 @@ class TimeNeeded(NamedTuple):
 
 
 class WorkerWelcome(NamedTuple):
-    """A new epoch: the worker forgets residency and model ids of any earlier one."""
+    """A new epoch: the worker forgets model ids of any earlier one. Residencies stay; see StillResident."""
 
     protocol: Protocol
     version: Release
@@ -895,7 +907,7 @@ FROM_CLIENT = {1: ClientHello, 2: InferRequest, 3: Cancel, 4: Register, 5: Uploa
 TO_CLIENT = {32: ClientWelcome, 33: Answer, 34: Failure, 35: UploadNeed, 36: UploadAck, 37: Progress,
              38: Reply, 39: HelloNeeded, 40: Mismatch, 41: Goodbye}  # fmt: skip
 FROM_WORKER = {64: WorkerHello, 65: Heartbeat, 66: Pong, 67: Result, 68: Fetch, 69: Prepared,
-               70: DeviceFault, 71: ClockChanged, 72: TimeNeeded, 73: BundleWanted, 74: BundleRefused, 75: NotStored, 41: Goodbye,
+               70: DeviceFault, 71: ClockChanged, 72: TimeNeeded, 73: BundleWanted, 74: BundleRefused, 75: NotStored, 76: StillResident, 41: Goodbye,
                100: Chunk}  # fmt: skip
 TO_WORKER = {96: WorkerWelcome, 97: Ping, 98: Prepare, 99: Forget, 100: Chunk, 101: Load, 102: Unload,
              103: Infer, 104: Profile, 105: Revoke, 106: HostFetch, 107: HostDrop, 108: Reserve, 109: BundleOffer,
@@ -938,6 +950,13 @@ NATIVE: tuple[type, ...] = (
 """Messages that C++ handles. Messages to a controller or a worker have a reader in csrc/wire/messages.h, and
 messages from them a writer."""
 
-PYTHON_ALONE: tuple[type, ...] = (BundleWanted, BundleRefused, BundleOffer, Announce, NotStored)
+PYTHON_ALONE: tuple[type, ...] = (
+    BundleWanted,
+    BundleRefused,
+    BundleOffer,
+    Announce,
+    NotStored,
+    StillResident,
+)
 """Messages that no C++ names: their tags are left out of csrc/wire/kinds.h, whose every change has most of
 the C++ compiled anew."""

@@ -32,12 +32,12 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from clockwork.config.worker import CHECK_JOB_MODELS, REFETCHES_MAX, ROOM_WAIT_NS
-from clockwork.device.base import ModelHolder
+from clockwork.config.worker import CHECK_JOB_MODELS, KEPT_NS, REFETCHES_MAX, STORE_ROOM_WAIT_NS
+from clockwork.device.base import Kept, ModelHolder
 from clockwork.formats.fetching import PackageFetcher
 from clockwork.formats.package import PackageStore
 from clockwork.formats.prepared import PROGRAM_FILE
@@ -53,6 +53,7 @@ from clockwork.wire.messages import (
     Prepare,
     Prepared,
     Status,
+    StillResident,
 )
 from clockwork.worker.bundles import BundleTaker, Taken
 from clockwork.worker.checks import Checked, Checks
@@ -78,6 +79,15 @@ class _Roomless(NamedTuple):
     damage: str
     has_package: bool
     until_ns: int
+
+
+class _Kept(NamedTuple):
+    """A model of the last session that no controller has asked for again. residents: the indices of devices
+    that have it resident, and how."""
+
+    model: WorkerModel
+    is_whole: bool  # whether its files are known to be whole
+    residents: Sequence[tuple[int, Kept]]
 
 
 class ModelRoad(Protocol):
@@ -142,6 +152,9 @@ class WorkerModels:
         # ids of these models, by each of their directories, in order
         self._of_directory: dict[Path, dict[int, None]] = {}
         self._repairing: dict[int, str] = {}  # reason why each model that was ready is prepared again
+        self._kept: dict[bytes, _Kept] = {}  # by _identity()
+        self._kept_until_ns = 0
+        self._last_kept = 0  # the last id, below zero, by which devices know a kept model
         self._damaged = self._repaired = 0
         self._taken = 0  # models that other workers had prepared
         self._damage = ""  # the last damage, as a sentence
@@ -196,6 +209,10 @@ class WorkerModels:
             return
         if model_id in self.ready or model_id in self._coming:
             self._complain_twice(model_id)
+            return
+        kept = self._kept.pop(_identity(message), None) if self._kept else None
+        if kept is not None:
+            self._resume(kept, message)
             return
         model = self._coming[model_id] = WorkerModel(message)
         self._opener.put(model)
@@ -421,6 +438,18 @@ class WorkerModels:
         """Drop a ready model from the devices. Returns whether all devices dropped it.
 
         absence: a sentence that says why actions may not name the model."""
+        self._withdraw(model_id, absence)
+        left = True
+        for device in self._devices:
+            try:
+                device.forget(model_id)
+            except ValueError as error:  # still resident: the controller sent Forget too early
+                log.error("model id %d stays on %s: %s", model_id, device.info.name, error)
+                left = False
+        return left
+
+    def _withdraw(self, model_id: int, absence: str = "") -> WorkerModel:
+        """Make a ready model one that actions may not name. Devices still know it."""
         del self.ready[model_id]
         self._road.model_gone(model_id, absence)
         model = self._known.pop(model_id)
@@ -435,14 +464,60 @@ class WorkerModels:
                     self._of_bundle[model.bundle[0]] = next(iter(sharing))
                 else:
                     del self._of_bundle[model.bundle[0]]
-        left = True
+        return model
+
+    # ----- from one session to the next ----------------------------------------------------------
+
+    @property
+    def keeps(self) -> bool:
+        """Whether models that are ready, and residencies, stay for the next session."""
+        return self._bounded is None and all(device.keeps for device in self._devices)
+
+    def _keep(self, model_id: int, residents: Sequence[tuple[int, Kept]]) -> None:
+        """Put a ready model aside: the new controller may ask for it, by an id of its own."""
+        is_whole = all(self._checks.is_whole(directory) for directory in self._known[model_id].checksums)
+        model = self._withdraw(model_id)
+        identity = _identity(model.message)
+        self._drop_kept(identity)
+        self._last_kept -= 1
+        self._rename(model, self._last_kept)
+        self._kept[identity] = _Kept(model, is_whole, residents)
+
+    def _resume(self, kept: _Kept, message: Prepare) -> None:
+        """Have a model that was kept ready again, without a look at its files."""
+        model = kept.model
+        self._rename(model, message.model_id)
+        model.message = message
+        if kept.is_whole:
+            for directory in model.checksums:
+                self._checks.made(directory)
+        self._enter(model)
+        reply = codec.decode(model.reply, FROM_WORKER)
+        assert isinstance(reply, Prepared)
+        self._send(codec.encode(reply._replace(model_id=message.model_id)))
+        for index, (_, load_id, starts) in kept.residents:
+            self._send(codec.encode(StillResident(message.model_id, index, load_id, starts)))
+
+    def _rename(self, model: WorkerModel, model_id: int) -> None:
         for device in self._devices:
-            try:
-                device.forget(model_id)
-            except ValueError as error:  # still resident: the controller sent Forget too early
-                log.error("model id %d stays on %s: %s", model_id, device.info.name, error)
-                left = False
-        return left
+            if device in model.opened:
+                device.rename(model.message.model_id, model_id)
+        model.message = model.message._replace(model_id=model_id)
+
+    def _drop_kept(self, identity: bytes) -> None:
+        """Forget a model that was kept, with its residencies."""
+        kept = self._kept.pop(identity, None)
+        if kept is not None:
+            for device in self._devices:
+                device.forget(kept.model.message.model_id)
+
+    def _end_keeping(self) -> None:
+        """Forget the models that no controller has asked for in time."""
+        if self._kept and now_ns() >= self._kept_until_ns:
+            log.info("%d models of an earlier controller are forgotten", len(self._kept))
+            for identity in list(self._kept):
+                self._drop_kept(identity)
+            self._tidy()
 
     def demand_check(self, model_id: int) -> None:
         """Have a model's files checked before all others, because a LOAD waits. wake() is called after the
@@ -553,12 +628,16 @@ class WorkerModels:
         """Start a waiting model beside a slow preparation where its turn has come. Called periodically."""
         if self._to_prepare:
             self._prepare_next()
+        self._end_keeping()
         self._end_late_fetches()
         self._end_lingering()
         self._look_for_room()
 
-    def reset(self) -> None:
-        """Forget every model: a new controller numbers them anew. Waits for the model being opened."""
+    def reset(self, residents: Mapping[int, Sequence[tuple[int, Kept]]]) -> None:
+        """Forget every model, or put it aside if it is ready: a new controller numbers them anew. Waits for
+        the model being opened.
+
+        residents: what devices have kept, with their new indices, by model."""
         self._fetching.clear()
         self._fetcher.reset()
         self._bundles.reset()
@@ -580,8 +659,15 @@ class WorkerModels:
         self._repairing.clear()
         self._opener.interrupt()
         self._opener.drain()
+        for identity, kept in self._kept.items():  # of a session before the last
+            found = residents.get(kept.model.message.model_id, ())
+            self._kept[identity] = kept._replace(residents=found)
+        self._kept_until_ns = now_ns() + KEPT_NS
         for model_id in list(self.ready):
-            self._leave(model_id)
+            if self.keeps:
+                self._keep(model_id, residents.get(model_id, ()))
+            else:
+                self._leave(model_id)
         self.poll()  # drops the outcomes that were under way: their models are not known any more
 
     def stats(self) -> dict[str, Any]:
@@ -652,7 +738,7 @@ class WorkerModels:
         elif not opened.missing:
             del self._coming[model_id]
             if ready:
-                model.given = opened.given
+                model.given, model.reply = opened.given, opened.reply
                 self._enter(model)
             elif model_id in self._repairing:
                 self._begin_anew(model_id, "it could not be prepared again")
@@ -744,7 +830,7 @@ class WorkerModels:
     def _make(self, model: WorkerModel, damage: str, has_package: bool) -> None:
         """Prepare a model here. damage: why the stored package is unusable."""
         if self._why_not_made(model):  # the controller may have ordered DROPs for it
-            self._roomless.append(_Roomless(model, damage, has_package, now_ns() + ROOM_WAIT_NS))
+            self._roomless.append(_Roomless(model, damage, has_package, now_ns() + STORE_ROOM_WAIT_NS))
         elif has_package:
             self._queue(model)
             self._prepare_next()
@@ -920,6 +1006,12 @@ class WorkerModels:
             self._absent[model_id] = model.message
             self._discard_package(model)
         self._send(codec.encode(Prepared(model_id, status, text, {})))
+
+
+def _identity(message: Prepare) -> bytes:
+    """Return the same bytes for messages of different controllers that ask for the same."""
+    options = dict(sorted(message.options.items()))
+    return codec.encode(message._replace(model_id=1, owner=0, options=options))
 
 
 def _as_before(model: WorkerModel) -> dict[str, Any]:

@@ -71,6 +71,7 @@ class WorkerModel:
     checksums: dict[Path, dict[str, int]] = dataclasses.field(default_factory=dict)
     layout: tuple[Any, ...] = ()  # values of LAYOUT, with which the controller plans
     given: Given | None = None  # set when the model is ready
+    reply: bytes = b""  # the encoded Prepared of a ready model, for the next session
     refetches: int = 0
     was_wanted: bool = False  # whether other workers were asked for it
     was_taken: bool = False  # whether it lies here as another worker has prepared it

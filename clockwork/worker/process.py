@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from clockwork.config import HEARTBEAT_NS, TROUBLE_CHARS_MAX, silence_onnxruntime
 from clockwork.config.worker import COLLECT_INTERVAL_NS, SWITCH_INTERVAL_NS
 from clockwork.device import _crash
-from clockwork.device.base import Device, ModelHolder
+from clockwork.device.base import Device, Kept, ModelHolder
 from clockwork.device.cuda_clocks import ClockSource, ClockWatch
 from clockwork.errors import ClockworkError, ConfigError
 from clockwork.formats.package import PackageStore
@@ -398,10 +398,16 @@ class Worker:
             self.starts_over = True
             self._exit = EXIT_STUCK
             return
+        residents: dict[int, list[tuple[int, Kept]]] = {}
         for worker_device in self._all_devices:  # broken devices, too: they release their memory
-            worker_device.device.reset()
-            worker_device.device.poll()
-        self._models.reset()
+            device = worker_device.device
+            if self._models.keeps and not worker_device.offline:
+                for kept in device.keep():
+                    residents.setdefault(kept.model_id, []).append((worker_device.index, kept))
+            else:
+                device.reset()
+            device.poll()
+        self._models.reset(residents)
         self._session.begin(now)
         self._road.serve(True)
         self._departure.released = False

@@ -373,6 +373,33 @@ struct RoomWanted {
     }
 };
 
+// A model is resident on a worker that has just joined, since an earlier controller loaded it there.
+struct ModelKept {
+    Ns now_ns = 0;
+    WorkerId worker = 0;
+    std::int32_t device = 0;
+    ModelId model_id = 0;
+    LoadId load_id = 0;
+    std::span<const std::uint32_t> run_starts;
+
+    void write(Writer& writer, Ns time_ns) const {
+        std::size_t room = 68;
+        room += 9 * run_starts.size();
+        Packer packer = writer.begin(room);
+        packer.array(7);
+        packer.natural(15);
+        packer.integer(now_ns - time_ns);
+        packer.integer(worker);
+        packer.integer(device);
+        packer.integer(model_id);
+        packer.natural(load_id);
+        packer.array(run_starts.size());
+        for (std::uint32_t each : run_starts)
+            packer.natural(each);
+        writer.end(packer);
+    }
+};
+
 // Writes a command as a recording has it. text: of an ANSWER_FAILED; shape: of a SEND_PROFILE, as it is
 // written.
 inline void write(Writer& writer, const Command& command, const Commands& all, Ns time_ns, std::string_view text, std::string_view shape) {

@@ -673,6 +673,25 @@ void Arenas::loaded(Residency& residency) {
     residency.arena->settle(residency, true);
 }
 
+Residency* Arenas::adopt(Arena& arena, Model& model, LoadId load_id, const std::vector<std::uint32_t>& starts) {
+    KindSpec& spec = *model.spec(arena);
+    bool is_there = std::any_of(model.residencies.begin(), model.residencies.end(),
+                                [&](const Residency* residency) { return residency->arena == &arena; });
+    if (is_there || !arena.pages.take_if_free(starts, spec.runs)) {
+        return nullptr;
+    }
+    Residency* residency = make_residency(arena, model, spec, NEVER_NS);
+    residency->starts = starts;
+    residency->load_id = load_id;
+    state_.note_load(load_id);
+    model.enter(*residency);
+    arena.enter(residency);
+    loaded(*residency);
+    state_.touch_loads(arena);
+    retime_loads(arena);
+    return residency;
+}
+
 bool Arenas::failed(Residency& residency) {
     Arena& arena = *residency.arena;
     arena.pages.free(residency.starts, residency.spec->runs);

@@ -170,6 +170,9 @@ public:
     // is pending again, and is to be dropped.
     void load_ended(Flight& flight);
     void loaded(Residency& residency);
+    // Takes a model that the worker has loaded for an earlier controller. Null, and nothing done, where its
+    // pages are not free any more, or the arena has the model, or is about to.
+    Residency* adopt(Arena& arena, Model& model, LoadId load_id, const std::vector<std::uint32_t>& starts);
     bool failed(Residency& residency);
     // Note the end of an UNLOAD. True: nothing is left to do about it.
     bool unload_ended(Flight& flight, Status status);

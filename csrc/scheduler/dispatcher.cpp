@@ -106,6 +106,24 @@ void Dispatcher::model_ready(Ns now, WorkerId worker_id, const ModelSpec& spec, 
     }
 }
 
+void Dispatcher::model_kept(Ns now, WorkerId worker_id, std::int32_t device_index, ModelId model_id, LoadId load_id,
+                            const std::vector<std::uint32_t>& starts) {
+    state_.advance(now);
+    Worker* worker = state_.find_worker(worker_id);
+    Model* model = state_.find_model(model_id);
+    Arena* arena = worker != nullptr ? worker->arena(device_index) : nullptr;
+    if (arena == nullptr || model == nullptr || !worker->has(model) || worker->draining || model->draining ||
+        !worker->is_stored(*model) || load_id == 0) {
+        return;
+    }
+    if (Residency* residency = arenas_.adopt(*arena, *model, load_id, starts); residency != nullptr) {
+        policy_->load_done(*residency, 0);
+        if (model->aside) {
+            recovery_.set_aside(*model);
+        }
+    }
+}
+
 void Dispatcher::copy_lost(Ns now, WorkerId worker_id, ModelId model_id) {
     state_.advance(now);
     Worker* worker = state_.find_worker(worker_id);

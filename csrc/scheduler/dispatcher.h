@@ -33,6 +33,8 @@ public:
                      const std::vector<std::uint32_t>& runs) override;
     void link_measured(Ns now, WorkerId worker, Ns there_ns, Ns back_ns) override;
     void model_ready(Ns now, WorkerId worker, const ModelSpec& spec, bool is_stored) override;
+    void model_kept(Ns now, WorkerId worker, std::int32_t device, ModelId model_id, LoadId load_id,
+                    const std::vector<std::uint32_t>& starts) override;
     void copy_lost(Ns now, WorkerId worker, ModelId model_id) override;
     void room_wanted(Ns now, WorkerId worker, std::uint64_t bytes) override;
     void model_removed(Ns now, ModelId model_id) override;

@@ -119,6 +119,27 @@ void PageAllocator::take_run(std::int64_t start, std::int64_t size) {
     free_count_ -= static_cast<std::uint32_t>(size);
 }
 
+bool PageAllocator::take_if_free(const Pages& starts, const Pages& runs) {
+    if (starts.size() != runs.size()) {
+        return false;
+    }
+    std::vector<Interval> before = free_;
+    std::uint32_t free_before = free_count_;
+    for (std::size_t index = 0; index < runs.size(); ++index) {
+        std::uint64_t start = starts[index], end = start + runs[index];
+        bool is_free = std::any_of(free_.begin(), free_.end(), [&](const Interval& interval) {
+            return interval.start <= start && end <= std::uint64_t{interval.start} + interval.size;
+        });
+        if (!is_free || runs[index] == 0) {
+            free_.swap(before);
+            free_count_ = free_before;
+            return false;
+        }
+        take_run(starts[index], runs[index]);
+    }
+    return true;
+}
+
 void PageAllocator::free_run(std::int64_t start, std::int64_t size) {
     auto next = std::lower_bound(free_.begin(), free_.end(), start,
                                  [](const Interval& interval, std::int64_t page) { return interval.start < page; });

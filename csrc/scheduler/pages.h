@@ -43,6 +43,9 @@ public:
     void take(const Pages& starts, const Pages& runs);
     void take_run(std::int64_t start, std::int64_t size);
 
+    // Takes these pages if they are free, whatever the numbers. False, and nothing taken, if they are not.
+    bool take_if_free(const Pages& starts, const Pages& runs);
+
     void archive(Archive& archive);
 
     // Throws std::logic_error where the intervals overlap or are out of order.

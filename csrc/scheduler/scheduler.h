@@ -204,6 +204,10 @@ public:
     // Notes that a worker has prepared a model. is_stored false: it has not, but its disk store could be
     // brought the model, which another of its kind has prepared.
     virtual void model_ready(Ns now, WorkerId worker, const ModelSpec& spec, bool is_stored = true) = 0;
+    // Notes that a model is resident since an earlier controller loaded it; see ModelKept. starts: the first
+    // page of each of its runs.
+    virtual void model_kept(Ns now, WorkerId worker, std::int32_t device, ModelId model_id, LoadId load_id,
+                            const std::vector<std::uint32_t>& starts) = 0;
     // Notes that a worker's disk store no longer has a model, though no DROP was ordered.
     virtual void copy_lost(Ns now, WorkerId worker, ModelId model_id) = 0;
     // Notes that a worker with a disk store prepares models that take so many bytes in all: copies of others

@@ -119,6 +119,8 @@ public:
     }
     ActionId next_action() { return ++action_id_; }
     LoadId next_load() { return ++load_id_; }
+    // Numbers later loads above one of an earlier scheduler.
+    void note_load(LoadId load_id) { load_id_ = std::max(load_id_, load_id); }
 
     // ----- idle with work waiting --------------------------------------------------------------
 

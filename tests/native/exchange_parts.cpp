@@ -41,6 +41,7 @@ public:
     void link_measured(Ns, WorkerId, Ns, Ns) override {}
     void model_ready(Ns, WorkerId, const ModelSpec&, bool) override {}
     void copy_lost(Ns, WorkerId, ModelId) override {}
+    void model_kept(Ns, WorkerId, std::int32_t, ModelId, LoadId, const std::vector<std::uint32_t>&) override {}
     void room_wanted(Ns, WorkerId, std::uint64_t) override {}
     void model_removed(Ns, ModelId) override {}
     void shape_known(std::uint32_t, std::uint64_t) override {}

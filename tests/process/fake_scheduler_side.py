@@ -33,6 +33,7 @@ from clockwork.wire.messages import (
     Prepared,
     Result,
     Status,
+    StillResident,
     Unload,
     WorkerHello,
     WorkerWelcome,
@@ -81,6 +82,7 @@ class SchedulerSide:
         self.packages: dict[str, Package] = {}
         self.fetched_bytes = 0
         self.heartbeats: list[Heartbeat] = []
+        self.residents: list[StillResident] = []
         self._action_id = 0
 
     def close(self) -> None:
@@ -95,7 +97,7 @@ class SchedulerSide:
     # ----- messages ----------------------------------------------------------------------------
 
     def receive(self, timeout_s: float = PATIENCE_S) -> tuple[Any, list[Any]]:
-        """Return the next message and its frames. Fetches are served, heartbeats kept."""
+        """Return the next message and its frames. Fetches are served, heartbeats and residencies kept."""
         deadline_ns = now_ns() + round(timeout_s * SECOND)
         while True:
             received = self.router.receive()
@@ -110,6 +112,8 @@ class SchedulerSide:
                 self.identity = identity
             if isinstance(message, Fetch) and message.digest in self.packages:
                 self._serve(message)
+            elif isinstance(message, StillResident):
+                self.residents.append(message)
             elif isinstance(message, BundleWanted):
                 self.send(BundleOffer(message.model_id, "", []))
             elif isinstance(message, Heartbeat):

@@ -86,6 +86,7 @@ FROM_WORKERS: dict[type, Any] = {
     messages.BundleWanted: messages.BundleWanted(1),
     messages.BundleRefused: messages.BundleRefused(1, "no"),
     messages.NotStored: messages.NotStored(1, ""),
+    messages.StillResident: messages.StillResident(1, 0, 1, [0]),
     messages.DeviceFault: messages.DeviceFault(0, "broken"),
     messages.ClockChanged: messages.ClockChanged(0, 1000),
     messages.TimeNeeded: messages.TimeNeeded(0, 1, 0, []),

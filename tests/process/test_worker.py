@@ -38,6 +38,7 @@ from clockwork.wire.messages import (
     Result,
     Revoke,
     Status,
+    StillResident,
     Unload,
 )
 from clockwork.wire.roles import Role
@@ -332,7 +333,9 @@ def test_a_worker_whose_clock_is_off_keeps_its_windows(
         assert late.status == Status.TOO_LATE
 
 
-def test_a_new_controller_makes_the_worker_forget(shared_store: Path, model: Package) -> None:
+def test_a_new_controller_numbers_models_anew_and_finds_them_where_they_were(
+    shared_store: Path, model: Package
+) -> None:
     with SchedulerSide() as first:
         endpoint = first.endpoint
         with running_worker(endpoint, shared_store) as worker:
@@ -348,12 +351,17 @@ def test_a_new_controller_makes_the_worker_forget(shared_store: Path, model: Pac
                     5, 1, [[[FLOAT, served.shape, 0]]], [served.x(0).tobytes()]
                 )  # models of the first controller
                 assert second.result(action_id).status == Status.UNKNOWN_MODEL
-                served = Served(second, model)
+                second.send(Prepare(6, "model5", 1, model.digest, rows_of(model.files), {}, 0))
+                prepared = second.expect(Prepared)
+                assert (prepared.model_id, prepared.summary) == (6, served.summary)
+                served.side, served.model_id = second, 6
                 assert second.result(served.send(served.x(0))).status == Status.OK
+                assert second.residents == [StillResident(6, 0, 1, served.starts)]
                 second.send(HelloNeeded(3))
                 third = second.welcome(epoch=3)
                 assert third.worker_epoch == hello.worker_epoch
-                Served(second, model)
+                served = Served(second, model)  # which loads it all the same
+                assert second.result(served.send(served.x(0))).status == Status.OK
             assert "lost" in worker.log_text()
 
 

@@ -95,7 +95,7 @@ MIRRORS = (
         "the scheduler's events, and the records of a recording that tools/schema writes of them",
         ("csrc/recording/records.h", "clockwork/scheduler/types.py"),
         (
-            "ActionDone Arrived CopyLost DeviceClock DeviceLost LinkMeasured ModelReady ModelRemoved RequestCancelled"
+            "ActionDone Arrived CopyLost DeviceClock DeviceLost LinkMeasured ModelKept ModelReady ModelRemoved RequestCancelled"
             " RoomWanted TimeWanted WorkerDraining WorkerJoined WorkerLeft"
         ),
     ),
@@ -298,3 +298,28 @@ def test_types_of_modules_are_found() -> None:
     assert python_types("class A:\n    class B: ...\nclass _C: ...\n") == ["A"]
     text = "cdef class A(B):\n    pass\ncdef struct S:\n    int x\nclass E(Exception):\n    pass\ncdef class _P:\n    pass\n"
     assert cython_types(text) == ["A", "S", "E"]
+
+
+def _bound_twice(text: str) -> list[str]:
+    """The constants that a module's own statements assign more than once."""
+    seen: set[str] = set()
+    twice = []
+    for node in ast.parse(text).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            if isinstance(target, ast.Name) and target.id.isupper() and not isinstance(node, ast.AugAssign):
+                twice += [target.id] if target.id in seen else []
+                seen.add(target.id)
+    return twice
+
+
+def test_no_module_binds_a_constant_twice() -> None:
+    """The second value would replace the first for all that read it; no linter says so."""
+    assert _bound_twice("A = 1\nB: int = 2\nA = 3\nB += 1\n") == ["A"]
+    found = {
+        path.relative_to(ROOT).as_posix(): twice
+        for room in ("clockwork", "bench", "tools", "tests")
+        for path in sorted((ROOT / room).rglob("*.py"))
+        if (twice := _bound_twice(path.read_text(encoding="utf-8")))
+    }
+    assert found == {}

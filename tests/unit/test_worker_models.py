@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from clockwork.device.base import Kept
 from clockwork.formats.package import PackageStore
 from clockwork.wire import codec
-from clockwork.wire.messages import FROM_WORKER, Announce, NotStored, Prepare, Status
+from clockwork.wire.messages import FROM_WORKER, Announce, NotStored, Prepare, Prepared, Status, StillResident
 from clockwork.worker.checks import Checked
 from clockwork.worker.models import WorkerModels
 from clockwork.worker.opening import WorkerModel
@@ -128,6 +129,124 @@ def test_a_damaged_directory_is_the_end_of_all_its_models(
     models._note_checked(Checked(tmp_path / "a", "weights.bin is damaged"))
     assert road.gone == [1, 3]
     assert set(models.ready) == {2}
+
+
+# ----- another controller -----------------------------------------------------------------------
+
+
+class KeepingDevice:
+    """A device that keeps what it has for the next session. known: the ids by which it knows models."""
+
+    keeps = True
+    fault = ""
+    is_untidy = False
+    reserves = False
+    info: Any = SimpleNamespace(name="cpu", kind="cpu", fingerprint="f", page_bytes=1)
+
+    def __init__(self) -> None:
+        self.known: list[int] = []
+
+    def rename(self, model_id: int, other: int) -> None:
+        assert other not in self.known
+        self.known[self.known.index(model_id)] = other
+
+    def forget(self, model_id: int) -> None:
+        self.known.remove(model_id)
+
+    def end_reserve(self) -> None:
+        """Nobody waits."""
+
+
+class Sessions:
+    """A worker's models, with the messages that it sends, from one session to the next."""
+
+    def __init__(self, root: Path, road: Road) -> None:
+        self.sent: list[Any] = []
+        self.device: Any = KeepingDevice()
+        self.models = WorkerModels(
+            [self.device], PackageStore(root), road, self._send, lambda: None, lambda: None, lambda *_: None
+        )  # fmt: skip
+
+    def _send(self, header: bytes, frames: Sequence[Any] = ()) -> None:
+        self.sent.append(codec.decode(header, FROM_WORKER))
+
+    def enter(self, model_id: int, name: str, directory: Path) -> None:
+        enter(self.models, model_id, directory)
+        model = self.models._known[model_id]
+        model.message, model.opened = request(model_id, name), [self.device]
+        model.reply = codec.encode(Prepared(model_id, Status.OK, "", {"batch_max": 4}))
+        self.device.known.append(model_id)
+
+
+def request(model_id: int, name: str, **more: Any) -> Prepare:
+    given = {"digest": "ab" * 32, "options": {"a": 1, "b": 2}, "owner": model_id} | more
+    return Prepare(model_id, name, 1, given["digest"], [], given["options"], given["owner"])
+
+
+@pytest.fixture
+def sessions(tmp_path: Path, road: Road) -> Iterator[Sessions]:
+    """A worker with the models 1, which is resident and whole, and 2."""
+    made = Sessions(tmp_path, road)
+    for model_id, name in ((1, "one"), (2, "two")):
+        made.enter(model_id, name, tmp_path / name)
+    made.models._note_checked(Checked(tmp_path / "one", ""))
+    road.whole.clear()
+    yield made
+    made.models.close()
+
+
+RESIDENT = {1: [(0, Kept(1, 33, [4, 9]))]}
+
+
+def test_another_controller_finds_ready_models_under_its_own_numbers(sessions: Sessions, road: Road) -> None:
+    sessions.models.reset(RESIDENT)
+    assert sorted(road.gone) == [1, 2]
+    assert not sessions.models.ready
+    sessions.models.prepare(request(2, "one", options={"b": 2, "a": 1}))
+    assert sessions.sent == [
+        Prepared(2, Status.OK, "", {"batch_max": 4}), StillResident(2, 0, 33, [4, 9]),
+    ]  # fmt: skip
+    assert road.whole == [2], "its files were checked before"
+    sessions.models.prepare(request(1, "two"))
+    assert sessions.sent[2:] == [Prepared(1, Status.OK, "", {"batch_max": 4})]
+    assert road.whole == [2], "its files were not"
+    assert sorted(sessions.device.known) == sorted(sessions.models.ready) == [1, 2]
+    sessions.models.prepare(request(1, "one"))
+    assert sessions.sent[-1].text == "model id 1 was announced twice"
+
+
+def test_a_model_that_is_another_by_a_word_is_not_taken_for_it(sessions: Sessions) -> None:
+    sessions.models.reset(RESIDENT)
+    for message in (
+        request(1, "one", options={"a": 1}), request(2, "one", digest="cd" * 32), request(3, "three"),
+    ):  # fmt: skip
+        sessions.models.prepare(message)
+        assert message.model_id not in sessions.models.ready
+    assert all(model_id < 0 for model_id in sessions.device.known), "both are still put aside"
+
+
+def test_models_stay_from_session_to_session_and_residencies_as_long_as_devices_have_them(
+    sessions: Sessions,
+) -> None:
+    sessions.models.reset(RESIDENT)
+    aside = dict.fromkeys(sessions.device.known)
+    sessions.models.reset({min(aside): [(1, Kept(min(aside), 50, [0]))]})  # the last that was put aside
+    sessions.models.prepare(request(7, "one"))
+    sessions.models.prepare(request(8, "two"))
+    assert [type(message) for message in sessions.sent] == [Prepared, Prepared, StillResident]
+    assert sessions.sent[-1] == StillResident(8, 1, 50, [0])
+
+
+def test_models_that_nobody_asks_for_are_forgotten(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions.models.reset(RESIDENT)
+    sessions.models.prepare(request(5, "one"))
+    sessions.models.beat()
+    assert len(sessions.device.known) == 2
+    monkeypatch.setattr(sessions.models, "_kept_until_ns", 0)
+    sessions.models.beat()
+    assert sessions.device.known == [5]
 
 
 def test_a_bundle_can_be_read_as_long_as_a_model_has_it(models: WorkerModels, tmp_path: Path) -> None:
@@ -286,7 +405,7 @@ def test_a_damaged_model_of_a_store_with_a_bound_is_lost_and_not_made_again(stor
 def test_what_nobody_names_is_removed_when_the_announced_have_been_looked_up(
     tmp_path: Path, store: Store
 ) -> None:
-    store.models.reset()  # another controller
+    store.models.reset({})  # another controller
     assert store.bounded.count == 0
     store.models.announce(Announce(1, "m", 1, "cd" * 32, [], {}))
     while any(path.exists() for path in store.paths):

@@ -28,7 +28,7 @@ TYPE_OF: dict[str, str] = {
         "std::uint32_t": "rows part mhz batch batch_max page_count run_ahead slowdown_thousandths",
         "std::uint64_t": "bytes copied_bytes host_bytes page_bytes store_bytes",
         "std::string_view": "name program kind text shape",
-        "std::span<const std::uint32_t>": "runs",
+        "std::span<const std::uint32_t>": "runs run_starts",
         "std::span<const DeviceShape>": "devices",
         "std::span<const Point>": "profile",
     }.items()
@@ -251,7 +251,7 @@ def event(kind: Any, number: int) -> list[str]:
             _, fields, variable = ROWS[name]
             lines += pack_rows(name, fields)
             room += [f"for (const auto& each : {name})", f"    room += 5 + 9 * 5 + each.{variable}.size();"]
-        elif name == "runs":
+        elif name in ("runs", "run_starts"):
             lines += [
                 f"packer.array({name}.size());",
                 f"for (std::uint32_t each : {name})",

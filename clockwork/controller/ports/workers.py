@@ -77,6 +77,7 @@ from clockwork.scheduler.types import (
     DeviceClock,
     DeviceLost,
     LinkMeasured,
+    ModelKept,
     TimeWanted,
     WorkerDraining,
     WorkerJoined,
@@ -104,6 +105,7 @@ from clockwork.wire.messages import (
     Pong,
     Prepared,
     Status,
+    StillResident,
     TimeNeeded,
     WorkerHello,
     WorkerWelcome,
@@ -505,6 +507,13 @@ class WorkerPort:
         wanted = TimeWanted(now, worker.worker_id, device, message.model_id, message.expected_ns, runs)
         self._effects.append(Tell(wanted))
 
+    def _still_resident(self, worker: WorkerLink, message: StillResident, frames: list[Any]) -> None:
+        if message.device >= len(worker.devices):
+            raise InvalidInput(f"device {message.device} of {len(worker.devices)}")
+        now, starts = self._context.now_ns, tuple(message.run_starts)
+        kept = ModelKept(now, worker.worker_id, message.device, message.model_id, message.load_id, starts)
+        self._effects.append(Tell(kept))
+
     def _leaves(self, worker: WorkerLink, message: Goodbye, frames: list[Any]) -> None:
         self._effects.append(Tell(WorkerDraining(self._context.now_ns, worker.worker_id)))
         worker.is_draining = True
@@ -539,6 +548,7 @@ class WorkerPort:
         Prepared: _prepared,
         BundleWanted: _bundle_wanted,
         BundleRefused: _bundle_refused,
+        StillResident: _still_resident,
         NotStored: _not_stored,
         DeviceFault: _device_fault,
         ClockChanged: _clock_changed,

@@ -62,6 +62,7 @@ from clockwork.scheduler.types import (
     DeviceLost,
     Event,
     LinkMeasured,
+    ModelKept,
     ModelReady,
     ModelRemoved,
     RoomWanted,
@@ -205,6 +206,8 @@ class ClusterEvents:
             worker.link = body
         elif kind is RoomWanted:
             worker.room = body
+        elif kind is ModelKept:
+            return  # where models are resident is no part of this
         elif kind is CopyLost:
             if ready := worker.models.get(event.number):
                 worker.models[event.number] = without_copy(ready)

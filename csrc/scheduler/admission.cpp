@@ -69,9 +69,8 @@ bool Admission::place(Pending& pending, bool is_new) {
     for (std::size_t ahead = from; is_wide && ahead < std::min(from + PREFETCH, count); ++ahead) {
         __builtin_prefetch(model.residencies[ahead]);  // far too many to lie in the cache
     }
-    // While devices are busy, a batch that can grow is better than a batch of its own on another executor of
-    // the arena.
-    bool joins_first = model.servers > count && is_busy();
+    // While devices are busy, a batch that can grow is better than a batch of its own elsewhere.
+    bool joins_first = is_busy();
     Slot best{NEVER_NS, 0, nullptr, 0}, slot{};
     Residency* chosen = nullptr;
     Executor* runs = nullptr;
@@ -280,10 +279,10 @@ bool Admission::keeps_inputs(const Executor& executor, std::size_t index, Ns mor
 
 double Admission::room_part(Executor& executor) const {
     Arena& arena = *executor.arena;
-    double surplus = plans_.surplus(arena);
-    bool is_crowded = surplus > 0 || is_asked_for(arena, state_.now, ROOM_ASKED) ||
+    double grown = std::max(plans_.surplus(arena), plans_.growth(arena));
+    bool is_crowded = grown > 0 || is_asked_for(arena, state_.now, ROOM_ASKED) ||
                       (state_.now < arena.shares.contested_until_ns && is_busy());
-    return is_crowded ? ROOM_LEAST + ROOM_PART * surplus : 0;
+    return is_crowded ? ROOM_LEAST + ROOM_PART * grown : 0;
 }
 
 // Whether a model alone surely asks for FLOOD_ASKED of a device that is asked for more than its time, and
@@ -362,7 +361,7 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
     // A request of a model within its share goes between batches of models beyond theirs, as early as
     // promises allow.
     bool goes_between = is_divided(arena, state_.now) && !is_beyond;
-    bool owes = is_new && residency.state == ResidencyState::RESIDENT && owes_room(pending);
+    bool owes = is_new && owes_room(pending);
     for (std::size_t tries = goes_between ? BETWEEN_MAX : 1; tries > 0; --tries) {
         Ns begin = std::max(plan.finish_ns(free, index), residency.ready_ns);
         if (inputs > 0) {
@@ -831,7 +830,9 @@ void Admission::note_asked(Pending& pending) {
 
 // Counts a request that was planned on, or refused by, the residency's device.
 void Admission::note_crowd(const Residency& residency, const Pending& pending) {
-    plans_.crowd(*residency.arena).add(state_.now, residency.share.batched_ns * pending.size);
+    const ModelShare& share = residency.share;
+    double alone = static_cast<double>(share.alone_ns);
+    plans_.crowd(*residency.arena).add(state_.now, share.batched_ns * pending.size, alone);
 }
 
 void Admission::refuse_in_detail(Pending& pending) {

@@ -75,9 +75,10 @@ inline constexpr Ns RESERVE_NS = 2'000'000;
 inline constexpr double RESERVE_BUSY = 0.7;
 
 // On a crowded device a new batch leaves room behind it for requests that join batches: ROOM_LEAST of the
-// time left beyond two executions, and ROOM_PART of it times the part of the device time asked for that the
-// device does not have. A plan that was filled with batches of single requests has no time to let any of them
-// grow. The part of the requests that were refused is no measure: each refusal would cause more.
+// time left beyond two executions, and ROOM_PART of it times the larger of two parts: that of the device time
+// asked for that the device does not have, and that of its time in which batches must grow (Crowd). A plan
+// that was filled with batches of single requests has no time to let any of them grow. The part of the
+// requests that were refused is no measure: each refusal would cause more.
 inline constexpr double ROOM_LEAST = 0.1;
 inline constexpr double ROOM_PART = 0.5;
 

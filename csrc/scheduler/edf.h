@@ -15,6 +15,9 @@ namespace clockwork {
 // Bound on the batches that are looked at behind a batch whose model is still being loaded.
 inline constexpr std::size_t SKIP_SCAN_MAX = 16;
 
+// While devices execute for more than this part of their time, one whose plan is empty will execute, too.
+inline constexpr double EXPECTED_BUSY = 0.7;
+
 class Edf final : public Policy {
 public:
     explicit Edf(SchedulerParts& parts)
@@ -42,6 +45,10 @@ public:
     bool has_work(const Executor& executor) const override {
         const Plan& plan = plans_.of(executor);
         return plan.size() > plan.unready;
+    }
+    // A plan may be empty for a moment on a device that is asked for all its time.
+    bool expects_work(const Executor& executor) const override {
+        return has_work(executor) || plans_.busy().executing(state_.now, state_.executors.size()) > EXPECTED_BUSY;
     }
     const std::vector<Batch*>& planned(const Executor& executor) const override { return plans_.of(executor).batches; }
     void clear_plan(Executor& executor, std::vector<Pending*>& waiting) override { plans_.clear(executor, waiting); }

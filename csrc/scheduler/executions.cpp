@@ -43,8 +43,8 @@ Flight* Executions::fly(ActionKind kind, Batch& batch, Ns expected_ns, Ns durati
     return flight;
 }
 
-// A neighbour is busy until the end of its lane, and beyond it if there is work for it. Each nanosecond
-// beside a busy neighbour costs the same part of the drag.
+// A neighbour is busy until the end of its lane, and beyond it if it is expected to have work then. Each
+// nanosecond beside a busy neighbour costs the same part of the drag.
 Ns Executions::beside_ns(const Executor& executor, Ns alone_ns, Ns most_ns) const {
     if (alone_ns == most_ns) {
         return most_ns;
@@ -56,7 +56,7 @@ Ns Executions::beside_ns(const Executor& executor, Ns alone_ns, Ns most_ns) cons
             continue;
         }
         Ns busy = other->lane.empty() ? 0 : std::clamp<Ns>(other->free_ns(state_.now) - begin, 0, most_ns);
-        shared += busy < most_ns && deciders_.policy->has_work(*other) ? most_ns : busy;
+        shared += busy < most_ns && deciders_.policy->expects_work(*other) ? most_ns : busy;
     }
     double part = static_cast<double>(shared) / static_cast<double>(most_ns) / (arena.width() - 1);
     return alone_ns + static_cast<Ns>(static_cast<double>(most_ns - alone_ns) * part);

@@ -11,8 +11,12 @@
 
 namespace clockwork {
 
-// Half-life of the counts of Crowd.
+// Half-life of the count of device time asked for, by which a flood is found out.
 inline constexpr Ns CROWD_HALF_LIFE_NS = 50 * MS;
+
+// Half-life of the counts by which batches are to grow: over 50 ms, a single device is surely asked for half
+// of what it is asked for.
+inline constexpr Ns GROWTH_HALF_LIFE_NS = 200 * MS;
 
 // Device time surely asked for is the mean less this many standard deviations.
 inline constexpr double CROWD_SIGMAS = 3;
@@ -20,23 +24,41 @@ inline constexpr double CROWD_SIGMAS = 3;
 // Requests that lately asked for the executors of an arena, those that were refused among them.
 class Crowd {
 public:
-    // Notes a request that takes batched_ns of device time in a batch.
-    void add(Ns now, double batched_ns) {
-        asked_.advance(now);
-        asked_.add(batched_ns);
+    // Notes a request that takes batched_ns of device time in a batch, alone_ns by itself.
+    void add(Ns now, double batched_ns, double alone_ns) {
+        for (ArrivalRate* rate : {&asked_, &batched_, &alone_}) {
+            rate->advance(now);
+            rate->add(rate == &alone_ ? alone_ns : batched_ns);
+        }
     }
     // The part of the device time surely asked for that `width` executors do not have; 0 if they suffice.
     double surplus(Ns now, double width) const {
-        ArrivalRate asked = asked_;
-        asked.advance(now);
-        double rate = asked.rate(-CROWD_SIGMAS);
-        return rate > width ? 1 - width / rate : 0;
+        double rate = surely(asked_, now, width);
+        return rate > 1 ? 1 - 1 / rate : 0;
+    }
+    // The part of the device time for which batches must grow, so that all are served: 0 if each request
+    // could run by itself, 1 if not even the best batches suffice. Batches of k requests on average do where
+    // batched + (alone - batched) / k = 1, and all but the first of each k make a batch longer.
+    double growth(Ns now, double width) const {
+        double alone = surely(alone_, now, width), batched = surely(batched_, now, width);
+        if (alone <= 1) {
+            return 0;
+        }
+        return batched < 1 ? batched * std::max(1 - (1 - batched) / (alone - batched), 0.0) : 1;
     }
 
-    void archive(Archive& archive) { archive(asked_); }
+    void archive(Archive& archive) { archive(asked_, batched_, alone_); }
 
 private:
+    // Device time asked for, of each of `width` executors.
+    static double surely(ArrivalRate rate, Ns now, double width) {
+        rate.advance(now);
+        return rate.rate(-CROWD_SIGMAS) / width;
+    }
+
     ArrivalRate asked_{CROWD_HALF_LIFE_NS, CROWD_HALF_LIFE_NS};  // device time in batches, ns
+    ArrivalRate batched_{GROWTH_HALF_LIFE_NS, CROWD_HALF_LIFE_NS};
+    ArrivalRate alone_{GROWTH_HALF_LIFE_NS, CROWD_HALF_LIFE_NS};  // device time one by one, ns
 };
 
 // The batches promised on an executor, by key.
@@ -122,6 +144,9 @@ public:
     Crowd& crowd(const Arena& arena) { return of(*arena.executors.front()).crowd; }
     double surplus(const Arena& arena) const {
         return of(*arena.executors.front()).crowd.surplus(state_.now, arena.width());
+    }
+    double growth(const Arena& arena) const {
+        return of(*arena.executors.front()).crowd.growth(state_.now, arena.width());
     }
     // The arena's executor that finishes its sent and planned work first.
     Executor& soonest(const Arena& arena) const {

@@ -44,6 +44,8 @@ public:
     virtual void dispatch(Executor& executor) = 0;
     // Whether a request waits that the executor could be sent now, regardless of whether it should be.
     virtual bool has_work(const Executor& executor) const = 0;
+    // Whether the executor is expected to execute when its lane has ended.
+    virtual bool expects_work(const Executor& executor) const { return has_work(executor); }
     // The batches that wait for this executor alone, in the order of their sending.
     virtual const std::vector<Batch*>& planned(const Executor& executor) const;
     // Append the requests of those batches, in order, and remove the batches.

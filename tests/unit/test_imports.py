@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "system": ["base"],
     "wire": ["base", "system"],
     "web": ["base"],
+    "takeover": ["base"],
     "scheduler": ["base", "wire"],
     "observe": ["base", "system", "wire", "web", "scheduler"],
     "formats": ["base", "system", "wire", "scheduler"],
@@ -40,7 +41,7 @@ MAY_IMPORT = {
     "controller": ["base", "system", "wire", "scheduler", "formats", "sources"],
     "worker": ["base", "system", "wire", "formats", "device", "models"],
     "gateway": ["base", "system", "wire", "web", "client", "sources", "protocol", "repository"],
-    "sim": ["base", "system", "wire", "scheduler", "observe", "formats", "workloads", "device"],
+    "sim": ["base", "system", "wire", "takeover", "scheduler", "observe", "formats", "workloads", "device"],
     "launch": ["base", "system", "wire", "formats", "client"],
     "cli": ["base", "system", "wire", "formats", "models", "workloads", "client", "sources", "controller", "worker", "repository", "gateway", "sim", "observe", "launch", "web"],
     "face": ["base", "wire", "formats", "client", "cli"],
@@ -70,7 +71,7 @@ LOOSE = {
     "config": "base",
 }
 
-PURE = ["scheduler", "web"]
+PURE = ["takeover", "scheduler", "web"]
 IMPURE_MODULES = {
     "asyncio", "concurrent", "multiprocessing", "os", "pathlib", "select", "signal", "socket", "subprocess",
     "threading", "time", "clockwork.system", "clockwork.wire.tensors", "clockwork.wire.codec", "clockwork.wire.keys",

@@ -1,0 +1,1 @@
+"""The takeover protocol: which controller is active, and who obeys it. No sockets, threads or clocks."""

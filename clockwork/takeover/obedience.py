@@ -1,0 +1,45 @@
+"""Obedience to the highest epoch: the fence that workers, clients and gateways put up against an active that
+was taken over.
+
+An active that is stopped and goes on later does not know that its time is over, and no lease that it checks
+itself can tell it in time: it may be stopped between the check and the order. So its peers check. Every
+takeover raises the epoch, every order names the epoch of its sender, and a peer that has heard of a higher
+epoch refuses the order and tells the sender.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Leader(NamedTuple):
+    """The active controller of an epoch."""
+
+    epoch: int  # raised by each takeover; 0: no controller is known
+    holder: str  # name of the process, another for each start
+    addresses: tuple[str, ...]  # addresses at which the process is reached, the best first
+
+
+NO_LEADER = Leader(0, "", ())
+
+
+class Obedience:
+    """The highest epoch that a process has heard of."""
+
+    __slots__ = ("leader",)
+
+    def __init__(self) -> None:
+        self.leader = NO_LEADER
+
+    def see(self, leader: Leader) -> bool:
+        """Take note of a leader. Returns whether its epoch is higher than every epoch before."""
+        if leader.epoch <= self.leader.epoch:
+            return False
+        self.leader = leader
+        return True
+
+    def refuses(self, leader: Leader) -> bool:
+        """Whether an order of this leader must be refused, because another has the same or a higher epoch."""
+        return leader.epoch < self.leader.epoch or (
+            leader.epoch == self.leader.epoch and leader.holder != self.leader.holder
+        )

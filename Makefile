@@ -44,7 +44,7 @@ SOURCES := setup.py pyproject.toml \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help check build fake-gpu run-cluster demo test test-gpu test-all test-long image-test conformance sim recovery chaos soak fuzz debug bench bench-compare paper results pictures schema \
+.PHONY: help check build fake-gpu run-cluster demo test test-gpu test-all test-long image-test conformance sim recovery takeover chaos soak fuzz debug bench bench-compare paper results pictures schema \
     lint format typecheck annotate lock wheels release proto clean distclean
 
 help: ## list the targets
@@ -123,6 +123,9 @@ sim: $(BUILT) ## simulate SEEDS=1000 random worlds under every policy, checked a
 
 recovery: $(BUILT) ## disturb SEEDS=300 simulated worlds, and see who is what it was two seconds later (ARGS='--policy edf --json')
 	$(BIN)/python -m clockwork.sim.recovery --seeds $(or $(SEEDS),300) $(ARGS)
+
+takeover: $(BUILT) ## simulate SEEDS=300 clusters in which controllers fail, and check the takeover protocol (ARGS='--kind stop')
+	$(BIN)/python -m clockwork.sim.takeover --seeds $(or $(SEEDS),300) $(ARGS)
 
 chaos: $(TESTABLE) ## real clusters in which something fails, SEEDS=27 of them, JOBS=1 at once; reports in chaos/
 	$(BIN)/python -m tests.chaos --seeds $(or $(SEEDS),27) --jobs $(or $(JOBS),1) $(ARGS)

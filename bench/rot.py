@@ -32,12 +32,13 @@ import numpy as np
 
 from bench.cluster import Cluster
 from bench.report import command_line, show
-from clockwork.controller.catalog.records import ModelRecord
+from clockwork.controller.catalog.records import Change
 from clockwork.formats.checksums import seal, unseal
 from clockwork.formats.package import PackageFile, digest_of, rows_of
 from clockwork.formats.prepared import PREPARED_FILE
 from clockwork.models import zoo
 from clockwork.wire.packages import LIST_FILE
+from tests.catalogues import apply, open_catalog
 
 MODELS = 200
 WIDTH = 1100  # width of 15 MB of weights
@@ -68,10 +69,12 @@ def fill(data: Path, count: int, width: int) -> int:
     """Register and prepare so many models in a data directory; returns the bytes of weights of a model."""
     with Cluster(data=data) as cluster, cluster.client() as client:
         info = client.register("m0", zoo.wide_mlp(width=width), slo=SLO_S, batching="off")
-    first = ModelRecord.from_body(unseal((data / "models" / "m0@1.json").read_bytes())[0])
+    with open_catalog(data) as catalog:
+        ((first,), _) = catalog.records()
     package = data / "packages" / first.digest
     (place,) = (data / "prepared").glob(f"{first.digest}-*")
     body, _ = unseal((place / PREPARED_FILE).read_bytes())
+    records = []
     for number in range(1, count):
         tag = f"{number}".encode()
         files = [*first.files, PackageFile("tag", len(tag), hashlib.sha256(tag).hexdigest())]
@@ -84,8 +87,9 @@ def fill(data: Path, count: int, width: int) -> int:
         twin = place.with_name(place.name.replace(first.digest, digest))
         shutil.copytree(place, twin)
         (twin / PREPARED_FILE).write_bytes(seal(body | {"digest": digest}))
-        record = dataclasses.replace(first, name=f"m{number}", digest=digest, files=files)
-        (data / "models" / record.file_name).write_bytes(record.to_json())
+        records.append(dataclasses.replace(first, name=f"m{number}", digest=digest, files=files))
+    with open_catalog(data) as catalog:
+        apply(catalog, Change(save=records))
     return info.weights_bytes
 
 

@@ -221,6 +221,32 @@ LOST_NS = 500_000_000
 
 RESET_TOLD_NS = 10_000_000_000  # Time for which a jump of a clock is reported
 
+# ----- the catalogue ---------------------------------------------------------------------------
+
+CATALOG_CHANGES_KEPT = 10_000  # Changes of which the catalogue says who made them, the newest
+
+CHANGED_BY_MAX = 200  # Characters by which the catalogue tells who made a change
+
+CATALOG_LOG_BYTES = 2 << 20
+"""Length of SQLite's log at which it is written back into the database: some hundred changes, which the next
+start reads."""
+
+CATALOG_RESERVE_BYTES = 128 << 10
+"""Room on the disk that is held free for removals while the disk is full: a removal writes some 24 KiB, and
+SQLite's opening 40 KiB."""
+
+CATALOG_BUSY_S = 1.0  # Time for which SQLite waits for another process that reads the catalogue
+
+BACKUP_PAUSE_S = 0.5
+"""Least pause between two backups of the catalogue, so that a backup is at most a second behind."""
+
+BACKUP_RETRY_S = 2.0  # Pause after which a backup that failed is tried again
+
+BACKUP_BUSY_SHARE = 0.05
+"""Largest share of a core that backups of a catalogue with many models take, at the cost of longer pauses."""
+
+BACKUP_ROWS_AT_ONCE = 64  # Rows of a backup that are compared with their checksums between two pauses
+
 # ----- stored packages -------------------------------------------------------------------------
 
 PACKAGE_CACHE_BYTES = 64 << 30

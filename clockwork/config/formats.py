@@ -76,9 +76,6 @@ SEALED_BYTES_MAX = 64 << 20
 """Largest sealed file: a record, a route, or the description of a prepared model, which has a row for each
 weight."""
 
-MENDED_BYTES_MAX = 8192
-"""Largest sealed file in which a flipped bit is searched for: trying each bit takes a quarter of a second."""
-
 # ----- formats/fetching.py ---------------------------------------------------------------------
 
 TRANSFERS_MAX = 4  # Packages that a worker fetches at once; further packages wait

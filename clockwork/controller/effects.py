@@ -260,7 +260,7 @@ class PackagePrepared(NamedTuple):
 
 
 class WriteChange(NamedTuple):
-    """Change the catalog durably. The result: "", or a sentence about packages that could not be removed."""
+    """Change the catalog durably. The result: the number of the change."""
 
     name: str  # name of the model
     change: Change

@@ -161,7 +161,8 @@ class Controller:
     def _restore(self, settings: ControllerSettings) -> None:
         """Restore the registered models and routes from the catalog."""
         records, complaints = self._catalog.records()
-        self._registrar.restore(records, complaints, *self._catalog.routes())
+        self._registrar.restore(records, complaints, *self._catalog.routes(), self._catalog.unused())
+        self._catalog.keep_backup(self._report_backup)
         self._registrar.versions.await_names(settings.await_models)
         self._effects.append(ListPackages())
         self._outlet.carry_out()
@@ -225,6 +226,7 @@ class Controller:
         self._outlet.carry_out(is_deciding=True)  # the scheduler is told nothing more
         self._recordings.close()
         self._jobs.close()
+        self._catalog.stop_backup()
         self._storage.close()
         self._repairs.close()
         self._context.flight.close()
@@ -293,6 +295,13 @@ class Controller:
             self._effects.append(Complain("events cut", text))
         counted = {"held": self._exchange.held_count, **self.queries.count_all()}
         self._effects.append(Publish("counts", counted))
+
+    def _report_backup(self, number: int, why: str, flaw: str) -> None:
+        """Have the loop learn of a backup of the catalogue. Called on the backups' thread."""
+        self._storage.report(self._backed_up, (number, why, flaw), None)
+
+    def _backed_up(self, found: tuple[int, str, str], _: BaseException | None) -> None:
+        self._registrar.backed_up(*found)
 
     def _follow_store(self, failure: str) -> None:
         """Tell of an object store that has failed, and take up what waited for it once it is back."""

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 from clockwork.config.formats import (
     CHECK_PIECE_BYTES,
     DAMAGED_KEPT_MAX,
-    MENDED_BYTES_MAX,
     PLAIN_PIECE_BYTES,
     SEALED_BYTES_MAX,
 )
@@ -71,26 +70,6 @@ def unseal(data: bytes) -> tuple[dict[str, Any], bool]:
         raise ValueError(f"it is a JSON {type(body).__name__}, not an object")
     body.pop("seal", None)
     return body, found is not None
-
-
-def mend(data: bytes) -> bytes | None:
-    """The original of a sealed text in which a single bit has flipped; None if no single bit explains the
-    damage.
-
-    CRC-32 distinguishes texts of up to 11 kB that differ in as few as three bits, so there is at most one
-    such original.
-    """
-    if len(data) > MENDED_BYTES_MAX:
-        return None
-    tried = bytearray(data)
-    for place in range(len(tried)):
-        for bit in range(8):
-            tried[place] ^= 1 << bit
-            found = _SEAL.search(tried) if place >= len(tried) - 24 or tried[-1] == ord("}") else None
-            if found is not None and zlib.crc32(memoryview(tried)[: found.start()]) == int(found[1], 16):
-                return bytes(tried)
-            tried[place] ^= 1 << bit
-    return None
 
 
 def read_plain(path: Path | str, bytes_max: int = SEALED_BYTES_MAX) -> bytes:

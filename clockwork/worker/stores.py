@@ -263,7 +263,7 @@ class BoundedStore:
 
 def _lock(root: Path) -> int:
     """Return the open, locked file of a store that is this worker's alone. Raises ConfigError, OSError."""
-    if (root / "models").is_dir() and (root / "routes").is_dir():
+    if (root / "format").exists():
         raise ConfigError(
             f"{root} is a controller's directory: a worker with --store-bytes needs one of its own (--store)"
         )

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from clockwork.controller.catalog.store import Catalog
 from clockwork.errors import ClockworkError, Refused, Unavailable
 from clockwork.system.clock import MS, SECOND, now_ns
+from tests.catalogues import open_catalog
 from tests.chaos import faults, oracle
 from tests.chaos.load import Answers, LoadSettings
 from tests.chaos.oracle import Breach, Rule, State
@@ -214,12 +214,8 @@ def _live_states(world: World, template: Template) -> dict[str, State]:
 
 
 def _kept_states(world: World, template: Template) -> dict[str, State]:
-    catalog = Catalog(world.root / "controller")
-    catalog.open()
-    try:
+    with open_catalog(world.root / "controller") as catalog:
         records, _ = catalog.records()
-    finally:
-        catalog.close()
     return {
         record.name: State.SERVING if record.offered else State.UNLOADED
         for record in records

@@ -48,7 +48,7 @@ class Template:
     def copy(self, target: Path) -> None:
         """Copy a controller's directory and a directory for each worker.
 
-        Files are hard links: no process writes into an existing file.
+        Files are hard links, but for those of the catalogue: no process writes into another existing file.
         """
         for name, source in [
             ("controller", "controller"),
@@ -60,7 +60,8 @@ class Template:
 def _link(source: str, target: str) -> None:
     if os.path.exists(target):
         return  # a package that both workers have
-    if source.endswith("lock"):  # a lock belongs to the file, whatever its names
+    # A lock belongs to the file, whatever its names; a database is written in place.
+    if source.endswith("lock") or os.path.basename(source).startswith("catalog."):
         shutil.copy2(source, target)
         return
     try:

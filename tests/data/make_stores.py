@@ -29,6 +29,7 @@ from clockwork.formats.prepared import prepared_directory  # noqa: E402
 from clockwork.formats.profiles import linear  # noqa: E402
 from clockwork.models.prepare import prepare  # noqa: E402
 from clockwork.system.clock import MS  # noqa: E402
+from tests.catalogues import records_of  # noqa: E402
 from tests.process.cluster import Cluster, Reference, running_cluster  # noqa: E402
 
 STORES = Path(__file__).resolve().parent / "stores"
@@ -98,8 +99,7 @@ def main(name: str) -> int:
         with running_cluster(data, workers=0) as cluster:
             fill(cluster)
         digests = {
-            label: json.loads((data / "controller" / "models" / f"{label}.json").read_text())["digest"]
-            for label in NETS
+            record.label: record.digest for record in records_of(data / "controller") if record.label in NETS
         }
         for label, digest in digests.items():
             hold(data / "worker", digest, "packed" if label == "packed@1" else "bound")

@@ -12,7 +12,7 @@ from typing import Any
 import msgpack
 
 from clockwork.controller.catalog.records import ModelRecord
-from clockwork.controller.catalog.routes import NameRoute, Shadow, TrafficSplit
+from clockwork.controller.catalog.routes import Shadow, TrafficSplit
 from clockwork.formats import profiles
 from clockwork.formats.checksums import seal, unseal
 from clockwork.formats.interface import Interface
@@ -24,6 +24,7 @@ from clockwork.scheduler import make_scheduler, recording
 from clockwork.scheduler.types import AnswerOk, LinkMeasured, ProfilePoint, Tick
 from clockwork.wire import codec
 from clockwork.wire.tensors import FLOAT, STRING
+from tests import catalogues
 from tests.edges import plain
 from tests.process.peers import echo_model
 
@@ -192,8 +193,11 @@ def values(directory: Any) -> dict[str, tuple[Callable[[Any], bytes], list[Any]]
         "program": (as_json, [_program(directory)]),
         "head": (as_json, [_program(directory)]),
         "profiles": (as_json, [json.loads(profiles.dump_profiles(profiles.paper_models()[:2]))]),
-        "catalog": (sealed, [unseal(record.to_json())[0]]),
-        "route": (sealed, [unseal(NameRoute("m", split, [split]).to_json())[0]]),
+        "catalog": (sealed, [unseal(catalogues.sealed(record))[0]]),
+        "route": (
+            sealed,
+            [{"name": "m", "split": split.to_wire(), "earlier": [split.to_wire()]}],
+        ),
         "pieces": (
             as_json,
             [HTTP, {"a": [*range(30)], "b": [1.5e300, float("nan"), True, None, [-7, [2], []]]}],

@@ -169,24 +169,24 @@ def profiles(data: bytes) -> bool:
 
 
 def catalog(data: bytes) -> bool:
-    """A model's record in the data directory."""
+    """A model's record in the data directory of an earlier release, and as a row of the catalogue."""
     try:
         body, _ = unseal(data)
         record = ModelRecord.from_body(body)
     except DAMAGED:
         return False
-    assert ModelRecord.from_body(unseal(record.to_json())[0]) == record
+    assert ModelRecord.from_row(record.to_row("", 0)) == record
     return True
 
 
 def route(data: bytes) -> bool:
-    """A route's record."""
+    """A route's record, likewise."""
     try:
         body, _ = unseal(data)
         found = routes.NameRoute.from_body(body)
     except DAMAGED:
         return False
-    assert routes.NameRoute.from_body(unseal(found.to_json())[0]) == found or b"NaN" in data
+    assert routes.NameRoute.from_row(found.to_row("", 0)) == found or b"NaN" in data
     return True
 
 

@@ -1,4 +1,5 @@
-"""Disks that fail, and crashes, for one thread of this process: its calls of ``os`` pass through here.
+"""Disks that fail, and crashes, for one thread of this process: its calls of ``os`` and SQLite's pass through
+here.
 
 A Disk counts the calls, fails those that a test chooses, and keeps the state that a crash would leave before
 each: a crash of the process (the files as they are), or of the machine (the synced files only).
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.process import sqlite_calls
+
 CALLS = ("open", "write", "pwrite", "fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir", "close")
 """Functions of ``os``. Closing is counted and never fails: the descriptor would be gone all the same."""
 
@@ -32,6 +35,7 @@ class Disk:
         for name in CALLS:
             monkeypatch.setattr(os, name, self._wrap(name, getattr(os, name)))
         monkeypatch.setattr(builtins, "open", self._wrap("read", builtins.open))
+        sqlite_calls.watch(self._sqlite)
 
     def fail(self, index: int, errno: int, for_ever: bool = False) -> None:
         """Fail the call of this number, counted from now on, or all from there on."""
@@ -65,6 +69,23 @@ class Disk:
 
         return call
 
+    def close(self) -> None:
+        sqlite_calls.watch(None)
+
+    def _sqlite(self, name: str, path: str, act: Callable[[], int]) -> int:
+        """A call of SQLite's, which gets SQLite's code of an error."""
+        if threading.current_thread().name != self._thread or getattr(self, "_inside", False):
+            return act()
+        index = len(self.calls)
+        self.calls.append(name)
+        errno = self._fails(index)
+        if errno:
+            return sqlite_calls.code_of(name, errno)
+        self._run(self._before, name, (path,))
+        code = act()
+        self._run(self._after, name, (path,))
+        return code
+
     def _run(self, watcher: Callable[[str, tuple[Any, ...]], None] | None, name: str, args: Any) -> None:
         if watcher is not None:
             self._inside = True
@@ -97,7 +118,7 @@ class Synced:
 
     def after(self, name: str, args: tuple[Any, ...]) -> None:
         if name == "fsync":
-            path = os.readlink(f"/proc/self/fd/{args[0]}")
+            path = args[0] if type(args[0]) is str else os.readlink(f"/proc/self/fd/{args[0]}")
             (self._sync_folder if os.path.isdir(path) else self._sync_file)(path)
 
     def materialise(self, target: Path) -> Path:

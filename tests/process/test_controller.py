@@ -18,6 +18,7 @@ from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
+from tests.catalogues import records_of
 from tests.patience import PATIENCE_NS, eventually
 from tests.process.peers import (
     FakeWorker,
@@ -319,8 +320,8 @@ def test_a_model_that_no_worker_can_prepare_is_an_error_and_leaves_nothing(tmp_p
         assert "Frobnicate" in failure.text
         client.send(messages.Query(2, "models", ""))
         assert client.receive(messages.Reply)[0].body == {"models": [], "next": ""}
-    assert list((tmp_path / "models").iterdir()) == []
-    assert list((tmp_path / "packages").iterdir()) == []
+        eventually(lambda: not list((tmp_path / "packages").iterdir()), "its package is gone")
+    assert records_of(tmp_path) == []
 
 
 def test_an_slo_at_registration_below_the_execution_time_is_an_error(tmp_path: Path) -> None:

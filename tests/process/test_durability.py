@@ -23,13 +23,13 @@ import pytest
 
 from clockwork.config import SHARE_WHOLE
 from clockwork.config.controller import CHANGES_WAITING_MAX
-from clockwork.controller.catalog.store import Catalog
 from clockwork.controller.process import Controller
 from clockwork.controller.registration import registrar
 from clockwork.controller.troubles import TroubleKind
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
+from tests.catalogues import open_catalog
 from tests.disks import small_disk
 from tests.patience import PATIENCE_NS, eventually
 from tests.process.faulty_disk import Disk, Synced
@@ -123,29 +123,15 @@ class Stage:
         return [(one["kind"], one["subject"]) for one in body["troubles"]["open"]]
 
 
-def state_of(data: Path, place: Path) -> State:
-    """Return the state that a controller finds that starts on a copy of this directory."""
-    copy = place / "copy"
+def state_of(data: Path, place: Path, *, is_torn: bool = False) -> State:
+    """Return the state that a controller finds that starts on a copy of this directory.
 
-    def is_copied() -> bool:
-        """Whether no package was removed meanwhile, as those of a registration that failed are."""
-        shutil.rmtree(copy, ignore_errors=True)
-        try:
-            shutil.copytree(data, copy, ignore=shutil.ignore_patterns(".dropped-*"))
-        except shutil.Error as error:
-            gone = [Path(source) for source, _, _ in error.args[0]]
-            if any("packages" not in path.relative_to(data).parts or path.exists() for path in gone):
-                raise
-            return False
-        return True
-
-    eventually(is_copied, "it is copied whole")
-    catalog = Catalog(copy)
-    catalog.open()
-    try:
+    is_torn: the end of the log may have been left in a state that looks like damage.
+    """
+    with open_catalog(copied(data, place / "copy")) as catalog:
         records, complaints = catalog.records()
         routes, more = catalog.routes()
-        assert complaints + more == []
+        assert [one for one in complaints + more if not (is_torn and one.mended)] == []
         for record in records:
             for file in record.files:
                 with catalog.store.held(record.digest) as package:
@@ -163,8 +149,24 @@ def state_of(data: Path, place: Path) -> State:
                 if one.name in names
             },
         )
-    finally:
-        catalog.close()
+
+
+def copied(data: Path, target: Path) -> Path:
+    """Copy a directory, also while packages are removed from it or its backup is written."""
+
+    def is_copied() -> bool:
+        shutil.rmtree(target, ignore_errors=True)
+        try:
+            shutil.copytree(data, target, ignore=shutil.ignore_patterns(".dropped-*", ".catalog.backup*"))
+        except shutil.Error as error:
+            gone = [Path(source) for source, _, _ in error.args[0]]
+            if any("packages" not in path.relative_to(data).parts or path.exists() for path in gone):
+                raise
+            return False
+        return True
+
+    eventually(is_copied, "it is copied whole")
+    return target
 
 
 def packages_of(data: Path) -> int:
@@ -271,8 +273,10 @@ def test_what_is_refused_does_not_hold_and_what_is_acknowledged_does(
     calls = list(disk.calls)
     after = stage.state()
     assert after == state_of(stage.data, tmp_path) != before
-    assert packages_of(stage.data) == count + order.packages
-    assert "fsync" in calls
+    eventually(
+        lambda: packages_of(stage.data) == count + order.packages, "unused packages go after the backup"
+    )
+    assert {"pwrite", "fsync"} <= set(calls)
 
     refused = 0
     stage = stages()
@@ -284,9 +288,10 @@ def test_what_is_refused_does_not_hold_and_what_is_acknowledged_does(
             where = f"{os.strerror(code)} at call {index} ({calls[index]}){' and after' if for_ever else ''}"
             if type(answer) is messages.Failure:
                 refused += 1
-                assert os.strerror(code) in answer.text, where
+                texts = {os.strerror(code), os.strerror(errno.EIO)}  # SQLite knows few kinds of errors
+                assert any(text in answer.text for text in texts), where
                 assert stage.state() == before, where
-                found = state_of(stage.data, tmp_path)
+                found = state_of(stage.data, tmp_path, is_torn=for_ever)
                 unsure = "may find it changed" in answer.text
                 assert found == before or (unsure and found == after), where
                 assert not unsure or for_ever, where
@@ -313,7 +318,7 @@ def test_a_crash_between_any_two_calls_leaves_all_of_an_order_or_nothing(
 
     def crash(call: str, args: tuple[Any, ...]) -> None:
         synced.before(call, args)
-        left.append(Path(shutil.copytree(stage.data, tmp_path / "killed" / str(len(left)))))
+        left.append(copied(stage.data, tmp_path / "killed" / str(len(left))))
         left.append(synced.materialise(tmp_path / "lost" / str(len(left))))
 
     disk.watch(crash, synced.after)
@@ -353,7 +358,7 @@ def test_registrations_that_share_syncs_each_hold_once_they_are_acknowledged(
     def crash(call: str, args: tuple[Any, ...]) -> None:
         synced.before(call, args)
         if call in ("fsync", "replace", "rename"):
-            left.append(Path(shutil.copytree(stage.data, tmp_path / "killed" / str(len(left)))))
+            left.append(copied(stage.data, tmp_path / "killed" / str(len(left))))
             left.append(synced.materialise(tmp_path / "lost" / str(len(left))))
 
     disk.watch(crash, synced.after)
@@ -384,7 +389,7 @@ def test_registrations_that_share_syncs_each_hold_once_they_are_acknowledged(
         found = {name for name, *_ in state_of(path, tmp_path)[0]}
         assert before <= found
         assert {name for name, since in acknowledged.items() if since <= index} <= found - before
-    assert disk.calls.count("fsync") >= 3 * len(contents)
+    assert disk.calls.count("fsync") > 2 * len(contents)
 
 
 def test_a_version_that_was_refused_and_cannot_be_erased_is_erased_when_it_can(
@@ -396,7 +401,9 @@ def test_a_version_that_was_refused_and_cannot_be_erased_is_erased_when_it_can(
     before = stage.state()
     disk.fail(-1, 0)
     assert stage.register("new", BAD).status == Status.INVALID_MODEL
-    erasing = max(index for index, call in enumerate(disk.calls) if call == "link")
+    *_, before_last, last = (index for index, call in enumerate(disk.calls) if call == "fsync")
+    erasing = disk.calls.index("pwrite", before_last)
+    assert erasing < last
     assert state_of(stage.data, tmp_path) == before
     disk.fail(erasing, errno.EIO, for_ever=True)
     assert stage.register("new", BAD).status == Status.INVALID_MODEL
@@ -478,8 +485,8 @@ def test_more_orders_of_one_name_than_may_wait_are_refused(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 512 KiB."""
-    with small_disk(tmp_path / "disk", 512 << 10) as place:
+    """A file system of 1 MiB."""
+    with small_disk(tmp_path / "disk", 1 << 20) as place:
         yield place
 
 
@@ -492,9 +499,12 @@ def test_a_full_disk_refuses_what_needs_room_and_is_emptied_by_unregistering(
         stage = Stage(stack, data)
         assert type(stage.register("large", bytes(200_000))) is messages.Reply
         before = stage.state()
-        with open(disk / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
-            while file.write(bytes(4096)):
-                pass
+
+        def fill_up() -> None:
+            with open(disk / "filler", "ab", buffering=0) as file, contextlib.suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass
+
         for name in (
             "unload a name",
             "unload versions",
@@ -504,18 +514,22 @@ def test_a_full_disk_refuses_what_needs_room_and_is_emptied_by_unregistering(
             "change an SLO",
             "register a name",
         ):
+            fill_up()  # a refusal writes SQLite's log back, which may make room
             answer = ORDERS[name].act(stage)
             assert type(answer) is messages.Failure, name
             assert "No space left" in answer.text
             assert stage.state() == before
         assert (TroubleKind.STORAGE_FAILED, "data directory") in stage.troubles()
+    fill_up()
     with ExitStack() as stack:  # the controller starts on a full disk, too
         stage = Stage(stack, data)
         assert stage.state() == before
         for name in ("b", "a", "large"):
+            fill_up()
             assert type(stage.ask(lambda n, name=name: messages.Unregister(n, name))) is messages.Reply
+        eventually(lambda: packages_of(data) == 5, "the packages go, at the cost of a backup")
         assert type(ORDERS["unload versions"].act(stage)) is messages.Reply
-        assert not stage.troubles()
+        eventually(lambda: not stage.troubles(), "all that failed has been made up for")
         after = stage.state()
     with ExitStack() as stack:
         assert Stage(stack, data).state() == after

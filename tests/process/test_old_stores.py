@@ -17,12 +17,12 @@ import pytest
 
 from clockwork import Client
 from clockwork.controller.catalog.routes import TrafficSplit
-from clockwork.controller.catalog.store import Catalog
 from clockwork.device.cpu import fingerprint
 from clockwork.errors import ModelNotFound
 from clockwork.formats.package import PackageStore, digest_of, hash_file, parse_files
 from clockwork.formats.prepared import PREPARED_FILE, prepared_directory
 from clockwork.wire.packages import LIST_FILE
+from tests.catalogues import open_catalog
 from tests.process.cluster import ROOT, Cluster, running_cluster, same
 
 STORES = sorted((ROOT / "tests" / "data" / "stores").iterdir())
@@ -50,9 +50,7 @@ def test_there_are_stores_of_an_earlier_version() -> None:
 
 def test_a_catalog_is_read_whole(stores: tuple[str, Path, dict[str, Any]]) -> None:
     _, data, _ = stores
-    catalog = Catalog(data / "controller")
-    catalog.open()
-    try:
+    with open_catalog(data / "controller") as catalog:
         records, complaints = catalog.records()
         assert complaints == []
         found: dict[str, list[int]] = {}
@@ -67,8 +65,6 @@ def test_a_catalog_is_read_whole(stores: tuple[str, Path, dict[str, Any]]) -> No
         for record in records:
             assert catalog.store.is_whole(record.digest)
             assert digest_of(record.files) == record.digest
-    finally:
-        catalog.close()
 
 
 def test_packages_are_what_their_names_say(stores: tuple[str, Path, dict[str, Any]]) -> None:

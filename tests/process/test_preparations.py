@@ -3,6 +3,7 @@ package."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,14 +14,15 @@ import numpy as np
 import pytest
 
 from clockwork import Client
+from clockwork.controller.catalog.records import Change
 from clockwork.controller.process import Controller
 from clockwork.errors import InvalidModel, Refused, Unavailable
-from clockwork.formats.checksums import seal, unseal
 from clockwork.formats.prepared import TensorSpec
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.system.clock import MS
 from clockwork.wire import messages
 from clockwork.wire.messages import Status
+from tests.catalogues import apply, open_catalog, records_of
 from tests.patience import PATIENCE_S, eventually
 from tests.process.peers import FakeWorker, echo_model, prepared_model, running_controller
 from tests.process.threaded_worker import threaded_worker
@@ -177,18 +179,17 @@ def test_an_honest_worker_serves_whatever_another_said_before_it(controller: Con
 def test_a_record_of_an_earlier_version_is_held_against_its_package(tmp_path: Path) -> None:
     with started(tmp_path) as (controller, client), threaded_worker(controller, 1):
         register(client)
-    (path,) = (tmp_path / "data" / "models").iterdir()
-    body, _ = unseal(path.read_bytes())
-    declares = body.pop("declares")
-    path.write_bytes(
-        seal(body | {"interface": {"inputs": [], "outputs": [], "verified": True, "metadata": {}}})
-    )
+    data = tmp_path / "data"
+    (record,) = records_of(data)
+    assert record.interface is not None
+    with open_catalog(data) as catalog:
+        apply(catalog, Change(save=[dataclasses.replace(record, is_read=False, interface=None)]))
     with started(tmp_path) as (controller, client), threaded_worker(controller, 2, OTHER):
         eventually(lambda: client.model("m").state == "failed", "the liar does not serve it")
         with threaded_worker(controller, 3):
             eventually(lambda: client.model("m").state == "ready", "an honest one does")
             check_answers(client)
-        eventually(lambda: unseal(path.read_bytes())[0].get("declares") == declares, "it is kept")
+    assert records_of(data) == [record], "it is kept"
 
 
 def test_a_worker_that_contradicts_two_packages_is_let_go(controller: Controller) -> None:

@@ -27,6 +27,8 @@ from click.testing import CliRunner
 from clockwork import AsyncClient
 from clockwork.cli import root as cli
 from clockwork.config import SHARE_WHOLE
+from clockwork.controller.catalog.records import Change
+from clockwork.controller.catalog.routes import NameRoute
 from clockwork.controller.process import Controller
 from clockwork.errors import ClockworkError, InvalidInput
 from clockwork.formats.prepared import TensorSpec
@@ -34,6 +36,7 @@ from clockwork.models import zoo
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
+from tests.catalogues import apply, open_catalog, sql
 from tests.patience import PATIENCE_NS, eventually
 from tests.process.cluster import ROOT, Cluster, Reference, running_cluster, same
 from tests.process.peers import FakeWorker, RawClient, prepared_model, running_controller
@@ -246,8 +249,7 @@ def test_a_version_that_is_being_prepared_cannot_be_routed_to(tmp_path: Path) ->
 
 def test_what_has_a_part_in_a_route_is_not_removed_before_that_changes(stage: Stage, tmp_path: Path) -> None:
     stage.route([2, TENTH], shadow=[2, ALL, 0.0])
-    kept = tmp_path / "routes" / "m.json"
-    assert kept.exists()
+    assert sql(tmp_path, "SELECT name FROM routes") == [("m",)]
     for version in (1, 2):
         failure = stage.call(messages.Unregister(stage.number(), f"m@{version}"))
         assert (failure.status, "has a part in the route of m" in failure.text) == (
@@ -261,7 +263,7 @@ def test_what_has_a_part_in_a_route_is_not_removed_before_that_changes(stage: St
     assert stage.model("m")["route"]["earlier"] == []  # a removed version is no target of a rollback
     assert stage.rollback().status == Status.INVALID_INPUT
     assert type(stage.call(messages.Unregister(stage.number(), "m"))) is messages.Reply
-    assert not kept.exists()
+    assert sql(tmp_path, "SELECT name FROM routes") == []
     assert stage.register(b"five") == 3
     assert stage.model("m")["route"]["automatic"]
 
@@ -304,11 +306,15 @@ def test_a_route_survives_a_restart_and_is_whole_when_its_versions_are_ready(tmp
         stage.register(b"two")
         stage.register(b"three")
         stage.route([2, TENTH], shadow=[3, ALL, 0.5])
-    (tmp_path / "routes" / "other.json").write_text("nonsense")
-    (tmp_path / "routes" / "gone.json").write_text('{"name": "gone", "split": null, "earlier": []}')
+    with open_catalog(tmp_path) as catalog:
+        apply(catalog, Change(route=NameRoute("gone")))
+    sql(tmp_path, "INSERT INTO routes SELECT 'other', split, earlier, changed_by, 1, 7 FROM routes LIMIT 1")
     with ExitStack() as stack:
         stage = Stage(stack, tmp_path)
-        assert not (tmp_path / "routes" / "gone.json").exists()
+        eventually(
+            lambda: sql(tmp_path, "SELECT name FROM routes") == [("m",)],
+            "neither the damaged route is there, nor that of no model",
+        )
         found = {}
         for _ in range(3):
             message, _ = stage.worker.receive(messages.Prepare)

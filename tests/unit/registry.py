@@ -98,6 +98,8 @@ class Registry:
         # declared interfaces of readable packages, by digest
         self.interfaces: dict[str, Interface] = {}
         self.now_ns = 0
+        self.changes = 0  # number of the newest change on disk
+        self.has_backup = True  # whether the catalogue is backed up at once
         self._number = 0
 
     # ----- what happens ------------------------------------------------------------------------
@@ -137,6 +139,8 @@ class Registry:
         job = self.jobs.popleft()
         value = self._do(job) if error is None else None
         self.registrar.ended(job, value, error, self.now_ns)
+        if self.has_backup and isinstance(job, WriteChange):
+            self.registrar.backed_up(self.changes, "", "")
         self.carry_out()
         return job
 
@@ -295,9 +299,8 @@ class Registry:
                 if change.route is not None:
                     self.routes[change.route.name] = change.route
                 self.routes.pop(change.unroute, None)
-                for digest in change.packages:
-                    self._erase(digest)
-                return ""
+                self.changes += 1
+                return self.changes
             case OpenUpload():
                 return job.digest not in self.packages
             case CommitUpload():

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from clockwork.config import SHARE_WHOLE, VERSIONS_MAX
+from clockwork.config.controller import ERASE_RETRY_NS
 from clockwork.controller.catalog.records import Complaint
 from clockwork.controller.catalog.routes import NameRoute
 from clockwork.controller.effects import (
@@ -268,6 +269,7 @@ def test_a_version_that_no_worker_can_prepare_is_erased_and_then_refused(registr
     assert registry.answered(waiter) == []
     registry.store()
     assert registry.answered(waiter) == ["m@1 cannot be served: it is broken"]
+    registry.settle()
     assert (registry.states("m"), registry.records, registry.packages) == ({}, {}, set())
 
 
@@ -420,6 +422,7 @@ def test_unloaded_is_a_state_in_which_nobody_knows_a_version_and_from_which_it_c
 def test_a_version_is_removed_when_its_last_request_is_answered(served: Registry) -> None:
     waiter = served.order(Unregister(0, "m"))
     served.store()
+    served.store()
     assert (served.states("m"), served.records, served.packages) == ({1: "removing"}, {}, set())
     assert served.answered(waiter) == []
     served.let_go()
@@ -478,6 +481,65 @@ def test_a_package_goes_with_the_last_of_two_versions_that_are_erased_together(s
     assert all(not job.change.packages for job in served.jobs if isinstance(job, WriteChange))
     served.settle()
     assert served.packages == set()
+
+
+def test_a_package_stays_until_the_backup_does_not_name_it(served: Registry) -> None:
+    served.has_backup = False
+    served.order(Unregister(0, "m"))
+    served.settle()
+    assert served.states("m") == {}
+    served.registrar.backed_up(served.changes - 1, "", "")
+    served.carry_out()
+    assert (len(served.packages), len(served.jobs)) == (1, 0)
+    served.registrar.backed_up(served.changes, "No space left on device", "")
+    served.carry_out()
+    assert served.troubles[-1].subject == "backup of the catalogue"
+    served.settle()
+    assert served.packages == set()
+
+
+def test_a_package_that_is_registered_again_before_the_backup_stays(served: Registry) -> None:
+    served.has_backup = False
+    served.order(Unregister(0, "m"))
+    served.settle()
+    served.register("n", b"one")
+    served.registrar.backed_up(served.changes, "", "")
+    served.settle()
+    assert served.packages == {served.digest(b"one")}
+    assert served.states("n") == {1: "ready"}
+
+
+def test_a_package_that_cannot_be_removed_is_tried_again(served: Registry) -> None:
+    served.order(Unregister(0, "m"))
+    served.store()
+    served.store(OSError(errno.EIO, "Input/output error"))
+    assert served.troubles[-1].subject == "packages"
+    assert "Input/output error" in served.troubles[-1].text
+    served.now_ns += ERASE_RETRY_NS
+    served.registrar.beat(served.now_ns)
+    served.carry_out()
+    served.settle()
+    assert served.packages == set()
+
+
+def test_packages_that_a_crash_kept_from_being_removed_go_once_there_is_a_backup() -> None:
+    registry = Registry()
+    registry.packages = {"left"}
+    registry.registrar.restore([], [], [], [], ["left"])
+    registry.carry_out()
+    assert not registry.jobs
+    registry.registrar.backed_up(0, "", "")
+    registry.carry_out()
+    registry.settle()
+    assert registry.packages == set()
+
+
+def test_what_is_lost_without_a_name_is_a_trouble_of_the_catalogue(registry: Registry) -> None:
+    registry.registrar.restore([], [Complaint("", 0, "it was damaged", True)], [], [])
+    registry.carry_out()
+    assert [(one.kind, one.subject) for one in registry.troubles] == [
+        (TroubleKind.FILE_REPAIRED, "catalogue")
+    ]
 
 
 def listed(registry: Registry) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from clockwork.controller.storage.thread import StorageThread
 from clockwork.errors import InvalidModel
-from clockwork.formats.durable import ALONE, Journal, Steps
+from clockwork.formats.durable import ALONE, Steps, sync_directory
 from clockwork.formats.package import PackageFile, PackageStore
 from tests.patience import readable
 
@@ -106,16 +107,59 @@ def test_a_job_that_has_to_be_alone_waits_for_those_before_it_and_those_behind_i
     os.close(file)
 
 
+class Shared:
+    """Something that several jobs share, and that is synced once. number: of an OSError; 0: none."""
+
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
+        self.threads: list[str] = []
+
+    def sync(self) -> None:
+        if not self.threads:
+            self.threads.append(threading.current_thread().name)
+        if self.number:
+            raise OSError(self.number, os.strerror(self.number))
+
+
+def test_what_jobs_share_is_synced_on_their_thread_and_fails_all_of_them(site: Site, tmp_path: Path) -> None:
+    file = os.open(tmp_path, os.O_RDONLY)
+    shared, bad = Shared(), Shared(errno.ENOSPC)
+    log: list[str] = []
+
+    def using(name: str, *unsynced: int | Shared) -> Steps[str]:
+        yield unsynced
+        log.append(name)
+        return name
+
+    release = held(site)
+    for name, unsynced in {
+        "a": (shared,), "b": (file, shared), "c": (bad,), "d": (bad, file), "e": (file,)
+    }.items():  # fmt: skip
+        site.submit(name, lambda name=name, unsynced=unsynced: using(name, *unsynced))
+    release()
+    site.names_of_ended(6)
+    assert shared.threads == bad.threads == ["storage"]
+    assert log == ["a", "b", "e"]
+    failed = {name: error for name, _, error in site.ended if error is not None}
+    assert {name: getattr(error, "errno", 0) for name, error in failed.items()} == {
+        "c": errno.ENOSPC, "d": errno.ENOSPC
+    }  # fmt: skip
+    os.close(file)
+
+
 def test_closing_finishes_the_jobs_under_way(tmp_path: Path) -> None:
     site = Site()
-    journal = Journal(tmp_path, ["models"])
-    (tmp_path / "models").mkdir()
     for index in range(20):
-        path = tmp_path / "models" / str(index)
-        site.submit(str(index), lambda path=path: journal.change_in_steps({path: path.name.encode()}))
+
+        def writing_one(path: Path = tmp_path / str(index)) -> Steps[None]:
+            path.write_text(path.name)
+            yield from sync_directory(tmp_path)
+            path.write_text(path.name * 2)
+
+        site.submit(str(index), writing_one)
     site.thread.close()
-    assert {path.name: path.read_text() for path in (tmp_path / "models").iterdir()} == {
-        str(index): str(index) for index in range(20)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        str(index): str(index) * 2 for index in range(20)
     }
 
 

@@ -12,6 +12,7 @@ from clockwork.errors import ConfigError
 from clockwork.formats.checksums import seal
 from clockwork.formats.prepared import PREPARED_FILE, PROGRAM_FILE, WEIGHTS_FILE
 from clockwork.worker.stores import BoundedStore, Removed
+from tests.catalogues import open_catalog
 from tests.patience import PATIENCE_S
 
 PROGRAM_BYTES = 100
@@ -203,9 +204,8 @@ def test_a_store_is_one_workers_alone(tmp_path: Path, opened: Opener) -> None:
 
 
 def test_a_store_is_no_controllers(tmp_path: Path) -> None:
-    for name in ("models", "routes", "packages"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "packages" / "kept").mkdir()
+    with open_catalog(tmp_path):
+        (tmp_path / "packages" / "kept").mkdir()
     with pytest.raises(ConfigError, match="is a controller's directory"):
         BoundedStore(tmp_path, 3000, lambda: None)
     assert (tmp_path / "packages" / "kept").is_dir()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from clockwork.config import VERSION_MAX
 from clockwork.controller.catalog.options import check_options
 from clockwork.controller.catalog.routes import NameRoute
-from clockwork.formats.checksums import seal
+from clockwork.errors import InvalidInput, InvalidModel
 from clockwork.formats.interface import Interface
 from clockwork.formats.package import PackageFile, check_name, digest_of, parse_files, rows_of
 from clockwork.wire.telling import tell
+
+UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidModel, InvalidInput,
+)  # fmt: skip
+"""Exceptions of reading what neither this release nor an earlier one wrote."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -34,19 +40,40 @@ class ModelRecord:
         """The version's name for people, ``name@version``, which they may use as well."""
         return f"{self.name}@{self.version}"
 
-    def to_json(self) -> bytes:
-        body: dict[str, Any] = {
-            "name": self.name,
-            "version": self.version,
-            "digest": self.digest,
-            "files": rows_of(self.files),
-            "options": self.options,
-            "offered": self.offered,
-            "aside": self.aside,
+    def to_row(self, by: str, now_ns: int) -> tuple[Any, ...]:
+        """The record as a row of the catalogue; see database.VERSIONS. by: who has changed it, and when."""
+        options = {key: value for key, value in self.options.items() if key != "slo_ns"}
+        interface = None if self.interface is None else self.interface.to_dict()
+        return (
+            self.name,
+            self.version,
+            self.digest,
+            self.options.get("slo_ns", 0),
+            int(self.offered),
+            self.aside,
+            json.dumps(rows_of(self.files)),
+            json.dumps(options),
+            json.dumps(interface) if self.is_read else "",
+            by,
+            now_ns,
+        )
+
+    @staticmethod
+    def from_row(row: Sequence[Any]) -> ModelRecord:
+        """Inverse of to_row(). Raises as from_body() does."""
+        name, version, digest, slo_ns, offered, aside, files, options, declares, *_ = row
+        body = {
+            "name": name,
+            "version": version,
+            "digest": digest,
+            "files": json.loads(files),
+            "options": json.loads(options) | {"slo_ns": slo_ns},
+            "offered": offered == 1,
+            "aside": aside,
         }
-        if self.is_read:
-            body["declares"] = None if self.interface is None else self.interface.to_dict()
-        return seal(body)
+        if declares:
+            body["declares"] = json.loads(declares)
+        return ModelRecord.from_body(body)
 
     @staticmethod
     def from_body(body: dict[str, Any]) -> ModelRecord:
@@ -65,10 +92,6 @@ class ModelRecord:
         interface = None if declares is None else Interface.from_dict(declares)
         return ModelRecord(name, version, body["digest"], files, options, offered, aside, is_read, interface)
 
-    @property
-    def file_name(self) -> str:
-        return f"{self.label}.json"
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Change:
@@ -79,12 +102,22 @@ class Change:
     route: NameRoute | None = None  # the new route of the name
     unroute: str = ""  # the name whose route goes
     packages: Sequence[str] = ()  # digests of packages that are unused after the change
+    by: str = "controller"  # who ordered it
+
+    def described(self) -> list[str]:
+        """The parts of the change: "+m@1" a version is written, "-m@1" removed; "+m" and "-m" a route."""
+        return [
+            *(f"+{record.label}" for record in self.save),
+            *(f"-{record.label}" for record in self.remove),
+            *([f"+{self.route.name}"] if self.route is not None else []),
+            *([f"-{self.unroute}"] if self.unroute else []),
+        ]
 
 
 class Complaint(NamedTuple):
-    """A file of the catalog was not as it should be. It has been mended, or set aside."""
+    """A part of the catalogue was not as it should be. It has come back from a good copy, or is lost."""
 
-    name: str  # name of the model, as in the file's name
-    version: int  # 0 for a route, or where the file's name has no version
+    name: str  # name of the model; "": what is lost is not known by name
+    version: int  # 0 for a route
     text: str
     mended: bool

@@ -12,6 +12,7 @@ version that is ready (controller.registration.table). Rules:
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,6 @@ from typing import Any
 from clockwork.config import SHARE_WHOLE, VERSION_MAX, VERSIONS_MAX
 from clockwork.config.controller import ROUTES_KEPT
 from clockwork.errors import InvalidInput
-from clockwork.formats.checksums import seal
 from clockwork.formats.package import check_name
 from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec
 from clockwork.wire.telling import tell
@@ -113,13 +113,17 @@ class NameRoute:
     def names(self, version: int) -> bool:
         return self.split is not None and version in self.split.versions()
 
-    def to_json(self) -> bytes:
-        body = {
-            "name": self.name,
-            "split": None if self.split is None else self.split.to_wire(),
-            "earlier": [split.to_wire() for split in self.earlier],
-        }
-        return seal(body)
+    def to_row(self, by: str, now_ns: int) -> tuple[Any, ...]:
+        """The route as a row of the catalogue; see database.ROUTES. by: who has changed it, and when."""
+        split = None if self.split is None else self.split.to_wire()
+        earlier = [split.to_wire() for split in self.earlier]
+        return self.name, json.dumps(split), json.dumps(earlier), by, now_ns
+
+    @staticmethod
+    def from_row(row: Sequence[Any]) -> NameRoute:
+        """Inverse of to_row(). Raises as from_body() does."""
+        name, split, earlier, *_ = row
+        return NameRoute.from_body({"name": name, "split": json.loads(split), "earlier": json.loads(earlier)})
 
     @staticmethod
     def from_body(body: dict[str, Any]) -> NameRoute:
@@ -133,10 +137,6 @@ class NameRoute:
             None if split is None else TrafficSplit.from_wire(split),
             [TrafficSplit.from_wire(split) for split in earlier],
         )
-
-    @property
-    def file_name(self) -> str:
-        return f"{self.name}.json"
 
 
 def divide(whole_parts: int, weights: Sequence[tuple[int, int]]) -> dict[int, int]:

@@ -1,41 +1,61 @@
-"""The models a controller knows, on disk: packages by content, and one small record for each version.
+"""The models a controller knows: packages by content, and a database of versions and routes.
 
     <data>/format           the format's version
     <data>/lock             held while a controller uses the directory
     <data>/packages/...     see formats.package, unless they are kept elsewhere: see catalog.packages
-    <data>/models/<name>@<version>.json
-    <data>/routes/<name>.json   how the name's traffic is split, where somebody has said so
-    <data>/undo, <data>/done    of changes of several of these at once, see models.durable
+    <data>/catalog.db, catalog.db-wal, catalog.db-shm    the catalogue: see catalog.database
+    <data>/catalog.backup   its backup: see catalog.backup
+    <data>/catalog.reserve  room on the disk for removals while it is full
 
-A record arrives by rename after its package is durable, so that every listed version can be served. Apart
-from open(), records() and routes(), which run before the loop, everything here does file I/O and is
-called on the controller's storage thread.
+A change is written after its packages are durable, so that every listed version can be served. Apart from
+open(), records() and routes(), which run before the loop, everything here does file I/O and is called on the
+controller's storage thread.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from clockwork.config.formats import FORMAT_BYTES_MAX
+from clockwork.controller.catalog.backup import BackupKeeper, Report
+from clockwork.controller.catalog.database import (
+    ABOUT,
+    CHANGES,
+    ROUTES,
+    UNUSED,
+    VERSIONS,
+    Database,
+    Row,
+    Rows,
+    Table,
+    Write,
+)
+from clockwork.controller.catalog.former import is_former, read_former, remove_former
 from clockwork.controller.catalog.packages import DirectoryPackages, Packages
-from clockwork.controller.catalog.records import Change, Complaint, ModelRecord
+from clockwork.controller.catalog.records import UNREADABLE, Change, Complaint, ModelRecord
+from clockwork.controller.catalog.recovery import open_catalog
 from clockwork.controller.catalog.routes import NameRoute
-from clockwork.errors import ConfigError, InvalidInput, InvalidModel
-from clockwork.formats.checksums import mend, read_plain, set_aside, unseal
-from clockwork.formats.durable import ALONE, Journal, Steps, write_durably
+from clockwork.errors import ConfigError, InvalidModel
+from clockwork.formats.checksums import read_plain
+from clockwork.formats.durable import ALONE, Steps, write_durably
 from clockwork.formats.interface import Interface, read_interface
 from clockwork.formats.package import PackageFile
 from clockwork.system.locks import lock_file
 from clockwork.wire.telling import printable, tell
 
-FORMAT = "1"
+log = logging.getLogger("clockwork.controller")
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidModel, InvalidInput)
-"""Exceptions of reading a file that neither this release nor an earlier one wrote."""
+FORMAT = "2"
+_FORMER_FORMAT = "1"  # of releases whose catalogue was files
 
+_TAKEN_OVER = "taken over"  # subject of the row that says that an earlier release's files are in the database
 
 T = TypeVar("T", ModelRecord, NameRoute)
 
@@ -47,7 +67,15 @@ class Catalog:
         self.root = root
         self.store = packages or DirectoryPackages(root)
         self._lock = -1
-        self._journal = Journal(root, ("models", "routes"))
+        self._database: Database | None = None
+        self._keeper: BackupKeeper | None = None
+        self._number = 0  # of the newest change that was begun
+        self._removed: deque[str] = deque()  # removed packages, of which the next change takes the rows away
+        self._unused: list[str] = []
+        self._records: list[ModelRecord] = []
+        self._routes: list[NameRoute] = []
+        self._complaints: list[Complaint] = []
+        self._route_complaints: list[Complaint] = []
 
     def open(self) -> None:
         """Create or take over the directory. Raises ConfigError: not writable, other format, in use."""
@@ -56,16 +84,19 @@ class Catalog:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock = lock_file(self.root / "lock")
             found = read_plain(marker, FORMAT_BYTES_MAX).strip() if marker.exists() else None
-            if found is None:
-                write_durably(marker, FORMAT.encode())
-            elif found != FORMAT.encode():
+            if found not in (None, FORMAT.encode(), _FORMER_FORMAT.encode()):
                 raise ConfigError(
                     f"data directory {self.root} has format {tell(found)}, this version reads format {FORMAT}"
                 )
-            (self.root / "models").mkdir(exist_ok=True)
-            (self.root / "routes").mkdir(exist_ok=True)
-            self._journal.recover()
+            self._database, complaints = open_catalog(self.root)
+            if found != FORMAT.encode():
+                write_durably(marker, FORMAT.encode())
+            self._take_rows(self._database.rows, complaints)
+            self._follow_former(self._database.rows)
             self.store.open()
+        except ConfigError:
+            self.close()
+            raise
         except ValueError as error:
             self.close()
             raise ConfigError(f"data directory {self.root}: its file 'format' is damaged: {error}") from None
@@ -74,96 +105,71 @@ class Catalog:
             raise ConfigError(f"data directory {self.root} is in use by another controller") from None
         except OSError as error:
             self.close()
-            raise ConfigError(
-                f"data directory {self.root} cannot be used: {error.strerror}: {error.filename}"
-            ) from None
-        except ConfigError:
-            self.close()
-            raise
+            where = f": {error.filename}" if error.filename else ""
+            raise ConfigError(f"data directory {self.root} cannot be used: {error.strerror}{where}") from None
+
+    def keep_backup(self, report: Report) -> None:
+        """Keep a backup of the catalogue from now on. Without it change() has none to wait for."""
+        assert self._database is not None
+        if self._database.has_own_backup:
+            report(self._number, "", "")
+        else:
+            self._keeper = BackupKeeper(self.root, self._number, report)
+
+    def stop_backup(self) -> None:
+        """Report nothing more. close() still brings the backup up to date."""
+        if self._keeper is not None:
+            self._keeper.stop()
 
     def close(self) -> None:
         self.store.close()
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
+        if self._database is not None:
+            self._database.close()
+            self._database = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
     def records(self) -> tuple[list[ModelRecord], list[Complaint]]:
-        """Every usable record, oldest version first, and complaints about the others. Raises OSError.
+        """Every usable record as of open(), oldest version first, and complaints about the others.
 
         A record without its package is usable: workers may have the model prepared, and the package.
         """
-        records, complaints = self._read_all("models", ModelRecord.from_body)
-        records.sort(key=lambda record: (record.name, record.version))
-        return records, complaints
+        return self._records, self._complaints
 
     def routes(self) -> tuple[list[NameRoute], list[Complaint]]:
-        """Every usable route of a name, by name, and complaints about the others. Raises OSError."""
-        return self._read_all("routes", NameRoute.from_body)
+        """Every usable route of a name as of open(), by name, and complaints about the others."""
+        return self._routes, self._route_complaints
 
-    def _read_all(self, folder: str, parse: Callable[[dict[str, Any]], T]) -> tuple[list[T], list[Complaint]]:
-        found: list[T] = []
-        complaints: list[Complaint] = []
-        for entry in sorted(os.scandir(self.root / folder), key=lambda entry: entry.name):
-            if entry.name.startswith("."):
-                continue
-            path = Path(entry.path)
+    def unused(self) -> list[str]:
+        """Packages that no version needs, and that are to be removed, as of open()."""
+        return self._unused
 
-            data = b""
-            try:
-                data = read_plain(path)
-                found.append(_parse(data, path, parse))
-                continue
-            except UNREADABLE as error:
-                why = error.strerror if isinstance(error, OSError) else printable(str(error), 200)
-            name, _, version = path.name.removesuffix(".json").partition("@")
-            number = int(version) if version.isascii() and version.isdigit() and len(version) < 12 else 0
-            whole = mend(data)
-            try:
-                if whole is not None:
-                    found.append(_parse(whole, path, parse))
-                    self._journal.change({path: whole})
-                    text = (
-                        f"{folder}/{path.name} was damaged ({why}) and has been mended: one bit had flipped"
-                    )
-                    complaints.append(Complaint(printable(name, 200), number, text, True))
-                    continue
-            except UNREADABLE as error:
-                why = f"{why}; {printable(str(error), 200)}"
-            try:
-                aside = set_aside(path)
-                where = f"it is kept as {printable(aside.name, 200)}" if aside is not None else "it is gone"
-            except OSError as error:
-                where = f"it cannot be set aside: {error.strerror}"
-            text = f"{folder}/{printable(path.name, 200)} is damaged ({why}) and is not used; {where}"
-            complaints.append(Complaint(printable(name, 200), number, text, False))
-        return found, complaints
-
-    def change(self, change: Change) -> Steps[str]:
+    def change(self, change: Change) -> Steps[int]:
         """Make a change durably. Raises OSError: then nothing has changed (or, NotUndone, nobody knows).
 
-        Returns a sentence about packages that could not be removed, or "".
+        Returns its number; packages that are not needed any more may go once the backup has that number.
         """
-        if change.packages:
-            yield ALONE
-        files: dict[Path, bytes | None] = {self._path(record): record.to_json() for record in change.save}
-        files |= dict.fromkeys(map(self._path, change.remove))
-        if change.route is not None:
-            files[self._route_path(change.route.name)] = change.route.to_json()
-        if change.unroute:
-            files[self._route_path(change.unroute)] = None
-        yield from self._journal.change_in_steps(files)
-        left = []
-        for digest in change.packages:
-            try:
-                self.store.remove(digest)
-            except OSError as error:
-                left.append(f"package {digest} cannot be removed: {error.strerror}")
-        return "; ".join(left)
+        assert self._database is not None
+        self._number += 1
+        number, removed = self._number, list(self._removed)
+        commit = self._database.begin(self._writes(change, removed))
+        yield (commit,)
+        for digest in removed:
+            if digest in self._removed:  # changes that share a transaction have the same ones
+                self._removed.remove(digest)
+        if self._keeper is not None:
+            self._keeper.note(number, bool(change.packages))
+        return number
 
     def remove(self, digest: str) -> Steps[None]:
         """Remove a package. Raises OSError; the next start then removes the remains."""
         yield ALONE
         self.store.remove(digest)
+        self._removed.append(digest)
 
     def declared(
         self, digest: str, files: Sequence[PackageFile], options: dict[str, Any]
@@ -188,15 +194,72 @@ class Catalog:
             finally:
                 os.close(descriptor)
 
-    def _route_path(self, name: str) -> Path:
-        return self.root / "routes" / f"{name}.json"
+    # ----- inside ------------------------------------------------------------------------------
 
-    def _path(self, record: ModelRecord) -> Path:
-        return self.root / "models" / record.file_name
+    def _writes(self, change: Change, removed: Sequence[str]) -> list[Write]:
+        now_ns = time.time_ns()
+        writes = [Write(UNUSED, (digest,), True) for digest in removed]
+        writes += [Write(UNUSED, (digest,)) for digest in change.packages]
+        for record in change.save:
+            writes.append(Write(VERSIONS, record.to_row(change.by, now_ns)))
+            writes.append(Write(UNUSED, (record.digest,), True))
+        writes += [Write(VERSIONS, (record.name, record.version), True) for record in change.remove]
+        if change.route is not None:
+            writes.append(Write(ROUTES, change.route.to_row(change.by, now_ns)))
+        if change.unroute:
+            writes.append(Write(ROUTES, (change.unroute,), True))
+        what = change.described()
+        name = what[0][1:].partition("@")[0] if what else ""
+        writes.append(Write(CHANGES, (self._number, now_ns, change.by, name, json.dumps(what))))
+        return writes
+
+    def _take_rows(self, rows: Rows, complaints: Sequence[Complaint]) -> None:
+        self._number = rows.number
+        self._complaints = [found for found in complaints if found.version or not found.name]
+        self._route_complaints = [found for found in complaints if found.name and not found.version]
+        self._records = _read(VERSIONS, rows, ModelRecord.from_row, self._complaints)
+        self._routes = _read(ROUTES, rows, NameRoute.from_row, self._route_complaints)
+        used = {record.digest for record in self._records}
+        self._unused = [digest for (digest,) in rows.good[UNUSED.name] if digest not in used]
+
+    def _follow_former(self, rows: Rows) -> None:
+        """Take over the files of an earlier release at the first start, and remove them at the second."""
+        if not is_former(self.root):
+            return
+        if rows.about(_TAKEN_OVER):
+            remove_former(self.root)
+            log.info("the models of an earlier release were taken over at the last start; its files are gone")
+            return
+        if rows.number:
+            log.warning("%s has models of an earlier release beside its own: they are not used", self.root)
+            return
+        assert self._database is not None
+        former = read_former(self.root)
+        for complaint in former.complaints:
+            (self._complaints if complaint.version else self._route_complaints).append(complaint)
+        self._number += 1
+        change = Change(save=former.records, by="an earlier release")
+        now_ns = time.time_ns()
+        writes = self._writes(change, ())
+        writes += [Write(ROUTES, route.to_row(change.by, now_ns)) for route in former.routes]
+        writes.append(Write(ABOUT, (_TAKEN_OVER, str(now_ns))))
+        commit = self._database.begin(writes)
+        commit.sync()
+        self._records = sorted(former.records, key=lambda record: (record.name, record.version))
+        self._routes = sorted(former.routes, key=lambda route: route.name)
+        log.info("%d models of an earlier release were taken over", len(self._records))
 
 
-def _parse(data: bytes, path: Path, parse: Callable[[dict[str, Any]], T]) -> T:
-    entry = parse(unseal(data)[0])
-    if entry.file_name != path.name:
-        raise ValueError(f"it is the entry of {entry.file_name}")
-    return entry
+def _read(table: Table, rows: Rows, parse: Callable[[Row], T], complaints: list[Complaint]) -> list[T]:
+    """The values of a table's rows. A row that no release wrote is named, and left as it is."""
+    found = []
+    for row in rows.good[table.name]:
+        try:
+            found.append(parse(row))
+        except UNREADABLE as error:
+            version = row[1] if table is VERSIONS and type(row[1]) is int else 0
+            name = printable(str(row[0]), 200)
+            label = f"{name}@{version}" if version else f"the route of {name}"
+            text = f"{label} cannot be read from the catalogue ({printable(str(error), 200)}) and is not used"
+            complaints.append(Complaint(name, version, text, False))
+    return found

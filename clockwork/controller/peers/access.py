@@ -106,6 +106,11 @@ class Access:
                 f"the key of this connection ({self._rows[public].name}) is of the role {self._rows[public].role}"
             )
 
+    def name_of(self, public: str) -> str:
+        """The name of a key for people, with a comma behind it; "": no key, or one without a name."""
+        row = self._rows.get(public)
+        return f"key {row.name}, " if row is not None else ""
+
     # ----- read again --------------------------------------------------------------------------
 
     def has_changed(self) -> bool:

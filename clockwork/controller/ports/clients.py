@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from typing import Any, ClassVar
 
 from clockwork.config import FAILURE_CHARS_MAX, VERSION
-from clockwork.config.controller import SEATS_ASKED_MAX
+from clockwork.config.controller import CHANGED_BY_MAX, SEATS_ASKED_MAX
 from clockwork.controller._exchange import CLIENTS, SEAT_FREE, SEAT_NONE
 from clockwork.controller.context import Context
 from clockwork.controller.effects import Complain, Disconnect, Effect, Post
@@ -327,7 +327,8 @@ class ClientPort:
         message: Register | Unregister | Offer | Route | Promote | Rollback,
         frames: list[Any],
     ) -> None:
-        self._registrar.request(client.identity, message, client.owner)
+        by = f"{self._access.name_of(client.key)}client {client.name}"[:CHANGED_BY_MAX]
+        self._registrar.request(client.identity, message, client.owner, by)
         client.waits.add(message.request_id)
 
     def _query(self, client: ClientLink, message: Query, frames: list[Any]) -> None:

@@ -21,6 +21,7 @@ from clockwork.controller.catalog.options import check_options, kept_options, or
 from clockwork.controller.catalog.records import Change, Complaint, ModelRecord
 from clockwork.controller.catalog.routes import NameRoute
 from clockwork.controller.effects import (  # fmt: skip
+    ClearTrouble,
     CommitUpload,
     Effect,
     Job,
@@ -85,6 +86,9 @@ from clockwork.wire.messages import (
 
 log = logging.getLogger("clockwork.controller")
 
+BACKUP, PACKAGES = "backup of the catalogue", "packages"
+"""Subjects under which a failed backup, and packages that could not be removed, are noted."""
+
 
 class Registrar:
     def __init__(
@@ -104,7 +108,14 @@ class Registrar:
         self._turns = TaskQueues(effects)
         self._refused: dict[ModelVersion, None] = {}  # refused versions to erase, after a failed attempt
         self._retry_ns = 0
+        self._stuck_ns = 0  # time at which packages that could not be removed are tried again
         self._has_lost = False  # whether a record could not be read at the start
+        self._by = ""  # who ordered the task that is being begun
+        self._backed_up = 0  # number of the newest change that the catalogue's backup has
+        self._backup_failure = ""  # why the last backup failed; "": it did not
+        self._unneeded: deque[tuple[int, str, str]] = deque()
+        """Numbers of changes, and names and digests of packages that may go once the backup has them."""
+        self._stuck: dict[str, None] = {}  # digests of packages that could not be removed
 
     # ----- start -------------------------------------------------------------------------------
 
@@ -114,13 +125,17 @@ class Registrar:
         complaints: Sequence[Complaint],
         routes: Sequence[NameRoute],
         route_complaints: Sequence[Complaint],
+        unused: Sequence[str] = (),
     ) -> None:
-        """Restore the catalog's models and routes; workers are asked as they join. complaints: of files."""
+        """Restore the catalog's models and routes; workers are asked as they join. unused: packages that were
+        not needed any more when the controller ended."""
+        self._unneeded.extend((0, "", digest) for digest in unused)
         lost = {complaint.name for complaint in complaints if not complaint.mended}
         self._has_lost = bool(lost)
         for complaint in complaints:
             self._complain(complaint)
-            self._table.reserve(complaint.name, complaint.version)
+            if complaint.version:
+                self._table.reserve(complaint.name, complaint.version)
         for record in records:
             model = self._table.add(record)
             if record.offered:
@@ -135,16 +150,16 @@ class Registrar:
         for route in routes:
             if route.name in self._table.versions:
                 self._table.restore_route(route)
-            elif route.name not in lost:  # a record of such a name may be repaired by hand
+            elif route.name not in lost and "" not in lost:  # a lost record may be repaired by hand
                 self._turns.write(WriteChange(route.name, Change(unroute=route.name)), None)
 
     def _complain(self, complaint: Complaint) -> None:
-        """Note a trouble of a damaged file of the catalog."""
+        """Note a trouble of a damaged part of the catalog."""
         log.error("%s", complaint.text)
         kind = TroubleKind.FILE_REPAIRED if complaint.mended else TroubleKind.FILE_DAMAGED
-        subject = (
-            f"{complaint.name}@{complaint.version}" if complaint.version else f"route of {complaint.name}"
-        )
+        subject = f"route of {complaint.name}" if complaint.name else "catalogue"
+        if complaint.version:
+            subject = f"{complaint.name}@{complaint.version}"
         self._effects.append(NoteTrouble(kind, subject, complaint.text))
 
     # ----- clients -----------------------------------------------------------------------------
@@ -154,23 +169,24 @@ class Registrar:
         client: bytes,
         message: Register | Unregister | Offer | Route | Promote | Rollback,
         owner: int = 0,
+        by: str = "a client",
     ) -> None:
         """Take a client's request for a change. Raises ClockworkError where it is refused at once; else it is
         answered.
 
-        owner: the client's number, as in messages.Prepare.
+        owner: the client's number, as in messages.Prepare. by: who it is, as the catalogue keeps it.
         """
         waiter = Waiter(client, message.request_id)
         if isinstance(message, Register):
-            registration = self._check(message, owner)
-            self._take(ClientTask(message.name, waiter, registration, owner))
+            registration = self._check(message, owner, by)
+            self._take(ClientTask(message.name, waiter, registration, owner, by))
         elif isinstance(message, Unregister | Offer):
-            self._take(ClientTask(message.model.partition("@")[0], waiter, message, owner))
+            self._take(ClientTask(message.model.partition("@")[0], waiter, message, owner, by))
         else:
-            self._take(ClientTask(message.name, waiter, message, owner))
+            self._take(ClientTask(message.name, waiter, message, owner, by))
         self._go_on()
 
-    def _check(self, message: Register, owner: int) -> Registration:
+    def _check(self, message: Register, owner: int, by: str) -> Registration:
         check_name(message.name)
         options = check_options(message.options)
         files = parse_files(message.files)
@@ -179,7 +195,7 @@ class Registrar:
                 f"{message.name} has a version {VERSION_MAX}, and there is no number after that"
             )
         said = dict(message.options)
-        return Registration(message.name, digest_of(files), options, files, owner, said, *orders_of(said))
+        return Registration(message.name, digest_of(files), options, files, owner, by, said, *orders_of(said))
 
     def chunk(self, client: bytes, message: UploadChunk, frame: Any) -> None:
         self._uploads.chunk(client, message, frame)
@@ -255,6 +271,10 @@ class Registrar:
             self._retry_ns = now_ns + ERASE_RETRY_NS
             for model in list(self._refused):
                 self._take(GiveUp(model.record.name, model))
+        if self._stuck and now_ns >= self._stuck_ns:
+            stuck, self._stuck = self._stuck, {}
+            for digest in stuck:
+                self._remove_unused("", digest)
         self._go_on()
 
     # ----- storage -----------------------------------------------------------------------------
@@ -276,16 +296,45 @@ class Registrar:
                 self.versions.record_read(job, value, error, now_ns)
             case ListPackages():
                 self._remove_strays(value or ())
-            case _:
-                if error is not None:
-                    log.warning("a package that is not needed could not be removed: %s", error)
+            case RemovePackage():
+                self._package_removed(job.digest, error, now_ns)
         self._go_on()
 
-    def _written(self, job: WriteChange, left: str, error: BaseException | None, now_ns: int) -> None:
-        following, refusal = self._turns.written(job.name, left, error)
+    def backed_up(self, number: int, why: str, flaw: str) -> None:
+        """Take the number of the newest change that the catalogue's backup has: packages go that neither the
+        catalogue nor its backup names. why: there is no new backup. flaw: of the backup at the start."""
+        if flaw:
+            text = f"the backup of the catalogue was damaged ({flaw}) and is written anew"
+            log.error("%s", text)
+            self._effects.append(NoteTrouble(TroubleKind.FILE_REPAIRED, BACKUP, text))
+        if why:
+            if why != self._backup_failure:
+                log.error("the catalogue cannot be backed up: %s", why)
+            self._effects.append(NoteTrouble(TroubleKind.STORAGE_FAILED, BACKUP, why))
+        elif not flaw:
+            self._effects.append(ClearTrouble(TroubleKind.STORAGE_FAILED, BACKUP))
+        self._backed_up, self._backup_failure = number, why
+        self._remove_unneeded()
+        self._go_on()
+
+    def _package_removed(self, digest: str, error: BaseException | None, now_ns: int) -> None:
+        if error is not None:
+            text = f"package {digest} cannot be removed: {getattr(error, 'strerror', None) or error}"
+            log.error("%s; that is tried again", text)
+            self._effects.append(NoteTrouble(TroubleKind.STORAGE_FAILED, PACKAGES, text))
+            self._stuck[digest] = None
+            self._stuck_ns = now_ns + ERASE_RETRY_NS
+        elif not self._stuck:
+            self._effects.append(ClearTrouble(TroubleKind.STORAGE_FAILED, PACKAGES))
+
+    def _written(self, job: WriteChange, number: int, error: BaseException | None, now_ns: int) -> None:
+        following, refusal = self._turns.written(job.name, error)
         try:
             if refusal is None:
                 self._follow(following, job.change)
+                for digest in dict.fromkeys(record.digest for record in job.change.remove):
+                    self._unneeded.append((number, job.name, digest))
+                self._remove_unneeded()
             else:
                 self._refuse_change(following, refusal, now_ns)
             self._go_on()
@@ -330,6 +379,9 @@ class Registrar:
 
     def _begin(self, task: Task) -> None:
         """Check a task against the present state, and have its change written. Raises ClockworkError."""
+        self._by = task.by if isinstance(task, ClientTask) else ""
+        if isinstance(task, Become):
+            self._by = self._uploads.get(task.upload_id).registration.by
         match task:
             case ClientTask(waiter=waiter, wanted=Registration() as registration):
                 self._register(waiter, registration)
@@ -352,6 +404,7 @@ class Registrar:
                 self._keep_record(task)
 
     def _write(self, name: str, change: Change, following: Following) -> None:
+        change = dataclasses.replace(change, by=self._by or change.by)
         self._turns.write(WriteChange(name, change), following)
 
     def _follow(self, following: Following | None, change: Change) -> None:
@@ -385,9 +438,6 @@ class Registrar:
                 self.versions.happen(model, VersionEvent.GIVEN_UP if is_unknown else VersionEvent.ERASED)
             case Reroute():
                 self._rerouted(following, change)
-        for record in change.remove:
-            if record.digest not in change.packages:  # its users may have been erased meanwhile
-                self._remove_unused(record.name, record.digest)
 
     def _refuse_change(self, following: Following | None, error: ClockworkError, now_ns: int) -> None:
         """Refuse a change that could not be written: nothing has changed."""
@@ -481,6 +531,12 @@ class Registrar:
         """Remove a package that a name no longer needs, unless others use it or its record may be on disk."""
         if not self._turns.is_unsure(name) and not self._uses(digest):
             self._effects.append(RemovePackage(digest))
+
+    def _remove_unneeded(self) -> None:
+        """Remove the packages that neither the catalogue nor its backup names."""
+        while self._unneeded and self._unneeded[0][0] <= self._backed_up:
+            _, name, digest = self._unneeded.popleft()
+            self._remove_unused(name, digest)
 
     def _remove_strays(self, digests: Sequence[str]) -> None:
         """Remove stored packages that no record has: their removal, or their registration, was cut short.

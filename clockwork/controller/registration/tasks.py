@@ -18,12 +18,14 @@ from clockwork.wire.messages import Offer, Unregister
 
 @dataclasses.dataclass(slots=True)
 class ClientTask:
-    """A change that a client asks for, and waits for. owner: the client's number, as in messages.Prepare."""
+    """A change that a client asks for, and waits for. owner: the client's number, as in messages.Prepare.
+    by: who it is, as the catalogue keeps it."""
 
     name: str
     waiter: Waiter
     wanted: Registration | Unregister | Offer | Release
     owner: int
+    by: str
 
 
 @dataclasses.dataclass(slots=True)

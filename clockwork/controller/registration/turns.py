@@ -62,7 +62,7 @@ class TaskQueues:
         self._effects.append(job)
 
     def written(
-        self, name: str, left: str, error: BaseException | None
+        self, name: str, error: BaseException | None
     ) -> tuple[Following | None, ClockworkError | None]:
         """Take the end of a write. Returns the change's consequence, and the error if the write failed."""
         self._unsure.discard(name)
@@ -71,9 +71,6 @@ class TaskQueues:
             return following, self._explain(name, error)
         self._effects.append(ClearTrouble(TroubleKind.STORAGE_FAILED, DATA_DIRECTORY))
         self._effects.append(ClearTrouble(TroubleKind.STORAGE_FAILED, name))
-        if left:
-            log.error("%s: %s; it goes when the controller starts again", name, left)
-            self._effects.append(NoteTrouble(TroubleKind.STORAGE_FAILED, name, left))
         return following, None
 
     def is_unsure(self, name: str) -> bool:

@@ -35,8 +35,8 @@ log = logging.getLogger("clockwork.controller")
 class Registration(NamedTuple):
     """A client's checked registration: a package under a name.
 
-    options: see controller.catalog.options. owner: the client's number, as in messages.Prepare. said: the
-    options as they came. traffic, forced: see messages.Register.
+    options: see controller.catalog.options. owner: the client's number, as in messages.Prepare. by: who it
+    is, as the catalogue keeps it. said: the options as they came. traffic, forced: see messages.Register.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Registration(NamedTuple):
     options: dict[str, Any]
     files: list[PackageFile]
     owner: int
+    by: str = "a client"
     said: Mapping[str, Any] = MappingProxyType({})
     traffic: str = "all"
     forced: bool = False

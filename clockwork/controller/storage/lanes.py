@@ -2,15 +2,11 @@
 
 Changes of the catalog stay on the storage thread, and never wait for the store. Jobs about packages run on
 threads of their own: those of one package in the order of the decisions, those of others at the same time.
-A package is removed from the store after the change that made it unused is on disk, and before any job that
-was submitted behind that change.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
@@ -34,10 +30,8 @@ from clockwork.controller.effects import (
     WriteChunk,
 )
 from clockwork.controller.storage.thread import CatalogJobs, Done, StorageThread
-from clockwork.formats.durable import Steps, run_alone
+from clockwork.formats.durable import run_alone
 from clockwork.system.clock import SECOND
-
-log = logging.getLogger("clockwork.controller")
 
 
 class JobLanes:
@@ -89,22 +83,6 @@ class JobLanes:
             return
 
 
-class _Gate:
-    """Whether a change is on disk, for the jobs that wait for it."""
-
-    def __init__(self) -> None:
-        self._is_known = threading.Event()
-        self._is_written = False
-
-    def open(self, is_written: bool) -> None:
-        self._is_written = is_written
-        self._is_known.set()
-
-    def wait(self) -> bool:
-        self._is_known.wait()
-        return self._is_written
-
-
 class ObjectJobs(CatalogJobs):
     """See the module. Its interface is that of CatalogJobs."""
 
@@ -120,7 +98,7 @@ class ObjectJobs(CatalogJobs):
     def submit(self, job: Job, done: Done) -> None:
         match job:
             case WriteChange():
-                self._write(job, done)
+                self._thread.submit(functools.partial(self.run, job), done)
             case ReadChunk(digest=digest):
                 self._reads.submit(digest, functools.partial(self.run, job), done)
             case OpenUpload(upload_id=upload_id, digest=digest):
@@ -161,35 +139,5 @@ class ObjectJobs(CatalogJobs):
             self._digests.pop(upload_id, None)
         done(is_needed, error)
 
-    def _write(self, job: WriteChange, done: Done) -> None:
-        """Change the catalog, and then remove the packages that nobody needs."""
-        gate = _Gate()
-        change = dataclasses.replace(job.change, packages=())
-
-        def write() -> Steps[str]:
-            try:
-                left = yield from self._catalog.change(change)
-            except BaseException:
-                gate.open(False)
-                raise
-            gate.open(True)
-            return left
-
-        for digest in job.change.packages:
-            remove = functools.partial(self._remove_behind, gate, digest)
-            self._changes.submit(digest, remove, functools.partial(_removed, digest))
-        self._thread.submit(write, done)
-
-    def _remove_behind(self, gate: _Gate, digest: str) -> None:
-        if gate.wait():
-            self._packages.remove(digest)
-
     def _tried(self, value: Any, error: BaseException | None) -> None:
         self._is_trying = False
-
-
-def _removed(digest: str, value: Any, error: BaseException | None) -> None:
-    if error is not None:
-        log.warning(
-            "package %s cannot be removed: %s; it goes when the controller starts again", digest, error
-        )

@@ -3,7 +3,8 @@ carried out here.
 
 Jobs begin in order. A job may be work in steps (formats.durable), which waits for syncs: meanwhile the next
 jobs begin, and the files of all that wait are synced together. A sync of one file takes about as long as
-syncs of ten at once, so that ten registrations at once take little longer than one.
+syncs of ten at once, so that ten registrations at once take little longer than one. Changes of the catalogue
+share a transaction in the same way (catalog.database.Commit), which is ended on this thread.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from clockwork.controller.effects import (
     WriteChange,
     WriteChunk,
 )
-from clockwork.formats.durable import ALONE, Steps
+from clockwork.formats.durable import ALONE, Steps, Syncable, sync
 from clockwork.formats.interface import Interface, difference
 from clockwork.formats.package import PackageWriter
 
@@ -48,7 +49,7 @@ class _Work:
 
     done: Done
     steps: Steps[Any]
-    unsynced: Sequence[int]  # descriptors that are to be synced before its next step; ALONE
+    unsynced: Sequence[int | Syncable]  # what is to be synced before its next step; ALONE
     error: OSError | None = None  # of syncing them
 
 
@@ -165,25 +166,32 @@ def _sync_together(works: Sequence[_Work], syncing: concurrent.futures.Executor)
     """Sync for several works, each file once: many of them have changed the same directories."""
     places: dict[tuple[int, int], int] = {}  # by device and inode: a descriptor
     users: list[tuple[_Work, tuple[int, int]]] = []
+    shared: list[tuple[_Work, Syncable]] = []
     for work in works:
         try:
-            for descriptor in work.unsynced:
-                status = os.fstat(descriptor)
+            for item in work.unsynced:
+                if not isinstance(item, int):
+                    shared.append((work, item))
+                    continue
+                status = os.fstat(item)
                 place = (status.st_dev, status.st_ino)
-                places.setdefault(place, descriptor)
+                places.setdefault(place, item)
                 users.append((work, place))
         except OSError as error:
             work.error = error
-    errors = dict(zip(places, syncing.map(_sync, places.values()), strict=True))
+    syncs = syncing.map(_sync, places.values())  # they are under way from here on
+    for work, item in shared:
+        work.error = work.error or _sync(item)
+    errors = dict(zip(places, syncs, strict=True))
     for work, place in users:
         work.error = work.error or errors[place]
 
 
-def _sync(*descriptors: int) -> OSError | None:
-    """Sync files one after another. Returns the first error."""
+def _sync(*unsynced: int | Syncable) -> OSError | None:
+    """Sync one after another. Returns the first error."""
     try:
-        for descriptor in descriptors:
-            os.fsync(descriptor)
+        for item in unsynced:
+            sync(item)
     except OSError as error:
         return error
     return None

@@ -62,9 +62,10 @@ class AsyncClient:
         keys: Keys = None,
         name: str = "",
         shared_memory: bool = False,
+        ask_again: bool = True,
     ) -> None:
         self._client = self.client_type(
-            endpoint, timeout=timeout, keys=keys, name=name, shared_memory=shared_memory
+            endpoint, timeout=timeout, keys=keys, name=name, shared_memory=shared_memory, ask_again=ask_again
         )
         self._channel = self._client._channel
 

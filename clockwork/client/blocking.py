@@ -39,7 +39,8 @@ class Client:
         with Client() as client:
             y = client.infer("digits", x)
 
-    endpoint: the controller's; by default CLOCKWORK_ENDPOINT, else the default on this machine. timeout:
+    endpoint: the controller's; by default CLOCKWORK_ENDPOINT, else the default on this machine. Several, with
+    commas between them, are tried in turn until a controller lets the client in. timeout:
     seconds that a call waits for its answer unless it says otherwise. keys: the client's key file (or its
     content); by default CLOCKWORK_KEY, else none. name: how this client appears in the controller's logs.
     shared_memory: large tensors of infer() and submit() are put into memory that workers on this machine read
@@ -47,8 +48,10 @@ class Client:
     worker cannot use the memory, tensors are sent as always, and a warning is logged. See
     docs/shared-memory.md.
 
-    The client connects in the background, and again after each loss of the connection. Calls under way then
-    fail with ConnectionLost; later calls wait for the new connection (a few seconds at most).
+    The client connects in the background, and again after each loss of the connection. Calls wait for the
+    new connection, a few seconds at most. Calls under way that change nothing (infer(), submit(), queries)
+    are asked again then, as long as their deadlines allow; ask_again=False, and tensors in shared memory,
+    have them fail with ConnectionLost, as calls do that may have changed something.
 
     Times are seconds. Every call ends: with its result, with an error of clockwork.errors, or with
     RequestTimeout. Ctrl-C during a call cancels the request.
@@ -64,11 +67,12 @@ class Client:
         keys: Keys = None,
         name: str = "",
         shared_memory: bool = False,
+        ask_again: bool = True,
     ) -> None:
         self._memory = ClientMemory() if shared_memory else None
         self._timeout_ns = calls.checked_ns(timeout, "timeout")
         self._channel = self.channel_type(
-            endpoint if endpoint is not None else config.client_endpoint(), _read_keys(keys), name
+            endpoint if endpoint is not None else config.client_endpoint(), _read_keys(keys), name, ask_again
         )
         # A finalizer instead of __del__, because it also runs at exit, while sockets can still be closed.
         self._finalizer = weakref.finalize(self, _close, self._channel, self._memory)

@@ -40,6 +40,8 @@ from clockwork.wire.description import ClusterStatus, ModelInfo, RouteInfo
 from clockwork.wire.messages import (
     ANSWER_TIMES,
     BATCHING,
+    FROM_CLIENT,
+    NEVER_NS,
     PRODUCT_DTYPES,
     Answer,
     Failure,
@@ -84,21 +86,25 @@ class Call(Generic[Value, *Arguments]):
 
     encode: makes the message from a request id and the call's arguments. Raises InvalidInput. decode: makes
     the call's value from the answering message and its frames. Raises ClockworkError where they are damaged.
+    repeats: whether the call changes nothing, so that another controller may be asked the same.
     """
 
     encode: Callable[[int, *Arguments], Encoded]
     decode: Callable[[Any, list[Frame]], Value]
+    repeats: bool = False
 
 
 def _replied(
-    message: Callable[[int, *Arguments], tuple[Any, ...]], value: Callable[[Any], Value]
+    message: Callable[[int, *Arguments], tuple[Any, ...]],
+    value: Callable[[Any], Value],
+    repeats: bool = False,
 ) -> Call[Value, *Arguments]:
     """Return a call without frames that a Reply answers. value: converts the reply's body."""
 
     def encode(request_id: int, *arguments: *Arguments) -> Encoded:
         return codec.encode(message(request_id, *arguments)), ()
 
-    return Call(encode, _of_reply(value))
+    return Call(encode, _of_reply(value), repeats)
 
 
 def _of_reply(value: Callable[[Any], Value]) -> Callable[[Any, list[Frame]], Value]:
@@ -477,9 +483,9 @@ class PageCollector:
 # ----- the table of calls -----------------------------------------------------------------------------
 
 _Infer: TypeAlias = Call[Outputs, str, Any, float | None, int]
-INFER_MAPPING: _Infer = Call(_encode_infer_mapping, _outputs)
-INFER_ARRAY: _Infer = Call(_encode_infer_array, _only_output)
-INFER_FRAMES = Call(_encode_infer_frames, _output_frames)  # tensors as frames, in and out
+INFER_MAPPING: _Infer = Call(_encode_infer_mapping, _outputs, repeats=True)
+INFER_ARRAY: _Infer = Call(_encode_infer_array, _only_output, repeats=True)
+INFER_FRAMES = Call(_encode_infer_frames, _output_frames, repeats=True)  # tensors as frames, in and out
 
 # An upload follows the message; see upload.py
 REGISTER = Call(_encode_register, _of_reply(ModelInfo.from_wire))
@@ -492,11 +498,13 @@ ROUTE = _replied(_route, RouteInfo.from_wire)
 PROMOTE = _replied(_promote, RouteInfo.from_wire)
 ROLLBACK = _replied(_of_model(Rollback), RouteInfo.from_wire)
 
-MODELS = _replied(_paged("models"), _models_of)
-MODEL = _replied(_of_model(lambda request_id, name: Query(request_id, "model", name)), ModelInfo.from_wire)
-STATUS = _replied(lambda request_id: Query(request_id, "status", ""), _status_of)
-READINESS = _replied(lambda request_id: Query(request_id, "readiness", ""), _why_of)
-METRICS = _replied(_paged("metrics"), _unchanged)
+MODELS = _replied(_paged("models"), _models_of, repeats=True)
+MODEL = _replied(
+    _of_model(lambda request_id, name: Query(request_id, "model", name)), ModelInfo.from_wire, repeats=True
+)
+STATUS = _replied(lambda request_id: Query(request_id, "status", ""), _status_of, repeats=True)
+READINESS = _replied(lambda request_id: Query(request_id, "readiness", ""), _why_of, repeats=True)
+METRICS = _replied(_paged("metrics"), _unchanged, repeats=True)
 RECORDER = _replied(_paged("recorder"), _unchanged)
 
 
@@ -515,6 +523,16 @@ def infer_call(inputs: Inputs, loan: Loan | None = None) -> _Infer:
 
     decode: Callable[[Any, list[Frame], Loan | None], Outputs] = _outputs if is_mapping else _only_output
     return Call(encode, lambda answer, frames: decode(answer, frames, loan))
+
+
+def asked_again(header: bytes, waited_ns: int) -> tuple[bytes, int]:
+    """Return the header of a call as another controller is asked it, so long after the first; and the time
+    that is left of its SLO, at least 1 ns (NEVER_NS: it names none)."""
+    message = codec.decode(header, FROM_CLIENT)
+    if not isinstance(message, InferRequest) or message.slo_ns == 0:
+        return header, NEVER_NS
+    left_ns = max(1, message.slo_ns - waited_ns)
+    return codec.encode(message._replace(slo_ns=left_ns)), left_ns
 
 
 # ----- registration -------------------------------------------------------------------------

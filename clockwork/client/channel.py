@@ -26,14 +26,16 @@ from typing import Any
 
 from clockwork import config
 from clockwork.client import idle
-from clockwork.client.calls import Arguments, Call, Value, error_of
+from clockwork.client.calls import Arguments, Call, Value, asked_again, error_of
 from clockwork.client.pending import CallFuture, PendingCall, Received
 from clockwork.config import client as bounds
 from clockwork.config.client import CLOSE_S
 from clockwork.errors import (
     Cancelled,
     ClockworkError,
+    ConfigError,
     ConnectionLost,
+    DeadlineMissed,
     ProtocolMismatch,
     Refused,
     RequestTimeout,
@@ -122,12 +124,17 @@ class _State(enum.Enum):
 class Channel:
     """A client's channel; see the module. Every method may be called from any thread.
 
-    endpoint: where the controller listens. name: how this client appears in the controller's logs.
+    endpoint: where the controller listens; of several, with commas between them, one at a time is dialled,
+    and the next where nobody there lets this client in. name: how this client appears in the controller's
+    logs. asks_again: whether calls that change nothing are asked again after a loss of the connection.
     Raises ConfigError for an endpoint that cannot be dialled.
     """
 
-    def __init__(self, endpoint: str, keys: PeerKeys | None, name: str) -> None:
-        self.endpoint = endpoint
+    def __init__(self, endpoint: str, keys: PeerKeys | None, name: str, asks_again: bool = True) -> None:
+        self._endpoints = split_endpoints(endpoint)
+        self._place = 0  # of the endpoint that is dialled
+        self._switch_ns = NEVER_NS  # the time at which the next endpoint is dialled
+        self._asks_again = asks_again
         self._keys = keys
         self._name = name
         # Bytes that the process holds for its callers; see Inflow.look().
@@ -159,17 +166,25 @@ class Channel:
         self._poller = Poller([], [self._wakeup.fileno()])
         try:
             self._dial()
+            for _ in self._endpoints[1:]:  # each is checked before the first is dialled for good
+                self._switch()
+            if len(self._endpoints) > 1:
+                self._switch()
         except BaseException:
             self._release()
             raise
         idle.attend(self)
 
+    @property
+    def endpoint(self) -> str:
+        """The endpoint that is dialled."""
+        return self._endpoints[self._place]
+
     # ----- for callers -----------------------------------------------------------------------
 
     def call(self, call: Call[Value, *Arguments], timeout_ns: int, *arguments: *Arguments) -> Value:
         """Carry out a call. Blocks until the call ends, and raises its error."""
-        request_id = next(self._ids)
-        pending = PendingCall(request_id, *call.encode(request_id, *arguments), timeout_ns)
+        pending = self._pending_call(call, timeout_ns, *arguments)
         direct = False
         # KeyboardInterrupt may come anywhere: the call is then cancelled, and the socket released.
         try:
@@ -231,7 +246,9 @@ class Channel:
         self, call: Call[Any, *Arguments], timeout_ns: int, *arguments: *Arguments
     ) -> PendingCall:
         request_id = next(self._ids)
-        return PendingCall(request_id, *call.encode(request_id, *arguments), timeout_ns)
+        header, frames = call.encode(request_id, *arguments)
+        again = bounds.CLIENT_ASKS_AGAIN_MAX if self._asks_again and call.repeats else 0
+        return PendingCall(request_id, header, frames, timeout_ns, again)
 
     def post(self, call: PendingCall, header: bytes, frames: Sequence[Frame]) -> None:
         """Send a further message of a stream, unless the stream has ended."""
@@ -449,6 +466,7 @@ class Channel:
         self._state = _State.DOWN
         self._unapplied = []
         self._broken = 0
+        self._switch_ns = now_ns() + bounds.CLIENT_ENDPOINT_NS if len(self._endpoints) > 1 else NEVER_NS
 
     def _hang_up(self) -> None:
         """Close the socket; the next call dials again."""
@@ -458,7 +476,15 @@ class Channel:
         self._transport.close()
         self._transport = self._dealer = None
 
+    def _switch(self) -> None:
+        """Dial the next endpoint, or the only one anew."""
+        if self._dealer is not None:
+            self._hang_up()
+        self._place = (self._place + 1) % len(self._endpoints)
+        self._dial()
+
     def _sleep(self, until_ns: int) -> None:
+        until_ns = min(until_ns, self._switch_ns)
         self._poller.wait(max(0, min(until_ns - now_ns(), config.INFLOW_LOOK_NS)))
         if self._wake_lock.locked():
             # A thread has written and has not set the flag yet. Until it runs again, the descriptor is
@@ -527,6 +553,9 @@ class Channel:
         deadlines. The dealer stays readable for the rest.
         """
         left = bounds.CLIENT_MESSAGES_PER_TURN
+        if self._switch_ns != NEVER_NS and now_ns() >= self._switch_ns:
+            self._switch()
+            changes = None
         if self._dealer is not None:
             self._dealer.look(self.kept_bytes())
         while (dealer := self._dealer) is not None:
@@ -552,6 +581,7 @@ class Channel:
         while self._waiting:
             call = self._waiting[0]
             if not call.done:
+                call.asked_ns = now_ns()
                 self._send(call)
                 if not call.sent:
                     return
@@ -568,6 +598,8 @@ class Channel:
         elif change is ConnectionEvent.DOWN:
             self._state = _State.DOWN
             self._lose_sent(f"the connection to {self.endpoint} was lost")
+            if len(self._endpoints) > 1:
+                self._switch_ns = now_ns()
         else:
             text = f"the controller at {self.endpoint} does not accept this client's keys"
             if self._keys is None:
@@ -583,8 +615,19 @@ class Channel:
         self._dealer.send(codec.encode(ClientHello(PROTOCOL_VERSION, config.VERSION, self._name)))
 
     def _lose_sent(self, text: str) -> None:
+        """End the calls that were sent, or have them wait for the next connection if they change nothing."""
+        now = now_ns()
         for call in [call for call in self._calls.values() if call.sent]:
-            self._end(call, None, ConnectionLost(text))
+            if call.asks_left == 0:
+                self._end(call, None, ConnectionLost(text))
+                continue
+            call.header, left_ns = asked_again(call.header, now - call.asked_ns)
+            call.sent = False
+            call.asks_left -= 1
+            call.missed_ns = min(now + left_ns, NEVER_NS)
+            call.connect_ns = min(now + bounds.CLIENT_CONNECT_NS, call.missed_ns)
+            self._waiting.append(call)
+            self._push_deadline(call)
 
     def _lose_all(self, kind: type[ClockworkError], text: str) -> None:
         self._waiting.clear()
@@ -627,7 +670,7 @@ class Channel:
                 call.inbox.put((message, []))  # these messages have no frames; received frames are dropped
         elif kind is ClientWelcome:
             if message.protocol == PROTOCOL_VERSION:
-                self._state = _State.READY
+                self._state, self._switch_ns = _State.READY, NEVER_NS
             else:
                 self._mismatch(f"the controller speaks protocol {message.protocol}")
         elif kind is Mismatch:
@@ -639,7 +682,9 @@ class Channel:
         elif kind is Goodbye:
             self._state = _State.DOWN
             self._lose_sent(f"the controller at {self.endpoint} shut down")
-            if not self._calls:  # the controller may have needed the seat; the next call dials again
+            if self._calls:
+                self._switch_ns = now_ns() + bounds.CLIENT_REDIAL_NS
+            else:  # the controller may have needed the seat; the next call dials again
                 self._hang_up()
 
     def _mismatch(self, text: str) -> None:
@@ -671,17 +716,32 @@ class Channel:
                     self._push_deadline(call)
 
     def _expire_call(self, call: PendingCall, now: int) -> None:
-        if not call.sent and now >= min(call.connect_ns, call.deadline_ns):
+        if not call.sent and now >= call.missed_ns:
+            text = f"the connection to {self.endpoint} was lost, and no controller could be asked in time"
+            self._end(call, None, DeadlineMissed(text))
+        elif not call.sent and now >= min(call.connect_ns, call.deadline_ns):
             self._end(
                 call,
                 None,
-                ConnectionLost(f"no controller answers at {self.endpoint} (is a cluster running there?)"),
+                ConnectionLost(
+                    f"no controller answers at {' or '.join(self._endpoints)} (is a cluster running there?)"
+                ),
             )
-            while self._waiting and self._waiting[0].done:
-                self._waiting.popleft()
         elif now >= call.deadline_ns:
             self._end(call, None, RequestTimeout(f"no answer within {to_seconds(call.timeout_ns):g} s"))
             self._send_cancel(call)
+        while self._waiting and self._waiting[0].done:
+            self._waiting.popleft()
+
+
+def split_endpoints(text: str) -> tuple[str, ...]:
+    """Return the endpoints of a list with commas. Raises ConfigError for an empty one."""
+    endpoints = tuple(part.strip() for part in text.split(","))
+    if len(endpoints) > bounds.CLIENT_ENDPOINTS_MAX:
+        raise ConfigError(
+            f"{len(endpoints)} endpoints; at most {bounds.CLIENT_ENDPOINTS_MAX} are tried in turn"
+        )
+    return endpoints
 
 
 def _no_thread(error: RuntimeError) -> Unavailable:

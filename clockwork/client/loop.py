@@ -54,14 +54,14 @@ class _LoopFuture(asyncio.Future[Value], Generic[Value]):
 class LoopChannel(Channel):
     """A channel whose socket belongs to the running loop from start() on. Any thread may call its methods."""
 
-    def __init__(self, endpoint: str, keys: PeerKeys | None, name: str) -> None:
+    def __init__(self, endpoint: str, keys: PeerKeys | None, name: str, asks_again: bool = True) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watched: Dealer | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = NEVER_NS
         self._busy = False  # whether _turn() runs
         self._again: asyncio.Handle | None = None  # the scheduled next turn, where messages are left
-        super().__init__(endpoint, keys, name)
+        super().__init__(endpoint, keys, name, asks_again)
 
     def start(self) -> None:
         """Make the running loop the socket's owner until close(). To be called before the first call."""
@@ -155,7 +155,7 @@ class LoopChannel(Channel):
         self._watched = None
 
     def _arm(self) -> None:
-        due_ns = min(self._next_deadline_ns(), now_ns() + INFLOW_LOOK_NS)
+        due_ns = min(self._next_deadline_ns(), self._switch_ns, now_ns() + INFLOW_LOOK_NS)
         if due_ns < self._timer_ns and self._loop is not None:
             if self._timer is not None:
                 self._timer.cancel()

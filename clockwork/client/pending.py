@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 from clockwork.config import client as bounds
 from clockwork.errors import ClockworkError
 from clockwork.system.clock import now_ns
+from clockwork.wire.messages import NEVER_NS
 from clockwork.wire.transport import Frame
 
 if TYPE_CHECKING:
@@ -33,18 +34,23 @@ class PendingCall:
     """A request under way. Its fields belong to the socket's owner until ``done``."""
 
     __slots__ = (
-        "connect_ns", "deadline_ns", "done", "error", "frames", "future", "header", "inbox", "lock",
+        "asked_ns", "asks_left", "connect_ns", "deadline_ns", "done", "error", "frames", "future", "header", "inbox", "lock", "missed_ns",
         "received", "renewed", "request_id", "sent", "timeout_ns",
     )  # fmt: skip
 
-    def __init__(self, request_id: int, header: bytes, frames: Sequence[Frame], timeout_ns: int) -> None:
+    def __init__(
+        self, request_id: int, header: bytes, frames: Sequence[Frame], timeout_ns: int, asks_left: int = 0
+    ) -> None:
         now = now_ns()
+        self.asked_ns = now  # the time from which the header's SLO counts
+        self.asks_left = asks_left  # times that it is asked again where the connection is lost
         self.request_id = request_id
         self.header = header
         self.frames = frames
         self.timeout_ns = timeout_ns
         self.deadline_ns = now + timeout_ns
         self.connect_ns = now + bounds.CLIENT_CONNECT_NS
+        self.missed_ns = NEVER_NS  # the time from which a call that waits to be asked again is late
         self.renewed = False
         self.sent = False
         self.done = False

@@ -32,7 +32,7 @@ from clockwork import (
     Unavailable,
 )
 from clockwork.client.channel import Channel, Owner
-from clockwork.config.client import CLIENT_LONE_CALLS
+from clockwork.config.client import CLIENT_ASKS_AGAIN_MAX, CLIENT_LONE_CALLS
 from clockwork.wire import transport
 from clockwork.wire.keys import (
     ControllerKeys,
@@ -392,7 +392,7 @@ def test_a_call_waits_for_a_controller_that_comes_up() -> None:
 @pytest.mark.parametrize("threaded", [False, True])
 def test_a_lost_connection_fails_what_was_sent_and_comes_back(threaded: bool) -> None:
     first = FakeController(handle=silent)
-    with Client(first.endpoint) as client:
+    with Client(first.endpoint, ask_again=False) as client:
         pool = concurrent.futures.ThreadPoolExecutor(4)
         calls = [pool.submit(client.infer, "m", X) for _ in range(4 if threaded else 1)]
         first.wait_for(InferRequest, len(calls))
@@ -406,23 +406,36 @@ def test_a_lost_connection_fails_what_was_sent_and_comes_back(threaded: bool) ->
         pool.shutdown()
 
 
-def test_a_controller_that_forgot_the_client_is_greeted_again(
-    client: Client, controller: FakeController
+def test_a_controller_that_forgot_the_client_is_greeted_again(controller: FakeController) -> None:
+    with Client(controller.endpoint, ask_again=False) as client:
+        client.infer("m", X)
+        controller.handle = lambda c, identity, message, frames: c.send(identity, HelloNeeded(2))
+        with pytest.raises(ConnectionLost, match="restarted"):
+            client.infer("m", X)
+        controller.handle = echo
+        assert np.array_equal(client.infer("m", X), X)
+        assert len(controller.of(ClientHello)) == 2
+
+
+@pytest.mark.parametrize("farewell", [HelloNeeded(2), Goodbye()])
+def test_a_controller_that_always_loses_the_client_is_asked_a_few_times(
+    client: Client, controller: FakeController, farewell: Any
 ) -> None:
     client.infer("m", X)
-    controller.handle = lambda c, identity, message, frames: c.send(identity, HelloNeeded(2))
-    with pytest.raises(ConnectionLost, match="restarted"):
+    controller.handle = lambda c, identity, message, frames: c.send(identity, farewell)
+    with pytest.raises(ConnectionLost, match=r"restarted|shut down"):
         client.infer("m", X)
-    controller.handle = echo
-    assert np.array_equal(client.infer("m", X), X)
-    assert len(controller.of(ClientHello)) == 2
+    hellos = 1 + CLIENT_ASKS_AGAIN_MAX + (type(farewell) is HelloNeeded)
+    assert len(controller.wait_for(ClientHello, hellos)) == hellos
+    assert len(controller.of(InferRequest)) == 2 + CLIENT_ASKS_AGAIN_MAX
 
 
-def test_goodbye_ends_what_was_sent(client: Client, controller: FakeController) -> None:
-    client.infer("m", X)
-    controller.handle = lambda c, identity, message, frames: c.send(identity, Goodbye())
-    with pytest.raises(ConnectionLost, match="shut down"):
+def test_goodbye_ends_what_was_sent(controller: FakeController) -> None:
+    with Client(controller.endpoint, ask_again=False) as client:
         client.infer("m", X)
+        controller.handle = lambda c, identity, message, frames: c.send(identity, Goodbye())
+        with pytest.raises(ConnectionLost, match="shut down"):
+            client.infer("m", X)
 
 
 @pytest.mark.parametrize("threaded", [False, True])

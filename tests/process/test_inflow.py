@@ -50,7 +50,10 @@ HOW: dict[str, Callable[[Client], Any]] = {
 
 @pytest.mark.parametrize("how", HOW)
 def test_a_message_without_an_end_ends_its_connection(how: str, bound: int) -> None:
-    with contextlib.closing(Endless(after_a_request)) as controller, Client(controller.endpoint) as client:
+    with (
+        contextlib.closing(Endless(after_a_request)) as controller,
+        Client(controller.endpoint, ask_again=False) as client,
+    ):
         with pytest.raises(ConnectionLost, match="was lost"):
             HOW[how](client)
         controller.wait_for_end()

@@ -263,13 +263,15 @@ class Contender:
                 self._ready = message
                 self._query_ns = now_ns
             return
-        known = self.leader
-        if self._learn(message.leader, now_ns):
-            if message.leader.holder == self.holder:
+        known, leader = self.leader, message.leader
+        # A peer may come from another cluster. Before the database has replied, all do.
+        is_ours = leader.cluster == self._lease.leader.cluster
+        if is_ours and self._learn(leader, now_ns):
+            if leader.holder == self.holder:
                 self._query_ns = now_ns  # a hand-over, or a claim whose reply was lost
-        elif isinstance(message, Beat) and message.leader.epoch < known.epoch:
+        elif isinstance(message, Beat) and known.epoch and (leader.epoch < known.epoch or not is_ours):
             self._commands.append(TellPeer(source, ActiveIs(known)))
-        if isinstance(message, HandOverOffer) and message.leader.epoch >= self.leader.epoch:
+        if isinstance(message, HandOverOffer) and is_ours and leader.epoch >= self.leader.epoch:
             self._offer = (source, message)
             self._query_ns = now_ns
 

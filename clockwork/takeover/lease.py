@@ -91,10 +91,13 @@ class LeaseReply(NamedTuple):
 
 
 class LeaseTable:
-    """The lease, the locks and the catalogue's changes in memory, with the transactions on them."""
+    """The lease, the locks and the catalogue's changes in memory, with the transactions on them.
 
-    def __init__(self) -> None:
-        self.lease = Lease(NO_LEADER, 0, 0)
+    cluster: the identity of the catalogue, made with it.
+    """
+
+    def __init__(self, cluster: str) -> None:
+        self.lease = Lease(NO_LEADER._replace(cluster=cluster), 0, 0)
         self.changes: list[CatalogChange] = []
         self.values: dict[str, int] = {}  # the catalogue itself
         self.locks: dict[int, int] = {}  # number of each lock that is held, and its connection
@@ -124,7 +127,7 @@ class LeaseTable:
             lock = self._lock(connection) if operation.relock else lease.lock
             self.lease = Lease(lease.leader, now_ns + LEASE_NS, lock)
         elif isinstance(operation, GiveLease):
-            leader = Leader(lease.leader.epoch + 1, operation.holder, operation.addresses)
+            leader = _next(lease.leader, operation.holder, operation.addresses)
             self.lease = Lease(leader, now_ns + LEASE_NS, 0)
         else:
             number = len(self.changes) + 1
@@ -140,7 +143,7 @@ class LeaseTable:
         is_free = claim.lock != 0 and claim.lock == lease.lock and claim.lock not in self.locks
         if now_ns < lease.expires_ns and not is_free:
             return False
-        leader = Leader(lease.leader.epoch + 1, claim.holder, claim.addresses)
+        leader = _next(lease.leader, claim.holder, claim.addresses)
         self.lease = Lease(leader, now_ns + LEASE_NS, self._lock(connection))
         return True
 
@@ -148,3 +151,8 @@ class LeaseTable:
         self._locks_made += 1
         self.locks[self._locks_made] = connection
         return self._locks_made
+
+
+def _next(leader: Leader, holder: str, addresses: tuple[str, ...]) -> Leader:
+    """The leader of the epoch after this leader's."""
+    return Leader(leader.epoch + 1, holder, addresses, leader.cluster)

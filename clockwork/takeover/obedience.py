@@ -5,6 +5,10 @@ An active that is stopped and goes on later does not know that its time is over,
 itself can tell it in time: it may be stopped between the check and the order. So its peers check. Every
 takeover raises the epoch, every order names the epoch of its sender, and a peer that has heard of a higher
 epoch refuses the order and tells the sender.
+
+Epochs of two clusters cannot be compared. A worker may outlive its cluster's catalogue, and a new cluster at
+the same address begins with epoch 1 again. So a leader names its cluster, and a peer that meets another
+cluster begins anew with that cluster's epochs.
 """
 
 from __future__ import annotations
@@ -18,13 +22,14 @@ class Leader(NamedTuple):
     epoch: int  # raised by each takeover; 0: no controller is known
     holder: str  # name of the process, another for each start
     addresses: tuple[str, ...]  # addresses at which the process is reached, the best first
+    cluster: str = ""  # identity of the catalogue to which the epoch belongs; "": not known
 
 
 NO_LEADER = Leader(0, "", ())
 
 
 class Obedience:
-    """The highest epoch that a process has heard of."""
+    """The highest epoch that a process has heard of, in the cluster that it heard of last."""
 
     __slots__ = ("leader",)
 
@@ -32,14 +37,17 @@ class Obedience:
         self.leader = NO_LEADER
 
     def see(self, leader: Leader) -> bool:
-        """Take note of a leader. Returns whether its epoch is higher than every epoch before."""
-        if leader.epoch <= self.leader.epoch:
+        """Take note of a leader. Returns whether it is to be obeyed in place of the leader before."""
+        is_same = leader.cluster == self.leader.cluster
+        if not leader.epoch or (is_same and leader.epoch <= self.leader.epoch):
             return False
         self.leader = leader
         return True
 
     def refuses(self, leader: Leader) -> bool:
         """Whether an order of this leader must be refused, because another has the same or a higher epoch."""
+        if leader.cluster != self.leader.cluster:
+            return False
         return leader.epoch < self.leader.epoch or (
             leader.epoch == self.leader.epoch and leader.holder != self.leader.holder
         )

@@ -77,10 +77,10 @@ COMPARES = "        if operation.leader.epoch != lease.leader.epoch or operation
 MUTATIONS = (
     # The lease.
     Mutation("a lease is taken before it expires", "lease", "if now_ns < lease.expires_ns and not is_free:", "if False:", kinds=(Kind.ATTACK,)),
-    Mutation("a takeover does not raise the epoch", "lease", "Leader(lease.leader.epoch + 1, claim.holder", "Leader(lease.leader.epoch, claim.holder"),
-    Mutation("a hand-over does not raise the epoch", "lease", "Leader(lease.leader.epoch + 1, operation.holder", "Leader(lease.leader.epoch, operation.holder"),
+    Mutation("a takeover does not raise the epoch", "lease", "_next(lease.leader, claim.holder", "_next(lease.leader._replace(epoch=lease.leader.epoch - 1), claim.holder"),
+    Mutation("a hand-over does not raise the epoch", "lease", "_next(lease.leader, operation.holder", "_next(lease.leader._replace(epoch=lease.leader.epoch - 1), operation.holder"),
     Mutation("a lease is not given up", "lease", "self.lease = Lease(leader, now_ns + LEASE_NS, 0)", "pass"),
-    Mutation("a claim raises the epoch by two", "lease", "Leader(lease.leader.epoch + 1, claim.holder", "Leader(lease.leader.epoch + 2, claim.holder"),
+    Mutation("a claim raises the epoch by two", "lease", "_next(lease.leader, claim.holder", "_next(lease.leader._replace(epoch=lease.leader.epoch + 1), claim.holder"),
     Mutation("a renewal does not compare the epoch", "lease", COMPARES, COMPARES.replace("if ", "if not isinstance(operation, RenewLease) and (").replace(":", "):"), (("self.lease = Lease(lease.leader, now_ns + LEASE_NS, lock)", "self.lease = Lease(operation.leader, now_ns + LEASE_NS, lock)"),)),
     Mutation("a change is committed without the epoch's check", "lease", COMPARES, COMPARES.replace("if ", "if not isinstance(operation, CommitChange) and (").replace(":", "):")),
     Mutation("a change is refused after half of it was done", "lease", "        if operation.leader.epoch !=", "        if isinstance(operation, CommitChange):\n            self.values[operation.name] = operation.value\n        if operation.leader.epoch !="),
@@ -112,8 +112,8 @@ MUTATIONS = (
     Mutation("a query without a reply is awaited for ever", "contender", "(self._pending and now_ns >= self._pending_limit_ns)", "False", kinds=(Kind.CUT,)),
     Mutation("a hand-over that its target does not follow goes on for ever", "contender", "            self._end_hand_over(\"the standby did not take the lease in time\")", "            pass", kinds=(Kind.ATTACK,)),
     # Peers.
-    Mutation("a peer believes the last epoch, not the highest", "obedience", "if leader.epoch <= self.leader.epoch:", "if leader == self.leader:", kinds=(Kind.KILL,)),
-    Mutation("a peer believes the first epoch for ever", "obedience", "if leader.epoch <= self.leader.epoch:", "if self.leader.epoch:"),
+    Mutation("a peer believes the last epoch, not the highest", "obedience", "is_same and leader.epoch <= self.leader.epoch", "leader == self.leader", kinds=(Kind.KILL,)),
+    Mutation("a peer believes the first epoch for ever", "obedience", "is_same and leader.epoch <= self.leader.epoch", "self.leader.epoch"),
     Mutation("nobody refuses", "obedience", "        return leader.epoch < self.leader.epoch or (", "        return False and ("),
     Mutation("a worker obeys anyone", "follower", "if self.obedience.refuses(message.leader):", "if False:"),
     Mutation("a worker reports no models", "follower", "Holdings(leader, self.prepared, resident, under_way)", "Holdings(leader, self.prepared, (), under_way)"),

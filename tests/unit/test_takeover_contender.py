@@ -238,6 +238,14 @@ def test_a_peer_that_knows_less_is_told_the_leader() -> None:
     assert active().step(Heard("worker", Beat(NO_LEADER)), MS) == [TellPeer("worker", ActiveIs(ALICE))]
 
 
+def test_a_peer_of_another_cluster_ends_no_active() -> None:
+    alice = active()
+    stranger = Leader(9, "dave/1", ("dave",), "another")
+    assert alice.step(Heard("worker", Beat(stranger)), MS) == [TellPeer("worker", ActiveIs(ALICE))]
+    assert alice.step(Heard("worker", Superseded(stranger)), MS) == []
+    assert alice.role is LeaseRole.ACTIVE
+
+
 def test_a_reply_of_a_connection_that_was_given_up_is_ignored() -> None:
     bob = standby()
     read = query_of(bob.step(TimeCame(), 2 * LOOK_NS))

@@ -14,13 +14,14 @@ from clockwork.takeover.lease import (
 from clockwork.takeover.obedience import Leader
 
 MS = 1_000_000
-ALICE = Leader(1, "alice/1", ("alice",))
+ALICE = Leader(1, "alice/1", ("alice",), "ours")
+BOB = Leader(2, "bob/1", ("bob",), "ours")
 ALICES, BOBS = 1, 2  # their connections
 
 
 def claimed() -> LeaseTable:
     """A table whose lease alice took at 0."""
-    table = LeaseTable()
+    table = LeaseTable("ours")
     reply = table.execute(ClaimLease(0, "alice/1", ("alice",), 0, 0), ALICES, 0)
     assert reply.is_done
     assert reply.lease.leader == ALICE
@@ -36,7 +37,7 @@ def test_a_lease_holds_until_it_expires_by_the_databases_clock() -> None:
     assert not table.execute(bobs_claim(), BOBS, LEASE_NS - 1).is_done
     reply = table.execute(bobs_claim(), BOBS, LEASE_NS)
     assert reply.is_done
-    assert reply.lease.leader == Leader(2, "bob/1", ("bob",))
+    assert reply.lease.leader == BOB
     assert reply.lease.expires_ns == 2 * LEASE_NS
 
 
@@ -82,7 +83,7 @@ def test_a_lease_that_was_given_has_the_next_epoch_and_no_lock() -> None:
     table = claimed()
     reply = table.execute(GiveLease(ALICE, "bob/1", ("bob",), 0), ALICES, MS)
     assert reply.is_done
-    assert reply.lease.leader == Leader(2, "bob/1", ("bob",))
+    assert reply.lease.leader == BOB
     assert reply.lease.lock == 0
     assert not table.execute(GiveLease(ALICE, "carol/1", ("carol",), 0), ALICES, MS).is_done
     assert not table.execute(ClaimLease(2, "carol/1", ("carol",), 0, 0), 3, MS).is_done

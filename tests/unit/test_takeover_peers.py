@@ -70,6 +70,23 @@ def test_a_second_holder_of_an_epoch_is_refused() -> None:
     assert obedience.refuses(Leader(2, "carol/1", ("carol",)))
 
 
+def test_epochs_of_another_cluster_are_its_own() -> None:
+    """A worker outlives its cluster, whose successor begins with epoch 1 again."""
+    obedience = Obedience()
+    obedience.see(BOB)
+    other = Leader(1, "dave/1", ("dave",), "another")
+    assert not obedience.refuses(other)
+    assert obedience.see(other)
+    assert obedience.leader == other
+
+
+def test_a_controller_without_an_epoch_is_no_leader() -> None:
+    obedience = Obedience()
+    obedience.see(BOB)
+    assert not obedience.see(NO_LEADER._replace(cluster="another"))
+    assert obedience.leader == BOB
+
+
 # ----- a worker ------------------------------------------------------------------------------------
 
 

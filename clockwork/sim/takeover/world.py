@@ -392,7 +392,7 @@ class TakeoverWorld:
         self.now_ns = 0
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._events = 0
-        self.table = parts.table()
+        self.table = parts.table("cluster")
         self.judge = Judge(plan, self.table)
         self.processes: dict[str, Process] = {name: ControllerProcess(self, name) for name in CONTROLLERS}
         self.processes |= {name: WorkerProcess(self, name) for name in WORKERS}

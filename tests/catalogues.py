@@ -17,9 +17,9 @@ from clockwork.formats.package import rows_of
 
 
 @contextmanager
-def open_catalog(root: Path, packages: Packages | None = None) -> Iterator[Catalog]:
+def open_catalog(root: Path, packages: Packages | None = None, url: str = "") -> Iterator[Catalog]:
     """A catalogue that is open until the block ends."""
-    catalog = Catalog(root, packages)
+    catalog = Catalog(root, packages, url)
     catalog.open()
     try:
         yield catalog

@@ -80,6 +80,7 @@ def main() -> None:
         *extras["plots"],
         *extras["telemetry"],
         *extras["otel"],
+        *extras["postgres"],
         *SHARED,
     ]
     base = freeze(run)

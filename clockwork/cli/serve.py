@@ -208,8 +208,9 @@ class PolicyFlags:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PackageFlags:
-    """Where a controller keeps packages; package_options has the meaning of each field."""
+    """Where a controller keeps packages and the catalogue; package_options has the meaning of each field."""
 
+    catalog: str
     packages: str
     package_cache: int
 
@@ -227,6 +228,7 @@ class PackageFlags:
     def arguments(self) -> tuple[str, ...]:
         """Return the same flags for a controller's command line."""
         return (
+            *(("--catalog", self.catalog) if self.catalog else ()),
             *(("--packages", self.packages) if self.packages else ()),
             *(("--package-cache", str(self.package_cache)) if self.package_cache else ()),
         )
@@ -247,9 +249,25 @@ def _packages(context: click.Context, parameter: click.Parameter, value: str | N
     return str(Path(value).absolute()) if location is None else location.url
 
 
+def _catalog(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
+    """Return the URL of a catalogue in PostgreSQL; "" if the flag was not given."""
+    from clockwork.controller.catalog.postgres import check_url
+
+    if value is None:
+        return ""
+    try:
+        check_url(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
+
+
 package_options = grouped(
     "kept",
     PackageFlags,
+    click.option("--catalog", callback=_catalog, metavar="URL",
+                 help="Where the catalogue is kept: postgresql://USER@HOST/DATABASE, with the password in a file or the "
+                      "environment (PGPASSFILE, PGPASSWORD).  [default: in --data]"),
     click.option("--packages", callback=_packages, metavar="DIR|URL",
                  help="Where packages of models are kept: a directory of this controller alone, or s3://bucket/prefix, "
                       "gs://bucket/prefix, az://container/prefix, with credentials from the environment.  [default: in "
@@ -486,6 +504,7 @@ def controller(
         worker_endpoint=worker_listen or bounds.worker_endpoint(),
         events_endpoint=events or bounds.events_endpoint(),
         data=data or config.data_directory(),
+        catalog=kept.catalog,
         packages=kept.packages,
         package_cache=kept.package_cache or PACKAGE_CACHE_BYTES,
         policy=scheduling.policy,

@@ -237,6 +237,10 @@ SQLite's opening 40 KiB."""
 
 CATALOG_BUSY_S = 1.0  # Time for which SQLite waits for another process that reads the catalogue
 
+POSTGRES_LOCK_S = 3  # Time for which a controller waits for the lock of one that has just ended
+
+POSTGRES_TIMEOUT_S = 5  # Time for PostgreSQL to take a connection, and to end a statement
+
 BACKUP_PAUSE_S = 0.5
 """Least pause between two backups of the catalogue, so that a backup is at most a second behind."""
 

@@ -88,7 +88,7 @@ class Controller:
         self._recordings = Recordings(settings)
         self.seats = divide(descriptor_limit(), open_descriptors())
         packages = _place_of_packages(settings)
-        self._catalog = Catalog(settings.data, packages)
+        self._catalog = Catalog(settings.data, packages, settings.catalog)
         self._catalog.open()
         self._sockets = self._open(settings)
         self.client_endpoint = self._sockets.clients.endpoint

@@ -1,10 +1,11 @@
 """A catalogue whose process is killed at random moments under changes: nothing is lost, and nothing in part.
 
-    python -m tests.process.killed_catalog DIR N SEED
+    python -m tests.process.killed_catalog DIR N SEED [URL]
 
 Each of N rounds starts a process that opens the catalogue in DIR, makes random changes by the seed, and
 tells of each that is acknowledged. It is killed (SIGKILL) at a random moment, and the catalogue that is found
-must be that after the last acknowledged change, or after the next one, which was under way.
+must be that after the last acknowledged change, or after the next one, which was under way. URL: of a
+catalogue in PostgreSQL.
 """
 
 from __future__ import annotations
@@ -88,11 +89,11 @@ def found_in(catalog: Catalog) -> State:
     return tuple(records), tuple(routes), tuple(sorted(catalog.unused()))
 
 
-def changing(root: Path, seed: str, to: int) -> NoReturn:
+def changing(root: Path, url: str, seed: str, to: int) -> NoReturn:
     """Make changes until the process is killed, and write a byte for each that is acknowledged."""
     backup.BACKUP_PAUSE_S = 0.0
     rng = random.Random(seed)
-    with open_catalog(root) as catalog:
+    with open_catalog(root, url=url) as catalog:
         state = found_in(catalog)
         catalog.keep_backup(lambda *_: None)
         while True:
@@ -102,14 +103,14 @@ def changing(root: Path, seed: str, to: int) -> NoReturn:
             state = after(state, change)
 
 
-def kill_once(root: Path, state: State, seed: str) -> tuple[State, int]:
+def kill_once(root: Path, url: str, state: State, seed: str) -> tuple[State, int]:
     """Have a process make changes and be killed. Returns the state found, and the number of changes."""
     rng = random.Random(f"kill {seed}")
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
         try:
-            changing(root, seed, theirs)
+            changing(root, url, seed, theirs)
         finally:
             os._exit(1)
     os.close(theirs)
@@ -124,7 +125,7 @@ def kill_once(root: Path, state: State, seed: str) -> tuple[State, int]:
     os.close(ours)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), f"the process ended by itself (seed {seed}, status {status})"
-    with open_catalog(root) as catalog:
+    with open_catalog(root, url=url) as catalog:
         found = found_in(catalog)
     changes = random.Random(seed)
     for _ in range(acknowledged):
@@ -134,19 +135,19 @@ def kill_once(root: Path, state: State, seed: str) -> tuple[State, int]:
     return found, acknowledged
 
 
-def kill_often(root: Path, count: int, seed: int) -> int:
+def kill_often(root: Path, url: str, count: int, seed: int) -> int:
     """Kill so many processes. Returns how many changes were acknowledged."""
     state: State = ((), (), ())
     total = 0
     for number in range(count):
-        state, acknowledged = kill_once(root, state, f"{seed}.{number}")
+        state, acknowledged = kill_once(root, url, state, f"{seed}.{number}")
         total += acknowledged
     return total
 
 
 def main(arguments: Sequence[str]) -> int:
     root, count, seed = Path(arguments[0]), int(arguments[1]), int(arguments[2])
-    total = kill_often(root, count, seed)
+    total = kill_often(root, arguments[3] if len(arguments) > 3 else "", count, seed)
     print(f"{count} processes were killed, {total} changes were acknowledged, and each of them was found")
     return 0
 

@@ -122,6 +122,7 @@ ONLY_IN = {
     "grpc": ["gateway"],
     "google": ["gateway", "models", "protocol", "repository"],
     "prometheus_client": ["gateway"],
+    "psycopg": ["controller.catalog.postgres"],
     "ray": ["launch.ray"],
     "tornado": ["observe.dashboard"],
     "tinygrad": ["models.compile.lower", "models.compile.interpret", "models.compile.replaced"],

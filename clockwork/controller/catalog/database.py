@@ -95,6 +95,7 @@ class Statements:
     def __init__(self, mark: str) -> None:
         self.put: dict[str, str] = {}
         self.remove: dict[str, str] = {}
+        self.get: dict[str, str] = {}
         self.all: dict[str, str] = {}
         for table in TABLES:
             columns, key = (*table.columns, "checksum"), table.columns[: table.key_count]
@@ -106,6 +107,7 @@ class Statements:
                 f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {rest}"
             )
             self.remove[table.name] = f"DELETE FROM {table.name} WHERE {where}"
+            self.get[table.name] = f"SELECT {', '.join(columns)} FROM {table.name} WHERE {where}"
             self.all[table.name] = f"SELECT {', '.join(columns)} FROM {table.name} ORDER BY {', '.join(key)}"
         self.forget_changes = f"DELETE FROM changes WHERE number <= {mark}"
 
@@ -199,6 +201,8 @@ class Commit:
 class Database(Protocol):
     """A database of the catalogue that has been opened and read."""
 
+    rows: Rows  # as of the opening
+
     @property
     def place(self) -> str:
         """Where it is, for people."""
@@ -206,7 +210,7 @@ class Database(Protocol):
 
     @property
     def has_own_backup(self) -> bool:
-        """Whether a backup is somebody else's task, or the database's own."""
+        """Whether backups are the database's own task, or that of its administrator."""
         ...
 
     def begin(self, changes: Sequence[Write]) -> Commit:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ from clockwork.controller.catalog.database import (
 )
 from clockwork.controller.catalog.former import is_former, read_former, remove_former
 from clockwork.controller.catalog.packages import DirectoryPackages, Packages
+from clockwork.controller.catalog.postgres import PostgresDatabase
 from clockwork.controller.catalog.records import UNREADABLE, Change, Complaint, ModelRecord
 from clockwork.controller.catalog.recovery import open_catalog
 from clockwork.controller.catalog.routes import NameRoute
@@ -61,10 +63,12 @@ T = TypeVar("T", ModelRecord, NameRoute)
 
 
 class Catalog:
-    """The data directory of one controller. packages: by default in the data directory."""
+    """The data directory of one controller. packages: by default in the data directory. url: of a database in
+    PostgreSQL; "": the catalogue is in the data directory, too."""
 
-    def __init__(self, root: Path, packages: Packages | None = None) -> None:
+    def __init__(self, root: Path, packages: Packages | None = None, url: str = "") -> None:
         self.root = root
+        self._url = url
         self.store = packages or DirectoryPackages(root)
         self._lock = -1
         self._database: Database | None = None
@@ -88,7 +92,11 @@ class Catalog:
                 raise ConfigError(
                     f"data directory {self.root} has format {tell(found)}, this version reads format {FORMAT}"
                 )
-            self._database, complaints = open_catalog(self.root)
+            complaints: list[Complaint] = []
+            if self._url:
+                self._database = PostgresDatabase(self._url)
+            else:
+                self._database, complaints = open_catalog(self.root)
             if found != FORMAT.encode():
                 write_durably(marker, FORMAT.encode())
             self._take_rows(self._database.rows, complaints)
@@ -112,7 +120,7 @@ class Catalog:
         """Keep a backup of the catalogue from now on. Without it change() has none to wait for."""
         assert self._database is not None
         if self._database.has_own_backup:
-            report(self._number, "", "")
+            report(sys.maxsize, "", "")
         else:
             self._keeper = BackupKeeper(self.root, self._number, report)
 
@@ -217,10 +225,22 @@ class Catalog:
         self._number = rows.number
         self._complaints = [found for found in complaints if found.version or not found.name]
         self._route_complaints = [found for found in complaints if found.name and not found.version]
+        self._name_bad(rows)
         self._records = _read(VERSIONS, rows, ModelRecord.from_row, self._complaints)
         self._routes = _read(ROUTES, rows, NameRoute.from_row, self._route_complaints)
         used = {record.digest for record in self._records}
         self._unused = [digest for (digest,) in rows.good[UNUSED.name] if digest not in used]
+
+    def _name_bad(self, rows: Rows) -> None:
+        """Name the rows that differ from their checksums; of SQLite's, none is left at this point."""
+        for table, row in rows.bad:
+            version = row[1] if table is VERSIONS and type(row[1]) is int else 0
+            name = printable(str(row[0]), 200) if table in (VERSIONS, ROUTES) else ""
+            text = (
+                f"a row of {table.name} in the catalogue differs from its checksum, and is not used: {name}"
+            )
+            complaint = Complaint(name, version, text, False)
+            (self._complaints if version or not name else self._route_complaints).append(complaint)
 
     def _follow_former(self, rows: Rows) -> None:
         """Take over the files of an earlier release at the first start, and remove them at the second."""

@@ -205,6 +205,12 @@ Ns Admission::inputs_ns(const Executor& executor) const {
     return bytes.takes_ns(worker, state_.now);
 }
 
+Ns Admission::attempted_ns(const Executor& executor, const KindSpec& spec, std::uint32_t shape,
+                           std::uint32_t rows) const {
+    Ns alone = plans_.hoped_ns(spec, shape, rows);
+    return executions_.beside_ns(executor, alone, with_neighbours(alone, spec.program->drag()));
+}
+
 Ns Admission::begin_ns(const Executor& executor, Ns free, const Batch* batch, const Pending* more) const {
     const Worker& worker = *executor.worker;
     if (!counts_inputs(worker, state_.now)) {
@@ -323,12 +329,12 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
         return false;
     }
     Ns limit = limit_ns(executor, deadline);
-    Ns free = begin_ns(executor, executor.free_ns(state_.now), plan.empty() ? nullptr : plan[0], &pending);
+    Ns free = begin_ns(executor, plans_.free_ns(executor), plan.empty() ? nullptr : plan[0], &pending);
     if (free + duration > limit) {
         // An idle device tries it at once, and no other request loses anything: see Edf::trim().
         slot = {free + duration, 0, nullptr, deadline};
         return is_idle(executor) && residency.state == ResidencyState::RESIDENT && pending.evidence == 0 &&
-               free + plans_.hoped_ns(spec, shape, size) <= limit;
+               free + attempted_ns(executor, spec, shape, size) <= limit;
     }
     bool is_beyond = is_beyond_share(residency, state_.now);
     Ns inputs = clockwork::inputs_ns(arena, state_.now, pending.request.bytes);

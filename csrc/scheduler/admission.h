@@ -108,6 +108,9 @@ public:
     }
     // The time of the next batch's inputs to its worker, beyond the delay of the link.
     Ns inputs_ns(const Executor& executor) const;
+    // The planned time of a batch that an idle executor is sent now, if it takes its time at best
+    // (Curve::hoped_ns()), beside the neighbours that it has.
+    Ns attempted_ns(const Executor& executor, const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const;
     // The earliest begin of a batch that is sent now to an executor that is free from `free` on: the inputs
     // of its requests, and of another, must be there. null: no batch, no other.
     Ns begin_ns(const Executor& executor, Ns free, const Batch* batch, const Pending* more = nullptr) const;

@@ -92,7 +92,7 @@ void Edf::dispatch(Executor& executor) {
             return;
         }
         std::uint32_t lane = executor.lane.size();
-        Ns free = executor.free_ns(state_.now);
+        Ns free = plans_.free_ns(executor);
         bool has_work = !plan.empty() || !state_.background.empty();
         if (lane >= executor.run_ahead) {
             // One more action must be under way before the results are back, or the device waits a round
@@ -106,6 +106,9 @@ void Edf::dispatch(Executor& executor) {
             }
         }
         Ns due = free - worker.there_ns - admission_.ahead_ns(executor) - admission_.inputs_ns(executor);
+        if (free > executor.free_ns(state_.now)) {
+            due = free - worker.there_ns;  // the executor would begin at once, beside the attempt
+        }
         if (!plan.empty() && is_beyond_share(*plan[0]->residency, state_.now)) {
             due = std::max(due, inputs_due_ns(*executor.arena, state_.now,
                                               admission_.ahead_ns(executor) + admission_.inputs_ns(executor)));
@@ -209,13 +212,16 @@ bool Edf::trim(Executor& executor, Batch& batch, Ns free) {
 bool Edf::attempts(Executor& executor, Batch& batch, Ns end_ns) {
     Plan& plan = plans_.of(executor);
     const KindSpec& spec = *batch.residency->spec;
-    Ns hoped = plans_.hoped_ns(spec, batch.shape, batch.size);
-    bool is_in_time = executor.lane.empty() && executor.free_ns(state_.now) + hoped <= end_ns;
+    Ns hoped = admission_.attempted_ns(executor, spec, batch.shape, batch.size), free = plans_.free_ns(executor);
+    bool is_in_time = executor.lane.empty() && free + hoped <= end_ns;
     auto is_other = [&spec](const Batch* planned_batch) {
         return planned_batch->residency->spec->program != spec.program;
     };
     if (!is_in_time || std::any_of(plan.batches.begin(), plan.batches.end(), is_other)) {
         return false;
+    }
+    if (free + with_neighbours(hoped, spec.program->drag()) > end_ns) {
+        plans_.note_attempt(*executor.arena, free + hoped);
     }
     plan.planned_ns += hoped - batch.duration_ns;
     batch.duration_ns = hoped;

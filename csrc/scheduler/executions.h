@@ -29,6 +29,8 @@ public:
         }
         return false;
     }
+    // Predict an execution that is sent now by its neighbours: alone_ns without any, most_ns with all.
+    Ns beside_ns(const Executor& executor, Ns alone_ns, Ns most_ns) const;
     // Measure a shape with this residency; bound_ns: the expected duration.
     void measure(Executor& executor, Residency& residency, std::uint32_t shape, std::uint32_t rows, Ns bound_ns);
 
@@ -51,9 +53,6 @@ private:
     void recall_waiting(const Executor& executor);
     // Enter an action of the execute lane in the books.
     Flight* fly(ActionKind kind, Batch& batch, Ns expected_ns, Ns duration_ns);
-    // Predict an execution that is sent now by its neighbours: alone_ns without any, most_ns with all.
-    Ns beside_ns(const Executor& executor, Ns alone_ns, Ns most_ns) const;
-
     State& state_;
     Flights& flights_;
     const Deciders& deciders_;

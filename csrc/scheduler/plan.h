@@ -67,7 +67,9 @@ struct Plan {
     std::vector<Ns> keys;     // keys of the batches, ascending
     Ns planned_ns = 0;        // durations of all batches
     std::size_t unready = 0;  // batches whose model is not resident yet
-    Crowd crowd;              // of an arena, in the plan of its first executor
+    // The rest is an arena's, and lies in the plan of its first executor.
+    Crowd crowd;
+    Ns attempted_until_ns = 0;  // end of the last attempt that is late with more neighbours (Edf::attempts())
 
     bool empty() const { return batches.empty(); }
     std::size_t size() const { return batches.size(); }
@@ -102,7 +104,7 @@ struct Plan {
     void remove(Batch* batch, std::size_t index);
     // Sets a planned batch's size and duration.
     void resize(Batch* batch, std::uint32_t size, Ns duration);
-    void archive(Archive& archive) { archive(batches, keys, planned_ns, unready, crowd); }
+    void archive(Archive& archive) { archive(batches, keys, planned_ns, unready, crowd, attempted_until_ns); }
 };
 
 // The plans of all executors. As the policy's memory manager it keeps planned models on their devices.
@@ -141,6 +143,16 @@ public:
     Plan& of(const Executor& executor) { return plans_[executor.slot]; }
     const Plan& of(const Executor& executor) const { return plans_[executor.slot]; }
     void add(const Executor& executor);
+    // When an executor is free, and no attempt on its arena needs its neighbours to stay as they are.
+    Ns free_ns(const Executor& executor) const {
+        Ns free = executor.free_ns(state_.now);
+        const Arena& arena = *executor.arena;
+        return arena.executors.size() == 1 ? free : std::max(free, of(*arena.executors.front()).attempted_until_ns);
+    }
+    void note_attempt(const Arena& arena, Ns until_ns) {
+        Ns& end = of(*arena.executors.front()).attempted_until_ns;
+        end = std::max(end, until_ns);
+    }
     Crowd& crowd(const Arena& arena) { return of(*arena.executors.front()).crowd; }
     double surplus(const Arena& arena) const {
         return of(*arena.executors.front()).crowd.surplus(state_.now, arena.width());

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
+
 import pytest
 
 from clockwork.scheduler import POLICIES
@@ -34,12 +37,17 @@ def test_the_worlds_are_as_bad_as_they_should_be() -> None:
         assert sum(getattr(report, what) for report in reports) > 20, what
 
 
-def test_what_edf_admits_in_a_calm_world_is_answered_in_time() -> None:
+@pytest.mark.parametrize("slowdowns", [[1.0], [1.3, 2.0]])
+def test_what_edf_admits_in_a_calm_world_is_answered_in_time(slowdowns: list[float]) -> None:
     """Nearly all promises are kept: all but one in ten thousand while memory suffices, and all but a few
-    where models evict each other without end."""
+    where models evict each other without end; also where executors slow each other as their workers say."""
     admitted, broken = [0, 0], [0, 0]
     for seed in range(150):
-        report = random_world(seed, calm=True).run("edf")
+        world, draw = random_world(seed, calm=True), random.Random(f"neighbours of {seed}")
+        slowdown = draw.choice(slowdowns)
+        report = dataclasses.replace(
+            world, cluster=dataclasses.replace(world.cluster, slowdown=slowdown)
+        ).run("edf")
         pressed = report.unloads > 0
         admitted[pressed] += int(report.offered.sum() - report.refused.sum())
         broken[pressed] += int(report.missed.sum() + report.late.sum() + report.failed.sum())

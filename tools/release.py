@@ -34,7 +34,7 @@ CLIENT = "clockwork-client"
 SERVER = "clockwork-serving"
 
 CLIENT_FILES = ("__init__.py", "py.typed", "errors.py")
-CLIENT_ROOMS = ("config", "system", "wire", "client")
+CLIENT_ROOMS = ("config", "system", "wire", "takeover", "client")
 """Files of clockwork/ in the client's distribution, without extensions."""
 
 CLIENT_NEEDS = ("numpy", "msgpack", "pyzmq")

@@ -43,6 +43,7 @@ from clockwork.errors import (
 )
 from clockwork.system.clock import now_ns, to_seconds
 from clockwork.system.wake import WakeDescriptor
+from clockwork.takeover.obedience import Leader, Obedience
 from clockwork.wire import codec
 from clockwork.wire.keys import PeerKeys
 from clockwork.wire.messages import (
@@ -156,6 +157,7 @@ class Channel:
         # Changes of the connection that came after messages which were not taken in yet.
         self._unapplied: list[ConnectionEvent] = []
         self._broken = 0  # consecutive handshakes that broke off
+        self._obedience = Obedience()
         self._sleeping = False
         self._woken = False
         self._lone = 0  # consecutive blocking calls during which no other call was pending
@@ -669,10 +671,12 @@ class Channel:
                     call.deadline_ns = now_ns() + call.timeout_ns
                 call.inbox.put((message, []))  # these messages have no frames; received frames are dropped
         elif kind is ClientWelcome:
-            if message.protocol == PROTOCOL_VERSION:
-                self._state, self._switch_ns = _State.READY, NEVER_NS
-            else:
+            if message.protocol != PROTOCOL_VERSION:
                 self._mismatch(f"the controller speaks protocol {message.protocol}")
+            elif self._obeys(*message.lease):
+                self._state, self._switch_ns = _State.READY, NEVER_NS
+            else:  # the controller was taken over, and does not know it
+                self._switch_ns = now_ns() + bounds.CLIENT_REDIAL_NS
         elif kind is Mismatch:
             self._mismatch(message.text)
         elif kind is HelloNeeded and self._state is _State.READY:
@@ -686,6 +690,17 @@ class Channel:
                 self._switch_ns = now_ns() + bounds.CLIENT_REDIAL_NS
             else:  # the controller may have needed the seat; the next call dials again
                 self._hang_up()
+
+    def _obeys(self, epoch: int, holder: str, cluster: str) -> bool:
+        """Whether to ask a controller with this lease: not if the client has heard of a later one.
+
+        epoch 0: the controller has no lease.
+        """
+        leader = Leader(epoch, holder, (), cluster)
+        if epoch and self._obedience.refuses(leader):
+            return False
+        self._obedience.see(leader)
+        return True
 
     def _mismatch(self, text: str) -> None:
         self._lose_all(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
 from clockwork.config import (
@@ -166,6 +167,13 @@ Release: TypeAlias = Annotated[str, Text(64, is_cut=True)]  # The version of the
 PeerName: TypeAlias = Annotated[str, Text(256, is_cut=True)]
 Sentence: TypeAlias = Annotated[str, Text(SENTENCE_BYTES_MAX, is_cut=True)]
 ModelReference: TypeAlias = Annotated[str, Text(MODEL_REFERENCE_BYTES_MAX)]  # ``name`` or ``name@version``
+
+_LEASE = Row({"epoch": Integer(0, INT64_MAX), "holder": Text(256), "cluster": Text(64)})
+LeaseRow: TypeAlias = Annotated[Sequence[Any], _LEASE]
+"""``[epoch, holder, cluster]`` of a controller's lease (clockwork.takeover). Peers serve no controller whose
+epoch is below the highest that they have heard of. Epoch 0: the controller has no lease."""
+
+NO_LEASE: Sequence[Any] = [0, "", ""]
 
 Digest: TypeAlias = Annotated[str, Text(128)]
 _FILES = ListOf(
@@ -372,9 +380,12 @@ class Bye(NamedTuple):
 
 
 class ClientWelcome(NamedTuple):
+    """The client is let in. ``epoch``: random for each start of a controller."""
+
     protocol: Protocol
     version: Release
     epoch: Id
+    lease: LeaseRow = NO_LEASE
 
 
 ANSWER_TIMES = ("queue_ns", "load_ns", "exec_ns", "total_ns", "copy_in_ns", "copy_out_ns", "request")
@@ -701,6 +712,7 @@ class WorkerWelcome(NamedTuple):
     version: Release
     epoch: Id
     worker_id: WorkerId
+    lease: LeaseRow = NO_LEASE
 
 
 class Ping(NamedTuple):

@@ -393,6 +393,9 @@ class Worker:
 
     def _on_welcome(self, message: WorkerWelcome, frames: list[Frame], now: int) -> None:
         self._abandon()
+        if not self._session.obeys(*message.lease):
+            self._session.refuse(now)
+            return
         if not self.end_runs():
             log.critical("actions of an earlier session do not end: the worker begins anew")
             self.starts_over = True

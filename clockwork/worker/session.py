@@ -22,10 +22,12 @@ from clockwork.config.worker import (
     HELLO_SETTLED_NS,
 )
 from clockwork.system.clock import now_ns
+from clockwork.takeover.obedience import Leader, Obedience
 from clockwork.wire import codec
 from clockwork.wire.keys import read_peer_keys
 from clockwork.wire.messages import NEVER_NS, PROTOCOL_VERSION, DeviceInfo, WorkerHello
 from clockwork.wire.roles import Role
+from clockwork.wire.telling import printable
 from clockwork.wire.transport import ConnectionEvent, Frame, Transport
 from clockwork.worker.settings import WorkerSettings
 
@@ -49,6 +51,7 @@ class ControllerSession:
         self._hello_pause_ns = 0  # the pause before the next hello if the controller soon lets go again
         self._was_up = False
         self._refusals = 0
+        self._obedience = Obedience()
 
     def send_by(self, deliver: Callable[[bytes, Sequence[Frame]], bool]) -> None:
         """Send messages by `deliver`, native code that owns the socket from now on."""
@@ -120,6 +123,26 @@ class ControllerSession:
                 "the controller let go of this worker %.1f s after it had let it in; hello again in %.2f s",
                 (now - self._welcomed_ns) / 1e9, self._hello_pause_ns / 1e9,
             )  # fmt: skip
+
+    def obeys(self, epoch: int, holder: str, cluster: str) -> bool:
+        """Whether to serve a controller with this lease: not if the worker has heard of a later one.
+
+        An active that was stopped, and taken over meanwhile, does not know it. epoch 0: it has no lease.
+        """
+        leader = Leader(epoch, holder, (), cluster)
+        if epoch and self._obedience.refuses(leader):
+            known = self._obedience.leader
+            log.error(
+                "refused the controller %s at %s: its epoch is %d, and %s has epoch %d",
+                printable(holder), self._endpoint, epoch, printable(known.holder), known.epoch,
+            )  # fmt: skip
+            return False
+        self._obedience.see(leader)
+        return True
+
+    def refuse(self, now: int) -> None:
+        """Serve nobody; another hello follows after the longest pause."""
+        self.end(now + HELLO_PAUSE_MAX_NS)
 
     def begin(self, now: int) -> None:
         """Begin the session: the controller has sent a WorkerWelcome."""

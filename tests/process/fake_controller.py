@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from clockwork.system.wake import WakeDescriptor
@@ -12,6 +12,7 @@ from clockwork.wire import codec
 from clockwork.wire.keys import ControllerKeys
 from clockwork.wire.messages import (
     FROM_CLIENT,
+    NO_LEASE,
     PROTOCOL_VERSION,
     Answer,
     Bye,
@@ -43,9 +44,11 @@ class FakeController:
         keys: ControllerKeys | None = None,
         handle: Callable[[FakeController, bytes, Any, list[Any]], None] | None = None,
         greet: bool = True,
+        lease: Sequence[Any] = NO_LEASE,
     ) -> None:
         self.handle = handle or echo
         self.greet = greet
+        self.lease = lease
         self.received: list[Any] = []
         self.peers: list[bytes] = []
         self._changed = threading.Condition()
@@ -127,7 +130,7 @@ class FakeController:
             self._changed.notify_all()
         if type(message) is ClientHello:
             if self.greet:
-                self.send(identity, ClientWelcome(PROTOCOL_VERSION, "fake", 1))
+                self.send(identity, ClientWelcome(PROTOCOL_VERSION, "fake", 1, self.lease))
         elif identity not in self.peers:
             self.send(identity, HelloNeeded(1))
         elif type(message) is not Bye:

@@ -21,6 +21,7 @@ from clockwork.wire import codec
 from clockwork.wire.messages import (
     FROM_WORKER,
     NEVER_NS,
+    NO_LEASE,
     PROTOCOL_VERSION,
     BundleOffer,
     BundleWanted,
@@ -147,11 +148,15 @@ class SchedulerSide:
 
     # ----- conversations -----------------------------------------------------------------------
 
-    def welcome(self, epoch: int = 1) -> WorkerHello:
+    def welcome(self, epoch: int = 1, lease: Sequence[Any] = NO_LEASE) -> WorkerHello:
         """Accept a worker."""
         hello: WorkerHello = self.expect(WorkerHello)
-        self.send(WorkerWelcome(PROTOCOL_VERSION, __version__, epoch, 7))
+        self.let_in(epoch, lease)
         return hello
+
+    def let_in(self, epoch: int, lease: Sequence[Any]) -> None:
+        """Welcome a worker as a controller with this lease does."""
+        self.send(WorkerWelcome(PROTOCOL_VERSION, __version__, epoch, 7, lease))
 
     def announce(self, model_id: int, package: Package, **options: Any) -> None:
         self.packages[package.digest] = package

@@ -16,7 +16,7 @@ from clockwork.client.loop import LoopClient
 from clockwork.config.client import CLIENT_ENDPOINTS_MAX
 from clockwork.errors import ConfigError, ConnectionLost, DeadlineMissed, RequestTimeout
 from clockwork.launch.local import held_ports
-from clockwork.wire.messages import InferRequest, Query, Unregister
+from clockwork.wire.messages import NO_LEASE, ClientHello, InferRequest, Query, Unregister
 from tests.patience import PATIENCE_S, eventually
 from tests.process.fake_controller import FakeController
 
@@ -102,6 +102,34 @@ def test_a_controller_that_lets_nobody_in_is_passed_over(endpoints: list[str]) -
     ):
         np.testing.assert_array_equal(client.infer("m", X), X)
         assert client.endpoint == endpoints[1]
+
+
+def test_a_controller_that_was_taken_over_is_not_asked(endpoints: list[str]) -> None:
+    """As one does not know that was stopped meanwhile: it lets clients in with the epoch that it had."""
+    first = FakeController(endpoints[0], lease=(2, "first/1", "ours"))
+    with (
+        FakeController(endpoints[1], lease=(1, "stopped/1", "ours")) as stopped,
+        Client(",".join(endpoints), timeout=PATIENCE_S) as client,
+    ):
+        np.testing.assert_array_equal(client.infer("m", X), X)
+        first.close()
+        asking = Asking(lambda: client.infer("m", X))
+        stopped.wait_for(ClientHello)
+        with FakeController(endpoints[0], lease=(3, "third/1", "ours")) as third:
+            np.testing.assert_array_equal(asking.wait(), X)
+            assert len(third.of(InferRequest)) == 1
+        assert stopped.of(InferRequest) == []
+
+
+def test_a_controller_of_another_cluster_and_one_without_a_lease_are_asked(endpoints: list[str]) -> None:
+    first = FakeController(endpoints[0], lease=(2, "first/1", "ours"))
+    with Client(endpoints[0], timeout=PATIENCE_S) as client:
+        np.testing.assert_array_equal(client.infer("m", X), X)
+        first.close()
+        for lease in ((1, "first/1", "another"), NO_LEASE, (1, "first/1", "another")):
+            with FakeController(endpoints[0], lease=lease) as other:
+                np.testing.assert_array_equal(client.infer("m", X), X)
+                assert other.of(InferRequest)
 
 
 def test_calls_from_event_loops_are_asked_again(endpoints: list[str]) -> None:

@@ -22,6 +22,7 @@ from clockwork.wire import codec
 from clockwork.wire.keys import ControllerKeys, write_keys
 from clockwork.wire.messages import (
     NEVER_NS,
+    NO_LEASE,
     PROTOCOL_VERSION,
     Forget,
     Goodbye,
@@ -363,6 +364,26 @@ def test_a_new_controller_numbers_models_anew_and_finds_them_where_they_were(
                 served = Served(second, model)  # which loads it all the same
                 assert second.result(served.send(served.x(0))).status == Status.OK
             assert "lost" in worker.log_text()
+
+
+def test_a_worker_obeys_no_controller_that_was_taken_over(shared_store: Path, side: SchedulerSide) -> None:
+    """As one does not know that was stopped meanwhile: it lets workers in with the epoch that it had."""
+    with running_worker(side.endpoint, shared_store) as worker:
+        side.welcome(1, (5, "new/1", "ours"))
+        side.send(HelloNeeded(2))
+        side.welcome(2, (4, "stopped/1", "ours"))
+        side.send(Ping(1))  # what it sends now is not heard
+        side.send(Load(1, 0, 1, 1, [0], 0, NEVER_NS, 1))
+        side.let_in(3, (5, "new/1", "ours"))
+        side.send(Ping(2))
+        assert side.expect(Pong).sent_ns == 2
+        # Epochs of another cluster are its own, and a controller without a lease is no former one.
+        for epoch, lease in ((4, (1, "new/1", "another")), (5, NO_LEASE)):
+            side.let_in(epoch, lease)
+            side.send(Ping(epoch))
+            assert side.expect(Pong).sent_ns == epoch
+        assert "stopped/1" in worker.log_text()
+        assert "its epoch is 4, and new/1 has epoch 5" in worker.log_text()
 
 
 def test_a_worker_may_start_before_the_controller(shared_store: Path) -> None:

@@ -33,13 +33,13 @@ MAY_IMPORT = {
     "device": ["base", "system", "wire", "formats"],
     # preparation measures on the device itself
     "models": ["base", "system", "wire", "scheduler", "formats", "device"],
-    "client": ["base", "system", "wire", "formats", "models"],
+    "client": ["base", "system", "wire", "takeover", "formats", "models"],
     "workloads": ["base", "system", "wire", "models", "client"],
     "sources": ["base", "system", "wire", "formats"],
     "protocol": ["base", "wire"],
     "repository": ["base", "system", "wire", "formats", "models", "client", "sources", "protocol"],
     "controller": ["base", "system", "wire", "scheduler", "formats", "sources"],
-    "worker": ["base", "system", "wire", "formats", "device", "models"],
+    "worker": ["base", "system", "wire", "takeover", "formats", "device", "models"],
     "gateway": ["base", "system", "wire", "web", "client", "sources", "protocol", "repository"],
     "sim": ["base", "system", "wire", "takeover", "scheduler", "observe", "formats", "workloads", "device"],
     "launch": ["base", "system", "wire", "formats", "client"],
@@ -107,6 +107,9 @@ CONTROLLER = [
     ["process"],
 ]
 """The folders of the controller and the modules beside them; each imports those of earlier lines alone."""
+
+OBEDIENT = ["client", "worker"]
+"""Rooms that import nothing of takeover but its obedience: they neither hold nor claim a lease."""
 
 NO_SOCKETS = ["scheduler", "formats", "workloads", "device", "models", "sim"]
 """Rooms that import no module of wire's that opens a socket."""
@@ -282,6 +285,14 @@ def test_what_decides_of_models_touches_none_of_these_either() -> None:
         if one.importer in PURE_FILES
         and (within(one.target, sorted(impure)) or one.target.split(".")[0] in impure)
     ] == []
+
+
+@pytest.mark.parametrize("room", OBEDIENT)
+def test_peers_of_a_controller_know_of_takeovers_their_obedience_alone(room: str) -> None:
+    used = {one.target for one in IMPORTS if room_of(one.importer) == room}
+    assert {target for target in used if target.startswith("clockwork.takeover")} == {
+        "clockwork.takeover.obedience"
+    }
 
 
 @pytest.mark.parametrize("room", NO_SOCKETS)

@@ -30,6 +30,8 @@ COMMANDS = {
     "probe": "probe",
     "recorder": "recorder",
     "replay": "recorder",
+    "restore": "snapshots",
+    "snapshot": "snapshots",
     "status": "requests",
     "telemetry": "telemetry",
     "top": "top",

@@ -237,6 +237,12 @@ SQLite's opening 40 KiB."""
 
 CATALOG_BUSY_S = 1.0  # Time for which SQLite waits for another process that reads the catalogue
 
+SNAPSHOT_TRIES = 5
+"""Times that a snapshot is begun again because a package was removed while it was written."""
+
+SNAPSHOT_PIECE_BYTES = 1 << 20  # Bytes of a snapshot that are read at a time
+SNAPSHOT_HEAD_BYTES_MAX = 1 << 16  # Largest description at the beginning of a snapshot
+
 POSTGRES_LOCK_S = 3  # Time for which a controller waits for the lock of one that has just ended
 
 POSTGRES_TIMEOUT_S = 5  # Time for PostgreSQL to take a connection, and to end a statement

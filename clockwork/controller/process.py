@@ -15,7 +15,6 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 from clockwork.config import HEARTBEAT_NS, VERSION
 from clockwork.controller._exchange import (
@@ -31,7 +30,7 @@ from clockwork.controller._exchange import (
     WRONG_RESULT,
 )
 from clockwork.controller.catalog.objects import ObjectPackages
-from clockwork.controller.catalog.packages import DirectoryPackages, Packages
+from clockwork.controller.catalog.snapshots import packages_at
 from clockwork.controller.catalog.store import Catalog
 from clockwork.controller.context import COMPLAINTS, Context
 from clockwork.controller.effects import (
@@ -65,7 +64,6 @@ from clockwork.controller.views.views import Views
 from clockwork.errors import ConfigError
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler.types import ModelFault, ModelGone
-from clockwork.sources.objects import store_location
 from clockwork.system.clock import now_ns
 from clockwork.system.limits import descriptor_limit, open_descriptors, raise_descriptor_limit
 from clockwork.system.words import say_count
@@ -87,7 +85,7 @@ class Controller:
         self._scheduler = make_scheduler(settings.policy, settings.memory, settings.options)
         self._recordings = Recordings(settings)
         self.seats = divide(descriptor_limit(), open_descriptors())
-        packages = _place_of_packages(settings)
+        packages = packages_at(settings.data, settings.packages, settings.package_cache)
         self._catalog = Catalog(settings.data, packages, settings.catalog)
         self._catalog.open()
         self._sockets = self._open(settings)
@@ -336,16 +334,6 @@ class Controller:
         self._workers.revoke(revoked, why)
         self._clients.revoke(revoked, why)
         self._sockets.publisher.disconnect_all()
-
-
-def _place_of_packages(settings: ControllerSettings) -> Packages:
-    """Where packages are kept, unopened. Raises ConfigError."""
-    if not settings.packages:
-        return DirectoryPackages(settings.data)
-    location = store_location(settings.packages)
-    if location is not None:
-        return ObjectPackages(location, settings.data, settings.package_cache)
-    return DirectoryPackages(Path(settings.packages), is_own=True)
 
 
 def main(settings: ControllerSettings) -> int:

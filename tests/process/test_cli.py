@@ -532,6 +532,6 @@ def test_python_dash_m_reaches_the_same_program() -> None:
 
 def test_a_package_cache_has_a_least_size() -> None:
     """By the flags themselves: the command asks first for a library of the object store."""
-    PackageFlags("s3://bucket/place", 1 << 20).check()
+    PackageFlags("", "s3://bucket/place", 1 << 20).check()
     with pytest.raises(ConfigError, match="--package-cache of 1 bytes: it is 1048576 bytes or more"):
-        PackageFlags("s3://bucket/place", 1).check()
+        PackageFlags("", "s3://bucket/place", 1).check()

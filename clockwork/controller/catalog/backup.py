@@ -41,6 +41,16 @@ class BackedUpDamage(Exception):
     """The database could be copied, and the copy is damaged."""
 
 
+def copy_database(root: Path, target: Path) -> None:
+    """Copy the catalogue of a data directory, of which a controller may have changes under way, into a new
+    file. Raises OSError."""
+    try:
+        with contextlib.closing(connect(root / FILE)) as source, contextlib.closing(_plain(target)) as copy:
+            source.backup(copy)
+    except sqlite3.Error as error:
+        raise as_os_error(error) from error
+
+
 def back_up(root: Path, pause: Callable[[], None] = lambda: None) -> int:
     """Write the backup anew. Returns the number of the newest change in it. Raises OSError, BackedUpDamage.
 
@@ -49,8 +59,8 @@ def back_up(root: Path, pause: Callable[[], None] = lambda: None) -> int:
     new = root / f".{BACKUP}"
     new.unlink(missing_ok=True)
     try:
-        with contextlib.closing(connect(root / FILE)) as source, contextlib.closing(_plain(new)) as target:
-            source.backup(target)
+        copy_database(root, new)
+        with contextlib.closing(connect(new, is_only_read=True)) as target:
             flaw = find_flaw(target)
             number = 0
             for table in TABLES:
@@ -64,6 +74,9 @@ def back_up(root: Path, pause: Callable[[], None] = lambda: None) -> int:
     except sqlite3.Error as error:
         _remove(new)
         raise as_os_error(error) from error
+    except OSError:
+        _remove(new)
+        raise
     if flaw:
         _remove(new)
         raise BackedUpDamage(flaw)

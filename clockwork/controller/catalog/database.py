@@ -161,16 +161,21 @@ def put(source: Source, statements: Statements, table: Table, row: Row) -> None:
     source.execute(statements.put[table.name], (*row, table.checksum(row)))
 
 
-def migrate(source: Source, statements: Statements, found: int, place: str) -> None:
-    """Bring the schema from number ``found`` to the present one, within the caller's transaction.
-
-    Raises ConfigError where a later release has written it, and the source's errors.
-    """
+def check_schema(found: int, place: str) -> None:
+    """Raise ConfigError where a later release has written a catalogue of schema ``found``."""
     if found > len(MIGRATIONS):
         raise ConfigError(
             f"the catalogue in {place} has schema {found}, this version reads schemas up to {len(MIGRATIONS)}: "
             "a later release has written it"
         )
+
+
+def migrate(source: Source, statements: Statements, found: int, place: str) -> None:
+    """Bring the schema from number ``found`` to the present one, within the caller's transaction.
+
+    Raises ConfigError where a later release has written it, and the source's errors.
+    """
+    check_schema(found, place)
     for migration in MIGRATIONS[found:]:
         for statement in migration:
             source.execute(statement)

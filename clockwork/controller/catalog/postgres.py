@@ -24,6 +24,7 @@ from clockwork.controller.catalog.database import (
     Statements,
     Table,
     Write,
+    check_schema,
     migrate,
     put,
     read_rows,
@@ -62,6 +63,24 @@ def check_url(url: str) -> None:
             f"{_shown(url)} has a password, which every user of the machine can read in arguments: put it into a file "
             "(PGPASSFILE, or ?passfile=FILE) or into PGPASSWORD"
         )
+
+
+def read_postgres(url: str) -> Rows:
+    """Read a catalogue that a controller may be using, as of one moment. Raises ConfigError."""
+    check_url(url)
+    import psycopg
+
+    try:
+        with psycopg.connect(url, connect_timeout=POSTGRES_TIMEOUT_S) as connection:
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            (is_there,) = connection.execute("SELECT to_regclass('about') IS NOT NULL").fetchone() or (False,)
+            if not is_there:
+                raise ConfigError(f"there is no catalogue in {_shown(url)}")
+            about = "SELECT value FROM about WHERE subject = 'schema'"
+            check_schema(schema_number(connection.execute(about).fetchone()), _shown(url))
+            return read_rows(connection, POSTGRES)
+    except psycopg.Error as error:
+        raise ConfigError(f"the catalogue in {_shown(url)} cannot be read: {_text(error)}") from None
 
 
 def _shown(url: str) -> str:

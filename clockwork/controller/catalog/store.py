@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clockwork.config.formats import FORMAT_BYTES_MAX
-from clockwork.controller.catalog.backup import BackupKeeper, Report
+from clockwork.controller.catalog.backup import BackupKeeper, Report, back_up
 from clockwork.controller.catalog.database import (
     ABOUT,
     CHANGES,
@@ -172,6 +172,23 @@ class Catalog:
         if self._keeper is not None:
             self._keeper.note(number, bool(change.packages))
         return number
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody has ever changed the catalogue."""
+        return self._number == 0
+
+    def restore(self, rows: Rows) -> None:
+        """Write the rows of a snapshot into an empty catalogue, all or none. Raises OSError."""
+        assert self._database is not None
+        now_ns = time.time_ns()
+        tables = (VERSIONS, ROUTES, CHANGES)
+        writes = [Write(table, row) for table in tables for row in rows.good[table.name]]
+        self._number = rows.number + 1
+        writes.append(Write(CHANGES, (self._number, now_ns, "clockwork restore", "", "[]")))
+        self._database.begin(writes).sync()
+        if not self._database.has_own_backup:
+            back_up(self.root)
 
     def remove(self, digest: str) -> Steps[None]:
         """Remove a package. Raises OSError; the next start then removes the remains."""

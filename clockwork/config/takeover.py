@@ -38,6 +38,8 @@ WORKER_SEEN_NS = 3 * BEAT_NS  # Silence after which a standby no longer expects 
 RESULTS_KEPT_MAX = 4_096  # Results of requests that nobody has asked again yet
 RESULTS_KEPT_NS = 2_000_000_000  # Time for which such a result is kept
 
+NOTES_NS = 1_000_000_000  # Interval at which an active gives its workers a copy of what it has learnt
+
 # ----- takeover/follower.py --------------------------------------------------------------------
 
 ORDERS_REMEMBERED_MAX = 1_024  # Orders that a worker knows again if they come twice

@@ -7,12 +7,14 @@ from typing import NamedTuple, TypeAlias
 
 from clockwork.config.takeover import BEAT_NS, ORDERS_REMEMBERED_MAX, RESULTS_UNSENT_MAX
 from clockwork.takeover.messages import (
+    NO_NOTES,
     ActiveIs,
     Admitted,
     Beat,
     Deed,
     Heard,
     Holdings,
+    KeepNotes,
     LedOrder,
     Linked,
     OrderEnded,
@@ -48,6 +50,7 @@ class LedWorker:
         self.obedience = Obedience()
         self.prepared = prepared
         self.resident: set[str] = set()
+        self.notes = NO_NOTES  # the newest that an active gave to this worker
         self._controllers = controllers
         self._linked: set[str] = set()
         self._admitted = 0  # epoch of the active that has this worker's report; 0: none on this connection
@@ -88,12 +91,15 @@ class LedWorker:
 
     def _hear(self, heard: Heard) -> None:
         message = heard.message
-        if isinstance(message, LedOrder):
+        if isinstance(message, LedOrder | KeepNotes):
             if self.obedience.refuses(message.leader):
                 self._commands.append(TellPeer(heard.source, Superseded(self.obedience.leader)))
                 return
             self._see(message.leader)
-            self._order(message)
+            if isinstance(message, LedOrder):
+                self._order(message)
+            elif message.notes[:2] > self.notes[:2]:
+                self.notes = message.notes
         elif isinstance(message, Admitted):
             self._see(message.leader)
             if message.leader == self.obedience.leader:
@@ -122,7 +128,8 @@ class LedWorker:
         if address := self._address():
             resident = tuple(sorted(self.resident))
             under_way = tuple(self._under_way.values())
-            self._commands.append(TellPeer(address, Holdings(leader, self.prepared, resident, under_way)))
+            holdings = Holdings(leader, self.prepared, resident, under_way, self.notes)
+            self._commands.append(TellPeer(address, holdings))
 
     def _order(self, order: LedOrder) -> None:
         key = (order.leader.epoch, order.action)

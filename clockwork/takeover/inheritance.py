@@ -15,13 +15,14 @@ from clockwork.config.takeover import (
     SETTLE_NS,
     WORKER_SEEN_NS,
 )
-from clockwork.takeover.messages import Deed, Holdings, OrderEnded, RequestKey
+from clockwork.takeover.messages import NO_NOTES, Deed, Holdings, OrderEnded, RequestKey
 
 
 class Inheritance:
     """The workers of a cluster as a standby sees them, and their reports once it is active."""
 
     def __init__(self) -> None:
+        self.notes = NO_NOTES  # the newest of all reports
         self._seen_ns: dict[str, int] = {}
         self._expected: dict[str, int] = {}  # workers whose reports are awaited, and until when
         self._running: dict[RequestKey, str] = {}  # requests under way, and their workers
@@ -42,6 +43,7 @@ class Inheritance:
     def report(self, worker: str, holdings: Holdings) -> None:
         """Take in a worker's report."""
         self._expected.pop(worker, None)
+        self.notes = max(self.notes, holdings.notes)
         for order in holdings.under_way:
             if order.deed is Deed.INFER and order.request is not None:
                 self._running[order.request] = worker

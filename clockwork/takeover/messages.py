@@ -96,13 +96,33 @@ class LedOrder(NamedTuple):
     request: RequestKey | None  # for INFER
 
 
+class LearntNotes(NamedTuple):
+    """A copy of what an active has learnt of models and devices, which only controllers read."""
+
+    epoch: int
+    serial: int  # of the copies of an epoch; a later copy holds all that an earlier copy does
+    content: bytes
+
+
+NO_NOTES = LearntNotes(0, 0, b"")
+
+
+class KeepNotes(NamedTuple):
+    """Has a worker keep a copy of what the active has learnt, for the next active."""
+
+    leader: Leader
+    notes: LearntNotes
+
+
 class Holdings(NamedTuple):
-    """A worker's report to a new active: the models that it holds, and its orders under way."""
+    """A worker's report to a new active: the models that it holds, its orders under way, and the newest notes
+    that it was given."""
 
     leader: Leader  # the active to which the worker reports
     prepared: tuple[str, ...]
     resident: tuple[str, ...]
     under_way: tuple[LedOrder, ...]
+    notes: LearntNotes = NO_NOTES
 
 
 class Admitted(NamedTuple):
@@ -155,6 +175,7 @@ Message: TypeAlias = (
     | HandOverReady
     | HandedOver
     | LedOrder
+    | KeepNotes
     | Holdings
     | Admitted
     | OrderEnded

@@ -23,6 +23,8 @@ from clockwork.takeover.messages import (
     Deed,
     Heard,
     Holdings,
+    KeepNotes,
+    LearntNotes,
     LedOrder,
     Linked,
     NotActive,
@@ -140,6 +142,23 @@ def test_a_report_that_was_not_confirmed_is_repeated_with_each_beat() -> None:
     assert made.step(Heard("bob", ActiveIs(BOB)), BEAT_NS) == []
 
 
+def notes(epoch: int, serial: int) -> LearntNotes:
+    return LearntNotes(epoch, serial, b"%d/%d" % (epoch, serial))
+
+
+def test_a_worker_keeps_the_newest_notes_for_the_next_active() -> None:
+    made = worker()
+    for serial in (2, 1):  # the first was overtaken
+        assert made.step(Heard("alice", KeepNotes(ALICE, notes(1, serial))), MS) == []
+    [report] = made.step(Heard("bob", ActiveIs(BOB)), MS)
+    assert report == TellPeer("bob", Holdings(BOB, ("model", "other"), (), (), notes(1, 2)))
+    made.step(Heard("bob", KeepNotes(BOB, notes(2, 1))), MS)
+    assert made.step(Heard("alice", KeepNotes(ALICE, notes(1, 3))), MS) == [
+        TellPeer("alice", Superseded(BOB))
+    ]
+    assert made.notes == notes(2, 1)
+
+
 def test_a_worker_reports_over_every_new_connection() -> None:
     made = worker()
     made.step(Unlinked("alice"), MS)
@@ -250,6 +269,14 @@ def test_a_new_active_loads_nothing_before_its_workers_have_reported() -> None:
     assert not inheritance.may_load(begun_ns)
     inheritance.report("far", Holdings(BOB, (), (), ()))
     assert inheritance.may_load(begun_ns)  # left had been silent for too long to be expected
+
+
+def test_the_newest_notes_of_all_reports_are_taken_over() -> None:
+    inheritance = Inheritance()
+    inheritance.begin(0)
+    for name, found in (("left", notes(1, 7)), ("right", notes(2, 1)), ("far", notes(1, 9))):
+        inheritance.report(name, Holdings(BOB, (), (), (), found))
+    assert inheritance.notes == notes(2, 1)
 
 
 def test_it_waits_for_them_for_a_bounded_time() -> None:

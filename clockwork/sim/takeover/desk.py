@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from clockwork.config.takeover import DESK_ORDER_LIMIT_NS
+from clockwork.config.takeover import DESK_ORDER_LIMIT_NS, NOTES_NS
 from clockwork.takeover.inheritance import Inheritance
 from clockwork.takeover.messages import (
     Admitted,
     AskedRequest,
     Deed,
     Holdings,
+    KeepNotes,
+    LearntNotes,
     LedOrder,
     Message,
     NotActive,
@@ -61,12 +63,15 @@ class Desk:
         self._workers: dict[str, _Held] = {}
         self._open: dict[RequestKey, _Request] = {}
         self._actions = 0
+        self._learnt = 0  # results seen, by earlier actives too
+        self._serial = 0
+        self._notes_ns = 0  # time of the next copy for the workers; 0: at the next tick
         self._out: list[TellPeer] = []
 
     def due_ns(self) -> int:
         """Return the time at which tick() is to be called; 0: at none."""
         times = [min(request.limit_ns, request.deadline_ns) for request in self._open.values()]
-        return min(times, default=0)
+        return min(times, default=self._notes_ns)
 
     def take(self) -> list[TellPeer]:
         """Return the messages of the calls since the last time."""
@@ -99,6 +104,20 @@ class Desk:
                 del self._open[key]
             elif now_ns >= request.limit_ns:
                 self._give(key, request, now_ns)
+        self._send_notes(now_ns)
+
+    def _send_notes(self, now_ns: int) -> None:
+        """Give every worker a copy of what was learnt, now and then, once all have reported."""
+        if not self._notes_ns:
+            self._notes_ns = now_ns + NOTES_NS
+        elif now_ns >= self._notes_ns:
+            self._notes_ns = now_ns + NOTES_NS
+            if not self._inheritance.may_load(now_ns):
+                return
+            self._serial += 1
+            notes = LearntNotes(self.leader.epoch, self._serial, self._learnt.to_bytes(8, "big"))
+            for worker in self._workers:
+                self._out.append(TellPeer(worker, KeepNotes(self.leader, notes)))
 
     def step_down(self, leader: Leader) -> None:
         """Answer every open request with NotActive."""
@@ -122,12 +141,14 @@ class Desk:
         if worker not in self._workers:  # a report that is repeated may be older than the orders since
             self._workers[worker] = _Held(holdings)
             self._inheritance.report(worker, holdings)
+            self._learnt = max(self._learnt, int.from_bytes(self._inheritance.notes.content, "big"))
         self._out.append(TellPeer(worker, Admitted(self.leader)))
         self._give_waiting(now_ns)
 
     def _ended(self, worker: str, ended: OrderEnded, now_ns: int) -> None:
         order, held = ended.order, self._workers.get(worker)
         is_own = order.leader == self.leader
+        self._learnt += 1
         if order.deed is Deed.LOAD:
             if held is not None:
                 held.loading.discard(order.model)

@@ -13,7 +13,7 @@ from clockwork.takeover.lease import (
     LeaseReply,
     LeaseTable,
 )
-from clockwork.takeover.messages import AskOutcome, Fate, LedOrder, ToldAnswer
+from clockwork.takeover.messages import AskOutcome, Fate, LearntNotes, LedOrder, ToldAnswer
 from clockwork.takeover.obedience import Leader
 
 LIVENESS_NS = 2_500 * MS
@@ -113,6 +113,14 @@ class Judge:
         key = (worker, epoch, order.action)
         must(key not in self._done, f"{worker} did order {order.action} of epoch {epoch} twice")
         self._done.add(key)
+
+    def noted(self, worker: str, before: LearntNotes, after: LearntNotes) -> None:
+        """A worker keeps other notes than before."""
+        must(after[:2] > before[:2], f"{worker} was given notes {before[:2]}, and keeps {after[:2]}")
+        must(
+            self._plan.kind not in SINGLE or after.content >= before.content,
+            f"{worker} was given notes of {int.from_bytes(before.content)} results, and then of fewer",
+        )
 
     def loaded_again(self, worker: str, model: str) -> None:
         """A worker was ordered to load a model that a worker within reach holds or loads."""

@@ -114,7 +114,7 @@ def _attack(seed: int, draw: random.Random) -> TakeoverPlan:
         target, other = ACTIVE, ""
         if what in (What.KILL, What.STOP):
             target = draw.choices(
-                (ACTIVE, EVERY, *CONTROLLERS, *WORKERS, *CLIENTS), (6, 2, 1, 1, 1, 1, 1, 1, 1, 1)
+                (ACTIVE, EVERY, *CONTROLLERS, *WORKERS, *CLIENTS), (6, 2, 1, 1, 1, 1, 1, 3, 3, 3)
             )[0]
             if what is What.KILL and target in CLIENTS:
                 target = ACTIVE

@@ -57,6 +57,7 @@ from clockwork.takeover.messages import (
     Deed,
     HandOverReady,
     Heard,
+    KeepNotes,
     LedOrder,
     Linked,
     Message,
@@ -298,11 +299,15 @@ class WorkerProcess(Process):
         """Process an event."""
         world = self.world
         if isinstance(event, Heard) and not isinstance(event.message, HandOverReady):
-            if not isinstance(event.message, LedOrder):
+            if not isinstance(event.message, LedOrder | KeepNotes):
                 world.judge.told(self.name, event.message.leader.epoch)
         elif isinstance(event, OrderDone):
             self.loading.discard(event.order.model)
-        for command in self.follower.step(event, local_ns):
+        notes = self.follower.notes
+        commands = self.follower.step(event, local_ns)
+        if self.follower.notes != notes:
+            world.judge.noted(self.name, notes, self.follower.notes)
+        for command in commands:
             if isinstance(command, RunOrder):
                 self._run(command.order)
             else:

@@ -109,8 +109,8 @@ MUTATIONS = (
     Mutation("a controller takes its former life's lease for its own", "contender", "if leader.holder == self.holder and", "if leader.addresses == self.addresses and", kinds=(Kind.ATTACK,)),
     Mutation("a new active tells nobody", "contender", "        self._commands.append(AnnounceLeader(ActiveIs(leader)))\n", ""),
     Mutation("a controller does not answer beats", "contender", "            self._commands.append(TellPeer(source, ActiveIs(known)))", "            pass"),
-    Mutation("a query without a reply is awaited for ever", "contender", "(self._pending and now_ns >= self._pending_limit_ns)", "False", kinds=(Kind.CUT,)),
-    Mutation("a hand-over that its target does not follow goes on for ever", "contender", "            self._end_hand_over(\"the standby did not take the lease in time\")", "            pass", kinds=(Kind.ATTACK,)),
+    Mutation("a query without a reply is awaited for ever", "contender", "self._pending_limit_ns = now_ns + DATABASE_LIMIT_NS", "self._pending_limit_ns = now_ns + 1000 * DATABASE_LIMIT_NS", kinds=(Kind.CUT,)),
+    Mutation("a hand-over that its target does not follow goes on for ever", "contender", "self._hand_over_limit_ns = now_ns + HAND_OVER_LIMIT_NS", "self._hand_over_limit_ns = now_ns + 1000 * HAND_OVER_LIMIT_NS", kinds=(Kind.ATTACK,)),
     # Peers.
     Mutation("a peer believes the last epoch, not the highest", "obedience", "is_same and leader.epoch <= self.leader.epoch", "leader == self.leader", kinds=(Kind.KILL,)),
     Mutation("a peer believes the first epoch for ever", "obedience", "is_same and leader.epoch <= self.leader.epoch", "self.leader.epoch"),

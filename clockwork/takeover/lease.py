@@ -1,8 +1,8 @@
 """The lease, and the transactions on it: what a database has to do for the takeover protocol.
 
 The lease is one row. Every transaction compares the row's epoch before it changes anything. The database's
-clock alone decides whether a lease has expired, so that clocks of controllers need not agree. LeaseTable is
-the reference: a database's own statements have to give the same replies.
+clock alone decides whether a lease has expired, so that clocks of controllers need not agree. row_after()
+decides for every database; LeaseTable keeps the row in memory, and is the reference for their replies.
 
 A lock of the database ends with the connection of its owner. Each is used once: a controller takes a new
 number with each connection and writes it into the row. Two controllers could otherwise share a lock that the
@@ -90,6 +90,39 @@ class LeaseReply(NamedTuple):
     changes: tuple[CatalogChange, ...]  # those after ``since``
 
 
+def row_after(
+    lease: Lease, operation: LeaseOperation, now_ns: int, *, is_free: bool, new_lock: int
+) -> Lease | None:
+    """The row after an operation, for the transaction that has read it; None: the operation is not done.
+
+    A CommitChange that is done leaves the row as it is; the change is made in the same transaction. is_free:
+    whether nobody holds the row's lock. new_lock: a number that no lock had before; where the row has it
+    afterwards, it is locked in the same transaction. now_ns: the database's clock.
+    """
+    if isinstance(operation, ReadLease):
+        return lease
+    expires_ns = now_ns + LEASE_NS
+    if isinstance(operation, ClaimLease):
+        if operation.epoch != lease.leader.epoch:
+            return None
+        is_by_lock = is_free and operation.lock != 0 and operation.lock == lease.lock
+        if now_ns < lease.expires_ns and not is_by_lock:
+            return None
+        return Lease(_next(lease.leader, operation), expires_ns, new_lock)
+    if operation.leader.epoch != lease.leader.epoch or operation.leader.holder != lease.leader.holder:
+        return None
+    if isinstance(operation, RenewLease):
+        return Lease(lease.leader, expires_ns, new_lock if operation.relock else lease.lock)
+    if isinstance(operation, GiveLease):
+        return Lease(_next(lease.leader, operation), expires_ns, 0)
+    return lease
+
+
+def _next(leader: Leader, operation: ClaimLease | GiveLease) -> Leader:
+    """The leader of the epoch after this leader's."""
+    return Leader(leader.epoch + 1, operation.holder, operation.addresses, leader.cluster)
+
+
 class LeaseTable:
     """The lease, the locks and the catalogue's changes in memory, with the transactions on them.
 
@@ -116,43 +149,18 @@ class LeaseTable:
         return free
 
     def _carry_out(self, operation: LeaseOperation, connection: int, now_ns: int) -> bool:
-        if isinstance(operation, ReadLease):
-            return True
-        if isinstance(operation, ClaimLease):
-            return self._claim(operation, connection, now_ns)
         lease = self.lease
-        if operation.leader.epoch != lease.leader.epoch or operation.leader.holder != lease.leader.holder:
+        is_free, new_lock = lease.lock not in self.locks, self._locks_made + 1
+        after = row_after(lease, operation, now_ns, is_free=is_free, new_lock=new_lock)
+        if after is None:
             return False
-        if isinstance(operation, RenewLease):
-            lock = self._lock(connection) if operation.relock else lease.lock
-            self.lease = Lease(lease.leader, now_ns + LEASE_NS, lock)
-        elif isinstance(operation, GiveLease):
-            leader = _next(lease.leader, operation.holder, operation.addresses)
-            self.lease = Lease(leader, now_ns + LEASE_NS, 0)
-        else:
+        if after.lock == new_lock:
+            self._locks_made = new_lock
+            self.locks[new_lock] = connection
+        if isinstance(operation, CommitChange):
             number = len(self.changes) + 1
             change = CatalogChange(number, lease.leader.epoch, operation.key, operation.name, operation.value)
             self.changes.append(change)
             self.values[operation.name] = operation.value
+        self.lease = after
         return True
-
-    def _claim(self, claim: ClaimLease, connection: int, now_ns: int) -> bool:
-        lease = self.lease
-        if claim.epoch != lease.leader.epoch:
-            return False
-        is_free = claim.lock != 0 and claim.lock == lease.lock and claim.lock not in self.locks
-        if now_ns < lease.expires_ns and not is_free:
-            return False
-        leader = _next(lease.leader, claim.holder, claim.addresses)
-        self.lease = Lease(leader, now_ns + LEASE_NS, self._lock(connection))
-        return True
-
-    def _lock(self, connection: int) -> int:
-        self._locks_made += 1
-        self.locks[self._locks_made] = connection
-        return self._locks_made
-
-
-def _next(leader: Leader, holder: str, addresses: tuple[str, ...]) -> Leader:
-    """The leader of the epoch after this leader's."""
-    return Leader(leader.epoch + 1, holder, addresses, leader.cluster)

@@ -72,22 +72,24 @@ def _share(module: types.ModuleType, real: types.ModuleType | None) -> None:
             setattr(module, name, value)
 
 
-COMPARES = "        if operation.leader.epoch != lease.leader.epoch or operation.leader.holder != lease.leader.holder:"
+COMPARES = (
+    "    if operation.leader.epoch != lease.leader.epoch or operation.leader.holder != lease.leader.holder:"
+)
 
 MUTATIONS = (
     # The lease.
-    Mutation("a lease is taken before it expires", "lease", "if now_ns < lease.expires_ns and not is_free:", "if False:", kinds=(Kind.ATTACK,)),
-    Mutation("a takeover does not raise the epoch", "lease", "_next(lease.leader, claim.holder", "_next(lease.leader._replace(epoch=lease.leader.epoch - 1), claim.holder"),
-    Mutation("a hand-over does not raise the epoch", "lease", "_next(lease.leader, operation.holder", "_next(lease.leader._replace(epoch=lease.leader.epoch - 1), operation.holder"),
-    Mutation("a lease is not given up", "lease", "self.lease = Lease(leader, now_ns + LEASE_NS, 0)", "pass"),
-    Mutation("a claim raises the epoch by two", "lease", "_next(lease.leader, claim.holder", "_next(lease.leader._replace(epoch=lease.leader.epoch + 1), claim.holder"),
-    Mutation("a renewal does not compare the epoch", "lease", COMPARES, COMPARES.replace("if ", "if not isinstance(operation, RenewLease) and (").replace(":", "):"), (("self.lease = Lease(lease.leader, now_ns + LEASE_NS, lock)", "self.lease = Lease(operation.leader, now_ns + LEASE_NS, lock)"),)),
+    Mutation("a lease is taken before it expires", "lease", "if now_ns < lease.expires_ns and not is_by_lock:", "if False:", kinds=(Kind.ATTACK,)),
+    Mutation("a takeover does not raise the epoch", "lease", "Lease(_next(lease.leader, operation), expires_ns, new_lock)", "Lease(_next(lease.leader, operation)._replace(epoch=lease.leader.epoch), expires_ns, new_lock)"),
+    Mutation("a hand-over does not raise the epoch", "lease", "Lease(_next(lease.leader, operation), expires_ns, 0)", "Lease(_next(lease.leader, operation)._replace(epoch=lease.leader.epoch), expires_ns, 0)"),
+    Mutation("a lease is not given up", "lease", "Lease(_next(lease.leader, operation), expires_ns, 0)", "lease"),
+    Mutation("a claim raises the epoch by two", "lease", "Lease(_next(lease.leader, operation), expires_ns, new_lock)", "Lease(_next(lease.leader, operation)._replace(epoch=lease.leader.epoch + 2), expires_ns, new_lock)"),
+    Mutation("a renewal does not compare the epoch", "lease", COMPARES, COMPARES.replace("if ", "if not isinstance(operation, RenewLease) and (").replace(":", "):"), (("return Lease(lease.leader, expires_ns, new_lock if", "return Lease(operation.leader, expires_ns, new_lock if"),)),
     Mutation("a change is committed without the epoch's check", "lease", COMPARES, COMPARES.replace("if ", "if not isinstance(operation, CommitChange) and (").replace(":", "):")),
-    Mutation("a change is refused after half of it was done", "lease", "        if operation.leader.epoch !=", "        if isinstance(operation, CommitChange):\n            self.values[operation.name] = operation.value\n        if operation.leader.epoch !="),
+    Mutation("a change is refused after half of it was done", "lease", "        if after is None:", "        if isinstance(operation, CommitChange):\n            self.values[operation.name] = operation.value\n        if after is None:"),
     Mutation("a change is done by half", "lease", "            self.values[operation.name] = operation.value", "            pass"),
-    Mutation("a lock that another start held is believed", "lease", "claim.lock != 0 and claim.lock == lease.lock and claim.lock not in self.locks", "claim.lock != 0", kinds=(Kind.ATTACK,)),
+    Mutation("a lock that another start held is believed", "lease", "is_by_lock = is_free and operation.lock != 0 and operation.lock == lease.lock", "is_by_lock = operation.lock != 0", kinds=(Kind.ATTACK,)),
     Mutation("a lock stays when its connection ends", "lease", "        return free", "        return []"),
-    Mutation("a renewal lasts no longer than before", "lease", "self.lease = Lease(lease.leader, now_ns + LEASE_NS, lock)", "self.lease = Lease(lease.leader, lease.expires_ns, lock)"),
+    Mutation("a renewal lasts no longer than before", "lease", "return Lease(lease.leader, expires_ns, new_lock if", "return Lease(lease.leader, lease.expires_ns, new_lock if"),
     # The contender.
     Mutation("expiry by the standby's own clock", "contender", "remaining_ns = lease.expires_ns - reply.now_ns", "remaining_ns = lease.expires_ns - now_ns"),
     Mutation("an active goes on after it learnt of a higher epoch", "contender", "        if self.role is LeaseRole.ACTIVE:\n            self._step_down(now_ns)\n        return True", "        return True"),

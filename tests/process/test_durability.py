@@ -23,13 +23,14 @@ import pytest
 
 from clockwork.config import SHARE_WHOLE
 from clockwork.config.controller import CHANGES_WAITING_MAX
+from clockwork.controller.catalog.recovery import BACKUP, newest_of
 from clockwork.controller.process import Controller
 from clockwork.controller.registration import registrar
 from clockwork.controller.troubles import TroubleKind
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
-from tests.catalogues import open_catalog
+from tests.catalogues import open_catalog, sql
 from tests.disks import small_disk
 from tests.patience import PATIENCE_NS, eventually
 from tests.process.faulty_disk import Disk, Synced
@@ -499,6 +500,10 @@ def test_a_full_disk_refuses_what_needs_room_and_is_emptied_by_unregistering(
         stage = Stage(stack, data)
         assert type(stage.register("large", bytes(200_000))) is messages.Reply
         before = stage.state()
+        newest = "SELECT max(number) FROM changes"
+        eventually(
+            lambda: sql(data, newest) == [(newest_of(data / BACKUP),)], "the backup needs no more room"
+        )
 
         def fill_up() -> None:
             with open(disk / "filler", "ab", buffering=0) as file, contextlib.suppress(OSError):

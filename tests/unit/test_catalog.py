@@ -28,6 +28,7 @@ from clockwork.formats.checksums import ASIDE, seal, unseal
 from clockwork.formats.durable import run_alone
 from clockwork.formats.package import PackageFile, digest_of, rows_of
 from tests.catalogues import apply, open_catalog, sealed, sql
+from tests.disks import mount, small_disk, small_files
 from tests.patience import eventually
 
 FILES = [PackageFile("model.onnx", 4, hashlib.sha256(b"data").hexdigest())]
@@ -443,3 +444,29 @@ def test_a_damaged_database_does_not_replace_a_good_backup(root: Path) -> None:
 def test_room_is_held_for_removals(root: Path) -> None:
     with open_catalog(root):
         assert (root / RESERVE).stat().st_blocks * 512 >= database.CATALOG_RESERVE_BYTES
+
+
+# ----- disks that refuse -------------------------------------------------------------------------
+
+
+def test_a_read_only_disk_is_a_sentence(root: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 4 << 20) as place:
+        data = Path(shutil.copytree(root, place / "data"))
+        mount(place, "remount,ro")
+        with pytest.raises(ConfigError, match=r"cannot be used: Read-only file system"):
+            Catalog(data).open()
+        mount(place, "remount,rw")
+        assert found_in(data) == ([RECORD], [ROUTE], [])
+
+
+def test_files_that_may_not_grow_refuse_changes_and_take_them_again(root: Path) -> None:
+    with open_catalog(root) as catalog:
+        large = record("n")
+        large.options["origin"] = "x" * 4000
+        with small_files(2 * 4096):
+            with pytest.raises(OSError, match="Input/output error"):
+                apply(catalog, Change(save=[large, record("o")]))
+            with pytest.raises(OSError, match="Input/output error"):
+                apply(catalog, Change(remove=[RECORD]))
+        apply(catalog, Change(save=[record("p")]))
+    assert found_in(root) == ([RECORD, record("p")], [ROUTE], [])

@@ -161,6 +161,31 @@ def put(source: Source, statements: Statements, table: Table, row: Row) -> None:
     source.execute(statements.put[table.name], (*row, table.checksum(row)))
 
 
+class Before(NamedTuple):
+    """A row before a change; None: it was not there."""
+
+    table: Table
+    key: Row
+    row: Row | None
+
+
+def before(source: Source, statements: Statements, write: Write) -> Before:
+    """The row that a write is about to change. Raises the source's errors."""
+    table, row, is_removal = write
+    key = row if is_removal else table.key(row)
+    found = source.execute(statements.get[table.name], key).fetchone()
+    return Before(table, key, None if found is None else tuple(found[:-1]))
+
+
+def undo(source: Source, statements: Statements, rows: Sequence[Before]) -> None:
+    """Put rows back, within the caller's transaction. Raises the source's errors."""
+    for table, key, row in reversed(rows):
+        if row is None:
+            source.execute(statements.remove[table.name], key)
+        else:
+            put(source, statements, table, row)
+
+
 def check_schema(found: int, place: str) -> None:
     """Raise ConfigError where a later release has written a catalogue of schema ``found``."""
     if found > len(MIGRATIONS):
@@ -337,7 +362,8 @@ class SqliteDatabase:
         kind tells damage."""
         self._root = root
         self._open: Commit | None = None
-        self._is_owed = False  # whether a commit whose end is not known may be in the log
+        self._before: list[Before] = []  # rows before the open transaction
+        self._owed: list[Before] | None = None  # the same of a refused commit that may be in the log
         self._is_torn = (
             False  # whether frames of a failed transaction are in the log: a start must not see rot
         )
@@ -367,14 +393,9 @@ class SqliteDatabase:
         self._connection.close()
 
     def begin(self, changes: Sequence[Write]) -> Commit:
-        if self._is_owed:
-            self._settle()
         if self._open is None:
-            try:
-                self._connection.execute("BEGIN IMMEDIATE")
-            except sqlite3.Error as error:
-                raise as_os_error(error) from error
-            self._open = Commit(self)
+            self._start()
+            self._open, self._before = Commit(self), []
         commit = self._open
         commit.changes.append(changes)
         try:
@@ -397,7 +418,7 @@ class SqliteDatabase:
         commit.error = as_os_error(error)
         self._is_torn = True
         if code_of(error) not in _WHOLE:
-            self._is_owed = True
+            self._owed = self._before
             try:
                 self._settle()
             except OSError as second:
@@ -433,8 +454,34 @@ class SqliteDatabase:
                 ) from error
             raise
 
+    def _start(self) -> None:
+        """Begin a transaction, over a new connection if the present one cannot. Raises OSError."""
+        try:
+            if self._owed is not None:
+                self._settle()
+            self._connection.execute("BEGIN IMMEDIATE")
+        except (sqlite3.Error, OSError):
+            try:
+                self._connect_anew()
+                self._connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.Error as error:
+                raise as_os_error(error) from error
+
+    def _connect_anew(self) -> None:
+        """Connect again: a lock that could not be given back is held until then.
+
+        A refused commit that is found in the log is undone. Raises sqlite3.Error."""
+        self._connection.close()
+        self._connection = self._connect()
+        if self._owed is not None:
+            with transaction(self._connection):
+                undo(self._connection, SQLITE, self._owed)
+            self._owed = None
+
     def _write(self, changes: Iterable[Write]) -> None:
-        for table, row, is_removal in changes:
+        for write in changes:
+            self._before.append(before(self._connection, SQLITE, write))
+            table, row, is_removal = write
             if is_removal:
                 self._connection.execute(SQLITE.remove[table.name], row)
             else:
@@ -476,7 +523,7 @@ class SqliteDatabase:
                 put(self._connection, SQLITE, ABOUT, ("settled", secrets.token_hex(8)))
         except sqlite3.Error as error:
             raise as_os_error(error) from error
-        self._is_owed = False
+        self._owed = None
 
     def _tidy(self) -> None:
         """Write the log back once it is long, and keep the reserve. Neither is part of a change."""

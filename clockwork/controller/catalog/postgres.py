@@ -12,23 +12,24 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from clockwork.config.controller import CATALOG_CHANGES_KEPT, POSTGRES_LOCK_S, POSTGRES_TIMEOUT_S
 from clockwork.controller.catalog.database import (
     CHANGES,
+    Before,
     Commit,
-    Row,
     Rows,
     Statements,
-    Table,
     Write,
+    before,
     check_schema,
     migrate,
     put,
     read_rows,
     schema_number,
+    undo,
 )
 from clockwork.errors import ConfigError
 from clockwork.formats.durable import NotUndone
@@ -92,14 +93,6 @@ def _shown(url: str) -> str:
     return "a URL that cannot be read"
 
 
-class _Before(NamedTuple):
-    """A row before a change; None: it was not there."""
-
-    table: Table
-    key: Row
-    row: Row | None
-
-
 class PostgresDatabase:
     """A catalogue in PostgreSQL, of which this controller has the lock."""
 
@@ -116,8 +109,8 @@ class PostgresDatabase:
         self._open: Commit | None = None
         self._number = 0  # of the newest change that is known to hold
         self._begun: list[int] = []  # numbers of the changes of the open transaction
-        self._before: list[_Before] = []  # rows before the open transaction
-        self._unknown: tuple[int, list[_Before]] | None = None
+        self._before: list[Before] = []  # rows before the open transaction
+        self._unknown: tuple[int, list[Before]] | None = None
         """A commit that was refused and may hold: its newest number, and the rows before it."""
         try:
             self._connect()
@@ -226,22 +219,17 @@ class PostgresDatabase:
             self._unknown = unknown
             raise
 
-    def _undo(self, number: int, before: Sequence[_Before]) -> None:
+    def _undo(self, number: int, rows: Sequence[Before]) -> None:
         """Put back what a commit has changed that was refused."""
         self._execute("BEGIN")
-        for table, key, row in reversed(before):
-            if row is None:
-                self._execute(POSTGRES.remove[table.name], key)
-            else:
-                put(self._live(), POSTGRES, table, row)
+        undo(self._live(), POSTGRES, rows)
         self._execute("COMMIT")
         self._number = self._newest()
 
     def _write(self, changes: Sequence[Write]) -> None:
-        for table, row, is_removal in changes:
-            key = row if is_removal else table.key(row)
-            found = self._execute(POSTGRES.get[table.name], key).fetchone()
-            self._before.append(_Before(table, key, None if found is None else tuple(found[:-1])))
+        for write in changes:
+            self._before.append(before(self._live(), POSTGRES, write))
+            table, row, is_removal = write
             if is_removal:
                 self._execute(POSTGRES.remove[table.name], row)
                 continue

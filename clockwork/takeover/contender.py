@@ -26,6 +26,7 @@ from clockwork.config.takeover import (
     DATABASE_LIMIT_NS,
     DATABASE_RETRY_NS,
     HAND_OVER_LIMIT_NS,
+    LEASE_NS,
     LOOK_NS,
     RENEW_NS,
     RETURN_GRACE_NS,
@@ -208,6 +209,8 @@ class Contender:
         self._is_settled = False  # the holder has had its time to renew since the database came back
         self._settling = (0, 0)  # epoch and expiry of the lease when it came back
         self._settles_ns = 0
+        self._seen = (0, 0)  # epoch and expiry of the lease as they were last seen to change
+        self._seen_ns = 0
         self._awaited = 0  # the lock that is awaited; 0: none
         self._freed = 0  # the lock that was last said to be free
         self._offer: tuple[str, HandOverOffer] | None = None
@@ -367,7 +370,7 @@ class Contender:
         if not self._is_settled:
             return
         remaining_ns = lease.expires_ns - reply.now_ns
-        if remaining_ns <= 0:
+        if remaining_ns <= 0 or self._is_forgotten(lease, remaining_ns, now_ns):
             self._claim(0, now_ns)
             return
         self._query_ns = min(self._query_ns, now_ns + remaining_ns)
@@ -375,6 +378,13 @@ class Contender:
             self._awaited = lease.lock
             self._commands.append(AwaitLock(lease.lock))
         self._claim_if_freed(now_ns)
+
+    def _is_forgotten(self, lease: Lease, remaining_ns: int, now_ns: int) -> bool:
+        """Whether nobody renews a lease that lasts too long, because the database's clock was set back."""
+        seen = (lease.leader.epoch, lease.expires_ns)
+        if seen != self._seen:
+            self._seen, self._seen_ns = seen, now_ns
+        return remaining_ns > LEASE_NS and now_ns - self._seen_ns >= LEASE_NS
 
     def _claim_if_freed(self, now_ns: int) -> None:
         if self.role is LeaseRole.STANDBY and self._freed and self._freed == self._lease.lock:

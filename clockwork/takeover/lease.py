@@ -105,8 +105,10 @@ def row_after(
     if isinstance(operation, ClaimLease):
         if operation.epoch != lease.leader.epoch:
             return None
+        # No renewal makes it last longer than LEASE_NS: the database's clock was set back since the last one.
+        is_over = now_ns >= lease.expires_ns or lease.expires_ns - now_ns > LEASE_NS
         is_by_lock = is_free and operation.lock != 0 and operation.lock == lease.lock
-        if now_ns < lease.expires_ns and not is_by_lock:
+        if not is_over and not is_by_lock:
             return None
         return Lease(_next(lease.leader, operation), expires_ns, new_lock)
     if operation.leader.epoch != lease.leader.epoch or operation.leader.holder != lease.leader.holder:

@@ -78,7 +78,9 @@ COMPARES = (
 
 MUTATIONS = (
     # The lease.
-    Mutation("a lease is taken before it expires", "lease", "if now_ns < lease.expires_ns and not is_by_lock:", "if False:", kinds=(Kind.ATTACK,)),
+    Mutation("a lease is taken before it expires", "lease", "if not is_over and not is_by_lock:", "if False:", kinds=(Kind.ATTACK,)),
+    Mutation("a database whose clock was set back keeps a lease", "lease", " or lease.expires_ns - now_ns > LEASE_NS", "", kinds=(Kind.SET_BACK,)),
+    Mutation("a standby waits for a clock that was set back", "contender", "return remaining_ns > LEASE_NS and", "return False and", kinds=(Kind.SET_BACK,)),
     Mutation("a takeover does not raise the epoch", "lease", "Lease(_next(lease.leader, operation), expires_ns, new_lock)", "Lease(_next(lease.leader, operation)._replace(epoch=lease.leader.epoch), expires_ns, new_lock)"),
     Mutation("a hand-over does not raise the epoch", "lease", "Lease(_next(lease.leader, operation), expires_ns, 0)", "Lease(_next(lease.leader, operation)._replace(epoch=lease.leader.epoch), expires_ns, 0)"),
     Mutation("a lease is not given up", "lease", "Lease(_next(lease.leader, operation), expires_ns, 0)", "lease"),
@@ -98,7 +100,7 @@ MUTATIONS = (
     Mutation("an active serves on after it stepped down", "contender", "        self._commands.append(StepDown(self.leader))\n", ""),
     Mutation("a standby awaits no lock", "contender", "            self._commands.append(AwaitLock(lease.lock))", "            pass"),
     Mutation("a standby leaves the holder no time to renew", "contender", "now_ns + RETURN_GRACE_NS if lease.leader.holder else now_ns", "now_ns", kinds=(Kind.AWAY,)),
-    Mutation("a standby never claims an expired lease", "contender", "        if remaining_ns <= 0:\n            self._claim(0, now_ns)\n            return\n", ""),
+    Mutation("a standby never claims an expired lease", "contender", "if remaining_ns <= 0 or self", "if self"),
     Mutation("a standby does not follow the catalogue", "contender", "        self._apply(reply.changes)\n", "        if self.role is LeaseRole.ACTIVE:\n            self._apply(reply.changes)\n"),
     Mutation("an active does not read what was committed without a reply", "contender", "        self._apply(reply.changes)\n", "        if self.role is LeaseRole.STANDBY or commit is not None:\n            self._apply(reply.changes[-1:])\n"),
     Mutation("a change is acknowledged before its transaction", "contender", "        self._commands.append(QueryLease(self._serial, commit))", "        self._commands.append(QueryLease(self._serial, commit))\n        self._commands.append(ChangeEnded(asked.key, Fate.DONE))"),

@@ -29,6 +29,7 @@ FIRST_ANSWER_MS = {
     Kind.KILL: (100, 300),
     Kind.STOP: (1_500, 1_500),
     Kind.CUT: (1_500, 1_500),
+    Kind.SET_BACK: (1_500, 1_500),
     Kind.HAND_OVER: (100, 300),
 }
 """Largest median and 99th percentile of the first answer through the new active."""

@@ -125,6 +125,20 @@ def test_a_standby_claims_a_lease_that_has_expired_by_the_databases_clock() -> N
     assert commands == [ApplyChanges((CHANGE,)), Activate(BOB, 1), AnnounceLeader(ActiveIs(BOB))]
 
 
+def test_a_standby_claims_a_lease_that_nobody_renews_after_the_databases_clock_was_set_back() -> None:
+    bob = standby()
+    hour_ns = 3_600_000 * MS
+    began_ns = 2 * LOOK_NS
+    for now_ns in range(began_ns, began_ns + LEASE_NS, LOOK_NS):
+        read = query_of(bob.step(TimeCame(), now_ns))
+        old = LeaseReply(True, Lease(ALICE, DATABASE_NS, 1), DATABASE_NS - hour_ns + now_ns, ())
+        assert bob.step(DatabaseReplied(read.serial, old), now_ns) == []
+    now_ns = began_ns + LEASE_NS
+    read = query_of(bob.step(TimeCame(), now_ns))
+    claim = query_of(bob.step(DatabaseReplied(read.serial, old), now_ns))
+    assert isinstance(claim.operation, ClaimLease)
+
+
 def test_a_standby_claims_at_once_when_the_holders_lock_is_free() -> None:
     bob = standby()
     claim = query_of(bob.step(LockFreed(1), LOOK_NS + MS))

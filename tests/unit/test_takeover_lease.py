@@ -41,6 +41,13 @@ def test_a_lease_holds_until_it_expires_by_the_databases_clock() -> None:
     assert reply.lease.expires_ns == 2 * LEASE_NS
 
 
+def test_a_clock_that_is_set_back_does_not_make_a_lease_hold_longer() -> None:
+    table = claimed()
+    reply = table.execute(bobs_claim(), BOBS, -1)
+    assert reply.is_done
+    assert reply.lease.expires_ns == LEASE_NS - 1
+
+
 def test_a_renewal_makes_it_hold_longer_even_after_it_has_expired() -> None:
     table = claimed()
     assert table.execute(RenewLease(ALICE, False, 0), ALICES, 5 * LEASE_NS).is_done

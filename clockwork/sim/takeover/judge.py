@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clockwork.config.takeover import LEASE_NS
 from clockwork.sim.takeover.plan import LATE_MODEL, MS, SECOND, SINGLE, TAKEN_OVER, Kind, TakeoverPlan
 from clockwork.takeover.lease import (
     CatalogChange,
@@ -16,9 +17,10 @@ from clockwork.takeover.lease import (
 from clockwork.takeover.messages import AskOutcome, Fate, LearntNotes, LedOrder, ToldAnswer
 from clockwork.takeover.obedience import Leader
 
-LIVENESS_NS = 2_500 * MS
+LIVENESS_NS = 3_000 * MS
 """Time after the last disturbance from which each request must be served: a standby leaves the lease to its
-holder for a second, and an active waits a second for reports before it has a model loaded."""
+holder for a second, and as long again if the database's clock was set back; and an active waits a second for
+reports before it has a model loaded."""
 
 LATE_NS = 5 * MS  # How late an outcome may come: the clock of a client may be slower than the world's
 CHANGE_ANSWER_NS = 1_100 * MS  # Time within which a change is answered by a process that runs
@@ -26,11 +28,12 @@ FIRST_ANSWER_NS = {
     Kind.KILL: 300 * MS,
     Kind.STOP: 1_500 * MS,
     Kind.CUT: 1_500 * MS,
+    Kind.SET_BACK: 1_500 * MS,
     Kind.HAND_OVER: 1_100 * MS,
 }
 """Time from a disturbance to the first answer through the new active."""
 
-SLOWEST_NS = {Kind.KILL: 300 * MS, Kind.STOP: 1_500 * MS, Kind.CUT: 1_500 * MS, Kind.HAND_OVER: 50 * MS}
+SLOWEST_NS = FIRST_ANSWER_NS | {Kind.HAND_OVER: 50 * MS}
 """Longest time for which a request waits that is asked again."""
 
 
@@ -189,7 +192,8 @@ class Judge:
                 f"the lease went from epoch {before.leader.epoch} to {after.leader.epoch}",
             )
             is_given = isinstance(operation, GiveLease) and operation.leader == before.leader
-            is_due = reply.now_ns >= before.expires_ns or not is_holder_locked
+            left_ns = before.expires_ns - reply.now_ns
+            is_due = not 0 < left_ns <= LEASE_NS or not is_holder_locked
             must(
                 is_given or (isinstance(operation, ClaimLease) and is_due),
                 f"{after.leader.holder} took a lease that {before.leader.holder} held",

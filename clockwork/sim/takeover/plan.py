@@ -27,11 +27,12 @@ class Kind(enum.Enum):
     CUT = "cut"  # the active reaches nobody for a while
     HAND_OVER = "hand-over"
     AWAY = "database away"
+    SET_BACK = "clock set back"  # the database's, by an hour, while the active stops
     BREAK = "connections break"  # those of the active to its peers
     ATTACK = "attack"  # several of everything
 
 
-TAKEN_OVER = (Kind.KILL, Kind.STOP, Kind.CUT, Kind.HAND_OVER)
+TAKEN_OVER = (Kind.KILL, Kind.STOP, Kind.CUT, Kind.HAND_OVER, Kind.SET_BACK)
 """Kinds with a single disturbance, after which another controller is active."""
 
 SINGLE = (*TAKEN_OVER, Kind.AWAY, Kind.BREAK)
@@ -49,6 +50,7 @@ class What(enum.Enum):
     SLOW = "database slow"
     LOSSY = "lossy links"
     BREAK = "connections break"
+    CLOCK = "database clock"
 
 
 class Disruption(NamedTuple):
@@ -59,7 +61,9 @@ class Disruption(NamedTuple):
     target: str
     other: str  # the other end of a link that is cut; "": all links of the target
     lasts_ns: int
-    hangs: bool  # for AWAY: the database does not even refuse; for SLOW: it often answers too late
+    hangs: bool
+    """For AWAY: the database does not even refuse. For SLOW: it often answers too late. For CLOCK: its clock
+    is set back, not forward, by ``lasts_ns``."""
 
     def __str__(self) -> str:
         other = f" from {self.other}" if self.other else ""
@@ -91,14 +95,25 @@ def make_plan(seed: int, kind: Kind) -> TakeoverPlan:
         return _attack(seed, draw)
     at_ns = 1_500 * MS + draw.randrange(600 * MS)
     lasts_ns = 1_500 * MS + draw.randrange(1_000 * MS)
+    others: tuple[Disruption, ...] = ()
     if kind is Kind.AWAY:
         single = Disruption(at_ns, What.AWAY, DATABASE, "", lasts_ns, draw.random() < 0.5)
+    elif kind is Kind.SET_BACK:
+        single = Disruption(at_ns, What.STOP, ACTIVE, "", lasts_ns, False)
+        others = (Disruption(at_ns, What.CLOCK, DATABASE, "", 3_600 * SECOND, True),)
     else:
-        what = What(kind.value)
-        single = Disruption(at_ns, what, ACTIVE, "", lasts_ns, False)
+        single = Disruption(at_ns, What(kind.value), ACTIVE, "", lasts_ns, False)
     # The end of the disturbance is a second chance to go wrong: a stopped active wakes up.
     return TakeoverPlan(
-        seed, kind, (single,), at_ns + lasts_ns, at_ns + lasts_ns + SECOND, 2 * MS, False, 2 * SECOND, 200
+        seed,
+        kind,
+        (single, *others),
+        at_ns + lasts_ns,
+        at_ns + lasts_ns + SECOND,
+        2 * MS,
+        False,
+        2 * SECOND,
+        200,
     )
 
 
@@ -110,7 +125,7 @@ def _attack(seed: int, draw: random.Random) -> TakeoverPlan:
         lasts_ns = min(
             draw.choice((20, 200, 600, 1_200, 2_500)) * MS + draw.randrange(500 * MS), quiet_ns - at_ns
         )
-        what = draw.choices(list(What), (4, 4, 5, 3, 2, 3, 3, 1))[0]
+        what = draw.choices(list(What), (4, 4, 5, 3, 2, 3, 3, 1, 2))[0]
         target, other = ACTIVE, ""
         if what in (What.KILL, What.STOP):
             target = draw.choices(
@@ -122,13 +137,14 @@ def _attack(seed: int, draw: random.Random) -> TakeoverPlan:
             target = draw.choice((ACTIVE, ACTIVE, *CONTROLLERS, *WORKERS))
             others = ("", DATABASE, *WORKERS, *CLIENTS) if target not in WORKERS else ("", *CONTROLLERS)
             other = draw.choice(others)
-        elif what in (What.AWAY, What.SLOW):
+        elif what in (What.AWAY, What.SLOW, What.CLOCK):
             target = DATABASE
+            lasts_ns *= draw.choice((1, 1_000)) if what is What.CLOCK else 1
         disruptions.append(Disruption(at_ns, what, target, other, lasts_ns, draw.random() < 0.5))
     disruptions += draw.choice(((), (), _late_renewal(draw), _late_claim(draw)))
     disruptions.sort(key=lambda disruption: disruption.at_ns)
     return TakeoverPlan(
-        seed, Kind.ATTACK, tuple(disruptions), quiet_ns, quiet_ns + 3_500 * MS,
+        seed, Kind.ATTACK, tuple(disruptions), quiet_ns, quiet_ns + 4_000 * MS,
         draw.choice((2, 20, 200)) * MS, draw.random() < 0.5, 50 * MS, draw.choice((0, 200, 5_000)),
     )  # fmt: skip
 

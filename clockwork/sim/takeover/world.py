@@ -756,6 +756,8 @@ class TakeoverWorld:
             for pair in self._links:
                 if target in pair:
                     self._reset(*pair)
+        elif what is What.CLOCK:
+            self._database_offset_ns += disruption.lasts_ns * (-1 if disruption.hangs else 1)
         elif what is What.SLOW:
             slow_ns = 300 * MS if disruption.hangs else 110 * MS
             self._slow_database.append(slow_ns)

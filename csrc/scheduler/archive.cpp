@@ -105,7 +105,20 @@ void LoadTimes::archive(Archive& archive) {
 
 void LoadEstimates::archive(Archive& archive) {
     archive.table(times_, [&](LoadTimes& times) { archive(times); });
-    archive(ratios_, ratio_, page_ns_);
+    archive(ratios_, ratio_, page_ns_, unseeded_);
+}
+
+void PageTimes::archive(Archive& archive) {
+    archive.within<std::uint32_t>(count_, 0, SAMPLES_MAX);
+    archive.within<std::uint32_t>(next_, 0, SAMPLES_MAX - 1);
+    for (std::uint32_t place = 0; place < count_; ++place) {
+        archive(samples_[place].page_count, samples_[place].ns);
+        Archive::need(samples_[place].page_count > 0 && samples_[place].ns > 0, "a time of pages is not positive");
+    }
+    archive(newest_ns_);
+    if (archive.is_reading() && count_ > 0) {
+        fit();
+    }
 }
 
 void Estimates::archive(Archive& archive) {

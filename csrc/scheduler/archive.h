@@ -24,7 +24,7 @@
 
 namespace clockwork {
 
-inline constexpr std::uint32_t STATE_FORMAT = 30;
+inline constexpr std::uint32_t STATE_FORMAT = 31;
 
 class State;
 

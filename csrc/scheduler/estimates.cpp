@@ -625,7 +625,8 @@ Ns LoadEstimates::hoped_ns(const LoadTimes& own, Ns seed_ns, std::uint32_t page_
 }
 
 bool LoadEstimates::is_raised(const LoadTimes& own, Ns seed_ns) const {
-    return is_raised_window(ratios_, 1000) || is_raised_window(page_ns_, 0) || is_raised_window(own.window, seed_ns);
+    return unseeded_.is_raised() || is_raised_window(ratios_, 1000) || is_raised_window(page_ns_, 0) ||
+           is_raised_window(own.window, seed_ns);
 }
 
 void LoadEstimates::forget_stale(LoadTimes& own, Ns seed_ns, Ns now) {
@@ -633,6 +634,7 @@ void LoadEstimates::forget_stale(LoadTimes& own, Ns seed_ns, Ns now) {
         ratio_ = 1000;
     }
     reset_stale(page_ns_, 0, now);
+    unseeded_.forget_stale(now);
     if (reset_stale(own.window, seed_ns, now)) {
         own.ns = own.window.robust();
     }
@@ -652,7 +654,9 @@ void LoadEstimates::measure(LoadTimes& own, Ns seed_ns, std::uint32_t page_count
         ratios_.fall();
         ratio_ = std::min<Ns>(std::max<Ns>(ratios_.robust(), 500), 4000);
     }
-    if (page_count > 0) {
+    if (seed_ns == 0) {
+        unseeded_.add(page_count, ns, now);
+    } else if (page_count > 0) {
         page_ns_.push(ns / page_count, ns, now);
         page_ns_.fall();
     }

@@ -27,6 +27,7 @@
 
 #include "scheduler/archive.h"
 #include "scheduler/neighbours.h"
+#include "scheduler/page_times.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -369,6 +370,9 @@ struct LoadTimes {
 // Load times on one device kind: each program has its own window once a model of it was loaded, and its
 // profile before. Workers may hold one model differently, bound or packed, in another number of pages.
 //
+// Actions that have no profile, FETCHes among them, are predicted from the last ones by their pages
+// (page_times.h) until one of the same program and size has ended.
+//
 // The ratio of loads to their profiles is kept for the whole kind (in thousandths), so that the first load of
 // the hundredth program already accounts for a machine that is slower than it was.
 class LoadEstimates {
@@ -401,13 +405,19 @@ public:
 private:
     // Returns the expected duration for a program of which no model was ever loaded.
     Ns first_ns(Ns seed_ns, std::uint32_t page_count) const {
-        return seed_ns > 0 ? seed_ns * ratio_ / 1000 : page_ns_.empty() ? 0 : page_ns_.robust() * page_count;
+        if (seed_ns > 0) {
+            return seed_ns * ratio_ / 1000;
+        }
+        return !unseeded_.empty() ? unseeded_.expected_ns(page_count)
+               : page_ns_.empty() ? 0
+                                  : page_ns_.robust() * page_count;
     }
 
     std::unordered_map<std::uint64_t, LoadTimes> times_;
     Window ratios_;
-    Ns ratio_ = 1000;  // estimate of the ratio, in thousandths
-    Window page_ns_;
+    Ns ratio_ = 1000;     // estimate of the ratio, in thousandths
+    Window page_ns_;      // of actions with a profile
+    PageTimes unseeded_;  // of actions without
 };
 
 // All estimates, by device kind. Estimates that no model uses are dropped.

@@ -20,7 +20,7 @@ ORDER = [
     ["decay"],
     ["lateness"],
     ["link", "inputs", "predictions", "margin"],
-    ["neighbours"],
+    ["neighbours", "page_times"],
     ["estimates", "demand", "shares"],
     ["link_shares"],
     ["busy", "lead", "weights", "scheduler"],
@@ -56,6 +56,7 @@ SOURCES_OF = {
     "stores": "arenas", "archive": "dispatcher", "workers": "dispatcher", "view": "dispatcher", "policies": "dispatcher",
     # these sources work on all records, so they name them
     "records": "machines", "demand": "machines", "shares": "machines",
+    "page_times": "estimates",
     "link_shares": "state",
 }  # fmt: skip
 """For a source without a header of its own, or with wider work, the header whose place it has."""

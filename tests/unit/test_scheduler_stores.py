@@ -170,6 +170,74 @@ def test_edf_keeps_what_a_plan_needs() -> None:
     assert [one.model_id for one in story.sent if isinstance(one, SendDrop)] == [2]
 
 
+# ----- how long a FETCH takes -----------------------------------------------------------------
+
+
+class FetchStory(StoreStory):
+    """Models of any size come to worker 1, and are copied to worker 2 at once."""
+
+    def __init__(self) -> None:
+        super().__init__({1: [], 2: []}, count=0, room=200, pages=64)
+
+    def fetch(self, pages: int) -> Any:
+        """The FETCH of a new model of so many pages, of a program of its own."""
+        self.count += 1
+        told = spec(self.count, runs=(pages,))
+        orders = self(ModelReady(self.now, 2, told, False))
+        orders += self(ModelReady(self.now, 1, told, True))
+        [fetch] = [order for order in orders if isinstance(order, SendFetch)]
+        return fetch
+
+
+def test_a_fetch_is_predicted_by_a_fixed_time_and_a_time_for_each_page() -> None:
+    story = FetchStory()
+    for pages in (1, 2, 1, 4, 3):
+        story.end(story.fetch(pages), 20 + 3 * pages)
+    for pages in (1, 2, 8, 40):
+        fetch = story.fetch(pages)
+        assert fetch.expected_ns == pytest.approx((20 + 3 * pages) * MS, rel=1e-3)
+        story.end(fetch, 20 + 3 * pages)
+
+
+def test_fetches_of_one_size_say_nothing_of_a_fixed_time() -> None:
+    story = FetchStory()
+    for _ in range(3):
+        story.end(story.fetch(2), 12)
+    assert story.fetch(4).expected_ns == 24 * MS
+
+
+def test_a_few_fetches_that_stalled_do_not_count() -> None:
+    story = FetchStory()
+    for count in range(16):
+        pages = 1 + count % 4
+        story.end(story.fetch(pages), 20 + 3 * pages + (500 if count % 5 == 2 else 0))
+    assert story.fetch(10).expected_ns == pytest.approx(50 * MS, rel=0.05)
+
+
+def test_a_link_that_was_slow_is_not_thought_so_for_ever() -> None:
+    story = FetchStory()
+    for pages in (1, 2, 3, 4):
+        story.end(story.fetch(pages), 20 + 3 * pages)
+    for pages in (1, 2, 3, 4, 5, 6, 7, 8):
+        story.end(story.fetch(pages), 10 * (20 + 3 * pages))
+    slow = story.fetch(10)
+    assert slow.expected_ns > 300 * MS
+    story.end(slow, 500)
+    story.now += 4 * SECOND  # in which nothing is fetched
+    story.request(1, 500)
+    assert story.fetch(10).expected_ns == pytest.approx(50 * MS, rel=1e-3)
+
+
+def test_only_the_last_fetches_count() -> None:
+    story = FetchStory()
+    for pages in (1, 2, 3, 4):
+        story.end(story.fetch(pages), 100 * pages)
+    for count in range(16):
+        pages = 1 + count % 4
+        story.end(story.fetch(pages), 20 + 3 * pages)
+    assert story.fetch(10).expected_ns == pytest.approx(50 * MS, rel=1e-3)
+
+
 # ----- copies ---------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -103,6 +104,8 @@ def running_postgres() -> Iterator[PostgresServer]:
     pytest.importorskip("psycopg", reason="psycopg is not installed ([postgres])")
     if _programs() is None:
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+    if os.geteuid() == 0 and "postgres" not in {entry.pw_name for entry in pwd.getpwall()}:
+        pytest.skip("PostgreSQL refuses to run as root, and there is no user postgres")
     with tempfile.TemporaryDirectory(prefix="pg") as directory:  # short: a socket's path has 107 bytes
         place = Path(directory)
         if os.geteuid() == 0:

@@ -176,6 +176,8 @@ def test_a_controller_serves_from_it_and_is_found_as_it_was(place: Place) -> Non
             client.send(messages.Query(2, "models", ""))
             (row,) = client.receive(messages.Reply)[0].body["models"]
             assert (row["name"], row["version"], row["state"]) == ("m", 1, "unloaded")
+    by_clients = place.sql("SELECT what, made_by FROM changes WHERE made_by LIKE 'client %' ORDER BY number")
+    assert [what for what, _ in by_clients] == ['["+m@1"]', '["+m@1"]']
 
 
 @pytest.mark.parametrize(

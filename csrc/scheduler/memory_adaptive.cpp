@@ -636,6 +636,7 @@ void AdaptiveMemory::look(Arena& arena) {
     put_in_order(arena);
     const Worker& worker = *arena.worker;
     Ns delays = worker.there_ns + 2 * worker.back_ns;
+    left_.clear();
     aside_.clear();
     loaded_.clear();
     int scanned = 0, passed = 0;
@@ -649,7 +650,8 @@ void AdaptiveMemory::look(Arena& arena) {
             asking_.erase(slot);
             continue;
         }
-        bool is_put_back = asking_.urgency(slot).is_put_back;
+        Urgency asked = asking_.urgency(slot);
+        bool is_put_back = asked.is_put_back;
         asking_.erase(slot);
         KindSpec* spec = Placement::loadable(arena, model);
         if (spec != nullptr && queues_.is_too_slow(model, *spec)) {
@@ -657,8 +659,9 @@ void AdaptiveMemory::look(Arena& arena) {
         }
         Ns fetch = spec != nullptr ? arenas_.fetch_wait_ns(worker, model) : 0;
         if (spec != nullptr && is_left_to_others(worker, model, fetch, cold)) {
-            ++passed;  // it is for the devices of a worker that has it
-            aside_.emplace_back(slot, is_put_back);
+            ++passed;
+            is_denied = true;
+            left_.emplace_back(slot, asked);
             continue;
         }
         ++(spec != nullptr ? scanned : passed);
@@ -689,6 +692,9 @@ void AdaptiveMemory::look(Arena& arena) {
         }
         is_denied |= spec != nullptr;
         aside_.emplace_back(slot, is_put_back);
+    }
+    for (const auto& [slot, asked] : left_) {
+        asking_.set(slot, asked);
     }
     for (auto [slot, is_put_back] : aside_) {
         const Model& model = state_.at<Model>(slot);

@@ -242,6 +242,8 @@ private:
     // Heap, the least dense first: the negative density, and the place in by_due_.
     std::vector<std::pair<double, std::uint32_t>> planned_;
     std::vector<std::uint32_t> silent_;  // models that no longer ask
+    // Slots that are for the devices of other workers, and their urgencies.
+    std::vector<std::pair<std::uint32_t, Urgency>> left_;
     // Slots looked at without success, and whether they were put back.
     std::vector<std::pair<std::uint32_t, bool>> aside_;
     std::vector<Residency*> victims_;

@@ -50,11 +50,11 @@ void PageTimes::forget_stale(Ns now) {
 
 void PageTimes::fit() {
     std::vector<double> slopes, rests;
-    for (std::uint32_t one = 0; one < count_; ++one) {
-        for (std::uint32_t other = 0; other < one; ++other) {
-            double pages = static_cast<double>(samples_[one].page_count) - samples_[other].page_count;
+    for (std::uint32_t place = 0; place < count_; ++place) {
+        for (std::uint32_t other = 0; other < place; ++other) {
+            double pages = static_cast<double>(samples_[place].page_count) - samples_[other].page_count;
             if (pages != 0) {
-                slopes.push_back(static_cast<double>(samples_[one].ns - samples_[other].ns) / pages);
+                slopes.push_back(static_cast<double>(samples_[place].ns - samples_[other].ns) / pages);
             }
         }
     }

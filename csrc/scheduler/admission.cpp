@@ -165,122 +165,10 @@ Executor* Admission::find_executor(Residency& residency, const Pending& pending,
     return nullptr;
 }
 
-namespace {
-
-// Bytes of inputs that are sent to a worker, and that it copies.
-struct InputBytes {
-    std::uint64_t sent = 0, copied = 0;
-
-    void add(const Pending& pending) {
-        sent += pending.request.bytes;
-        copied += pending.request.copied_bytes;
-    }
-    void add(const Batch& batch) {
-        for (const Pending* pending : batch.pendings) {
-            add(*pending);
-        }
-    }
-    Ns takes_ns(const Worker& worker, Ns now) const {
-        return worker.inputs.takes_ns(now, sent) + worker.copies.takes_ns(now, copied);
-    }
-};
-
-// Bytes of a planned batch's inputs: its requests have about equally many.
-std::uint64_t inputs_bytes(const Batch& batch) { return batch.pendings.front()->request.bytes * batch.pendings.size(); }
-
-bool counts_inputs(const Worker& worker, Ns now) {
-    return worker.inputs.byte_ns(now) > 0 || worker.copies.byte_ns(now) > 0;
-}
-
-}  // namespace
-
-Ns Admission::inputs_ns(const Executor& executor) const {
-    const Plan& plan = plans_.of(executor);
-    const Worker& worker = *executor.worker;
-    if (plan.empty() || !counts_inputs(worker, state_.now)) {
-        return 0;
-    }
-    InputBytes bytes;
-    bytes.add(*plan[0]);
-    return bytes.takes_ns(worker, state_.now);
-}
-
 Ns Admission::attempted_ns(const Executor& executor, const KindSpec& spec, std::uint32_t shape,
                            std::uint32_t rows) const {
     Ns alone = plans_.hoped_ns(spec, shape, rows);
     return executions_.beside_ns(executor, alone, with_neighbours(alone, spec.program->drag()));
-}
-
-Ns Admission::begin_ns(const Executor& executor, Ns free, const Batch* batch, const Pending* more) const {
-    const Worker& worker = *executor.worker;
-    if (!counts_inputs(worker, state_.now)) {
-        return free;
-    }
-    InputBytes bytes;
-    if (batch != nullptr) {
-        bytes.add(*batch);
-    }
-    if (more != nullptr) {
-        bytes.add(*more);
-    }
-    Ns takes = bytes.takes_ns(worker, state_.now);
-    if (takes > 0) {
-        takes += worker.inputs.late_ns(state_.now);
-    }
-    return std::max(free, worker.inputs.message_ns(state_.now, worker.there_ns) + takes);
-}
-
-// The time that the inputs of a planned batch take to its worker.
-Ns Admission::planned_inputs_ns(const Batch& batch) const {
-    return clockwork::inputs_ns(*batch.executor->arena, state_.now, inputs_bytes(batch));
-}
-
-// Whether inputs are planned for the worker's link: inputs of batches that were sent have their place there.
-bool Admission::plans_inputs(const Worker& worker) const {
-    auto has_inputs = [](const Batch* batch) { return inputs_bytes(*batch) > 0; };
-    for (const Arena* arena : worker.arenas) {
-        for (const Executor* executor = arena->executors.front(); executor != nullptr; executor = executor->after) {
-            const std::vector<Batch*>& batches = plans_.of(*executor).batches;
-            if (std::any_of(batches.begin(), batches.end(), has_inputs)) {
-                return true;
-            }
-        }
-    }
-    return false;
-}
-
-// When inputs of this many bytes are at the worker, behind those of the batches before this place of the
-// plan. Arenas that share a link plan with their parts of it, unless no inputs are planned for that link:
-// requests that were refused delay nothing.
-Ns Admission::inputs_there_ns(const Executor& executor, std::size_t index, std::uint64_t bytes) const {
-    const Plan& plan = plans_.of(executor);
-    const InputsWay& way = executor.worker->inputs;
-    Ns alone = way.takes_ns(state_.now, bytes), takes = clockwork::inputs_ns(*executor.arena, state_.now, bytes);
-    Ns late = alone > 0 ? way.late_ns(state_.now) : 0;
-    if (takes > alone && !plans_inputs(*executor.worker)) {
-        takes = alone;
-    }
-    Ns time = way.message_ns(state_.now, executor.worker->there_ns) + std::max(takes, alone + late);
-    for (std::size_t place = 0; place < index; ++place) {
-        time += planned_inputs_ns(*plan[place]);
-    }
-    return time;
-}
-
-// Whether the batches from this place of the plan on still get their inputs in time behind inputs that take
-// `more`.
-bool Admission::keeps_inputs(const Executor& executor, std::size_t index, Ns more) const {
-    const Plan& plan = plans_.of(executor);
-    Ns time = inputs_there_ns(executor, index, 0);
-    for (std::size_t place = index; place < plan.size(); ++place) {
-        const Batch& batch = *plan[place];
-        time += planned_inputs_ns(batch);
-        Ns latest = batch.limit_ns - batch.duration_ns;
-        if (time <= latest && time + more > latest) {
-            return false;
-        }
-    }
-    return true;
 }
 
 double Admission::room_part(Executor& executor) const {
@@ -329,7 +217,7 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
         return false;
     }
     Ns limit = limit_ns(executor, deadline);
-    Ns free = begin_ns(executor, plans_.free_ns(executor), plan.empty() ? nullptr : plan[0], &pending);
+    Ns free = inputs_.begin_ns(executor, plans_.free_ns(executor), plan.empty() ? nullptr : plan[0], &pending);
     if (free + duration > limit) {
         // An idle device tries it at once, and no other request loses anything: see Edf::trim().
         slot = {free + duration, 0, nullptr, deadline};
@@ -337,7 +225,7 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
                free + attempted_ns(executor, spec, shape, size) <= limit;
     }
     bool is_beyond = is_beyond_share(residency, state_.now);
-    Ns inputs = clockwork::inputs_ns(arena, state_.now, pending.request.bytes);
+    Ns inputs = inputs_ns(arena, state_.now, pending.request.bytes);
     bool may_join = curve != nullptr && spec.batch_max > 1 && !residency.batches.empty() && !pending.alone;
     const Search search{executor, residency, pending, curve, duration, inputs, limit, free, is_beyond};
     if (may_join) {
@@ -371,12 +259,12 @@ bool Admission::find_slot(Executor& executor, Residency& residency, const Pendin
     for (std::size_t tries = goes_between ? BETWEEN_MAX : 1; tries > 0; --tries) {
         Ns begin = std::max(plan.finish_ns(free, index), residency.ready_ns);
         if (inputs > 0) {
-            begin = std::max(begin, inputs_there_ns(executor, index, pending.request.bytes));
+            begin = std::max(begin, inputs_.there_ns(executor, index, pending.request.bytes));
         }
         Ns finish = begin + duration;
         Ns latest = finish + (is_beyond ? passing_ns(executor, residency, begin, index) : 0);
         if (latest > limit || (owes && !leaves_room(executor, search, finish, latest - finish)) ||
-            (inputs > 0 && !keeps_inputs(executor, index, inputs))) {
+            (inputs > 0 && !inputs_.keeps(executor, index, inputs))) {
             return false;
         }
         std::size_t late = goes_between ? first_owed_late(plan, latest, index) : plan.first_late(latest, index);
@@ -413,11 +301,11 @@ bool Admission::join(const Search& search, Batch* batch, Slot& slot) {
     }
     std::size_t index = plan.batches.back() == batch ? plan.size() : plan.index(batch) + 1;
     Ns finish = plan.finish_ns(search.free, index) + growth, longest = batch->duration_ns + growth;
-    if (Ns more = clockwork::inputs_ns(*executor.arena, state_.now, search.pending.request.bytes); more > 0) {
-        Ns there = inputs_there_ns(executor, index, search.pending.request.bytes);
+    if (Ns more = inputs_ns(*executor.arena, state_.now, search.pending.request.bytes); more > 0) {
+        Ns there = inputs_.there_ns(executor, index, search.pending.request.bytes);
         finish = std::max(finish, there + batch->duration_ns + growth);
-        longest = std::max(longest, planned_inputs_ns(*batch) + more);
-        if (!keeps_inputs(executor, index, more)) {
+        longest = std::max(longest, inputs_.takes_ns(*batch) + more);
+        if (!inputs_.keeps(executor, index, more)) {
             return false;
         }
     }
@@ -919,7 +807,7 @@ Ns Admission::least_deadline_ns(Executor& executor, const KindSpec& spec, const 
     bool has_reserve = keeps_reserve(*executor.worker);
     Ns takes = answered_ns - state_.now, least = has_reserve ? with_reserve(takes) : takes;
     Curve* curve = spec.program->curve(pending.request.shape);
-    Ns longest = std::max(duration, clockwork::inputs_ns(*executor.arena, state_.now, pending.request.bytes));
+    Ns longest = std::max(duration, inputs_ns(*executor.arena, state_.now, pending.request.bytes));
     if (least > 2 * longest && owes_room(pending) &&
         (may_grow(plans_, spec, curve, pending.size, duration) || floods(executor, *pending.model))) {
         least = std::max(least, with_room(takes, room_part(executor), longest, has_reserve));

@@ -12,6 +12,7 @@
 
 #include "scheduler/parts.h"
 #include "scheduler/plan.h"
+#include "scheduler/planned_inputs.h"
 
 namespace clockwork {
 
@@ -99,21 +100,18 @@ public:
           requests_(parts.requests),
           executions_(parts.executions),
           idle_(parts.idle),
-          plans_(plans) {}
+          plans_(plans),
+          inputs_(parts.state, plans) {}
 
     // Time before a device is planned to be free at which its next batch is sent.
     Ns ahead_ns(const Executor& executor) const {
         bool waits = executor.worker->inputs.byte_ns(state_.now) > 0;
         return std::max(waits ? INPUTS_AHEAD_NS : SCHEDULE_AHEAD_NS, executor.lead.ns(state_.now));
     }
-    // The time of the next batch's inputs to its worker, beyond the delay of the link.
-    Ns inputs_ns(const Executor& executor) const;
+    const PlannedInputs& inputs() const { return inputs_; }
     // The planned time of a batch that an idle executor is sent now, if it takes its time at best
     // (Curve::hoped_ns()), beside the neighbours that it has.
     Ns attempted_ns(const Executor& executor, const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const;
-    // The earliest begin of a batch that is sent now to an executor that is free from `free` on: the inputs
-    // of its requests, and of another, must be there. null: no batch, no other.
-    Ns begin_ns(const Executor& executor, Ns free, const Batch* batch, const Pending* more = nullptr) const;
     // Promise a request its deadline on the device that finishes it first. False if none can. is_new: no
     // promise was made for it, so a batch of its own leaves room for others.
     bool place(Pending& pending, bool is_new);
@@ -188,10 +186,6 @@ private:
     void change_places(Pending& pending);
     std::size_t first_owed_late(const Plan& plan, Ns time, std::size_t start) const;
     Ns passing_ns(const Executor& executor, const Residency& residency, Ns begin, std::size_t index) const;
-    Ns planned_inputs_ns(const Batch& batch) const;
-    bool plans_inputs(const Worker& worker) const;
-    Ns inputs_there_ns(const Executor& executor, std::size_t index, std::uint64_t bytes) const;
-    bool keeps_inputs(const Executor& executor, std::size_t index, Ns more) const;
     static std::size_t place_of(const Plan& plan, const Residency& residency, Ns key_ns);
     bool keeps_loads(Executor& executor, Ns free, std::size_t index, Ns added);
     void commit(Pending& pending, Executor& executor, Residency& residency, const Slot& slot);
@@ -218,6 +212,7 @@ private:
     Executions& executions_;
     Idle& idle_;
     Plans& plans_;
+    PlannedInputs inputs_;
     std::vector<Place> loadable_;
     std::vector<Cold> cold_;
     std::vector<Pending*> displaced_;

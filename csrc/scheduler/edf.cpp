@@ -97,7 +97,7 @@ void Edf::dispatch(Executor& executor) {
         if (lane >= executor.run_ahead) {
             // One more action must be under way before the results are back, or the device waits a round
             // trip.
-            Ns due = free - worker.there_ns - worker.back_ns - FEED_NS - admission_.inputs_ns(executor);
+            Ns due = free - worker.there_ns - worker.back_ns - FEED_NS - admission_.inputs().next_ns(executor);
             if (lane >= OUTSTANDING_MAX || due > state_.now) {
                 if (lane < OUTSTANDING_MAX && has_work) {
                     executor.wake_at(due);
@@ -105,13 +105,13 @@ void Edf::dispatch(Executor& executor) {
                 return;
             }
         }
-        Ns due = free - worker.there_ns - admission_.ahead_ns(executor) - admission_.inputs_ns(executor);
+        Ns due = free - worker.there_ns - admission_.ahead_ns(executor) - admission_.inputs().next_ns(executor);
         if (free > executor.free_ns(state_.now)) {
             due = free - worker.there_ns;  // the executor would begin at once, beside the attempt
         }
         if (!plan.empty() && is_beyond_share(*plan[0]->residency, state_.now)) {
             due = std::max(due, inputs_due_ns(*executor.arena, state_.now,
-                                              admission_.ahead_ns(executor) + admission_.inputs_ns(executor)));
+                                              admission_.ahead_ns(executor) + admission_.inputs().next_ns(executor)));
         }
         if (due > state_.now) {
             if (has_work) {
@@ -181,7 +181,7 @@ bool Edf::trim(Executor& executor, Batch& batch, Ns free) {
     while (!batch.pendings.empty()) {
         Pending& tightest = **std::min_element(batch.pendings.begin(), batch.pendings.end(), by_deadline);
         Ns slack = tightest.deadline_ns - worker.back_ns;
-        if (admission_.begin_ns(executor, free, &batch) + batch.expected_ns(batch.size) <= slack) {
+        if (admission_.inputs().begin_ns(executor, free, &batch) + batch.expected_ns(batch.size) <= slack) {
             break;
         }
         Ns alone = batch.expected_ns(tightest.size);
@@ -193,7 +193,7 @@ bool Edf::trim(Executor& executor, Batch& batch, Ns free) {
         } else if (batch.pendings.size() == 1) {
             break;
             // in time only by the best estimate: it must not make other requests late
-        } else if (admission_.begin_ns(executor, free, nullptr, &tightest) + alone > slack) {
+        } else if (admission_.inputs().begin_ns(executor, free, nullptr, &tightest) + alone > slack) {
             requests_.fail(tightest, Status::DEADLINE_MISSED, AnswerText::CANNOT_BE_IN_TIME);
         } else {
             Pending* latest = *std::max_element(batch.pendings.begin(), batch.pendings.end(), by_deadline);
@@ -273,7 +273,7 @@ bool Edf::gains(const Executor& executor, const Batch& batch, const Pending& pen
     if (pending.alone || total > batch.residency->spec->batch_max) {
         return false;
     }
-    Ns begin = admission_.begin_ns(executor, free, &batch, &pending);
+    Ns begin = admission_.inputs().begin_ns(executor, free, &batch, &pending);
     Ns duration = plans_.planned_ns(*batch.residency->spec, *batch.curve, total), longer = duration - batch.duration_ns;
     if (is_beyond_share(*batch.residency, state_.now) && duration > executor.arena->shares.batch_max_ns) {
         return false;

@@ -41,6 +41,7 @@ ORDER = [
     # the policies and their parts
     ["worth"],
     ["plan", "queues"],
+    ["planned_inputs"],
     ["admission", "rules"],
     ["in_order", "placement", "deferred", "fifo", "paper", "scripted", "spare"],
     ["queue_memory", "shortfalls"],

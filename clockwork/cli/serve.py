@@ -32,6 +32,7 @@ from clockwork.cli.gateway import (
 from clockwork.config import cli as bounds
 from clockwork.config.controller import PACKAGE_CACHE_BYTES, PACKAGE_CACHE_BYTES_LEAST
 from clockwork.config.observe import TELEMETRY_BYTES
+from clockwork.config.wire import ENDPOINTS_MAX
 from clockwork.errors import ConfigError
 from clockwork.gateway.settings import StatusCodes
 from clockwork.system.clock import SECOND
@@ -316,9 +317,12 @@ def _check_ports(port: int, gateway_ports: Sequence[str]) -> None:
 @click.command()
 @log_format_option
 @click.option("--workers", type=click.IntRange(0, config.WORKERS_MAX), default=1, show_default=True)
+@click.option("--controllers", type=click.IntRange(1, ENDPOINTS_MAX), default=1, show_default=True,
+              help="One serves, and another takes its place when it ends.")  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65533), default=5555, show_default=True,
-              help="Port for clients; workers and events have the next two. 0: any free ports.")  # fmt: skip
+              help="Port for clients; workers and events have the next two, and further controllers three each behind "
+                   "them. 0: any free ports.")  # fmt: skip
 @click.option("--data", type=PATH, help="Directory of the models (or CLOCKWORK_DATA).")
 @package_options
 @policy_options
@@ -348,7 +352,7 @@ def _check_ports(port: int, gateway_ports: Sequence[str]) -> None:
                    "executes too slowly for their SLOs.  [default: none]")  # fmt: skip
 @worker_options
 def up(
-    workers: int, host: str, port: int, data: Path | None, kept: PackageFlags, scheduling: PolicyFlags,
+    workers: int, controllers: int, host: str, port: int, data: Path | None, kept: PackageFlags, scheduling: PolicyFlags,
     keys: Path | None, insecure: bool,
     no_demo: bool, profiles: str | None, copies: int, gateway: bool | None, http_port: str | None,
     grpc_port: str | None, metrics_port: str | None, allowed_host: tuple[str, ...], status_codes: StatusCodes,
@@ -408,6 +412,12 @@ def up(
         _check_ports(port, ports)
     if on_ray and not flags.executors:  # Ray reserves as many CPUs, so that their number must be known here
         flags = dataclasses.replace(flags, executors=1)
+    if controllers > 1 and on_ray:
+        raise click.UsageError("--controllers is for one machine, without --ray")
+    if port and port + 3 * controllers > 65536:
+        raise click.UsageError(
+            f"--port {port} leaves too few ports for {controllers} controllers, which take three each"
+        )
     may_share = device == "cpu" and not on_ray and not flags.devices and flags.threads == 1
     if wide and not (may_share and workers):
         raise click.UsageError("--wide is for CPU workers of one thread on this machine, without --devices")
@@ -418,7 +428,7 @@ def up(
     elif on_ray and device == "cpu":  # Ray counts the CPUs of its actors, and does not say which they are
         own = (("--no-pin",),) * workers
     settings = local.UpSettings(
-        workers=workers + (wide > 0), host=host, port=port, data=data.absolute(), package_arguments=kept.arguments(),
+        workers=workers + (wide > 0), controllers=controllers, host=host, port=port, data=data.absolute(), package_arguments=kept.arguments(),
         policy=scheduling.policy,
         memory=scheduling.memory or "",
         options=(*scheduling.options, *scheduling.further_options()),
@@ -452,6 +462,11 @@ def up(
 @click.option("--worker-listen", help=f"Endpoint for workers.  [default: {config.WORKER_ENDPOINT}]")
 @click.option("--events", help=f"Endpoint of events.  [default: {config.EVENTS_ENDPOINT}]")
 @click.option("--data", type=PATH, help="Directory of the models (or CLOCKWORK_DATA).")
+@click.option(
+    "--standby",
+    is_flag=True,
+    help="Wait while another controller of this machine uses --data, and serve once that has ended.",
+)
 @package_options
 @policy_options
 @click.option("--key", type=PATH, help="Its key file, controller.key (or CLOCKWORK_KEY).")
@@ -479,7 +494,8 @@ def up(
               help="Bound of these files together; the oldest are removed first.")  # fmt: skip
 @parent_option
 def controller(
-    listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, kept: PackageFlags,
+    listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, standby: bool,
+    kept: PackageFlags,
     scheduling: PolicyFlags, key: Path | None,
     allowed: Path | None, insecure: bool, await_models: tuple[str, ...], record: Path | None, record_max: int,
     recorder_bytes: int, telemetry: Path | None, telemetry_max: int,
@@ -505,6 +521,7 @@ def controller(
         events_endpoint=events or bounds.events_endpoint(),
         data=data or config.data_directory(),
         catalog=kept.catalog,
+        standby=standby,
         packages=kept.packages,
         package_cache=kept.package_cache or PACKAGE_CACHE_BYTES,
         policy=scheduling.policy,

@@ -33,7 +33,6 @@ from clockwork.config.client import CLOSE_S
 from clockwork.errors import (
     Cancelled,
     ClockworkError,
-    ConfigError,
     ConnectionLost,
     DeadlineMissed,
     ProtocolMismatch,
@@ -67,7 +66,15 @@ from clockwork.wire.messages import (
 )
 from clockwork.wire.roles import Role
 from clockwork.wire.telling import tell
-from clockwork.wire.transport import ConnectionEvent, Dealer, Frame, Poller, Transport
+from clockwork.wire.transport import (
+    ConnectionEvent,
+    Dealer,
+    EndpointTurns,
+    Frame,
+    Poller,
+    Transport,
+    split_endpoints,
+)
 
 _forks = itertools.count()
 _generation = next(_forks)
@@ -132,9 +139,8 @@ class Channel:
     """
 
     def __init__(self, endpoint: str, keys: PeerKeys | None, name: str, asks_again: bool = True) -> None:
-        self._endpoints = split_endpoints(endpoint)
-        self._place = 0  # of the endpoint that is dialled
-        self._switch_ns = NEVER_NS  # the time at which the next endpoint is dialled
+        endpoints = split_endpoints(endpoint)
+        self._turns = EndpointTurns(endpoints)
         self._asks_again = asks_again
         self._keys = keys
         self._name = name
@@ -167,11 +173,13 @@ class Channel:
         self._dealer: Dealer | None = None
         self._poller = Poller([], [self._wakeup.fileno()])
         try:
+            for _ in endpoints[1:]:  # each is checked
+                self._turns.advance(0, False)
+                self._dial()
+                self._hang_up()
+            if len(endpoints) > 1:
+                self._turns.advance(0, False)
             self._dial()
-            for _ in self._endpoints[1:]:  # each is checked before the first is dialled for good
-                self._switch()
-            if len(self._endpoints) > 1:
-                self._switch()
         except BaseException:
             self._release()
             raise
@@ -180,7 +188,7 @@ class Channel:
     @property
     def endpoint(self) -> str:
         """The endpoint that is dialled."""
-        return self._endpoints[self._place]
+        return self._turns.current
 
     # ----- for callers -----------------------------------------------------------------------
 
@@ -463,30 +471,33 @@ class Channel:
 
     def _dial(self) -> None:
         self._transport = Transport()
-        self._dealer = self._transport.dealer(self.endpoint, self._keys)
+        self._dealer = self._transport.dealer(self.endpoint, self._keys, self._turns.are_several)
         self._poller = Poller([self._dealer], [self._wakeup.fileno()])
         self._state = _State.DOWN
         self._unapplied = []
         self._broken = 0
-        self._switch_ns = now_ns() + bounds.CLIENT_ENDPOINT_NS if len(self._endpoints) > 1 else NEVER_NS
+        self._turns.dialled(now_ns())
 
     def _hang_up(self) -> None:
         """Close the socket; the next call dials again."""
         assert self._transport is not None
+        self._turns.settle()  # nobody waits for a connection
         self._state = _State.DOWN
         self._poller = Poller([], [self._wakeup.fileno()])
         self._transport.close()
         self._transport = self._dealer = None
 
-    def _switch(self) -> None:
-        """Dial the next endpoint, or the only one anew."""
+    def _switch(self, now: int) -> None:
+        """Dial the next endpoint, or the only one anew, unless a connection has just begun."""
         if self._dealer is not None:
+            self._unapplied += self._dealer.changes()
+            if not self._turns.advance(now, self._state is not _State.DOWN or self._dealer.is_begun):
+                return
             self._hang_up()
-        self._place = (self._place + 1) % len(self._endpoints)
         self._dial()
 
     def _sleep(self, until_ns: int) -> None:
-        until_ns = min(until_ns, self._switch_ns)
+        until_ns = min(until_ns, self._turns.due_ns)
         self._poller.wait(max(0, min(until_ns - now_ns(), config.INFLOW_LOOK_NS)))
         if self._wake_lock.locked():
             # A thread has written and has not set the flag yet. Until it runs again, the descriptor is
@@ -555,8 +566,9 @@ class Channel:
         deadlines. The dealer stays readable for the rest.
         """
         left = bounds.CLIENT_MESSAGES_PER_TURN
-        if self._switch_ns != NEVER_NS and now_ns() >= self._switch_ns:
-            self._switch()
+        if self._turns.due_ns != NEVER_NS and (now := now_ns()) >= self._turns.due_ns:
+            self._unapplied += changes or []
+            self._switch(now)
             changes = None
         if self._dealer is not None:
             self._dealer.look(self.kept_bytes())
@@ -600,8 +612,7 @@ class Channel:
         elif change is ConnectionEvent.DOWN:
             self._state = _State.DOWN
             self._lose_sent(f"the connection to {self.endpoint} was lost")
-            if len(self._endpoints) > 1:
-                self._switch_ns = now_ns()
+            self._turns.lost(now_ns())
         else:
             text = f"the controller at {self.endpoint} does not accept this client's keys"
             if self._keys is None:
@@ -674,9 +685,10 @@ class Channel:
             if message.protocol != PROTOCOL_VERSION:
                 self._mismatch(f"the controller speaks protocol {message.protocol}")
             elif self._obeys(*message.lease):
-                self._state, self._switch_ns = _State.READY, NEVER_NS
+                self._state = _State.READY
+                self._turns.settle()
             else:  # the controller was taken over, and does not know it
-                self._switch_ns = now_ns() + bounds.CLIENT_REDIAL_NS
+                self._turns.redial(now_ns() + bounds.CLIENT_REDIAL_NS)
         elif kind is Mismatch:
             self._mismatch(message.text)
         elif kind is HelloNeeded and self._state is _State.READY:
@@ -687,7 +699,7 @@ class Channel:
             self._state = _State.DOWN
             self._lose_sent(f"the controller at {self.endpoint} shut down")
             if self._calls:
-                self._switch_ns = now_ns() + bounds.CLIENT_REDIAL_NS
+                self._turns.redial(now_ns() + bounds.CLIENT_REDIAL_NS)
             else:  # the controller may have needed the seat; the next call dials again
                 self._hang_up()
 
@@ -738,25 +750,13 @@ class Channel:
             self._end(
                 call,
                 None,
-                ConnectionLost(
-                    f"no controller answers at {' or '.join(self._endpoints)} (is a cluster running there?)"
-                ),
+                ConnectionLost(f"no controller answers at {self._turns} (is a cluster running there?)"),
             )
         elif now >= call.deadline_ns:
             self._end(call, None, RequestTimeout(f"no answer within {to_seconds(call.timeout_ns):g} s"))
             self._send_cancel(call)
         while self._waiting and self._waiting[0].done:
             self._waiting.popleft()
-
-
-def split_endpoints(text: str) -> tuple[str, ...]:
-    """Return the endpoints of a list with commas. Raises ConfigError for an empty one."""
-    endpoints = tuple(part.strip() for part in text.split(","))
-    if len(endpoints) > bounds.CLIENT_ENDPOINTS_MAX:
-        raise ConfigError(
-            f"{len(endpoints)} endpoints; at most {bounds.CLIENT_ENDPOINTS_MAX} are tried in turn"
-        )
-    return endpoints
 
 
 def _no_thread(error: RuntimeError) -> Unavailable:

@@ -155,7 +155,7 @@ class LoopChannel(Channel):
         self._watched = None
 
     def _arm(self) -> None:
-        due_ns = min(self._next_deadline_ns(), self._switch_ns, now_ns() + INFLOW_LOOK_NS)
+        due_ns = min(self._next_deadline_ns(), self._turns.due_ns, now_ns() + INFLOW_LOOK_NS)
         if due_ns < self._timer_ns and self._loop is not None:
             if self._timer is not None:
                 self._timer.cancel()

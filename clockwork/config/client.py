@@ -7,11 +7,6 @@ from __future__ import annotations
 CLIENT_CONNECT_NS = 5_000_000_000
 """Time for which a call waits for a connection; short, so that a missing cluster is reported soon."""
 
-CLIENT_ENDPOINTS_MAX = 16  # Endpoints of controllers that a client tries in turn
-
-CLIENT_ENDPOINT_NS = 250_000_000
-"""Time for which a client waits to be let in at one of several endpoints before it dials the next."""
-
 CLIENT_REDIAL_NS = (
     50_000_000  # Pause before a controller that said goodbye is dialled anew for calls that wait
 )

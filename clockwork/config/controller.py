@@ -197,6 +197,12 @@ RESTART_GRACE_NS = 10_000_000_000
 asks for the model: the worker may be restarted, and still have it. The scheduler waits as long with further
 copies (csrc/scheduler/keepers.h)."""
 
+RETURN_NS = 1_000_000_000
+"""Time for which a controller that is started in the place of another awaits that one's workers, before it
+lets clients in."""
+
+RETURN_SETTLE_NS = 3_000_000  # Time for the last words of the last worker that is back
+
 STORES_TROUBLE_NS = RESTART_GRACE_NS
 """Time for which models have no copy, or copies no room, before that is a trouble: preparing and copying
 take time."""

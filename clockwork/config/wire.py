@@ -15,7 +15,17 @@ KEEPALIVE_COUNT = 2
 noticed after 3 s."""
 
 RECONNECT_MS = 50
+RECONNECT_EAGER_MS = 10  # Where there are several endpoints: another controller may be about to listen
 RECONNECT_MAX_MS = 500
+
+ENDPOINTS_MAX = 16  # Endpoints of controllers that a client or a worker tries in turn
+ENDPOINT_DIAL_NS = (
+    50_000_000  # Time in which one of several endpoints takes a connection; then the next is dialled
+)
+ENDPOINT_ROUNDS_MAX = (
+    3  # Rounds through all of several endpoints after which that time is not doubled any more
+)
+ENDPOINT_WELCOME_NS = 1_500_000_000  # Time in which a controller that took one lets in who greets it
 LINGER_MS = 250  # Time for which a closing socket still tries to send its queued messages
 
 COPY_BYTES = 262_144

@@ -31,7 +31,7 @@ from clockwork.controller._exchange import (
 )
 from clockwork.controller.catalog.objects import ObjectPackages
 from clockwork.controller.catalog.snapshots import packages_at
-from clockwork.controller.catalog.store import Catalog
+from clockwork.controller.catalog.store import LOCK_FILE, Catalog
 from clockwork.controller.context import COMPLAINTS, Context
 from clockwork.controller.effects import (
     ClearTrouble,
@@ -44,6 +44,7 @@ from clockwork.controller.effects import (
 from clockwork.controller.outlet import Outlet
 from clockwork.controller.peers.access import Access
 from clockwork.controller.peers.links import Links
+from clockwork.controller.peers.returning import Returning, read_names, write_names
 from clockwork.controller.peers.seats import divide
 from clockwork.controller.ports.clients import ClientPort, Served
 from clockwork.controller.ports.cuts import Cuts
@@ -66,6 +67,7 @@ from clockwork.scheduler import make_scheduler
 from clockwork.scheduler.types import ModelFault, ModelGone
 from clockwork.system.clock import now_ns
 from clockwork.system.limits import descriptor_limit, open_descriptors, raise_descriptor_limit
+from clockwork.system.locks import await_lock
 from clockwork.system.words import say_count
 from clockwork.wire.complaints import Complaints
 from clockwork.wire.logs import start_log
@@ -78,7 +80,8 @@ log = logging.getLogger("clockwork.controller")
 class Controller:
     """A controller with all its parts. run() returns when stop() was called or a signal came."""
 
-    def __init__(self, settings: ControllerSettings) -> None:
+    def __init__(self, settings: ControllerSettings, lock: int = -1) -> None:
+        """lock: the descriptor of the data directory's lock, where the caller has it."""
         access = self._access = Access(settings.key, settings.allowed)
         endpoints = (settings.client_endpoint, settings.worker_endpoint, settings.events_endpoint)
         require_keys_beyond_loopback(endpoints, access.keys, settings.insecure)
@@ -86,8 +89,9 @@ class Controller:
         self._recordings = Recordings(settings)
         self.seats = divide(descriptor_limit(), open_descriptors())
         packages = packages_at(settings.data, settings.packages, settings.package_cache)
+        self._data = settings.data
         self._catalog = Catalog(settings.data, packages, settings.catalog)
-        self._catalog.open()
+        self._catalog.open(lock)
         self._sockets = self._open(settings)
         self.client_endpoint = self._sockets.clients.endpoint
         self.worker_endpoint = self._sockets.workers.endpoint
@@ -119,12 +123,19 @@ class Controller:
             self.seats,
         )  # fmt: skip
         self.queries = views.queries
+        self._returning = Returning(
+            read_names(settings.data),
+            lambda worker: versions.preparations.count(worker)["preparing"],
+            self._context.now_ns,
+        )
+        self._names: list[str] | None = None  # of the workers, as written last
+        self._is_nameless = False  # whether they could not be written
         self._clients = ClientPort(
-            self._context, self._effects, access, served, self._table, self._registrar, views
+            self._context, self._effects, access, served, self._table, self._registrar, views, self._returning
         )
         self._workers = WorkerPort(
             self._context, access, self._effects, self._table, self._registrar, self._repairs, settings.policy,
-            self._scheduler.plans_fetches, self._scheduler.sole_copies,
+            self._scheduler.plans_fetches, self._scheduler.sole_copies, self._returning.joined,
         )  # fmt: skip
         self._cuts = Cuts(self._exchange, self._effects)
         self._stores = StoreReports(self._effects)
@@ -186,10 +197,13 @@ class Controller:
         gc.collect()
         gc.freeze()
         while not self._stopping:
-            need = exchange.run(self._heartbeat_ns)
+            need = exchange.run(min(self._heartbeat_ns, self._returning.due_ns))
             context.now_ns = exchange.now_ns
             needs[need]()
             outlet.carry_out(is_deciding=need == ORDER)
+            if need != ORDER and self._returning.look(context.now_ns):
+                self._clients.let_in()
+                outlet.carry_out()
 
     def _need_handlers(self) -> dict[int, Callable[[], None]]:
         """The handler of each reason for which the exchange returns to Python."""
@@ -275,6 +289,7 @@ class Controller:
         self._registrar.beat(self._context.now_ns)
         self._repairs.beat(self._context.now_ns)
         self._follow_store(self._jobs.beat(self._context.now_ns))
+        self._write_names()
         self._complaints.settle(self._context.now_ns)
         self._cuts.note()
         self._stores.look(self._scheduler.store_status(), self._context.now_ns)
@@ -300,6 +315,21 @@ class Controller:
 
     def _backed_up(self, found: tuple[int, str, str], _: BaseException | None) -> None:
         self._registrar.backed_up(*found)
+
+    def _write_names(self) -> None:
+        """Have the names of the workers written where they have changed, for the controller that follows."""
+        names = self._workers.names()
+        if not self._returning.is_over or names == self._names:
+            return
+        self._names = names
+        self._storage.submit(lambda: write_names(self._data, names), self._after_names)
+
+    def _after_names(self, _: object, error: BaseException | None) -> None:
+        if error is not None:
+            self._names = None  # they are written at the next beat
+            if not self._is_nameless:
+                log.warning("a controller that follows will not await the workers: %s", error)
+        self._is_nameless = error is not None
 
     def _follow_store(self, failure: str) -> None:
         """Tell of an object store that has failed, and take up what waited for it once it is back."""
@@ -336,6 +366,23 @@ class Controller:
         self._sockets.publisher.disconnect_all()
 
 
+def _await_turn(settings: ControllerSettings, is_stopped: Callable[[], bool], wake_fd: int) -> int:
+    """Wait until no other controller uses the data directory. Returns the descriptor of its lock, or -1 if
+    this one is to stop. Raises ConfigError."""
+    log.info("standby: serves once no other controller uses %s", settings.data)
+    begun_ns = now_ns()
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+        lock = await_lock(settings.data / LOCK_FILE, is_stopped, wake_fd)
+    except OSError as error:
+        raise ConfigError(f"data directory {settings.data} cannot be used: {error.strerror}") from None
+    if lock >= 0:
+        log.info(
+            "no other controller uses %s after %.1f s: active", settings.data, (now_ns() - begun_ns) / 1e9
+        )
+    return lock
+
+
 def main(settings: ControllerSettings) -> int:
     """Run a controller until SIGINT or SIGTERM; returns the exit status. Raises ConfigError."""
     start_log("controller")
@@ -352,9 +399,15 @@ def main(settings: ControllerSettings) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     raise_descriptor_limit()
-    controller = Controller(settings)
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write_end)
+    lock = -1
+    if settings.standby:
+        lock = _await_turn(settings, lambda: stopped, read_end)
+        if lock < 0:
+            log.info("shutting down")
+            return 0
+    controller = Controller(settings, lock)
     if stopped:
         controller.stop()
     try:

@@ -21,6 +21,7 @@ class ControllerSettings:
     events_endpoint: str = config.EVENTS_ENDPOINT
     data: Path = dataclasses.field(default_factory=config.data_directory)
     catalog: str = ""  # URL of the catalogue in PostgreSQL; "": it is in data
+    standby: bool = False  # wait while another controller uses `data`, and serve once it has ended
     packages: str = ""  # where packages are kept: a directory or the URL of an object store; "": below data
     package_cache: int = bounds.PACKAGE_CACHE_BYTES  # bytes of the copies of packages in an object store
     policy: str = config.POLICY

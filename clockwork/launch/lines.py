@@ -17,6 +17,9 @@ _SERVES = re.compile(
 )
 """Lines by which a controller, a worker, a gateway and a dashboard report that they serve."""
 
+_STANDS_BY = re.compile(r"\bstandby: serves once ")
+"""The line by which a controller reports that it waits for another's end."""
+
 SETTLED = re.compile(r"\bmodel repository: the start is over: (.*)$")
 """The line by which a gateway reports the state of its repositories' models after the start."""
 
@@ -31,6 +34,7 @@ class Line(NamedTuple):
     is_routine: bool
     serves: str  # the message, if it reports that the child serves; else ""
     settled: str  # the result of the repositories' start, if the line is SETTLED; else ""
+    stands_by: bool  # whether the child reports that it is a standby
 
 
 def read_line(name: str, line: str) -> Line:
@@ -49,10 +53,14 @@ def read_line(name: str, line: str) -> Line:
     return Line(shown, is_routine, *_tells(message))
 
 
-def _tells(message: str) -> tuple[str, str]:
-    """Return Line.serves and Line.settled of a message."""
+def _tells(message: str) -> tuple[str, str, bool]:
+    """Return Line.serves, Line.settled and Line.stands_by of a message."""
     settled = SETTLED.search(message)
-    return message if _SERVES.search(message) else "", settled[1] if settled is not None else ""
+    return (
+        message if _SERVES.search(message) else "",
+        settled[1] if settled is not None else "",
+        _STANDS_BY.search(message) is not None,
+    )
 
 
 def said(text: str) -> str:

@@ -58,8 +58,11 @@ class UpSettings:
     """The settings of the cluster to start."""
 
     workers: int = 1
+    controllers: int = 1  # one is active, the others are standbys
     host: str = "127.0.0.1"
-    port: int = 5555  # port for clients; the next two are for workers and events. 0: any free ports
+    # Port for clients; the next two are for workers and events, the next three for the next controller. 0:
+    # any free ports
+    port: int = 5555
     data: Path = dataclasses.field(default_factory=config.data_directory)
     package_arguments: tuple[str, ...] = ()  # the controller's, about where packages are kept
     policy: str = config.POLICY
@@ -100,7 +103,7 @@ def how_it_ended(status: int) -> str:
 def _subject(name: str) -> str:
     """Return a child's name as the begin of a sentence: "The controller", or the name itself for
     "worker-0"."""
-    return name if name.startswith("worker-") else f"The {name}"
+    return name if name.startswith(("worker-", "controller-")) else f"The {name}"
 
 
 def die_with(parent: int) -> None:
@@ -126,6 +129,8 @@ class AnyChild(Protocol):
     @property
     def settled(self) -> str: ...
     @property
+    def stands_by(self) -> bool: ...
+    @property
     def lost(self) -> bool: ...
     def ended(self) -> bool: ...
     def signal(self, number: int) -> None: ...
@@ -140,6 +145,7 @@ class ChildOutput:
         self.lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
         self.serves = ""  # first line by which the child reports that it serves; see lines.py
         self.settled = ""  # first line that reports the repositories' start; see lines.py
+        self.stands_by = False  # whether it has reported that it is a standby
         self.lost = False  # whether the child was lost with its machine; a local child never is
         self._say = say
         self._verbose = verbose
@@ -149,6 +155,7 @@ class ChildOutput:
         found = read_line(self.name, line)
         self.serves = self.serves or found.serves
         self.settled = self.settled or found.settled
+        self.stands_by = self.stands_by or found.stands_by
         if self._verbose or not found.is_routine:
             self._say(found.shown)
 
@@ -222,9 +229,9 @@ def up(
     The cluster ends by a signal, or when a child that it needs is given up.
     """
     with contextlib.ExitStack() as stack:
-        ports = [settings.port + index for index in range(3)]
+        ports = [settings.port + index for index in range(3 * settings.controllers)]
         if settings.port == 0:
-            ports = stack.enter_context(held_ports(3))
+            ports = stack.enter_context(held_ports(len(ports)))
         cluster = (kind or ProcessCluster)(settings, _endpoints(settings, ports), say)
         stack.callback(cluster.stop)
         try:
@@ -254,12 +261,13 @@ class ProcessCluster:
     def __init__(
         self, settings: UpSettings, endpoints: tuple[str, str, str], say: Callable[[str], None]
     ) -> None:
+        """endpoints: for clients, workers and events, with commas between those of several controllers."""
         self.started_ns = now_ns()
         self._settings = settings
         self._endpoints = endpoints
         self._say = say
-        self._seats: list[ChildSlot] = []  # slots of the children, the controller's first
-        # the last of the controller's arguments until the cluster is ready
+        self._seats: list[ChildSlot] = []  # slots of the children, the controllers' first
+        # the last of the controllers' arguments until the cluster is ready
         self._awaits_models: list[str] = []
         self._gateway: ChildSlot | None = None
         self._found = ""  # models from earlier starts, for people
@@ -357,17 +365,20 @@ class ProcessCluster:
                 self.mend()
         self._settle_ports()
         # A restarted controller must not wait for a model that was removed since.
-        arguments = self._seats[0].arguments
-        del arguments[len(arguments) - len(self._awaits_models) :]
+        for seat in self._controllers:
+            del seat.arguments[len(seat.arguments) - len(self._awaits_models) :]
+
+    @property
+    def _controllers(self) -> list[ChildSlot]:
+        return self._seats[: self._settings.controllers]
 
     def _wait_for_controller_end(self) -> bool:
-        """Return whether the controller has ended. Waits up to a second, as its connections may end before
+        """Return whether a controller has ended. Waits up to a second, as its connections may end before
         it."""
         pause, limit_ns = threading.Event(), now_ns() + SECOND
-        controller = self._seats[0]
         while now_ns() < limit_ns:
             with self._undisturbed():
-                if controller.child.ended():
+                if any(seat.child.ended() for seat in self._controllers):
                     return True
             pause.wait(POLL_S)
         return False
@@ -389,7 +400,8 @@ class ProcessCluster:
         child.end()  # ends the child's helpers, and its output
         now = now_ns()
         how = "was lost with its machine" if child.lost else how_it_ended(child.status)
-        due_ns = seat.restarts.next_ns(now, seat.begun_ns, bool(child.serves) or child.lost, child.status)
+        has_served = bool(child.serves) or child.stands_by or child.lost
+        due_ns = seat.restarts.next_ns(now, seat.begun_ns, has_served, child.status)
         if due_ns is not None:
             pause_s = to_seconds(due_ns - now)
             after = f" in {pause_s:g} s" if pause_s > 0 else ""
@@ -402,27 +414,23 @@ class ProcessCluster:
         workers = [
             other for other in self._seats if other.name.startswith("worker-") and not other.is_given_up
         ]
-        if not self._is_ready or seat is self._seats[0] or seat is self._gateway or not workers:
+        is_last = all(controller.is_given_up for controller in self._controllers)
+        if not self._is_ready or is_last or seat is self._gateway or not workers:
             raise GivenUp(end)
+        if seat in self._controllers:
+            self._say(f"{end}\nIt is given up.")
+            return
         self._say(f"{end}\nIt is given up; {len(workers)} of {self._settings.workers} workers are left.")
 
     def start(self) -> None:
         settings = self._settings
-        clients, workers, events = self._endpoints
-        parts = f"a controller and {say_count(settings.workers, 'worker')}"
+        clients, workers, _ = self._endpoints
+        controllers = (
+            say_count(settings.controllers, "controller") if settings.controllers > 1 else "a controller"
+        )
+        parts = f"{controllers} and {say_count(settings.workers, 'worker')}"
         self._say(f"Starting {parts} (models are kept in {settings.data}) ...")
-        arguments = [
-            "controller", "--listen", clients, "--worker-listen", workers, "--events", events,
-            "--data", str(settings.data), *settings.package_arguments, "--policy", settings.policy,
-            *(["--memory", settings.memory] if settings.memory else []),
-            *(word for option in settings.options for word in ("--option", option)),
-        ]  # fmt: skip
-        if settings.keys is not None:
-            arguments += ["--key", str(settings.keys / CONTROLLER_KEY_FILE)]
-        if settings.insecure:
-            arguments += ["--insecure"]
-        self._awaits_models = [word for name in self._registered_here() for word in ("--await-model", name)]
-        self._spawn("controller", [*arguments, *self._awaits_models])
+        self._start_controllers()
         for index in range(settings.workers):
             name = f"worker-{index}"
             arguments = [
@@ -447,6 +455,28 @@ class ProcessCluster:
         # From here on a signal may interrupt, as all children are started.
         self._armed = True
         self._interrupt()
+
+    def _start_controllers(self) -> None:
+        """Start the controllers. Of several, the one that comes first is active, whichever that is after each
+        restart."""
+        settings = self._settings
+        arguments = [
+            "--data", str(settings.data), *settings.package_arguments, "--policy", settings.policy,
+            *(["--memory", settings.memory] if settings.memory else []),
+            *(word for option in settings.options for word in ("--option", option)),
+        ]  # fmt: skip
+        if settings.keys is not None:
+            arguments += ["--key", str(settings.keys / CONTROLLER_KEY_FILE)]
+        if settings.insecure:
+            arguments += ["--insecure"]
+        if settings.controllers > 1:
+            arguments += ["--standby"]
+        self._awaits_models = [word for name in self._registered_here() for word in ("--await-model", name)]
+        places = zip(*(endpoint.split(",") for endpoint in self._endpoints), strict=True)
+        for index, (clients, workers, events) in enumerate(places):
+            own = ["controller", "--listen", clients, "--worker-listen", workers, "--events", events]
+            name = f"controller-{index}" if settings.controllers > 1 else "controller"
+            self._spawn(name, [*own, *arguments, *self._awaits_models])
 
     def _start_gateway(self, clients: str) -> None:
         settings = self._settings
@@ -496,10 +526,9 @@ class ProcessCluster:
         settings = self._settings
         keys = key_file_of(settings.keys, Role.OPERATOR) if settings.keys is not None else None
         limit_ns = self.started_ns + self.ready_ns
-        controller = self._seats[0]
         # With thousands of models, or on a busy machine, the controller starts slower than a client's
         # timeout.
-        self._wait(lambda: bool(controller.child.serves), limit_ns, "the controller")
+        self._wait(lambda: any(seat.child.serves for seat in self._controllers), limit_ns, "the controller")
         with Client(
             dialled(self._endpoints[0]), keys=keys, name="up", timeout=to_seconds(self.ready_ns)
         ) as client:
@@ -571,8 +600,8 @@ class ProcessCluster:
         begun_ns = now_ns()
         pause = threading.Event()
         # Workers end first, because they treat the controller's end before theirs as a failure.
-        children = [seat.child for seat in self._seats]
-        for group, limit_ns in ((children[1:], self.stop_workers_ns), (children[:1], self.stop_ns)):
+        children, count = [seat.child for seat in self._seats], self._settings.controllers
+        for group, limit_ns in ((children[count:], self.stop_workers_ns), (children[:count], self.stop_ns)):
             for child in group:
                 child.signal(signal.SIGTERM)
             while not all(child.ended() for child in group) and now_ns() - begun_ns < limit_ns:
@@ -582,7 +611,9 @@ class ProcessCluster:
 
 
 def _endpoints(settings: UpSettings, ports: Sequence[int]) -> tuple[str, str, str]:
-    """Return the endpoints for clients, workers and events. Raises ConfigError if a key file is missing."""
+    """Return the endpoints for clients, workers and events of each controller, with commas between them.
+
+    ports: three for each. Raises ConfigError if a key file is missing."""
     if settings.keys is not None:
         for path in (
             settings.keys / CONTROLLER_KEY_FILE,
@@ -593,7 +624,9 @@ def _endpoints(settings: UpSettings, ports: Sequence[int]) -> tuple[str, str, st
                     f"{settings.keys} holds no {path.name} (make all with: clockwork keys new DIR)"
                 )
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    clients, workers, events = (f"tcp://{host}:{port}" for port in ports)
+    clients, workers, events = (
+        ",".join(f"tcp://{host}:{port}" for port in ports[kind::3]) for kind in range(3)
+    )
     return clients, workers, events
 
 

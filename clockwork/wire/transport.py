@@ -29,6 +29,10 @@ from clockwork.config import (
 )
 from clockwork.config.wire import (
     COPY_BYTES,
+    ENDPOINT_DIAL_NS,
+    ENDPOINT_ROUNDS_MAX,
+    ENDPOINT_WELCOME_NS,
+    ENDPOINTS_MAX,
     EVENTS_QUEUE_MAX,
     EVENTS_RECEIVED_BYTES_MAX,
     EVENTS_TOPIC_BYTES_MAX,
@@ -37,6 +41,7 @@ from clockwork.config.wire import (
     KEEPALIVE_COUNT,
     KEEPALIVE_S,
     LINGER_MS,
+    RECONNECT_EAGER_MS,
     RECONNECT_MAX_MS,
     RECONNECT_MS,
     SEND_QUEUE_MAX,
@@ -46,6 +51,7 @@ from clockwork.errors import ConfigError
 from clockwork.system.clock import now_ns
 from clockwork.wire.inflow import Inflow
 from clockwork.wire.keys import ControllerKeys, PeerKeys
+from clockwork.wire.messages import NEVER_NS
 from clockwork.wire.roles import ControllerSocket
 
 try:
@@ -111,6 +117,67 @@ def require_keys_beyond_loopback(
             )
 
 
+def split_endpoints(text: str) -> tuple[str, ...]:
+    """Return the endpoints of a list with commas. Raises ConfigError for too many."""
+    endpoints = tuple(part.strip() for part in text.split(","))
+    if len(endpoints) > ENDPOINTS_MAX:
+        raise ConfigError(f"{len(endpoints)} endpoints; at most {ENDPOINTS_MAX} are tried in turn")
+    return endpoints
+
+
+class EndpointTurns:
+    """Which of several endpoints is dialled, and until when: the next follows where nobody there lets the
+    caller in, and at once where a connection is lost."""
+
+    def __init__(self, endpoints: tuple[str, ...]) -> None:
+        self._endpoints = endpoints
+        self._place = 0
+        self._is_begun = False  # there is, or was, a connection to this endpoint
+        self._tries = 0  # since a controller last let the caller in
+        self.due_ns = NEVER_NS  # the time at which advance() is to be called
+
+    def __str__(self) -> str:
+        return " or ".join(self._endpoints)
+
+    @property
+    def current(self) -> str:
+        return self._endpoints[self._place]
+
+    @property
+    def are_several(self) -> bool:
+        return len(self._endpoints) > 1
+
+    def dialled(self, now: int) -> None:
+        """Note that the endpoint is being dialled. Each round through all of them takes longer."""
+        self._is_begun = False
+        rounds = min(self._tries // len(self._endpoints), ENDPOINT_ROUNDS_MAX)
+        self._tries += 1
+        self.due_ns = now + (ENDPOINT_DIAL_NS << rounds) if self.are_several else NEVER_NS
+
+    def settle(self) -> None:
+        """Note that a controller has let the caller in, or that the caller wants none."""
+        self._is_begun, self._tries, self.due_ns = True, 0, NEVER_NS
+
+    def lost(self, now: int) -> None:
+        """Note that the connection was lost."""
+        if self.are_several:
+            self.redial(now)
+
+    def redial(self, at_ns: int) -> None:
+        """Have an endpoint dialled at this time, though there is but one."""
+        self._is_begun, self.due_ns = True, at_ns
+
+    def advance(self, now: int, is_begun: bool) -> bool:
+        """Turn to the next endpoint, which is then to be dialled. False: wait on, as there is a connection.
+        is_begun: there is one to this endpoint."""
+        if is_begun and not self._is_begun and self.are_several:
+            self._is_begun = True
+            self.due_ns = now + ENDPOINT_WELCOME_NS
+            return False
+        self._place = (self._place + 1) % len(self._endpoints)
+        return True
+
+
 class ConnectionEvent(enum.Enum):
     """A change of a dialled connection's state, as Dealer.changes() reports it."""
 
@@ -145,11 +212,18 @@ class Transport:
         self._sockets: list[Dealer | Router | Publisher] = []
         self._authenticator: ThreadAuthenticator | None = None
 
-    def dealer(self, endpoint: str, keys: PeerKeys | None = None) -> Dealer:
-        """Dial an endpoint. The connection is made, and renewed, in the background; see Dealer.changes()."""
-        dealer = Dealer(self._context, endpoint, keys)
+    def dealer(self, endpoint: str, keys: PeerKeys | None = None, is_eager: bool = False) -> Dealer:
+        """Dial an endpoint. The connection is made, and renewed, in the background; see Dealer.changes().
+
+        is_eager: try again soon, as the endpoint is one of several."""
+        dealer = Dealer(self._context, endpoint, keys, RECONNECT_EAGER_MS if is_eager else RECONNECT_MS)
         self._sockets.append(dealer)
         return dealer
+
+    def hang_up(self, dealer: Dealer) -> None:
+        """Close a dealer before the others."""
+        dealer.close()
+        self._sockets.remove(dealer)
 
     def router(
         self,
@@ -291,7 +365,13 @@ def _rest(socket: zmq.Socket[bytes], probe: _zmq.Probe, frames: list[Frame]) -> 
 class Dealer:
     """A dialled connection. Not thread-safe: threads that share it need a lock."""
 
-    def __init__(self, context: zmq.Context[Any], endpoint: str, keys: PeerKeys | None) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        endpoint: str,
+        keys: PeerKeys | None,
+        reconnect_ms: int = RECONNECT_MS,
+    ) -> None:
         self.endpoint = endpoint
         self.is_lent = False
         """Whether a thread of native code uses the socket, which close() then refuses to close."""
@@ -304,7 +384,7 @@ class Dealer:
         # hangs, do not survive the end of a connection that is not read (see _find_dead_hosts_by_tcp). look()
         # bounds bytes.
         socket.set(zmq.RCVHWM, 0)
-        socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+        socket.set(zmq.RECONNECT_IVL, reconnect_ms)
         socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         socket.set(zmq.IPV6, 1 if "[" in endpoint else 0)
         if keys is not None:
@@ -371,6 +451,11 @@ class Dealer:
     def is_up(self) -> bool:
         """Whether there is a connection, as of the last changes()."""
         return self._up
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a connection was begun, as of the last changes()."""
+        return self._inflow is not None
 
     def changes(self) -> list[ConnectionEvent]:
         """The changes of the connection since the last call, in order."""

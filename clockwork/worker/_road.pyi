@@ -79,6 +79,10 @@ class Road:
     def send(self, header: bytes, frames: Sequence[Any] = ()) -> bool:
         """Send a message. False: the connection's queue is full."""
 
+    def adopt(self, socket: int, monitor: int, filenos: Sequence[int]) -> None:
+        """Take another socket in place of the road's, which it does not use any more. socket, monitor: their
+        addresses; filenos: their descriptors."""
+
     def renumber(self, kept: Sequence[int]) -> None:
         """Give the remaining devices new indices. kept: their add_device() numbers. No action may be held."""
 

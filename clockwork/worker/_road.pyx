@@ -107,6 +107,7 @@ cdef extern from "worker/road.h" namespace "clockwork::worker" nogil:
         void start() except +
         void stop() except +
         void serve(cbool serves) except +
+        void adopt(const DealerSocket& socket, const array2& socket_fds) except +
         cbool send(string_view header, const vector[string_view]& frames) except +
         void renumber(const vector[uint32_t]& kept) except +
         void reset() except +
@@ -322,6 +323,12 @@ cdef class Road:
         with nogil:
             sent = self.road.get().send(head, buffers.views)
         return sent
+
+    def adopt(self, uintptr_t socket, uintptr_t monitor, filenos):
+        """Take another socket in place of the road's, which it does not use any more."""
+        cdef int own, monitors
+        own, monitors = filenos
+        self.road.get().adopt(DealerSocket(<void*>socket, <void*>monitor), make_array2(own, monitors))
 
     def renumber(self, kept):
         """Give the remaining devices new indices. kept: their add_device() numbers. No action may be held."""

@@ -112,14 +112,13 @@ class Worker:
         self._all_devices = [WorkerDevice(place, device) for place, device in enumerate(devices)]
         self._online = list(self._all_devices)  # the session's devices, by index
         self._session = ControllerSession(settings, transport)
-        self._dealer = self._session.dealer
         self._departure = Departure(settings.drain_ns, keeps_copies=bool(settings.store_bytes))
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake_asked = False
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         holders = list(dict.fromkeys(device.group or device for device in devices))
-        self._road = open_road(self._dealer, devices, self._clock.settings)
-        self._session.send_by(self._road.send)
+        self._road = open_road(self._session.dealer, devices, self._clock.settings)
+        self._session.send_by(self._road.send, self._road.adopt)
         self._bounded: BoundedStore | None = None
         if settings.store_bytes:
             self._bounded = BoundedStore(settings.store, settings.store_bytes, self.wake)
@@ -165,7 +164,7 @@ class Worker:
     def run(self) -> int:
         """Serve until told to stop. Returns the process's exit status."""
         log.info("%s waits for the controller at %s", self._settings.name, self._settings.endpoint)
-        self._dealer.is_lent = True
+        self._session.dealer.is_lent = True
         self._road.start()
         while self._exit is None:
             self._turn()
@@ -207,7 +206,7 @@ class Worker:
         """Stop receiving and answering. The transport may be closed from then on, and still sends earlier
         messages."""
         self._road.stop()
-        self._dealer.is_lent = False
+        self._session.dealer.is_lent = False
 
     def close(self) -> None:
         """Stop all threads and processes and close `clocks`."""
@@ -217,14 +216,16 @@ class Worker:
         self._models.close()
         if self._bounded is not None:
             self._bounded.close()
-        self._dealer.close()
+        self._session.dealer.close()
         for descriptor in (self._wake_read, self._wake_write, self._statm):
             os.close(descriptor)
 
     # ----- the loop ----------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        due_ns = min(self._next_heartbeat_ns, self._departure.due_ns(self._road.count))
+        due_ns = min(
+            self._next_heartbeat_ns, self._departure.due_ns(self._road.count), self._session.turns.due_ns
+        )
         timeout_ns = due_ns - now_ns()
         is_ready = timeout_ns > 0 and self._poller.wait(timeout_ns)
         notices = self._road.take()
@@ -244,6 +245,7 @@ class Worker:
             self._exit = self._departure.exit_status
         if self._stop_signals:
             self._drain()
+        self._session.turn(now_ns())
         if now_ns() >= self._next_heartbeat_ns:
             self._heartbeat()
 
@@ -316,8 +318,8 @@ class Worker:
         self._complaints.settle(now)
         self._models.beat()
         self._road.tidy(now)
-        self._dealer.note_received(*self._road.take_received())
-        if self._dealer.look():
+        self._session.dealer.note_received(*self._road.take_received())
+        if self._session.dealer.look():
             log.error("the connection was ended: the controller sent more than this worker could take in")
         if self._session.is_hello_due(now):
             self._hello()

@@ -28,7 +28,7 @@ from clockwork.wire.keys import read_peer_keys
 from clockwork.wire.messages import NEVER_NS, PROTOCOL_VERSION, DeviceInfo, WorkerHello
 from clockwork.wire.roles import Role
 from clockwork.wire.telling import printable
-from clockwork.wire.transport import ConnectionEvent, Frame, Transport
+from clockwork.wire.transport import ConnectionEvent, EndpointTurns, Frame, Transport, split_endpoints
 from clockwork.worker.settings import WorkerSettings
 
 log = logging.getLogger("clockwork.worker")
@@ -38,13 +38,20 @@ class ControllerSession:
     """The connection, and whether the controller has let this worker in."""
 
     def __init__(self, settings: WorkerSettings, transport: Transport) -> None:
-        self._endpoint, self._name = settings.endpoint, settings.name
+        endpoints = split_endpoints(settings.endpoint)
+        self.turns = EndpointTurns(endpoints)
+        self._name = settings.name
         self._epoch = random.SystemRandom().getrandbits(63)
         keys = read_peer_keys(settings.key) if settings.key is not None else None
         self._key_role = keys.role if keys is not None else None
         self._has_key = keys is not None
-        self.dealer = transport.dealer(settings.endpoint, keys)
+        self._transport, self._keys = transport, keys
+        for other in endpoints[1:]:  # each is checked
+            transport.hang_up(transport.dealer(other, keys))
+        self.dealer = transport.dealer(endpoints[0], keys, self.turns.are_several)
+        self.turns.dialled(now_ns())
         self._deliver: Callable[[bytes, Sequence[Frame]], bool] = self.dealer.send
+        self._adopt: Callable[[int, int, Sequence[int]], None] = lambda *_: None
         self.welcomed = False
         self._welcomed_ns = 0
         self._hello_due_ns = 0  # the time from which a hello is due on this connection; 0: none is due
@@ -53,9 +60,30 @@ class ControllerSession:
         self._refusals = 0
         self._obedience = Obedience()
 
-    def send_by(self, deliver: Callable[[bytes, Sequence[Frame]], bool]) -> None:
-        """Send messages by `deliver`, native code that owns the socket from now on."""
-        self._deliver = deliver
+    @property
+    def _endpoint(self) -> str:
+        return self.turns.current
+
+    def send_by(
+        self,
+        deliver: Callable[[bytes, Sequence[Frame]], bool],
+        adopt: Callable[[int, int, Sequence[int]], None],
+    ) -> None:
+        """Have native code own the socket: it sends by `deliver`, and takes another socket by `adopt`."""
+        self._deliver, self._adopt = deliver, adopt
+
+    def turn(self, now: int) -> None:
+        """Dial the next controller where that is due."""
+        if now < self.turns.due_ns:
+            return
+        if self.turns.advance(now, self.dealer.is_begun):
+            # Not by zmq_disconnect(): libzmq may go on dialling the endpoint of a lost connection.
+            before, self.dealer = self.dealer, self._transport.dealer(self.turns.current, self._keys, True)
+            self._adopt(*self.dealer.addresses(), self.dealer.filenos)
+            before.is_lent, self.dealer.is_lent = False, before.is_lent
+            self._transport.hang_up(before)
+            self.turns.dialled(now)
+            self.end()
 
     def note(self, event: int, value: int) -> ConnectionEvent | None:
         """Process an event of the socket's monitor. Returns UP, DOWN or REFUSED (final); None: no change."""
@@ -66,6 +94,7 @@ class ControllerSession:
         elif change is ConnectionEvent.DOWN:
             if self._was_up:
                 log.warning("connection to %s lost; trying again", self._endpoint)
+            self.turns.lost(now_ns())
         elif change is not None:
             self._refusals += 1
             is_broken_for_good = (
@@ -148,6 +177,7 @@ class ControllerSession:
         """Begin the session: the controller has sent a WorkerWelcome."""
         self.welcomed = True
         self._welcomed_ns = now
+        self.turns.settle()
 
 
 @dataclasses.dataclass(slots=True)

@@ -872,6 +872,22 @@ bool Road::send(std::string_view header, const std::vector<std::string_view>& fr
 
 // ----- the session ------------------------------------------------------------------------------
 
+void Road::adopt(const DealerSocket& socket, const std::array<int, 2>& socket_fds) {
+    Held held(*this);
+    socket_ = socket;
+    for (std::size_t place = 0; place < socket_fds.size(); ++place)
+        descriptors_[place] = {socket_fds[place], POLLIN, 0};
+    std::erase_if(notices_, [this](const Notice& notice) {
+        const bool is_stale =
+            notice.kind == Notice::MESSAGE || notice.kind == Notice::NEWS || notice.kind == Notice::UNSENT;
+        for (std::size_t frame = 0; is_stale && frame < notice.frames.size(); ++frame)
+            notice_bytes_ -= notice.frames[frame].size();
+        return is_stale;
+    });
+    has_input_ = has_news_ = true;
+    wake();
+}
+
 void Road::serve(bool serves) {
     Held held(*this);
     serves_ = serves;

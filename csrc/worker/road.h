@@ -124,6 +124,9 @@ public:
 
     // Sets whether actions are taken. A WorkerWelcome clears this until Python has seen the message.
     void serve(bool serves);
+    // Takes another socket, which dials another controller, in place of its own, which it does not use any
+    // more. Notices of the other connection are dropped.
+    void adopt(const DealerSocket& socket, const std::array<int, 2>& socket_fds);
     // Sends a message. False if the connection's queue is full. frames: the frames behind the header.
     bool send(std::string_view header, const std::vector<std::string_view>& frames);
     // Renumbers the remaining devices in order. kept: their old numbers. No action may be held.

@@ -13,7 +13,7 @@ import pytest
 
 from clockwork import AsyncClient, Client
 from clockwork.client.loop import LoopClient
-from clockwork.config.client import CLIENT_ENDPOINTS_MAX
+from clockwork.config.wire import ENDPOINTS_MAX
 from clockwork.errors import ConfigError, ConnectionLost, DeadlineMissed, RequestTimeout
 from clockwork.launch.local import held_ports
 from clockwork.wire.messages import NO_LEASE, ClientHello, InferRequest, Query, Unregister
@@ -205,4 +205,4 @@ def test_wrong_lists_of_endpoints_are_refused_at_once(endpoints: list[str]) -> N
         with pytest.raises(ConfigError):
             Client(wrong)
     with pytest.raises(ConfigError, match="17 endpoints; at most 16"):
-        Client(",".join(endpoints[:1] * (CLIENT_ENDPOINTS_MAX + 1)))
+        Client(",".join(endpoints[:1] * (ENDPOINTS_MAX + 1)))

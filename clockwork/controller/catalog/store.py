@@ -55,6 +55,7 @@ from clockwork.wire.telling import printable, tell
 log = logging.getLogger("clockwork.controller")
 
 FORMAT = "2"
+LOCK_FILE = "lock"
 _FORMER_FORMAT = "1"  # of releases whose catalogue was files
 
 _TAKEN_OVER = "taken over"  # subject of the row that says that an earlier release's files are in the database
@@ -81,12 +82,16 @@ class Catalog:
         self._complaints: list[Complaint] = []
         self._route_complaints: list[Complaint] = []
 
-    def open(self) -> None:
-        """Create or take over the directory. Raises ConfigError: not writable, other format, in use."""
+    def open(self, lock: int = -1) -> None:
+        """Create or take over the directory. lock: the descriptor of the lock, where the caller has it.
+
+        Raises ConfigError: not writable, other format, in use."""
+        self._lock = lock
         marker = self.root / "format"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self._lock = lock_file(self.root / "lock")
+            if lock < 0:
+                self._lock = lock_file(self.root / LOCK_FILE)
             found = read_plain(marker, FORMAT_BYTES_MAX).strip() if marker.exists() else None
             if found not in (None, FORMAT.encode(), _FORMER_FORMAT.encode()):
                 raise ConfigError(

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from typing import Any, ClassVar
 
-from clockwork.config import FAILURE_CHARS_MAX, VERSION
+from clockwork.config import CLIENTS_MAX, FAILURE_CHARS_MAX, VERSION
 from clockwork.config.controller import CHANGED_BY_MAX, SEATS_ASKED_MAX
 from clockwork.controller._exchange import CLIENTS, SEAT_FREE, SEAT_NONE
 from clockwork.controller.context import Context
@@ -30,6 +30,7 @@ from clockwork.controller.peers.links import (
     mismatch,
     named,
 )
+from clockwork.controller.peers.returning import Returning
 from clockwork.controller.ports.flaws import Flaw, request_error
 from clockwork.controller.ports.posts import to_client
 from clockwork.controller.registration.registrar import Registrar
@@ -134,7 +135,10 @@ class ClientPort:
         table: ModelTable,
         registrar: Registrar,
         views: Views,
+        returning: Returning,
     ) -> None:
+        self._returning = returning
+        self._waiting: dict[bytes, tuple[int, ClientHello, str]] = {}  # clients that wait for workers
         self._context = context
         self._effects = effects
         self._exchange = context.exchange
@@ -174,6 +178,12 @@ class ClientPort:
             self._gone(client, why)
             self._effects.append(Disconnect(CLIENTS, client.fd))
 
+    def let_in(self) -> None:
+        """Welcome the clients that have waited for workers to come back."""
+        waiting, self._waiting = self._waiting, {}
+        for identity, (fd, message, key) in waiting.items():
+            self._greet(identity, fd, message, key)
+
     def dismiss(self) -> None:
         """Tell all clients that the controller ends."""
         for client in self._links.clients.values():
@@ -196,6 +206,8 @@ class ClientPort:
             return
         if type(message) is not ClientHello:
             self._effects.append(to_client(identity, fd, HelloNeeded(self._context.epoch)))
+        elif not self._returning.is_over and len(self._waiting) < CLIENTS_MAX:
+            self._waiting[identity] = (fd, message, key)
         elif message.protocol != PROTOCOL_VERSION:
             self._effects.append(to_client(identity, fd, mismatch(message.protocol, message.version)))
         elif identity in self._links.clients or self._note(identity, fd, printable(message.name), key):

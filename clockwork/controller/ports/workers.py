@@ -119,7 +119,8 @@ log = logging.getLogger("clockwork.controller")
 class WorkerPort:
     """All workers. They come and go by their messages, and as the exchange reports of their connections.
 
-    policy, plans_fetches, sole_copies: the scheduler's; see Scheduler.
+    policy, plans_fetches, sole_copies: the scheduler's; see Scheduler. joined: told the name and the number
+    of each worker that joins.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class WorkerPort:
         policy: str,
         plans_fetches: bool,
         sole_copies: Callable[[int], int],
+        joined: Callable[[str, int], None],
     ) -> None:
         self._context = context
         self._exchange = context.exchange
@@ -146,6 +148,7 @@ class WorkerPort:
         self._policy = policy
         self._plans_fetches = plans_fetches
         self._sole_copies = sole_copies
+        self._joined = joined
         # By epochs of workers that were let go: the reason; they are not admitted again
         self._let_go: dict[int, str] = {}
         self._next_id = 1
@@ -265,6 +268,7 @@ class WorkerPort:
         planned = planned_store_bytes(stored)
         self._effects.append(Tell(WorkerJoined(now, worker_id, shapes, devices[0].host_bytes, planned)))
         self._bundles.joined(worker_id, name, kind)
+        self._joined(name, worker_id)
         self._registrar.worker_joined(
             worker_id,
             name,
@@ -557,6 +561,10 @@ class WorkerPort:
     }
 
     # ----- what others have found --------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """The names of the workers that are to come back where the controller is lost."""
+        return sorted(worker.name for worker in self._links.workers.values() if not worker.is_draining)
 
     def name(self, worker_id: int) -> str:
         """The name of a connected worker, else ""."""

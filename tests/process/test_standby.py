@@ -1,0 +1,141 @@
+"""A standby controller on the data directory of another: it takes over when that one ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clockwork import Client
+from clockwork.controller.peers.returning import WORKERS_FILE
+from clockwork.errors import ConnectionLost
+from clockwork.launch.local import held_ports
+from clockwork.models import zoo
+from tests.patience import PATIENCE_S, eventually
+from tests.process.cluster import Cluster, Program, Reference, running_cluster, same, total_sent
+from tests.process.up import Up, running
+
+NAMES = ("first", "second", "third")
+IMAGE = np.zeros((1, 1, 8, 8), np.float32)
+
+
+class Pair(Cluster):
+    """A cluster with a standby. `clients` and `workers` are the addresses of both controllers."""
+
+    def __init__(self, data: Path) -> None:
+        super().__init__(data)
+        ports = self._held.enter_context(held_ports(2))
+        self.other = [f"tcp://127.0.0.1:{port}" for port in ports]
+        self.clients = f"{self.endpoint},{self.other[0]}"
+        self.dialled = f"{self.worker_endpoint},{self.other[1]}"
+        self.standby = self.start_standby(*self.other)
+
+    def start_standby(self, clients: str, workers: str) -> Program:
+        standby = self.program([
+            "controller", "--standby", "--listen", clients, "--worker-listen", workers,
+            "--events", "tcp://127.0.0.1:0", "--data", str(self.data / "controller"),
+        ])  # fmt: skip
+        standby.wait_for("standby: serves once no other controller uses")
+        return standby
+
+
+def test_a_standby_takes_over_what_is_there(tmp_path: Path) -> None:
+    references = {name: Reference(zoo.build("mlp", seed=seed)) for seed, name in enumerate(NAMES)}
+    x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+    pair = Pair(tmp_path)
+    try:
+        for number in range(2):
+            pair.start_worker(endpoint=pair.dialled, name=f"worker-{number}")
+        with Client(pair.clients, timeout=PATIENCE_S) as client:
+            for seed, name in enumerate(NAMES):
+                client.register(name, zoo.build("mlp", seed=seed))
+            answers = [client.submit(name, x) for name in NAMES]
+            assert all(
+                same(answer.result(PATIENCE_S), references[name](x)) for name, answer in zip(NAMES, answers)
+            )
+            kept = tmp_path / "controller" / WORKERS_FILE
+            eventually(lambda: kept.exists() and json.loads(kept.read_text()), "the workers' names are kept")
+            assert json.loads(kept.read_text()) == ["worker-0", "worker-1"]
+            begun = [client.submit(name, x, slo=PATIENCE_S) for name in NAMES * 5]
+            pair.kill(pair.controller)
+            pair.controller = pair.standby
+            begun += [client.submit(name, x, slo=PATIENCE_S) for name in NAMES * 5]
+            for name, answer in zip(NAMES * 10, begun, strict=True):
+                assert same(answer.result(PATIENCE_S), references[name](x))
+            status = client.status()
+            assert {worker["name"] for worker in status["workers"]} == {"worker-0", "worker-1"}
+            assert total_sent(status, "load") == 0
+            client.register("fourth", zoo.build("mlp", seed=9))  # it can be changed as before
+            client.unregister("first")
+        pair.standby.wait_for("active$")
+        third = pair.start_standby(pair.endpoint, pair.worker_endpoint)
+        assert third.stop() == 0, "a standby ends while it waits"
+        assert "Traceback" not in third.text
+        pair.check_end()
+    finally:
+        pair.destroy()
+
+
+def test_a_standby_of_an_active_that_goes_on_serves_nobody(tmp_path: Path) -> None:
+    """A controller that is only stopped keeps its directory: nobody else may change that."""
+    pair = Pair(tmp_path)
+    try:
+        pair.start_worker(endpoint=pair.dialled)
+        os.kill(pair.controller.pid, signal.SIGSTOP)
+        with pytest.raises(ConnectionLost), Client(pair.other[0], timeout=PATIENCE_S) as client:
+            client.status()
+        assert not re.search("active$", pair.standby.so_far, re.MULTILINE)
+        os.kill(pair.controller.pid, signal.SIGCONT)
+        with Client(pair.clients, timeout=PATIENCE_S) as client:
+            eventually(lambda: client.status()["workers"], "the worker is there")
+        assert pair.standby.stop() == 0
+        pair.check_end()
+    finally:
+        pair.destroy()
+
+
+def active_of(up: Up) -> int:
+    """The number of the controller that has become active last."""
+    found = [
+        match[1]
+        for line in up.so_far.splitlines()
+        if (match := re.match(r"controller-(\d) .*: active$", line))
+    ]
+    return int(found[-1]) if found else -1
+
+
+def test_up_with_two_controllers_serves_on_when_one_is_killed(tmp_path: Path) -> None:
+    with running(tmp_path, "--controllers", "2", "--verbose") as up:
+        first, second = endpoints = up.endpoint.split(",")
+        assert first != second
+        http = up.wait_for(r"^  http +(http://\S+)")[1]
+        with Client(up.endpoint, timeout=PATIENCE_S) as client:
+            assert client.infer("digits", IMAGE).shape == (1, 10)
+            for _ in range(2):
+                mark, active = len(up.lines), active_of(up)
+                (pid,) = (pid for pid, words in up.commands().items() if endpoints[active] in words[3:7])
+                os.kill(pid, signal.SIGKILL)
+                assert client.infer("digits", IMAGE).shape == (1, 10)
+                up.wait_for(rf"^controller-{active} was killed by signal 9; it is started again\.$", mark)
+                up.wait_for(rf"^controller-{active} .* standby: serves once", mark)
+                assert active_of(up) == 1 - active
+            with urllib.request.urlopen(f"{http}/v2/models/digits", timeout=PATIENCE_S) as reply:
+                assert reply.status == 200, "the gateway has followed"
+
+
+def test_up_refuses_what_several_controllers_cannot_have(tmp_path: Path) -> None:
+    with running_cluster(tmp_path, workers=0) as cluster:
+        for words, text in (
+            (["--controllers", "2", "--port", "65531"], "leaves too few ports for 2 controllers"),
+            (["--controllers", "2", "--ray"], "is for one machine"),
+            (["--controllers", "0"], "is not in the range"),
+        ):
+            program = cluster.program(["up", *words])
+            assert program.wait() == 2
+            assert text in program.text

@@ -47,6 +47,7 @@ from bench import (
     shared_arena,
     shared_memory,
     spike,
+    takeover,
     threads,
     worker,
 )
@@ -234,6 +235,13 @@ def test_a_worker_that_joins_takes_models_or_prepares_them() -> None:
 
 
 @pytest.mark.slow
+def test_a_standby_answers_when_the_active_is_killed() -> None:
+    (row,), facts = takeover.measure(takeover.Plan(rounds=2, models=2, rate=50.0, workers=1))
+    assert row["rounds"] == 2
+    assert (row["failed"], row["unanswered"], row["loads"]) == (0, 0, 0), facts
+    assert row["answered"] == row["requests"] > 0
+
+
 def test_what_a_request_costs_the_controller() -> None:
     settings = emulated.Settings(
         seconds=0.6, warm_up_s=0.2, sizes=(0, 48_000), devices=4, models=3, in_flight=64, rate=300.0

@@ -1,11 +1,13 @@
 """Time from the end of the active controller to the first answer of the standby, and requests meanwhile.
 
     python -m bench.takeover [--quick] [--json] [--rounds 20] [--models 8] [--rate 100]
+        [--how kill,stop]
 
 `clockwork up --controllers 2` on a directory of its own, with two workers and a gateway that nobody asks. A
 client with both addresses asks at an even rate, open loop, with an SLO of 2 s, for models that are resident.
-In each round the active is killed (SIGKILL) and is started again as the standby; the next round begins once
-it waits. ``first`` is the time from the kill to the first answer to a request that was asked after it. Every
+In each round the active is killed (SIGKILL), or stopped (SIGSTOP) and then killed by the standby, and is
+started again as the standby; the next round begins once it waits. ``first`` is the time from the signal to
+the first answer to a request that was asked after it. Every
 answer is compared with ONNX Runtime's.
 """
 
@@ -38,6 +40,7 @@ READY_S = 60.0
 SETTLE_S = 0.5
 ROUNDS_MAX = 6  # of a cluster: `up` gives a process up that ends too often
 STANDS_BY = "standby: serves once"
+HOW = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Plan:
     models: int = 8
     rate: float = 100.0
     workers: int = 2
+    how: tuple[str, ...] = tuple(HOW)
 
 
 class Watched:
@@ -202,7 +206,7 @@ def loads_of(client: Client) -> int:
 
 
 def kill_again(
-    plan: Plan, rounds: int, load_ended: list[tuple[int, int, str]]
+    plan: Plan, number: int, rounds: int, load_ended: list[tuple[int, int, str]]
 ) -> tuple[list[float], int, int]:
     """Returns the times to the first answers in ms, the LOADs and the requests of a cluster of its own.
 
@@ -225,7 +229,7 @@ def kill_again(
                     mark, active = up.count, up.active()
                     pid = up.pid_of(active)
                     at_ns = now_ns()
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, number)
                     firsts.append((load.first_after(at_ns) - at_ns) / MS)
                     up.wait_for(f"^controller-{active} .*{STANDS_BY}", mark)
                     loads += loads_of(client)
@@ -237,11 +241,19 @@ def kill_again(
 
 
 def measure(plan: Plan) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    rows, facts = [], {}
+    for how in plan.how:
+        row, facts[how] = measure_one(plan, how)
+        rows.append(row)
+    return rows, facts
+
+
+def measure_one(plan: Plan, how: str) -> tuple[dict[str, Any], dict[str, Any]]:
     ended: list[tuple[int, int, str]] = []
     firsts: list[float] = []
     loads = asked = 0
     while len(firsts) < plan.rounds:
-        found = kill_again(plan, min(ROUNDS_MAX, plan.rounds - len(firsts)), ended)
+        found = kill_again(plan, HOW[how], min(ROUNDS_MAX, plan.rounds - len(firsts)), ended)
         firsts += found[0]
         loads += found[1]
         asked += found[2]
@@ -251,6 +263,7 @@ def measure(plan: Plan) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             failed[text] = failed.get(text, 0) + 1
     took = sorted((end - begun) / MS for begun, end, text in ended if not text)
     row = {
+        "how": how,
         "rounds": plan.rounds,
         "first p50, ms": round(statistics.median(firsts), 1),
         "first worst, ms": round(max(firsts), 1),
@@ -261,7 +274,7 @@ def measure(plan: Plan) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         "longest, ms": round(took[-1], 1) if took else 0.0,
         "loads": loads,
     }
-    return [row], {"failures": failed or "none", "firsts, ms": [round(first, 1) for first in firsts]}
+    return row, {"failures": failed or "none", "firsts, ms": [round(first, 1) for first in firsts]}
 
 
 def main() -> None:
@@ -270,10 +283,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=plan.rounds)
     parser.add_argument("--models", type=int, default=plan.models)
     parser.add_argument("--rate", type=float, default=plan.rate)
+    parser.add_argument("--how", type=lambda text: tuple(text.split(",")), default=plan.how)
     asked = parser.parse_args()
-    given = Plan(asked.rounds, asked.models, asked.rate)
+    given = Plan(asked.rounds, asked.models, asked.rate, how=asked.how)
     if asked.quick:
-        given = Plan(rounds=2, models=2, rate=50.0, workers=1)
+        given = Plan(rounds=2, models=2, rate=50.0, workers=1, how=asked.how)
     rows, facts = measure(given)
     report.show("takeover by a standby", SEED, rows, facts, asked.json)
 

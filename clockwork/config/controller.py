@@ -197,10 +197,21 @@ RESTART_GRACE_NS = 10_000_000_000
 asks for the model: the worker may be restarted, and still have it. The scheduler waits as long with further
 copies (csrc/scheduler/keepers.h)."""
 
+HOLDER_STOPPED_NS = 1_000_000_000
+"""Time without a beat after which a standby ends the holder of the data directory's lock, if its process is
+stopped."""
+
+HOLDER_HUNG_NS = 10_000_000_000
+"""The same for a process that is not stopped: a machine with other work may delay a beat by seconds."""
+
+HOLDER_BYTES_MAX = 1_024  # of the file of the lock
+HOLDER_LOOK_S = 0.2  # Interval at which a standby looks at the holder
+
 RETURN_NS = 1_000_000_000
 """Time for which a controller that is started in the place of another awaits that one's workers, before it
 lets clients in."""
 
+RETURN_NAMES_BYTES_MAX = 8 << 20  # of the file with the names of the workers
 RETURN_SETTLE_NS = 3_000_000  # Time for the last words of the last worker that is back
 
 STORES_TROUBLE_NS = RESTART_GRACE_NS

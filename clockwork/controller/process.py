@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 
 from clockwork.config import HEARTBEAT_NS, VERSION
+from clockwork.config.controller import HOLDER_LOOK_S
 from clockwork.controller._exchange import (
     CLIENT_MESSAGE,
     CLIENTS_LEFT,
@@ -66,6 +67,7 @@ from clockwork.errors import ConfigError
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler.types import ModelFault, ModelGone
 from clockwork.system.clock import now_ns
+from clockwork.system.holder import HolderWatch, end, look
 from clockwork.system.limits import descriptor_limit, open_descriptors, raise_descriptor_limit
 from clockwork.system.locks import await_lock
 from clockwork.system.words import say_count
@@ -290,6 +292,7 @@ class Controller:
         self._repairs.beat(self._context.now_ns)
         self._follow_store(self._jobs.beat(self._context.now_ns))
         self._write_names()
+        self._catalog.touch()
         self._complaints.settle(self._context.now_ns)
         self._cuts.note()
         self._stores.look(self._scheduler.store_status(), self._context.now_ns)
@@ -371,9 +374,22 @@ def _await_turn(settings: ControllerSettings, is_stopped: Callable[[], bool], wa
     this one is to stop. Raises ConfigError."""
     log.info("standby: serves once no other controller uses %s", settings.data)
     begun_ns = now_ns()
+    path, watch = settings.data / LOCK_FILE, HolderWatch()
+
+    def watch_holder() -> None:
+        seen = look(path)
+        if watch.must_end(seen, now_ns()) and seen.process is not None:
+            log.warning(
+                "process %d, which uses %s, does nothing (state %s): it is ended",
+                seen.process.pid,
+                path.parent,
+                seen.state,
+            )
+            end(seen.process)
+
     try:
         settings.data.mkdir(parents=True, exist_ok=True)
-        lock = await_lock(settings.data / LOCK_FILE, is_stopped, wake_fd)
+        lock = await_lock(path, is_stopped, wake_fd, watch_holder, HOLDER_LOOK_S)
     except OSError as error:
         raise ConfigError(f"data directory {settings.data} cannot be used: {error.strerror}") from None
     if lock >= 0:

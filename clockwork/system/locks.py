@@ -14,9 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def await_lock(path: Path, is_stopped: Callable[[], bool], wake_fd: int, mode: int = 0o644) -> int:
+def await_lock(
+    path: Path,
+    is_stopped: Callable[[], bool],
+    wake_fd: int,
+    look: Callable[[], None],
+    look_s: float,
+    mode: int = 0o644,
+) -> int:
     """Wait until no other process has a file locked, and return its descriptor, as lock_file() does; -1 if
-    is_stopped() says so. wake_fd: a descriptor that becomes readable when is_stopped() is to be asked.
+    is_stopped() says so. wake_fd: a descriptor that becomes readable when is_stopped() is to be asked. look:
+    is called every look_s meanwhile.
 
     The lock of a process that dies is free at once. Raises OSError."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
@@ -33,10 +41,13 @@ def await_lock(path: Path, is_stopped: Callable[[], bool], wake_fd: int, mode: i
         selector.register(locked, selectors.EVENT_READ)
         selector.register(wake_fd, selectors.EVENT_READ)
         while not is_stopped():
-            if any(key.fd == locked for key, _ in selector.select()):
+            ready = selector.select(look_s)
+            if any(key.fd == locked for key, _ in ready):
                 os.close(locked)
                 os.close(told)
                 return descriptor
+            if not ready:
+                look()
             with contextlib.suppress(BlockingIOError):
                 os.read(wake_fd, 4096)
     return -1  # the process is about to end, and the thread with it

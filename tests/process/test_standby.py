@@ -83,18 +83,35 @@ def test_a_standby_takes_over_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_standby_of_an_active_that_goes_on_serves_nobody(tmp_path: Path) -> None:
-    """A controller that is only stopped keeps its directory: nobody else may change that."""
     pair = Pair(tmp_path)
     try:
         pair.start_worker(endpoint=pair.dialled)
-        os.kill(pair.controller.pid, signal.SIGSTOP)
         with pytest.raises(ConnectionLost), Client(pair.other[0], timeout=PATIENCE_S) as client:
             client.status()
         assert not re.search("active$", pair.standby.so_far, re.MULTILINE)
-        os.kill(pair.controller.pid, signal.SIGCONT)
-        with Client(pair.clients, timeout=PATIENCE_S) as client:
-            eventually(lambda: client.status()["workers"], "the worker is there")
         assert pair.standby.stop() == 0
+        pair.check_end()
+    finally:
+        pair.destroy()
+
+
+def test_a_standby_ends_an_active_that_was_stopped(tmp_path: Path) -> None:
+    """It would keep the directory for ever, and might wake up in the middle of a change."""
+    reference = Reference(zoo.build("mlp", seed=0))
+    x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+    pair = Pair(tmp_path)
+    try:
+        pair.start_worker(endpoint=pair.dialled)
+        with Client(pair.clients, timeout=PATIENCE_S) as client:
+            client.register("m", zoo.build("mlp", seed=0))
+            assert same(client.infer("m", x), reference(x))
+            os.kill(pair.controller.pid, signal.SIGSTOP)
+            assert same(client.infer("m", x), reference(x))
+            pair.standby.wait_for(f"process {pair.controller.pid}, .* does nothing .state T.: it is ended")
+            assert pair.controller.wait() == -signal.SIGKILL
+            assert total_sent(client.status(), "load") == 0
+        pair.kill(pair.controller)
+        pair.controller = pair.standby
         pair.check_end()
     finally:
         pair.destroy()

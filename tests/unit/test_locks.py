@@ -41,7 +41,9 @@ def test_a_lock_is_taken_when_its_holder_is_killed(tmp_path: Path) -> None:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"
         found: list[int] = []
-        thread = threading.Thread(target=lambda: found.append(await_lock(path, lambda: False, reading)))
+        thread = threading.Thread(
+            target=lambda: found.append(await_lock(path, lambda: False, reading, lambda: None, 60.0))
+        )
         thread.start()
         assert thread.is_alive()
         holder.kill()
@@ -60,12 +62,15 @@ def test_a_lock_is_taken_when_its_holder_is_killed(tmp_path: Path) -> None:
 def test_a_wait_ends_when_it_is_told_to(tmp_path: Path) -> None:
     held = lock_file(tmp_path / "lock")
     reading, writing = os.pipe2(os.O_NONBLOCK)
-    is_stopped = threading.Event()
+    is_stopped, looked = threading.Event(), threading.Event()
     found: list[int] = []
     thread = threading.Thread(
-        target=lambda: found.append(await_lock(tmp_path / "lock", is_stopped.is_set, reading))
+        target=lambda: found.append(
+            await_lock(tmp_path / "lock", is_stopped.is_set, reading, looked.set, 0.01)
+        )
     )
     thread.start()
+    assert looked.wait(PATIENCE_S), "the holder is looked at"
     os.write(writing, b"x")  # a wake for another reason
     is_stopped.set()
     os.write(writing, b"x")
@@ -77,4 +82,4 @@ def test_a_wait_ends_when_it_is_told_to(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        await_lock(tmp_path / "nowhere" / "lock", lambda: True, 0)
+        await_lock(tmp_path / "nowhere" / "lock", lambda: True, 0, lambda: None, 60.0)

@@ -49,6 +49,7 @@ from clockwork.formats.checksums import read_plain
 from clockwork.formats.durable import ALONE, Steps, write_durably
 from clockwork.formats.interface import Interface, read_interface
 from clockwork.formats.package import PackageFile
+from clockwork.system.holder import sign
 from clockwork.system.locks import lock_file
 from clockwork.wire.telling import printable, tell
 
@@ -92,6 +93,7 @@ class Catalog:
             self.root.mkdir(parents=True, exist_ok=True)
             if lock < 0:
                 self._lock = lock_file(self.root / LOCK_FILE)
+            sign(self._lock)
             found = read_plain(marker, FORMAT_BYTES_MAX).strip() if marker.exists() else None
             if found not in (None, FORMAT.encode(), _FORMER_FORMAT.encode()):
                 raise ConfigError(
@@ -120,6 +122,10 @@ class Catalog:
             self.close()
             where = f": {error.filename}" if error.filename else ""
             raise ConfigError(f"data directory {self.root} cannot be used: {error.strerror}{where}") from None
+
+    def touch(self) -> None:
+        """Show a standby that this process goes on. Takes no I/O but of the directory entry in memory."""
+        os.utime(self._lock)
 
     def keep_backup(self, report: Report) -> None:
         """Keep a backup of the catalogue from now on. Without it change() has none to wait for."""

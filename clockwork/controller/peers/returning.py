@@ -14,14 +14,13 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from clockwork.config import NAME_BYTES_MAX, WORKERS_MAX
-from clockwork.config.controller import RETURN_NS, RETURN_SETTLE_NS
+from clockwork.config import WORKERS_MAX
+from clockwork.config.controller import RETURN_NAMES_BYTES_MAX, RETURN_NS, RETURN_SETTLE_NS
 from clockwork.wire.messages import NEVER_NS
 
 log = logging.getLogger("clockwork.controller")
 
 WORKERS_FILE = "workers"
-BYTES_MAX = WORKERS_MAX * (6 * NAME_BYTES_MAX + 4)
 
 
 class Returning:
@@ -66,7 +65,7 @@ def read_names(data: Path) -> list[str]:
     """The names of the workers that the last controller had; none where the file is not there, or damaged."""
     try:
         with open(data / WORKERS_FILE, "rb") as file:
-            found = json.loads(file.read(BYTES_MAX))
+            found = json.loads(file.read(RETURN_NAMES_BYTES_MAX))
         if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
             raise ValueError("it is no list of names")
     except FileNotFoundError:

@@ -2,8 +2,8 @@
 
 A controller that has the lock writes into the lock's file which process it is, and touches the file at each
 beat of its loop. A process that was stopped (SIGSTOP, a debugger) or hangs keeps its lock, and would keep
-every standby waiting. It is ended by SIGKILL, after which nothing of it can change the directory: a standby never
-serves beside it.
+every standby waiting. It is ended by SIGKILL, after which nothing of it can change the directory: a standby
+never serves beside it.
 """
 
 from __future__ import annotations

@@ -198,6 +198,9 @@ def test_what_up_says_itself_is_an_object_as_well(as_json: None) -> None:
 
 def test_lines_of_text_are_passed_on_as_they_are() -> None:
     line = "2026-01-01 00:00:00,000 controller I controller 1 listens for clients on x"
-    assert read_line("controller", line) == (f"controller | {line}", True, line, "")
-    assert read_line("worker-0", "terminate called") == ("worker-0 | terminate called", False, "", "")
+    assert read_line("controller", line) == (f"controller | {line}", True, line, "", False)
+    shown = "worker-0 | terminate called"
+    assert read_line("worker-0", "terminate called") == (shown, False, "", "", False)
+    waits = "2026-01-01 00:00:00,000 controller I standby: serves once no other controller uses /srv"
+    assert read_line("controller-1", waits) == (f"controller-1 | {waits}", True, "", "", True)
     assert said("Stopping ...") == "Stopping ..."

@@ -113,7 +113,7 @@ void Dispatcher::model_kept(Ns now, WorkerId worker_id, std::int32_t device_inde
     Model* model = state_.find_model(model_id);
     Arena* arena = worker != nullptr ? worker->arena(device_index) : nullptr;
     if (arena == nullptr || model == nullptr || !worker->has(model) || worker->draining || model->draining ||
-        !worker->is_stored(*model) || load_id == 0) {
+        !worker->is_stored(*model) || load_id == 0 || load_id > KEPT_LOAD_ID_MAX) {
         return;
     }
     if (Residency* residency = arenas_.adopt(*arena, *model, load_id, starts); residency != nullptr) {

@@ -89,6 +89,14 @@ def test_pages_that_cannot_be_are_passed_over(story: Story, starts: tuple[int, .
     assert load.run_starts == (0,)
 
 
+def test_a_worker_cannot_use_the_load_ids_of_others_up(story: Story) -> None:
+    assert kept(story, 1, 0, load_id=(1 << 62) + 1) == kept(story, 1, 0, load_id=(1 << 63) - 1) == []
+    kept(story, 2, 0, load_id=1 << 62)
+    _, commands = story.request(1)
+    (load,) = (order for order in commands if isinstance(order, SendLoad))
+    assert load.load_id == (1 << 62) + 1
+
+
 def test_strangers_are_passed_over(story: Story) -> None:
     assert kept(story, 9, 0) == kept(story, 1, 0, worker=2) == kept(story, 1, 0, device=1) == []
     assert kept(story, 1, 0, device=-1) == kept(story, 1, 0, load_id=0) == []

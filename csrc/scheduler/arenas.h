@@ -26,8 +26,8 @@ inline constexpr int LOAD_ATTEMPTS_MAX = 3;
 
 inline constexpr int UNLOAD_ATTEMPTS_MAX = 3;
 
-// Bound on the load id of a model that a worker has kept, above which later ids are: they stay within a message,
-// whatever a worker says.
+// Bound on the load id of a model that a worker has kept. Later ids are above it, and stay within what a
+// message takes, whatever a worker says.
 inline constexpr LoadId KEPT_LOAD_ID_MAX = LoadId{1} << 62;
 
 // Window of a LOAD: the latest start after its sending (or ten times its duration, if that is longer).

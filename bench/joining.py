@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.cluster import Cluster, cpu_s, finish_load, start_load
+from bench.cluster import Cluster, cpu_s, exact_cpu_s, finish_load, start_load
 from bench.registration import PAGE_BYTES, children_of, ended_children_s, register_all, write_models
 from clockwork.client.blocking import Client
 from clockwork.system.clock import SECOND, now_ns
@@ -40,9 +40,9 @@ def spent_s(cluster: Cluster, joining: subprocess.Popen[bytes]) -> dict[str, flo
     first = cluster.workers[0]
     children = sum(map(cpu_s, children_of(joining.pid))) + ended_children_s(joining.pid)
     return {
-        "controller": cpu_s(cluster.controller.pid),
-        "first worker": cpu_s(first.pid),
-        "joining worker": cpu_s(joining.pid),
+        "controller": exact_cpu_s(cluster.controller.pid),
+        "first worker": exact_cpu_s(first.pid),
+        "joining worker": exact_cpu_s(joining.pid),
         "its preparation and trials": children,
     }
 

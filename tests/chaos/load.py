@@ -143,7 +143,9 @@ class Load:
         """Run a client of its own in a thread."""
         orders = self.orders(kind, share)
         for until_ns in self.lives():
-            with Client(endpoint, timeout=TIMEOUT_NS / SECOND, name=kind) as client:
+            # One tells when it notices that its connection is gone; the others ask again.
+            again = kind != "linked"
+            with Client(endpoint, timeout=TIMEOUT_NS / SECOND, name=kind, ask_again=again) as client:
                 for order in orders:
                     self.ask(
                         kind, order, lambda model, x, slo_ns: client.infer(model, x, slo=slo_ns / SECOND)

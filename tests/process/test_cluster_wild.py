@@ -307,6 +307,11 @@ def test_two_workers_killed_from_outside_lose_nothing_not_even_what_both_execute
             cluster.start_worker("--device", "emulated", arena="1GiB", name=f"e{index}")
         client.register("slow", slow)
         client.register("fast", fast)
+        # A registration ends with the first worker that is ready.
+        eventually(
+            lambda: [worker["models"]["ready"] for worker in client.status()["workers"]] == [2] * 3,
+            "every worker has both",
+        )
         unlucky = client.submit("slow", row, slo=PATIENCE_S)
         others = []
         for _ in range(2):

@@ -98,8 +98,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def running_front() -> Iterator[Front]:
-    """The store, to which the usual variables of the environment lead."""
+def running_s3() -> Iterator[Any]:
+    """A client of the store, to which the usual variables of the environment lead."""
     pytest.importorskip("flask_cors", reason="moto's server is not installed")
     server_of = pytest.importorskip("moto.server", reason="moto's server is not installed")
     import boto3
@@ -109,13 +109,25 @@ def running_front() -> Iterator[Front]:
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (
+            ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
             ("AWS_ACCESS_KEY_ID", "test-key"),
             ("AWS_SECRET_ACCESS_KEY", "test-secret"),
             ("AWS_DEFAULT_REGION", "us-east-1"),
             ("AWS_EC2_METADATA_DISABLED", "true"),
         ):
             patch.setenv(name, value)
-        front = Front((host, port), boto3.client("s3", endpoint_url=f"http://{host}:{port}"))
+        try:
+            yield boto3.client("s3")
+        finally:
+            server.stop()
+
+
+@contextlib.contextmanager
+def running_front() -> Iterator[Front]:
+    """The proxy before the store, to which these variables lead instead."""
+    with running_s3() as s3, pytest.MonkeyPatch.context() as patch:
+        store = urlsplit(s3.meta.endpoint_url)
+        front = Front((store.hostname or "", store.port or 0), s3)
         thread = threading.Thread(target=front.serve_forever)
         thread.start()
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{front.server_port}")
@@ -126,4 +138,3 @@ def running_front() -> Iterator[Front]:
             front.shutdown()
             thread.join()
             front.server_close()
-            server.stop()

@@ -22,8 +22,8 @@ from tests.patience import eventually
 from tests.process.cluster import Cluster, running_cluster
 from tests.process.file_server import FileServer, running_file_server
 from tests.process.gateways import Http, running_gateway
+from tests.process.s3_front import running_s3
 from tests.process.test_model_repository import factor, index, put, scaled
-from tests.process.test_sources import running_s3
 
 pytestmark = pytest.mark.slow  # `make test` runs without the libraries that they need
 

@@ -33,6 +33,7 @@ from clockwork.sources.reading import ReaderProcess, RemoteFile, SourceChanged, 
 from tests.patience import PATIENCE_S
 from tests.process.fake_hub import running_hub
 from tests.process.file_server import FileServer, running_file_server
+from tests.process.s3_front import running_s3
 
 pytestmark = pytest.mark.slow  # `make test` runs without the libraries that they need
 pytest.importorskip("fsspec", reason="fsspec is not installed ([http])")
@@ -467,30 +468,6 @@ def s3() -> Iterator[Any]:
         pytest.skip("s3fs is not installed ([s3])")
     with running_s3() as client:
         yield client
-
-
-@contextlib.contextmanager
-def running_s3() -> Iterator[Any]:
-    pytest.importorskip("flask_cors", reason="moto's server is not installed")
-    server_of = pytest.importorskip("moto.server", reason="moto's server is not installed")
-    import boto3
-
-    server = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (
-            ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
-            ("AWS_ACCESS_KEY_ID", "test"),
-            ("AWS_SECRET_ACCESS_KEY", "test"),
-            ("AWS_DEFAULT_REGION", "us-east-1"),
-            ("AWS_EC2_METADATA_DISABLED", "true"),
-        ):
-            patch.setenv(name, value)
-        try:
-            yield boto3.client("s3")
-        finally:
-            server.stop()
 
 
 def test_objects_are_listed_and_fetched_and_their_md5_is_checked(s3: Any, tmp_path: Path) -> None:

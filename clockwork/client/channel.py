@@ -42,7 +42,7 @@ from clockwork.errors import (
 )
 from clockwork.system.clock import now_ns, to_seconds
 from clockwork.system.wake import WakeDescriptor
-from clockwork.takeover.obedience import Leader, Obedience
+from clockwork.takeover.obedience import Obedience
 from clockwork.wire import codec
 from clockwork.wire.keys import PeerKeys
 from clockwork.wire.messages import (
@@ -684,7 +684,7 @@ class Channel:
         elif kind is ClientWelcome:
             if message.protocol != PROTOCOL_VERSION:
                 self._mismatch(f"the controller speaks protocol {message.protocol}")
-            elif self._obeys(*message.lease):
+            elif self._obedience.follow(*message.lease):
                 self._state = _State.READY
                 self._turns.settle()
             else:  # the controller was taken over, and does not know it
@@ -702,17 +702,6 @@ class Channel:
                 self._turns.redial(now_ns() + bounds.CLIENT_REDIAL_NS)
             else:  # the controller may have needed the seat; the next call dials again
                 self._hang_up()
-
-    def _obeys(self, epoch: int, holder: str, cluster: str) -> bool:
-        """Whether to ask a controller with this lease: not if the client has heard of a later one.
-
-        epoch 0: the controller has no lease.
-        """
-        leader = Leader(epoch, holder, (), cluster)
-        if epoch and self._obedience.refuses(leader):
-            return False
-        self._obedience.see(leader)
-        return True
 
     def _mismatch(self, text: str) -> None:
         self._lose_all(

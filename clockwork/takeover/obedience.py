@@ -44,6 +44,17 @@ class Obedience:
         self.leader = leader
         return True
 
+    def follow(self, epoch: int, holder: str, cluster: str) -> bool:
+        """Take note of a controller's lease, and return whether to serve or ask it: not if a later is known.
+
+        An active that was stopped, and taken over meanwhile, does not know it. epoch 0: the controller has no
+        lease, and is not refused."""
+        leader = Leader(epoch, holder, (), cluster)
+        if epoch and self.refuses(leader):
+            return False
+        self.see(leader)
+        return True
+
     def refuses(self, leader: Leader) -> bool:
         """Whether an order of this leader must be refused, because another has the same or a higher epoch."""
         if leader.cluster != self.leader.cluster:

@@ -384,8 +384,8 @@ class Worker:
         for worker_device in self._online:
             owner = worker_device.device.owner
             arena = -1 if owner is None else numbers[owner]
-            info = dataclasses.replace(worker_device.device.info, arena=arena)
-            infos.append(dataclasses.replace(info, store_bytes=self._settings.store_bytes))
+            info, store_bytes = worker_device.device.info, self._settings.store_bytes
+            infos.append(dataclasses.replace(info, arena=arena, store_bytes=store_bytes))
         self._session.hello(infos)
 
     def _abandon(self) -> None:

@@ -22,7 +22,7 @@ from clockwork.config.worker import (
     HELLO_SETTLED_NS,
 )
 from clockwork.system.clock import now_ns
-from clockwork.takeover.obedience import Leader, Obedience
+from clockwork.takeover.obedience import Obedience
 from clockwork.wire import codec
 from clockwork.wire.keys import read_peer_keys
 from clockwork.wire.messages import NEVER_NS, PROTOCOL_VERSION, DeviceInfo, WorkerHello
@@ -154,20 +154,15 @@ class ControllerSession:
             )  # fmt: skip
 
     def obeys(self, epoch: int, holder: str, cluster: str) -> bool:
-        """Whether to serve a controller with this lease: not if the worker has heard of a later one.
-
-        An active that was stopped, and taken over meanwhile, does not know it. epoch 0: it has no lease.
-        """
-        leader = Leader(epoch, holder, (), cluster)
-        if epoch and self._obedience.refuses(leader):
-            known = self._obedience.leader
-            log.error(
-                "refused the controller %s at %s: its epoch is %d, and %s has epoch %d",
-                printable(holder), self._endpoint, epoch, printable(known.holder), known.epoch,
-            )  # fmt: skip
-            return False
-        self._obedience.see(leader)
-        return True
+        """Whether to serve a controller with this lease; see Obedience.follow()."""
+        if self._obedience.follow(epoch, holder, cluster):
+            return True
+        known = self._obedience.leader
+        log.error(
+            "refused the controller %s at %s: its epoch is %d, and %s has epoch %d",
+            printable(holder), self._endpoint, epoch, printable(known.holder), known.epoch,
+        )  # fmt: skip
+        return False
 
     def refuse(self, now: int) -> None:
         """Serve nobody; another hello follows after the longest pause."""

@@ -193,7 +193,7 @@ client_options = grouped(
     "connect",
     Connect,
     click.option(
-        "--endpoint", help=f"The controller (or CLOCKWORK_ENDPOINT).  [default: {config.CLIENT_ENDPOINT}]"
+        "--endpoint", help=f"The controller; several with commas (or CLOCKWORK_ENDPOINT).  [default: {config.CLIENT_ENDPOINT}]"
     ),
     click.option(
         "--key", type=PATH,

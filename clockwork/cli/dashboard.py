@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--endpoint", help=f"The controller (or CLOCKWORK_ENDPOINT).  [default: {config.CLIENT_ENDPOINT}]"
+    "--endpoint",
+    help=f"The controller; several with commas (or CLOCKWORK_ENDPOINT).  [default: {config.CLIENT_ENDPOINT}]",
 )
 @click.option("--key", type=PATH, help="An operator's key file, if the cluster has keys (or CLOCKWORK_KEY).")
 @click.option(

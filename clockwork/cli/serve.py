@@ -542,7 +542,10 @@ def controller(
 
 @click.command()
 @log_format_option
-@click.option("--connect", help=f"The controller's workers' endpoint.  [default: {config.WORKER_ENDPOINT}]")
+@click.option(
+    "--connect",
+    help=f"The controller's endpoint of workers; of several, with commas.  [default: {config.WORKER_ENDPOINT}]",
+)
 @click.option("--name", help="Its name in `status`.  [default: host-pid]")
 @worker_options
 @click.option("--processors", callback=_processors, metavar="LIST",

@@ -26,6 +26,7 @@ from clockwork.cli.common import (
 )
 from clockwork.errors import ClockworkError, Unavailable
 from clockwork.system.words import say_count, say_figure
+from clockwork.wire.description import describe_standing
 
 INTERRUPTED_STATUS = 130  # The exit status after Ctrl-C, as in shells
 
@@ -218,6 +219,8 @@ def status(as_json: bool, connect: Connect) -> None:
     print_line(f"controller {body.get('version')}, policy {body.get('policy')}, "
                f"up {body.get('uptime_ns', 0) / 1e9:.0f} s, {say_count(body.get('clients', 0), 'client')}"
                + (f" of at most {seats['clients']}" if (seats := body.get("seats")) else ""))  # fmt: skip
+    if standing := describe_standing(body.get("standing")):
+        print_line(f"controllers {standing}")
     print_line(f"models     {by_state or 'none'}, {say_count(body.get('programs', 0), 'program')}")
     if body.get("why_not_ready"):
         print_line(f"not ready  {body['why_not_ready']}")

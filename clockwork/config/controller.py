@@ -207,6 +207,21 @@ HOLDER_HUNG_NS = 10_000_000_000
 HOLDER_BYTES_MAX = 1_024  # of the file of the lock
 HOLDER_LOOK_S = 0.2  # Interval at which a standby looks at the holder
 
+NOTE_BYTES_MAX = 4_096  # of the note of a controller that shares a data directory
+NOTES_MAX = 64  # Controllers of a data directory that are seen
+NOTES_LOOK_NS = 500_000_000  # Interval at which the active looks for standbys, and a standby writes its note
+TAKEOVERS_BYTES_MAX = 1 << 16  # of the file of the last takeovers
+TAKEOVERS_KEPT = 32  # Takeovers that a data directory tells, the newest; of all, there are counts
+
+STANDBY_MISSED_NS = 10_000_000_000
+"""Time without a standby after which that is a trouble, where there are to be several controllers: one that
+is started again imports for a while."""
+
+TAKEOVERS_OFTEN = 3
+TAKEOVERS_OFTEN_NS = 600_000_000_000
+"""Takeovers that nobody wanted within this time, from which on they are a trouble: whatever ends the active
+is likely to end the next one."""
+
 RETURN_NS = 1_000_000_000
 """Time for which a controller that is started in the place of another awaits that one's workers, before it
 lets clients in."""

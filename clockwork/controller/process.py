@@ -13,8 +13,10 @@ import gc
 import logging
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from clockwork.config import HEARTBEAT_NS, VERSION
 from clockwork.config.controller import HOLDER_LOOK_S
@@ -30,6 +32,7 @@ from clockwork.controller._exchange import (
     WRONG_REQUEST,
     WRONG_RESULT,
 )
+from clockwork.controller.catalog.follow import CatalogFollower
 from clockwork.controller.catalog.objects import ObjectPackages
 from clockwork.controller.catalog.snapshots import packages_at
 from clockwork.controller.catalog.store import LOCK_FILE, Catalog
@@ -42,8 +45,10 @@ from clockwork.controller.effects import (
     NoteTrouble,
     Publish,
 )
+from clockwork.controller.fellows import Fellows
 from clockwork.controller.outlet import Outlet
 from clockwork.controller.peers.access import Access
+from clockwork.controller.peers.directory import Presence, fellows_in, takeover_from
 from clockwork.controller.peers.links import Links
 from clockwork.controller.peers.returning import Returning, read_names, write_names
 from clockwork.controller.peers.seats import divide
@@ -56,6 +61,7 @@ from clockwork.controller.recording.recordings import Recordings
 from clockwork.controller.registration.registrar import Registrar
 from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.settings import ControllerSettings
+from clockwork.controller.standing import ControllerRole, Takeover, Why
 from clockwork.controller.storage.lanes import ObjectJobs
 from clockwork.controller.storage.repairs import Repairs
 from clockwork.controller.storage.thread import CatalogJobs, StorageThread
@@ -82,8 +88,8 @@ log = logging.getLogger("clockwork.controller")
 class Controller:
     """A controller with all its parts. run() returns when stop() was called or a signal came."""
 
-    def __init__(self, settings: ControllerSettings, lock: int = -1) -> None:
-        """lock: the descriptor of the data directory's lock, where the caller has it."""
+    def __init__(self, settings: ControllerSettings, succession: Succession | None = None) -> None:
+        """succession: of a standby whose turn has come."""
         access = self._access = Access(settings.key, settings.allowed)
         endpoints = (settings.client_endpoint, settings.worker_endpoint, settings.events_endpoint)
         require_keys_beyond_loopback(endpoints, access.keys, settings.insecure)
@@ -93,7 +99,7 @@ class Controller:
         packages = packages_at(settings.data, settings.packages, settings.package_cache)
         self._data = settings.data
         self._catalog = Catalog(settings.data, packages, settings.catalog)
-        self._catalog.open(lock)
+        self._catalog.open(succession.lock if succession is not None else -1)
         self._sockets = self._open(settings)
         self.client_endpoint = self._sockets.clients.endpoint
         self.worker_endpoint = self._sockets.workers.endpoint
@@ -120,9 +126,19 @@ class Controller:
             self._effects, self._table, self._repairs.lacks, self._scheduler.store_room
         )
         versions = self._registrar.versions
+        self._presence = (
+            succession.presence
+            if succession is not None
+            else Presence(settings.data, self.client_endpoint, ControllerRole.ACTIVE)
+        )
+        takeover = succession.takeover if succession is not None else None
+        self._fellows = Fellows(
+            self._effects, self._storage, settings.data, self._presence, lambda: self._catalog.number,
+            self.client_endpoint, takeover, settings.standby,
+        )  # fmt: skip
         views = Views(
             self._context, self._effects, self._scheduler, self._table, versions, self._repairs, settings.policy,
-            self.seats,
+            self.seats, lambda: self._fellows.standing,
         )  # fmt: skip
         self.queries = views.queries
         self._returning = Returning(
@@ -245,6 +261,8 @@ class Controller:
         self._repairs.close()
         self._context.flight.close()
         self._sockets.close()
+        # The word is there before the lock is free, and lies there for a standby alone.
+        self._presence.close(Why.ENDED if self._fellows.standing.standbys else None)
         self._catalog.close()
 
     # ----- what the exchange stops for ---------------------------------------------------------------
@@ -292,6 +310,7 @@ class Controller:
         self._repairs.beat(self._context.now_ns)
         self._follow_store(self._jobs.beat(self._context.now_ns))
         self._write_names()
+        self._fellows.beat(self._context.now_ns)
         self._catalog.touch()
         self._complaints.settle(self._context.now_ns)
         self._cuts.note()
@@ -369,14 +388,31 @@ class Controller:
         self._sockets.publisher.disconnect_all()
 
 
-def _await_turn(settings: ControllerSettings, is_stopped: Callable[[], bool], wake_fd: int) -> int:
-    """Wait until no other controller uses the data directory. Returns the descriptor of its lock, or -1 if
-    this one is to stop. Raises ConfigError."""
+class Succession(NamedTuple):
+    """The means of a standby whose turn has come. lock: the descriptor of the data directory's lock.
+    takeover: None where no controller used the directory before."""
+
+    lock: int
+    presence: Presence
+    takeover: Takeover | None
+
+
+def _await_turn(
+    settings: ControllerSettings, is_stopped: Callable[[], bool], wake_fd: int
+) -> Succession | None:
+    """Wait until no other controller uses the data directory. None: this one is to stop.
+
+    Raises ConfigError."""
     log.info("standby: serves once no other controller uses %s", settings.data)
     begun_ns = now_ns()
     path, watch = settings.data / LOCK_FILE, HolderWatch()
+    follower = None if settings.catalog else CatalogFollower(settings.data)
+    has_waited = False
 
     def watch_holder() -> None:
+        nonlocal has_waited
+        has_waited = True
+        presence.heard(follower.look() if follower is not None else -1)
         seen = look(path)
         if watch.must_end(seen, now_ns()) and seen.process is not None:
             log.warning(
@@ -385,18 +421,22 @@ def _await_turn(settings: ControllerSettings, is_stopped: Callable[[], bool], wa
                 path.parent,
                 seen.state,
             )
+            presence.has_ended()
             end(seen.process)
 
     try:
         settings.data.mkdir(parents=True, exist_ok=True)
+        presence = Presence(settings.data, settings.client_endpoint, ControllerRole.STANDBY)
         lock = await_lock(path, is_stopped, wake_fd, watch_holder, HOLDER_LOOK_S)
+        if lock < 0:
+            presence.close()
+            return None
+        fellows = fellows_in(settings.data)
     except OSError as error:
         raise ConfigError(f"data directory {settings.data} cannot be used: {error.strerror}") from None
-    if lock >= 0:
-        log.info(
-            "no other controller uses %s after %.1f s: active", settings.data, (now_ns() - begun_ns) / 1e9
-        )
-    return lock
+    log.info("no other controller uses %s after %.1f s: active", settings.data, (now_ns() - begun_ns) / 1e9)
+    takeover = takeover_from(fellows, time.time_ns(), settings.client_endpoint) if has_waited else None
+    return Succession(lock, presence, takeover)
 
 
 def main(settings: ControllerSettings) -> int:
@@ -417,13 +457,13 @@ def main(settings: ControllerSettings) -> int:
     raise_descriptor_limit()
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write_end)
-    lock = -1
+    succession: Succession | None = None
     if settings.standby:
-        lock = _await_turn(settings, lambda: stopped, read_end)
-        if lock < 0:
+        succession = _await_turn(settings, lambda: stopped, read_end)
+        if succession is None:
             log.info("shutting down")
             return 0
-    controller = Controller(settings, lock)
+    controller = Controller(settings, succession)
     if stopped:
         controller.stop()
     try:

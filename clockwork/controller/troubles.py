@@ -45,6 +45,9 @@ class TroubleKind(enum.StrEnum):
         "keys_unreadable"  # The list of keys is broken, and the one before holds; subject: keys.
     )
     TELEMETRY_FAILED = "telemetry_failed"  # Rows of requests and actions are missing; subject: the folder.
+    NO_STANDBY = "no_standby"  # There are to be standbys, and there is none; subject: controllers.
+    # The active changed several times within minutes, and nobody wanted it; subject: controllers.
+    TAKEOVERS_OFTEN = "takeovers_often"
     MESSAGE_REJECTED = "message_rejected"  # A peer's messages raised or were malformed; subject: which side.
 
 

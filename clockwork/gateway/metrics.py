@@ -227,6 +227,18 @@ _DECLARED = (
            " missing."),
     Metric("clockwork_models_without_histograms", "gauge", (), "models",
            "Models (versions) that have counters but no histograms, because there are too many models."),
+    # ----- controllers -----
+    Metric("clockwork_active_controller", "gauge", ("address",), "",
+           "Always 1; the label address is the address for clients of the controller that is active."),
+    Metric("clockwork_active_seconds", "gauge", (), "seconds",
+           "Time for which this controller has been the active."),
+    Metric("clockwork_standbys", "gauge", (), "controllers",
+           "Standby controllers that live; absent where none is there and none is to be there."),
+    Metric("clockwork_standby_behind_changes", "gauge", ("address",), "changes",
+           "Changes of the catalogue that a standby has not read yet; absent where it reads them when it takes over."),
+    Metric("clockwork_takeovers_total", "counter", ("why",), "takeovers",
+           "Times that a standby became active, by what the active did before: it was killed, was stopped (and"
+           " then ended by a standby), ended in order, or handed over. Kept in the data directory, over restarts."),
     # ----- troubles -----
     Metric("clockwork_messages_rejected_total", "counter", ("sender", "why"), "messages",
            "Messages that were malformed or met a defect of the controller (failed), and connections whose"
@@ -569,6 +581,16 @@ def _add_cluster(text: _Text, body: Mapping[str, Any]) -> None:
         text.add("clockwork_troubles", (kind,), found["open"])
         text.add("clockwork_trouble_since_seconds", (kind,), found["since_ns"] / SECOND)
         text.add("clockwork_troubles_noted_total", (kind,), found["noted"])
+    if standing := body.get("standing"):
+        text.add("clockwork_active_controller", (standing["active"],), 1)
+        text.add("clockwork_active_seconds", (), standing["since_ns"] / SECOND)
+        if standing["standbys"] or standing["expects_standbys"]:
+            text.add("clockwork_standbys", (), len(standing["standbys"]))
+        for standby in standing["standbys"]:
+            if standby["behind"] >= 0:
+                text.add("clockwork_standby_behind_changes", (standby["address"],), standby["behind"])
+        for why, count in standing["takeovers"].items():
+            text.add("clockwork_takeovers_total", (why,), count)
     text.durations("clockwork_controller_lag_seconds", "", body["lag"])
     errors = body.get("prediction_errors", {})
     les = _le_labels(bound / SECOND for bound in errors.get("bounds_ns", ()))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clockwork.config import METRIC_BOUNDS_NS, SHARE_WHOLE
+from clockwork.wire.description import describe_standing
 from clockwork.wire.references import model_reference
 from clockwork.wire.telling import visible
 
@@ -91,6 +92,7 @@ class Overview(NamedTuple):
     wanted: float  # number of devices that the load needs
     late_p99_ns: int | None  # lateness of the controller's loop
     troubles: int  # number of kinds of open troubles
+    standing: str  # a sentence about the controllers; "": there is one alone
     devices: tuple[DeviceRow, ...]
     models: tuple[ModelRow, ...]
 
@@ -120,6 +122,7 @@ def compare(before: Reading, after: Reading) -> Overview:
         wanted=after["devices_wanted"],
         late_p99_ns=percentile(_grown(before["lag"]["buckets"], after["lag"]["buckets"]), 0.99),
         troubles=sum(trouble["open"] > 0 for trouble in after["troubles"].values()),
+        standing=visible(describe_standing(after.get("standing"))),
         devices=devices,
         models=models,
     )

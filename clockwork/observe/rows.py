@@ -121,7 +121,7 @@ def sorted_rows(rows: Sequence[Row], column: Column[Row], is_reversed: bool) -> 
 
 
 def summary(overview: Overview) -> Text:
-    """Return two lines about the whole cluster."""
+    """Return two lines about the whole cluster, and one about its controllers where there are several."""
     rates = overview.rates
     text = Text(f"policy {overview.policy}   up {_uptime(overview.uptime_s)}   "
                 f"{say_count(len(overview.devices), 'device')}, the load needs {say_figure(overview.wanted)}   "
@@ -137,6 +137,8 @@ def summary(overview: Overview) -> Text:
     if overview.reasons:
         told = ", ".join(f"{reason} {_said(rate)}" for reason, rate in sorted(overview.reasons.items()))
         text.append(f"   refused for: {told}")
+    if overview.standing:
+        text.append(f"\n{overview.standing}")
     return text
 
 

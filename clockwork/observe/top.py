@@ -149,7 +149,7 @@ class Top(App[None]):
     readings."""
 
     CSS = """
-    #summary { height: 2; padding: 0 1; }
+    #summary { height: auto; padding: 0 1; }
     #note { height: auto; padding: 0 1; }
     #legend { height: 1; padding: 0 1; }
     #devices { height: 2fr; border: round $primary; }

@@ -182,7 +182,32 @@ class ClusterStatus(TypedDict, total=False):
     requests_held_max: int
     noise: dict[str, float]  # noise of execution times: executions, pace, sigma, outliers, outlier_factor
     complaints: dict[str, int]  # malformed messages, and messages at which the controller failed, by sender
+    # controllers: role, active (address), since_ns, standbys (address, process, behind, silent_ns), takeovers
+    # (counts by reason), last (ago_ns, why, before, after)
+    standing: dict[str, Any]
     troubles: dict[str, Any]  # open: (kind, subject, text, count, since_ns, last_ns) each; left_out, noted
+
+
+def describe_standing(body: Any) -> str:
+    """A sentence about the controllers, of ``standing`` in a cluster's status; "": there is one alone."""
+    body = body if isinstance(body, Mapping) else {}
+    standbys, last = body.get("standbys") or (), body.get("last")
+    if not standbys and not last and not body.get("expects_standbys"):
+        return ""
+    parts = [f"active at {body.get('active')} for {to_seconds(_int(body.get('since_ns'))):.0f} s"]
+    for standby in standbys:
+        behind = _int(standby.get("behind"))
+        read = (
+            f"{behind} changes behind" if behind > 0 else "up to date" if not behind else "reads when needed"
+        )
+        silent = to_seconds(_int(standby.get("silent_ns")))
+        parts.append(f"standby at {standby.get('address')} ({read}, heard {silent:.1f} s ago)")
+    if not standbys:
+        parts.append("no standby")
+    if last:
+        ago, why = to_seconds(_int(last.get("ago_ns"))), str(last.get("why", "")).replace("_", " ")
+        parts.append(f"took over {ago:.0f} s ago from {last.get('before') or 'another'}, which was {why}")
+    return "; ".join(parts)
 
 
 def _int(value: Any) -> int:

@@ -45,6 +45,34 @@ class Pair(Cluster):
         return standby
 
 
+def await_standby(client: Client, address: str) -> None:
+    """Return once the active has seen a standby that has read every change."""
+    eventually(
+        lambda: (
+            [(row["address"], row["behind"]) for row in client.status()["standing"]["standbys"]]
+            == [(address, 0)]
+        ),
+        "the standby is seen",
+    )
+
+
+def check_probe(pair: Pair) -> None:
+    """A standby says that it is one and who is active, and is never ready."""
+    data = ("--data", str(pair.data / "controller"))
+    for words, status, text in (
+        ((), 0, f"standby at {pair.other[0]}; {pair.endpoint} is active, for "),
+        (("--ready",), 1, "a standby takes no requests"),
+    ):
+        probe = pair.program(["probe", *data, *words, "--endpoint", pair.other[0]])
+        assert probe.wait() == status, probe.text
+        assert text in probe.text
+    probe = pair.program(["probe", *data, "--ready", "--endpoint", pair.endpoint])
+    assert probe.wait() == 0, probe.text
+    shown = pair.program(["status", "--endpoint", pair.endpoint])
+    assert shown.wait() == 0
+    assert f"standby at {pair.other[0]} (up to date" in shown.text
+
+
 def test_a_standby_takes_over_what_is_there(tmp_path: Path) -> None:
     references = {name: Reference(zoo.build("mlp", seed=seed)) for seed, name in enumerate(NAMES)}
     x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
@@ -62,6 +90,8 @@ def test_a_standby_takes_over_what_is_there(tmp_path: Path) -> None:
             kept = tmp_path / "controller" / WORKERS_FILE
             eventually(lambda: kept.exists() and json.loads(kept.read_text()), "the workers' names are kept")
             assert json.loads(kept.read_text()) == ["worker-0", "worker-1"]
+            await_standby(client, pair.other[0])
+            check_probe(pair)
             begun = [client.submit(name, x, slo=PATIENCE_S) for name in NAMES * 5]
             pair.kill(pair.controller)
             pair.controller = pair.standby
@@ -71,12 +101,21 @@ def test_a_standby_takes_over_what_is_there(tmp_path: Path) -> None:
             status = client.status()
             assert {worker["name"] for worker in status["workers"]} == {"worker-0", "worker-1"}
             assert total_sent(status, "load") == 0
+            standing = status["standing"]
+            assert (standing["active"], standing["standbys"]) == (pair.other[0], [])
+            assert standing["takeovers"] == {"killed": 1, "stopped": 0, "ended": 0, "handed_over": 0}
+            assert standing["last"]["before"] == pair.endpoint
+            assert standing["last"]["why"] == "killed"
+            assert client.metrics()["standing"]["takeovers"]["killed"] == 1
             client.register("fourth", zoo.build("mlp", seed=9))  # it can be changed as before
             client.unregister("first")
         pair.standby.wait_for("active$")
         third = pair.start_standby(pair.endpoint, pair.worker_endpoint)
-        assert third.stop() == 0, "a standby ends while it waits"
-        assert "Traceback" not in third.text
+        with Client(pair.clients, timeout=PATIENCE_S) as client:
+            await_standby(client, pair.endpoint)
+            assert third.stop() == 0, "a standby ends while it waits"
+            assert "Traceback" not in third.text
+            eventually(lambda: not client.status()["standing"]["standbys"], "its end is seen")
         pair.check_end()
     finally:
         pair.destroy()
@@ -109,7 +148,9 @@ def test_a_standby_ends_an_active_that_was_stopped(tmp_path: Path) -> None:
             assert same(client.infer("m", x), reference(x))
             pair.standby.wait_for(f"process {pair.controller.pid}, .* does nothing .state T.: it is ended")
             assert pair.controller.wait() == -signal.SIGKILL
-            assert total_sent(client.status(), "load") == 0
+            status = client.status()
+            assert total_sent(status, "load") == 0
+            assert status["standing"]["last"]["why"] == "stopped"
         pair.kill(pair.controller)
         pair.controller = pair.standby
         pair.check_end()

@@ -85,14 +85,14 @@ PURE_FILES = [
         "catalog.options", "catalog.records", "catalog.routes", "effects", "models.accounts", "models.lifecycle",
         "models.version", "registration.bundles", "registration.preparation_book", "registration.registrar", "registration.releases",
         "registration.table", "registration.tasks", "registration.turns", "registration.uploads",
-        "registration.versions", "troubles",
+        "registration.versions", "standing", "troubles",
     )
 ]  # fmt: skip
 """Modules that the controller's decisions about models must not import; looking up the name of a dtype is
 allowed."""
 
 CONTROLLER = [
-    ["troubles", "settings"],
+    ["troubles", "settings", "standing"],
     ["catalog"],
     ["models"],
     ["effects"],
@@ -103,7 +103,7 @@ CONTROLLER = [
     ["context", "mirror"],
     ["views"],
     ["ports"],
-    ["outlet"],
+    ["fellows", "outlet"],
     ["process"],
 ]
 """The folders of the controller and the modules beside them; each imports those of earlier lines alone."""

@@ -105,6 +105,11 @@ def body(*models: dict[str, Any]) -> dict[str, Any]:
         "clients": 2,
         "unserved": {"model_not_found": 1, "unavailable": 0},
         "complaints": {"client malformed": 3, "worker failed": 0},
+        "standing": {
+            "role": "active", "active": "tcp://a:5555", "since_ns": 7 * SECOND, "expects_standbys": True,
+            "standbys": [{"address": "tcp://b:5555", "process": "", "behind": 2, "silent_ns": 0}],
+            "takeovers": {"killed": 3, "stopped": 0, "ended": 1, "handed_over": 0}, "last": None,
+        },
     "troubles": {"model_set_aside": {"open": 1, "since_ns": 5_000_000_000, "noted": 2}},
     }  # fmt: skip
 
@@ -127,6 +132,19 @@ def samples_of(text: bytes) -> dict[str, float]:
 
 
 EVERYTHING = render(body(model())) + render_gateway(counters())
+
+
+def test_standbys_are_told_where_there_are_or_should_be_some() -> None:
+    found = samples_of(EVERYTHING)
+    assert found['clockwork_active_controller{address="tcp://a:5555"}'] == 1
+    assert (found["clockwork_active_seconds"], found["clockwork_standbys"]) == (7, 1)
+    assert found['clockwork_standby_behind_changes{address="tcp://b:5555"}'] == 2
+    assert found['clockwork_takeovers_total{why="killed"}'] == 3
+    alone = body(model())
+    alone["standing"] |= {"standbys": []}
+    assert samples_of(render(alone))["clockwork_standbys"] == 0, "one is missing"
+    alone["standing"] |= {"expects_standbys": False}
+    assert "clockwork_standbys" not in samples_of(render(alone))
 
 
 def test_every_declared_metric_is_emitted_and_no_other() -> None:

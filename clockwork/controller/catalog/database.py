@@ -289,7 +289,7 @@ def connect(path: Path, *, is_only_read: bool = False) -> sqlite3.Connection:
 
     Raises sqlite3.Error.
     """
-    name = f"file:{_quoted(path)}" + ("?mode=ro&immutable=1" if is_only_read else "")
+    name = location(path) + ("?mode=ro&immutable=1" if is_only_read else "")
     connection = sqlite3.connect(
         name, CATALOG_BUSY_S, isolation_level=None, check_same_thread=False, uri=True
     )
@@ -305,8 +305,9 @@ def connect(path: Path, *, is_only_read: bool = False) -> sqlite3.Connection:
     return connection
 
 
-def _quoted(path: Path) -> str:
-    return str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+def location(path: Path) -> str:
+    """The URI of a file, for SQLite."""
+    return "file:" + str(path.absolute()).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
 def schema_of(connection: sqlite3.Connection) -> int:

@@ -185,6 +185,11 @@ class Catalog:
         return number
 
     @property
+    def number(self) -> int:
+        """The number of the newest change that was begun. May be read on any thread."""
+        return self._number
+
+    @property
     def is_empty(self) -> bool:
         """Whether nobody has ever changed the catalogue."""
         return self._number == 0

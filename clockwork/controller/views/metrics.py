@@ -8,7 +8,8 @@ controller serves no request meanwhile.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from clockwork.config import METRIC_BOUNDS_NS, METRICS_MODELS_PAGE
@@ -19,6 +20,7 @@ from clockwork.controller.models.version import ModelVersion
 from clockwork.controller.peers.links import WorkerLink
 from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.registration.versions import Versions
+from clockwork.controller.standing import ControllerStanding
 from clockwork.controller.views.queries import PAGE_MARK, page_of, state_of, traffic
 from clockwork.errors import ClockworkError, ModelNotFound, Unavailable
 from clockwork.scheduler.types import Scheduler
@@ -54,6 +56,7 @@ class MetricsQuery:
         versions: Versions,
         policy: str,
         started_ns: int,
+        standing: Callable[[], ControllerStanding],
     ) -> None:
         self._context = context
         self._exchange = context.exchange
@@ -62,6 +65,7 @@ class MetricsQuery:
         self._versions = versions
         self._policy = policy
         self._started_ns = started_ns
+        self._standing = standing
         self.unserved = {"model_not_found": 0, "unavailable": 0}
         """Requests for a missing or an unserved model, which are in no model's outcomes."""
 
@@ -115,6 +119,7 @@ class MetricsQuery:
             "clients": len(self._context.links.clients),
             "unserved": dict(self.unserved),
             "ready": not self._versions.readiness(),
+            "standing": self._standing().describe(time.time_ns()),
             "model_count": len(ids),
             "unloaded": self._table.count - len(ids),
             "troubles": self._context.troubles.summary(self._exchange.now_ns),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clockwork.config import LISTED_MODELS_PAGE, QUEUED_REQUESTS_MAX, VERSION
@@ -17,6 +18,7 @@ from clockwork.controller.peers.seats import SeatCounts
 from clockwork.controller.registration.preparation_book import PreparationBook
 from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.registration.versions import Versions
+from clockwork.controller.standing import ControllerStanding
 from clockwork.controller.storage.repairs import Repairs
 from clockwork.errors import InvalidInput, ModelNotFound
 from clockwork.formats.prepared import PreparedModel, TensorSpec
@@ -53,6 +55,7 @@ class Queries:
         policy: str,
         started_ns: int,
         seats: SeatCounts,
+        standing: Callable[[], ControllerStanding],
     ) -> None:
         self._context = context
         self._exchange = context.exchange
@@ -65,6 +68,7 @@ class Queries:
         self._policy = policy
         self._started_ns = started_ns
         self._seats = seats
+        self._standing = standing
 
     def answer(self, query: Query) -> Any:
         """The reply's body for the query status, models or model. Raises ModelNotFound and InvalidInput."""
@@ -179,6 +183,7 @@ class Queries:
                 "workers": self._seats.workers,
                 "subscribers": self._seats.subscribers,
             },
+            "standing": self._standing().describe(time.time_ns()),
             "ready": not why,
             "why_not_ready": why,
             "models": states,

@@ -14,6 +14,7 @@ from clockwork.config.dashboard import DASHBOARD_REQUESTS_MAX
 from clockwork.observe.history import History
 from clockwork.observe.live import ClusterDescription, introduce
 from clockwork.scheduler.recording import ResidentModel, Step
+from clockwork.wire.description import describe_standing
 
 LOADING, LIVE, EMPTY, AWAY = "loading", "live", "empty", "disconnected"
 """States of a follower: no look yet; following; no device in the cluster; no answer from the controller."""
@@ -58,6 +59,7 @@ class Follower:
         self.gaps: deque[tuple[int, int]] = deque()  # times whose steps were left out
         self.share = 1.0  # part of the steps that was read, as a mean of the last looks
         self.behind_ns = 0  # value of the last look
+        self.standing = ""  # a sentence about the controllers, where there are several
         self.number = 0  # number of changes so far
         self._run: int | None = None
         self._shares: deque[float] = deque(maxlen=10)
@@ -74,6 +76,8 @@ class Follower:
         before_ns = history.now_ns
         if look.is_gap:
             history.skip()
+        if look.cluster is not None:
+            self.standing = describe_standing(look.cluster.status.get("standing"))
         if look.cluster is not None and (before_ns or look.steps):
             first_ns = look.steps[0].events[0].now_ns if look.steps else before_ns
             introduce(history, look.cluster, max(before_ns, first_ns), is_now=not look.unread)

@@ -71,6 +71,7 @@ class Board:
         self.state = {
             **state,
             "share": follower.share,
+            "standing": follower.standing,
             "behind": follower.behind_ns / 1e9,
             "tiles": picture.tiles(history, gaps)._asdict(),
             "models": [[history.label(model), color] for model, color in self.colors.holders()],

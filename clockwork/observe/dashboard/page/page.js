@@ -73,6 +73,9 @@
 
   function show() {
     at("endpoint").textContent = state.endpoint || "";
+    at("standing").hidden = !state.standing;
+    at("standing").textContent = state.standing ? state.standing.split(";")[1].trim() : "";
+    at("standing").title = state.standing || "";
     const share = state.share === undefined ? 1 : state.share;
     at("share").hidden = share > 0.995;
     at("share").textContent = `${Math.max(1, Math.round(share * 100))} % of the time shown${state.behind >= 1 ? `, ${state.behind.toFixed(1)} s behind` : ""}`;

@@ -1,0 +1,225 @@
+"""The active and the standbys: the notes of controllers, takeovers, and the sentence about them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from pathlib import Path
+
+import pytest
+
+from clockwork.config.controller import (
+    NOTE_BYTES_MAX,
+    NOTES_MAX,
+    STANDBY_MISSED_NS,
+    TAKEOVERS_KEPT,
+    TAKEOVERS_OFTEN,
+    TAKEOVERS_OFTEN_NS,
+)
+from clockwork.controller.effects import ClearTrouble, Effect, NoteTrouble, Publish
+from clockwork.controller.fellows import Fellows
+from clockwork.controller.peers.directory import (
+    NOTES_FOLDER,
+    TAKEOVERS_FILE,
+    Presence,
+    fellows_in,
+    forget_dead,
+    read_takeovers,
+    takeover_from,
+    write_takeovers,
+)
+from clockwork.controller.standing import (
+    NO_TAKEOVERS,
+    ControllerRole,
+    ControllerStanding,
+    Standby,
+    StandbyWatch,
+    Takeover,
+    Takeovers,
+    Why,
+)
+from clockwork.controller.storage.thread import StorageThread
+from clockwork.controller.troubles import TroubleKind
+from clockwork.system.clock import SECOND
+from clockwork.system.notes import Note, read_notes
+from clockwork.wire.description import describe_standing
+from tests.patience import eventually
+
+A, B = "tcp://10.0.0.1:5555", "tcp://10.0.0.1:5565"
+
+
+def test_a_note_is_read_while_its_process_lives_and_goes_with_its_end(tmp_path: Path) -> None:
+    assert read_notes(tmp_path / "none") == []
+    note = Note(tmp_path / "notes", {"a": 1})
+    note.write({"a": "a longer text"})
+    note.write({"a": 2})
+    (found,) = read_notes(tmp_path / "notes")
+    assert (found.body, found.is_alive) == ({"a": 2}, True)
+    note.close(is_kept=True)
+    note.close()
+    (found,) = read_notes(tmp_path / "notes")
+    assert (found.body, found.is_alive) == ({"a": 2}, False)
+    other = Note(tmp_path / "notes", {})
+    other.close()
+    assert len(list((tmp_path / "notes").iterdir())) == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"[1]", b"{", b"\xff", b"[" * NOTE_BYTES_MAX])
+def test_a_note_that_is_none_is_left_out(tmp_path: Path, body: bytes) -> None:
+    (tmp_path / "one").write_bytes(body)
+    assert read_notes(tmp_path) == []
+
+
+def test_no_more_notes_are_read_than_the_bound(tmp_path: Path) -> None:
+    for number in range(NOTES_MAX + 1):
+        (tmp_path / f"{number:03}").write_text("{}")
+    assert len(read_notes(tmp_path)) == NOTES_MAX
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"role": "king"}, {"role": 1}, {"read": "x"}, {"address": None}, {"ended_ns": True}]
+)
+def test_a_note_of_another_form_is_no_controllers(tmp_path: Path, wrong: dict[str, object]) -> None:
+    presence = Presence(tmp_path, A, ControllerRole.STANDBY)
+    assert len(fellows_in(tmp_path)) == 1
+    (path,) = (tmp_path / NOTES_FOLDER).iterdir()
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    assert fellows_in(tmp_path) == []
+    presence.close()
+
+
+@pytest.mark.parametrize("how", list(Why))
+def test_a_takeover_says_how_the_active_ended(tmp_path: Path, how: Why) -> None:
+    active, standby = (
+        Presence(tmp_path, A, ControllerRole.ACTIVE),
+        Presence(tmp_path, B, ControllerRole.STANDBY),
+    )
+    third = Presence(tmp_path, "third", ControllerRole.STANDBY)
+    if how is Why.STOPPED:
+        third.has_ended()  # and another gets the lock
+    if how in (Why.ENDED, Why.HANDED_OVER):
+        active.close(how)
+    else:
+        assert active._note is not None
+        active._note.close(is_kept=True)  # as the system does it at the process's end
+    found = takeover_from(fellows_in(tmp_path), 7, B)
+    assert found == Takeover(7, how, A, B)
+    forget_dead(fellows_in(tmp_path))
+    assert {fellow.address for fellow in fellows_in(tmp_path)} == {B, "third"}
+    assert takeover_from(fellows_in(tmp_path), 7, B) == Takeover(7, Why.KILLED, "", B), (
+        "of one without a note"
+    )
+    standby.close()
+    third.close()
+
+
+def test_takeovers_are_kept_and_counted(tmp_path: Path) -> None:
+    assert read_takeovers(tmp_path) == NO_TAKEOVERS
+    takeovers = NO_TAKEOVERS
+    for number in range(TAKEOVERS_KEPT + 2):
+        takeovers = takeovers.after(Takeover(number, Why.KILLED if number else Why.HANDED_OVER, A, B))
+    write_takeovers(tmp_path, takeovers)
+    assert read_takeovers(tmp_path) == takeovers
+    assert takeovers.counts == {Why.KILLED: TAKEOVERS_KEPT + 1, Why.HANDED_OVER: 1}
+    assert [found.at_ns for found in takeovers.recent] == list(range(2, TAKEOVERS_KEPT + 2))
+    for body in (
+        b"",
+        b"{}",
+        b"[]",
+        b'{"counts": [], "recent": 1}',
+        b'{"counts": {}, "recent": [[1, "x", "", ""]]}',
+    ):
+        (tmp_path / TAKEOVERS_FILE).write_bytes(body)
+        assert read_takeovers(tmp_path) == NO_TAKEOVERS
+
+
+def test_the_active_changes_often_only_where_nobody_wanted_it() -> None:
+    def takeovers(why: Why, step_ns: int) -> Takeovers:
+        found = NO_TAKEOVERS
+        for number in range(TAKEOVERS_OFTEN):
+            found = found.after(Takeover(number * step_ns, why, A, B))
+        return found
+
+    last_ns = (TAKEOVERS_OFTEN - 1) * SECOND
+    assert takeovers(Why.KILLED, SECOND).are_often(last_ns)
+    assert takeovers(Why.STOPPED, SECOND).are_often(TAKEOVERS_OFTEN_NS)
+    assert not takeovers(Why.KILLED, SECOND).are_often(TAKEOVERS_OFTEN_NS + 1), "the first is long ago"
+    assert not takeovers(Why.HANDED_OVER, SECOND).are_often(last_ns)
+    assert not takeovers(Why.ENDED, SECOND).are_often(last_ns)
+
+
+def test_a_standby_is_missed_after_a_while_where_there_is_to_be_one() -> None:
+    alone = ControllerStanding(ControllerRole.ACTIVE, A, 0, True)
+    watch = StandbyWatch()
+    assert not watch.lacks(alone, 5)
+    assert not watch.lacks(alone, 4 + STANDBY_MISSED_NS)
+    assert watch.lacks(alone, 5 + STANDBY_MISSED_NS)
+    assert not watch.lacks(alone._replace(standbys=(Standby(B, "", 0, 0),)), 6 + STANDBY_MISSED_NS)
+    assert not watch.lacks(alone, 7 + STANDBY_MISSED_NS), "it counts anew"
+    assert not watch.lacks(alone._replace(expects_standbys=False), 9 + 3 * STANDBY_MISSED_NS)
+
+
+def test_the_sentence_about_the_controllers() -> None:
+    standing = ControllerStanding(ControllerRole.ACTIVE, A, 3 * SECOND, False)
+    now_ns = 10 * SECOND
+    assert describe_standing(None) == describe_standing(standing.describe(now_ns)) == ""
+    assert describe_standing(standing._replace(expects_standbys=True).describe(now_ns)) == (
+        f"active at {A} for 7 s; no standby"
+    )
+    full = standing._replace(
+        standbys=(
+            Standby(B, "process 7", 2, 9 * SECOND),
+            Standby("C", "", 0, now_ns),
+            Standby("D", "", -1, now_ns),
+        ),
+        takeovers=NO_TAKEOVERS.after(Takeover(4 * SECOND, Why.HANDED_OVER, B, A)),
+    )
+    assert describe_standing(full.describe(now_ns)) == (
+        f"active at {A} for 7 s; standby at {B} (2 changes behind, heard 1.0 s ago); standby at C (up to date, heard "
+        f"0.0 s ago); standby at D (reads when needed, heard 0.0 s ago); took over 6 s ago from {B}, which was handed "
+        "over"
+    )
+
+
+def test_an_active_tells_of_its_standbys(tmp_path: Path) -> None:
+    """From the first look on: what changes is published, and troubles come and go."""
+    effects: deque[Effect] = deque()
+    storage = StorageThread()
+    defects: list[Exception] = []
+    presence = Presence(tmp_path, "unbound", ControllerRole.ACTIVE)
+    takeover = Takeover(1, Why.KILLED, B, "unbound")
+    fellows = Fellows(effects, storage, tmp_path, presence, lambda: 9, A, takeover, True)
+
+    def look(now_ns: int, wanted: int) -> list[Effect]:
+        fellows.beat(now_ns)
+
+        def is_seen() -> bool:
+            storage.drain(defects.append)
+            return len(effects) >= wanted and not fellows._is_looking
+
+        eventually(is_seen, "the look has ended")
+        found = list(effects)
+        effects.clear()
+        return found
+
+    (first,) = look(SECOND, 1)
+    assert isinstance(first, Publish)
+    assert (first.topic, first.body["active"], first.body["standbys"]) == ("controllers", A, [])
+    assert first.body["last"]["after"] == A
+    (noted,) = look(SECOND + STANDBY_MISSED_NS, 1)
+    assert isinstance(noted, NoteTrouble)
+    assert noted.kind is TroubleKind.NO_STANDBY
+    standby = Presence(tmp_path, B, ControllerRole.STANDBY)
+    standby.heard(7)
+    published, cleared = look(3 * SECOND + STANDBY_MISSED_NS, 2)
+    assert isinstance(published, Publish)
+    assert [(row["address"], row["behind"]) for row in published.body["standbys"]] == [(B, 2)]
+    assert cleared == ClearTrouble(TroubleKind.NO_STANDBY, "controllers")
+    assert look(5 * SECOND + STANDBY_MISSED_NS, 0) == []
+    assert read_takeovers(tmp_path).recent[-1].before == B, "it is kept for the next active"
+    standby.close()
+    presence.close()
+    storage.close()
+    assert not defects
+    assert os.listdir(tmp_path / NOTES_FOLDER) == []

@@ -1,5 +1,5 @@
 """Simulation: virtual time, network, workloads."""
 
-from clockwork.sim.world import Closed, Cluster, Errors, Histogram, Open, Report, Tally, simulate
+from clockwork.sim.world import Closed, Cluster, Errors, Histogram, Open, Report, Tally, WorkerShape, simulate
 
-__all__ = ["Closed", "Cluster", "Errors", "Histogram", "Open", "Report", "Tally", "simulate"]
+__all__ = ["Closed", "Cluster", "Errors", "Histogram", "Open", "Report", "Tally", "WorkerShape", "simulate"]

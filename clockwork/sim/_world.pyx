@@ -131,8 +131,14 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         string name, program
         int64_t version
 
+    cdef struct WorkerSetup:
+        uint32_t devices, executors, kind
+        vector[vector[pair[uint32_t, int64_t]]] exec_ns
+        vector[vector[int64_t]] tables
+
     cdef struct ClusterSetup:
         uint32_t devices, devices_per_worker, executors
+        vector[WorkerSetup] workers
         double slowdown, slowdown_told
         uint64_t page_bytes
         uint32_t page_count, run_ahead

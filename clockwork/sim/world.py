@@ -57,6 +57,17 @@ class Disturbance:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class WorkerShape:
+    """A worker of a shape of its own."""
+
+    devices: int = 1
+    executors: int = 1  # devices that share an arena; the last arena may have fewer
+    # Each model's profile on this worker, for its execution times; None: it does not serve the model.
+    # (): those of the simulation. Workers with equal profiles are of one kind.
+    profiles: Sequence[ModelProfile | None] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Cluster:
     """Emulated workers with their devices, links, clocks and failures. Workers differ only in speed and
     measurements.
@@ -69,6 +80,9 @@ class Cluster:
     devices: int = 1
     devices_per_worker: int = 1
     executors: int = 1  # devices of a worker that share an arena; a worker's last arena may have fewer
+    # Workers of shapes of their own, instead of `devices`, `devices_per_worker` and `executors`.
+    # (): all are alike.
+    workers: Sequence[WorkerShape] = ()
     # time of an execution while all other executors of its arena execute, as a multiple of its time by itself
     slowdown: float = 1.0
     slowdown_told: float = 1.0  # part of what it exceeds 1 by that workers tell the controller as measured
@@ -123,6 +137,8 @@ class Cluster:
     @property
     def arenas(self) -> int:
         """Number of arenas of all workers."""
+        if self.workers:
+            return sum(-(-worker.devices // worker.executors) for worker in self.workers)
         workers, rest = divmod(self.devices, self.devices_per_worker)
         each, of_rest = (-(-count // self.executors) for count in (self.devices_per_worker, rest))
         return workers * each + of_rest
@@ -395,7 +411,7 @@ def simulate(
         memory,
         options,
         _model_infos(models, cluster),
-        _cluster_info(cluster),
+        _cluster_info(cluster, models),
         len(opens),
         [_closed_info(clients) for clients in closed],
         run,
@@ -491,20 +507,33 @@ def _next_chunk(chunks: Iterator[Arrivals]) -> tuple[npt.NDArray[Any], ...] | No
     return None
 
 
+_Tables = dict[tuple[tuple[tuple[int, int], ...], int], list[int]]
+"""Tables of execution times by points and largest batch: thousands of fine-tunes share one."""
+
+
+def _points(model: ModelProfile, largest: int) -> list[tuple[int, int]]:
+    """Return (batch size, ns) of batches up to the largest, ascending."""
+    return [(batch, ns) for batch, ns in sorted(model.exec_ns.items()) if batch <= largest]
+
+
+def _table(tables: _Tables, model: ModelProfile, largest: int) -> list[int]:
+    """Return a model's execution times by batch size; entry 0 is unused."""
+    key = tuple(sorted(model.exec_ns.items())), largest
+    if key not in tables:
+        tables[key] = [0, *(model.execution_ns(batch) for batch in range(1, largest + 1))]
+    return tables[key]
+
+
 def _model_infos(models: Sequence[ModelProfile], cluster: Cluster) -> list[dict[str, Any]]:
     programs: dict[str, int] = {}
-    tables: dict[tuple[tuple[tuple[int, int], ...], int], list[int]] = {}
+    tables: _Tables = {}
     infos = []
     for model in models:
         largest = model.largest_batch()
-        points = tuple(sorted(model.exec_ns.items()))
-        table = tables.get((points, largest))
-        if table is None:
-            table = tables[points, largest] = [0, *(model.execution_ns(b) for b in range(1, largest + 1))]
         infos.append(
             {
-                "exec_ns": [(batch, ns) for batch, ns in points if batch <= largest],
-                "table": table,
+                "exec_ns": _points(model, largest),
+                "table": _table(tables, model, largest),
                 "runs": model.layout(cluster.page_bytes),
                 "load_ns": model.load_ns,
                 "input_bytes": model.input_bytes,
@@ -516,10 +545,40 @@ def _model_infos(models: Sequence[ModelProfile], cluster: Cluster) -> list[dict[
     return infos
 
 
-def _cluster_info(cluster: Cluster) -> dict[str, Any]:
+def _worker_infos(workers: Sequence[WorkerShape], models: Sequence[ModelProfile]) -> list[dict[str, Any]]:
+    """Describe workers of shapes of their own. Raises ValueError for one without a profile of each model."""
+    tables: _Tables = {}
+    kinds: list[Sequence[ModelProfile | None]] = []
+    infos = []
+    for worker in workers:
+        if worker.profiles and len(worker.profiles) != len(models):
+            raise ValueError(f"a worker with profiles of {len(worker.profiles)} models of {len(models)}")
+        if worker.profiles not in kinds:
+            kinds.append(worker.profiles)
+        pairs = list(zip(worker.profiles, models))
+        infos.append(
+            {
+                "devices": worker.devices,
+                "executors": worker.executors,
+                "kind": kinds.index(worker.profiles),
+                "exec_ns": [
+                    _points(own, model.largest_batch()) if own is not None else [] for own, model in pairs
+                ],
+                "tables": [
+                    _table(tables, own, model.largest_batch()) if own is not None else []
+                    for own, model in pairs
+                ],
+            }
+        )
+    return infos
+
+
+def _cluster_info(cluster: Cluster, models: Sequence[ModelProfile]) -> dict[str, Any]:
     info = {field.name: getattr(cluster, field.name) for field in dataclasses.fields(cluster)}
     for name, value in info.items():
-        if name == "speeds":
+        if name == "workers":
+            info[name] = _worker_infos(value, models)
+        elif name == "speeds":
             info[name] = [float(speed) for speed in value]
         elif name == "spells":
             info[name] = [(int(at_ns), float(factor)) for at_ns, factor in value]

@@ -75,6 +75,8 @@ void World::join(std::uint32_t index) {
     ModelSpec spec;
     for (std::size_t number = 0; number < models_.size(); ++number) {
         const ModelSetup& model = models_[number];
+        if (!serves(worker, static_cast<std::uint32_t>(number)))
+            continue;
         spec.model_id = static_cast<ModelId>(number);
         spec.program = model.program;
         spec.batches = model.batch_max > 1;
@@ -83,7 +85,7 @@ void World::join(std::uint32_t index) {
         spec.runs = runs_of(worker, static_cast<std::uint32_t>(number));
         spec.load_ns = static_cast<Ns>(static_cast<double>(model.load_ns) * cluster_.load_profiled);
         spec.profile.clear();
-        for (const auto& [batch, ns] : model.exec_ns) {
+        for (const auto& [batch, ns] : profile_of(worker, static_cast<std::uint32_t>(number))) {
             if (batch > spec.batch_max)
                 continue;
             const double slower = cluster_.profiled / worker.speed;
@@ -435,6 +437,19 @@ std::uint32_t World::stored_elsewhere(std::uint32_t index, std::uint32_t model) 
 std::uint32_t World::batch_max_of(const WorkerState& worker, std::uint32_t model) const {
     const std::uint32_t most = models_[model].batch_max;
     return worker.batch_max == 0 ? most : std::min(most, worker.batch_max);
+}
+
+bool World::serves(const WorkerState& worker, std::uint32_t model) const {
+    return worker.own == nullptr || !worker.own->exec_ns[model].empty();
+}
+
+const std::vector<std::pair<std::uint32_t, Ns>>& World::profile_of(const WorkerState& worker,
+                                                                   std::uint32_t model) const {
+    return worker.own == nullptr ? models_[model].exec_ns : worker.own->exec_ns[model];
+}
+
+const std::vector<Ns>& World::table_of(const WorkerState& worker, std::uint32_t model) const {
+    return worker.own == nullptr ? models_[model].table : worker.own->tables[model];
 }
 
 // Begins the action at the head of a lane, if its time has come.

@@ -68,14 +68,36 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelSetup> model
     settings_.disk_bandwidth = cluster_.store_bytes > 0 ? cluster_.store_bandwidth : cluster_.disk_bandwidth;
     scheduler_->shape_known(0, 1);
     worker_of_.push_back(NONE);  // place 0 is unused, because WorkerIds begin at 1
-    const std::uint32_t count = (cluster_.devices + cluster_.devices_per_worker - 1) / cluster_.devices_per_worker;
-    devices_.reserve(cluster_.devices);
+    if (cluster_.workers.empty()) {
+        for (std::uint32_t left = cluster_.devices; left > 0;) {
+            const std::uint32_t own = std::min(cluster_.devices_per_worker, left);
+            cluster_.workers.push_back({own, cluster_.executors, 0, {}, {}});
+            left -= own;
+        }
+    }
+    const auto count = static_cast<std::uint32_t>(cluster_.workers.size());
+    std::uint32_t device_count = 0;
+    for (const WorkerSetup& own : cluster_.workers) {
+        if (own.devices < 1 || own.executors < 1)
+            throw std::invalid_argument("a worker without devices");
+        if (own.exec_ns.size() != own.tables.size() || (!own.exec_ns.empty() && own.exec_ns.size() != models_.size()))
+            throw std::invalid_argument("a worker with times of its own that are not of every model");
+        for (std::size_t model = 0; model < own.exec_ns.size(); ++model) {
+            if (!own.exec_ns[model].empty() && own.tables[model].size() <= models_[model].batch_max)
+                throw std::invalid_argument("a model without its execution times");
+        }
+        device_count += own.devices;
+    }
+    devices_.reserve(device_count);
     workers_.resize(count);
     for (std::uint32_t index = 0; index < count; ++index) {
         WorkerState& worker = workers_[index];
         worker.random = Random(run_.seed, 1000 + index);
-        worker.first_device = index * cluster_.devices_per_worker;
-        worker.device_count = std::min(cluster_.devices_per_worker, cluster_.devices - worker.first_device);
+        const WorkerSetup& own = cluster_.workers[index];
+        worker.first_device = static_cast<std::uint32_t>(devices_.size());
+        worker.device_count = own.devices;
+        worker.kind = own.kind;
+        worker.own = own.exec_ns.empty() ? nullptr : &own;
         if (!cluster_.speeds.empty()) {
             worker.kind = index % static_cast<std::uint32_t>(cluster_.speeds.size());
             worker.speed = cluster_.speeds[worker.kind];
@@ -90,7 +112,7 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelSetup> model
         for (std::uint32_t number = 0; number < worker.device_count; ++number) {
             const std::uint32_t device = worker.first_device + number;
             emulated::EmulatedHostStore* store = worker.store ? &*worker.store : nullptr;
-            const std::uint32_t arena = number - number % cluster_.executors;
+            const std::uint32_t arena = number - number % own.executors;
             devices_.push_back({index, number, arena, ActionQueue(cluster_.run_ahead, cluster_.actions_queued_max),
                                 emulated::EmulatedDevice(settings_, &worker.link, store, device, worker.speed,
                                                          Random(run_.seed, 1'000'000 + device))});
@@ -208,6 +230,8 @@ void World::preload() {
             std::size_t best = rooms.size();
             for (std::size_t number = 0; number < rooms.size(); ++number) {
                 if (!has_arena(devices_[number]) || rooms[number].has[model] || rooms[number].free < pages)
+                    continue;
+                if (!serves(workers_[devices_[number].worker], model))
                     continue;
                 if (cluster_.store_bytes > 0 &&
                     !workers_[devices_[number].worker].store->holds(static_cast<ModelId>(model)))

@@ -488,8 +488,11 @@ void World::order(const Command& command) {
     demand(worker.store || lane_of(action.kind) != LaneKind::FETCH, "an order to a store that is none");
     demand(executes(action.kind) || has_arena(devices_[action.device]),
            "a load is ordered for a device without an arena");
-    if (executes(action.kind))
-        action.profiled_ns = model.table[std::min<std::size_t>(action.rows, model.table.size() - 1)];
+    demand(serves(worker, number), "an order for a model that the worker does not serve");
+    if (executes(action.kind)) {
+        const std::vector<Ns>& table = table_of(worker, number);
+        action.profiled_ns = table[std::min<std::size_t>(action.rows, table.size() - 1)];
+    }
     set_window(action, command);
     send(slot, bytes);
 }

@@ -63,11 +63,23 @@ struct RecordedModel {
     std::string label() const { return name + "@" + std::to_string(version); }
 };
 
+// A worker of another shape than the others, as one whose executions have several cores each.
+struct WorkerSetup {
+    std::uint32_t devices = 1, executors = 1;  // as in ClusterSetup, of this worker
+    std::uint32_t kind = 0;                    // workers of one kind have the same times
+    // Times of executions on this worker by model, as in ModelSetup; an empty entry: it does not serve the
+    // model. Empty: the models' own.
+    std::vector<std::vector<std::pair<std::uint32_t, Ns>>> exec_ns;
+    std::vector<std::vector<Ns>> tables;
+};
+
 struct ClusterSetup {
     std::uint32_t devices = 1, devices_per_worker = 1;
     // Devices of a worker that share an arena, that of the first of them: they are its executors. A worker's
     // last arena may have fewer.
     std::uint32_t executors = 1;
+    // Workers of shapes of their own, in order, instead of `devices` alike. Empty: all are alike.
+    std::vector<WorkerSetup> workers;
     double slowdown = 1;       // EmulatedSettings::slowdown
     double slowdown_told = 1;  // part of what it exceeds 1 by that workers tell the controller
     std::uint64_t page_bytes = 16 << 20;
@@ -263,6 +275,7 @@ private:
         std::uint32_t batch_max = 0, extra_pages = 0;  // measurements from ClusterSetup, since it joined
         double speed = 1;
         std::uint32_t kind = 0;
+        const WorkerSetup* own = nullptr;        // its setup, if it has other times than the others
         Ns there_free_ns = 0, back_free_ns = 0;  // messages on a link stay in order
         Ns input_free_ns = 0;
         Ns there_seen_ns = 0, back_seen_ns = 0;  // delays that the controller has measured
@@ -333,6 +346,9 @@ private:
     std::uint64_t bytes_of(const WorkerState& worker, std::uint32_t model);
     std::uint32_t stored_elsewhere(std::uint32_t worker, std::uint32_t model) const;
     std::uint32_t batch_max_of(const WorkerState& worker, std::uint32_t model) const;
+    bool serves(const WorkerState& worker, std::uint32_t model) const;
+    const std::vector<std::pair<std::uint32_t, Ns>>& profile_of(const WorkerState& worker, std::uint32_t model) const;
+    const std::vector<Ns>& table_of(const WorkerState& worker, std::uint32_t model) const;
     void lane_end(std::uint32_t device, LaneKind lane);
     void follow_neighbours(std::uint32_t device);
     void conclude(std::uint32_t device, std::uint32_t slot, Status status);

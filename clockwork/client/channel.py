@@ -174,11 +174,11 @@ class Channel:
         self._poller = Poller([], [self._wakeup.fileno()])
         try:
             for _ in endpoints[1:]:  # each is checked
-                self._turns.advance(0, False)
+                self._turns.advance(0, False, False)
                 self._dial()
                 self._hang_up()
             if len(endpoints) > 1:
-                self._turns.advance(0, False)
+                self._turns.advance(0, False, False)
             self._dial()
         except BaseException:
             self._release()
@@ -491,7 +491,8 @@ class Channel:
         """Dial the next endpoint, or the only one anew, unless a connection has just begun."""
         if self._dealer is not None:
             self._unapplied += self._dealer.changes()
-            if not self._turns.advance(now, self._state is not _State.DOWN or self._dealer.is_begun):
+            is_up = self._state is not _State.DOWN or self._dealer.is_up
+            if not self._turns.advance(now, is_up or self._dealer.is_begun, is_up):
                 return
             self._hang_up()
         self._dial()

@@ -9,6 +9,11 @@ HEARTBEAT_MS = 500
 process."""
 
 HEARTBEAT_TIMEOUT_MS = 3_000
+HEARTBEAT_EAGER_MS = 250
+HEARTBEAT_TIMEOUT_EAGER_MS = 1_000
+"""The same where there are several endpoints: by then another controller has taken over from one that stands
+still."""
+
 KEEPALIVE_S = 1
 KEEPALIVE_COUNT = 2
 """Interval of TCP keepalive probes of a bound socket, and how many may stay unanswered: a dead host is
@@ -25,6 +30,10 @@ ENDPOINT_DIAL_NS = (
 ENDPOINT_ROUNDS_MAX = (
     3  # Rounds through all of several endpoints after which that time is not doubled any more
 )
+ENDPOINT_GREETING_NS = 150_000_000
+"""Time in which one of several endpoints that took a connection completes its handshake: the system takes
+connections for a process that is stopped, too. It is doubled in each round, as ENDPOINT_DIAL_NS is."""
+
 ENDPOINT_WELCOME_NS = 1_500_000_000  # Time in which a controller that took one lets in who greets it
 LINGER_MS = 250  # Time for which a closing socket still tries to send its queued messages
 

@@ -30,13 +30,16 @@ from clockwork.config import (
 from clockwork.config.wire import (
     COPY_BYTES,
     ENDPOINT_DIAL_NS,
+    ENDPOINT_GREETING_NS,
     ENDPOINT_ROUNDS_MAX,
     ENDPOINT_WELCOME_NS,
     ENDPOINTS_MAX,
     EVENTS_QUEUE_MAX,
     EVENTS_RECEIVED_BYTES_MAX,
     EVENTS_TOPIC_BYTES_MAX,
+    HEARTBEAT_EAGER_MS,
     HEARTBEAT_MS,
+    HEARTBEAT_TIMEOUT_EAGER_MS,
     HEARTBEAT_TIMEOUT_MS,
     KEEPALIVE_COUNT,
     KEEPALIVE_S,
@@ -133,7 +136,9 @@ class EndpointTurns:
         self._endpoints = endpoints
         self._place = 0
         self._is_begun = False  # there is, or was, a connection to this endpoint
+        self._is_up = False  # its handshake is done
         self._tries = 0  # since a controller last let the caller in
+        self._rounds = 0  # through all of them, as of the last dial
         self.due_ns = NEVER_NS  # the time at which advance() is to be called
 
     def __str__(self) -> str:
@@ -149,14 +154,14 @@ class EndpointTurns:
 
     def dialled(self, now: int) -> None:
         """Note that the endpoint is being dialled. Each round through all of them takes longer."""
-        self._is_begun = False
-        rounds = min(self._tries // len(self._endpoints), ENDPOINT_ROUNDS_MAX)
+        self._is_begun = self._is_up = False
+        self._rounds = min(self._tries // len(self._endpoints), ENDPOINT_ROUNDS_MAX)
         self._tries += 1
-        self.due_ns = now + (ENDPOINT_DIAL_NS << rounds) if self.are_several else NEVER_NS
+        self.due_ns = now + (ENDPOINT_DIAL_NS << self._rounds) if self.are_several else NEVER_NS
 
     def settle(self) -> None:
         """Note that a controller has let the caller in, or that the caller wants none."""
-        self._is_begun, self._tries, self.due_ns = True, 0, NEVER_NS
+        self._is_begun, self._is_up, self._tries, self.due_ns = True, True, 0, NEVER_NS
 
     def lost(self, now: int) -> None:
         """Note that the connection was lost."""
@@ -165,14 +170,18 @@ class EndpointTurns:
 
     def redial(self, at_ns: int) -> None:
         """Have an endpoint dialled at this time, though there is but one."""
-        self._is_begun, self.due_ns = True, at_ns
+        self._is_begun, self._is_up, self.due_ns = True, True, at_ns
 
-    def advance(self, now: int, is_begun: bool) -> bool:
+    def advance(self, now: int, is_begun: bool, is_up: bool) -> bool:
         """Turn to the next endpoint, which is then to be dialled. False: wait on, as there is a connection.
-        is_begun: there is one to this endpoint."""
+        is_begun: there is one to this endpoint. is_up: its handshake is done."""
+        if is_up and not self._is_up and self.are_several:
+            self._is_begun = self._is_up = True
+            self.due_ns = now + ENDPOINT_WELCOME_NS
+            return False
         if is_begun and not self._is_begun and self.are_several:
             self._is_begun = True
-            self.due_ns = now + ENDPOINT_WELCOME_NS
+            self.due_ns = now + (ENDPOINT_GREETING_NS << self._rounds)
             return False
         self._place = (self._place + 1) % len(self._endpoints)
         return True
@@ -215,8 +224,8 @@ class Transport:
     def dealer(self, endpoint: str, keys: PeerKeys | None = None, is_eager: bool = False) -> Dealer:
         """Dial an endpoint. The connection is made, and renewed, in the background; see Dealer.changes().
 
-        is_eager: try again soon, as the endpoint is one of several."""
-        dealer = Dealer(self._context, endpoint, keys, RECONNECT_EAGER_MS if is_eager else RECONNECT_MS)
+        is_eager: try again soon, and miss a silent peer soon, as the endpoint is one of several."""
+        dealer = Dealer(self._context, endpoint, keys, is_eager)
         self._sockets.append(dealer)
         return dealer
 
@@ -370,7 +379,7 @@ class Dealer:
         context: zmq.Context[Any],
         endpoint: str,
         keys: PeerKeys | None,
-        reconnect_ms: int = RECONNECT_MS,
+        is_eager: bool = False,
     ) -> None:
         self.endpoint = endpoint
         self.is_lent = False
@@ -384,7 +393,10 @@ class Dealer:
         # hangs, do not survive the end of a connection that is not read (see _find_dead_hosts_by_tcp). look()
         # bounds bytes.
         socket.set(zmq.RCVHWM, 0)
-        socket.set(zmq.RECONNECT_IVL, reconnect_ms)
+        socket.set(zmq.RECONNECT_IVL, RECONNECT_EAGER_MS if is_eager else RECONNECT_MS)
+        if is_eager:
+            socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_EAGER_MS)
+            socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_EAGER_MS)
         socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         socket.set(zmq.IPV6, 1 if "[" in endpoint else 0)
         if keys is not None:

@@ -76,7 +76,7 @@ class ControllerSession:
         """Dial the next controller where that is due."""
         if now < self.turns.due_ns:
             return
-        if self.turns.advance(now, self.dealer.is_begun):
+        if self.turns.advance(now, self.dealer.is_begun, self.dealer.is_up):
             # Not by zmq_disconnect(): libzmq may go on dialling the endpoint of a lost connection.
             before, self.dealer = self.dealer, self._transport.dealer(self.turns.current, self._keys, True)
             self._adopt(*self.dealer.addresses(), self.dealer.filenos)

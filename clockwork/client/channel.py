@@ -626,7 +626,8 @@ class Channel:
     def _greet(self) -> None:
         assert self._dealer is not None
         self._state = _State.GREETING
-        self._dealer.send(codec.encode(ClientHello(PROTOCOL_VERSION, config.VERSION, self._name)))
+        hello = ClientHello(PROTOCOL_VERSION, config.VERSION, self._name, self._obedience.lease)
+        self._dealer.send(codec.encode(hello))
 
     def _lose_sent(self, text: str) -> None:
         """End the calls that were sent, or have them wait for the next connection if they change nothing."""

@@ -279,6 +279,10 @@ POSTGRES_LOCK_S = 3  # Time for which a controller waits for the lock of one tha
 
 POSTGRES_TIMEOUT_S = 5  # Time for PostgreSQL to take a connection, and to end a statement
 
+EXIT_TAKEN_OVER = 75  # Exit status of a controller that another has taken over from; sysexits' EX_TEMPFAIL
+
+LEASE_CLOSE_S = 1.0  # Time for which a controller that ends waits for PostgreSQL to give the lease up
+
 BACKUP_PAUSE_S = 0.5
 """Least pause between two backups of the catalogue, so that a backup is at most a second behind."""
 

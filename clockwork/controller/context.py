@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from clockwork.controller._exchange import Exchange
+from clockwork.controller.lease.held import HeldLease
 from clockwork.controller.peers.links import Links
 from clockwork.controller.recording.recorder import FlightRecorder
 from clockwork.controller.troubles import Troubles
@@ -27,3 +28,4 @@ class Context:
     complaints: Complaints
     epoch: int  # a number of this run of the controller, by which its peers tell it from an earlier run
     now_ns: int  # the time of this turn of the loop
+    lease: HeldLease

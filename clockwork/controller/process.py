@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from clockwork.config import HEARTBEAT_NS, VERSION
-from clockwork.config.controller import HOLDER_LOOK_S
+from clockwork.config.controller import EXIT_TAKEN_OVER, HOLDER_LOOK_S
 from clockwork.controller._exchange import (
     CLIENT_MESSAGE,
     CLIENTS_LEFT,
@@ -34,6 +34,7 @@ from clockwork.controller._exchange import (
 )
 from clockwork.controller.catalog.follow import CatalogFollower
 from clockwork.controller.catalog.objects import ObjectPackages
+from clockwork.controller.catalog.postgres import Fence
 from clockwork.controller.catalog.snapshots import packages_at
 from clockwork.controller.catalog.store import LOCK_FILE, Catalog
 from clockwork.controller.context import COMPLAINTS, Context
@@ -46,6 +47,9 @@ from clockwork.controller.effects import (
     Publish,
 )
 from clockwork.controller.fellows import Fellows
+from clockwork.controller.lease.held import HeldLease
+from clockwork.controller.lease.keeper import LeaseKeeper, LeaseLost, LeaseWon
+from clockwork.controller.lease.turn import await_lease, begin_keeper, named_leader
 from clockwork.controller.outlet import Outlet
 from clockwork.controller.peers.access import Access
 from clockwork.controller.peers.directory import Presence, fellows_in, takeover_from
@@ -75,7 +79,7 @@ from clockwork.scheduler.types import ModelFault, ModelGone
 from clockwork.system.clock import now_ns
 from clockwork.system.holder import HolderWatch, end, look
 from clockwork.system.limits import descriptor_limit, open_descriptors, raise_descriptor_limit
-from clockwork.system.locks import await_lock
+from clockwork.system.locks import await_lock, lock_file
 from clockwork.system.words import say_count
 from clockwork.wire.complaints import Complaints
 from clockwork.wire.logs import start_log
@@ -86,19 +90,33 @@ log = logging.getLogger("clockwork.controller")
 
 
 class Controller:
-    """A controller with all its parts. run() returns when stop() was called or a signal came."""
+    """A controller with all its parts. run() returns when stop() was called, a signal came, or another
+    controller has become active (is_taken_over)."""
 
-    def __init__(self, settings: ControllerSettings, succession: Succession | None = None) -> None:
-        """succession: of a standby whose turn has come."""
+    def __init__(
+        self,
+        settings: ControllerSettings,
+        succession: Succession | None = None,
+        keeper: LeaseKeeper | None = None,
+        won: LeaseWon | None = None,
+    ) -> None:
+        """succession: of a standby whose turn has come. keeper, won: of the lease, where the catalogue is in
+        PostgreSQL; the keeper stays the caller's."""
+        self._keeper = keeper
+        self._lease = HeldLease() if won is None or keeper is None else HeldLease(won.leader, keeper.hear)
+        self.is_taken_over = False
         access = self._access = Access(settings.key, settings.allowed)
         endpoints = (settings.client_endpoint, settings.worker_endpoint, settings.events_endpoint)
         require_keys_beyond_loopback(endpoints, access.keys, settings.insecure)
         self._scheduler = make_scheduler(settings.policy, settings.memory, settings.options)
         self._recordings = Recordings(settings)
         self.seats = divide(descriptor_limit(), open_descriptors())
-        packages = packages_at(settings.data, settings.packages, settings.package_cache)
+        fence = None if won is None else Fence(won.leader.epoch, won.leader.holder)
+        cluster = "" if won is None else won.leader.cluster
+        packages = packages_at(settings.data, settings.packages, settings.package_cache, cluster)
         self._data = settings.data
-        self._catalog = Catalog(settings.data, packages, settings.catalog)
+        rows = None if won is None else won.rows
+        self._catalog = Catalog(settings.data, packages, settings.catalog, fence, rows)
         self._catalog.open(succession.lock if succession is not None else -1)
         self._sockets = self._open(settings)
         self.client_endpoint = self._sockets.clients.endpoint
@@ -134,7 +152,7 @@ class Controller:
         takeover = succession.takeover if succession is not None else None
         self._fellows = Fellows(
             self._effects, self._storage, settings.data, self._presence, lambda: self._catalog.number,
-            self.client_endpoint, takeover, settings.standby,
+            self.client_endpoint, takeover, settings.standby and not settings.catalog,  # others are elsewhere
         )  # fmt: skip
         views = Views(
             self._context, self._effects, self._scheduler, self._table, versions, self._repairs, settings.policy,
@@ -142,7 +160,7 @@ class Controller:
         )  # fmt: skip
         self.queries = views.queries
         self._returning = Returning(
-            read_names(settings.data),
+            read_names(settings.data) if won is None else won.workers,
             lambda worker: versions.preparations.count(worker)["preparing"],
             self._context.now_ns,
         )
@@ -183,7 +201,9 @@ class Controller:
             ring, header, settings.data, self._scheduler.held, epoch, self._scheduler.save, self._exchange.pause
         )  # fmt: skip
         complaints = Complaints(log, COMPLAINTS)
-        return Context(self._exchange, self._links, flight, Troubles(), complaints, epoch, now_ns())
+        return Context(
+            self._exchange, self._links, flight, Troubles(), complaints, epoch, now_ns(), self._lease
+        )
 
     def _restore(self, settings: ControllerSettings) -> None:
         """Restore the registered models and routes from the catalog."""
@@ -210,6 +230,7 @@ class Controller:
         flight, publisher = self._context.flight, self._sockets.publisher
         others = [self._storage.fileno(), self._repairs.fileno(), flight.fileno(), publisher.fileno]
         others += [wake_fd] if wake_fd >= 0 else []
+        others += [self._keeper.fileno()] if self._keeper is not None else []
         exchange, context, outlet, needs = self._exchange, self._context, self._outlet, self._need_handlers()
         exchange.wait_on(self._sockets.filenos, others)
         gc.collect()
@@ -247,9 +268,11 @@ class Controller:
         return self._exchange.spent_ns()
 
     def close(self) -> None:
-        """Answer the open requests, say goodbye to all peers, and release every resource."""
-        text = "the controller is shutting down"
-        self._exchange.fail_all(Status.UNAVAILABLE, text)
+        """Answer the open requests, say goodbye to all peers, and release every resource.
+
+        Another that has taken over answers the requests: clients ask it by themselves."""
+        if not self.is_taken_over:
+            self._exchange.fail_all(Status.UNAVAILABLE, "the controller is shutting down")
         self._effects.clear()  # effects left over from a controller that failed
         self._clients.dismiss()
         self._workers.dismiss()
@@ -273,8 +296,19 @@ class Controller:
         self._repairs.drain(self._after_job_failed)
         self._context.flight.drain(self._after_job_failed)
         self._sockets.publisher.follow()
+        self._follow_lease()
         if self._context.now_ns >= self._heartbeat_ns:
             self._beat()
+
+    def _follow_lease(self) -> None:
+        """Stop where another controller has become active."""
+        for news in self._keeper.news() if self._keeper is not None else ():
+            if isinstance(news, LeaseLost):
+                log.error(
+                    "another controller, %s, is active: this one serves no more", named_leader(news.leader)
+                )
+                self.is_taken_over = True
+                self.stop()
 
     def _after_job_failed(self, error: Exception) -> None:
         """Complain of an exception raised while a storage job's result was taken in."""
@@ -312,6 +346,8 @@ class Controller:
         self._write_names()
         self._fellows.beat(self._context.now_ns)
         self._catalog.touch()
+        if self._keeper is not None:
+            self._keeper.beat()
         self._complaints.settle(self._context.now_ns)
         self._cuts.note()
         self._stores.look(self._scheduler.store_status(), self._context.now_ns)
@@ -344,6 +380,9 @@ class Controller:
         if not self._returning.is_over or names == self._names:
             return
         self._names = names
+        if self._keeper is not None:
+            self._keeper.name_workers(names)
+            return
         self._storage.submit(lambda: write_names(self._data, names), self._after_names)
 
     def _after_names(self, _: object, error: BaseException | None) -> None:
@@ -434,9 +473,24 @@ def _await_turn(
         fellows = fellows_in(settings.data)
     except OSError as error:
         raise ConfigError(f"data directory {settings.data} cannot be used: {error.strerror}") from None
-    log.info("no other controller uses %s after %.1f s: active", settings.data, (now_ns() - begun_ns) / 1e9)
+    if not settings.catalog:
+        log.info(
+            "no other controller uses %s after %.1f s: active", settings.data, (now_ns() - begun_ns) / 1e9
+        )
     takeover = takeover_from(fellows, time.time_ns(), settings.client_endpoint) if has_waited else None
     return Succession(lock, presence, takeover)
+
+
+def _lock_data(settings: ControllerSettings) -> Succession:
+    """The means of a controller that does not wait for others on its machine. Raises ConfigError."""
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+        lock = lock_file(settings.data / LOCK_FILE)
+    except BlockingIOError:
+        raise ConfigError(f"data directory {settings.data} is in use by another controller") from None
+    except OSError as error:
+        raise ConfigError(f"data directory {settings.data} cannot be used: {error.strerror}") from None
+    return Succession(lock, Presence(settings.data, settings.client_endpoint, ControllerRole.STANDBY), None)
 
 
 def main(settings: ControllerSettings) -> int:
@@ -463,15 +517,30 @@ def main(settings: ControllerSettings) -> int:
         if succession is None:
             log.info("shutting down")
             return 0
-    controller = Controller(settings, succession)
-    if stopped:
-        controller.stop()
+    keeper: LeaseKeeper | None = None
+    won: LeaseWon | None = None
     try:
-        controller.run(read_end)
-        log.info("shutting down")
+        if settings.catalog:
+            succession = succession or _lock_data(settings)
+            keeper = begin_keeper(settings)
+            won = await_lease(settings, keeper, lambda: stopped, read_end)
+            if won is None:
+                log.info("shutting down")
+                return 0
+        controller = Controller(settings, succession, keeper, won)
+        if stopped:
+            controller.stop()
+        try:
+            controller.run(read_end)
+            log.info("shutting down")
+        finally:
+            controller.close()
     finally:
-        controller.close()
+        if keeper is not None:
+            keeper.close()
+        if controller is None and succession is not None:
+            succession.presence.close()
         signal.set_wakeup_fd(-1)
         os.close(read_end)
         os.close(write_end)
-    return 0
+    return EXIT_TAKEN_OVER if controller.is_taken_over else 0

@@ -36,6 +36,11 @@ class Obedience:
     def __init__(self) -> None:
         self.leader = NO_LEADER
 
+    @property
+    def lease(self) -> tuple[int, str, str]:
+        """The lease of that epoch: its number, its holder and its cluster."""
+        return self.leader.epoch, self.leader.holder, self.leader.cluster
+
     def see(self, leader: Leader) -> bool:
         """Take note of a leader. Returns whether it is to be obeyed in place of the leader before."""
         is_same = leader.cluster == self.leader.cluster

@@ -225,6 +225,7 @@ class ClientHello(NamedTuple):
     protocol: Protocol
     version: Release
     name: PeerName
+    lease: LeaseRow = NO_LEASE  # of the highest epoch that the client has heard of
 
 
 class InferRequest(NamedTuple):
@@ -525,6 +526,7 @@ class WorkerHello(NamedTuple):
     name: PeerName
     worker_epoch: Id
     devices: Annotated[list[dict[str, Any]], ListOf(_DEVICE, WORKER_DEVICES_MAX)]
+    lease: LeaseRow = NO_LEASE  # of the highest epoch that the worker has heard of
 
 
 class Heartbeat(NamedTuple):

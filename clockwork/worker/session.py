@@ -126,7 +126,9 @@ class ControllerSession:
     def hello(self, devices: Iterable[DeviceInfo]) -> None:
         """Offer these devices to the controller; a device's index is its place in this order."""
         fields = [dataclasses.asdict(info) for info in devices]
-        hello = WorkerHello(PROTOCOL_VERSION, config.VERSION, self._name, self._epoch, fields)
+        hello = WorkerHello(
+            PROTOCOL_VERSION, config.VERSION, self._name, self._epoch, fields, self._obedience.lease
+        )
         sent = self._send(codec.encode(hello))
         self._hello_due_ns = 0 if sent else now_ns()
 

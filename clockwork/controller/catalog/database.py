@@ -5,10 +5,11 @@
     unused     packages that no version needs any more, until their files are gone
     changes    who changed what; also the number of the newest change
     about      the number of the schema, and whose data this is
+    lease      which controller is active; in PostgreSQL alone, see controller.lease
 
-Every row has a checksum of its other columns. Tables are created and changed by MIGRATIONS alone, in order; a
-database with a higher number than theirs was written by a later release, and is refused before anything is
-changed. Apart from opening, everything here belongs to the storage thread.
+Every row but the lease's has a checksum of its other columns. Tables are created and changed by MIGRATIONS
+alone, in order; a database with a higher number than theirs was written by a later release, and is refused
+before anything is changed. Apart from opening, everything here belongs to the storage thread.
 """
 
 from __future__ import annotations
@@ -84,6 +85,13 @@ MIGRATIONS: Sequence[Sequence[str]] = (
             "name TEXT NOT NULL, what TEXT NOT NULL, checksum BIGINT NOT NULL)"
         ),
         "CREATE TABLE about (subject TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL, checksum BIGINT NOT NULL)",
+    ),
+    (
+        (
+            "CREATE TABLE lease (number BIGINT NOT NULL PRIMARY KEY, epoch BIGINT NOT NULL, holder TEXT NOT NULL, "
+            "addresses TEXT NOT NULL, expires_ns BIGINT NOT NULL, lock BIGINT NOT NULL, workers TEXT NOT NULL)"
+        ),
+        "INSERT INTO lease VALUES (1, 0, '', '[]', 0, 0, '[]')",
     ),
 )
 """Statements that lead from one schema to the next, in every dialect. A released migration never changes."""
@@ -249,6 +257,9 @@ class Database(Protocol):
 
     def end(self, commit: Commit) -> None:
         """See Commit.sync()."""
+
+    def confirm(self) -> None:
+        """Make sure that the catalogue is still this controller's. Raises OSError."""
 
     def close(self) -> None: ...
 
@@ -427,6 +438,9 @@ class SqliteDatabase:
                 commit.error = NotUndone(commit.error.errno, text)
                 return
         self._tidy()
+
+    def confirm(self) -> None:
+        """The lock of the data directory says so."""
 
     # ----- inside ------------------------------------------------------------------------------
 

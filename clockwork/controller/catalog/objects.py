@@ -2,7 +2,8 @@
 
     <URL>/packages/<digest>/model.onnx, ...   the files of a package
     <URL>/packages/<digest>/package.json      their list, which is written last, and makes the package count
-    <URL>/owner-<id>                          says which controller's data directory writes below this URL
+    <URL>/owner-<id>                          says which controller's data directory writes below this URL, or
+                                              which catalogue's controllers
 
 A package is written from a checked copy in the cache, and each object compared with what the store has of it.
 Bytes that are read are compared with the digest before they are used. A package that differs, or has no list,
@@ -67,13 +68,15 @@ class StoreFailed(OSError):
 class ObjectPackages:
     """Packages below a URL; see catalog.packages.Packages. Thread-safe.
 
-    root: the controller's data directory, which has the cache and the owner's id.
+    root: the controller's data directory, which has the cache and the owner's id. cluster: the identity of
+    the catalogue whose lease the controller has, as which it owns the place; "": by the owner's id.
     """
 
-    def __init__(self, location: Location, root: Path, cache_bytes: int) -> None:
+    def __init__(self, location: Location, root: Path, cache_bytes: int, cluster: str = "") -> None:
         self.location = location
         self._root = root
         self._cache_bytes = cache_bytes
+        self._cluster = cluster
         self._objects = ObjectStore(location)
         self._owning = threading.Lock()  # held while ownership is looked up
         self._owner = ""  # why another owns the place; "": nobody else was found
@@ -97,9 +100,11 @@ class ObjectPackages:
         path = self._root / "packages.id"
         if not path.exists():
             write_durably(path, secrets.token_hex(16).encode())
-        self._id = read_plain(path, 32).decode("ascii", "replace")
-        if not _ID.fullmatch(self._id):
+        own = read_plain(path, 32).decode("ascii", "replace")
+        if not _ID.fullmatch(own):
             raise ConfigError(f"{path} is damaged: it has the id of the owner of {self.location}")
+        self._id = self._cluster or own
+        self._former = {f"{_OWNER}{own}"} - {f"{_OWNER}{self._id}"}
 
     def close(self) -> None:
         """End all calls."""
@@ -219,11 +224,13 @@ class ObjectPackages:
             own = f"{_OWNER}{self._id}"
             marks = self._marks()
             is_new = own not in marks
-            if marks <= {own}:
+            if marks <= {own} | self._former:
                 with self._temporary() as folder:
                     data = str(self._root).encode()
                     (folder / own).write_bytes(data)
                     self._objects.keep("", folder, [(own, len(data), hashlib.sha256(data).hexdigest())])
+                for mark in sorted(marks & self._former):  # this controller had no lease before
+                    self._objects.remove(mark)
                 marks = self._marks()
             others = sorted(marks - {own})
             if others:

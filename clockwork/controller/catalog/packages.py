@@ -62,7 +62,7 @@ class DirectoryPackages(PackageStore):
     """Packages in a directory of the controller's machine.
 
     is_own: the directory is no part of the data directory, so it is locked. (Workers may share the data
-    directory.)
+    directory. Controllers that share the catalogue share the directory: one at a time has the lease.)
     """
 
     def __init__(self, root: Path, *, is_own: bool = False) -> None:

@@ -134,14 +134,17 @@ def restore_snapshot(source: Path, place: CatalogPlace) -> SavedCatalog:
     return SavedCatalog(len(rows.good[VERSIONS.name]), len(packages), size, rows.number)
 
 
-def packages_at(data: Path, packages: str, cache_bytes: int) -> Packages:
-    """The place of packages that --packages means, unopened. Raises ConfigError."""
+def packages_at(data: Path, packages: str, cache_bytes: int, cluster: str = "") -> Packages:
+    """The place of packages that --packages means, unopened. Raises ConfigError.
+
+    cluster: the identity of the catalogue whose lease the caller has; it owns the place. "": the caller does.
+    """
     if not packages:
         return DirectoryPackages(data)
     location = store_location(packages)
     if location is not None:
-        return ObjectPackages(location, data, cache_bytes)
-    return DirectoryPackages(Path(packages), is_own=True)
+        return ObjectPackages(location, data, cache_bytes, cluster)
+    return DirectoryPackages(Path(packages), is_own=not cluster)
 
 
 # ----- making ------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from clockwork.controller.catalog.database import (
 )
 from clockwork.controller.catalog.former import is_former, read_former, remove_former
 from clockwork.controller.catalog.packages import DirectoryPackages, Packages
-from clockwork.controller.catalog.postgres import PostgresDatabase
+from clockwork.controller.catalog.postgres import Fence, PostgresDatabase
 from clockwork.controller.catalog.records import UNREADABLE, Change, Complaint, ModelRecord
 from clockwork.controller.catalog.recovery import open_catalog
 from clockwork.controller.catalog.routes import NameRoute
@@ -66,11 +66,20 @@ T = TypeVar("T", ModelRecord, NameRoute)
 
 class Catalog:
     """The data directory of one controller. packages: by default in the data directory. url: of a database in
-    PostgreSQL; "": the catalogue is in the data directory, too."""
+    PostgreSQL; "": the catalogue is in the data directory, too. fence, rows: see PostgresDatabase."""
 
-    def __init__(self, root: Path, packages: Packages | None = None, url: str = "") -> None:
+    def __init__(
+        self,
+        root: Path,
+        packages: Packages | None = None,
+        url: str = "",
+        fence: Fence | None = None,
+        rows: Rows | None = None,
+    ) -> None:
         self.root = root
         self._url = url
+        self._fence = fence
+        self._rows = rows
         self.store = packages or DirectoryPackages(root)
         self._lock = -1
         self._database: Database | None = None
@@ -101,7 +110,8 @@ class Catalog:
                 )
             complaints: list[Complaint] = []
             if self._url:
-                self._database = PostgresDatabase(self._url)
+                self._database = PostgresDatabase(self._url, self._fence, self._rows)
+                self._rows = None
             else:
                 self._database, complaints = open_catalog(self.root)
             if found != FORMAT.encode():
@@ -209,6 +219,8 @@ class Catalog:
     def remove(self, digest: str) -> Steps[None]:
         """Remove a package. Raises OSError; the next start then removes the remains."""
         yield ALONE
+        assert self._database is not None
+        self._database.confirm()  # another active may need it again
         self.store.remove(digest)
         self._removed.append(digest)
 

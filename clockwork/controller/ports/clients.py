@@ -206,12 +206,14 @@ class ClientPort:
             return
         if type(message) is not ClientHello:
             self._effects.append(to_client(identity, fd, HelloNeeded(self._context.epoch)))
+        elif self._context.lease.is_over(message.lease, is_worker=False):
+            self._effects.append(to_client(identity, fd, Goodbye()))  # another controller is asked then
         elif not self._returning.is_over and len(self._waiting) < CLIENTS_MAX:
             self._waiting[identity] = (fd, message, key)
         elif message.protocol != PROTOCOL_VERSION:
             self._effects.append(to_client(identity, fd, mismatch(message.protocol, message.version)))
         elif identity in self._links.clients or self._note(identity, fd, printable(message.name), key):
-            welcome = ClientWelcome(PROTOCOL_VERSION, VERSION, self._context.epoch)
+            welcome = ClientWelcome(PROTOCOL_VERSION, VERSION, self._context.epoch, self._context.lease.row)
             self._effects.append(to_client(identity, fd, welcome))
 
     def _note(self, identity: bytes, fd: int, name: str, key: str) -> bool:

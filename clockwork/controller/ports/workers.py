@@ -205,6 +205,8 @@ class WorkerPort:
         if message.protocol != PROTOCOL_VERSION:
             self._effects.append(to_worker(identity, fd, mismatch(message.protocol, message.version)))
             return
+        if self._context.lease.is_over(message.lease, is_worker=True):
+            return  # it serves the other
         devices = parse_devices(message.devices)
         if why := why_not_shared(devices):
             self._reject(identity, fd, why)
@@ -249,7 +251,9 @@ class WorkerPort:
         worker = WorkerLink(identity, fd, slot, worker_id, name, message.worker_epoch, devices, now, key)
         self._links.workers[identity] = self._links.worker_of_fd[fd] = worker
         self._links.worker_by_id[worker_id] = worker
-        welcome = WorkerWelcome(PROTOCOL_VERSION, VERSION, self._context.epoch, worker_id)
+        welcome = WorkerWelcome(
+            PROTOCOL_VERSION, VERSION, self._context.epoch, worker_id, self._context.lease.row
+        )
         self._effects.append(to_worker(identity, fd, welcome))
         self._ping(worker)
         self._count_devices()

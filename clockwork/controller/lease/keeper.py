@@ -1,0 +1,351 @@
+"""The thread that contends for the lease and keeps it: clockwork.takeover.contender, driven by real events.
+
+Three threads serve it, so that nothing waits for the database that must not: the keeper's steps the
+contender, one carries out the transactions on the lease, and one follows the catalogue while this controller
+is a standby. The controller's loop learns of what has come of it through a descriptor.
+
+Controllers have no connections to each other: each reads in the database whatever the others would tell it.
+An active hears of a higher epoch from workers as well, whose greetings name the epoch that they obey.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import secrets
+import socket
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+from clockwork.config.controller import HOLDER_HUNG_NS, LEASE_CLOSE_S
+from clockwork.config.takeover import LOOK_NS
+from clockwork.controller.catalog.database import Rows
+from clockwork.controller.catalog.postgres import shown
+from clockwork.controller.lease.copy import CatalogCopy
+from clockwork.controller.lease.table import CatalogStand, LeaseAnswer, PostgresLease
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.takeover.contender import (
+    Activate,
+    AwaitLock,
+    Contender,
+    ContenderCommand,
+    ContenderEvent,
+    DatabaseLost,
+    DatabaseReplied,
+    EndConnection,
+    LeaseRole,
+    LockFreed,
+    QueryLease,
+    StepDown,
+)
+from clockwork.takeover.lease import LeaseOperation, ReadLease
+from clockwork.takeover.messages import ActiveIs, Heard, TimeCame
+from clockwork.takeover.obedience import Leader
+
+log = logging.getLogger("clockwork.controller")
+
+
+class LeaseWon(NamedTuple):
+    """This controller is active. workers: the names of those that the last one had."""
+
+    leader: Leader
+    rows: Rows
+    workers: Sequence[str]
+
+
+class LeaseLost(NamedTuple):
+    """Another controller is active, and this one must end."""
+
+    leader: Leader
+
+
+LeaseNews: TypeAlias = LeaseWon | LeaseLost
+
+
+class _Reply(NamedTuple):
+    """A database's answer, or its error, to a query of a connection that may have been given up since."""
+
+    generation: int
+    serial: int
+    answer: LeaseAnswer | OSError
+
+
+class _Beaten(NamedTuple):
+    """The controller's loop goes on."""
+
+
+def holder_name() -> str:
+    """A name that no other start of any controller has."""
+    machine = "".join(letter for letter in socket.gethostname() if letter.isalnum() or letter in "-._")
+    return f"{machine[:64]}/{os.getpid()}/{secrets.token_hex(4)}"
+
+
+class LeaseKeeper:
+    """Contends for the lease from start() to close(). Apart from these, any thread may call everything."""
+
+    def __init__(self, url: str, addresses: tuple[str, ...]) -> None:
+        """Read the catalogue. Raises OSError, ConfigError."""
+        self._url = url
+        self._copy = CatalogCopy(url)
+        self._copy.open()
+        self._contender = Contender(holder_name(), addresses, now_ns())
+        self._inbox: queue.SimpleQueue[ContenderEvent | _Reply | _Beaten | None] = queue.SimpleQueue()
+        self._news: deque[LeaseNews] = deque()
+        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._lease = _LeaseThread(url, self._inbox)
+        self._stop_following = threading.Event()
+        self._awaited = 0
+        self._stand = CatalogStand(-1, "")  # of the database's last answer
+        self._workers: Sequence[str] = ()  # those of the last answer
+        self._beat_ns = 0  # the last beat of the controller's loop; 0: it has not begun
+        self._why_away = ""  # why the database does not answer; "": it does
+        self.leader = self._contender.leader  # the active as this controller knows it
+        self._thread = threading.Thread(target=self._run, name="lease keeper", daemon=True)
+        self._following = threading.Thread(target=self._follow, name="catalogue copy", daemon=True)
+
+    @property
+    def holder(self) -> str:
+        """The name of this controller."""
+        return self._contender.holder
+
+    @property
+    def why_away(self) -> str:
+        """Why the database does not answer; "": it does."""
+        return self._why_away
+
+    def start(self) -> None:
+        self._lease.start()
+        self._following.start()
+        self._thread.start()
+
+    def fileno(self) -> int:
+        """Readable while news() has some."""
+        return self._event
+
+    def news(self) -> list[LeaseNews]:
+        """The news since the last call."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._event)
+        found = []
+        while self._news:
+            found.append(self._news.popleft())
+        return found
+
+    def hear(self, leader: Leader) -> None:
+        """Take note of a leader whom a peer has named."""
+        self._inbox.put(Heard("peer", ActiveIs(leader)))
+
+    def beat(self) -> None:
+        """Note that the controller's loop goes on: the lease of one that stands still is not renewed."""
+        self._beat_ns = now_ns()
+        self._inbox.put(_Beaten())
+
+    def name_workers(self, names: Sequence[str]) -> None:
+        """Keep the names of the workers for the controller that follows, as soon as the database can."""
+        self._lease.name_workers(names)
+
+    def close(self) -> None:
+        """Let another controller become active at once, and end the threads."""
+        self._stop_following.set()
+        self._inbox.put(None)
+        self._thread.join()
+        self._lease.close(self._contender.own if self._contender.role is LeaseRole.ACTIVE else None)
+        self._following.join(LEASE_CLOSE_S)
+        os.close(self._event)
+
+    # ----- the keeper's thread -----------------------------------------------------------------
+
+    def _run(self) -> None:
+        contender = self._contender
+        while True:
+            wait_s = max(0.0, (contender.due_ns() - now_ns()) / SECOND)
+            event: ContenderEvent | _Reply | _Beaten | None
+            try:
+                event = self._inbox.get(timeout=wait_s)
+            except queue.Empty:
+                event = TimeCame()
+            if event is None:
+                return
+            if self._beat_ns and now_ns() - self._beat_ns >= HOLDER_HUNG_NS:
+                log.error("the controller's loop stands still: its lease is not renewed")
+                while not isinstance(event, _Beaten | None):  # by then another may be active
+                    event = self._inbox.get()
+                if event is None:
+                    return
+            for step in self._events(event):
+                for command in contender.step(step, now_ns()):
+                    self._carry_out(command)
+            self.leader = contender.leader
+
+    def _events(self, event: ContenderEvent | _Reply | _Beaten) -> list[ContenderEvent]:
+        """The contender's events that follow from an event."""
+        if isinstance(event, _Beaten):
+            return [TimeCame()]
+        if not isinstance(event, _Reply):
+            return [event]
+        if event.generation != self._lease.generation:
+            return [TimeCame()]  # of a connection that was given up
+        if isinstance(event.answer, OSError):
+            self._note_away(str(event.answer.strerror or event.answer))
+            return [DatabaseLost()]
+        if self._why_away:
+            log.info("the database of the catalogue answers again")
+            self._why_away = ""
+        reply, is_free, self._stand, self._workers = event.answer
+        if self._contender.role is LeaseRole.STANDBY:
+            reply = reply._replace(changes=())  # the catalogue is followed beside the lease
+        events: list[ContenderEvent] = [DatabaseReplied(event.serial, reply)]
+        if is_free and self._awaited and self._awaited == reply.lease.lock:
+            events.append(LockFreed(self._awaited))
+            self._awaited = 0
+        return events
+
+    def _note_away(self, why: str) -> None:
+        if not self._why_away:
+            log.warning("the database of the catalogue does not answer: %s", why)
+        self._why_away = why
+
+    def _carry_out(self, command: ContenderCommand) -> None:
+        if isinstance(command, QueryLease):
+            awaited = self._awaited if isinstance(command.operation, ReadLease) else 0
+            self._lease.query(command.serial, command.operation, awaited)
+        elif isinstance(command, EndConnection):
+            self._note_away("it takes too long")
+            self._lease.abandon()
+        elif isinstance(command, AwaitLock):
+            self._awaited = command.lock
+        elif isinstance(command, Activate):
+            self._activate(command.leader)
+        elif isinstance(command, StepDown):
+            self._tell(LeaseLost(command.leader))
+        # Messages for other controllers and announcements are not sent: controllers read the lease, and peers
+        # are told in their welcome. Nobody asks the contender for changes: each compares the epoch itself.
+
+    def _activate(self, leader: Leader) -> None:
+        self._stop_following.set()
+        self._lease.lead(leader)
+        self._following.join()
+        while self._copy.stand != self._stand:
+            try:
+                self._copy.follow()
+                break
+            except OSError as error:
+                # Nobody else can be active before the database is back.
+                log.warning("the newest changes cannot be read: %s", error.strerror)
+                if self._inbox_has_end():
+                    return
+        self._copy.close()
+        self._tell(LeaseWon(leader, self._copy.rows(), self._workers))
+
+    def _inbox_has_end(self) -> bool:
+        """Wait a moment. Returns whether the keeper is to end."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if self._inbox.get(timeout=LOOK_NS / SECOND) is None:
+                    self._inbox.put(None)
+                    return True
+        return False
+
+    def _tell(self, news: LeaseNews) -> None:
+        self._news.append(news)
+        os.eventfd_write(self._event, 1)
+
+    # ----- the copy's thread ------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        is_away = False
+        while not self._stop_following.wait(LOOK_NS / SECOND):
+            try:
+                self._copy.follow()
+                is_away = False
+            except OSError as error:
+                if not is_away:
+                    log.warning("%s cannot be followed: %s", shown(self._url), error.strerror)
+                is_away = True
+
+
+class _LeaseThread:
+    """Carries out one query at a time. A query that comes takes the place of one that has not begun."""
+
+    def __init__(self, url: str, inbox: queue.SimpleQueue[ContenderEvent | _Reply | _Beaten | None]) -> None:
+        self._table = PostgresLease(url)
+        self._inbox = inbox
+        self._changed = threading.Condition()
+        self.generation = 1  # of the connection, as the keeper counts; the keeper's thread alone raises it
+        # Fields that the condition guards:
+        self._next: tuple[int, int, LeaseOperation, int] | None = None
+        self._names: Sequence[str] | None = None  # of workers, to be written
+        self._leader: Leader | None = None
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def query(self, serial: int, operation: LeaseOperation, awaited: int) -> None:
+        """Have an operation carried out. Its reply goes to the keeper."""
+        with self._changed:
+            self._next = (self.generation, serial, operation, awaited)
+            self._changed.notify()
+
+    def lead(self, leader: Leader) -> None:
+        """Write names of workers from now on, as this leader."""
+        with self._changed:
+            self._leader = leader
+
+    def name_workers(self, names: Sequence[str]) -> None:
+        """Have names written before the next query. Any thread."""
+        with self._changed:
+            self._names = names
+
+    def abandon(self) -> None:
+        """Give the connection up, and the query under way."""
+        self.generation += 1
+        with self._changed:
+            self._next = None
+        self._table.abandon()
+
+    def close(self, leader: Leader | None) -> None:
+        """Give the lease of a leader up, where the database can be reached, and end the connection."""
+        with self._changed:
+            self._next, self._leader, self._is_closed = None, leader, True
+            self._changed.notify()
+        self._thread.join(LEASE_CLOSE_S)
+        if self._thread.is_alive():  # the database does not answer
+            self._table.abandon()
+            self._thread.join(LEASE_CLOSE_S)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._next is not None or self._is_closed)
+                query, self._next = self._next, None
+                names, self._names = self._names, None
+                leader, is_closed = self._leader, self._is_closed
+            if is_closed:
+                self._end(leader)
+                return
+            assert query is not None
+            generation, serial, operation, awaited = query
+            answer: LeaseAnswer | OSError
+            try:
+                if names is not None and leader is not None:
+                    self._table.name_workers(leader, names)
+                answer = self._table.execute(operation, awaited)
+            except OSError as error:
+                answer = error
+                with self._changed:
+                    self._names = self._names or names
+            self._inbox.put(_Reply(generation, serial, answer))
+
+    def _end(self, leader: Leader | None) -> None:
+        if leader is not None:
+            try:
+                self._table.release(leader)
+            except OSError as error:
+                log.warning("the lease is not given up, and expires: %s", error.strerror)
+        self._table.close()

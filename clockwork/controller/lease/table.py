@@ -1,0 +1,177 @@
+"""The lease's row in PostgreSQL: the transactions of clockwork.takeover.lease, on a connection of their own.
+
+row_after() decides from the row as it was read, and the row is then replaced only if it still is what was
+read. So no transaction waits for this process, which may be stopped at any moment: one that held the row
+would keep every standby from claiming it.
+
+The lock of the holder is an advisory lock of its session. Its number is drawn anew for each connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from clockwork.controller.catalog.postgres import UNDONE, connect, share, shown, told
+from clockwork.takeover.lease import (
+    CatalogChange,
+    ClaimLease,
+    Lease,
+    LeaseOperation,
+    LeaseReply,
+    ReadLease,
+    RenewLease,
+    row_after,
+)
+from clockwork.takeover.obedience import Leader
+
+if TYPE_CHECKING:
+    import psycopg
+
+_READ = f"""
+SELECT epoch, holder, addresses, expires_ns, lock, workers,
+    (SELECT value FROM about WHERE subject = 'id'),
+    (extract(epoch FROM clock_timestamp()) * 1000000000)::bigint,
+    (SELECT coalesce(max(number), 0) FROM changes),
+    coalesce((SELECT value FROM about WHERE subject = '{UNDONE}'), ''),
+    CASE WHEN %s::bigint = 0 THEN false ELSE pg_try_advisory_xact_lock_shared(%s::bigint) END
+FROM lease
+"""
+_REPLACE = """
+UPDATE lease SET epoch = %s, holder = %s, addresses = %s, expires_ns = %s, lock = %s
+WHERE epoch = %s AND holder = %s AND expires_ns = %s AND lock = %s
+"""
+_RELEASE = "UPDATE lease SET holder = '', expires_ns = 0, lock = 0 WHERE epoch = %s AND holder = %s"
+_NAME = "UPDATE lease SET workers = %s WHERE epoch = %s AND holder = %s"
+
+
+class CatalogStand(NamedTuple):
+    """How far the catalogue has come: the number of its newest change, and a word that differs once changes
+    were undone."""
+
+    number: int
+    undone: str
+
+
+class LeaseAnswer(NamedTuple):
+    """The answer of the database to an operation on the lease."""
+
+    reply: LeaseReply
+    is_free: bool  # the lock that was asked after
+    stand: CatalogStand
+    workers: Sequence[str]  # names of the workers that the holder has, or the last one had
+
+
+class PostgresLease:
+    """The row, for one thread; abandon() is for any."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._guard = threading.Lock()  # held to use the connection's descriptor, and to replace it
+        self._connection: psycopg.Connection | None = None
+
+    def execute(self, operation: LeaseOperation, awaited: int) -> LeaseAnswer:
+        """Carry out an operation. awaited: a lock of which the answer says whether it is free; 0: none.
+
+        Connects where there is no connection. Raises OSError: the connection is gone then, and with it the
+        lock; the operation may have been carried out.
+        """
+        try:
+            with told(shown(self._url)):
+                return self._carry_out(self._live(), operation, awaited)
+        except BaseException:
+            self.close()
+            raise
+
+    def name_workers(self, leader: Leader, names: Sequence[str]) -> None:
+        """Keep the names of the workers for the controller that follows. Raises OSError."""
+        with told(shown(self._url)):
+            self._live().execute(_NAME, (json.dumps(list(names)), leader.epoch, leader.holder))
+
+    def release(self, leader: Leader) -> None:
+        """Let another controller claim the lease at once, if this leader has it. Raises OSError."""
+        with told(shown(self._url)):
+            self._live().execute(_RELEASE, (leader.epoch, leader.holder))
+
+    def abandon(self) -> None:
+        """Have a call that is under way end with an error, unless it makes a connection."""
+        with self._guard:
+            if self._connection is None or self._connection.closed:
+                return
+            with (
+                contextlib.suppress(OSError),
+                socket.socket(fileno=os.dup(self._connection.fileno())) as copy,
+            ):
+                copy.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the connection, and its lock."""
+        with self._guard:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    # ----- inside ------------------------------------------------------------------------------
+
+    def _live(self) -> psycopg.Connection:
+        if self._connection is None:
+            connection = connect(self._url)
+            if not share(connection):
+                connection.close()
+                raise OSError(
+                    errno.EBUSY,
+                    f"the catalogue in {shown(self._url)} is in use by another program: by `clockwork restore`, or by "
+                    "a controller of an earlier release",
+                )
+            with self._guard:
+                self._connection = connection
+        return self._connection
+
+    def _carry_out(
+        self, connection: psycopg.Connection, operation: LeaseOperation, awaited: int
+    ) -> LeaseAnswer:
+        asked_after = operation.lock if isinstance(operation, ClaimLease) else awaited
+        lease, found = _read(connection, asked_after, operation.since)
+        new_lock = 1 + secrets.randbits(62)
+        after = row_after(lease, operation, found.reply.now_ns, is_free=found.is_free, new_lock=new_lock)
+        if isinstance(operation, ReadLease) or after is None:
+            return found._replace(reply=found.reply._replace(is_done=after is not None))
+        is_locked = after.lock == new_lock
+        if is_locked:
+            connection.execute("SELECT pg_advisory_lock(%s)", (new_lock,))
+        # A renewal that a crash of the database takes back harms nobody; another epoch would be given twice.
+        safety = "off" if isinstance(operation, RenewLease) else "on"
+        connection.execute("SELECT set_config('synchronous_commit', %s, false)", (safety,))
+        is_done = connection.execute(_REPLACE, (*_columns(after), *_identity(lease))).rowcount == 1
+        if is_locked and not is_done:
+            connection.execute("SELECT pg_advisory_unlock(%s)", (new_lock,))
+        _, found = _read(connection, awaited, operation.since)
+        return found._replace(reply=found.reply._replace(is_done=is_done))
+
+
+def _columns(lease: Lease) -> tuple[Any, ...]:
+    leader = lease.leader
+    return leader.epoch, leader.holder, json.dumps(leader.addresses), lease.expires_ns, lease.lock
+
+
+def _identity(lease: Lease) -> tuple[Any, ...]:
+    return lease.leader.epoch, lease.leader.holder, lease.expires_ns, lease.lock
+
+
+def _read(connection: psycopg.Connection, awaited: int, since: int) -> tuple[Lease, LeaseAnswer]:
+    row = connection.execute(_READ, (awaited, awaited)).fetchone()
+    if row is None:
+        raise OSError(errno.EIO, "the catalogue has no row for the lease: somebody has removed it")
+    epoch, holder, addresses, expires_ns, lock, workers, cluster, now_ns, number, undone, is_free = row
+    leader = Leader(epoch, holder, tuple(map(str, json.loads(addresses))), cluster)
+    lease = Lease(leader, expires_ns, lock)
+    changes = (CatalogChange(number, epoch, "", "", 0),) if number > since else ()
+    reply = LeaseReply(True, lease, now_ns, changes)
+    return lease, LeaseAnswer(reply, is_free, CatalogStand(number, undone), json.loads(workers))

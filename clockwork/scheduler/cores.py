@@ -1,0 +1,270 @@
+"""The division of a machine's cores: how many executors of one core, and how many of several. Pure.
+
+An execution of four threads ends sooner and takes more of the cores' time, so it is worth it where an SLO is
+too short for one thread, or nearly. The obvious measure, how much the cores can execute (the fluid bound),
+fails there: an execution of 28 ms for an SLO of 30 ms fits, but only on an executor that is free just then.
+So a division is judged by the loss of a queue with deadlines, after Gnedenko and Kovalenko: n executors, each of
+which serves an execution in T, lose of Poisson arrivals of load a = rate T the part
+
+    E / ((1 - B) / B + (E - 1) / (a / n - 1) + E),   E = exp(2 (a - n) S / T)
+
+B is Erlang's loss of n executors without a queue, and S the time that a request can wait: its SLO less its
+execution. The factor 2 takes times as constant, whose queues are half as long as those of exponential times.
+Requests that executors of one kind lose go to those of the other kind, as the scheduler sends a request
+wherever it can be in time; the rates between the two are found by iteration. ``python -m bench.cores``
+compares the choice with the simulation of every division.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from clockwork.config.cores import (
+    DIVISION_DELAY_NS,
+    DIVISION_GAIN,
+    DIVISION_KEPT,
+    DIVISION_MARGIN,
+    DIVISION_PASSES,
+    DIVISION_TIE,
+    EXPONENT_MAX,
+)
+
+SECOND = 1_000_000_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CoreLoad:
+    """A model's load on a machine: its execution times, and what is asked of it."""
+
+    name: str
+    exec_ns: Mapping[int, Mapping[int, int]]  # number of threads -> batch size -> ns; at least {1: {1: ...}}
+    slo_ns: int  # 0: none
+    rate: float  # requests per second
+
+    def meets(self, threads: int) -> bool:
+        """Whether an execution of so many threads can meet the SLO."""
+        times = self.exec_ns.get(threads)
+        return times is not None and (self.slo_ns == 0 or min(times.values()) <= self.slo_ns)
+
+    def threads_needed(self) -> int:
+        """Return the fewest threads that can meet the SLO; 0: no number that was measured can."""
+        return min((threads for threads in self.exec_ns if self.meets(threads)), default=0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Division:
+    """Executors of one core, and executors of ``threads`` cores each."""
+
+    narrow: int
+    wide: int = 0
+    threads: int = 0  # cores of a wide executor; 0: there is none
+
+    @property
+    def wide_cores(self) -> int:
+        return self.wide * self.threads
+
+    def __str__(self) -> str:
+        wide = f" and {self.wide} of {self.threads} cores" if self.wide else ""
+        return f"{self.narrow} of one core{wide}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Choice:
+    """A division with the reasons for it."""
+
+    division: Division
+    goodput: float  # expected good answers per second
+    narrow_only: float  # the same without wide executors
+    served: Mapping[
+        str, Sequence[int]
+    ]  # threads of the executors that can serve each model, most requests first
+    unserved: Sequence[str]  # models whose SLO no executor of the division meets
+
+
+def divisions(cores: int, widths: Sequence[int]) -> Iterator[Division]:
+    """Yield the divisions of so many cores, those with the fewest cores of wide executors first.
+
+    No core is left over where executors of one core can have it.
+    """
+    found = [Division(cores)]
+    for threads in sorted(set(widths)):
+        if threads > 1:
+            found += [
+                Division(cores - wide * threads, wide, threads) for wide in range(1, cores // threads + 1)
+            ]
+    yield from sorted(found, key=lambda division: (division.wide_cores, division.threads))
+
+
+def choose(
+    loads: Sequence[CoreLoad], cores: int, most_wide: int | None = None, kept: Division | None = None
+) -> Choice:
+    """Return the division of so many cores with the highest expected goodput.
+
+    A division that serves more of the models comes before one with a higher goodput: a model that no executor
+    serves fails for good. Of divisions whose goodput is as high, less than DIVISION_GAIN apart, it is the one
+    with the fewest cores of wide executors. most_wide: cores that wide executors may have; by default all.
+    kept: the division that there is, which stays unless the gain is as large, so that it does not flap.
+    """
+    if cores < 1:
+        raise ValueError(f"a division of {cores} cores")
+    limit = cores if most_wide is None else most_wide
+    widths = {threads for load in loads for threads in load.exec_ns}
+    judged: list[tuple[Division, int, float]] = []
+    for division in divisions(cores, sorted(widths)):
+        if division.wide_cores <= limit:
+            judged.append((division, len(_unserved(loads, division)), goodput_of(loads, division)))
+    least = min(unserved for _, unserved, _ in judged)
+    judged = [row for row in judged if row[1] == least]
+    best = max(goodput for _, _, goodput in judged)
+    chosen = next(
+        row for row in judged if row[2] * (DIVISION_TIE if row[0].wide_cores else DIVISION_GAIN) >= best
+    )
+    stays = next((row for row in judged if row[0] == kept), chosen)
+    if stays[2] * DIVISION_KEPT >= best:
+        chosen = stays
+    division, _, goodput = chosen
+    return Choice(
+        division,
+        goodput,
+        goodput_of(loads, Division(cores)),
+        {load.name: _executors_of(load, division) for load in loads},
+        _unserved(loads, division),
+    )
+
+
+def goodput_of(loads: Sequence[CoreLoad], division: Division) -> float:
+    """Return the good answers per second to expect of a division."""
+    asked = [load for load in loads if load.rate > 0]
+    best = 0.0
+    largest = max((batch for load in asked for times in load.exec_ns.values() for batch in times), default=1)
+    batch = 1
+    while batch <= largest:  # a queue that grows makes batches grow
+        best = max(best, _goodput(asked, division, batch))
+        batch *= 2
+    return best
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Service:
+    """The service of a model by executors of a kind, in batches of a size that it reaches."""
+
+    batch: int
+    exec_ns: int
+    slack_ns: int
+
+
+def _goodput(loads: Sequence[CoreLoad], division: Division, batch: int) -> float:
+    kinds = [(1, division.narrow), (division.threads, division.wide)]
+    kinds = [(threads, count) for threads, count in kinds if count]
+    services = [[_service(load, threads, batch) for load in loads] for threads, _ in kinds]
+    first = [_first_kind(load, [row[place] for row in services], kinds) for place, load in enumerate(loads)]
+    losses = [[0.0] * len(loads) for _ in kinds]
+    for _ in range(DIVISION_PASSES):
+        for kind, (_, count) in enumerate(kinds):
+            rates = [
+                0.0
+                if services[kind][place] is None
+                else load.rate * (1.0 if first[place] == kind else losses[first[place]][place])
+                for place, load in enumerate(loads)
+            ]
+            found = _losses(services[kind], rates, count)
+            losses[kind] = [(old + new) / 2 for old, new in zip(losses[kind], found)]
+    good = 0.0
+    for place, load in enumerate(loads):
+        if first[place] >= 0:
+            lost = math.prod(
+                losses[kind][place] for kind in range(len(kinds)) if services[kind][place] is not None
+            )
+            good += load.rate * (1 - lost)
+    return good
+
+
+def _service(load: CoreLoad, threads: int, batch_max: int) -> _Service | None:
+    """Return the service of a model in the largest batches up to a size that its requests come together for;
+    None: its SLO is too short."""
+    if not load.meets(threads):
+        return None
+    slo_ns = load.slo_ns or SECOND
+    found = None
+    for batch, exec_ns in sorted(load.exec_ns[threads].items()):
+        slack_ns = slo_ns - round(exec_ns * (1 + DIVISION_MARGIN)) - DIVISION_DELAY_NS
+        if slack_ns < 0 or batch > batch_max:
+            continue
+        if found is None or (
+            load.rate * slack_ns / SECOND >= batch - 1 and exec_ns * found.batch < found.exec_ns * batch
+        ):
+            found = _Service(batch, exec_ns, slack_ns)
+    return found
+
+
+def _first_kind(load: CoreLoad, services: Sequence[_Service | None], kinds: Sequence[tuple[int, int]]) -> int:
+    """Return the kind of executors that costs a model the least time of cores; -1: none serves it."""
+    costs = [
+        (service.exec_ns * threads / service.batch, kind)
+        for kind, (service, (threads, _)) in enumerate(zip(services, kinds))
+        if service is not None
+    ]
+    return min(costs)[1] if costs else -1
+
+
+def _losses(services: Sequence[_Service | None], rates: Sequence[float], count: int) -> list[float]:
+    """Return the part of each model's requests that executors of a kind lose."""
+    pairs = [(service, rate) for service, rate in zip(services, rates) if service is not None]
+    executions = sum(rate / service.batch for service, rate in pairs)
+    if executions <= 0:
+        return [1.0 if service is None else 0.0 for service in services]
+    load = sum(rate / service.batch * service.exec_ns / SECOND for service, rate in pairs)
+    erlang, mean_s = erlang_loss(count, load), load / executions
+    return [
+        1.0 if service is None else deadline_loss(count, load, erlang, service.slack_ns / SECOND / mean_s)
+        for service in services
+    ]
+
+
+def erlang_loss(executors: int, load: float) -> float:
+    """Return Erlang's B: the part of arrivals that find all executors busy. load: work, in executors."""
+    loss = 1.0
+    for number in range(1, executors + 1):
+        loss = load * loss / (number + load * loss)
+    return loss
+
+
+def deadline_loss(executors: int, load: float, erlang: float, slack: float) -> float:
+    """Return the part that is lost of arrivals that can wait for ``slack``, in executions' times.
+
+    erlang: erlang_loss() of the executors and the load.
+    """
+    if erlang <= 0:
+        return 0.0
+    beyond = load / executors - 1
+    exponent = 2 * beyond * executors * slack
+    if exponent > EXPONENT_MAX:
+        return max(0.0, 1 - executors / load)
+    grown = math.exp(exponent)
+    waiting = 2 * executors * slack if abs(beyond) < 1e-9 else (grown - 1) / beyond
+    return grown / ((1 - erlang) / erlang + waiting + grown)
+
+
+def _executors_of(load: CoreLoad, division: Division) -> tuple[int, ...]:
+    """Return the threads of the executors that serve a model, those that take least time of cores first."""
+    kinds = [(1, division.narrow), (division.threads, division.wide)]
+    able = [threads for threads, count in kinds if count and load.meets(threads)]
+    return tuple(sorted(able, key=lambda threads: (threads * min(load.exec_ns[threads].values()), threads)))
+
+
+def _unserved(loads: Sequence[CoreLoad], division: Division) -> tuple[str, ...]:
+    return tuple(load.name for load in loads if not _executors_of(load, division))
+
+
+__all__ = [
+    "Choice",
+    "CoreLoad",
+    "Division",
+    "choose",
+    "deadline_loss",
+    "divisions",
+    "erlang_loss",
+    "goodput_of",
+]

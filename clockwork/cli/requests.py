@@ -233,6 +233,8 @@ def status(as_json: bool, connect: Connect) -> None:
     print_line(
         f"devices    {there}{f' and {left_out} more' if left_out else ''}; the load needs {say_figure(body.get('devices_wanted', 0))}"
     )
+    for label, threads in body.get("threads_awaited") or ():
+        print_line(f"waits      {label} for a worker whose executions have {say_count(threads, 'thread')}")
     if learnt := body.get("learnt"):
         hold = f", holds as for {learnt['hold']:.3f}" if "hold" in learnt else ""
         share = f", a model may have {say_figure(learnt['share'])} devices" if learnt["share"] else ""

@@ -32,7 +32,7 @@ from clockwork.cli.gateway import (
 from clockwork.config import cli as bounds
 from clockwork.config.controller import PACKAGE_CACHE_BYTES, PACKAGE_CACHE_BYTES_LEAST
 from clockwork.config.observe import TELEMETRY_BYTES
-from clockwork.config.wire import ENDPOINTS_MAX
+from clockwork.config.wire import ENDPOINTS_MAX, EXECUTION_THREADS_MAX
 from clockwork.errors import ConfigError
 from clockwork.gateway.settings import StatusCodes
 from clockwork.system.clock import SECOND
@@ -477,6 +477,9 @@ def up(
 @click.option("--await-model", "await_models", multiple=True, metavar="NAME",
               help="Report the cluster as not ready until a model of that name is registered, and is served or has "
                    "failed. Repeatable.")  # fmt: skip
+@click.option("--threads-max", type=click.IntRange(0, EXECUTION_THREADS_MAX), default=0, show_default=True,
+              help="A launcher starts workers of up to so many threads where a model needs them: a registration whose "
+                   "SLO fewer threads cannot meet waits for one.")  # fmt: skip
 @click.option("--record", type=PATH, help="Record the scheduler's events, for `clockwork replay`.")
 @click.option(
     "--record-max",
@@ -497,7 +500,7 @@ def controller(
     listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, standby: bool,
     kept: PackageFlags,
     scheduling: PolicyFlags, key: Path | None,
-    allowed: Path | None, insecure: bool, await_models: tuple[str, ...], record: Path | None, record_max: int,
+    allowed: Path | None, insecure: bool, await_models: tuple[str, ...], threads_max: int, record: Path | None, record_max: int,
     recorder_bytes: int, telemetry: Path | None, telemetry_max: int,
 ) -> None:  # fmt: skip
     """Run a controller, which holds the models and schedules all workers.
@@ -531,6 +534,7 @@ def controller(
         allowed=allowed or bounds.allowed_file(),
         insecure=insecure,
         await_models=await_models,
+        threads_max=threads_max,
         record=record,
         record_bytes_max=record_max,
         recorder_bytes=recorder_bytes,

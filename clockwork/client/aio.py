@@ -204,6 +204,7 @@ class AsyncClient:
     rollback = _awaited(Client.rollback)
     status = _awaited(Client.status)
     why_not_ready = _awaited(Client.why_not_ready)
+    core_loads = _awaited(Client.core_loads)
     recorder = _awaited(Client.recorder)
 
     async def metrics(self, model: str = "", *, timeout: float | None = None) -> dict[str, Any]:

@@ -311,6 +311,11 @@ class Client:
         """
         return self._ask(calls.READINESS, timeout)
 
+    def core_loads(self, *, timeout: float | None = None) -> Any:
+        """Return what `clockwork up` divides the cores of its machine by: the models' loads by number of
+        threads, and the models that wait for executions of more threads. For operators."""
+        return self._ask(calls.CORES, timeout)
+
     # ----- life ------------------------------------------------------------------------------
 
     def metrics(self, model: str = "", *, timeout: float | None = None) -> dict[str, Any]:

@@ -504,6 +504,7 @@ MODEL = _replied(
 )
 STATUS = _replied(lambda request_id: Query(request_id, "status", ""), _status_of, repeats=True)
 READINESS = _replied(lambda request_id: Query(request_id, "readiness", ""), _why_of, repeats=True)
+CORES = _replied(lambda request_id: Query(request_id, "cores", ""), _unchanged, repeats=True)
 METRICS = _replied(_paged("metrics"), _unchanged, repeats=True)
 RECORDER = _replied(_paged("recorder"), _unchanged)
 

@@ -116,6 +116,14 @@ disconnected. Fewer than the tries of a request, so that another worker answers 
 PREPARE_AGAIN_NS = (10_000_000_000, 60_000_000_000, 600_000_000_000)
 """Pauses before the retries after a worker failed to prepare a model; after the last, there is no retry."""
 
+THREADS_WAIT_NS = 60_000_000_000
+"""Time for which a model waits for a worker whose executions have enough threads, where a launcher starts
+such workers; the time for which such a worker prepares the model is not counted."""
+
+THREADS_TOLD_NS = 5_000_000_000  # Interval at which clients are told that their model waits for it
+CORE_LOADS_MAX = 64  # Rows of models' loads that a launcher is told: each of many models of equal times
+CORE_TIMES_SHARED_MAX = 4_096  # Programs whose execution times by threads are kept once for all models
+
 FAILURES_TOLD_MAX = 20  # Failed preparations of a worker whose reasons status lists
 RUN_PAGES_MAX = (1 << 31) - 1  # Most pages of a model, in all runs of its layout
 TROUBLES_PER_KIND_MAX = 64  # Troubles of a kind that status lists; further troubles are only counted

@@ -141,7 +141,7 @@ class Controller:
         self._store_failure = ""  # as of the last beat
         self._repairs = Repairs(self._effects, self._catalog, self._table)
         self._registrar = Registrar(
-            self._effects, self._table, self._repairs.lacks, self._scheduler.store_room
+            self._effects, self._table, self._repairs.lacks, self._scheduler.store_room, settings.threads_max
         )
         versions = self._registrar.versions
         self._presence = (

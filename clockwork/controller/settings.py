@@ -30,6 +30,9 @@ class ControllerSettings:
     key: Path | None = None  # a controller.key file; none: no encryption, loopback only
     allowed: Path | None = None  # the list of keys that are let in; none: allowed.keys beside `key`
     insecure: bool = False  # listen beyond loopback without keys
+    threads_max: int = (
+        0  # most threads of an execution for which a launcher starts workers; 0: it starts none
+    )
     await_models: Sequence[str] = ()  # names of models that must be registered before the cluster is ready
     record: Path | None = None  # file for the recording of the scheduler's events
     record_bytes_max: int = bounds.RECORD_BYTES_MAX

@@ -122,6 +122,7 @@ class CpuArena(Undisturbed):
             page_count=self._core.page_count,
             run_ahead=run_ahead,
             slowdown_thousandths=round(1000 * slowdown),
+            threads=threads,
         )
         self._node = place.node
         self._lock_store = lock_store

@@ -169,6 +169,10 @@ class PreparedModel:
             del body[name]
         return body
 
+    def threads_for(self, slo_ns: int) -> int:
+        """The fewest threads, more than its devices have, whose timed execution meets an SLO; 0: none."""
+        return min((threads for threads, ns in self.by_threads if ns <= slo_ns), default=0)
+
     def slo_below_execution(self, slo_ns: int) -> str:
         """The reason why no request can meet an SLO, and what more threads would do; "" if it can be met."""
         fastest = min((point.exec_ns for point in self.profile), default=0)

@@ -162,6 +162,8 @@ _DECLARED = (
     Metric("clockwork_devices_wanted", "gauge", (), "devices",
            "Number of devices that the present load needs, by the scheduler's estimates; a target for"
            " scaling."),
+    Metric("clockwork_threads_wanted", "gauge", (), "threads",
+           "Most threads of an execution that any model needs to meet its SLO; 1 if one thread does for all."),
     Metric("clockwork_stored_models", "gauge", ("state",), "models",
            "Models in workers' stores with a bound (--store-bytes) that are scarce (fewer copies than"
            " --stored-copies asks for), awaited (scarce, and a worker that has left may bring a copy back), cramped"
@@ -555,6 +557,7 @@ def _add_cluster(text: _Text, body: Mapping[str, Any]) -> None:
     text.add("clockwork_ready", (), int(body.get("ready", False)))
     text.add("clockwork_devices", (), body["devices"])
     text.add("clockwork_devices_wanted", (), round(body["devices_wanted"], 4))
+    text.add("clockwork_threads_wanted", (), body.get("threads_wanted", 1))
     if (stores := body.get("stores")) and stores["bytes"]:
         for state in STORE_STATES:
             text.add("clockwork_stored_models", (state,), stores[state])

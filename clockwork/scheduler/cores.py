@@ -3,8 +3,8 @@
 An execution of four threads ends sooner and takes more of the cores' time, so it is worth it where an SLO is
 too short for one thread, or nearly. The obvious measure, how much the cores can execute (the fluid bound),
 fails there: an execution of 28 ms for an SLO of 30 ms fits, but only on an executor that is free just then.
-So a division is judged by the loss of a queue with deadlines, after Gnedenko and Kovalenko: n executors, each of
-which serves an execution in T, lose of Poisson arrivals of load a = rate T the part
+So a division is judged by the loss of a queue with deadlines, after Gnedenko and Kovalenko: n executors, each
+of which serves an execution in T, lose of Poisson arrivals of load a = rate T the part
 
     E / ((1 - B) / B + (E - 1) / (a / n - 1) + E),   E = exp(2 (a - n) S / T)
 

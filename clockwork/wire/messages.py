@@ -329,8 +329,8 @@ class ReportSource(NamedTuple):
 class Query(NamedTuple):
     """Ask for a view.
 
-    ``what``: models, model (argument: its name), status, readiness, metrics (see controller/views/metrics.py)
-    or recorder (see controller/recording/recorder.py).
+    ``what``: models, model (argument: its name), status, readiness, cores (see CoreWaits.loads()),
+    metrics (see controller/views/metrics.py) or recorder (see controller/recording/recorder.py).
     """
 
     request_id: Id
@@ -497,6 +497,7 @@ class DeviceInfo:
     # The time of an execution beside executions on all other devices of the arena, in thousandths of its time
     # by itself, as the worker measured it; only of a device that has the arena. 1000: not longer, or unknown.
     slowdown_thousandths: int = 1000
+    threads: int = 1  # threads of an execution; the devices of a worker have equally many
 
 
 _DEVICE = Record(
@@ -511,8 +512,9 @@ _DEVICE = Record(
         "store_bytes": Integer(0, STORE_BYTES_MAX),
         "arena": Integer(-1, WORKER_DEVICES_MAX - 1),
         "slowdown_thousandths": Integer(1000, SLOWDOWN_THOUSANDTHS_MAX),
+        "threads": Integer(1, EXECUTION_THREADS_MAX),
     },
-    optional=("host_bytes", "store_bytes", "arena", "slowdown_thousandths"),
+    optional=("host_bytes", "store_bytes", "arena", "slowdown_thousandths", "threads"),
 )
 """The form of a DeviceInfo."""
 

@@ -111,6 +111,7 @@ QUERIES: Mapping[str, frozenset[Role]] = {
     "status": _ASKS,  # allowed for probes and load tests
     "models": _ASKS,
     "model": _ASKS,
+    "cores": _OPERATES,  # asked by a launcher
     # Gathering them blocks the loop, which not every client may cause.
     "metrics": frozenset({Role.OPERATOR, Role.GATEWAY}),
     "recorder": _OPERATES,  # reveals all requests, and writes a file to the controller's disk
@@ -127,6 +128,7 @@ DEEDS: Mapping[type | str, str] = {
     Rollback: "dividing a model's traffic",
     ReportSource: "reporting a source of models",
     "metrics": "reading metrics",
+    "cores": "asking for the loads of cores",
     "recorder": "reading the flight recorder",
 }
 """Names for people of the messages and queries that some roles at their port may not send."""

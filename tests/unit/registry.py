@@ -45,7 +45,16 @@ from clockwork.formats.interface import Interface
 from clockwork.formats.package import PackageFile, digest_of
 from clockwork.formats.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
 from clockwork.scheduler.types import Fault, ProfilePoint
-from clockwork.wire.messages import Prepare, Prepared, Register, Reply, Status, UploadChunk, UploadNeed
+from clockwork.wire.messages import (
+    Prepare,
+    Prepared,
+    Progress,
+    Register,
+    Reply,
+    Status,
+    UploadChunk,
+    UploadNeed,
+)
 
 CLIENT = b"client"
 CRASHES = account(Fault.CRASHED, "w1").reason
@@ -73,12 +82,14 @@ class Registry:
     """``told``: the answers to clients, as (request id, outcome): "replied", a sentence, or the type of a
     message."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads_max: int = 0) -> None:
+        """threads_max: as in CoreWaits."""
         self.effects: deque[Effect] = deque()
         self.table = ModelTable(self.effects)
         self.registrar = Registrar(
-            self.effects, self.table, lambda digest: False, lambda worker: PACKAGE_BYTES_MAX
+            self.effects, self.table, lambda digest: False, lambda worker: PACKAGE_BYTES_MAX, threads_max
         )
+        self.stages: list[str] = []  # progress that clients were told
         self.jobs: deque[Job] = deque()  # jobs given to storage, in order
         self.asked: list[tuple[int, Prepare]] = []  # requests to workers without an answer
         self.known: set[int] = set()  # model ids that the scheduler knows
@@ -166,9 +177,11 @@ class Registry:
         again.carry_out()
         return again
 
-    def join(self, worker: int, requests: Mapping[int, int] = {}) -> None:
-        """Have a worker join. requests: that each model has had, by its id."""
-        self.registrar.worker_joined(worker, f"w{worker}", lambda model_id: requests.get(model_id, 0))
+    def join(self, worker: int, requests: Mapping[int, int] = {}, threads: int = 1) -> None:
+        """Have a worker join. requests: that each model has had, by its id. threads: of its executions."""
+        self.registrar.worker_joined(
+            worker, f"w{worker}", lambda model_id: requests.get(model_id, 0), threads=threads
+        )
         self.carry_out()
 
     def leave(self, worker: int) -> None:
@@ -241,6 +254,8 @@ class Registry:
                 case SendClient(client, Reply() as reply):
                     self._answer(Waiter(client, reply.request_id), f"replied {reply.body}")
                 case SendClient(_, message):
+                    if isinstance(message, Progress):
+                        self.stages.append(message.stage)
                     self.told.append((message[0], type(message).__name__))
                     assert isinstance(message, UploadNeed) or type(message).__name__ in (
                         "Progress",

@@ -149,6 +149,7 @@ MESSAGES: list[tuple[calls.Call[Any, *tuple[Any, ...]], tuple[Any, ...], tuple[A
     (calls.STATUS, (), Query(7, "status", "")),
     (calls.READINESS, (), Query(7, "readiness", "")),
     (calls.METRICS, ("m",), Query(7, "metrics", "m")),
+    (calls.CORES, (), Query(7, "cores", "")),
     (calls.RECORDER, ("#5",), Query(7, "recorder", "#5")),
 ]  # fmt: skip
 

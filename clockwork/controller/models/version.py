@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from clockwork.controller.catalog.records import ModelRecord
@@ -39,8 +40,8 @@ class ModelVersion:
     """A version of a model: its record, its state, and the workers' answers about it."""
 
     __slots__ = (
-        "batches", "bundles", "faults", "input_index", "is_blamed", "lengths", "measured", "model_id", "owner", "prepared", "record",
-        "slo_ns", "state", "text", "verified", "waiters", "was_ready", "workers",
+        "awaits_threads", "batches", "bundles", "faults", "input_index", "is_blamed", "lengths", "measured", "model_id", "owner", "prepared", "record",
+        "slo_ns", "state", "text", "times", "verified", "waiters", "was_ready", "workers",
     )  # fmt: skip
 
     def __init__(self, model_id: int, record: ModelRecord) -> None:
@@ -56,6 +57,11 @@ class ModelVersion:
         self.slo_ns = int(self.record.options.get("slo_ns", 0))
         self.text = ""  # reason of a failure
         self.is_blamed = False  # a worker that could not prepare it found the model at fault, and not itself
+        # Threads of the executions of a worker for which it waits, as others are too slow for its SLO; 0: it
+        # does not wait.
+        self.awaits_threads = 0
+        # Execution times by number of threads and batch size, as workers of one thread measured them
+        self.times: Mapping[int, Mapping[int, int]] = {}
         self.was_ready = False  # whether it was ready in this life of the controller or an earlier one
         # A worker's measurements; inputs and outputs are as the package declares them.
         self.prepared: PreparedModel | None = None
@@ -86,7 +92,7 @@ class ModelVersion:
             return VersionEvent.SERVABLE if self.was_ready else None
         is_hopeless = self.is_blamed and not self.was_ready
         may_be_asked = any(state in AWAY for state in states) and not is_hopeless
-        if is_open or may_be_asked or not states:
+        if is_open or may_be_asked or self.awaits_threads or not states:
             return None
         return VersionEvent.LOST if self.was_ready else VersionEvent.REFUSED
 

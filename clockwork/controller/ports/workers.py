@@ -278,6 +278,7 @@ class WorkerPort:
             name,
             lambda model_id: sum(self._exchange.outcomes(model_id)),
             StoreBound(kind, stored) if stored else None,
+            devices[0].threads,
         )
         kinds = ", ".join(device.kind for device in devices)
         log.info("worker %s joined as %d with %s", name, worker_id, kinds)

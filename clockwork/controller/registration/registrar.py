@@ -97,13 +97,14 @@ class Registrar:
         table: ModelTable,
         lacks: Callable[[str], bool],
         room: Callable[[int], int],
+        threads_max: int = 0,
     ) -> None:
         """lacks: whether a registered package, by its digest, is damaged and has not been repaired. room:
-        as in Versions."""
+        as in Versions. threads_max: as in CoreWaits."""
         self._effects = effects
         self._table = table
         self._lacks = lacks
-        self.versions = Versions(effects, table, room)
+        self.versions = Versions(effects, table, room, threads_max)
         self._uploads = Uploads(effects)
         self._turns = TaskQueues(effects)
         self._refused: dict[ModelVersion, None] = {}  # refused versions to erase, after a failed attempt
@@ -217,10 +218,15 @@ class Registrar:
     # ----- workers, scheduler and time ---------------------------------------------------------
 
     def worker_joined(
-        self, worker: int, name: str, demand: Callable[[int], int], store: StoreBound | None = None
+        self,
+        worker: int,
+        name: str,
+        demand: Callable[[int], int],
+        store: StoreBound | None = None,
+        threads: int = 1,
     ) -> None:
         """Take a new worker; see Versions.worker_joined()."""
-        self.versions.worker_joined(worker, name, demand, store)
+        self.versions.worker_joined(worker, name, demand, store, threads)
 
     def worker_drains(self, worker: int) -> None:
         """Note that a worker takes no more orders; its preparations stay until it has left."""

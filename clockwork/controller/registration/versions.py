@@ -40,6 +40,7 @@ from clockwork.controller.models.interfaces import read_bundle, read_summary
 from clockwork.controller.models.lifecycle import LifecycleStep, ModelState, VersionEvent, transition
 from clockwork.controller.models.version import ABSENT, AWAY, FETCHABLE, SOUGHT, ModelVersion, Waiter
 from clockwork.controller.registration.bundles import BundleRelay
+from clockwork.controller.registration.core_waits import CoreWaits
 from clockwork.controller.registration.preparation_book import PREPARING, READY, PreparationBook
 from clockwork.controller.registration.table import ModelTable
 from clockwork.controller.registration.tasks import GiveUp, KeepRecord, OwnTask, Retire
@@ -91,11 +92,14 @@ class Versions:
 
     room: the scheduler's store_room(), by worker."""
 
-    def __init__(self, effects: deque[Effect], table: ModelTable, room: Callable[[int], int]) -> None:
+    def __init__(
+        self, effects: deque[Effect], table: ModelTable, room: Callable[[int], int], threads_max: int = 0
+    ) -> None:
         self._effects = effects
         self._table = table
         self.preparations = PreparationBook()
         self.bundles = BundleRelay(effects, table)
+        self.cores = CoreWaits(effects, threads_max)
         self.tasks: deque[OwnTask] = deque()
         self._awaited: dict[ModelVersion, None] = {}  # versions for which clients wait
         self._removals: list[Removal] = []
@@ -166,6 +170,8 @@ class Versions:
     def happen(self, model: ModelVersion, event: VersionEvent, why: str = "") -> None:
         """Take the transition of an event. why: the reason where the version is set aside."""
         model.state, steps = transition(model.state, event)
+        if model.state is not ModelState.PREPARING:
+            self.cores.end(model)
         if model.state is ModelState.READY:
             model.text, model.was_ready = "", True
         elif model.state is ModelState.FAILED:
@@ -344,17 +350,27 @@ class Versions:
     # ----- workers -----------------------------------------------------------------------------
 
     def worker_joined(
-        self, worker: int, name: str, demand: Callable[[int], int], store: StoreBound | None = None
+        self,
+        worker: int,
+        name: str,
+        demand: Callable[[int], int],
+        store: StoreBound | None = None,
+        threads: int = 1,
     ) -> None:
-        """Have a new worker prepare every model, those with the most requests first. demand: the number of a
-        model's requests, by its id. store: a worker's with a bound, which is asked first what lies there."""
+        """Have a new worker prepare every model: those that wait for its threads first, then those with the
+        most requests.
+
+        demand: the number of a model's requests, by its id. store: a worker's with a bound, which is asked
+        first what lies there. threads: of its executions.
+        """
         self.preparations.joined(worker, name)
+        self.cores.joined(worker, threads)
         self._demand = demand
         if store is not None:
             self._stores[worker] = store
             self._has_joined = True
         models = [model for model in self._table.by_id.values() if not model.state.is_leaving]
-        for model in sorted(models, key=lambda model: -demand(model.model_id)):
+        for model in sorted(models, key=lambda model: (not model.awaits_threads, -demand(model.model_id))):
             self._ask_or_announce(model, worker)
 
     def worker_left(self, worker: int) -> None:
@@ -369,6 +385,7 @@ class Versions:
                 self._miss(model, self.bundles.kind_of(worker))
         self._has_left |= bool(self._stores)
         self.preparations.left(worker)
+        self.cores.left(worker)
         self._stores.pop(worker, None)
 
     def prepare_again(self, now_ns: int) -> None:
@@ -376,6 +393,11 @@ class Versions:
         for worker, model in self.preparations.due(now_ns):
             if worker in self.preparations.failed_on(model) and not model.state.is_leaving:
                 self._ask_once_more(model, worker)
+        for model, end in self.cores.beat(now_ns):
+            model.is_blamed = True
+            for worker in self.preparations.failed_on(model):
+                self._note_state(model, worker, printable(model.workers[worker] + end, TROUBLE_CHARS_MAX))
+            self.settle(model)
         self._look_for_room(now_ns)
         self._place_waiting(now_ns)
 
@@ -612,10 +634,17 @@ class Versions:
         """Check and keep a worker's statement that it has prepared a model."""
         lie = _contradiction(model, prepared)
         why = lie or _unsuitable(model, prepared)
+        if not lie:
+            self.cores.learn(model, worker, prepared)
         if why:
             self._effects.append(SendWorker(worker, Forget(model.model_id)))
-            model.is_blamed = True
             self._not_prepared(model, worker, why, False, now_ns)
+            threads = 0 if lie else self.cores.threads_to_wait_for(model, prepared)
+            if threads and model.state is ModelState.PREPARING:
+                self.cores.wait(model, threads, now_ns)
+            else:
+                model.is_blamed = True
+                self.cores.end(model)
         else:
             self.preparations.note(model, worker, READY)
             if worker not in self._stores:

@@ -111,6 +111,7 @@ class MetricsQuery:
             },
             "lag": self._exchange.lag(),
             "devices_wanted": self._scheduler.devices_wanted(self._exchange.now_ns),
+            "threads_wanted": self._versions.cores.threads_wanted(self._table.by_id.values()),
             "devices": sum(not device["draining"] for device in devices),
             "stores": self._scheduler.store_status(),
             "learnt": self._scheduler.policy_status(self._exchange.now_ns),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clockwork.config import LISTED_MODELS_PAGE, QUEUED_REQUESTS_MAX, VERSION
-from clockwork.config.controller import STATUS_ROWS_MAX
+from clockwork.config.controller import CORE_LOADS_MAX, STATUS_ROWS_MAX
 from clockwork.controller.catalog.records import ModelRecord
 from clockwork.controller.context import Context
 from clockwork.controller.models.lifecycle import ModelState
@@ -77,12 +77,14 @@ class Queries:
                 return self.status()
             case "readiness":
                 return {"why_not_ready": self._versions.readiness()}
+            case "cores":
+                return self.cores()
             case "models":
                 return self.list_models(query.argument)
             case "model":
                 return self.find_model(query.argument)
         raise InvalidInput(
-            f"a query is for readiness, status, models, model, metrics or recorder, not {tell(query.what)}"
+            f"a query is for readiness, status, models, model, cores, metrics or recorder, not {tell(query.what)}"
         )
 
     def list_models(self, argument: str = "") -> dict[str, Any]:
@@ -195,12 +197,36 @@ class Queries:
             "predictions": self._scheduler.predictions(),
             "noise": self._scheduler.noise(),
             "devices_wanted": self._scheduler.devices_wanted(self._exchange.now_ns),
+            "threads_wanted": self._versions.cores.threads_wanted(self._table.by_id.values()),
+            "threads_awaited": [
+                [model.label, model.awaits_threads] for model in self._versions.cores.waiting[:CORE_LOADS_MAX]
+            ],
             "learnt": self._scheduler.policy_status(self._exchange.now_ns),
             "links": self._name_shares(self._scheduler.link_status(self._exchange.now_ns)),
             "stores": self._scheduler.store_status(),
             "workers": self._describe_workers(),
             "troubles": self._context.troubles.describe(self._exchange.now_ns),
             "complaints": self._context.complaints.counts(),
+        }
+
+    def cores(self) -> dict[str, Any]:
+        """The figures by which a launcher divides the cores of a machine: models' loads, and the models that
+        wait for executions of more threads."""
+        waits = self._versions.cores
+        return {
+            "now_ns": now_ns(),
+            "loads": waits.loads(
+                self._table.by_id.values(), lambda model_id: sum(self._exchange.outcomes(model_id))
+            ),
+            "waiting": [[model.label, model.awaits_threads] for model in waits.waiting[:CORE_LOADS_MAX]],
+            "workers": [
+                {
+                    "name": worker.name,
+                    "preparing": self._preparations.count(worker.worker_id)["preparing"],
+                    "draining": worker.is_draining,
+                }
+                for worker in self._links.workers.values()
+            ],
         }
 
     def count_all(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Time from the end of the active controller to the first answer of the standby, and requests meanwhile.
 
     python -m bench.takeover [--quick] [--json] [--rounds 20] [--models 8] [--rate 100]
-        [--how kill,stop]
+        [--how kill,stop] [--catalog directory] [--away 60]
 
 `clockwork up --controllers 2` on a directory of its own, with two workers and a gateway that nobody asks. A
 client with both addresses asks at an even rate, open loop, with an SLO of 2 s, for models that are resident.
@@ -9,10 +9,16 @@ In each round the active is killed (SIGKILL), or stopped (SIGSTOP) and then kill
 started again as the standby; the next round begins once it waits. ``first`` is the time from the signal to
 the first answer to a request that was asked after it. Every
 answer is compared with ONNX Runtime's.
+
+--catalog postgres: two controllers as on two machines, each with a data directory of its own, with the
+catalogue in a PostgreSQL server that is started here. A stopped active is woken up (SIGCONT) after the first
+answer, and has to end by itself. --how away: the server is killed, and started again after --away seconds;
+``first`` is then the time from its start to the first change of the catalogue that is made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -22,17 +28,22 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 
 from bench import report
 from bench.reference import Plain
 from clockwork.client.blocking import Client
+from clockwork.config.controller import EXIT_TAKEN_OVER
 from clockwork.errors import ClockworkError
+from clockwork.launch.local import held_ports
 from clockwork.models import zoo
 from clockwork.system.clock import MS, SECOND, now_ns
+from tests.postgres import PostgresServer, running_postgres
+from tests.process.cluster import Program
 
 SEED = 7
 SLO_S = 2.0
@@ -40,7 +51,9 @@ READY_S = 60.0
 SETTLE_S = 0.5
 ROUNDS_MAX = 6  # of a cluster: `up` gives a process up that ends too often
 STANDS_BY = "standby: serves once"
+LEASE_STANDS_BY = f"{STANDS_BY} no other controller has the lease"
 HOW = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+AWAY = "away"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +63,25 @@ class Plan:
     rate: float = 100.0
     workers: int = 2
     how: tuple[str, ...] = tuple(HOW)
+    catalog: str = "directory"
+    away_s: float = 60.0
+
+
+class Struck(Protocol):
+    """A cluster whose active controller is killed or stopped again and again."""
+
+    def ready(self) -> str:
+        """Return the endpoints of clients once the cluster is ready."""
+        ...
+
+    def strike(self, number: int) -> int:
+        """Send the active a signal. Returns the time of it in ns."""
+        ...
+
+    def recover(self) -> None:
+        """Return once there is a standby again."""
+
+    def end(self) -> None: ...
 
 
 class Watched:
@@ -139,9 +171,111 @@ class Watched:
         self._listens = endpoints.split(",")
         return endpoints
 
+    def strike(self, number: int) -> int:
+        self._mark, self._struck = self.count, self.active()
+        pid = self.pid_of(self._struck)
+        at_ns = now_ns()
+        os.kill(pid, number)
+        return at_ns
+
+    def recover(self) -> None:
+        self.wait_for(f"^controller-{self._struck} .*{STANDS_BY}", self._mark)
+
     def end(self) -> None:
         self.process.send_signal(signal.SIGINT)
         self.process.wait(READY_S)
+
+
+class Machines:
+    """Two controllers with data directories of their own, and a catalogue in PostgreSQL."""
+
+    def __init__(self, folder: Path, server: PostgresServer, workers: int) -> None:
+        self._folder, self._server, self._url = folder, server, server.new_database()
+        with held_ports(4) as ports:
+            ends = [f"tcp://127.0.0.1:{port}" for port in ports]
+        self._ports = [(ends[0], ends[1]), (ends[2], ends[3])]
+        self._active = self._changes = 0
+        self._controllers = [self._start(0)]
+        self._controllers[0].wait_for(": active$")
+        self._controllers.append(self._start(1))
+        self._workers = [
+            Program([
+                "worker", "--connect", f"{ends[1]},{ends[3]}", "--arena", "64MiB", "--executors", "1",
+                "--store", str(folder / f"worker-{number}"), "--name", f"worker-{number}",
+            ])
+            for number in range(workers)
+        ]  # fmt: skip
+
+    def ready(self) -> str:
+        for worker in self._workers:
+            worker.wait_for("serves controller")
+        self._controllers[1].wait_for(LEASE_STANDS_BY)
+        return ",".join(clients for clients, _ in self._ports)
+
+    def strike(self, number: int) -> int:
+        at_ns = now_ns()
+        self._controllers[self._active].send(number)
+        return at_ns
+
+    def recover(self) -> None:
+        struck = self._active
+        self._active = 1 - struck
+        self._controllers[self._active].wait_for(": active$")
+        self._controllers[struck].send(signal.SIGCONT)  # nothing to a process that is gone
+        status = self._controllers[struck].wait()
+        if status not in (-signal.SIGKILL, EXIT_TAKEN_OVER):
+            raise ClockworkError(f"a former active ended with status {status}")
+        self._controllers[struck] = self._start(struck)
+        self._controllers[struck].wait_for(LEASE_STANDS_BY)
+
+    def leave_alone(self, away_s: float, client: Client) -> float:
+        """Have the database away for a while. Returns the seconds from its start to the first change."""
+        self._server.stop(signal.SIGQUIT)
+        pause = threading.Event()
+        pause.wait(away_s)
+        self._changes += 1
+        model = zoo.build("mlp", seed=1000 + self._changes).SerializeToString()
+        at_ns = now_ns()
+        self._server.start()
+        while now_ns() < at_ns + round(READY_S * SECOND):
+            with contextlib.suppress(ClockworkError):
+                client.register("after", model)
+                return (now_ns() - at_ns) / SECOND
+            pause.wait(0.01)
+        raise ClockworkError("no change is made although the database is back")
+
+    def end(self) -> None:
+        for program in (*self._workers, *self._controllers):
+            program.stop()
+            program.destroy()
+
+    def _start(self, number: int) -> Program:
+        clients, workers = self._ports[number]
+        return Program([
+            "controller", "--standby", "--listen", clients, "--worker-listen", workers, "--events",
+            "tcp://127.0.0.1:0", "--data", str(self._folder / f"machine-{number}"), "--catalog", self._url,
+            "--packages", str(self._folder / "packages"),
+        ])  # fmt: skip
+
+
+@contextlib.contextmanager
+def cluster_of(plan: Plan) -> Iterator[Callable[[], Struck]]:
+    """Yield a maker of clusters on new directories, all of which are gone when the block ends."""
+    with contextlib.ExitStack() as stack:
+        made: list[Struck] = []
+        stack.callback(lambda: [cluster.end() for cluster in made])
+        server = stack.enter_context(running_postgres()) if plan.catalog == "postgres" else None
+
+        def make() -> Struck:
+            while made:
+                made.pop().end()
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clockwork-bench-")))
+            made.append(
+                Watched(folder, plan.workers) if server is None else Machines(folder, server, plan.workers)
+            )
+            return made[0]
+
+        yield make
 
 
 class Load:
@@ -206,36 +340,31 @@ def loads_of(client: Client) -> int:
 
 
 def kill_again(
-    plan: Plan, number: int, rounds: int, load_ended: list[tuple[int, int, str]]
+    plan: Plan, up: Struck, how: str, rounds: int, load_ended: list[tuple[int, int, str]]
 ) -> tuple[list[float], int, int]:
-    """Returns the times to the first answers in ms, the LOADs and the requests of a cluster of its own.
+    """Returns the times to the first answers in ms, the LOADs and the requests of a cluster.
 
     load_ended: takes the requests' ends."""
     models = {f"m{index}": zoo.build("mlp", seed=index) for index in range(plan.models)}
     plains = {name: Plain(model) for name, model in models.items()}
     firsts: list[float] = []
     loads = 0
-    with tempfile.TemporaryDirectory(prefix="clockwork-bench-") as folder:
-        up = Watched(Path(folder), plan.workers)
-        try:
-            with Client(up.ready(), name="takeover", timeout=READY_S) as client:
-                for name, model in models.items():
-                    client.register(name, model.SerializeToString())
-                    client.infer(name, np.zeros((1, 64), np.float32))
-                load = Load(client, plains, plan.rate)
-                pause = threading.Event()
-                for _ in range(rounds):
-                    pause.wait(SETTLE_S)
-                    mark, active = up.count, up.active()
-                    pid = up.pid_of(active)
-                    at_ns = now_ns()
-                    os.kill(pid, number)
-                    firsts.append((load.first_after(at_ns) - at_ns) / MS)
-                    up.wait_for(f"^controller-{active} .*{STANDS_BY}", mark)
-                    loads += loads_of(client)
-                load.stop()
-        finally:
-            up.end()
+    with Client(up.ready(), name="takeover", timeout=READY_S) as client:
+        for name, model in models.items():
+            client.register(name, model.SerializeToString())
+            client.infer(name, np.zeros((1, 64), np.float32))
+        load = Load(client, plains, plan.rate)
+        pause = threading.Event()
+        for _ in range(rounds):
+            pause.wait(SETTLE_S)
+            if isinstance(up, Machines) and how == AWAY:
+                firsts.append(up.leave_alone(plan.away_s, client) * SECOND / MS)
+                continue
+            at_ns = up.strike(HOW[how])
+            firsts.append((load.first_after(at_ns) - at_ns) / MS)
+            up.recover()
+            loads += loads_of(client)
+        load.stop()
     load_ended += load.ended
     return firsts, loads, load.asked
 
@@ -252,17 +381,20 @@ def measure_one(plan: Plan, how: str) -> tuple[dict[str, Any], dict[str, Any]]:
     ended: list[tuple[int, int, str]] = []
     firsts: list[float] = []
     loads = asked = 0
-    while len(firsts) < plan.rounds:
-        found = kill_again(plan, HOW[how], min(ROUNDS_MAX, plan.rounds - len(firsts)), ended)
-        firsts += found[0]
-        loads += found[1]
-        asked += found[2]
+    with cluster_of(plan) as make:
+        while len(firsts) < plan.rounds:
+            rounds = min(ROUNDS_MAX, plan.rounds - len(firsts))
+            found = kill_again(plan, make(), how, rounds, ended)
+            firsts += found[0]
+            loads += found[1]
+            asked += found[2]
     failed: dict[str, int] = {}
     for _, _, text in ended:
         if text:
             failed[text] = failed.get(text, 0) + 1
     took = sorted((end - begun) / MS for begun, end, text in ended if not text)
     row = {
+        "catalog": plan.catalog,
         "how": how,
         "rounds": plan.rounds,
         "first p50, ms": round(statistics.median(firsts), 1),
@@ -284,10 +416,18 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=plan.models)
     parser.add_argument("--rate", type=float, default=plan.rate)
     parser.add_argument("--how", type=lambda text: tuple(text.split(",")), default=plan.how)
+    parser.add_argument("--catalog", choices=("directory", "postgres"), default=plan.catalog)
+    parser.add_argument("--away", type=float, default=plan.away_s)
     asked = parser.parse_args()
-    given = Plan(asked.rounds, asked.models, asked.rate, how=asked.how)
+    if AWAY in asked.how and asked.catalog != "postgres":
+        parser.error("--how away needs --catalog postgres")
+    given = Plan(
+        asked.rounds, asked.models, asked.rate, how=asked.how, catalog=asked.catalog, away_s=asked.away
+    )
     if asked.quick:
-        given = Plan(rounds=2, models=2, rate=50.0, workers=1, how=asked.how)
+        given = Plan(
+            rounds=2, models=2, rate=50.0, workers=1, how=asked.how, catalog=asked.catalog, away_s=2.0
+        )
     rows, facts = measure(given)
     report.show("takeover by a standby", SEED, rows, facts, asked.json)
 

@@ -235,8 +235,9 @@ def test_a_worker_that_joins_takes_models_or_prepares_them() -> None:
 
 
 @pytest.mark.slow
-def test_a_standby_answers_when_the_active_is_killed_or_stopped() -> None:
-    rows, facts = takeover.measure(takeover.Plan(rounds=1, models=2, rate=50.0, workers=1))
+@pytest.mark.parametrize("catalog", ["directory", "postgres"])
+def test_a_standby_answers_when_the_active_is_killed_or_stopped(catalog: str) -> None:
+    rows, facts = takeover.measure(takeover.Plan(rounds=1, models=2, rate=50.0, workers=1, catalog=catalog))
     assert [row["how"] for row in rows] == ["kill", "stop"]
     for row in rows:
         assert (row["rounds"], row["failed"], row["unanswered"], row["loads"]) == (1, 0, 0, 0), facts

@@ -34,7 +34,7 @@ from clockwork.controller._exchange import (
 )
 from clockwork.controller.catalog.follow import CatalogFollower
 from clockwork.controller.catalog.objects import ObjectPackages
-from clockwork.controller.catalog.postgres import Fence
+from clockwork.controller.catalog.postgres import Fence, shown
 from clockwork.controller.catalog.snapshots import packages_at
 from clockwork.controller.catalog.store import LOCK_FILE, Catalog
 from clockwork.controller.context import COMPLAINTS, Context
@@ -139,6 +139,7 @@ class Controller:
             else CatalogJobs(self._catalog, self._storage)
         )
         self._store_failure = ""  # as of the last beat
+        self._catalog_url, self._is_database_away = settings.catalog, False  # the same
         self._repairs = Repairs(self._effects, self._catalog, self._table)
         self._registrar = Registrar(
             self._effects, self._table, self._repairs.lacks, self._scheduler.store_room, settings.threads_max
@@ -348,6 +349,7 @@ class Controller:
         self._catalog.touch()
         if self._keeper is not None:
             self._keeper.beat()
+            self._follow_database(self._keeper.why_away)
         self._complaints.settle(self._context.now_ns)
         self._cuts.note()
         self._stores.look(self._scheduler.store_status(), self._context.now_ns)
@@ -408,6 +410,18 @@ class Controller:
         self._effects.append(ListPackages())
         self._repairs.retry()
         self._registrar.versions.ask_all_again()
+
+    def _follow_database(self, why: str) -> None:
+        """Tell that the database of the catalogue is away, and so that changes are refused."""
+        if bool(why) == self._is_database_away:
+            return
+        self._is_database_away = bool(why)
+        place = shown(self._catalog_url)
+        if why:
+            text = f"the database does not answer ({why}): inference goes on, and changes are refused"
+            self._effects.append(NoteTrouble(TroubleKind.STORAGE_FAILED, place, text))
+        else:
+            self._effects.append(ClearTrouble(TroubleKind.STORAGE_FAILED, place))
 
     def _read_keys(self) -> None:
         """Read the list of keys again, and end the connections of keys whose rights were lost."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,15 @@ from clockwork.controller.catalog.database import ABOUT, CHANGES, TABLES
 from clockwork.controller.catalog.postgres import Fence, LeaseOver, PostgresDatabase, read_postgres
 from clockwork.controller.catalog.records import Change
 from clockwork.controller.catalog.store import Catalog
+from clockwork.controller.lease import keeper as lease_keeper
 from clockwork.controller.lease import table
 from clockwork.controller.lease.copy import CatalogCopy
+from clockwork.controller.lease.keeper import LeaseKeeper, LeaseLost, LeaseWon
 from clockwork.controller.lease.table import LeaseAnswer, PostgresLease
 from clockwork.takeover.lease import ClaimLease, GiveLease, Lease, ReadLease, RenewLease
 from clockwork.takeover.obedience import Leader
 from tests.catalogues import apply
+from tests.patience import eventually
 from tests.postgres import PostgresServer, running_postgres
 from tests.process.test_catalog_databases import ROUTE, record
 
@@ -269,3 +274,136 @@ def test_a_copy_reads_everything_where_changes_were_forgotten_or_undone(
     finally:
         catalog.close()
         copied.close()
+
+
+def test_a_copy_is_what_the_database_has_after_any_changes(
+    server: PostgresServer, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(1)
+    monkeypatch.setattr(postgres, "CATALOG_CHANGES_KEPT", 6)
+    copied = CatalogCopy(url)
+    copied.open()
+    catalog = Catalog(tmp_path, None, url)
+    catalog.open()
+    try:
+        database = catalog._database
+        assert isinstance(database, PostgresDatabase)
+        for _ in range(100):
+            names = draw.choices("abcd", k=3)
+            saved = [record(name, draw.randint(1, 3)) for name in names[:2]]
+            change = Change(
+                save=saved if draw.random() < 0.7 else (),
+                remove=[record(names[2], draw.randint(1, 3))],
+                route=ROUTE if draw.random() < 0.2 else None,
+                unroute="m" if draw.random() < 0.2 else "",
+                packages=[str(draw.randrange(3)) * 64] if draw.random() < 0.3 else (),
+            )
+            apply(catalog, change)
+            if draw.random() < 0.1:
+                database._undo(catalog.number, list(database._before))
+                catalog._number = database._number
+            if draw.random() < 0.4:
+                copied.follow()
+                assert_same(copied, url)
+        assert 2 < copied.reloads < 40, "most changes are followed, and some cannot be"
+    finally:
+        catalog.close()
+        copied.close()
+
+
+# ----- the keeper --------------------------------------------------------------------------------
+
+
+def won(keeper: LeaseKeeper) -> LeaseWon:
+    """Wait until a keeper has the lease."""
+    (news,) = eventually(keeper.news, "a lease is won")
+    assert isinstance(news, LeaseWon)
+    return news
+
+
+class Keepers:
+    """Keepers of one catalogue, which are closed when the test ends."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._open: list[LeaseKeeper] = []
+
+    def start(self, name: str) -> LeaseKeeper:
+        keeper = LeaseKeeper(self._url, (name,))
+        keeper.start()
+        self._open.append(keeper)
+        return keeper
+
+    def close(self, keeper: LeaseKeeper) -> None:
+        self._open.remove(keeper)
+        keeper.close()
+
+    def close_all(self) -> None:
+        for keeper in list(self._open):
+            self.close(keeper)
+
+
+@pytest.fixture
+def keepers(url: str) -> Iterator[Keepers]:
+    made = Keepers(url)
+    yield made
+    made.close_all()
+
+
+def test_a_standby_knows_what_the_active_has_changed_when_that_one_ends(
+    server: PostgresServer, url: str, keepers: Keepers, tmp_path: Path
+) -> None:
+    first = keepers.start("first")
+    held = won(first)
+    assert (held.leader.epoch, held.leader.addresses, held.rows.number) == (1, ("first",), 0)
+    second = keepers.start("second")
+    eventually(lambda: second.leader == held.leader, "the second knows the first")
+    catalog = Catalog(tmp_path, None, url, Fence(1, held.leader.holder), held.rows)
+    catalog.open()
+    apply(catalog, Change(save=[record("m")]))
+    catalog.close()
+    first.name_workers(["w"])
+    stored = "SELECT workers FROM lease"
+    eventually(lambda: server.sql(url, stored) == [('["w"]',)], "the workers are named")
+    keepers.close(first)
+    next_one = won(second)
+    assert next_one.leader.epoch == 2
+    assert next_one.workers == ["w"]
+    assert next_one.rows.number == 1
+    assert [row[0] for row in next_one.rows.good["versions"]] == ["m"]
+
+
+def test_the_lease_of_a_loop_that_stands_still_is_not_renewed(
+    keepers: Keepers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = keepers.start("first")
+    won(first)
+    monkeypatch.setattr(lease_keeper, "HOLDER_HUNG_NS", 1)
+    first.beat()  # from here on it stands still
+    second = keepers.start("second")
+    leader = won(second).leader
+    monkeypatch.undo()
+    first.beat()
+    (news,) = eventually(first.news, "the first learns of the second")
+    assert news == LeaseLost(leader)
+
+
+def test_a_worker_is_believed_only_where_the_database_cannot_be_asked(tmp_path: Path) -> None:
+    with running_postgres() as server:
+        keepers = Keepers(server.new_database())
+        try:
+            keeper = keepers.start("first")
+            leader = won(keeper).leader
+            liar = Leader(7, "liar", (), leader.cluster)
+            keeper.hear(liar)
+            expires = "SELECT expires_ns FROM lease"
+            before = server.sql(keepers._url, expires)
+            eventually(lambda: server.sql(keepers._url, expires) != before, "it renews the lease")
+            assert keeper.news() == []
+            server.stop(signal.SIGQUIT)
+            eventually(lambda: keeper.why_away, "the database is missed")
+            keeper.hear(Leader(7, "other", (), "another cluster"))
+            keeper.hear(liar)
+            assert eventually(keeper.news, "it gives way") == [LeaseLost(liar)]
+        finally:
+            keepers.close_all()

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +82,10 @@ class Machines(Cluster):
 
 
 X = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+
+
+def troubles(client: Client) -> list[dict[str, Any]]:
+    return [trouble for trouble in client.status()["troubles"]["open"] if "postgresql" in trouble["subject"]]
 
 
 class Asking:
@@ -218,9 +223,11 @@ def test_the_active_serves_without_the_database_and_refuses_changes(tmp_path: Pa
             asking.more(20)
             server.stop(signal.SIGQUIT)
             cluster.controller.wait_for("the database of the catalogue does not answer")
-            with pytest.raises(ClockworkError, match="test1"):
+            with pytest.raises(ClockworkError, match=r"could not be written .*postgresql:///test1"):
                 client.unregister("first")
             asking.more(60)
+            eventually(lambda: troubles(client), "status says so")
+            assert troubles(client)[0]["kind"] == "storage_failed"
             assert not any("begins after" in line for line in cluster.controllers[1].lines)
             server.start()
 
@@ -231,6 +238,7 @@ def test_the_active_serves_without_the_database_and_refuses_changes(tmp_path: Pa
                 return False
 
             eventually(is_changed, "changes are made again")
+            eventually(lambda: not troubles(client), "status says no more")
             asking.more(20)
         if (
             "begins after" in cluster.controllers[1].so_far

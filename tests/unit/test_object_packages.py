@@ -24,9 +24,9 @@ from tests.folder_store import URL, FolderStore
 from tests.patience import PATIENCE_S
 
 
-def opened(root: Path, store: FolderStore, cache_bytes: int = 1 << 20) -> ObjectPackages:
+def opened(root: Path, store: FolderStore, cache_bytes: int = 1 << 20, cluster: str = "") -> ObjectPackages:
     root.mkdir(exist_ok=True)
-    packages = ObjectPackages(store.location, root, cache_bytes)
+    packages = ObjectPackages(store.location, root, cache_bytes, cluster)
     packages._objects = store  # type: ignore[assignment]
     packages.open()
     return packages
@@ -307,6 +307,21 @@ def test_a_second_controller_below_the_same_url_changes_nothing(place: Place, tm
     other.try_again()
     assert other.failure == ""
     assert add(other, b"other")
+
+
+def test_controllers_that_share_a_catalogue_own_a_url_together(place: Place, tmp_path: Path) -> None:
+    """Also where one of them has owned it by itself before."""
+    cluster = "c" * 32
+    digest = place.add(b"model")
+    first = opened(place.root, place.store, cluster=cluster)
+    add(first, b"more")
+    second = opened(tmp_path / "other", place.store, cluster=cluster)
+    add(second, b"others")
+    second.remove(digest)
+    assert len(first.listed()) == 2
+    assert [mark.name for mark in place.store.root.glob("owner-*")] == [f"owner-{cluster}"]
+    with pytest.raises(StoreFailed, match="belongs to another"):
+        add(opened(tmp_path / "third", place.store, cluster="d" * 32), b"x")
 
 
 def test_of_two_controllers_that_take_a_url_at_once_at_most_one_has_it(tmp_path: Path) -> None:

@@ -111,6 +111,20 @@ def read_postgres(url: str) -> Rows:
         raise ConfigError(f"the catalogue in {shown(url)} cannot be read: {_text(error)}") from None
 
 
+def cluster_of(url: str) -> str:
+    """The identity of a catalogue, which is made where there is none. Raises ConfigError."""
+    check_url(url)
+    try:
+        with told(shown(url)), contextlib.closing(connect(url)) as connection:
+            migrate_schema(connection, shown(url))
+            (cluster,) = connection.execute("SELECT value FROM about WHERE subject = 'id'").fetchone() or (
+                "",
+            )
+            return str(cluster)
+    except OSError as error:
+        raise ConfigError(f"the catalogue in {shown(url)} cannot be used: {error.strerror}") from None
+
+
 def shown(url: str) -> str:
     """A URL without its password."""
     with contextlib.suppress(ValueError):

@@ -45,7 +45,7 @@ from clockwork.controller.catalog.database import (
 )
 from clockwork.controller.catalog.objects import ObjectPackages
 from clockwork.controller.catalog.packages import DirectoryPackages, Packages
-from clockwork.controller.catalog.postgres import read_postgres
+from clockwork.controller.catalog.postgres import cluster_of, read_postgres
 from clockwork.controller.catalog.records import ModelRecord
 from clockwork.controller.catalog.recovery import flaw_of_backup
 from clockwork.controller.catalog.store import Catalog
@@ -114,9 +114,9 @@ def restore_snapshot(source: Path, place: CatalogPlace) -> SavedCatalog:
     try:
         with tarfile.open(source, "r:") as archive, tempfile.TemporaryDirectory() as folder:
             rows = _read_catalog(archive, Path(folder) / _CATALOG)
-            catalog = Catalog(
-                place.data, packages_at(place.data, place.packages, place.cache_bytes), place.catalog
-            )
+            cluster = cluster_of(place.catalog) if place.catalog else ""
+            packages = packages_at(place.data, place.packages, place.cache_bytes, cluster)
+            catalog = Catalog(place.data, packages, place.catalog)
             catalog.open()
             try:
                 if not catalog.is_empty:
@@ -124,20 +124,20 @@ def restore_snapshot(source: Path, place: CatalogPlace) -> SavedCatalog:
                         f"there are models in {place.catalog and 'the catalogue or '}{place.data}: a snapshot is "
                         "restored where there are none"
                     )
-                packages = _packages_of(rows)
-                size = _restore_packages(archive, catalog.store, packages)
+                named = _packages_of(rows)
+                size = _restore_packages(archive, packages, named)
                 catalog.restore(rows)
             finally:
                 catalog.close()
     except (tarfile.TarError, EOFError) as error:
         raise ConfigError(f"{source} is no snapshot, or is cut short: {error}") from None
-    return SavedCatalog(len(rows.good[VERSIONS.name]), len(packages), size, rows.number)
+    return SavedCatalog(len(rows.good[VERSIONS.name]), len(named), size, rows.number)
 
 
 def packages_at(data: Path, packages: str, cache_bytes: int, cluster: str = "") -> Packages:
     """The place of packages that --packages means, unopened. Raises ConfigError.
 
-    cluster: the identity of the catalogue whose lease the caller has; it owns the place. "": the caller does.
+    cluster: the identity of a catalogue that controllers share, which owns the place; "": the caller does.
     """
     if not packages:
         return DirectoryPackages(data)

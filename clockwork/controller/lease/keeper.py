@@ -136,7 +136,7 @@ class LeaseKeeper:
         return found
 
     def hear(self, leader: Leader) -> None:
-        """Take note of a leader whom a peer has named."""
+        """Take note of a leader whom a worker has named. It counts where the database cannot be asked."""
         self._inbox.put(Heard("peer", ActiveIs(leader)))
 
     def beat(self) -> None:
@@ -185,6 +185,8 @@ class LeaseKeeper:
         """The contender's events that follow from an event."""
         if isinstance(event, _Beaten):
             return [TimeCame()]
+        if isinstance(event, Heard) and self._contender.is_connected:
+            return [TimeCame()]  # the next renewal tells
         if not isinstance(event, _Reply):
             return [event]
         if event.generation != self._lease.generation:

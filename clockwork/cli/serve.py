@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -33,9 +34,13 @@ from clockwork.config import cli as bounds
 from clockwork.config.controller import PACKAGE_CACHE_BYTES, PACKAGE_CACHE_BYTES_LEAST
 from clockwork.config.observe import TELEMETRY_BYTES
 from clockwork.config.wire import ENDPOINTS_MAX, EXECUTION_THREADS_MAX
+from clockwork.config.worker import WIDE_CORES_LEAST
 from clockwork.errors import ConfigError
 from clockwork.gateway.settings import StatusCodes
 from clockwork.system.clock import SECOND
+
+if TYPE_CHECKING:
+    from clockwork.launch.cores import DividedCores
 
 
 def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
@@ -314,6 +319,30 @@ def _check_ports(port: int, gateway_ports: Sequence[str]) -> None:
             taken[given] = f"of {option}"
 
 
+def divided_cores(workers: int) -> DividedCores | None:
+    """Return how so many CPU workers of this machine divide its cores as models need them; None: not."""
+    from clockwork.launch.cores import DividedCores
+    from clockwork.worker.settings import cores_to_divide, share_machine
+
+    cores = cores_to_divide(workers)
+    if not cores:
+        return None
+    return DividedCores(
+        cores, workers, lambda division: share_machine(workers, 0, division.threads, division.wide)
+    )
+
+
+def _wide(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    """Return the threads of --wide: 0, or 2 and more; None: as models need them."""
+    if value == "auto":
+        return None
+    if not re.fullmatch("[0-9]{1,4}", value) or not (
+        value == "0" or 2 <= int(value) <= EXECUTION_THREADS_MAX
+    ):
+        raise click.BadParameter(f"{value!r} is not auto, 0, or 2 to {EXECUTION_THREADS_MAX} threads")
+    return int(value)
+
+
 @click.command()
 @log_format_option
 @click.option("--workers", type=click.IntRange(0, config.WORKERS_MAX), default=1, show_default=True)
@@ -346,17 +375,17 @@ def _check_ports(port: int, gateway_ports: Sequence[str]) -> None:
 @click.option("--ray", "on_ray", is_flag=True, help="Place controller and workers on a Ray cluster.")
 @click.option("--ray-address", default="", metavar="HOST:PORT",
               help="Address of its head.  [default: RAY_ADDRESS, a local cluster, or a new one]")  # fmt: skip
-@click.option("--wide", type=click.IntRange(2, 1024), default=None, metavar="THREADS",
-              callback=lambda context, parameter, value: value or 0,
+@click.option("--wide", default="auto", show_default=True, metavar="THREADS", callback=_wide,
               help="One more CPU worker, whose only executor has as many cores to itself: for models that one core "
-                   "executes too slowly for their SLOs.  [default: none]")  # fmt: skip
+                   "executes too slowly for their SLOs. auto: such executors are started as models need them, on a "
+                   f"machine of at least {WIDE_CORES_LEAST} cores; 0: never.")  # fmt: skip
 @worker_options
 def up(
     workers: int, controllers: int, host: str, port: int, data: Path | None, kept: PackageFlags, scheduling: PolicyFlags,
     keys: Path | None, insecure: bool,
     no_demo: bool, profiles: str | None, copies: int, gateway: bool | None, http_port: str | None,
     grpc_port: str | None, metrics_port: str | None, allowed_host: tuple[str, ...], status_codes: StatusCodes,
-    repositories: RepositoryFlags, verbose: bool, on_ray: bool, ray_address: str, wide: int,
+    repositories: RepositoryFlags, verbose: bool, on_ray: bool, ray_address: str, wide: int | None,
     flags: WorkerFlags,
 ) -> None:  # fmt: skip
     """Run a whole cluster on this machine, in the foreground: a controller, workers and a gateway.
@@ -371,6 +400,7 @@ def up(
       clockwork up --workers 2 --arena 4GiB
       clockwork up --executors 8 --arena 4GiB
       clockwork up --wide 4
+      clockwork up --wide 0
       clockwork up --port 6000 --data /var/lib/clockwork --no-demo
       clockwork up --host 0.0.0.0 --keys keys/
       clockwork up --model-repository /srv/models
@@ -421,14 +451,16 @@ def up(
     may_share = device == "cpu" and not on_ray and not flags.devices and flags.threads == 1
     if wide and not (may_share and workers):
         raise click.UsageError("--wide is for CPU workers of one thread on this machine, without --devices")
+    # With a store of its own, a worker that takes another's place would begin with an empty one.
+    is_divided = wide is None and may_share and workers and not (flags.executors or flags.store_bytes)
     own: tuple[tuple[str, ...], ...] = ()
     if wide or (may_share and workers > 1 and flags.executors != 1):
         with as_usage():
-            own = share_machine(workers, flags.executors, wide)
+            own = share_machine(workers, flags.executors, wide or 0)
     elif on_ray and device == "cpu":  # Ray counts the CPUs of its actors, and does not say which they are
         own = (("--no-pin",),) * workers
     settings = local.UpSettings(
-        workers=workers + (wide > 0), controllers=controllers, host=host, port=port, data=data.absolute(), package_arguments=kept.arguments(),
+        workers=workers + bool(wide), cores=divided_cores(workers) if is_divided else None, controllers=controllers, host=host, port=port, data=data.absolute(), package_arguments=kept.arguments(),
         policy=scheduling.policy,
         memory=scheduling.memory or "",
         options=(*scheduling.options, *scheduling.further_options()),

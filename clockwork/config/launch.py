@@ -18,6 +18,32 @@ FOUND_SHOWN = 8  # Models from earlier starts that the greeting of `clockwork up
 HELD_PORT_ATTEMPTS = 100  # Ports tried until one is free in both families
 LAST_LINES = 20  # Lines of a child's output that are shown when it dies
 
+# ----- launch/cores.py -------------------------------------------------------------------------
+
+CORES_ASKED_NS = 1_000_000_000  # Interval at which the controller is asked for the loads of its models
+
+DIVISION_JUDGED_NS = 10_000_000_000
+"""Interval at which the division of the cores is judged anew, and the requests of models are sampled."""
+
+RATE_SAMPLES_MAX = 7  # Samples of requests: rates are those of a minute
+RATE_LEAST_NS = 20_000_000_000  # Time over which requests are counted at least for a rate
+
+DIVISION_SETTLED_NS = 60_000_000_000
+"""Time for which another division must be better before the workers are divided anew, unless a model waits
+for it: a change costs a start of workers."""
+
+DIVISION_REFUSED_NS = 600_000_000_000
+"""Time for which a division is not tried again whose workers could not be started."""
+
+DIVISION_JOINED_NS = 120_000_000_000
+"""Time that the workers of a division may take to join. Then, or when one of them is given up, the workers
+before stay."""
+
+DIVISION_WHOLE_NS = 600_000_000_000
+"""Time that they may take to have every model, before the workers that they replace end all the same."""
+
+WORKER_LEAVES_NS = 30_000_000_000  # Time for a worker that is replaced to end, before it is killed
+
 # ----- launch/many.py --------------------------------------------------------------------------
 
 REGISTRATIONS_AT_ONCE = 16

@@ -185,3 +185,8 @@ def load_limit_ns() -> int:
     if not 0 < seconds <= SECONDS_MAX:
         raise ConfigError(f"CLOCKWORK_LOAD_LIMIT is {said!r}: it is seconds, at most {SECONDS_MAX:g}")
     return round(seconds * 1e9)
+
+
+# ----- worker/settings.py ----------------------------------------------------------------------
+
+WIDE_CORES_LEAST = 4  # Cores of a machine from which `clockwork up` divides them as models need them

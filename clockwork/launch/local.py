@@ -28,6 +28,8 @@ from typing import Any, Protocol
 
 from clockwork import config
 from clockwork.config.launch import (
+    DIVISION_JOINED_NS,
+    DIVISION_WHOLE_NS,
     DRAIN_NS,
     FOUND_SHOWN,
     HELD_PORT_ATTEMPTS,
@@ -35,10 +37,13 @@ from clockwork.config.launch import (
     READY_NS,
     STOP_NS,
     STOP_WORKERS_NS,
+    WORKER_LEAVES_NS,
 )
 from clockwork.errors import ClockworkError, ConfigError, ConnectionLost, ModelNotFound
+from clockwork.launch.cores import CoreWatch, DividedCores
 from clockwork.launch.lines import read_line
 from clockwork.launch.restarts import Restarts
+from clockwork.scheduler.cores import Division
 from clockwork.system.clock import SECOND, now_ns, to_seconds
 from clockwork.system.words import say_count
 from clockwork.wire.keys import CONTROLLER_KEY_FILE, key_file_of
@@ -78,6 +83,7 @@ class UpSettings:
     own_arguments: tuple[tuple[str, ...], ...] = ()  # of each worker, in addition; (): none
     own_stores: bool = False  # whether each worker has a store of its own: those with a bound are not shared
     gateway: bool = True
+    cores: DividedCores | None = None  # the cores that are divided by what models need; None: they are not
     gateway_ports: tuple[str, ...] = ("8000", "8001", "8002")  # HTTP, gRPC, metrics; "off": none
     gateway_arguments: tuple[str, ...] = ()
 
@@ -219,6 +225,7 @@ class ChildSlot:
     restarts: Restarts = dataclasses.field(default_factory=Restarts)
     due_ns: int | None = None  # time of the next start; None: a process runs, or the seat was given up
     is_given_up: bool = False
+    is_leaving: bool = False  # whether it was told to end, as another takes its place
 
 
 def up(
@@ -242,6 +249,7 @@ def up(
                 while True:
                     cluster.wait_for_signal()
                     cluster.mend()
+                    cluster.divide()
         except Stop:
             say("Stopping ...")
             return 0
@@ -275,6 +283,10 @@ class ProcessCluster:
         self._awaits = False  # whether a child's end may interrupt the main thread
         self._is_ready = False
         self._stopping = False
+        self._watch: CoreWatch | None = None
+        self._division: Division | None = None  # the division to which the workers that come belong
+        self._coming: list[ChildSlot] = []  # workers of a new division, until they take the others' place
+        self._worker_count = 0  # workers that were started; each has a number of its own
         self._wakeup = -1  # reading end of a pipe into which every signal writes a byte
 
     @contextlib.contextmanager
@@ -311,9 +323,14 @@ class ProcessCluster:
         call: its handler, in Python, runs only after the next signal.
         """
         due = [seat.due_ns for seat in self._seats if seat.due_ns is not None]
+        due += [seat.begun_ns + WORKER_LEAVES_NS for seat in self._seats if seat.is_leaving]
         timeout_s = max(0.0, to_seconds(min(due) - now_ns())) if due else None
-        if select.select([self._wakeup], [], [], timeout_s)[0]:
+        watched = [] if self._watch is None else [self._watch.fileno()]
+        ready = select.select([self._wakeup, *watched], [], [], timeout_s)[0]
+        if self._wakeup in ready:
             os.read(self._wakeup, 4096)
+        if self._watch is not None:
+            self._watch.settle()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stopping = self._stopping or number != signal.SIGCHLD
@@ -325,7 +342,10 @@ class ProcessCluster:
         if self._stopping:
             self._armed = False
             raise Stop
-        if self._awaits and any(seat.due_ns is None and seat.child.ended() for seat in self._seats):
+        if self._awaits and any(
+            seat.due_ns is None and not (seat.is_leaving or seat.is_given_up) and seat.child.ended()
+            for seat in self._seats
+        ):
             self._awaits = False
             raise ChildEnded
 
@@ -387,6 +407,8 @@ class ProcessCluster:
         """Restart the children that have ended and are due. Raises GivenUp."""
         with self._undisturbed():
             for seat in self._seats:
+                if seat.is_leaving:
+                    continue
                 if seat.due_ns is None and not seat.is_given_up and seat.child.ended():
                     self._decide(seat)
                 if seat.due_ns is not None and now_ns() >= seat.due_ns:
@@ -411,20 +433,21 @@ class ProcessCluster:
         seat.is_given_up = True
         last = "".join(f"\n  {line}" for line in child.lines.copy())  # a helper may still write
         end = f"{_subject(seat.name)} {how}.{' Its last lines:' if last else ''}{last}"
-        workers = [
-            other for other in self._seats if other.name.startswith("worker-") and not other.is_given_up
-        ]
+        if seat in self._coming:
+            self._say(f"{end}\nIt is given up.")
+            return
+        workers = [other for other in self._workers if not other.is_given_up]
         is_last = all(controller.is_given_up for controller in self._controllers)
         if not self._is_ready or is_last or seat is self._gateway or not workers:
             raise GivenUp(end)
         if seat in self._controllers:
             self._say(f"{end}\nIt is given up.")
             return
-        self._say(f"{end}\nIt is given up; {len(workers)} of {self._settings.workers} workers are left.")
+        self._say(f"{end}\nIt is given up; {len(workers)} of {len(self._workers)} workers are left.")
 
     def start(self) -> None:
         settings = self._settings
-        clients, workers, _ = self._endpoints
+        clients = self._endpoints[0]
         controllers = (
             say_count(settings.controllers, "controller") if settings.controllers > 1 else "a controller"
         )
@@ -432,26 +455,15 @@ class ProcessCluster:
         self._say(f"Starting {parts} (models are kept in {settings.data}) ...")
         self._start_controllers()
         for index in range(settings.workers):
-            name = f"worker-{index}"
-            arguments = [
-                "worker",
-                "--connect",
-                dialled(workers),
-                "--name",
-                name,
-                "--store",
-                str(settings.data / "workers" / name if settings.own_stores else settings.data),
-            ]
-            arguments += ["--drain", f"{to_seconds(self.drain_ns):g}"]
-            if settings.keys is not None:
-                arguments += ["--key", str(key_file_of(settings.keys, Role.WORKER))]
-            own = settings.own_arguments[index] if settings.own_arguments else ()
-            self._spawn(name, [*arguments, *settings.worker_arguments, *own])
+            self._start_worker(settings.own_arguments[index] if settings.own_arguments else ())
         # With all ports off, a gateway only serves model repositories.
         if settings.gateway and (
             "--model-repository" in settings.gateway_arguments or set(settings.gateway_ports) != {"off"}
         ):
             self._start_gateway(clients)
+        if settings.cores is not None:
+            keys = key_file_of(settings.keys, Role.OPERATOR) if settings.keys is not None else None
+            self._watch = CoreWatch(dialled(clients), keys, settings.cores)
         # From here on a signal may interrupt, as all children are started.
         self._armed = True
         self._interrupt()
@@ -469,6 +481,8 @@ class ProcessCluster:
             arguments += ["--key", str(settings.keys / CONTROLLER_KEY_FILE)]
         if settings.insecure:
             arguments += ["--insecure"]
+        if settings.cores is not None:
+            arguments += ["--threads-max", str(settings.cores.threads_max)]
         if settings.controllers > 1:
             arguments += ["--standby"]
         self._awaits_models = [word for name in self._registered_here() for word in ("--await-model", name)]
@@ -477,6 +491,87 @@ class ProcessCluster:
             own = ["controller", "--listen", clients, "--worker-listen", workers, "--events", events]
             name = f"controller-{index}" if settings.controllers > 1 else "controller"
             self._spawn(name, [*own, *arguments, *self._awaits_models])
+
+    def _start_worker(self, own: Sequence[str]) -> ChildSlot:
+        """Start one more worker. own: its arguments in addition to those of all."""
+        settings = self._settings
+        name = f"worker-{self._worker_count}"
+        self._worker_count += 1
+        arguments = [
+            "worker",
+            "--connect",
+            dialled(self._endpoints[1]),
+            "--name",
+            name,
+            "--store",
+            str(settings.data / "workers" / name if settings.own_stores else settings.data),
+        ]
+        arguments += ["--drain", f"{to_seconds(self.drain_ns):g}"]
+        if settings.keys is not None:
+            arguments += ["--key", str(key_file_of(settings.keys, Role.WORKER))]
+        return self._spawn(name, [*arguments, *settings.worker_arguments, *own])
+
+    # ----- the division of the cores -----------------------------------------------------------
+
+    @property
+    def _workers(self) -> list[ChildSlot]:
+        """The workers that serve: neither those that come nor those that leave."""
+        return [
+            seat
+            for seat in self._seats
+            if seat.name.startswith("worker-") and not seat.is_leaving and seat not in self._coming
+        ]
+
+    def divide(self) -> None:
+        """Go on with the division of the cores that is wanted, without waiting for anything.
+
+        The workers of a new division are started beside the others, which end when the new ones have every
+        model: no model is without a worker meanwhile. Until then the cores are shared by both.
+        """
+        if self._watch is None:
+            return
+        with self._undisturbed():
+            self._end_leaving()
+            if self._division is not None:
+                self._follow_coming(self._watch, self._division)
+            elif (division := self._watch.wanted) != self._watch.present:
+                self._begin_division(self._watch, division)
+
+    def _begin_division(self, watch: CoreWatch, division: Division) -> None:
+        assert self._settings.cores is not None
+        self._say(f"Executors are divided anew: {division}. The workers for that start beside the others.")
+        self._division = division
+        self._coming = [self._start_worker(own) for own in self._settings.cores.flags(division)]
+        watch.follow(True)
+
+    def _follow_coming(self, watch: CoreWatch, division: Division) -> None:
+        names = [seat.name for seat in self._coming]
+        took_ns = now_ns() - min(seat.begun_ns for seat in self._coming)
+        has_joined = watch.have_joined(names, is_whole=False)
+        is_late = took_ns > DIVISION_JOINED_NS and not has_joined
+        if any(seat.is_given_up for seat in self._coming) or is_late:
+            for seat in self._coming:
+                seat.child.end()
+                self._seats.remove(seat)
+            self._say("The executors stay as they were: not every worker of the new division has joined.")
+            watch.refuse(division)
+        elif watch.have_joined(names, is_whole=True) or (has_joined and took_ns > DIVISION_WHOLE_NS):
+            for seat in self._workers:
+                seat.is_leaving, seat.due_ns, seat.begun_ns = True, None, now_ns()
+                seat.child.signal(signal.SIGTERM)
+            self._say(f"Executors are divided: {division}.")
+            watch.became(division)
+        else:
+            return
+        watch.follow(False)
+        self._division, self._coming = None, []
+
+    def _end_leaving(self) -> None:
+        """Remove the workers that have ended as they were told to, and those that take too long."""
+        for seat in [seat for seat in self._seats if seat.is_leaving]:
+            if seat.child.ended() or now_ns() >= seat.begun_ns + WORKER_LEAVES_NS:
+                seat.child.end()
+                self._seats.remove(seat)
 
     def _start_gateway(self, clients: str) -> None:
         settings = self._settings
@@ -550,6 +645,7 @@ class ProcessCluster:
         begun_ns = now_ns()
         told_after_s = 2
         while not ready():
+            self.divide()
             now = now_ns()
             if limit_ns is not None and now > limit_ns:
                 raise ClockworkError(f"{awaited}: not ready within {to_seconds(self.ready_ns):g} s")
@@ -597,6 +693,8 @@ class ProcessCluster:
 
     def stop(self) -> None:
         """End every child: in order, and by force after the time limits."""
+        if self._watch is not None:
+            self._watch.end()
         begun_ns = now_ns()
         pause = threading.Event()
         # Workers end first, because they treat the controller's end before theirs as a failure.
@@ -608,6 +706,9 @@ class ProcessCluster:
                 pause.wait(0.01)
         for child in children:
             child.end()
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
 
 
 def _endpoints(settings: UpSettings, ports: Sequence[int]) -> tuple[str, str, str]:

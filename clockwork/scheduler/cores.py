@@ -71,7 +71,7 @@ class Division:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Choice:
+class CoreChoice:
     """A division with the reasons for it."""
 
     division: Division
@@ -99,7 +99,7 @@ def divisions(cores: int, widths: Sequence[int]) -> Iterator[Division]:
 
 def choose(
     loads: Sequence[CoreLoad], cores: int, most_wide: int | None = None, kept: Division | None = None
-) -> Choice:
+) -> CoreChoice:
     """Return the division of so many cores with the highest expected goodput.
 
     A division that serves more of the models comes before one with a higher goodput: a model that no executor
@@ -125,7 +125,7 @@ def choose(
     if stays[2] * DIVISION_KEPT >= best:
         chosen = stays
     division, _, goodput = chosen
-    return Choice(
+    return CoreChoice(
         division,
         goodput,
         goodput_of(loads, Division(cores)),
@@ -259,7 +259,7 @@ def _unserved(loads: Sequence[CoreLoad], division: Division) -> tuple[str, ...]:
 
 
 __all__ = [
-    "Choice",
+    "CoreChoice",
     "CoreLoad",
     "Division",
     "choose",

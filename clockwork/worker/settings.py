@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clockwork import config
 from clockwork.config.wire import STORE_BYTES_LEAST, STORE_BYTES_MAX
+from clockwork.config.worker import WIDE_CORES_LEAST
 from clockwork.device.executors import check_executors as check_threads
 from clockwork.device.machine import (
     default_executors,
@@ -99,18 +100,22 @@ def parse_processors(text: str) -> frozenset[int]:
         raise ConfigError(str(error)) from None
 
 
-def share_machine(workers: int, executors: int, wide: int = 0) -> tuple[tuple[str, ...], ...]:
+def share_machine(
+    workers: int, executors: int, wide: int = 0, wide_count: int = 1
+) -> tuple[tuple[str, ...], ...]:
     """Return the flags by which workers share this machine's cores, for each of them. Raises ConfigError.
 
     executors: of each worker; 0: as many as the machine has room for, divided by the workers. wide: threads
-    of one more worker, the last, whose only executor has as many cores to itself; 0: there is none.
+    of one more worker, the last, each of whose wide_count executors has as many cores to itself; 0: there is
+    none.
     """
     machine = this_machine()
-    room = default_executors(machine) - wide
+    room = default_executors(machine) - wide * wide_count
     own: list[tuple[str, ...]] = []
     if wide:
-        taken, machine = take_cores(machine, wide)
-        own = [("--executors", "1", "--threads", str(wide), "--processors", format_list(taken))]
+        taken, machine = take_cores(machine, wide * wide_count)
+        several = ("--devices", str(wide_count)) if wide_count > 1 else ()
+        own = [("--executors", "1", "--threads", str(wide), *several, "--processors", format_list(taken))]
     count = executors or max(1, room // workers)
     parts = split(machine, workers) if workers > 1 else []
     if wide and not parts:
@@ -122,6 +127,18 @@ def share_machine(workers: int, executors: int, wide: int = 0) -> tuple[tuple[st
         ),
         *own,
     )
+
+
+def cores_to_divide(workers: int) -> int:
+    """Return the cores that so many workers of CPU executors may divide as models need them.
+
+    0: the machine has too few, or a quota of time, under which cores are nobody's own.
+    """
+    machine = this_machine()
+    cores = default_executors(machine)
+    if machine.is_throttled or machine.core_count < WIDE_CORES_LEAST or cores - workers < 2:
+        return 0
+    return cores
 
 
 def why_no_gpu() -> str:

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "worker": ["base", "system", "wire", "takeover", "formats", "device", "models"],
     "gateway": ["base", "system", "wire", "web", "client", "sources", "protocol", "repository"],
     "sim": ["base", "system", "wire", "takeover", "scheduler", "observe", "formats", "workloads", "device"],
-    "launch": ["base", "system", "wire", "formats", "client"],
+    "launch": ["base", "system", "wire", "scheduler", "formats", "client"],
     "cli": ["base", "system", "wire", "formats", "models", "workloads", "client", "sources", "controller", "worker", "repository", "gateway", "sim", "observe", "launch", "web"],
     "face": ["base", "wire", "formats", "client", "cli"],
 }  # fmt: skip
@@ -83,7 +83,7 @@ PURE_FILES = [
     f"controller.{name}"
     for name in (
         "catalog.options", "catalog.records", "catalog.routes", "effects", "models.accounts", "models.lifecycle",
-        "models.version", "registration.bundles", "registration.preparation_book", "registration.registrar", "registration.releases",
+        "models.version", "registration.bundles", "registration.core_waits", "registration.preparation_book", "registration.registrar", "registration.releases",
         "registration.table", "registration.tasks", "registration.turns", "registration.uploads",
         "registration.versions", "standing", "troubles",
     )

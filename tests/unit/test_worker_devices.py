@@ -20,6 +20,7 @@ from clockwork.device.cuda_memory import CardInfo
 from clockwork.device.machine import ArenaPlace
 from clockwork.errors import ConfigError
 from clockwork.launch import local, ray
+from clockwork.scheduler.cores import Division
 from clockwork.worker.devices import open_devices, places_of, take_processors
 from clockwork.worker.settings import WorkerSettings, check_executors, device_names
 from tests.device.fake import LIBRARY
@@ -265,13 +266,80 @@ def test_one_more_worker_has_an_executor_of_several_cores(
         (["--wide", "4", "--workers", "0"], "--wide is for CPU workers of one thread on this machine"),
         (["--wide", "4", "--ray"], "--wide is for CPU workers of one thread on this machine"),
         (["--wide", "4", "--device", "emulated"], "--wide is for CPU workers of one thread on this machine"),
-        (["--wide", "1"], "1 is not in the range 2<=x<=1024"),
+        (["--wide", "1"], "'1' is not auto, 0, or 2 to 1024 threads"),
+        (["--wide", "1025"], "'1025' is not auto, 0, or 2 to 1024 threads"),
+        (["--wide", "four"], "'four' is not auto, 0, or 2 to 1024 threads"),
     ],
 )  # fmt: skip
 def test_a_wide_worker_that_cannot_be_is_refused(large: None, arguments: list[str], said: str) -> None:
     result = CliRunner().invoke(serve.up, ["--no-gateway", "--no-demo", *arguments])
     assert result.exit_code == 2
     assert said in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cores", "narrow_least"),
+    [
+        ([], 28, 1),
+        (["--wide", "auto", "--workers", "3"], 28, 3),
+        (["--wide", "0"], 0, 0),
+        (["--wide", "4"], 0, 0),
+        (["--executors", "8"], 0, 0),
+        (["--devices", "2"], 0, 0),
+        (["--threads", "2"], 0, 0),
+        (["--device", "emulated"], 0, 0),
+        (["--store-bytes", "1GiB"], 0, 0),
+        (["--workers", "27"], 0, 0),
+        (["--workers", "0"], 0, 0),
+    ],
+)
+def test_cores_are_divided_by_need_where_the_operator_has_not_divided_them(
+    large: None, arguments: list[str], cores: int, narrow_least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[local.UpSettings] = []
+    monkeypatch.setattr(local, "up", lambda settings, say: found.append(settings))
+    result = CliRunner().invoke(serve.up, ["--no-gateway", "--no-demo", *arguments])
+    assert found, result.output
+    divided = found[0].cores
+    assert (divided.cores, divided.narrow_least) == (cores, narrow_least) if divided else cores == 0
+
+
+def test_the_workers_of_a_division_have_cores_of_their_own(large: None) -> None:
+    divided = serve.divided_cores(2)
+    assert divided is not None
+    assert divided.threads_max == 26
+    assert divided.flags(Division(16, 3, 4)) == (
+        ("--executors", "8", "--processors", "0-9"),
+        ("--executors", "8", "--processors", "10-19"),
+        ("--executors", "1", "--threads", "4", "--devices", "3", "--processors", "20-31"),
+    )
+    assert divided.flags(Division(24, 1, 4))[2] == (
+        "--executors", "1", "--threads", "4", "--processors", "28-31",
+    )  # fmt: skip
+    assert divided.flags(Division(28)) == (
+        ("--executors", "14", "--processors", "0-15"),
+        ("--executors", "14", "--processors", "16-31"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("processors", "workers", "quota", "divides"),
+    [(4, 1, "max", True), (3, 1, "max", False), (4, 2, "max", False), (32, 1, "800000 100000", False)],
+)
+def test_cores_are_divided_on_machines_that_have_enough_for_it(
+    large: None,
+    tmp_path: Path,
+    processors: int,
+    workers: int,
+    quota: str,
+    divides: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(processors)))
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "cpu.max").write_text(quota)
+    assert (serve.divided_cores(workers) is not None) == divides
 
 
 def test_workers_of_a_ray_cluster_do_not_share_this_machine(

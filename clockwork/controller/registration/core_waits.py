@@ -22,7 +22,6 @@ from clockwork.controller.effects import Effect, SendClient
 from clockwork.controller.models.version import AWAY, ModelVersion
 from clockwork.controller.registration.preparation_book import PREPARING, READY
 from clockwork.formats.prepared import PreparedModel
-from clockwork.system.clock import to_seconds
 from clockwork.wire.messages import Progress
 
 Times = Mapping[int, Mapping[int, int]]
@@ -106,7 +105,7 @@ class CoreWaits:
         ]
         for model in over:
             self.end(model)
-        return [(model, f"; none has joined within {to_seconds(THREADS_WAIT_NS):g} s") for model in over]
+        return [(model, f"; none has joined within {THREADS_WAIT_NS / 1e9:g} s") for model in over]
 
     def _tell(self, model: ModelVersion, threads: int) -> None:
         for waiter in model.waiters:

@@ -25,6 +25,7 @@ from clockwork.takeover.obedience import Leader
 from tests.catalogues import apply
 from tests.patience import eventually
 from tests.postgres import PostgresServer, running_postgres
+from tests.process.cluster import Program
 from tests.process.test_catalog_databases import ROUTE, record
 
 EXPIRED = "UPDATE lease SET expires_ns = 0"
@@ -407,3 +408,93 @@ def test_a_worker_is_believed_only_where_the_database_cannot_be_asked(tmp_path: 
             assert eventually(keeper.news, "it gives way") == [LeaseLost(liar)]
         finally:
             keepers.close_all()
+
+
+# ----- contending processes ----------------------------------------------------------------------
+
+
+class Writers:
+    """Processes that contend for a catalogue, each of which is started again when it ends."""
+
+    def __init__(self, url: str, root: Path, count: int) -> None:
+        self._url, self._root = url, root
+        self.programs = [self._start(number) for number in range(count)]
+        self.ended: list[Program] = []
+
+    def _start(self, number: int) -> Program:
+        code = "import sys, pathlib; from tests.process.contending_writer import main; main(sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3])"
+        return Program([self._url, str(self._root / str(number)), f"writer-{number}"], code=code)
+
+    def revive(self) -> None:
+        """Start those again that have ended."""
+        for number, program in enumerate(self.programs):
+            if program.process.poll() is not None:
+                program.wait()
+                self.ended.append(program)
+                self.programs[number] = self._start(number)
+
+    def said(self, word: str) -> list[str]:
+        """What follows the word in lines of all processes."""
+        lines = [line for program in (*self.ended, *self.programs) for line in list(program.lines)]
+        return [line.removeprefix(f"{word} ") for line in lines if line.startswith(f"{word} ")]
+
+    def await_change(self) -> None:
+        """Return once a change of a new epoch, or of the present one, has been acknowledged since the call."""
+        before = len(self.said("yes"))
+        eventually(lambda: self.revive() or len(self.said("yes")) > before, "a change is acknowledged")  # type: ignore[func-returns-value]
+
+    def destroy(self) -> None:
+        for program in self.programs:
+            program.destroy()
+
+
+def epoch_of(program: Program) -> int:
+    """The epoch in which it is, or was, active; 0: none."""
+    return max((int(line.split()[1]) for line in program.lines if line.startswith("active ")), default=0)
+
+
+@pytest.mark.parametrize(
+    ("count", "seed"), [(16, 1), pytest.param(300, 2, marks=[pytest.mark.long, pytest.mark.timeout(3600)])]
+)
+def test_changes_of_contending_controllers_are_made_once_and_by_the_active(
+    server: PostgresServer, url: str, tmp_path: Path, count: int, seed: int
+) -> None:
+    """Processes are killed, stopped and woken up, and connections end, in the middle of changes."""
+    draw = random.Random(seed)
+    writers = Writers(url, tmp_path, 3)
+    try:
+        for _ in range(count):
+            writers.await_change()
+            program = draw.choice(writers.programs)
+            match draw.choice(("kill", "stop", "end")):
+                case "kill":
+                    program.send(signal.SIGKILL)
+                case "stop":
+                    epochs = len(writers.said("active"))
+                    program = max(writers.programs, key=epoch_of)
+                    program.send(signal.SIGSTOP)
+                    eventually(
+                        lambda: writers.revive() or len(writers.said("active")) > epochs,  # type: ignore[func-returns-value]  # noqa: B023
+                        "another takes over from the stopped",
+                    )
+                    writers.await_change()
+                    program.send(signal.SIGCONT)
+                case "end":
+                    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'clockwork'"
+                    server.sql(url, f"{end} AND random() < 0.5")
+        writers.await_change()
+    except BaseException:
+        for program in writers.programs:
+            print(f"--- {program.pid}: {program.process.poll()}\n{program.so_far[-1500:]}")
+        raise
+    finally:
+        writers.destroy()
+    found = {name for (name,) in server.sql(url, "SELECT name FROM versions")}
+    yes, no = set(writers.said("yes")), set(writers.said("no"))
+    assert yes <= found, f"acknowledged, and lost: {sorted(yes - found)[:5]}"
+    assert not no & found, f"refused, and made: {sorted(no & found)[:5]}"
+    epochs_made = [int(by) for (by,) in server.sql(url, "SELECT made_by FROM changes ORDER BY number")]
+    assert epochs_made == sorted(epochs_made), "a former active has changed the catalogue"
+    assert len(set(epochs_made)) > 3
+    for program in (*writers.ended, *writers.programs):
+        assert "Traceback" not in program.so_far, program.so_far

@@ -1,0 +1,53 @@
+"""A controller of which only the lease and the catalogue are there: it makes changes while it is active.
+
+    python -m tests.process.contending_writer URL DIR NAME
+
+Prints ``active EPOCH``, then for each change ``yes KEY`` once it is acknowledged, ``no KEY`` where it is refused
+and ``unknown KEY`` where nobody knows. Ends when another is active.
+"""
+
+from __future__ import annotations
+
+import selectors
+import sys
+from pathlib import Path
+
+from clockwork.controller.catalog.postgres import Fence
+from clockwork.controller.catalog.records import Change
+from clockwork.controller.catalog.store import Catalog
+from clockwork.controller.lease.keeper import LeaseKeeper, LeaseLost, LeaseWon
+from clockwork.formats.durable import NotUndone
+from tests.catalogues import apply
+from tests.process.test_catalog_databases import record
+
+
+def main(url: str, directory: Path, name: str) -> None:
+    keeper = LeaseKeeper(url, (name,))
+    keeper.start()
+    with selectors.DefaultSelector() as selector:
+        selector.register(keeper.fileno(), selectors.EVENT_READ)
+        while not (news := keeper.news()):
+            selector.select()
+    (won,) = news
+    assert isinstance(won, LeaseWon)
+    epoch, holder, *_ = won.leader
+    catalog = Catalog(directory, None, url, Fence(epoch, holder), won.rows)
+    catalog.open()
+    print(f"active {epoch}", flush=True)
+    key = 0
+    while not any(isinstance(found, LeaseLost) for found in keeper.news()):
+        keeper.beat()
+        key += 1
+        try:
+            apply(catalog, Change(save=[record(f"e{epoch}-{key}")], by=str(epoch)))
+            print(f"yes e{epoch}-{key}", flush=True)
+        except NotUndone:
+            print(f"unknown e{epoch}-{key}", flush=True)
+        except OSError:
+            print(f"no e{epoch}-{key}", flush=True)
+    catalog.close()
+    keeper.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

@@ -213,18 +213,26 @@ def _measured(context: click.Context, parameter: click.Parameter, value: tuple[s
 @click.option("--onnx", type=FILE, multiple=True,
               help="A model to measure on this machine instead, which should do nothing else: with 1, 2, 4 ... "
                    "threads, as far as it has cores. Repeatable.")  # fmt: skip
+@click.option("--rate", type=click.FloatRange(0, min_open=True),
+              help="Divide the cores for so many requests per second, of all models together, into executors of one "
+                   "core and executors of several.")  # fmt: skip
 @_slo
 @_options
 def plan_threads(
-    cores: int, measured: dict[int, str], onnx: tuple[Path, ...], slo: float | None, **given: Any
-) -> None:
-    """Find how many threads an execution should have on a machine, by the highest rate that holds.
+    cores: int, measured: dict[int, str], onnx: tuple[Path, ...], rate: float | None, slo: float | None, **given: Any
+) -> None:  # fmt: skip
+    """Find how many threads executions should have on a machine.
 
-    With one thread the cores are executors of one arena; with more they are devices of so many cores each,
-    and the memory, --arena, is divided between them. Less than 2 % more requests are not worth more threads.
+    Without --rate all executions have as many: the number with the highest rate that holds is found. With one
+    thread the cores are executors of one arena; with more they are devices of so many cores each, and the
+    memory, --arena, is divided between them. Less than 2 % more requests are not worth more threads.
+
+    With --rate the cores are divided into executors of one core, which share an arena, and executors of
+    several, with an arena each, so that most requests are answered in time. `clockwork up` does so by itself.
 
     \b
-    Example:
+    Examples:
+      clockwork plan threads --cores 16 --measured 1=one.json --measured 4=four.json --slo 50ms --rate 300
       clockwork plan threads --cores 4 --onnx resnet50.onnx --slo 50ms
       clockwork worker --threads 4                 # of a cluster; or, for each number of threads:
       clockwork models show resnet50 --profile four.json
@@ -240,7 +248,14 @@ def plan_threads(
     with contextlib.ExitStack() as stack:
         if onnx:
             measured = _measure(stack, onnx, cores)
-        _compare_threads(cores, measured, slo, given)
+        if widest := next((threads for threads in measured if threads > cores), 0):
+            raise click.UsageError(
+                f"--measured {widest}={measured[widest]}: an execution has at most {cores} cores"
+            )
+        if rate is not None:
+            _divide(cores, measured, rate, slo, given)
+        else:
+            _compare_threads(cores, measured, slo, given)
 
 
 def _measure(stack: contextlib.ExitStack, files: Sequence[Path], cores: int) -> dict[int, str]:
@@ -264,10 +279,6 @@ def _compare_threads(cores: int, measured: dict[int, str], slo: float | None, gi
     """Plan with each number of threads, and print the rates and the choice."""
     from clockwork.sim import planning
 
-    if widest := next((threads for threads in measured if threads > cores), 0):
-        raise click.UsageError(
-            f"--measured {widest}={measured[widest]}: an execution has at most {cores} cores"
-        )
     scenarios = {}
     for threads, file in measured.items():
         devices = cores // threads
@@ -306,6 +317,78 @@ def _compare_threads(cores: int, measured: dict[int, str], slo: float | None, gi
     else:
         lines.append(f"  take          --threads {best} --devices {cores // best}")
     print_paragraph("\n".join(lines))
+
+
+def _divide(
+    cores: int, measured: dict[int, str], rate: float, slo: float | None, given: dict[str, Any]
+) -> None:
+    """Divide the cores for a rate, and print the division."""
+    from clockwork.sim import division
+
+    if 1 not in measured:
+        raise click.UsageError("--rate needs the profiles of one thread: --measured 1=FILE")
+    scenarios = {
+        threads: _scenario("devices", given | {"profiles": file}, rate, slo, cores)
+        for threads, file in measured.items()
+    }
+    narrow = scenarios[1]
+    models = {
+        threads: {model.name: model for model in scenario.models} for threads, scenario in scenarios.items()
+    }
+    if any(found.keys() != models[1].keys() for found in models.values()):
+        raise click.UsageError(
+            f"the files of --measured are of different models: {', '.join(measured.values())}"
+        )
+    question = division.CoreQuestion(
+        profiles={threads: [found[name] for name in models[1]] for threads, found in models.items()},
+        cores=cores,
+        cluster=narrow.cluster,
+        workload=narrow.workload,
+        slo_ns=narrow.slo_ns,
+        warmup_ns=narrow.warm_ns(),
+        policy=narrow.policy,
+        options=narrow.options,
+    )
+    with _telling("division") as (tell, _), as_usage():
+        narrow.check()
+        found = division.planned(question, narrow.seeds, tell)
+    served = {
+        model.name: [
+            threads
+            for threads, count in ((1, found.division.narrow), (found.division.threads, found.division.wide))
+            if count and question.serves(threads, model.name)
+        ]
+        for model in narrow.models
+    }
+    if given["as_json"]:
+        rows = [
+            dataclasses.asdict(other) | {"goodput": goodput, "expected": found.expected[other]}
+            for other, goodput in found.simulated.items()
+        ]
+        print_json(
+            {
+                "division": dataclasses.asdict(found.division), "goodput": found.goodput, "narrow_only": found.narrow_only,
+                "served": served, "simulated": rows,
+            }
+        )  # fmt: skip
+        return
+    lines = [
+        f"  executors     {found.division}",
+        f"  goodput       {found.goodput:.5g} of {rate:.5g} requests/s",
+    ]
+    if found.narrow_only is not None and found.division.wide:
+        lines.append(f"  {'':<14}{found.narrow_only:.5g} with {cores} of one core")
+    lines += [f"  {name:<14}{_by(kinds)}" for name, kinds in served.items()]
+    print_paragraph("\n".join(lines))
+
+
+def _by(kinds: Sequence[int]) -> str:
+    """Return the executors that serve a model, by their cores, for people."""
+    return (
+        "by executors of " + " and ".join(say_count(kind, "core") for kind in kinds)
+        if kinds
+        else "not served"
+    )
 
 
 def fewest_threads(rates: Mapping[int, float]) -> int:

@@ -121,7 +121,7 @@ THREADS_WAIT_NS = 60_000_000_000
 such workers; the time for which such a worker prepares the model is not counted."""
 
 THREADS_TOLD_NS = 5_000_000_000  # Interval at which clients are told that their model waits for it
-CORE_LOADS_MAX = 64  # Rows of models' loads that a launcher is told: each of many models of equal times
+CORE_LOADS_MAX = 32  # Rows of models' loads that a launcher is told: each of many models of equal times
 CORE_TIMES_SHARED_MAX = 4_096  # Programs whose execution times by threads are kept once for all models
 
 FAILURES_TOLD_MAX = 20  # Failed preparations of a worker whose reasons status lists

@@ -15,7 +15,8 @@ DIVISION_KEPT = 1.05
 """Factor by which a division's expected goodput must exceed that of the present one to replace it: the rates
 of the last minute are not those of the next."""
 
-DIVISION_PASSES = 24  # Iterations by which the rates between two kinds of executors are found
+DIVISION_PASSES = 24  # Most iterations by which the rates between two kinds of executors are found
+LOSS_CHANGE_MIN = 1e-6  # Change of a loss below which they have been found
 DIVISION_MARGIN = 0.05
 """Part of its time by which an execution may take longer: the scheduler refuses what would be late by that.
 """

@@ -58,6 +58,19 @@ SYNTHETIC_FUNCTIONS_MIN = 1000  # Functions of a synthetic trace; one for each m
 
 NOISE_EXECUTIONS_MIN = 500  # Executions below which a cluster's measured noise is not used
 
+# ----- sim/division.py -------------------------------------------------------------------------
+
+DIVISIONS_NEAR = 1.05
+"""A division of cores is simulated if its expected goodput times this is at least that of the best."""
+
+DIVISION_REQUESTS = 20_000
+"""Requests of each simulation by which a launcher divides cores: all of them take a few seconds at most."""
+
+DIVISION_COUNTED_NS = 60_000_000_000  # Longest simulated time of it, for rates that are low
+DIVISION_WARM_UP_NS = 1_000_000_000  # Its uncounted time at the beginning
+DIVISION_NOISE = 0.02  # Its relative sigma of execution times, as of a CPU
+DIVISIONS_SIMULATED_MAX = 12  # Divisions of cores that are simulated for a plan, the best by expectation
+
 # ----- sim/check.py ----------------------------------------------------------------------------
 
 SHRUNK_MAX = 3  # Failures of a call that are shrunk: further ones are most likely the same

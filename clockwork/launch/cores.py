@@ -42,6 +42,17 @@ class DividedCores:
         return self.cores - self.narrow_least
 
 
+PlanDivision = Callable[[Sequence[CoreLoad], int, int], Division]
+"""Chooses a division for loads, cores, and the cores that wide executors may have at most."""
+
+
+def simulated(loads: Sequence[CoreLoad], cores: int, most_wide: int) -> Division:
+    """Return the best of the likeliest divisions, by simulation, which takes a few seconds at most."""
+    from clockwork.sim.division import planned_for  # loaded where it is needed: few machines are divided anew
+
+    return planned_for(loads, cores, most_wide)
+
+
 class CoreDivider:
     """Decides on the division by the controller's answers to the query "cores".
 
@@ -50,7 +61,8 @@ class CoreDivider:
     costs a start of workers.
     """
 
-    def __init__(self, cores: int, narrow_least: int) -> None:
+    def __init__(self, cores: int, narrow_least: int, plan: PlanDivision) -> None:
+        """plan: chooses the division, once the present one is to be replaced."""
         self.present = Division(cores)
         self._cores = cores
         self._wide_most = cores - narrow_least
@@ -58,6 +70,7 @@ class CoreDivider:
         self._samples: collections.deque[tuple[int, dict[Any, int]]] = collections.deque(
             maxlen=RATE_SAMPLES_MAX
         )
+        self._plan = plan
         self._judged_ns: int | None = None
         self._gain_since_ns: int | None = None  # since when another division would be better
         self._refused: dict[Division, int] = {}  # divisions that could not be, until when
@@ -70,6 +83,8 @@ class CoreDivider:
             return self.present
         self._judged_ns = now_ns
         self._samples.append((now_ns, {key: int(row["requests"]) for key, row in rows}))
+        if not (self.present.wide or any(threads > 1 for _, row in rows for threads, _, _ in row["exec_ns"])):
+            return self.present  # no model was slow enough to be timed with more threads
         loads = [
             CoreLoad(str(row["name"]), _times(row), int(row["slo_ns"]), self._rate(key)) for key, row in rows
         ]
@@ -77,11 +92,18 @@ class CoreDivider:
         if found.division == self.present or self._is_refused(found.division, now_ns):
             self._gain_since_ns = None
             return self.present
-        if lacking and len(found.unserved) < sum(not self._is_served(row) for _, row in rows):
-            return found.division
+        serves_more = len(found.unserved) < sum(not self._is_served(row) for _, row in rows)
         if self._gain_since_ns is None:
             self._gain_since_ns = now_ns
-        return found.division if now_ns >= self._gain_since_ns + DIVISION_SETTLED_NS else self.present
+        if not serves_more and now_ns < self._gain_since_ns + DIVISION_SETTLED_NS:
+            return self.present
+        division = self._plan(loads, self._cores, self._wide_most)
+        if self._is_refused(division, now_ns):
+            self._refused[found.division] = self._refused[division]
+        elif division != self.present:
+            return division
+        self._gain_since_ns = None
+        return self.present
 
     def became(self, division: Division) -> None:
         """Note the division that is there now. Rates are measured anew: others may be asked now."""
@@ -132,7 +154,7 @@ class CoreWatch:
         """endpoint: for clients; of several controllers, with commas. keys: an operator's, or None."""
         self._endpoint = endpoint
         self._keys = keys
-        self._divider = CoreDivider(divided.cores, divided.narrow_least)
+        self._divider = CoreDivider(divided.cores, divided.narrow_least, simulated)
         self._deciding = threading.Lock()  # of the divider, whose decision may take a second
         self._lock = threading.Lock()  # of the fields below
         self._present = self._wanted = self._divider.present

@@ -29,6 +29,7 @@ from clockwork.config.cores import (
     DIVISION_PASSES,
     DIVISION_TIE,
     EXPONENT_MAX,
+    LOSS_CHANGE_MIN,
 )
 
 SECOND = 1_000_000_000
@@ -97,37 +98,56 @@ def divisions(cores: int, widths: Sequence[int]) -> Iterator[Division]:
     yield from sorted(found, key=lambda division: (division.wide_cores, division.threads))
 
 
+def ranked(
+    loads: Sequence[CoreLoad], cores: int, most_wide: int | None = None
+) -> list[tuple[Division, float]]:
+    """Return the divisions of so many cores that serve most of the models, with the goodput to expect, those
+    with the fewest cores in wide executors first.
+
+    most_wide: cores that wide executors may have; by default all.
+    """
+    if cores < 1:
+        raise ValueError(f"a division of {cores} cores")
+    limit = cores if most_wide is None else most_wide
+    widths = {threads for load in loads for threads in load.exec_ns}
+    able = [division for division in divisions(cores, sorted(widths)) if division.wide_cores <= limit]
+    unserved = [len(_unserved(loads, division)) for division in able]
+    return [
+        (division, goodput_of(loads, division))
+        for division, count in zip(able, unserved)
+        if count == min(unserved)
+    ]
+
+
+def fewest_wide(found: Sequence[tuple[Division, float]]) -> Division:
+    """Return the first of these divisions, ordered as ranked() does, whose goodput is as high as the highest:
+    less than DIVISION_GAIN apart from one core each, and less than DIVISION_TIE from others."""
+    best = max(goodput for _, goodput in found)
+    return next(
+        division
+        for division, goodput in found
+        if goodput * (DIVISION_TIE if division.wide_cores else DIVISION_GAIN) >= best
+    )
+
+
 def choose(
     loads: Sequence[CoreLoad], cores: int, most_wide: int | None = None, kept: Division | None = None
 ) -> CoreChoice:
     """Return the division of so many cores with the highest expected goodput.
 
     A division that serves more of the models comes before one with a higher goodput: a model that no executor
-    serves fails for good. Of divisions whose goodput is as high, less than DIVISION_GAIN apart, it is the one
-    with the fewest cores of wide executors. most_wide: cores that wide executors may have; by default all.
-    kept: the division that there is, which stays unless the gain is as large, so that it does not flap.
+    serves fails for good. Of divisions whose goodput is as high it is the one with the fewest cores in wide
+    executors; see fewest_wide(). most_wide: as of ranked(). kept: the division that there is, which stays
+    unless another gains more than DIVISION_KEPT, so that it does not flap.
     """
-    if cores < 1:
-        raise ValueError(f"a division of {cores} cores")
-    limit = cores if most_wide is None else most_wide
-    widths = {threads for load in loads for threads in load.exec_ns}
-    judged: list[tuple[Division, int, float]] = []
-    for division in divisions(cores, sorted(widths)):
-        if division.wide_cores <= limit:
-            judged.append((division, len(_unserved(loads, division)), goodput_of(loads, division)))
-    least = min(unserved for _, unserved, _ in judged)
-    judged = [row for row in judged if row[1] == least]
-    best = max(goodput for _, _, goodput in judged)
-    chosen = next(
-        row for row in judged if row[2] * (DIVISION_TIE if row[0].wide_cores else DIVISION_GAIN) >= best
-    )
-    stays = next((row for row in judged if row[0] == kept), chosen)
-    if stays[2] * DIVISION_KEPT >= best:
-        chosen = stays
-    division, _, goodput = chosen
+    found = ranked(loads, cores, most_wide)
+    goodputs = dict(found)
+    division = fewest_wide(found)
+    if kept in goodputs and goodputs[kept] * DIVISION_KEPT >= max(goodputs.values()):
+        division = kept
     return CoreChoice(
         division,
-        goodput,
+        goodputs[division],
         goodput_of(loads, Division(cores)),
         {load.name: _executors_of(load, division) for load in loads},
         _unserved(loads, division),
@@ -161,7 +181,11 @@ def _goodput(loads: Sequence[CoreLoad], division: Division, batch: int) -> float
     services = [[_service(load, threads, batch) for load in loads] for threads, _ in kinds]
     first = [_first_kind(load, [row[place] for row in services], kinds) for place, load in enumerate(loads)]
     losses = [[0.0] * len(loads) for _ in kinds]
+    change = 1.0
     for _ in range(DIVISION_PASSES):
+        if change < LOSS_CHANGE_MIN:
+            break
+        change = 0.0
         for kind, (_, count) in enumerate(kinds):
             rates = [
                 0.0
@@ -170,7 +194,9 @@ def _goodput(loads: Sequence[CoreLoad], division: Division, batch: int) -> float
                 for place, load in enumerate(loads)
             ]
             found = _losses(services[kind], rates, count)
-            losses[kind] = [(old + new) / 2 for old, new in zip(losses[kind], found)]
+            halfway = [(old + new) / 2 for old, new in zip(losses[kind], found)]  # else it may swing for ever
+            change = max(change, *(abs(new - old) for old, new in zip(losses[kind], halfway)), 0.0)
+            losses[kind] = halfway
     good = 0.0
     for place, load in enumerate(loads):
         if first[place] >= 0:
@@ -266,5 +292,7 @@ __all__ = [
     "deadline_loss",
     "divisions",
     "erlang_loss",
+    "fewest_wide",
     "goodput_of",
+    "ranked",
 ]

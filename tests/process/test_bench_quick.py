@@ -20,6 +20,7 @@ from rich.console import Console
 
 from bench import (
     batching,
+    cores,
     dashboard_cost,
     disturbance,
     emulated,
@@ -102,6 +103,19 @@ def test_the_chosen_threads_beside_every_number() -> None:
         assert row["chosen/this"] in (0, 1)
     assert threads.flags_of(1, 4) == ("--executors", "4")
     assert threads.flags_of(2, 4) == ("--threads", "2", "--devices", "2")
+
+
+def test_the_division_of_cores_beside_every_division() -> None:
+    plan = cores.Plan(
+        cores=(16,), loads=(0.6,), seconds=2.0, seeds=1, cases=("one needs threads", "long SLOs")
+    )
+    rows = cores.measure(plan)
+    assert [row["case"] for row in rows] == list(plan.cases)
+    assert [row["divisions"] for row in rows] == [14, 15], (
+        "without threads a model of the first is not served"
+    )
+    assert all(row["chosen/best"] >= 0.98 and row["planned/best"] >= 0.98 for row in rows)
+    assert rows[1]["chosen"] == "16 of one core"
 
 
 def test_round_trip_beside_a_relay() -> None:

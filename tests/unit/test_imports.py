@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "worker": ["base", "system", "wire", "takeover", "formats", "device", "models"],
     "gateway": ["base", "system", "wire", "web", "client", "sources", "protocol", "repository"],
     "sim": ["base", "system", "wire", "takeover", "scheduler", "observe", "formats", "workloads", "device"],
-    "launch": ["base", "system", "wire", "scheduler", "formats", "client"],
+    "launch": ["base", "system", "wire", "scheduler", "formats", "client", "sim"],
     "cli": ["base", "system", "wire", "formats", "models", "workloads", "client", "sources", "controller", "worker", "repository", "gateway", "sim", "observe", "launch", "web"],
     "face": ["base", "wire", "formats", "client", "cli"],
 }  # fmt: skip

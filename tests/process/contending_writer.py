@@ -2,8 +2,8 @@
 
     python -m tests.process.contending_writer URL DIR NAME
 
-Prints ``active EPOCH``, then for each change ``yes KEY`` once it is acknowledged, ``no KEY`` where it is refused
-and ``unknown KEY`` where nobody knows. Ends when another is active.
+Prints ``active EPOCH``, then for each change ``yes KEY`` once it is acknowledged, ``no KEY`` where it is
+refused, and ``unknown KEY`` where nobody knows. Ends when another is active.
 """
 
 from __future__ import annotations

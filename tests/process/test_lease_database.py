@@ -434,12 +434,12 @@ class Writers:
                 self.programs[number] = self._start(number)
 
     def said(self, word: str) -> list[str]:
-        """What follows the word in lines of all processes."""
+        """The rest of each line of all processes that begins with a word."""
         lines = [line for program in (*self.ended, *self.programs) for line in list(program.lines)]
         return [line.removeprefix(f"{word} ") for line in lines if line.startswith(f"{word} ")]
 
     def await_change(self) -> None:
-        """Return once a change of a new epoch, or of the present one, has been acknowledged since the call."""
+        """Return once a change has been acknowledged since the call."""
         before = len(self.said("yes"))
         eventually(lambda: self.revive() or len(self.said("yes")) > before, "a change is acknowledged")  # type: ignore[func-returns-value]
 

@@ -119,3 +119,7 @@ def test_a_launcher_divides_by_what_it_knows_of_loads() -> None:
     # A model was not timed with more threads, because it is fast.
     quick = dataclasses.replace(loads[1], exec_ns={1: loads[1].exec_ns[1]})
     assert planned_for([loads[0], quick], 16, 15).wide > 0
+    # No number of threads meets this SLO, and the others are served all the same.
+    hopeless = dataclasses.replace(loads[0], name="hopeless", slo_ns=MS)
+    assert planned_for([*loads, hopeless], 16, 15).wide > 0
+    assert planned_for([hopeless], 16, 15) == Division(16)

@@ -1,14 +1,14 @@
 """Time from the end of the active controller to the first answer of the standby, and requests meanwhile.
 
     python -m bench.takeover [--quick] [--json] [--rounds 20] [--models 8] [--rate 100]
-        [--how kill,stop] [--catalog directory] [--away 60]
+        [--how kill,stop,hand-over] [--catalog directory] [--away 60]
 
 `clockwork up --controllers 2` on a directory of its own, with two workers and a gateway that nobody asks. A
 client with both addresses asks at an even rate, open loop, with an SLO of 2 s, for models that are resident.
-In each round the active is killed (SIGKILL), or stopped (SIGSTOP) and then killed by the standby, and is
-started again as the standby; the next round begins once it waits. ``first`` is the time from the signal to
-the first answer to a request that was asked after it. Every
-answer is compared with ONNX Runtime's.
+In each round the active is killed (SIGKILL), or stopped (SIGSTOP) and then killed by the standby, or told to
+hand over, and is started again as the standby; the next round begins once it waits. ``first`` is the time
+from the signal, or the order, to the first answer to a request that was asked after it; ``gap`` the longest
+time without an answer about then. Every answer is compared with ONNX Runtime's.
 
 --catalog postgres: two controllers as on two machines, each with a data directory of its own, with the
 catalogue in a PostgreSQL server that is started here. A stopped active is woken up (SIGCONT) after the first
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import re
 import signal
@@ -52,6 +53,8 @@ SETTLE_S = 0.5
 ROUNDS_MAX = 6  # of a cluster: `up` gives a process up that ends too often
 STANDS_BY = "standby: serves once"
 LEASE_STANDS_BY = f"{STANDS_BY} no other controller has the lease"
+GAP_S = 0.25  # Time before an order, and after the first answer to a later request, in which gaps count
+HAND_OVER = "hand-over"
 HOW = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 AWAY = "away"
 
@@ -334,6 +337,11 @@ class Load:
             pause.wait(0.002)
         raise ClockworkError("nothing is answered")
 
+    def gap_ms(self, begin_ns: int, end_ns: int) -> float:
+        """The longest time between two good answers that ended within a time."""
+        ends = sorted(end for _, end, text in self.ended if not text and begin_ns <= end <= end_ns)
+        return max((after - before for before, after in itertools.pairwise(ends)), default=0) / MS
+
 
 def loads_of(client: Client) -> int:
     return sum(worker["sent"].get("load", 0) for worker in client.status()["workers"])
@@ -341,13 +349,14 @@ def loads_of(client: Client) -> int:
 
 def kill_again(
     plan: Plan, up: Struck, how: str, rounds: int, load_ended: list[tuple[int, int, str]]
-) -> tuple[list[float], int, int]:
-    """Returns the times to the first answers in ms, the LOADs and the requests of a cluster.
+) -> tuple[list[float], list[float], int, int]:
+    """Returns the times to the first answers and the gaps in ms, the LOADs and the requests of a cluster.
 
     load_ended: takes the requests' ends."""
     models = {f"m{index}": zoo.build("mlp", seed=index) for index in range(plan.models)}
     plains = {name: Plain(model) for name, model in models.items()}
     firsts: list[float] = []
+    gaps: list[float] = []
     loads = 0
     with Client(up.ready(), name="takeover", timeout=READY_S) as client:
         for name, model in models.items():
@@ -360,13 +369,19 @@ def kill_again(
             if isinstance(up, Machines) and how == AWAY:
                 firsts.append(up.leave_alone(plan.away_s, client) * SECOND / MS)
                 continue
-            at_ns = up.strike(HOW[how])
-            firsts.append((load.first_after(at_ns) - at_ns) / MS)
+            if how == HAND_OVER:
+                at_ns = up.strike(0)  # which no process notices
+                client.hand_over()
+            else:
+                at_ns = up.strike(HOW[how])
+            first_ns = load.first_after(at_ns)
             up.recover()
+            firsts.append((first_ns - at_ns) / MS)
+            gaps.append(load.gap_ms(at_ns - round(GAP_S * SECOND), first_ns + round(GAP_S * SECOND)))
             loads += loads_of(client)
         load.stop()
     load_ended += load.ended
-    return firsts, loads, load.asked
+    return firsts, gaps, loads, load.asked
 
 
 def measure(plan: Plan) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -380,14 +395,16 @@ def measure(plan: Plan) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 def measure_one(plan: Plan, how: str) -> tuple[dict[str, Any], dict[str, Any]]:
     ended: list[tuple[int, int, str]] = []
     firsts: list[float] = []
+    gaps: list[float] = []
     loads = asked = 0
     with cluster_of(plan) as make:
         while len(firsts) < plan.rounds:
             rounds = min(ROUNDS_MAX, plan.rounds - len(firsts))
             found = kill_again(plan, make(), how, rounds, ended)
             firsts += found[0]
-            loads += found[1]
-            asked += found[2]
+            gaps += found[1]
+            loads += found[2]
+            asked += found[3]
     failed: dict[str, int] = {}
     for _, _, text in ended:
         if text:
@@ -399,6 +416,8 @@ def measure_one(plan: Plan, how: str) -> tuple[dict[str, Any], dict[str, Any]]:
         "rounds": plan.rounds,
         "first p50, ms": round(statistics.median(firsts), 1),
         "first worst, ms": round(max(firsts), 1),
+        "gap p50, ms": round(statistics.median(gaps), 1) if gaps else "-",
+        "gap worst, ms": round(max(gaps), 1) if gaps else "-",
         "requests": asked,
         "answered": len(took),
         "failed": sum(failed.values()),
@@ -406,7 +425,11 @@ def measure_one(plan: Plan, how: str) -> tuple[dict[str, Any], dict[str, Any]]:
         "longest, ms": round(took[-1], 1) if took else 0.0,
         "loads": loads,
     }
-    return row, {"failures": failed or "none", "firsts, ms": [round(first, 1) for first in firsts]}
+    return row, {
+        "failures": failed or "none",
+        "firsts, ms": [round(first, 1) for first in firsts],
+        "gaps, ms": [round(gap, 1) for gap in gaps],
+    }
 
 
 def main() -> None:

@@ -15,8 +15,10 @@ import click
 from clockwork import config
 from clockwork.cli.common import (
     PATH,
+    Connect,
     Duration,
     as_usage,
+    client_options,
     grouped,
     log_format_option,
     parent_option,
@@ -488,7 +490,7 @@ def up(
     sys.exit(ray.up(settings, wanted, print_said))
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @log_format_option
 @click.option("--listen", help=f"Endpoint for clients.  [default: {config.CLIENT_ENDPOINT}]")
 @click.option("--worker-listen", help=f"Endpoint for workers.  [default: {config.WORKER_ENDPOINT}]")
@@ -528,7 +530,9 @@ def up(
 @click.option("--telemetry-max", callback=_size, metavar="SIZE", default=f"{TELEMETRY_BYTES >> 30}GiB", show_default=True,
               help="Bound of these files together; the oldest are removed first.")  # fmt: skip
 @parent_option
+@click.pass_context
 def controller(
+    context: click.Context,
     listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, standby: bool,
     kept: PackageFlags,
     scheduling: PolicyFlags, key: Path | None,
@@ -541,7 +545,10 @@ def controller(
     Examples:
       clockwork controller
       clockwork controller --listen tcp://0.0.0.0:5555 --worker-listen tcp://0.0.0.0:5556 --key controller.key
+      clockwork controller hand-over
     """
+    if context.invoked_subcommand is not None:
+        return
     from clockwork.controller import process
     from clockwork.controller.settings import ControllerSettings, check_policy, check_recorder
 
@@ -574,6 +581,24 @@ def controller(
         telemetry_bytes_max=telemetry_max,
     )
     sys.exit(process.main(settings))
+
+
+@controller.command("hand-over")
+@client_options
+def hand_over(connect: Connect) -> None:
+    """Have the active controller end in favour of a standby, between two turns of its loop.
+
+    Clients and gateways ask again, workers keep what they have loaded, and no request fails. It is refused
+    where no standby is there, and while models are registered or changed.
+
+    \b
+    Example:
+      clockwork controller hand-over --endpoint tcp://10.0.0.1:5555,tcp://10.0.0.1:5565
+    """
+    with connect() as client:
+        active = client.status()["standing"]["active"]
+        standbys = client.hand_over()
+    print_line(f"{active} gives way to {' or '.join(standbys)}")
 
 
 @click.command()

@@ -199,6 +199,7 @@ class AsyncClient:
     load = _awaited(Client.load)
     unload = _awaited(Client.unload)
     report_source = _awaited(Client.report_source)
+    hand_over = _awaited(Client.hand_over)
     route = _awaited(Client.route)
     promote = _awaited(Client.promote)
     rollback = _awaited(Client.rollback)

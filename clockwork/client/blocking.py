@@ -283,6 +283,14 @@ class Client:
         """
         return self._ask(calls.ROUTE, timeout, name, shares, shadow, tolerance)
 
+    def hand_over(self, *, timeout: float | None = None) -> list[str]:
+        """Have the controller give way to a standby; returns the addresses of the standbys that may follow.
+
+        Requests are asked again of the next controller. Raises Unavailable where no standby is there, or
+        models are being changed.
+        """
+        return self._ask(calls.HAND_OVER, timeout)
+
     def promote(self, name: str, version: int, *, timeout: float | None = None) -> RouteInfo:
         """Give all of a model's traffic to one version, at once; a shadow ends.
 

@@ -45,6 +45,7 @@ from clockwork.wire.messages import (
     PRODUCT_DTYPES,
     Answer,
     Failure,
+    HandOver,
     InferRequest,
     NamedTensorRef,
     Offer,
@@ -397,6 +398,11 @@ def _parts(share: float) -> int:
     raise InvalidInput(f"share {share!r}: must be {expected}", expected=expected, got=repr(share))
 
 
+def _standbys_of(body: Any) -> list[str]:
+    found = body.get("standbys") if isinstance(body, dict) else None
+    return [str(address) for address in found or ()]
+
+
 def _report_source(request_id: int, source: str, text: str) -> ReportSource:
     return ReportSource(
         request_id, printable(source, config.TROUBLE_CHARS_MAX), printable(text, config.TROUBLE_CHARS_MAX)
@@ -492,6 +498,7 @@ REGISTER = Call(_encode_register, _of_reply(ModelInfo.from_wire))
 UNREGISTER = _replied(_of_model(Unregister), _nothing)
 LOAD = _replied(_of_model(lambda request_id, name: Offer(request_id, name, True)), _nothing)
 REPORT_SOURCE = _replied(_report_source, _nothing)
+HAND_OVER = _replied(HandOver, _standbys_of)
 UNLOAD = _replied(_of_model(lambda request_id, name: Offer(request_id, name, False)), _nothing)
 
 ROUTE = _replied(_route, RouteInfo.from_wire)

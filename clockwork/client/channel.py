@@ -494,6 +494,7 @@ class Channel:
             is_up = self._state is not _State.DOWN or self._dealer.is_up
             if not self._turns.advance(now, is_up or self._dealer.is_begun, is_up):
                 return
+            self._dealer.give_up()  # the calls are asked elsewhere, without waiting for these messages
             self._hang_up()
         self._dial()
 

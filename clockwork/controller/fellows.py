@@ -16,6 +16,7 @@ from clockwork.controller.peers.directory import (
     fellows_in,
     forget_dead,
     read_takeovers,
+    standbys_of,
     write_takeovers,
 )
 from clockwork.controller.standing import ControllerRole, ControllerStanding, StandbyWatch, Takeover
@@ -61,6 +62,11 @@ class Fellows:
         self.standing = ControllerStanding(
             ControllerRole.ACTIVE, address, presence.since_ns, expects_standbys, takeovers=takeovers
         )
+
+    def standing_by(self) -> list[str]:
+        """The addresses of the standbys that would take over at once. Reads files: for the storage thread, or
+        an end. Raises OSError."""
+        return [fellow.address for fellow in standbys_of(fellows_in(self._data), time.time_ns())]
 
     def beat(self, now_ns: int) -> None:
         """Look for standbys, unless that was done a moment ago."""

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from clockwork.config import HEARTBEAT_NS, VERSION
-from clockwork.config.controller import EXIT_TAKEN_OVER, HOLDER_LOOK_S
+from clockwork.config.controller import EXIT_TAKEN_OVER, HOLDER_LOOK_S, LEAVE_S
 from clockwork.controller._exchange import (
     CLIENT_MESSAGE,
     CLIENTS_LEFT,
@@ -52,7 +52,7 @@ from clockwork.controller.lease.keeper import LeaseKeeper, LeaseLost, LeaseWon
 from clockwork.controller.lease.turn import await_lease, begin_keeper, named_leader
 from clockwork.controller.outlet import Outlet
 from clockwork.controller.peers.access import Access
-from clockwork.controller.peers.directory import Presence, fellows_in, takeover_from
+from clockwork.controller.peers.directory import Presence, await_successor, fellows_in, takeover_from
 from clockwork.controller.peers.links import Links
 from clockwork.controller.peers.returning import Returning, read_names, write_names
 from clockwork.controller.peers.seats import divide
@@ -117,12 +117,18 @@ class Controller:
         self._data = settings.data
         rows = None if won is None else won.rows
         self._catalog = Catalog(settings.data, packages, settings.catalog, fence, rows)
-        self._catalog.open(succession.lock if succession is not None else -1)
-        self._sockets = self._open(settings)
+        if succession is None:
+            self._catalog.open()
+            self._sockets = self._open(settings)
+        else:  # peers dial already, and are connected while the catalogue is read
+            self._sockets = self._open(settings)
+            self._catalog.open(succession.lock)
         self.client_endpoint = self._sockets.clients.endpoint
         self.worker_endpoint = self._sockets.workers.endpoint
         self.events_endpoint = self._sockets.publisher.endpoint
+        self._has_waited = settings.standby
         self._stopping = False
+        self._word = Why.ENDED  # the reason of the end, for a standby
 
         self._effects: deque[Effect] = deque()  # the decisions of the parts below
         self._table = ModelTable(self._effects)
@@ -168,8 +174,9 @@ class Controller:
         self._names: list[str] | None = None  # of the workers, as written last
         self._is_nameless = False  # whether they could not be written
         self._clients = ClientPort(
-            self._context, self._effects, access, served, self._table, self._registrar, views, self._returning
-        )
+            self._context, self._effects, access, served, self._table, self._registrar, views, self._returning,
+            self._give_way,
+        )  # fmt: skip
         self._workers = WorkerPort(
             self._context, access, self._effects, self._table, self._registrar, self._repairs, settings.policy,
             self._scheduler.plans_fetches, self._scheduler.sole_copies, self._returning.joined,
@@ -210,11 +217,11 @@ class Controller:
         """Restore the registered models and routes from the catalog."""
         records, complaints = self._catalog.records()
         self._registrar.restore(records, complaints, *self._catalog.routes(), self._catalog.unused())
-        self._catalog.keep_backup(self._report_backup)
         self._registrar.versions.await_names(settings.await_models)
         self._effects.append(ListPackages())
         self._outlet.carry_out()
-        self._repairs.start()
+        if self._returning.is_over:
+            self._start_care()
         log.info(
             "controller %s listens for clients on %s and for workers on %s; %s in %s; room for %d clients, %d workers and "
             "%d subscribers",
@@ -222,9 +229,30 @@ class Controller:
             self.seats.clients, self.seats.workers, self.seats.subscribers,
         )  # fmt: skip
 
+    def _start_care(self) -> None:
+        """Begin to look after the stored files. That takes the interpreter's time, so that a controller which
+        follows another has let clients in before."""
+        self._presence.opens()
+        self._catalog.keep_backup(self._report_backup)
+        self._repairs.start()
+
     def stop(self) -> None:
         """Have run() return after this turn of its loop."""
         self._stopping = True
+
+    def _give_way(self, answered: Callable[[list[str], BaseException | None], bool]) -> None:
+        """See GiveWay. The catalogue's log is written back before the end, beside requests."""
+
+        def prepare() -> list[str]:
+            self._catalog.write_back()
+            return self._fellows.standing_by()
+
+        def prepared(standbys: list[str] | None, error: BaseException | None) -> None:
+            if answered(standbys or [], error):
+                self._word = Why.HANDED_OVER
+                self.stop()
+
+        self._storage.submit(prepare, prepared)
 
     def run(self, wake_fd: int = -1) -> None:
         """Serve until stop(). wake_fd: a descriptor that becomes readable when a signal has come."""
@@ -234,7 +262,8 @@ class Controller:
         others += [self._keeper.fileno()] if self._keeper is not None else []
         exchange, context, outlet, needs = self._exchange, self._context, self._outlet, self._need_handlers()
         exchange.wait_on(self._sockets.filenos, others)
-        gc.collect()
+        if not self._has_waited:
+            gc.collect()
         gc.freeze()
         while not self._stopping:
             need = exchange.run(min(self._heartbeat_ns, self._returning.due_ns))
@@ -244,6 +273,7 @@ class Controller:
             if need != ORDER and self._returning.look(context.now_ns):
                 self._clients.let_in()
                 outlet.carry_out()
+                self._start_care()
 
     def _need_handlers(self) -> dict[int, Callable[[], None]]:
         """The handler of each reason for which the exchange returns to Python."""
@@ -269,9 +299,12 @@ class Controller:
         return self._exchange.spent_ns()
 
     def close(self) -> None:
-        """Answer the open requests, say goodbye to all peers, and release every resource.
+        """End in order: leave the open requests to a standby here, or answer them, and release all resources.
 
         Another that has taken over answers the requests: clients ask it by themselves."""
+        if not self.is_taken_over and self._has_heir():
+            self._leave()
+            return
         if not self.is_taken_over:
             self._exchange.fail_all(Status.UNAVAILABLE, "the controller is shutting down")
         self._effects.clear()  # effects left over from a controller that failed
@@ -285,9 +318,31 @@ class Controller:
         self._repairs.close()
         self._context.flight.close()
         self._sockets.close()
-        # The word is there before the lock is free, and lies there for a standby alone.
-        self._presence.close(Why.ENDED if self._fellows.standing.standbys else None)
+        self._presence.close()
         self._catalog.close()
+
+    def _has_heir(self) -> bool:
+        """Whether a standby takes over at once when this controller ends."""
+        try:
+            return bool(self._fellows.standing_by())
+        except OSError as error:
+            log.warning("standbys of %s are not seen: %s", self._data, error)
+            return False
+
+    def _leave(self) -> None:
+        """Leave the directory and the peers to a standby, in this order and at once.
+
+        Nobody is answered: clients ask inference again of the standby, and workers report there."""
+        self._jobs.close()
+        self._storage.close()
+        self._repairs.close()
+        self._presence.close(self._word)
+        self._catalog.release()
+        self._sockets.close()
+        if not await_successor(self._data, LEAVE_S):
+            log.warning("the standby of %s lets no client in yet", self._data)
+        self._recordings.close()
+        self._context.flight.close()
 
     # ----- what the exchange stops for ---------------------------------------------------------------
 
@@ -458,6 +513,8 @@ def _await_turn(
     Raises ConfigError."""
     log.info("standby: serves once no other controller uses %s", settings.data)
     begun_ns = now_ns()
+    gc.collect()  # ahead of run(), which does not after a wait: it takes 20 to 90 ms
+    gc.freeze()
     path, watch = settings.data / LOCK_FILE, HolderWatch()
     follower = None if settings.catalog else CatalogFollower(settings.data)
     has_waited = False

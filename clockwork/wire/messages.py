@@ -373,6 +373,12 @@ class Rollback(NamedTuple):
     name: ModelReference
 
 
+class HandOver(NamedTuple):
+    """Have the controller give way to a standby: answered by Reply, and the connection ends, or Failure."""
+
+    request_id: Id
+
+
 class Bye(NamedTuple):
     """The client leaves: the requests that it still waits for are cancelled."""
 
@@ -919,7 +925,7 @@ Message: TypeAlias = NamedTuple
 
 FROM_CLIENT = {1: ClientHello, 2: InferRequest, 3: Cancel, 4: Register, 5: UploadChunk, 6: Unregister,
                7: Query, 8: Bye, 9: Route, 10: Promote, 11: Rollback, 12: Offer,
-               13: ReportSource}  # fmt: skip
+               13: ReportSource, 14: HandOver}  # fmt: skip
 TO_CLIENT = {32: ClientWelcome, 33: Answer, 34: Failure, 35: UploadNeed, 36: UploadAck, 37: Progress,
              38: Reply, 39: HelloNeeded, 40: Mismatch, 41: Goodbye}  # fmt: skip
 FROM_WORKER = {64: WorkerHello, 65: Heartbeat, 66: Pong, 67: Result, 68: Fetch, 69: Prepared,
@@ -967,6 +973,7 @@ NATIVE: tuple[type, ...] = (
 messages from them a writer."""
 
 PYTHON_ALONE: tuple[type, ...] = (
+    HandOver,
     BundleWanted,
     BundleRefused,
     BundleOffer,

@@ -502,6 +502,10 @@ class Dealer:
         """Whether receive() or changes() has something. Call before waiting on filenos: they are edges."""
         return self._probe.readable() or self._monitor_probe.readable()
 
+    def give_up(self) -> None:
+        """Have close() drop the messages that wait, because nobody is left to read them."""
+        self._socket.set(zmq.LINGER, 0)
+
     def close(self) -> None:
         """Close the socket. Waiting messages still go out for LINGER_MS.
 

@@ -16,6 +16,7 @@ from clockwork.client.loop import LoopClient
 from clockwork.config.wire import ENDPOINTS_MAX
 from clockwork.errors import ConfigError, ConnectionLost, DeadlineMissed, RequestTimeout
 from clockwork.launch.local import held_ports
+from clockwork.wire import transport
 from clockwork.wire.messages import NO_LEASE, ClientHello, InferRequest, Query, Unregister
 from tests.patience import PATIENCE_S, eventually
 from tests.process.fake_controller import FakeController
@@ -206,3 +207,18 @@ def test_wrong_lists_of_endpoints_are_refused_at_once(endpoints: list[str]) -> N
             Client(wrong)
     with pytest.raises(ConfigError, match="17 endpoints; at most 16"):
         Client(",".join(endpoints[:1] * (ENDPOINTS_MAX + 1)))
+
+
+def test_a_connection_is_given_up_without_waiting_for_its_messages(
+    monkeypatch: pytest.MonkeyPatch, endpoints: list[str]
+) -> None:
+    """Messages that wait for a lost controller would else delay the dialling of the next by LINGER_MS."""
+    monkeypatch.setattr(transport, "LINGER_MS", round(10 * PATIENCE_S * 1000))
+    first = FakeController(endpoints[0], handle=silence)
+    with Client(",".join(endpoints), timeout=PATIENCE_S) as client:
+        futures = [client.submit("m", np.zeros(1 << 20, np.float32)) for _ in range(16)]
+        first.wait_for(InferRequest)
+        first.close()  # most likely before it has read all of them
+        with FakeController(endpoints[1]):
+            for future in futures:
+                assert future.result(PATIENCE_S).shape == (1 << 20,)

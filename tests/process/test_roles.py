@@ -74,6 +74,7 @@ FROM_CLIENTS: dict[type, Any] = {
     messages.Rollback: messages.Rollback(1, "m"),
     messages.Offer: messages.Offer(1, "m", True),
     messages.ReportSource: messages.ReportSource(1, "s3://bucket/models", "away"),
+    messages.HandOver: messages.HandOver(1),
 }
 FROM_WORKERS: dict[type, Any] = {
     messages.WorkerHello: messages.WorkerHello(PROTOCOL_VERSION, "test", "fake", 1, [DEVICE]),

@@ -13,12 +13,18 @@ import numpy as np
 import pytest
 
 from clockwork import Client
+from clockwork.config.controller import STANDBY_HEARD_NS
+from clockwork.controller.peers.directory import Presence
 from clockwork.controller.peers.returning import WORKERS_FILE
+from clockwork.controller.standing import ControllerRole
 from clockwork.errors import ConnectionLost
 from clockwork.launch.local import held_ports
 from clockwork.models import zoo
+from clockwork.wire import messages
+from clockwork.wire.messages import Status
 from tests.patience import PATIENCE_S, eventually
 from tests.process.cluster import Cluster, Program, Reference, running_cluster, same, total_sent
+from tests.process.peers import RawClient, running_controller
 from tests.process.up import Up, running
 
 NAMES = ("first", "second", "third")
@@ -156,6 +162,70 @@ def test_a_standby_ends_an_active_that_was_stopped(tmp_path: Path) -> None:
         pair.check_end()
     finally:
         pair.destroy()
+
+
+@pytest.mark.parametrize("how", ["handed_over", "ended"])
+def test_an_active_gives_way_to_its_standby_without_a_failed_request(tmp_path: Path, how: str) -> None:
+    """By an operator's order, and by SIGTERM: forth, and back to a controller that was started anew."""
+    references = {name: Reference(zoo.build("mlp", seed=seed)) for seed, name in enumerate(NAMES)}
+    x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+    pair = Pair(tmp_path)
+    own = (pair.endpoint, pair.worker_endpoint)
+    try:
+        for number in range(2):
+            pair.start_worker(endpoint=pair.dialled, name=f"worker-{number}")
+        with Client(pair.clients, timeout=PATIENCE_S) as client:
+            for seed, name in enumerate(NAMES):
+                client.register(name, zoo.build("mlp", seed=seed))
+                assert same(client.infer(name, x), references[name](x))
+            for address in (pair.other[0], pair.endpoint):
+                await_standby(client, address)
+                answers = [client.submit(name, x, slo=PATIENCE_S) for name in NAMES * 10]
+                if how == "handed_over":
+                    ordered = pair.program(["controller", "hand-over", "--endpoint", pair.clients])
+                    assert ordered.wait() == 0, ordered.text
+                    assert f"gives way to {address}" in ordered.text
+                else:
+                    pair.controller.send(signal.SIGTERM)
+                answers += [client.submit(name, x, slo=PATIENCE_S) for name in NAMES * 10]
+                for name, answer in zip(NAMES * 20, answers, strict=True):
+                    assert same(answer.result(PATIENCE_S), references[name](x))
+                assert pair.controller.wait() == 0, pair.controller.text
+                pair.controller = pair.standby
+                status = client.status()
+                standing = status["standing"]
+                assert (standing["active"], standing["last"]["why"]) == (address, how)
+                assert total_sent(status, "load") == 0
+                client.load(NAMES[0])  # it can be changed, and has what was changed before
+                if address != own[0]:
+                    pair.standby = pair.start_standby(*own)
+            assert client.status()["standing"]["takeovers"][how] == 2
+        assert not list((tmp_path / "controller").glob("*.damaged-*"))
+        pair.check_end()
+    finally:
+        pair.destroy()
+
+
+def test_a_hand_over_is_refused_where_nobody_could_follow(tmp_path: Path) -> None:
+    with running_controller(tmp_path) as controller, RawClient(controller) as client:
+
+        def refusal(number: int) -> str:
+            client.send(messages.HandOver(number))
+            failure, _ = client.receive(messages.Failure)
+            assert (failure.request_id, failure.status) == (number, Status.UNAVAILABLE)
+            return str(failure.text)
+
+        assert "no standby is there to take over" in refusal(1)
+        standby = Presence(tmp_path, "tcp://127.0.0.1:1", ControllerRole.STANDBY)
+        with RawClient(controller) as other:
+            other.send(messages.Register(1, "m", [["model.onnx", 1, "0" * 64]], {}))
+            other.receive(messages.UploadNeed)
+            assert "1 change of models must end before the controller gives way" in refusal(2)
+            assert standby._note is not None
+            standby._body["heard_ns"] -= STANDBY_HEARD_NS
+            standby.has_ended()  # writes the note
+        eventually(lambda: "no standby" in refusal(3), "the upload has ended with its client")
+        standby.close()
 
 
 def active_of(up: Up) -> int:

@@ -66,7 +66,11 @@ def parse(words: list[str]) -> click.Context:
     name, *rest = words
     command = cli.get_command(click.Context(cli), name)
     assert command is not None, f"there is no command {name!r}"
-    if isinstance(command, click.Group) and rest:
+    if (
+        isinstance(command, click.Group)
+        and rest
+        and not (command.invoke_without_command and rest[0][:1] == "-")
+    ):
         inner = command.get_command(click.Context(command), rest[0])
         assert inner is not None, f"there is no command {name} {rest[0]!r}"
         command, rest = inner, rest[1:]

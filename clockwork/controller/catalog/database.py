@@ -261,6 +261,9 @@ class Database(Protocol):
     def confirm(self) -> None:
         """Make sure that the catalogue is still this controller's. Raises OSError."""
 
+    def write_back(self) -> None:
+        """Do ahead what close() would have to do at length. Raises OSError."""
+
     def close(self) -> None: ...
 
 
@@ -399,6 +402,13 @@ class SqliteDatabase:
     @property
     def place(self) -> str:
         return str(self._root)
+
+    def write_back(self) -> None:
+        if self._open is None:
+            try:
+                self._empty_log()
+            except sqlite3.Error as error:
+                raise as_os_error(error) from error
 
     def close(self) -> None:
         """Write the log back, as far as that can be done, and close the file."""

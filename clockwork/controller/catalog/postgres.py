@@ -251,6 +251,9 @@ class PostgresDatabase:
     def place(self) -> str:
         return shown(self._url)
 
+    def write_back(self) -> None:
+        pass  # the server's task
+
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()

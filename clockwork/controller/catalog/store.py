@@ -150,6 +150,17 @@ class Catalog:
         if self._keeper is not None:
             self._keeper.stop()
 
+    def write_back(self) -> None:
+        """Do ahead, beside requests, what close() would have to do at length. Raises OSError."""
+        assert self._database is not None
+        self._database.write_back()
+
+    def release(self) -> None:
+        """Leave the directory to a standby. Its backup is brought up to date by the standby."""
+        self.stop_backup()
+        self._keeper = None
+        self.close()
+
     def close(self) -> None:
         self.store.close()
         if self._keeper is not None:

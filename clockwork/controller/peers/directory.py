@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clockwork.config.controller import TAKEOVERS_BYTES_MAX, TAKEOVERS_KEPT
+from clockwork.config.controller import NOTES_PAUSE_S, STANDBY_HEARD_NS, TAKEOVERS_BYTES_MAX, TAKEOVERS_KEPT
 from clockwork.controller.standing import NO_TAKEOVERS, ControllerRole, Standby, Takeover, Takeovers, Why
+from clockwork.system.clock import SECOND, now_ns
 from clockwork.system.notes import Found, Note, read_notes
 
 log = logging.getLogger("clockwork.controller")
@@ -35,7 +36,7 @@ class Presence:
         """address: at which it listens for clients, or will."""
         self._body: dict[str, Any] = {
             "role": role.value, "address": address, "process": f"process {os.getpid()}", "since_ns": time.time_ns(),
-            "read": -1, "heard_ns": time.time_ns(), "ended_ns": 0, "word": "",
+            "read": -1, "heard_ns": time.time_ns(), "ended_ns": 0, "opened_ns": 0, "word": "",
         }  # fmt: skip
         self._note: Note | None = None
         try:
@@ -61,6 +62,10 @@ class Presence:
         if self._body["role"] != ControllerRole.ACTIVE:
             self._body |= {"role": ControllerRole.ACTIVE.value, "since_ns": time.time_ns()}
         self._write(address=address)
+
+    def opens(self) -> None:
+        """Tell that clients are let in."""
+        self._write(opened_ns=time.time_ns())
 
     def close(self, word: Why | None = None) -> None:
         """End in order. word: why, for the standby that takes over; None: nobody does. Idempotent."""
@@ -88,6 +93,7 @@ class Fellow(NamedTuple):
     read: int
     heard_ns: int
     ended_ns: int  # when it ended an active that stood still; 0: never
+    opened_ns: int  # when the active let clients in; 0: not yet
     word: str  # its last word as the active, a Why; "": none
 
     def stands_by(self, number: int) -> Standby:
@@ -99,6 +105,28 @@ class Fellow(NamedTuple):
 def fellows_in(data: Path) -> list[Fellow]:
     """The controllers of a data directory, those that have left a note and died as well. Raises OSError."""
     return [fellow for found in read_notes(data / NOTES_FOLDER) if (fellow := _fellow(found)) is not None]
+
+
+def standbys_of(fellows: Sequence[Fellow], now_ns: int) -> list[Fellow]:
+    """The standbys that would take over at once: they live, and have given a sign. now_ns: Unix time."""
+    return [
+        fellow
+        for fellow in fellows
+        if fellow.is_alive
+        and fellow.role is ControllerRole.STANDBY
+        and now_ns - fellow.heard_ns < STANDBY_HEARD_NS
+    ]
+
+
+def await_successor(data: Path, limit_s: float) -> bool:
+    """Wait until another controller of the directory lets clients in. False: none does in time."""
+    limit_ns = now_ns() + round(limit_s * SECOND)
+    while now_ns() < limit_ns:
+        with contextlib.suppress(OSError):
+            if any(fellow.is_alive and fellow.opened_ns for fellow in fellows_in(data)):
+                return True
+        time.sleep(NOTES_PAUSE_S)
+    return False
 
 
 def forget_dead(fellows: Sequence[Fellow]) -> None:
@@ -151,7 +179,10 @@ def write_takeovers(data: Path, takeovers: Takeovers) -> None:
     os.replace(new, data / TAKEOVERS_FILE)
 
 
-_TEXTS, _NUMBERS = ("role", "address", "process", "word"), ("since_ns", "read", "heard_ns", "ended_ns")
+_TEXTS, _NUMBERS = (
+    ("role", "address", "process", "word"),
+    ("since_ns", "read", "heard_ns", "ended_ns", "opened_ns"),
+)
 
 
 def _fellow(found: Found) -> Fellow | None:

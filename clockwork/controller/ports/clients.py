@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import logging
 from collections import deque
-from collections.abc import Collection, Iterable
-from typing import Any, ClassVar
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, ClassVar, TypeAlias
 
 from clockwork.config import CLIENTS_MAX, FAILURE_CHARS_MAX, VERSION
 from clockwork.config.controller import CHANGED_BY_MAX, SEATS_ASKED_MAX
@@ -45,6 +45,7 @@ from clockwork.errors import (
     PolicyFailed,
     Unavailable,
 )
+from clockwork.system.words import say_count
 from clockwork.wire import codec
 from clockwork.wire.messages import (
     FROM_CLIENT,
@@ -56,6 +57,7 @@ from clockwork.wire.messages import (
     ClientWelcome,
     Failure,
     Goodbye,
+    HandOver,
     HelloNeeded,
     Mismatch,
     Offer,
@@ -74,6 +76,10 @@ from clockwork.wire.messages import (
 from clockwork.wire.telling import printable
 
 log = logging.getLogger("clockwork.controller")
+
+GiveWay: TypeAlias = Callable[[Callable[[list[str], BaseException | None], bool]], None]
+"""Prepares the controller's end in favour of a standby. Calls back with the addresses of standbys, or with
+the error of the preparation; the controller ends if that returns True."""
 
 _STATUS_OF = {
     ModelNotFound: Status.MODEL_NOT_FOUND,
@@ -136,8 +142,10 @@ class ClientPort:
         registrar: Registrar,
         views: Views,
         returning: Returning,
+        give_way: GiveWay,
     ) -> None:
         self._returning = returning
+        self._give_way = give_way
         self._waiting: dict[bytes, tuple[int, ClientHello, str]] = {}  # clients that wait for workers
         self._context = context
         self._effects = effects
@@ -373,6 +381,34 @@ class ClientPort:
         self._views.reports.note(client.identity, message.source, message.text)
         self._send(client.identity, Reply(message.request_id, None))
 
+    def _hand_over(self, client: ClientLink, message: HandOver, frames: list[Any]) -> None:
+        self._check_idle()
+        identity, request_id = client.identity, message.request_id
+        self._give_way(functools.partial(self._gave_way, identity, request_id))
+
+    def _check_idle(self) -> None:
+        """Raise Unavailable where a client waits for a change of models: its outcome would be unknown."""
+        if count := sum(len(client.waits) for client in self._links.clients.values()):
+            raise Unavailable(
+                f"{say_count(count, 'change')} of models must end before the controller gives way"
+            )
+
+    def _gave_way(
+        self, client: bytes, request_id: int, standbys: list[str], error: BaseException | None
+    ) -> bool:
+        """Answer a hand-over that could begin. Returns whether it does."""
+        try:
+            self._check_idle()
+            if error is not None:
+                raise Unavailable(f"the catalogue cannot be left to a standby: {error}")
+            if not standbys:
+                raise Unavailable("no standby is there to take over: start a controller with --standby")
+        except Unavailable as refusal:
+            self._send(client, failure(request_id, refusal))
+            return False
+        self._send(client, Reply(request_id, {"standbys": standbys}))
+        return True
+
     def _bye(self, client: ClientLink, message: Bye, frames: list[Any]) -> None:
         self._gone(client, "left")
 
@@ -387,6 +423,7 @@ class ClientPort:
         Rollback: _change_models,
         ReportSource: _report_source,
         Query: _query,
+        HandOver: _hand_over,
         Bye: _bye,
     }
 

@@ -249,7 +249,7 @@ def status(as_json: bool, connect: Connect) -> None:
             owner = device.get("arena", -1)  # the number of the device whose arena it is; -1: its own
             rows.append([
                 str(worker.get("name")) + (" (leaving)" if worker.get("state") == "draining" else ""),
-                f"{device.get('kind')}: {device.get('name')}",
+                f"{device.get('kind')}: {device.get('name')}" + _of_threads(device.get("threads", 1)),
                 f"of device {owner}" if owner >= 0 else f"{pages * device.get('page_bytes', 0) / 2**20:.0f} MiB",
                 "-" if free is None or owner >= 0 else f"{free * device.get('page_bytes', 0) / 2**20:.0f} MiB",
                 "-" if owner >= 0 else str(plan.get("resident", "-")),
@@ -383,6 +383,11 @@ def _say_shares(shares: Sequence[Mapping[str, Any]]) -> str:
         f"{share['name']} {100 * share['had']:.0f} of {100 * share['asked']:.0f} % ({share['standing']})"
         for share in shares
     )
+
+
+def _of_threads(count: int) -> str:
+    """Return the threads of a device's executions, for its name; "" for one."""
+    return f", {count} threads" if count > 1 else ""
 
 
 def _share(plan: dict[str, Any], key: str) -> str:

@@ -159,6 +159,7 @@ class CoreWatch:
         self._lock = threading.Lock()  # of the fields below
         self._present = self._wanted = self._divider.present
         self._workers: Sequence[Mapping[str, Any]] = ()
+        self._waiting: Sequence[Sequence[Any]] = ()
         self._follows = False
         self._ended = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -185,6 +186,12 @@ class CoreWatch:
         """The division that is wanted now."""
         with self._lock:
             return self._wanted
+
+    @property
+    def waiting(self) -> str:
+        """The first model that waits for executions of more threads, for people; "" if none does."""
+        with self._lock:
+            return str(self._waiting[0][0]) if self._waiting else ""
 
     def follow(self, follows: bool) -> None:
         """Wake at each answer, and decide nothing. False: wake when another division is wanted."""
@@ -231,7 +238,7 @@ class CoreWatch:
 
     def _take(self, body: Mapping[str, Any]) -> None:
         with self._lock:
-            self._workers = body["workers"]
+            self._workers, self._waiting = body["workers"], body["waiting"]
             follows = self._follows
         if not follows:
             with self._deciding:

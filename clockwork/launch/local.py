@@ -539,7 +539,8 @@ class ProcessCluster:
 
     def _begin_division(self, watch: CoreWatch, division: Division) -> None:
         assert self._settings.cores is not None
-        self._say(f"Executors are divided anew: {division}. The workers for that start beside the others.")
+        whose = f" for {watch.waiting}" if watch.waiting else ""
+        self._say(f"Executors are divided anew{whose}: {division}. Workers for that start beside the others.")
         self._division = division
         self._coming = [self._start_worker(own) for own in self._settings.cores.flags(division)]
         watch.follow(True)

@@ -88,7 +88,9 @@ def test_a_model_that_needs_two_threads_gets_them_while_others_are_served(
             client.register("tight", str(package / MODEL_FILE), slo=PATIENCE_S)
             assert same(client.infer("tight", ROWS), expected)
             eventually(lambda: divided(client), "the worker that was alone has been replaced")
+            up.wait_for("Executors are divided anew for tight@1: 1 of one core and 1 of 2 cores")
             up.wait_for("Executors are divided: 1 of one core and 1 of 2 cores")
+            assert ", 2 threads" in CliRunner().invoke(cli, ["status", "--endpoint", up.endpoint]).output
             assert same(client.infer("tight", ROWS), expected)
             assert client.status()["threads_wanted"] == 2
             load.good_after(load.answers[-1][1])

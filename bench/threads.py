@@ -1,12 +1,13 @@
-"""The number of threads that `clockwork plan threads` takes, against every number, live on this machine.
+"""The number of threads that `clockwork plan threads` takes, against the other, live on two cores.
 
     python -m bench.threads [--quick] [--json] [--rounds 10] [--seconds 10] [--slos 4,1.6,0.8]
 
 A residual network of 15 MB, Poisson arrivals. An SLO is in multiples of the time of an execution on one core.
-For each SLO, `plan threads --onnx` measures the model and chooses. Then each round offers the same requests
-to a worker of each number of threads, in an order that alternates: 1.2 times the highest rate that the plan
-holds with any number. With one thread the cores are executors of one arena, with more they are devices of so
-many cores.
+The model is measured as `plan threads --onnx` does. For each SLO the offered rate is 1.2 times the highest
+that the plan holds with any number of threads, and `plan threads --rate` divides the cores for it, as
+`clockwork up` does. Then each round offers the same requests to a worker of each number of threads, in an
+order that alternates. With one thread the cores are executors of one arena, with two they are one device.
+Larger machines have divisions with executors of both kinds: `python -m bench.cores` simulates those.
 
 ``chosen/this`` is the median over the rounds of the goodput with the chosen number by the goodput with this
 one, so the choice is within 2 % of an exhaustive search where no row of an SLO has less than 0.98. The
@@ -31,7 +32,9 @@ import onnx
 from bench import report
 from bench.cluster import Cluster, finish_load, start_load
 from bench.reference import Plain
+from clockwork.formats.profiles import save_profiles
 from clockwork.models import zoo
+from clockwork.models.by_threads import measure_by_threads
 from clockwork.models.threads import thread_counts
 
 SEED = 5
@@ -43,21 +46,46 @@ PAGE_BYTES = "1MiB"
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    cores: int = len(os.sched_getaffinity(0))
+    cores: int = min(2, len(os.sched_getaffinity(0)))
     slos: tuple[float, ...] = (4.0, 1.6, 0.8)  # in multiples of an execution's time on one core
     rounds: int = 10
     seconds: float = 10.0
 
 
-def choose(model: Path, cores: int, slo_s: float) -> tuple[int, float]:
-    """Return the number of threads that `plan threads` takes (0: no rate holds), and the highest rate that it
-    holds with any."""
+def measured(model: Path, cores: int) -> list[str]:
+    """Measure the model with each number of threads, as `plan threads --onnx` does; return its options."""
+    words = []
+    found = measure_by_threads(
+        [model], thread_counts(cores), cores, lambda line: print(line, file=sys.stderr)
+    )
+    for threads, profiles in found.items():
+        file = model.with_name(f"{threads}.json")
+        save_profiles(file, profiles)
+        words += ["--measured", f"{threads}={file}"]
+    return words
+
+
+def plan(cores: int, slo_s: float, *options: str) -> dict[str, Any]:
+    """Return the answer of `plan threads`."""
     command = [
-        *(sys.executable, "-m", "clockwork", "plan", "threads", "--cores", str(cores), "--onnx", str(model)),
+        *(sys.executable, "-m", "clockwork", "plan", "threads", "--cores", str(cores), *options),
         *("--slo", f"{slo_s:g}", "--noise", str(NOISE), "--page-size", PAGE_BYTES, "--json"),
     ]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return found["threads"], max(plan["answer"] or 0.0 for plan in found["plans"].values())
+    found: dict[str, Any] = json.loads(
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    )
+    return found
+
+
+def choose(words: list[str], cores: int, slo_s: float, alone_s: float) -> tuple[int, float]:
+    """Return the number of threads that the plan takes for a rate, and the rate.
+
+    That is LOAD times the highest that it holds with any number; where it holds none, LOAD times that of one
+    execution after the other.
+    """
+    plans = plan(cores, slo_s, *words)["plans"].values()
+    rate = LOAD * (max(found["answer"] or 0.0 for found in plans) or 1 / alone_s)
+    return plan(cores, slo_s, *words, "--rate", f"{rate:g}")["division"]["threads"] or 1, rate
 
 
 def flags_of(threads: int, cores: int) -> tuple[str, ...]:
@@ -90,10 +118,10 @@ def measure(given: Plan) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="clockwork-bench-") as folder:
         path = Path(folder) / f"{NAME}.onnx"
         onnx.save(model, path)
+        words = measured(path, given.cores)
         for multiple in given.slos:
             slo_s = multiple * alone_s
-            chosen, held = choose(path, given.cores, slo_s)
-            rate = LOAD * (held or 1 / alone_s)
+            chosen, rate = choose(words, given.cores, slo_s, alone_s)
             found: dict[int, list[float]] = {count: [] for count in counts}
             for index in range(given.rounds):
                 for count in counts if index % 2 == 0 else reversed(counts):
@@ -104,20 +132,19 @@ def measure(given: Plan) -> tuple[list[dict[str, Any]], dict[str, Any]]:
                     "slo_ms": round(1e3 * slo_s, 2), "threads": count, "chosen": count == chosen,
                     "offered/s": round(rate, 1), "goodput/s": round(statistics.median(found[count]), 1),
                 }  # fmt: skip
-                if chosen:
-                    ratios = [ours / max(1e-9, this) for ours, this in zip(found[chosen], found[count])]
-                    row["chosen/this"] = round(statistics.median(ratios), 4)
+                ratios = [ours / max(1e-9, this) for ours, this in zip(found[chosen], found[count])]
+                row["chosen/this"] = round(statistics.median(ratios), 4)
                 rows.append(row)
     return rows, {"cores": given.cores, "alone, ms": round(1e3 * alone_s, 2), "rounds": given.rounds}
 
 
 def main() -> None:
-    plan = Plan()
+    defaults = Plan()
     parser = report.command_line(__doc__)
-    parser.add_argument("--cores", type=int, default=plan.cores)
-    parser.add_argument("--rounds", type=int, default=plan.rounds)
-    parser.add_argument("--seconds", type=float, default=plan.seconds)
-    parser.add_argument("--slos", type=lambda text: tuple(map(float, text.split(","))), default=plan.slos)
+    parser.add_argument("--cores", type=int, choices=(1, 2), default=defaults.cores)
+    parser.add_argument("--rounds", type=int, default=defaults.rounds)
+    parser.add_argument("--seconds", type=float, default=defaults.seconds)
+    parser.add_argument("--slos", type=lambda text: tuple(map(float, text.split(","))), default=defaults.slos)
     asked = parser.parse_args()
     settings = {field.name: getattr(asked, field.name) for field in dataclasses.fields(Plan)}
     if asked.quick:

@@ -296,6 +296,10 @@ POSTGRES_TIMEOUT_S = 5  # Time for PostgreSQL to take a connection, and to end a
 
 EXIT_TAKEN_OVER = 75  # Exit status of a controller that another has taken over from; sysexits' EX_TEMPFAIL
 
+LEASE_LOCK_TIMEOUT = "1s"
+"""Time after which a standby's wait for the lock of the active is begun again: for so long a wait may outlive
+its standby in PostgreSQL."""
+
 LEASE_CLOSE_S = 1.0  # Time for which a controller that ends waits for PostgreSQL to give the lease up
 
 BACKUP_PAUSE_S = 0.5

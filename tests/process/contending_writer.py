@@ -8,6 +8,7 @@ refused, and ``unknown KEY`` where nobody knows. Ends when another is active.
 
 from __future__ import annotations
 
+import os
 import selectors
 import sys
 from pathlib import Path
@@ -19,6 +20,11 @@ from clockwork.controller.lease.keeper import LeaseKeeper, LeaseLost, LeaseWon
 from clockwork.formats.durable import NotUndone
 from tests.catalogues import apply
 from tests.process.test_catalog_databases import record
+
+
+def tell(line: str) -> None:
+    """Print a line at once, so that the log's lines of other threads do not get into it."""
+    os.write(1, f"{line}\n".encode())
 
 
 def main(url: str, directory: Path, name: str) -> None:
@@ -33,18 +39,18 @@ def main(url: str, directory: Path, name: str) -> None:
     epoch, holder, *_ = won.leader
     catalog = Catalog(directory, None, url, Fence(epoch, holder), won.rows)
     catalog.open()
-    print(f"active {epoch}", flush=True)
+    tell(f"active {epoch}")
     key = 0
     while not any(isinstance(found, LeaseLost) for found in keeper.news()):
         keeper.beat()
         key += 1
         try:
             apply(catalog, Change(save=[record(f"e{epoch}-{key}")], by=str(epoch)))
-            print(f"yes e{epoch}-{key}", flush=True)
+            tell(f"yes e{epoch}-{key}")
         except NotUndone:
-            print(f"unknown e{epoch}-{key}", flush=True)
+            tell(f"unknown e{epoch}-{key}")
         except OSError:
-            print(f"no e{epoch}-{key}", flush=True)
+            tell(f"no e{epoch}-{key}")
     catalog.close()
     keeper.close()
 

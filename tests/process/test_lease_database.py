@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from clockwork.config.takeover import RETURN_GRACE_NS
 from clockwork.controller.catalog import postgres
 from clockwork.controller.catalog.database import ABOUT, CHANGES, TABLES
 from clockwork.controller.catalog.postgres import Fence, LeaseOver, PostgresDatabase, read_postgres
@@ -19,16 +21,18 @@ from clockwork.controller.lease import keeper as lease_keeper
 from clockwork.controller.lease import table
 from clockwork.controller.lease.copy import CatalogCopy
 from clockwork.controller.lease.keeper import LeaseKeeper, LeaseLost, LeaseWon
-from clockwork.controller.lease.table import LeaseAnswer, PostgresLease
+from clockwork.controller.lease.table import LeaseAnswer, LockWaiter, PostgresLease
+from clockwork.system.clock import now_ns
 from clockwork.takeover.lease import ClaimLease, GiveLease, Lease, ReadLease, RenewLease
 from clockwork.takeover.obedience import Leader
 from tests.catalogues import apply
-from tests.patience import eventually
+from tests.patience import PATIENCE_S, eventually
 from tests.postgres import PostgresServer, running_postgres
 from tests.process.cluster import Program
 from tests.process.test_catalog_databases import ROUTE, record
 
 EXPIRED = "UPDATE lease SET expires_ns = 0"
+AWAITED = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' AND NOT granted"
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +70,16 @@ def two(url: str) -> Iterator[Contenders]:
 
 
 def claim(lease: PostgresLease, name: str, epoch: int, lock: int = 0) -> LeaseAnswer:
-    return lease.execute(ClaimLease(epoch, name, (f"tcp://{name}:1",), lock, 0), 0)
+    return lease.execute(ClaimLease(epoch, name, (f"tcp://{name}:1",), lock, 0))
+
+
+def claim_of(lease: PostgresLease) -> Leader:
+    """The present leader."""
+    return lease.execute(ReadLease(0)).reply.lease.leader
 
 
 def renewed(lease: PostgresLease, leader: Leader) -> bool:
-    return lease.execute(RenewLease(leader, False, 0), 0).reply.is_done
+    return lease.execute(RenewLease(leader, False, 0)).reply.is_done
 
 
 def test_a_claim_waits_until_the_lease_has_expired(server: PostgresServer, url: str, two: Contenders) -> None:
@@ -87,25 +96,44 @@ def test_a_claim_waits_until_the_lease_has_expired(server: PostgresServer, url: 
     second = claim(two.bob, "bob", 1)
     assert (second.reply.is_done, second.reply.lease.leader.epoch) == (True, 2)
     assert not renewed(two.alice, alice)
-    assert not two.alice.execute(GiveLease(alice, "carol", (), 0), 0).reply.is_done
+    assert not two.alice.execute(GiveLease(alice, "carol", (), 0)).reply.is_done
     assert not claim(two.alice, "alice", 1).reply.is_done, "of an epoch that is over"
-    found = two.alice.execute(ReadLease(0), 0).reply.lease
+    found = two.alice.execute(ReadLease(0)).reply.lease
     assert found == second.reply.lease
 
 
-def test_the_lock_of_a_holder_is_free_once_its_connection_has_ended(two: Contenders) -> None:
+def test_the_lock_of_a_holder_is_free_once_its_connection_has_ended(
+    server: PostgresServer, url: str, two: Contenders
+) -> None:
     lock = claim(two.alice, "alice", 0).reply.lease.lock
     assert lock > 0
-    assert not two.bob.execute(ReadLease(0), lock).is_free
     assert not claim(two.bob, "bob", 1, lock).reply.is_done
-    two.alice.close()
-    answer = two.bob.execute(ReadLease(0), lock)
-    while not answer.is_free:  # PostgreSQL reads the end of the connection at any moment
-        answer = two.bob.execute(ReadLease(0), lock)
+    waiters = [LockWaiter(url), LockWaiter(url)]  # of two standbys
+    with ThreadPoolExecutor(2) as pool:
+        waits = [pool.submit(waiter.wait, lock) for waiter in waiters]
+        eventually(lambda: server.sql(url, AWAITED) == [(2,)], "both wait")
+        assert renewed(two.alice, claim_of(two.bob))
+        two.alice.close()
+        for wait in waits:
+            wait.result(PATIENCE_S)
+    for waiter in waiters:
+        waiter.close()
     taken = claim(two.bob, "bob", 1, lock)
     assert taken.reply.is_done
     assert taken.reply.lease.lock not in (0, lock)
-    assert not two.alice.execute(ReadLease(0), taken.reply.lease.lock).is_free
+
+
+def test_a_wait_for_a_lock_can_be_given_up(server: PostgresServer, url: str, two: Contenders) -> None:
+    lock = claim(two.alice, "alice", 0).reply.lease.lock
+    waiter = LockWaiter(url)
+    with ThreadPoolExecutor(1) as pool:
+        wait = pool.submit(waiter.wait, lock)
+        eventually(lambda: server.sql(url, AWAITED) == [(1,)], "it waits")
+        waiter.abandon()
+        with pytest.raises(OSError, match="Input/output error"):
+            wait.result(PATIENCE_S)
+    eventually(lambda: server.sql(url, AWAITED) == [(0,)], "the database has noticed")
+    waiter.close()
 
 
 def test_a_row_that_has_changed_since_it_was_read_is_not_replaced(
@@ -137,7 +165,7 @@ def test_a_given_up_lease_is_claimed_at_once_and_workers_are_named(two: Contende
     assert taken.workers == ["w-0", "w-1"]
     two.alice.name_workers(alice, ["w-2"])
     two.alice.release(alice)
-    assert two.bob.execute(ReadLease(0), 0).workers == ["w-0", "w-1"]
+    assert two.bob.execute(ReadLease(0)).workers == ["w-0", "w-1"]
     assert renewed(two.bob, taken.reply.lease.leader)
 
 
@@ -181,6 +209,36 @@ def test_a_controller_that_was_taken_over_makes_no_change(
     assert server.sql(url, "SELECT number FROM changes") == [(1,)]
 
 
+def test_a_commit_whose_reply_is_lost_is_told_from_the_next_active_s(
+    server: PostgresServer, url: str, two: Contenders, tmp_path: Path
+) -> None:
+    """Which makes a change of the same number, before this one has a connection again."""
+    alice = claim(two.alice, "alice", 0).reply.lease.leader
+    catalog = Catalog(tmp_path / "a", None, url, Fence(alice.epoch, "alice"), read_postgres(url))
+    catalog.open()
+    try:
+        apply(catalog, Change(save=[record("a")]))
+        (commit,) = next(catalog.change(Change(save=[record("lost")])))
+        assert not isinstance(commit, int)
+        end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'clockwork'"
+        server.sql(url, end)
+        server.sql(url, EXPIRED)
+        two.bob.close()
+        assert claim(two.bob, "bob", 1).reply.is_done
+        other = Catalog(tmp_path / "b", None, url, Fence(2, "bob"), read_postgres(url))
+        other.open()
+        assert apply(other, Change(save=[record("b")])) == catalog.number
+        other.close()
+        with pytest.raises(OSError, match="Input/output error"):
+            commit.sync()
+        for _ in range(2):
+            with pytest.raises(OSError, match="another controller"):
+                apply(catalog, Change(save=[record("c")]))
+    finally:
+        catalog.close()
+    assert server.sql(url, "SELECT name FROM versions ORDER BY name") == [("a",), ("b",)]
+
+
 def test_a_holder_of_the_lease_and_a_program_that_takes_the_catalogue_exclude_each_other(
     server: PostgresServer, url: str, two: Contenders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,9 +249,9 @@ def test_a_holder_of_the_lease_and_a_program_that_takes_the_catalogue_exclude_ea
     two.alice.close()
     alone = PostgresDatabase(url)
     with pytest.raises(OSError, match="in use by another program"):
-        two.bob.execute(ReadLease(0), 0)
+        two.bob.execute(ReadLease(0))
     alone.close()
-    assert two.bob.execute(ReadLease(0), 0).reply.is_done
+    assert two.bob.execute(ReadLease(0)).reply.is_done
 
 
 # ----- a standby's copy --------------------------------------------------------------------------
@@ -267,7 +325,7 @@ def test_a_copy_reads_everything_where_changes_were_forgotten_or_undone(
         before = list(database._before)
         copied.follow()
         assert_same(copied, url)
-        database._undo(5, before)
+        database._undo(before)
         copied.follow()
         assert_same(copied, url)
         assert copied.reloads == 3
@@ -301,7 +359,7 @@ def test_a_copy_is_what_the_database_has_after_any_changes(
             )
             apply(catalog, change)
             if draw.random() < 0.1:
-                database._undo(catalog.number, list(database._before))
+                database._undo(list(database._before))
                 catalog._number = database._number
             if draw.random() < 0.4:
                 copied.follow()
@@ -387,6 +445,30 @@ def test_the_lease_of_a_loop_that_stands_still_is_not_renewed(
     first.beat()
     (news,) = eventually(first.news, "the first learns of the second")
     assert news == LeaseLost(leader)
+
+
+def test_a_database_that_comes_back_leaves_the_lease_to_its_holder_for_a_while() -> None:
+    """Its locks are gone, and the lease has expired."""
+    with running_postgres() as server:
+        url = server.new_database()
+        keepers, alice = Keepers(url), PostgresLease(url)
+        try:
+            first = keepers.start("first")
+            epoch = won(first).leader.epoch
+            keepers.close(first)
+            leader = claim(alice, "alice", epoch).reply.lease.leader
+            standby = keepers.start("standby")
+            while server.sql(url, AWAITED) != [(1,)]:
+                assert renewed(alice, leader)
+            server.stop(signal.SIGQUIT)
+            eventually(lambda: standby.why_away, "the database is missed")
+            begun_ns = now_ns()
+            server.start()
+            assert won(standby).leader.epoch == leader.epoch + 1, "its holder does not come back"
+            assert now_ns() - begun_ns >= RETURN_GRACE_NS
+        finally:
+            alice.close()
+            keepers.close_all()
 
 
 def test_a_worker_is_believed_only_where_the_database_cannot_be_asked(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from clockwork.controller.catalog.database import (
     CHANGES,
     Before,
     Commit,
+    Row,
     Rows,
     Statements,
     Write,
@@ -226,10 +227,10 @@ class PostgresDatabase:
         self._connection: psycopg.Connection | None = None
         self._open: Commit | None = None
         self._number = 0  # of the newest change that is known to hold
-        self._begun: list[int] = []  # numbers of the changes of the open transaction
+        self._begun: list[Row] = []  # rows of `changes` that the open transaction writes
         self._before: list[Before] = []  # rows before the open transaction
-        self._unknown: tuple[int, list[Before]] | None = None
-        """A commit that was refused and may hold: its newest number, and the rows before it."""
+        self._unknown: tuple[Row, list[Before]] | None = None
+        """A commit that was refused and may hold: its newest change, and the rows before it."""
         try:
             if rows is None:
                 self._connect()
@@ -277,7 +278,7 @@ class PostgresDatabase:
     def end(self, commit: Commit) -> None:
         assert commit is self._open, "the commit of another transaction"
         self._open, commit.is_over = None, True
-        number = max(self._begun)
+        newest = max(self._begun)
         try:
             with self._told():
                 self._commit()
@@ -285,9 +286,9 @@ class PostgresDatabase:
             self._roll_back()
             commit.error = error
         except OSError as error:
-            commit.error = self._refused(error, number)
+            commit.error = self._refused(error, newest)
         if commit.error is None:
-            self._number = number
+            self._number = newest[0]
 
     def confirm(self) -> None:
         self._ensure()
@@ -309,15 +310,15 @@ class PostgresDatabase:
             with self._told():
                 self._execute("BEGIN")
 
-    def _refused(self, error: OSError, number: int) -> OSError | None:
+    def _refused(self, error: OSError, newest: Row) -> OSError | None:
         """The error of a commit; None: it holds, although its reply was lost."""
         self._roll_back()
-        self._unknown = number, self._before
+        self._unknown = newest, self._before
         try:
             self._ensure(is_asked=True)
         except OSError as second:
             return NotUndone(error.errno, f"{error.strerror}, and asking again: {second.strerror}")
-        return None if self._number == number else error
+        return None if self._number == newest[0] else error
 
     def _ensure(self, *, is_asked: bool = False) -> None:
         """Have a connection to a catalogue that is as it was left. Raises OSError.
@@ -330,8 +331,9 @@ class PostgresDatabase:
             elif self._unknown is None:
                 return
             found = newest_change(self._live())
+            is_ours = self._unknown is not None and self._holds(self._unknown[0], found)
         unknown, self._unknown = self._unknown, None
-        if unknown is None or found != unknown[0]:
+        if unknown is None or not is_ours:
             if found != self._number:
                 self._unknown = unknown
                 raise OSError(
@@ -344,13 +346,20 @@ class PostgresDatabase:
             return
         try:
             with self._told():
-                self._undo(*unknown)
+                self._undo(unknown[1])
         except OSError:
             self._roll_back()
             self._unknown = unknown
             raise
 
-    def _undo(self, number: int, rows: Sequence[Before]) -> None:
+    def _holds(self, change: Row, newest: int) -> bool:
+        """Whether a change is the newest. Another controller may have made one of the same number since."""
+        if newest != change[0]:
+            return False
+        found = self._execute(POSTGRES.get[CHANGES.name], (newest,)).fetchone()
+        return found is not None and found[: len(change)] == change
+
+    def _undo(self, rows: Sequence[Before]) -> None:
         """Put back what a commit has changed that was refused."""
         self._execute("BEGIN")
         undo(self._live(), POSTGRES, rows)
@@ -367,7 +376,7 @@ class PostgresDatabase:
                 continue
             put(self._live(), POSTGRES, table, row)
             if table is CHANGES:
-                self._begun.append(row[0])
+                self._begun.append(row)
                 self._execute(POSTGRES.forget_changes, (row[0] - CATALOG_CHANGES_KEPT,))
 
     def _commit(self) -> None:

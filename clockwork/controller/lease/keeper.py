@@ -1,8 +1,9 @@
 """The thread that contends for the lease and keeps it: clockwork.takeover.contender, driven by real events.
 
-Three threads serve it, so that nothing waits for the database that must not: the keeper's steps the
-contender, one carries out the transactions on the lease, and one follows the catalogue while this controller
-is a standby. The controller's loop learns of what has come of it through a descriptor.
+Four threads serve it, so that nothing waits for the database that must not: the keeper's steps the contender,
+and one carries out the transactions on the lease. While this controller is a standby, one follows the
+catalogue, and one waits for the lock of the active. The controller's loop learns of the lease through a
+descriptor.
 
 Controllers have no connections to each other: each reads in the database whatever the others would tell it.
 An active hears of a higher epoch from workers as well, whose greetings name the epoch that they obey.
@@ -26,7 +27,7 @@ from clockwork.config.takeover import LOOK_NS
 from clockwork.controller.catalog.database import Rows
 from clockwork.controller.catalog.postgres import shown
 from clockwork.controller.lease.copy import CatalogCopy
-from clockwork.controller.lease.table import CatalogStand, LeaseAnswer, PostgresLease
+from clockwork.controller.lease.table import CatalogStand, LeaseAnswer, LockWaiter, PostgresLease
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.takeover.contender import (
     Activate,
@@ -42,11 +43,13 @@ from clockwork.takeover.contender import (
     QueryLease,
     StepDown,
 )
-from clockwork.takeover.lease import LeaseOperation, ReadLease
+from clockwork.takeover.lease import LeaseOperation
 from clockwork.takeover.messages import ActiveIs, Heard, TimeCame
 from clockwork.takeover.obedience import Leader
 
 log = logging.getLogger("clockwork.controller")
+
+LOOK_S = LOOK_NS / SECOND
 
 
 class LeaseWon(NamedTuple):
@@ -74,8 +77,19 @@ class _Reply(NamedTuple):
     answer: LeaseAnswer | OSError
 
 
+class _Freed(NamedTuple):
+    """A lock is free that was awaited. number: of the wait, which may have been given up since."""
+
+    number: int
+    lock: int
+
+
 class _Beaten(NamedTuple):
     """The controller's loop goes on."""
+
+
+_Item: TypeAlias = ContenderEvent | _Reply | _Freed | _Beaten | None
+"""An item of the inbox of the keeper's thread. None: the thread is to end."""
 
 
 def holder_name() -> str:
@@ -93,12 +107,12 @@ class LeaseKeeper:
         self._copy = CatalogCopy(url)
         self._copy.open()
         self._contender = Contender(holder_name(), addresses, now_ns())
-        self._inbox: queue.SimpleQueue[ContenderEvent | _Reply | _Beaten | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._news: deque[LeaseNews] = deque()
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lease = _LeaseThread(url, self._inbox)
         self._stop_following = threading.Event()
-        self._awaited = 0
+        self._locks = _LockThread(url, self._inbox)
         self._stand = CatalogStand(-1, "")  # of the database's last answer
         self._workers: Sequence[str] = ()  # those of the last answer
         self._beat_ns = 0  # the last beat of the controller's loop; 0: it has not begun
@@ -119,6 +133,7 @@ class LeaseKeeper:
 
     def start(self) -> None:
         self._lease.start()
+        self._locks.start()
         self._following.start()
         self._thread.start()
 
@@ -153,6 +168,7 @@ class LeaseKeeper:
         self._stop_following.set()
         self._inbox.put(None)
         self._thread.join()
+        self._locks.close()
         self._lease.close(self._contender.own if self._contender.role is LeaseRole.ACTIVE else None)
         self._following.join(LEASE_CLOSE_S)
         os.close(self._event)
@@ -163,7 +179,7 @@ class LeaseKeeper:
         contender = self._contender
         while True:
             wait_s = max(0.0, (contender.due_ns() - now_ns()) / SECOND)
-            event: ContenderEvent | _Reply | _Beaten | None
+            event: _Item
             try:
                 event = self._inbox.get(timeout=wait_s)
             except queue.Empty:
@@ -181,30 +197,29 @@ class LeaseKeeper:
                     self._carry_out(command)
             self.leader = contender.leader
 
-    def _events(self, event: ContenderEvent | _Reply | _Beaten) -> list[ContenderEvent]:
+    def _events(self, event: ContenderEvent | _Reply | _Freed | _Beaten) -> list[ContenderEvent]:
         """The contender's events that follow from an event."""
         if isinstance(event, _Beaten):
             return [TimeCame()]
         if isinstance(event, Heard) and self._contender.is_connected:
             return [TimeCame()]  # the next renewal tells
+        if isinstance(event, _Freed):
+            return [LockFreed(event.lock) if event.number == self._locks.number else TimeCame()]
         if not isinstance(event, _Reply):
             return [event]
         if event.generation != self._lease.generation:
             return [TimeCame()]  # of a connection that was given up
         if isinstance(event.answer, OSError):
+            self._locks.give_up()  # every lock is free once a database has been started again
             self._note_away(str(event.answer.strerror or event.answer))
             return [DatabaseLost()]
         if self._why_away:
             log.info("the database of the catalogue answers again")
             self._why_away = ""
-        reply, is_free, self._stand, self._workers = event.answer
+        reply, self._stand, self._workers = event.answer
         if self._contender.role is LeaseRole.STANDBY:
             reply = reply._replace(changes=())  # the catalogue is followed beside the lease
-        events: list[ContenderEvent] = [DatabaseReplied(event.serial, reply)]
-        if is_free and self._awaited and self._awaited == reply.lease.lock:
-            events.append(LockFreed(self._awaited))
-            self._awaited = 0
-        return events
+        return [DatabaseReplied(event.serial, reply)]
 
     def _note_away(self, why: str) -> None:
         if not self._why_away:
@@ -213,13 +228,13 @@ class LeaseKeeper:
 
     def _carry_out(self, command: ContenderCommand) -> None:
         if isinstance(command, QueryLease):
-            awaited = self._awaited if isinstance(command.operation, ReadLease) else 0
-            self._lease.query(command.serial, command.operation, awaited)
+            self._lease.query(command.serial, command.operation)
         elif isinstance(command, EndConnection):
+            self._locks.give_up()
             self._note_away("it takes too long")
             self._lease.abandon()
         elif isinstance(command, AwaitLock):
-            self._awaited = command.lock
+            self._locks.wait(command.lock)
         elif isinstance(command, Activate):
             self._activate(command.leader)
         elif isinstance(command, StepDown):
@@ -229,6 +244,7 @@ class LeaseKeeper:
 
     def _activate(self, leader: Leader) -> None:
         self._stop_following.set()
+        self._locks.close()
         self._lease.lead(leader)
         self._following.join()
         while self._copy.stand != self._stand:
@@ -247,7 +263,7 @@ class LeaseKeeper:
         """Wait a moment. Returns whether the keeper is to end."""
         with contextlib.suppress(queue.Empty):
             while True:
-                if self._inbox.get(timeout=LOOK_NS / SECOND) is None:
+                if self._inbox.get(timeout=LOOK_S) is None:
                     self._inbox.put(None)
                     return True
         return False
@@ -260,7 +276,7 @@ class LeaseKeeper:
 
     def _follow(self) -> None:
         is_away = False
-        while not self._stop_following.wait(LOOK_NS / SECOND):
+        while not self._stop_following.wait(LOOK_S):
             try:
                 self._copy.follow()
                 is_away = False
@@ -270,16 +286,73 @@ class LeaseKeeper:
                 is_away = True
 
 
+class _LockThread:
+    """Waits for one lock at a time, until another is to be waited for."""
+
+    def __init__(self, url: str, inbox: queue.SimpleQueue[_Item]) -> None:
+        self._waiter = LockWaiter(url)
+        self._inbox = inbox
+        self._changed = threading.Condition()
+        self.number = 0  # of the newest wait; the keeper's thread alone raises it
+        # Fields that the condition guards:
+        self._lock = 0  # 0: none is awaited
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="lease lock", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wait(self, lock: int) -> None:
+        """Have the keeper told once this lock is free; 0: it waits for none."""
+        with self._changed:
+            self.number += 1
+            self._lock = lock
+            self._changed.notify()
+        self._waiter.abandon()
+
+    def give_up(self) -> None:
+        """Wait for none."""
+        self.wait(0)
+
+    def close(self) -> None:
+        """End the thread. Idempotent."""
+        with self._changed:
+            self._lock, self._is_closed = 0, True
+            self._changed.notify()
+        self._waiter.abandon()
+        self._thread.join(LEASE_CLOSE_S)  # it may be making a connection
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lock or self._is_closed)
+                if self._is_closed:
+                    break
+                number, lock = self.number, self._lock
+            try:
+                self._waiter.wait(lock)
+            except OSError as error:
+                log.debug("the wait for the lock of the active has ended: %s", error.strerror)
+                with self._changed:  # a lost connection: the lease's is lost as well, or the lease tells
+                    self._changed.wait_for(lambda: self.number != number or self._is_closed, LOOK_S)  # noqa: B023
+                continue
+            self._inbox.put(_Freed(number, lock))
+            with self._changed:
+                if self.number == number:
+                    self._lock = 0
+        self._waiter.close()
+
+
 class _LeaseThread:
     """Carries out one query at a time. A query that comes takes the place of one that has not begun."""
 
-    def __init__(self, url: str, inbox: queue.SimpleQueue[ContenderEvent | _Reply | _Beaten | None]) -> None:
+    def __init__(self, url: str, inbox: queue.SimpleQueue[_Item]) -> None:
         self._table = PostgresLease(url)
         self._inbox = inbox
         self._changed = threading.Condition()
         self.generation = 1  # of the connection, as the keeper counts; the keeper's thread alone raises it
         # Fields that the condition guards:
-        self._next: tuple[int, int, LeaseOperation, int] | None = None
+        self._next: tuple[int, int, LeaseOperation] | None = None
         self._names: Sequence[str] | None = None  # of workers, to be written
         self._leader: Leader | None = None
         self._is_closed = False
@@ -288,10 +361,10 @@ class _LeaseThread:
     def start(self) -> None:
         self._thread.start()
 
-    def query(self, serial: int, operation: LeaseOperation, awaited: int) -> None:
+    def query(self, serial: int, operation: LeaseOperation) -> None:
         """Have an operation carried out. Its reply goes to the keeper."""
         with self._changed:
-            self._next = (self.generation, serial, operation, awaited)
+            self._next = (self.generation, serial, operation)
             self._changed.notify()
 
     def lead(self, leader: Leader) -> None:
@@ -332,12 +405,12 @@ class _LeaseThread:
                 self._end(leader)
                 return
             assert query is not None
-            generation, serial, operation, awaited = query
+            generation, serial, operation = query
             answer: LeaseAnswer | OSError
             try:
                 if names is not None and leader is not None:
                     self._table.name_workers(leader, names)
-                answer = self._table.execute(operation, awaited)
+                answer = self._table.execute(operation)
             except OSError as error:
                 answer = error
                 with self._changed:

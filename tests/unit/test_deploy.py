@@ -77,7 +77,8 @@ def parse(words: list[str]) -> click.Context:
     try:
         return command.make_context(name, list(rest))
     except click.BadParameter as error:
-        if "does not exist" in error.message:  # the user has this file
+        # The user has this file, or this extra of the package
+        if "does not exist" in error.message or "pip install 'clockwork-serving[" in error.message:
             return click.Context(command)
         raise
 

@@ -12,7 +12,7 @@ import click
 from clockwork import config
 from clockwork.cli.common import FILE, FOLDER, PATH, Duration, grouped, log_format_option, parent_option
 from clockwork.config import cli as settings
-from clockwork.config.gateway import POLL_S, REQUESTS_BYTES_MAX
+from clockwork.config.gateway import NOTICE_S_MAX, POLL_S, REQUESTS_BYTES_MAX
 from clockwork.errors import ConfigError
 from clockwork.gateway import settings as bounds
 from clockwork.sources.location import Location, location_of, require_library
@@ -194,6 +194,13 @@ repository_options = grouped(
     metavar="URL",
     help="Receiver of OpenTelemetry spans, over HTTP (or OTEL_EXPORTER_OTLP_ENDPOINT).  [default: nowhere]",
 )
+@click.option(
+    "--notice",
+    type=Duration(0, NOTICE_S_MAX),
+    default="0s",
+    show_default=True,
+    help="Time from a signal to stop for which it goes on serving and says that it is not ready, so that a load balancer sends no more. A second signal ends it.",
+)
 @repository_options
 @click.option("--key", type=PATH, help="Its key file, gateway.key (or CLOCKWORK_KEY).")
 @click.option(
@@ -205,7 +212,7 @@ repository_options = grouped(
 def gateway(
     connect: str | None, host: str, http_port: int, grpc_port: int, metrics_port: int, tls_cert: Path | None,
     tls_key: Path | None, token_file: Path | None, insecure: bool, allowed_host: tuple[str, ...], shared_memory: bool | None, max_request_bytes: int,
-    status_codes: bounds.StatusCodes, otlp_endpoint: str,
+    status_codes: bounds.StatusCodes, otlp_endpoint: str, notice: float,
     repositories: RepositoryFlags,
     operator_token_file: Path | None, key: Path | None, operator_key: Path | None,
 ) -> None:  # fmt: skip
@@ -230,7 +237,7 @@ def gateway(
         grpc_port=grpc_port, metrics_port=metrics_port, tls_cert=tls_cert, tls_key=tls_key, token_file=token_file,
         operator_token_file=operator_token_file, operator_key=operator_key or settings.operator_key_file(),
         insecure=insecure, allowed_hosts=allowed_host, shared_memory=shared_memory, request_bytes_max=max_request_bytes,
-        status_codes=status_codes, otlp_endpoint=otlp_endpoint,
+        status_codes=status_codes, otlp_endpoint=otlp_endpoint, notice_s=notice,
         repositories=repositories.model_repository, control_mode=repositories.model_control_mode,
         poll_s=repositories.repository_poll_secs, load_models=repositories.load_model,
         cache=repositories.repository_cache, cache_bytes=repositories.repository_cache_size,

@@ -73,6 +73,10 @@ QUERY_LIMIT_S = 10.0  # Time for which the gateway waits for the controller's an
 READY_LIMIT_S = 1.0  # Time limit for the query whether the cluster is ready; probes repeat it soon
 LOAD_LIMIT_S = 600.0  # Time that the repository's calls to load or unload a model may take
 DRAIN_S = 10.0  # Time limit for draining requests under way when the gateway stops
+NOTICE_S = 0.0
+"""Time for which a gateway that is told to stop goes on serving, while it says that it is not ready."""
+
+NOTICE_S_MAX = 600.0
 TOKEN_BYTES_MAX = 4_096
 POLL_S = 5.0  # Default interval at which a model repository is polled
 

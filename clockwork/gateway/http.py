@@ -98,6 +98,11 @@ class _Connection(web.RequestHandler):
         self.asked = False  # a request with complete headers is not answered yet
         self.since = 0.0  # arrival of the first byte of incomplete headers; 0: there are none
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is coming, is worked on, or its answer is being sent."""
+        return bool(self.asked or self.since or self._messages or self._request_in_progress)
+
     def data_received(self, data: bytes) -> None:
         if not self.asked and not self.since:
             self.since = self._loop.time()
@@ -156,6 +161,7 @@ class _Connections(web.Server):
         self._settings = settings
         self._seats = seats
         self._running = loop
+        self.has_ended = asyncio.Event()  # whether a connection has ended since drain() looked
 
     def protocol_of(self, seat: Seat) -> asyncio.Protocol:
         return _Connection(self, seat, loop=self._running, **self._kwargs)
@@ -176,7 +182,27 @@ class _Connections(web.Server):
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
-        self._seats.leave(cast(_Connection, handler).seat)
+        connection = cast(_Connection, handler)
+        connection.asked, connection.since = False, 0.0
+        self._seats.leave(connection.seat)
+        self.has_ended.set()
+
+    async def drain(self, within_s: float) -> None:
+        """End all connections, those with a request once it is answered, for a bounded time.
+
+        aiohttp's own shutdown drops what still comes of a request's body.
+        """
+        until = self._running.time() + within_s
+        for connection in cast(list[_Connection], self.connections):
+            if not connection.is_busy:
+                connection.force_close()
+        while any(connection.is_busy for connection in cast(list[_Connection], self.connections)):
+            self.has_ended.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.has_ended.wait(), until - self._running.time())
+            if self._running.time() >= until:
+                break
+        await self.shutdown(max(0.0, until - self._running.time()))
 
     def sweep(self) -> None:
         """Close the connections whose clients take too long to authenticate, to send headers, or to read
@@ -225,8 +251,7 @@ class HttpServer:
         if self._connections is None or self._listener is None or self._sweeper is None:
             return
         self._listener.close()
-        self._connections.pre_shutdown()
-        await self._connections.shutdown(self._settings.drain_s)
+        await self._connections.drain(self._settings.drain_s)
         self._sweeper.cancel()
         self._inflater.close()
 
@@ -257,6 +282,7 @@ class HttpServer:
             method = found.name
             with self._service.admitted():
                 response = await found.handler(self, request, path)
+                self._hang_up_if_leaving(response)
                 is_large = (
                     isinstance(response, web.Response)
                     and (response.content_length or 0) > bounds.JOINED_BYTES_MAX
@@ -269,6 +295,7 @@ class HttpServer:
             return response
         except ClockworkError as error:
             response = self._error(error)
+            self._hang_up_if_leaving(response)
             status, sent = response.status, response.content_length or 0
             return response
         except Exception:  # a defect of the gateway, which handle_error() logs
@@ -281,6 +308,12 @@ class HttpServer:
                 counters.end(PROTOCOL, method, status, begun_ns, request.content_length or 0, sent)
             seat.end(now_ns())
             cast(_Connection, request.protocol).asked = False
+
+    def _hang_up_if_leaving(self, response: web.StreamResponse) -> None:
+        """Have a response say that its connection ends, so that no client sends a request on a connection
+        that is just being closed."""
+        if self._service.is_leaving and not response.prepared:
+            response.force_close()
 
     def _admit(self, request: web.BaseRequest, path: Path, host: str) -> Standing:
         """Return the standing that the request's token gives.

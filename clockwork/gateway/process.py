@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import errno
 import gc
 import importlib.util
@@ -107,10 +108,12 @@ class Gateway:
             raise
         self._closers: list[Callable[[], Any]] = []
 
-    async def serve(self, stop: asyncio.Event, started: Callable[[], None]) -> None:
-        """Serve until ``stop`` is set, then drain the requests under way.
+    async def serve(
+        self, stop: asyncio.Event, started: Callable[[], None], hurry: asyncio.Event | None = None
+    ) -> None:
+        """Serve until ``stop`` is set, and for the time of notice, then drain the requests under way.
 
-        started: called when clients can connect.
+        started: called when clients can connect. hurry: ends the notice once it is set.
         """
         from clockwork.gateway.grpc import GrpcServer
         from clockwork.gateway.http import HttpServer
@@ -161,6 +164,11 @@ class Gateway:
             if self._keeper is not None:
                 self._keeper.start()
             await stop.wait()
+            service.is_leaving = True
+            if settings.notice_s:
+                log.info("leaving: not ready any more, and serving for %g s yet", settings.notice_s)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for((hurry or asyncio.Event()).wait(), settings.notice_s)
             log.info("shutting down")
             await asyncio.gather(*(close() for close in self._closers))
         finally:
@@ -272,10 +280,10 @@ def main(settings: GatewaySettings) -> int:
     gateway = Gateway(settings)
 
     async def run() -> None:
-        stop = asyncio.Event()
+        stop, hurry = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
 
         def started() -> None:
             gc.collect()
@@ -283,7 +291,7 @@ def main(settings: GatewaySettings) -> int:
             gc.set_threshold(*bounds.GARBAGE)
             log.info("gateway %s of %s listens: %s", VERSION, settings.endpoint, gateway.greeting())
 
-        await gateway.serve(stop, started)
+        await gateway.serve(stop, started, hurry)
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(run())

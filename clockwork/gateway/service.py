@@ -136,6 +136,7 @@ class InferenceService:
         regions: shared memory of callers on this machine; None: it is off.
         """
         self._keeper = keeper
+        self.is_leaving = False  # whether the gateway is told to stop; load balancers are to send no more
         self._regions = regions
         self.answers = answers
         self._client = client
@@ -256,8 +257,11 @@ class InferenceService:
         """Return the reason why the cluster is not ready; "" if it is. See Versions.readiness() of the
         controller.
 
-        A gateway with model repositories also waits for the models that it found in them at its start.
+        A gateway with model repositories also waits for the models that it found in them at its start. A
+        gateway that is about to stop is not ready.
         """
+        if self.is_leaving:
+            return "this gateway is about to stop"
         try:
             why = await self._client.why_not_ready(timeout=READY_LIMIT_S)
         except ClockworkError as error:

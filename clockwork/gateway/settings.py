@@ -70,3 +70,4 @@ class GatewaySettings:
     body_s: float = bounds.BODY_S
     idle_s: float = bounds.IDLE_S
     drain_s: float = bounds.DRAIN_S
+    notice_s: float = bounds.NOTICE_S

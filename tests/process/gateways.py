@@ -31,9 +31,22 @@ TOKEN = "correct-horse"
 SERVICE = "/inference.GRPCInferenceService/"
 
 
+class Signals:
+    """Sends a gateway on a thread what SIGTERM is to a process: the first has it leave, the second hurry."""
+
+    def __init__(self) -> None:
+        self.asked: list[asyncio.Event] = []
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def send(self) -> None:
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self.asked.pop(0).set)
+
+
 @contextlib.contextmanager
-def running_gateway(endpoint: str, **settings: Any) -> Iterator[Gateway]:
-    """A gateway before the controller at that endpoint; its ``ports`` say where.
+def running_gateway(endpoint: str, signals: Signals | None = None, **settings: Any) -> Iterator[Gateway]:
+    """A gateway before the controller at that endpoint; its ``ports`` say where. It is stopped at the end,
+    or by ``signals``.
 
     Fails if the gateway does not end well.
     """
@@ -44,9 +57,11 @@ def running_gateway(endpoint: str, **settings: Any) -> Iterator[Gateway]:
     handles: list[Any] = []
 
     async def serve() -> None:
-        stop = asyncio.Event()
-        handles.extend((asyncio.get_running_loop(), stop))
-        await gateway.serve(stop, started.set)
+        stop, hurry = asyncio.Event(), asyncio.Event()
+        handles.extend((asyncio.get_running_loop(), stop, hurry))
+        if signals is not None:
+            signals.loop, signals.asked = asyncio.get_running_loop(), [stop, hurry]
+        await gateway.serve(stop, started.set, hurry)
 
     def run() -> None:
         try:
@@ -65,9 +80,11 @@ def running_gateway(endpoint: str, **settings: Any) -> Iterator[Gateway]:
             raise failures[0]
         yield gateway
     finally:
-        if not failures:
-            loop, stop = handles
-            loop.call_soon_threadsafe(stop.set)
+        if not failures and thread.is_alive():
+            loop, *events = handles
+            with contextlib.suppress(RuntimeError):  # it has ended meanwhile, and its loop with it
+                for event in events:
+                    loop.call_soon_threadsafe(event.set)
         thread.join(PATIENCE_S)
         assert not thread.is_alive(), "the gateway did not end"
     assert not failures, failures

@@ -22,9 +22,9 @@ from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.messages import Answer, Cancel, InferRequest, Query, Status
 from clockwork.wire.messages import Reply as Answered
 from clockwork.wire.tensors import DTYPES
-from tests.patience import PATIENCE_NS, PATIENCE_S
+from tests.patience import PATIENCE_NS, PATIENCE_S, eventually
 from tests.process.fake_controller import FakeController, echo, failing, silent
-from tests.process.gateways import HEADER_LENGTH, Http, Reply, running_gateway, tensor
+from tests.process.gateways import HEADER_LENGTH, Http, Reply, Signals, running_gateway, tensor
 
 X = np.array([[1.5, -2.0]], np.float32)
 RAW = X.tobytes()
@@ -672,6 +672,59 @@ def test_the_end_waits_for_what_is_under_way_and_takes_nothing_new(controller: F
     with pytest.raises(OSError, match="refused"):
         raw_socket(gateway)
     controller.handle = echo
+
+
+def test_a_request_of_which_a_part_has_come_at_the_end_is_answered_too(controller: FakeController) -> None:
+    """Headers, and half of a body: what is missing comes after the signal."""
+    body = json.dumps(PLAIN).encode()
+    head = (
+        f"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    )
+    whole = head + body
+    with contextlib.ExitStack() as stack:
+        with running_gateway(controller.endpoint, grpc_port=-1, drain_s=PATIENCE_S) as gateway:
+            idle, *begun = (stack.enter_context(raw_socket(gateway)) for _ in range(3))
+            sent = (len(head) // 2, len(head) + len(body) // 2)
+            for sock, count in zip(begun, sent):
+                sock.sendall(whole[:count])
+            assert Http(gateway.ports["http"]).infer(PLAIN).status == 200, "the parts have come before this"
+
+            def go_on() -> None:
+                assert read_all(idle) == b"", "the end of idle connections says that the gateway is ending"
+                for sock, count in zip(begun, sent):
+                    sock.sendall(whole[count:])
+
+            rest = threading.Thread(target=go_on)
+            rest.start()
+        rest.join()
+        for sock in begun:
+            answer = read_all(sock)
+            assert answer.startswith(b"HTTP/1.1 200"), answer
+            assert b"connection: close" in answer.lower()
+
+
+def test_with_notice_the_gateway_serves_and_says_that_it_leaves(controller: FakeController) -> None:
+    signals = Signals()
+    with running_gateway(controller.endpoint, signals, grpc_port=-1, notice_s=PATIENCE_S) as gateway:
+        port = gateway.ports["http"]
+        http = Http(port)
+        assert http.infer(PLAIN).status == 200
+        signals.send()
+        eventually(lambda: Http(port).ask("GET", "/v2/health/ready").status == 503, "not ready")
+        reply = http.infer(PLAIN)
+        assert (reply.status, reply.headers["connection"]) == (200, "close")
+        assert http.connection.sock is None, "the client opens another connection for its next request"
+        assert Http(port).infer(PLAIN).status == 200
+        signals.send()
+        eventually(lambda: refuses(port), "refuses connections")
+
+
+def refuses(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), PATIENCE_S).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def test_queries_are_the_controllers_to_answer(http: Http, controller: FakeController) -> None:

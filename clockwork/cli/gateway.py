@@ -195,6 +195,11 @@ repository_options = grouped(
     help="Receiver of OpenTelemetry spans, over HTTP (or OTEL_EXPORTER_OTLP_ENDPOINT).  [default: nowhere]",
 )
 @click.option(
+    "--behind-proxy",
+    is_flag=True,
+    help="Only proxies connect to it: take gRPC from those that keep no table of headers, as nginx and HAProxy.",
+)
+@click.option(
     "--notice",
     type=Duration(0, NOTICE_S_MAX),
     default="0s",
@@ -212,7 +217,7 @@ repository_options = grouped(
 def gateway(
     connect: str | None, host: str, http_port: int, grpc_port: int, metrics_port: int, tls_cert: Path | None,
     tls_key: Path | None, token_file: Path | None, insecure: bool, allowed_host: tuple[str, ...], shared_memory: bool | None, max_request_bytes: int,
-    status_codes: bounds.StatusCodes, otlp_endpoint: str, notice: float,
+    status_codes: bounds.StatusCodes, otlp_endpoint: str, behind_proxy: bool, notice: float,
     repositories: RepositoryFlags,
     operator_token_file: Path | None, key: Path | None, operator_key: Path | None,
 ) -> None:  # fmt: skip
@@ -237,7 +242,7 @@ def gateway(
         grpc_port=grpc_port, metrics_port=metrics_port, tls_cert=tls_cert, tls_key=tls_key, token_file=token_file,
         operator_token_file=operator_token_file, operator_key=operator_key or settings.operator_key_file(),
         insecure=insecure, allowed_hosts=allowed_host, shared_memory=shared_memory, request_bytes_max=max_request_bytes,
-        status_codes=status_codes, otlp_endpoint=otlp_endpoint, notice_s=notice,
+        status_codes=status_codes, otlp_endpoint=otlp_endpoint, behind_proxy=behind_proxy, notice_s=notice,
         repositories=repositories.model_repository, control_mode=repositories.model_control_mode,
         poll_s=repositories.repository_poll_secs, load_models=repositories.load_model,
         cache=repositories.repository_cache, cache_bytes=repositories.repository_cache_size,

@@ -56,6 +56,9 @@ GRPC_METADATA_BYTES_MAX = 8 << 10
 """Metadata of a call, as HTTP/2 counts it: names and values, and 32 bytes for each. In memory it is six times
 as much."""
 
+PROXY_TABLE_BYTES = 4_096
+"""HPACK's table of a connection from a proxy: HTTP/2's own size, which nginx and HAProxy take for granted."""
+
 GRPC_WAITING_MAX = 1_024
 """Calls that may wait for their client's message, beside the REQUESTS_MAX that are worked on."""
 

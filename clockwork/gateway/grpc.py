@@ -139,8 +139,8 @@ class GrpcServer:
             ("grpc.max_metadata_size", bounds.GRPC_METADATA_BYTES_MAX),
             ("grpc.absolute_max_metadata_size", bounds.GRPC_METADATA_BYTES_MAX),
             # An entry of HPACK's table keeps the 64 KiB buffer in which it came, and a call keeps the entries
-            # that it refers to.
-            ("grpc.http2.hpack_table_size.decoder", 0),
+            # that it refers to. Proxies that have no table of their own take it that ours has HTTP/2's size.
+            ("grpc.http2.hpack_table_size.decoder", bounds.PROXY_TABLE_BYTES if settings.behind_proxy else 0),
             ("grpc.http2.settings_timeout", round(bounds.GRPC_SETTINGS_S * 1000)),
             ("grpc.max_concurrent_streams", bounds.STREAMS_MAX),
             # The connections may exceed the seats until the next sweep.

@@ -52,6 +52,7 @@ class GatewaySettings:
     insecure: bool = False
     # HOST[:PORT] under which clients reach the gateway, such as a proxy's
     allowed_hosts: tuple[str, ...] = ()
+    behind_proxy: bool = False  # whether only proxies connect, so that gRPC may keep a table for each
     # whether local callers may use shared memory; None: if `host` is loopback
     shared_memory: bool | None = None
     status_codes: StatusCodes = StatusCodes.MESH

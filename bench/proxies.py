@@ -6,9 +6,9 @@
 A controller, a worker, two gateways (`--notice` of 3 s), and a proxy with the configuration of deploy/, in
 which only the ports are others. Callers ask by HTTP on kept-alive connections, and by gRPC on a channel each,
 one request after the other; half of those by HTTP pad their JSON to --bytes. In each round the first gateway
-is killed (SIGKILL) and started again, then drained (SIGTERM) and started again. ``failed`` counts calls that did
-not get the answer, from the signal to the gateway's return; ``gap`` is the longest time without any answer,
-``worst`` the longest that a call took.
+is killed (SIGKILL) and started again, then drained (SIGTERM) and started again. ``failed`` counts calls that
+did not get the answer, from the signal to the gateway's return; ``gap`` is the longest time without any
+answer, ``worst`` the longest that a call took.
 """
 
 from __future__ import annotations

@@ -331,6 +331,19 @@ def test_hpack_has_no_table_and_settings_are_acknowledged(
         assert infer_grpc(port) == "OK"
 
 
+def test_hpack_has_a_table_for_proxies(controller: FakeController) -> None:
+    """A proxy that keeps no table of its own sends no size of it, so that HTTP/2's own has to be allowed."""
+    with (
+        running_gateway(controller.endpoint, http_port=-1, behind_proxy=True) as gateway,
+        dialled(gateway.ports["grpc"], http2.hello(), 1) as [proxy],
+    ):
+        settings = next(frame for frame in http2.frames(proxy) if frame.kind == http2.SETTINGS)
+        pairs = [settings.body[at : at + 6] for at in range(0, len(settings.body), 6)]
+        sizes = [int.from_bytes(pair[2:]) for pair in pairs if pair[:2] == http2.TABLE_SIZE.to_bytes(2)]
+        assert sizes in ([], [4_096])
+        assert infer_grpc(gateway.ports["grpc"]) == "OK"
+
+
 def test_seats_fit_the_open_files_that_a_process_may_have() -> None:
     settings = GatewaySettings()
     whole = seats_of(settings, 1 << 20)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from clockwork.wire.codec import bytes_max_of, forms_of
+from clockwork.config.wire import UNKNOWN_FIELDS_MAX
+from clockwork.wire.codec import bytes_max_of, forms_of, tolerance
 from clockwork.wire.forms import (
     INT64_MIN,
     Anything,
@@ -156,9 +157,10 @@ def values(form: Form) -> Iterator[tuple[str, Any, bool]]:
             for place, (name, one) in enumerate(fields.items()):
                 for label, value, is_good in values(one):
                     yield f".{name} {label}", [*row[:place], value, *row[place + 1 :]], is_good
-        case Record(fields, optional):
+        case Record(fields, optional, is_open):
             record = plain(form)
-            yield "a key more", record | {"surprise": 1}, False
+            more = UNKNOWN_FIELDS_MAX + 1 if is_open else 1
+            yield "keys more", record | {f"surprise {number}": 1 for number in range(more)}, False
             yield "a key that is a number", Raw(spell({1: 1})), False
             yield (
                 "a key twice",
@@ -191,10 +193,12 @@ def edges(kind: type) -> Iterator[Edge]:
     forms = forms_of(kind)
     fields = [plain(form) for form in forms.values()]
     yield Edge(kind, "plain", header_of(kind, fields), True)
-    yield Edge(kind, "a field more", header_of(kind, [*fields, 0]), False)
+    defaults, further_max = tolerance(kind)
+    yield Edge(kind, "fields more", header_of(kind, [*fields, *[0] * (further_max + 1)]), False)
     yield Edge(kind, "something behind", header_of(kind, fields) + b"\x00", False)
     if fields:
-        yield Edge(kind, "a field less", header_of(kind, fields[:-1]), False)
+        required = len(fields) - len(defaults)
+        yield Edge(kind, "a field less", header_of(kind, fields[: required - 1]), False)
         yield Edge(kind, "cut off", header_of(kind, fields)[:-1], False)
     yield Edge(kind, "nothing but padding", header_of(kind, fields) + bytes(bytes_max_of(kind)), False)
     for place, (name, form) in enumerate(forms.items()):

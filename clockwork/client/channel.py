@@ -47,6 +47,7 @@ from clockwork.wire import codec
 from clockwork.wire.keys import PeerKeys
 from clockwork.wire.messages import (
     NEVER_NS,
+    PROTOCOL_OLDEST,
     PROTOCOL_VERSION,
     TO_CLIENT,
     Answer,
@@ -656,6 +657,8 @@ class Channel:
             message = codec.decode(frames[0], TO_CLIENT)
             self._obey(message, frames)
         except codec.WireError as error:
+            if self._state is _State.READY and isinstance(error, codec.UnknownKind):
+                return  # a later release tells more than this one knows
             self._lose_all(ProtocolMismatch, f"{self.endpoint} does not speak Clockwork's protocol: {error}")
             self._hang_up()
         # A defect of the client: every call fails with it, and the owner continues
@@ -685,7 +688,7 @@ class Channel:
                     call.deadline_ns = now_ns() + call.timeout_ns
                 call.inbox.put((message, []))  # these messages have no frames; received frames are dropped
         elif kind is ClientWelcome:
-            if message.protocol != PROTOCOL_VERSION:
+            if not PROTOCOL_OLDEST <= message.protocol <= PROTOCOL_VERSION:
                 self._mismatch(f"the controller speaks protocol {message.protocol}")
             elif self._obedience.follow(*message.lease):
                 self._state = _State.READY

@@ -23,6 +23,12 @@ RECONNECT_MS = 50
 RECONNECT_EAGER_MS = 10  # Where there are several endpoints: another controller may be about to listen
 RECONNECT_MAX_MS = 500
 
+UNKNOWN_FIELDS_MAX = (
+    16  # Fields of a later release at the end of a message, and keys of a map, that are skipped
+)
+UNKNOWN_DEPTH_MAX = 16  # Levels of the value of such a field or key
+UNKNOWN_VALUES_MAX = 4_096  # Values in it
+
 ENDPOINTS_MAX = 16  # Endpoints of controllers that a client or a worker tries in turn
 ENDPOINT_DIAL_NS = (
     50_000_000  # Time in which one of several endpoints takes a connection; then the next is dialled

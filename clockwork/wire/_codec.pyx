@@ -10,6 +10,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 
+from clockwork.config.wire import UNKNOWN_DEPTH_MAX, UNKNOWN_FIELDS_MAX, UNKNOWN_VALUES_MAX
 from clockwork.wire.forms import Anything, Either, Facts, Flag, Integer, ListOf, Real, Record, Row, Text
 from clockwork.wire.telling import tell
 
@@ -18,6 +19,10 @@ cdef uint32_t TOLD_BYTES = 400  # the bytes of an unfit text that are read for a
 
 class Odd(ValueError):
     """A header that differs from its declaration. The sentence names the field, its bounds and the value."""
+
+
+class OddKind(Odd):
+    """A header of a kind of message that is unknown in its direction."""
 
 
 cdef enum:
@@ -43,6 +48,7 @@ cdef class _Form:
     cdef tuple names         # names of a record's fields
     cdef dict places         # for a record: place of each name
     cdef tuple required
+    cdef bint is_open        # whether unknown keys of a record are skipped
     cdef str text            # the form in an error's sentence
 
     def __init__(self, form):
@@ -62,6 +68,7 @@ cdef class _Form:
             self.parts = tuple([_Form(field) for field in form.fields.values()])
             if self.number == F_RECORD:
                 self.places = {name: place for place, name in enumerate(self.names)}
+                self.is_open = form.is_open
                 self.required = tuple([name for name in self.names if name not in form.optional])
         elif self.number == F_EITHER:
             self.parts = (_Form(form.integer), _Form(form.text))
@@ -69,15 +76,26 @@ cdef class _Form:
             self.depth_max, self.size_max = form.depth_max, form.count_max
 
 
+cdef int UNKNOWN_MAX = UNKNOWN_FIELDS_MAX
+cdef _Form UNKNOWN = _Form(Anything(UNKNOWN_DEPTH_MAX, UNKNOWN_VALUES_MAX))
+
+
 cdef class Layout:
-    """The layout of a message kind's header. fields: the form of each, in order. bytes_max: of the header."""
+    """The layout of a message kind's header. fields: the form of each, in order. bytes_max: of the header.
+
+    defaults: of the last fields, which an earlier release leaves out. further_max: fields of a later release
+    behind them that are skipped."""
 
     cdef object kind
     cdef tuple names
     cdef tuple forms
+    cdef tuple defaults
     cdef size_t bytes_max
+    cdef size_t further_max
 
-    def __init__(self, kind, fields, bytes_max):
+    def __init__(self, kind, fields, bytes_max, defaults=(), further_max=0):
+        self.defaults = tuple(defaults)
+        self.further_max = further_max
         self.kind = kind
         self.names = tuple([f"{kind.__name__}.{name}" for name in fields])
         self.forms = tuple([_Form(field) for field in fields.values()])
@@ -169,17 +187,23 @@ cdef object _read_fields(Reader *reader, size_t size, dict layouts):
         raise Odd("a header is an array that begins with a message tag")
     found = layouts.get(head.integer)
     if found is None:
-        raise Odd(f"message tag {head.integer} is unknown in this direction")
+        raise OddKind(f"message tag {head.integer} is unknown in this direction")
     cdef Layout layout = <Layout>found
     if size > layout.bytes_max:
         raise Odd(_too_large(layout, size))
-    if count != <size_t>len(layout.forms):
+    cdef size_t known = len(layout.forms), missing = 0
+    if count > known + layout.further_max or count + <size_t>len(layout.defaults) < known:
         raise Odd(_other_fields(layout, count))
     fields = []
     where.outer = NULL
-    for place in range(count):
+    for place in range(min(count, known)):
         where.name = <void *><PyObject *>layout.names[place]
         fields.append(_read(reader, <_Form>layout.forms[place], &where))
+    if count < known:
+        missing = known - count
+        fields += layout.defaults[len(layout.defaults) - <Py_ssize_t>missing:]
+    for place in range(known, count):
+        _skip(reader, layout.kind.__name__)
     if not reader.done():
         raise Odd(_longer(layout))
     return tuple.__new__(layout.kind, fields)
@@ -216,7 +240,7 @@ cdef object _read(Reader *reader, _Form form, const Place *where):
         if head.kind == INTEGER and form.real_least <= head.integer <= form.real_most:
             return head.integer
     elif number == F_RECORD:
-        if head.kind == MAP and head.size <= <size_t>len(form.parts):
+        if head.kind == MAP and head.size <= <size_t>len(form.parts) + <size_t>(UNKNOWN_MAX if form.is_open else 0):
             return _read_record(reader, form, head.size, where)
     elif number == F_ANYTHING or head.kind == MAP:
         left = form.size_max
@@ -257,6 +281,9 @@ cdef dict _read_record(Reader *reader, _Form form, uint32_t count, const Place *
             raise Odd(_cut_off(_path(where)))
         key = _text(reader, head, where) if head.kind == TEXT and head.size <= TOLD_BYTES else None
         place = form.places.get(key)
+        if place is None and key is not None and form.is_open:
+            _skip(reader, _path(where))
+            continue
         if place is None or key in found:
             what = tell(key) if key is not None else _tell(reader, head)
             raise Odd(f"{_path(where)} is {form.text}, each once, got the key {what}")
@@ -267,6 +294,20 @@ cdef dict _read_record(Reader *reader, _Form form, uint32_t count, const Place *
         if name not in found:
             raise Odd(f"{_path(where)} is {form.text}, got none of the key {name}")
     return found
+
+
+cdef int _skip(Reader *reader, str text) except -1:
+    """Skip a value of a later release, within its bounds."""
+    cdef Head head
+    cdef Place where
+    cdef uint32_t left = UNKNOWN.size_max
+    name = f"{text}: an unknown value"
+    where.outer = NULL
+    where.name = <void *><PyObject *>name
+    if not reader.head(head):
+        raise Odd(_cut_off(name))
+    _read_free(reader, head, UNKNOWN.depth_max, &left, UNKNOWN, &where)
+    return 0
 
 
 cdef object _read_free(Reader *reader, Head &head, uint32_t depth, uint32_t *left, _Form form, const Place *where):

@@ -8,9 +8,10 @@ of the declaration, whatever the bytes are.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
+from clockwork.config.wire import UNKNOWN_DEPTH_MAX, UNKNOWN_FIELDS_MAX, UNKNOWN_VALUES_MAX
 from clockwork.wire.forms import (
     INT64_MAX,
     Anything,
@@ -63,12 +64,27 @@ class Odd(ValueError):
     """A header that differs from its declaration. The sentence names the field, its bounds and the value."""
 
 
+class OddKind(Odd):
+    """A header of a kind of message that is unknown in its direction."""
+
+
 class Layout:
     """The layout of a message kind's header. fields: the form of each, in order. bytes_max: of the header."""
 
-    __slots__ = ("bytes_max", "forms", "kind", "names")
+    __slots__ = ("bytes_max", "defaults", "forms", "further_max", "kind", "names")
 
-    def __init__(self, kind: type, fields: Mapping[str, Form], bytes_max: int) -> None:
+    def __init__(
+        self,
+        kind: type,
+        fields: Mapping[str, Form],
+        bytes_max: int,
+        defaults: Sequence[Any] = (),
+        further_max: int = 0,
+    ) -> None:
+        """defaults: of the last fields, which an earlier release leaves out. further_max: fields of a later
+        release behind them that are skipped."""
+        self.defaults = tuple(defaults)
+        self.further_max = further_max
         self.kind = kind
         self.names = tuple(f"{kind.__name__}.{name}" for name in fields)
         self.forms = tuple(fields.values())
@@ -171,13 +187,21 @@ def read(header: Any, layouts: Mapping[int, Layout]) -> Any:
         raise Odd("a header is an array that begins with a message tag") from None
     layout = layouts.get(tag)
     if layout is None:
-        raise Odd(f"message tag {tag} is unknown in this direction")
+        raise OddKind(f"message tag {tag} is unknown in this direction")
     name = layout.kind.__name__
     if reader.end > layout.bytes_max:
         raise Odd(f"a {name} of {reader.end} bytes is larger than {layout.bytes_max}")
-    if count - 1 != len(layout.forms):
-        raise Odd(f"{name} has {len(layout.forms)} fields, got {count - 1}")
-    fields = [_read(reader, form, _Where(None, name)) for form, name in zip(layout.forms, layout.names)]
+    count, known = count - 1, len(layout.forms)
+    if not known - len(layout.defaults) <= count <= known + layout.further_max:
+        raise Odd(f"{name} has {known} fields, got {count}")
+    fields = [
+        _read(reader, form, _Where(None, place))
+        for form, place in zip(layout.forms[:count], layout.names[:count])
+    ]
+    if count < known:
+        fields += layout.defaults[count - known :]
+    for _ in range(known, count):
+        _skip(reader, name)
     if reader.at != reader.end:
         raise Odd(f"{name} ends before its header does")
     return tuple.__new__(layout.kind, fields)
@@ -232,13 +256,16 @@ def _row(reader: _Reader, form: Row, where: _Where, kind: int, value: Any) -> An
 
 
 def _record(reader: _Reader, form: Record, where: _Where, kind: int, value: Any) -> Any:
-    if kind != _MAP or value > len(form.fields):
+    if kind != _MAP or value > len(form.fields) + UNKNOWN_FIELDS_MAX * form.is_open:
         return _NOT_THIS
     found: dict[str, Any] = {}
     for _ in range(value):
         kind, size = _head(reader, where)
         key = _text(reader, size, where) if kind == _TEXT and size <= _TOLD_BYTES else None
         field = form.fields.get(key) if key is not None else None
+        if field is None and key is not None and form.is_open:
+            _skip(reader, str(where))
+            continue
         if field is None or key in found:
             told = tell(key) if key is not None else _tell(reader, kind, size)
             raise Odd(f"{where} is {form}, each once, got the key {told}")
@@ -248,6 +275,15 @@ def _record(reader: _Reader, form: Record, where: _Where, kind: int, value: Any)
         if name not in found and name not in form.optional:
             raise Odd(f"{where} is {form}, got none of the key {name}")
     return found
+
+
+_UNKNOWN: Final = Anything(UNKNOWN_DEPTH_MAX, UNKNOWN_VALUES_MAX)
+
+
+def _skip(reader: _Reader, text: str) -> None:
+    """Skip a value of a later release, within its bounds."""
+    where = _Where(None, f"{text}: an unknown value")
+    _anything(reader, _UNKNOWN, where, *_head(reader, where))
 
 
 def _anything(reader: _Reader, form: Anything | Facts, where: _Where, kind: int, value: Any) -> Any:

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from clockwork.config.wire import UNKNOWN_FIELDS_MAX
 from clockwork.errors import ClockworkError
 from clockwork.wire.forms import INT64_MAX, Text, forms_of
 from clockwork.wire.messages import (
+    EXACT,
     FROM_CLIENT,
     FROM_WORKER,
     TAG_OF,
@@ -36,6 +38,10 @@ LONG_BYTES = 16 << 10  # Bytes that are worth more than a copy of them: 0.5 us f
 
 class WireError(ClockworkError):
     """A header that is no valid message; the text says why."""
+
+
+class UnknownKind(WireError):
+    """A message of a kind that this release does not know in its direction, as a later one may send it."""
 
 
 class HeaderFlaw(NamedTuple):
@@ -99,6 +105,8 @@ def decode(header: Any, table: Mapping[int, type]) -> Any:
     """The message in a header frame (bytes-like). table: its direction's kinds, by tag. Raises WireError."""
     try:
         return reader.read(header, _LAYOUTS[id(table)])
+    except reader.OddKind as error:
+        raise UnknownKind(str(error)) from None
     except reader.Odd as error:
         raise WireError(str(error)) from None
 
@@ -120,21 +128,25 @@ def check(message: tuple[Any, ...]) -> bytes:
 
 def addressee(header: Any, table: Mapping[int, type]) -> tuple[type | None, int]:
     """The kind of a message that decode() refuses, and the id of the request, action or model in its first
-    field, so that its sender can be answered. (None, 0) where they cannot be read."""
+    field, so that its sender can be answered. (None, 0) where they cannot be read. Of a kind that is not
+    known, the first field is taken for the id."""
     unpacker = msgpack.Unpacker()
     unpacker.feed(bytes(memoryview(header)[:_BEGINNING_BYTES]))
     try:
         unpacker.read_array_header()
-        kind, number = table.get(unpacker.unpack()), unpacker.unpack()
+        tag, number = unpacker.unpack(), unpacker.unpack()
+        kind = table.get(tag)
     except (ValueError, TypeError, msgpack.UnpackException):
         return None, 0
-    if kind is None or typing.cast(Any, kind)._fields[:1] not in (
+    if kind is not None and typing.cast(Any, kind)._fields[:1] not in (
         ("request_id",),
         ("action_id",),
         ("model_id",),
     ):
         return None, 0
-    return (kind, number) if type(number) is int and 0 <= number <= INT64_MAX else (None, 0)
+    return (
+        (kind, number) if type(tag) is int and type(number) is int and 0 <= number <= INT64_MAX else (None, 0)
+    )
 
 
 _BEGINNING_BYTES = 32  # an array's head, a tag and a number take less
@@ -148,7 +160,18 @@ def _with_cut(message: tuple[Any, ...], place: int, bytes_max: int) -> tuple[Any
 
 
 _FORMS = {kind: forms_of(kind) for kind in TAG_OF}
-_ALL = {kind: reader.Layout(kind, forms, bytes_max_of(kind)) for kind, forms in _FORMS.items()}
+
+
+def tolerance(kind: type) -> tuple[tuple[Any, ...], int]:
+    """The defaults of a kind's last fields, which may be missing, and how many unknown ones may follow."""
+    if kind in EXACT:
+        return (), 0
+    return tuple(typing.cast(Any, kind)._field_defaults.values()), UNKNOWN_FIELDS_MAX
+
+
+_ALL = {
+    kind: reader.Layout(kind, forms, bytes_max_of(kind), *tolerance(kind)) for kind, forms in _FORMS.items()
+}
 _LAYOUTS = {
     id(table): {tag: _ALL[kind] for tag, kind in table.items()}
     for table in (FROM_CLIENT, TO_CLIENT, FROM_WORKER, TO_WORKER)

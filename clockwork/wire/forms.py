@@ -80,10 +80,12 @@ class Row(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A map with these keys. The keys in ``optional`` may be absent."""
+    """A map with these keys. The keys in ``optional`` may be absent. ``is_open``: keys of a later release are
+    skipped; those that ask for something are not, lest it be done differently than was asked."""
 
     fields: Mapping[str, Form]
     optional: tuple[str, ...] = ()
+    is_open: bool = False
 
     def __str__(self) -> str:
         return f"a map of {', '.join(self.fields)}"

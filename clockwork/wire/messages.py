@@ -73,6 +73,12 @@ from clockwork.wire.forms import (
 )
 
 PROTOCOL_VERSION = 1
+PROTOCOL_OLDEST = max(1, PROTOCOL_VERSION - 1)
+"""Two peers speak the lower of their versions, and at least PROTOCOL_OLDEST. Within a version, releases
+differ by additions alone: kinds of messages, fields with a default at the end of a message (but for those in
+EXACT), and optional keys of open maps (forms.Record). A reader takes the default of a field that is missing,
+and skips unknown ones; a receiver answers a request of an unknown kind, and ignores other messages.
+Any other change raises PROTOCOL_VERSION, whose program still speaks the version before."""
 
 NEVER_NS = 2**62  # A time after every other: the deadline of a request that has none, an open end of a window
 
@@ -421,6 +427,7 @@ _FAILURE_DETAILS = Record(
         "got": Text(4 * SENTENCE_BYTES_MAX),
     },
     optional=("request", "reason", "feasible_slo_ns", "retry_after_ns", "tensor", "expected", "got"),
+    is_open=True,
 )
 
 
@@ -521,6 +528,7 @@ _DEVICE = Record(
         "threads": Integer(1, EXECUTION_THREADS_MAX),
     },
     optional=("host_bytes", "store_bytes", "arena", "slowdown_thousandths", "threads"),
+    is_open=True,
 )
 """The form of a DeviceInfo."""
 
@@ -634,7 +642,9 @@ _SUMMARY_FIELDS: dict[str, Form] = {
     "by_threads": _BY_THREADS,
     "bundle": _BUNDLE,
 }
-_SUMMARY = Record(_SUMMARY_FIELDS, optional=tuple(_SUMMARY_FIELDS))  # empty where preparing failed
+_SUMMARY = Record(
+    _SUMMARY_FIELDS, optional=tuple(_SUMMARY_FIELDS), is_open=True
+)  # empty where preparing failed
 
 
 class Prepared(NamedTuple):
@@ -971,6 +981,9 @@ NATIVE: tuple[type, ...] = (
 )  # fmt: skip
 """Messages that C++ handles. Messages to a controller or a worker have a reader in csrc/wire/messages.h, and
 messages from them a writer."""
+
+EXACT = frozenset(NATIVE) - {Answer, Failure}
+"""Messages that C++ reads: they have exactly their fields, and a new field of theirs is a new protocol."""
 
 PYTHON_ALONE: tuple[type, ...] = (
     HandOver,

@@ -46,9 +46,16 @@ class Program:
     """A process and its output. Its descendants share its session, by which they are found."""
 
     def __init__(
-        self, arguments: Sequence[str], environment: dict[str, str] | None = None, *, code: str = ""
+        self,
+        arguments: Sequence[str],
+        environment: dict[str, str] | None = None,
+        *,
+        code: str = "",
+        root: Path = ROOT,
     ) -> None:
-        """Start ``python -m clockwork <arguments>``, or ``python -c <code> <arguments>``."""
+        """Start ``python -m clockwork <arguments>``, or ``python -c <code> <arguments>``.
+
+        root: the checkout that it is of."""
         self.lines: list[str] = []
         self.seen_ns: list[int] = []  # time at which each line was read
         self._changed = threading.Condition()
@@ -59,7 +66,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            cwd=ROOT,
+            cwd=root,
             env={**clean_environment(), **(environment or {})},
         )
         self._reader = threading.Thread(target=self._read, daemon=True)

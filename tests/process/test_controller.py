@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from clockwork import Client
@@ -401,12 +402,31 @@ def test_unregistering_drains_first(served: Any, tmp_path: Path) -> None:
     assert client.receive(messages.Failure)[0].status == Status.MODEL_NOT_FOUND
 
 
+def test_a_peer_of_a_later_release_is_spoken_to_in_this_release_s_version(served: Any) -> None:
+    """Its hello has fields that are not known here; a request of an unknown kind is answered, and no more."""
+    controller, _, _ = served
+    hello = messages.ClientHello(messages.PROTOCOL_VERSION + 1, "9.9", "future")
+    with RawClient(controller, hello=False) as client:
+        client.dealer.send(msgpack.packb([1, *hello, {"a": [1, 2]}, "more"]), ())
+        welcome, _ = client.receive(messages.ClientWelcome)
+        assert welcome.protocol == messages.PROTOCOL_VERSION
+        client.dealer.send(msgpack.packb([31, 7, "what is this"]), ())
+        failure, _ = client.receive(messages.Failure)
+        assert (failure.request_id, failure.status) == (7, Status.INVALID_INPUT)
+        assert "message tag 31 is unknown" in failure.text
+        client.send(messages.Query(8, "readiness", ""))
+        assert client.receive(messages.Reply)[0].request_id == 8
+    with RawClient(controller, hello=False) as client:
+        client.dealer.send(msgpack.packb([1, *hello._replace(protocol=messages.PROTOCOL_OLDEST)[:3]]), ())
+        assert client.receive(messages.ClientWelcome)[0].protocol == messages.PROTOCOL_OLDEST
+
+
 def test_peers_of_another_protocol_version_are_told(served: Any) -> None:
     controller, _, _ = served
     with RawClient(controller, hello=False) as client:
-        client.send(messages.ClientHello(99, "9.9", "future"))
+        client.send(messages.ClientHello(0, "0.0", "past"))
         mismatch, _ = client.receive(messages.Mismatch)
-        assert "99" in mismatch.text
+        assert "speaks 0" in mismatch.text
         assert str(messages.PROTOCOL_VERSION) in mismatch.text
     with RawClient(controller, hello=False) as client:
         client.infer("m", 1, [1, 2], ROW)
@@ -496,7 +516,6 @@ def broken_summary(field: str, value: Any) -> dict[str, Any]:
         messages.Prepared(1, Status.OK, "", broken_summary("format_version", 999)),
         messages.Prepared(1, Status.OK, "", broken_summary("runs", ["x"])),
         messages.Prepared(1, Status.OK, "", broken_summary("profile", 5)),
-        messages.Prepared(1, Status.OK, "", broken_summary("surprise", 5)),
         messages.Pong(-(2**63), 2**63 - 1, 2**63 - 1),
     ],
 )

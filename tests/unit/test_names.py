@@ -222,7 +222,7 @@ MIRRORS = (
     Mirrors(
         "the codec, and what the library of clients has where no compiler was",
         ("clockwork/wire/_codec.pyx", "clockwork/wire/_plain_codec.py"),
-        "Layout Odd",
+        "Layout Odd OddKind",
     ),
     Mirrors(
         "the calls of libzmq, and what the library of clients has where no compiler was",

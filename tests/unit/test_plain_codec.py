@@ -13,7 +13,8 @@ from tests.unit.test_wire import TABLES, edges
 SEED = 20_261_127
 
 _PLAIN = {
-    kind: _plain_codec.Layout(kind, forms, codec.bytes_max_of(kind)) for kind, forms in codec._FORMS.items()
+    kind: _plain_codec.Layout(kind, forms, codec.bytes_max_of(kind), *codec.tolerance(kind))
+    for kind, forms in codec._FORMS.items()
 }
 
 

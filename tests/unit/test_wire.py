@@ -24,15 +24,18 @@ from clockwork.wire.messages import (
     Cancel,
     Failure,
     InferRequest,
+    Prepared,
     Reply,
     Result,
     Status,
     TimeNeeded,
+    WorkerHello,
 )
 from tests.edges import DEEP, edges, header_of, plain, spell
 from tests.native._tested import read_cancel, read_request, read_result
 
 SEED = 20201104
+OPEN = (WorkerHello, Prepared, Failure)  # messages with maps of which keys are skipped
 TABLES = {
     "from client": FROM_CLIENT,
     "to client": TO_CLIENT,
@@ -237,7 +240,10 @@ def test_mutated_headers_are_read_or_refused_and_nothing_else() -> None:
         message, _ = read(bytes(body), table)
         if message is not None:
             taken += 1
-            assert same([TAG_OF[type(message)], *message], msgpack.unpackb(bytes(body), strict_map_key=False))
+            assert same(codec.decode(codec.encode(message), table), message)
+            unpacked = msgpack.unpackb(bytes(body), strict_map_key=False)
+            if len(unpacked) == len(message) + 1 and type(message) not in OPEN:
+                assert same([TAG_OF[type(message)], *message], unpacked)
     assert taken > 1_000, "the mutations are too wild to say anything"
 
 

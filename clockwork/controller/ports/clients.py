@@ -50,6 +50,7 @@ from clockwork.wire import codec
 from clockwork.wire.messages import (
     FROM_CLIENT,
     FROM_WORKER,
+    PROTOCOL_OLDEST,
     PROTOCOL_VERSION,
     Bye,
     Cancel,
@@ -218,10 +219,11 @@ class ClientPort:
             self._effects.append(to_client(identity, fd, Goodbye()))  # another controller is asked then
         elif not self._returning.is_over and len(self._waiting) < CLIENTS_MAX:
             self._waiting[identity] = (fd, message, key)
-        elif message.protocol != PROTOCOL_VERSION:
+        elif message.protocol < PROTOCOL_OLDEST:
             self._effects.append(to_client(identity, fd, mismatch(message.protocol, message.version)))
         elif identity in self._links.clients or self._note(identity, fd, printable(message.name), key):
-            welcome = ClientWelcome(PROTOCOL_VERSION, VERSION, self._context.epoch, self._context.lease.row)
+            spoken = min(message.protocol, PROTOCOL_VERSION)
+            welcome = ClientWelcome(spoken, VERSION, self._context.epoch, self._context.lease.row)
             self._effects.append(to_client(identity, fd, welcome))
 
     def _note(self, identity: bytes, fd: int, name: str, key: str) -> bool:

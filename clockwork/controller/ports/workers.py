@@ -89,6 +89,7 @@ from clockwork.wire.forms import INT64_MAX
 from clockwork.wire.messages import (
     FROM_CLIENT,
     FROM_WORKER,
+    PROTOCOL_OLDEST,
     PROTOCOL_VERSION,
     BundleRefused,
     BundleWanted,
@@ -202,7 +203,7 @@ class WorkerPort:
         if type(message) is not WorkerHello:
             self._effects.append(to_worker(identity, fd, HelloNeeded(self._context.epoch)))
             return
-        if message.protocol != PROTOCOL_VERSION:
+        if message.protocol < PROTOCOL_OLDEST:
             self._effects.append(to_worker(identity, fd, mismatch(message.protocol, message.version)))
             return
         if self._context.lease.is_over(message.lease, is_worker=True):
@@ -252,7 +253,11 @@ class WorkerPort:
         self._links.workers[identity] = self._links.worker_of_fd[fd] = worker
         self._links.worker_by_id[worker_id] = worker
         welcome = WorkerWelcome(
-            PROTOCOL_VERSION, VERSION, self._context.epoch, worker_id, self._context.lease.row
+            min(message.protocol, PROTOCOL_VERSION),
+            VERSION,
+            self._context.epoch,
+            worker_id,
+            self._context.lease.row,
         )
         self._effects.append(to_worker(identity, fd, welcome))
         self._ping(worker)
@@ -384,6 +389,10 @@ class WorkerPort:
             if worker is None and is_hello(frames, FROM_CLIENT, ClientHello):
                 self._effects.append(to_worker(identity, fd, CLIENT_AT_WORKERS))
                 self._effects.append(Complain("worker malformed", "a client came to the workers' port"))
+                return
+            if worker is not None and isinstance(error, codec.UnknownKind):
+                # A later release may tell more than this one knows.
+                self._effects.append(Complain("worker malformed", f"{named(worker)}: {error}"))
                 return
             self._turn_away(identity, fd, worker, kind, error)
 

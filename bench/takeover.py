@@ -226,7 +226,7 @@ class Machines:
         self._controllers[self._active].wait_for(": active$")
         self._controllers[struck].send(signal.SIGCONT)  # nothing to a process that is gone
         status = self._controllers[struck].wait()
-        if status not in (-signal.SIGKILL, EXIT_TAKEN_OVER):
+        if status not in (0, -signal.SIGKILL, EXIT_TAKEN_OVER):
             raise ClockworkError(f"a former active ended with status {status}")
         self._controllers[struck] = self._start(struck)
         self._controllers[struck].wait_for(LEASE_STANDS_BY)
@@ -367,7 +367,9 @@ def kill_again(
         for _ in range(rounds):
             pause.wait(SETTLE_S)
             if isinstance(up, Machines) and how == AWAY:
+                at_ns = now_ns()
                 firsts.append(up.leave_alone(plan.away_s, client) * SECOND / MS)
+                gaps.append(load.gap_ms(at_ns, now_ns()))
                 continue
             if how == HAND_OVER:
                 at_ns = up.strike(0)  # which no process notices

@@ -245,7 +245,9 @@ class Controller:
 
         def prepare() -> list[str]:
             self._catalog.write_back()
-            return self._fellows.standing_by()
+            elsewhere = self._keeper.standbys if self._keeper is not None else 0
+            found = [f"{say_count(elsewhere, 'controller')} of this catalogue"] if elsewhere else []
+            return [*self._fellows.standing_by(), *found]
 
         def prepared(standbys: list[str] | None, error: BaseException | None) -> None:
             if answered(standbys or [], error):
@@ -302,7 +304,7 @@ class Controller:
         """End in order: leave the open requests to a standby here, or answer them, and release all resources.
 
         Another that has taken over answers the requests: clients ask it by themselves."""
-        if not self.is_taken_over and self._has_heir():
+        if not self.is_taken_over and (self._has_heir() or self._has_heir_elsewhere()):
             self._leave()
             return
         if not self.is_taken_over:
@@ -329,17 +331,24 @@ class Controller:
             log.warning("standbys of %s are not seen: %s", self._data, error)
             return False
 
+    def _has_heir_elsewhere(self) -> bool:
+        """Whether a standby on another machine takes over at once when this controller ends."""
+        return self._keeper is not None and self._keeper.standbys > 0
+
     def _leave(self) -> None:
-        """Leave the directory and the peers to a standby, in this order and at once.
+        """Leave the directory, the lease and the peers to a standby, in this order and at once.
 
         Nobody is answered: clients ask inference again of the standby, and workers report there."""
         self._jobs.close()
         self._storage.close()
         self._repairs.close()
         self._presence.close(self._word)
+        is_here = self._has_heir()
         self._catalog.release()
+        if self._keeper is not None:
+            self._keeper.close()
         self._sockets.close()
-        if not await_successor(self._data, LEAVE_S):
+        if is_here and not await_successor(self._data, LEAVE_S):
             log.warning("the standby of %s lets no client in yet", self._data)
         self._recordings.close()
         self._context.flight.close()

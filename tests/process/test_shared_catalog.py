@@ -23,9 +23,11 @@ from clockwork.models import zoo
 from tests.patience import PATIENCE_S, eventually
 from tests.postgres import PostgresServer, running_postgres
 from tests.process.cluster import Cluster, Program, Reference, same, total_sent
+from tests.process.test_lease_database import AWAITED
 
 NAMES = ("first", "second", "third")
 ACTIVE = r"epoch (\d+) in \S+ begins .*: active$"
+EXPIRES = "SELECT expires_ns FROM lease"
 STANDS_BY = "standby: serves once no other controller has the lease"
 
 
@@ -86,6 +88,15 @@ X = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
 
 def troubles(client: Client) -> list[dict[str, Any]]:
     return [trouble for trouble in client.status()["troubles"]["open"] if "postgresql" in trouble["subject"]]
+
+
+def has_standby(client: Client) -> bool:
+    """Order a hand-over. Returns whether it begins."""
+    try:
+        (found,) = client.hand_over()
+    except ClockworkError:
+        return False
+    return "of this catalogue" in found
 
 
 class Asking:
@@ -185,6 +196,33 @@ def test_an_active_is_killed_under_load_and_nobody_notices(server: PostgresServe
             assert total_sent(client.status(), "load") == 0
             cluster.kill(cluster.controller)
             asking.more(40)
+            cluster.settle(3 - first)
+        assert total_sent(client.status(), "load") == 0
+        assert server.sql(cluster.url, "SELECT epoch FROM lease") == [(3,)]
+
+
+def test_an_active_that_ends_in_order_leaves_its_requests_to_a_standby(
+    server: PostgresServer, tmp_path: Path
+) -> None:
+    with machines(tmp_path, server, 3) as cluster, Client(cluster.clients, timeout=PATIENCE_S) as client:
+        references = cluster.register(client)
+        with Asking(client, references) as asking:
+            asking.more(20)
+            eventually(lambda: has_standby(client), "it knows of a standby, and gives way")
+            asking.more(40)
+            assert cluster.controller.wait() == 0
+            first = next(n for n in (1, 2) if "begins after" in cluster.controllers[n].so_far)
+            cluster.settle(first)
+            asking.more(20)
+            eventually(
+                lambda: server.sql(cluster.url, AWAITED) == [(1,)], "the other waits for the new active"
+            )
+            for _ in range(2):  # the new active counts those who wait at each renewal
+                before = server.sql(cluster.url, EXPIRES)
+                eventually(lambda: server.sql(cluster.url, EXPIRES) != before, "it renews its lease")  # noqa: B023
+            cluster.controller.send(signal.SIGTERM)
+            asking.more(40)
+            assert cluster.controller.wait() == 0
             cluster.settle(3 - first)
         assert total_sent(client.status(), "load") == 0
         assert server.sql(cluster.url, "SELECT epoch FROM lease") == [(3,)]

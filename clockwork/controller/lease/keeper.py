@@ -115,6 +115,8 @@ class LeaseKeeper:
         self._locks = _LockThread(url, self._inbox)
         self._stand = CatalogStand(-1, "")  # of the database's last answer
         self._workers: Sequence[str] = ()  # those of the last answer
+        self._standbys = 0
+        self._is_closed = False
         self._beat_ns = 0  # the last beat of the controller's loop; 0: it has not begun
         self._why_away = ""  # why the database does not answer; "": it does
         self.leader = self._contender.leader  # the active as this controller knows it
@@ -130,6 +132,11 @@ class LeaseKeeper:
     def why_away(self) -> str:
         """Why the database does not answer; "": it does."""
         return self._why_away
+
+    @property
+    def standbys(self) -> int:
+        """The number of standbys that waited for this active's lock at its last renewal."""
+        return 0 if self._why_away else self._standbys
 
     def start(self) -> None:
         self._lease.start()
@@ -164,7 +171,10 @@ class LeaseKeeper:
         self._lease.name_workers(names)
 
     def close(self) -> None:
-        """Let another controller become active at once, and end the threads."""
+        """Let another controller become active at once, and end the threads. Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self._stop_following.set()
         self._inbox.put(None)
         self._thread.join()
@@ -216,7 +226,7 @@ class LeaseKeeper:
         if self._why_away:
             log.info("the database of the catalogue answers again")
             self._why_away = ""
-        reply, self._stand, self._workers = event.answer
+        reply, self._stand, self._workers, self._standbys = event.answer
         if self._contender.role is LeaseRole.STANDBY:
             reply = reply._replace(changes=())  # the catalogue is followed beside the lease
         return [DatabaseReplied(event.serial, reply)]

@@ -45,6 +45,11 @@ SELECT epoch, holder, addresses, expires_ns, lock, workers,
     CASE WHEN %s::bigint = 0 THEN false ELSE pg_try_advisory_xact_lock_shared(%s::bigint) END
 FROM lease
 """
+_STANDBYS = """
+SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' AND NOT granted
+    AND classid::bigint = %s AND objid::bigint = %s
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 _REPLACE = """
 UPDATE lease SET epoch = %s, holder = %s, addresses = %s, expires_ns = %s, lock = %s
 WHERE epoch = %s AND holder = %s AND expires_ns = %s AND lock = %s
@@ -67,6 +72,7 @@ class LeaseAnswer(NamedTuple):
     reply: LeaseReply
     stand: CatalogStand
     workers: Sequence[str]  # names of the workers that the holder has, or the last one had
+    standbys: int = 0  # those that wait for the lock of the holder, at a renewal
 
 
 class OwnConnection:
@@ -195,7 +201,12 @@ class PostgresLease:
         if is_locked and not is_done:
             connection.execute("SELECT pg_advisory_unlock(%s)", (new_lock,))
         _, _, found = _read(connection, 0, operation.since)
-        return found._replace(reply=found.reply._replace(is_done=is_done))
+        found = found._replace(reply=found.reply._replace(is_done=is_done))
+        if isinstance(operation, RenewLease):
+            lock = found.reply.lease.lock
+            (count,) = connection.execute(_STANDBYS, (lock >> 32, lock & 0xFFFFFFFF)).fetchone() or (0,)
+            found = found._replace(standbys=count)
+        return found
 
 
 def _columns(lease: Lease) -> tuple[Any, ...]:

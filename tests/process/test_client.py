@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 
@@ -450,6 +451,22 @@ def test_another_protocol(threaded: bool) -> None:
             call.result(PATIENCE_S)
         controller.greet = True  # the controller is upgraded meanwhile
         assert np.array_equal(client.infer("m", X), X)
+
+
+def test_a_message_of_a_later_release_is_ignored() -> None:
+    """A message of an unknown kind, once the client is let in; beside it, calls are answered as ever."""
+
+    def handle(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
+        controller.router.send(identity, msgpack.packb([63, 1, "news"]), ())
+        echo(controller, identity, message, frames)
+
+    x = np.arange(4, dtype=np.float32)
+    with (
+        FakeController(handle=handle) as controller,
+        Client(controller.endpoint, timeout=PATIENCE_S) as client,
+    ):
+        for _ in range(2):
+            np.testing.assert_array_equal(client.infer("m", x), x)
 
 
 def test_a_welcome_in_another_protocol() -> None:

@@ -266,7 +266,6 @@ def cluster_of(plan: Plan) -> Iterator[Callable[[], Struck]]:
     """Yield a maker of clusters on new directories, all of which are gone when the block ends."""
     with contextlib.ExitStack() as stack:
         made: list[Struck] = []
-        stack.callback(lambda: [cluster.end() for cluster in made])
         server = stack.enter_context(running_postgres()) if plan.catalog == "postgres" else None
 
         def make() -> Struck:
@@ -278,7 +277,11 @@ def cluster_of(plan: Plan) -> Iterator[Callable[[], Struck]]:
             )
             return made[0]
 
-        yield make
+        try:
+            yield make
+        finally:  # before its directory goes
+            for cluster in made:
+                cluster.end()
 
 
 class Load:

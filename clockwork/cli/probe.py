@@ -73,8 +73,13 @@ def _standby_in(data: Path, endpoint: str) -> str:
         fellows = [fellow for fellow in fellows_in(data) if fellow.is_alive]
     except OSError as error:
         raise Unavailable(f"data directory {data} cannot be read: {error.strerror}") from None
-    if not any(fellow.role is ControllerRole.STANDBY and fellow.address == endpoint for fellow in fellows):
+    here = [
+        fellow for fellow in fellows if fellow.role is ControllerRole.STANDBY and fellow.address == endpoint
+    ]
+    if not here:
         return ""
+    if here[0].follows:
+        return f"standby at {endpoint}; {here[0].follows} is active"
     active = [fellow for fellow in fellows if fellow.role is ControllerRole.ACTIVE]
     if not active:
         return f"standby at {endpoint}; no controller is active"

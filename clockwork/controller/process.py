@@ -603,7 +603,7 @@ def main(settings: ControllerSettings) -> int:
         if settings.catalog:
             succession = succession or _lock_data(settings)
             keeper = begin_keeper(settings)
-            won = await_lease(settings, keeper, lambda: stopped, read_end)
+            won = await_lease(settings, keeper, succession.presence.follow, lambda: stopped, read_end)
             if won is None:
                 log.info("shutting down")
                 return 0

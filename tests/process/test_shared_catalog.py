@@ -181,6 +181,32 @@ def test_a_standby_on_another_machine_takes_over_what_is_there(
         assert same(client.infer("third", X), references["third"](X))
 
 
+def test_a_standby_says_which_controller_of_another_machine_is_active(
+    server: PostgresServer, tmp_path: Path
+) -> None:
+    with machines(tmp_path, server) as cluster:
+        (active, _), (standby, _) = cluster._ports
+
+        def probe(number: int, *words: str) -> Program:
+            at = ("--endpoint", cluster._ports[number][0], "--data", str(tmp_path / f"machine-{number}"))
+            asked = cluster.program(["probe", *at, *words])
+            asked.wait()
+            return asked
+
+        def told() -> bool:
+            asked = probe(1)
+            assert asked.process.returncode == 0, asked.text
+            return f"standby at {standby}; " in asked.text and f" at {active}, " in asked.text
+
+        eventually(told, "the standby knows the active")
+        asked = probe(1, "--ready")
+        assert (asked.process.returncode, "a standby takes no requests" in asked.text) == (1, True)
+        assert " answers; " in probe(0).text
+        cluster.kill(cluster.controller)
+        cluster.settle(1)
+        assert " answers; " in probe(1).text
+
+
 def test_an_active_is_killed_under_load_and_nobody_notices(server: PostgresServer, tmp_path: Path) -> None:
     with machines(tmp_path, server, 3) as cluster, Client(cluster.clients, timeout=PATIENCE_S) as client:
         references = cluster.register(client)

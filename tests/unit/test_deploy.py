@@ -289,8 +289,8 @@ def test_what_the_page_says_of_composes_variables_is_so() -> None:
 
 
 def containers() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Return every container of the manifests and of the overlay, with its pod."""
-    for one in [*manifests(), *patched()]:
+    """Return every container of the manifests and of the overlays, with its pod."""
+    for one in [*manifests(), *patched("gpu"), *patched("standby")]:
         pod = one.get("spec", {}).get("template", {}).get("spec")
         for container in (pod or {}).get("containers", ()):
             yield pod, container
@@ -298,7 +298,14 @@ def containers() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
 
 def commands_of_kubernetes() -> Iterator[tuple[str, list[str]]]:
     for _, container in containers():
-        yield f"kubernetes {container['name']}", container["args"]
+        values = stores() if "envFrom" in container else {}
+        yield (
+            f"kubernetes {container['name']}",
+            [
+                re.sub(r"\$\((\w+)\)", lambda name: values.get(name[1], name[0]), word)  # noqa: B023
+                for word in container["args"]
+            ],
+        )
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             words = container.get(kind, {}).get("exec", {}).get("command", [])
             if words[:2] == ["sh", "-c"]:
@@ -337,7 +344,8 @@ def commands_of_the_page() -> Iterator[tuple[str, list[str]]]:
     text = "\n".join(page.read_text(encoding="utf-8").replace("\\\n", " ") for page in pages)
     for line in text.splitlines():
         if found := re.match(
-            r"    (?:\$ |sudo (?:-u clockwork )?)?(?:/opt/clockwork/bin/)?clockwork ([a-z].*)", line
+            r"    (?:\$ |sudo (?:-u clockwork )?|kubectl .* -- )?(?:/opt/clockwork/bin/)?clockwork ([a-z].*)",
+            line,
         ):
             yield f"the page: {line.strip()}", shlex.split(found[1], comments=True)
 
@@ -382,23 +390,43 @@ def manifest(kind: str, name: str) -> dict[str, Any]:
     return found
 
 
-def patched() -> list[dict[str, Any]]:
-    """Apply the overlay for GPUs to the manifests that it changes."""
-    found = []
-    for patch in kustomization(KUBERNETES / "gpu")["patches"]:
-        one = manifest(patch["target"]["kind"], patch["target"]["name"])
-        for step in yaml.load(patch["patch"], Loader):
-            *way, last = (int(word) if word.isdigit() else word for word in step["path"].split("/")[1:])
-            place: Any = one
-            for word in way:
-                place = place[word]
-            assert step["op"] == "add" or last in place, f"there is nothing to replace at {step['path']}"
-            if last == "-":  # JSON Patch's end of a list
-                place.append(step["value"])
-            else:
-                place[last] = step["value"]
-        found.append(one)
-    return found
+def patched(overlay: str, *, below: str = "") -> list[dict[str, Any]]:
+    """Apply an overlay, and before it the one below, to the manifests that it changes."""
+    base = {(one["kind"], one["metadata"]["name"]): one for one in manifests()}
+    changed: dict[tuple[str, str], dict[str, Any]] = {}
+    for name in filter(None, (below, overlay)):
+        changed = {}
+        for patch in kustomization(KUBERNETES / name)["patches"]:
+            key = patch["target"]["kind"], patch["target"]["name"]
+            for step in yaml.load(patch["patch"], Loader):
+                apply_step(base[key], step)
+            changed[key] = base[key]
+    return list(changed.values())
+
+
+def apply_step(one: dict[str, Any], step: dict[str, Any]) -> None:
+    """Change a manifest by a step of a JSON patch."""
+    *way, last = (int(word) if word.isdigit() else word for word in step["path"].split("/")[1:])
+    place: Any = one
+    for word in way:
+        place = place[word]
+    is_there = last < len(place) if isinstance(last, int) else last in place
+    assert step["op"] == "add" or is_there, f"there is nothing to replace at {step['path']}"
+    if step["op"] == "test":
+        assert place[last] == step["value"], step["path"]
+    elif last == "-":  # JSON Patch's end of a list
+        place.append(step["value"])
+    else:
+        place[last] = step["value"]
+
+
+STANDBY = KUBERNETES / "standby"
+
+
+def stores() -> dict[str, str]:
+    """The variables of the secret of the overlay for two controllers, as its example has them."""
+    lines = (STANDBY / "stores.env.example").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines)
 
 
 @pytest.mark.skipif(find_spec("kubernetes_validate") is None, reason="kubernetes-validate is not installed")
@@ -423,7 +451,9 @@ def test_kubernetes_would_accept_the_manifests(version: str) -> None:
         "Namespace",
     ):
         assert kind in kinds
-    assert [text for one in [*manifests(), *patched()] for text in mistakes(one)] == []
+    every = [*manifests(), *patched("gpu"), *patched("standby"), *patched("standby", below="gpu")]
+    every += documents(STANDBY / "disruption.yaml")
+    assert [text for one in every for text in mistakes(one)] == []
     wrong = manifest("StatefulSet", "clockwork-worker")
     wrong["spec"]["template"]["spec"]["terminationGracePeriod"] = 40
     assert mistakes(wrong), "a field that there is not would be found"
@@ -434,6 +464,7 @@ def test_the_customisation_has_every_manifest_and_every_secret_that_is_used() ->
     others = {"kustomization.yaml", "prometheus-adapter-values.yaml"}
     assert set(listed["resources"]) | others == {path.name for path in KUBERNETES.glob("*.yaml")}
     assert kustomization(KUBERNETES / "gpu")["resources"] == [".."]
+    assert kustomization(STANDBY)["resources"] == ["..", "disruption.yaml"]
     assert {image["name"] for image in listed["images"]} == {one["image"] for _, one in containers()}
     assert manifest("Namespace", listed["namespace"])
 
@@ -459,7 +490,8 @@ def test_the_customisation_has_every_manifest_and_every_secret_that_is_used() ->
             )
     assert used == set(secrets)
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
-    assert "/deploy/kubernetes/keys/" in ignored, "nobody commits keys by accident"
+    for folder in ("/deploy/kubernetes/keys/", "/deploy/kubernetes/standby/keys/"):
+        assert folder in ignored, "nobody commits keys by accident"
 
 
 def test_every_process_has_the_key_of_its_role_and_no_other() -> None:
@@ -482,7 +514,7 @@ def test_every_process_has_the_key_of_its_role_and_no_other() -> None:
 
 def test_pods_run_with_as_little_as_they_need() -> None:
     found = list(containers())
-    assert len(found) == 4
+    assert len(found) == 7
     for pod, container in found:
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False, "CLOCKWORK_... would be set by Kubernetes, too"
@@ -548,6 +580,107 @@ def test_the_autoscaler_asks_for_what_the_adapter_offers() -> None:
     assert metric["external"]["target"] == {"type": "AverageValue", "averageValue": "1"}
 
 
+# ----- two controllers on Kubernetes --------------------------------------------------------------
+
+
+def two_controllers(below: str = "") -> dict[str, dict[str, Any]]:
+    """The manifests that the overlay for two controllers changes, by kind and role: "StatefulSet worker"."""
+    return {
+        f"{one['kind']} {one['metadata']['name'].removeprefix('clockwork-')}": one
+        for one in patched("standby", below=below)
+    }
+
+
+def only_container(one: dict[str, Any]) -> dict[str, Any]:
+    [container] = one["spec"]["template"]["spec"]["containers"]
+    assert isinstance(container, dict)
+    return container
+
+
+def variable(container: dict[str, Any], name: str) -> str:
+    [value] = [one["value"] for one in container["env"] if one["name"] == name]
+    return str(value)
+
+
+@pytest.mark.parametrize("below", ["", "gpu"])
+def test_everyone_has_the_address_of_each_controller(below: str) -> None:
+    found = two_controllers(below)
+    controllers = found["StatefulSet controller"]
+    service = controllers["spec"]["serviceName"]
+    names = [
+        f"{controllers['metadata']['name']}-{n}.{service}" for n in range(controllers["spec"]["replicas"])
+    ]
+    assert len(names) == 2
+
+    def all_at(port: int) -> str:
+        return ",".join(f"tcp://{name}:{port}" for name in names)
+
+    worker, gateway = only_container(found["StatefulSet worker"]), only_container(found["Deployment gateway"])
+    assert option(worker["args"], "--connect") == all_at(5556)
+    assert option(gateway["args"], "--connect") == all_at(5555)
+    for container in (worker, only_container(controllers)):
+        assert variable(container, "CLOCKWORK_ENDPOINT") == all_at(5555)
+    assert ("--device=cuda" in worker["args"]) == (below == "gpu"), "the overlays go together"
+    headless = found["Service controller"]["spec"]
+    assert headless["clusterIP"] == "None", "nothing balances between the active and a standby"
+    assert headless["publishNotReadyAddresses"] is True
+    for one in found.values():
+        assert "tcp://clockwork-controller:" not in str(one), "the address of the single controller"
+
+
+def test_two_controllers_share_what_they_must_and_nothing_secret_is_an_argument() -> None:
+    controller = only_container(two_controllers()["StatefulSet controller"])
+    assert "--standby" in controller["args"]
+    assert option(controller["args"], "--catalog") == "$(CATALOG)"
+    assert option(controller["args"], "--packages") == "$(PACKAGES)"
+    [secret] = kustomization(STANDBY)["secretGenerator"]
+    assert controller["envFrom"] == [{"secretRef": {"name": secret["name"]}}]
+    assert secret["envs"] == ["keys/stores.env"], "it lies where git ignores it"
+    values = stores()
+    assert values["CATALOG"].startswith("postgresql://"), "SQLite is not for network volumes"
+    assert values["PACKAGES"].startswith("s3://")
+    for name in ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY"):
+        assert values[name]
+        assert f"$({name})" not in str(controller), f"{name} would be among a process's arguments"
+    fields = {
+        one["name"]: one["valueFrom"]["fieldRef"]["fieldPath"]
+        for one in controller["env"]
+        if "valueFrom" in one
+    }
+    given = {*values, *fields}
+    assert fields == {"POD_IP": "status.podIP"}
+    assert set(re.findall(r"\$\((\w+)\)", str(controller["args"]))) <= given
+
+
+def test_a_standbys_readiness_asks_by_role_at_the_address_where_it_would_listen() -> None:
+    controller = only_container(two_controllers()["StatefulSet controller"])
+    listens = option(controller["args"], "--listen").replace("$(POD_IP)", "$POD_IP")
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert "tcpSocket" not in controller[kind], "a standby's port is closed"
+        words = shlex.split(controller[kind]["exec"]["command"][2])
+        assert words[:3] == ["exec", "clockwork", "probe"]
+        assert option(words, "--endpoint") == listens
+        assert option(words, "--data") == "$CLOCKWORK_DATA"
+        assert "--ready" not in words, "a standby never is, and its pod would never be"
+        assert float(option(words, "--timeout")) < controller[kind]["timeoutSeconds"]
+
+
+def test_two_controllers_are_apart_and_are_not_ended_together() -> None:
+    found = two_controllers()["StatefulSet controller"]
+    spec, pod = found["spec"], found["spec"]["template"]["spec"]
+    labels = found["spec"]["template"]["metadata"]["labels"]
+    [apart] = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    [spread] = pod["topologySpreadConstraints"]
+    assert apart["topologyKey"] == "kubernetes.io/hostname"
+    assert spread["topologyKey"] == "topology.kubernetes.io/zone"
+    [budget] = documents(STANDBY / "disruption.yaml")
+    assert budget["spec"]["maxUnavailable"] == 1
+    for one in (apart["labelSelector"], spread["labelSelector"], budget["spec"]["selector"]):
+        assert one["matchLabels"].items() <= labels.items()
+    assert spec["updateStrategy"] == {"type": "OnDelete"}, "the standby first, whichever pod it is"
+    assert spec["podManagementPolicy"] == "Parallel"
+
+
 # ----- draining ---------------------------------------------------------------------------------
 
 
@@ -567,7 +700,7 @@ def test_whoever_ends_a_worker_waits_for_as_long_as_it_drains() -> None:
         if words[0] == "worker":
             [limit] = settings_of(DEPLOY / "systemd" / name)["TimeoutStopSec"]
             waits.append((seconds(limit), option(words, "--drain")))
-    assert len(waits) == 4
+    assert len(waits) == 5
     for limit, drain in waits:
         assert limit >= seconds(drain) + margin
 

@@ -89,6 +89,18 @@ def test_a_note_of_another_form_is_no_controllers(tmp_path: Path, wrong: dict[st
     presence.close()
 
 
+def test_a_standby_names_the_active_of_another_directory_until_it_is_active_itself(tmp_path: Path) -> None:
+    presence = Presence(tmp_path, B, ControllerRole.STANDBY)
+    names = []
+    for told in ("alice at a", "carol at c", ""):
+        presence.follow(told)
+        names.append(fellows_in(tmp_path)[0].follows)
+    presence.follow("alice at a")
+    presence.serve(B)
+    assert [*names, fellows_in(tmp_path)[0].follows] == ["alice at a", "carol at c", "", ""]
+    presence.close()
+
+
 @pytest.mark.parametrize("how", list(Why))
 def test_a_takeover_says_how_the_active_ended(tmp_path: Path, how: Why) -> None:
     active, standby = (

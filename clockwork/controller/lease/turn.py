@@ -37,10 +37,15 @@ def begin_keeper(settings: ControllerSettings) -> LeaseKeeper:
 
 
 def await_lease(
-    settings: ControllerSettings, keeper: LeaseKeeper, is_stopped: Callable[[], bool], wake_fd: int
+    settings: ControllerSettings,
+    keeper: LeaseKeeper,
+    follow: Callable[[str], None],
+    is_stopped: Callable[[], bool],
+    wake_fd: int,
 ) -> LeaseWon | None:
     """Wait until this controller has the lease; None: it is to stop.
 
+    follow: is told who is active, "" where that is not known, at every look.
     wake_fd: a descriptor that becomes readable when is_stopped() is to be asked. Raises ConfigError where
     another controller has the lease, and this one is no standby.
     """
@@ -57,6 +62,8 @@ def await_lease(
                     took_s = (now_ns() - begun_ns) / SECOND
                     log.info("epoch %d in %s begins after %.1f s: active", news.leader.epoch, place, took_s)
                     return news
+            leader = keeper.leader
+            follow(named_leader(leader) if leader.holder else "")
             if not settings.standby and now_ns() - begun_ns >= POSTGRES_LOCK_S * SECOND:
                 why = keeper.why_away or f"{named_leader(keeper.leader)} has the lease"
                 raise ConfigError(

@@ -36,7 +36,7 @@ class Presence:
         """address: at which it listens for clients, or will."""
         self._body: dict[str, Any] = {
             "role": role.value, "address": address, "process": f"process {os.getpid()}", "since_ns": time.time_ns(),
-            "read": -1, "heard_ns": time.time_ns(), "ended_ns": 0, "opened_ns": 0, "word": "",
+            "read": -1, "heard_ns": time.time_ns(), "ended_ns": 0, "opened_ns": 0, "word": "", "follows": "",
         }  # fmt: skip
         self._note: Note | None = None
         try:
@@ -53,6 +53,11 @@ class Presence:
         """Give a sign. read: number of the newest change of the catalogue that it has read; -1: none."""
         self._write(read=read, heard_ns=time.time_ns())
 
+    def follow(self, active: str) -> None:
+        """Tell which controller of another directory is active. active: a name for people; "": not known."""
+        if active != self._body["follows"]:
+            self._write(follows=active)
+
     def has_ended(self) -> None:
         """Tell that it has ended the active, which stood still."""
         self._write(ended_ns=time.time_ns())
@@ -61,7 +66,7 @@ class Presence:
         """Become the active."""
         if self._body["role"] != ControllerRole.ACTIVE:
             self._body |= {"role": ControllerRole.ACTIVE.value, "since_ns": time.time_ns()}
-        self._write(address=address)
+        self._write(address=address, follows="")
 
     def opens(self) -> None:
         """Tell that clients are let in."""
@@ -95,6 +100,7 @@ class Fellow(NamedTuple):
     ended_ns: int  # when it ended an active that stood still; 0: never
     opened_ns: int  # when the active let clients in; 0: not yet
     word: str  # its last word as the active, a Why; "": none
+    follows: str  # the active of another directory that a standby waits for; "": none
 
     def stands_by(self, number: int) -> Standby:
         """The description of a standby. number: of the catalogue's newest change; -1: not known."""
@@ -180,7 +186,7 @@ def write_takeovers(data: Path, takeovers: Takeovers) -> None:
 
 
 _TEXTS, _NUMBERS = (
-    ("role", "address", "process", "word"),
+    ("role", "address", "process", "word", "follows"),
     ("since_ns", "read", "heard_ns", "ended_ns", "opened_ns"),
 )
 

@@ -63,6 +63,11 @@ FETCHES_MAX = 64
 transfers. A worker that asks for more is disconnected."""
 
 BUNDLES_OFFERED_MAX = 64  # Prepared models that a worker may be taking from other workers at once
+BUNDLES_BESIDE_REQUESTS = 1
+"""Prepared models that a worker is offered at a time while requests come, if others are on its machine: one
+costs them some 30 ms of processor time together."""
+
+BUNDLES_CALM_NS = 2_000_000_000  # Time without a request after which it is offered all that it wants
 BUNDLE_PIECES_MAX = 64  # Pieces of these that it may wait for. A worker that asks for more is disconnected
 BUNDLE_PIECES_HELD_MAX = 8
 """Pieces that a worker is asked to read of its prepared models at once, so that results behind them wait for

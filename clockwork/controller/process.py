@@ -405,7 +405,8 @@ class Controller:
     def _beat(self) -> None:
         self._heartbeat_ns = self._context.now_ns + HEARTBEAT_NS
         self._workers.beat()
-        self._registrar.beat(self._context.now_ns)
+        counts = dict(zip(OUTCOMES, self._exchange.outcomes(), strict=True))
+        self._registrar.beat(self._context.now_ns, sum(counts.values()))
         self._repairs.beat(self._context.now_ns)
         self._follow_store(self._jobs.beat(self._context.now_ns))
         self._write_names()
@@ -417,7 +418,6 @@ class Controller:
         self._complaints.settle(self._context.now_ns)
         self._cuts.note()
         self._stores.look(self._scheduler.store_status(), self._context.now_ns)
-        counts = dict(zip(OUTCOMES, self._exchange.outcomes(), strict=True))
         bad = counts["refused"] + counts["missed"] + counts["failed"]
         self._context.flight.beat(counts["answered"], bad, self._context.now_ns)
         folder, failure = self._recordings.failure()

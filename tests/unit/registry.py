@@ -203,7 +203,7 @@ class Registry:
         self.carry_out()
 
     def beat(self) -> None:
-        self.registrar.beat(self.now_ns)
+        self.registrar.beat(self.now_ns, 0)
         self.carry_out()
 
     def settle(self) -> None:

@@ -12,11 +12,13 @@ from clockwork.config.controller import (
     BUNDLE_PIECES_HELD_MAX,
     BUNDLE_PIECES_MAX,
     BUNDLE_WAIT_NS,
+    BUNDLES_BESIDE_REQUESTS,
+    BUNDLES_CALM_NS,
     BUNDLES_OFFERED_MAX,
 )
 from clockwork.controller.catalog.records import ModelRecord
 from clockwork.controller.effects import Effect, NoteTrouble, SendWorker
-from clockwork.controller.models.version import ModelVersion
+from clockwork.controller.models.version import FETCHABLE, ModelVersion
 from clockwork.controller.registration.bundles import BundleRelay
 from clockwork.controller.registration.preparation_book import PREPARING, READY
 from clockwork.controller.registration.table import ModelTable
@@ -232,9 +234,9 @@ def test_a_holder_that_does_not_answer_is_given_up() -> None:
     cluster.wanted(2)
     cluster.fetch(2)
     cluster.sent()
-    cluster.bundles.beat(BUNDLE_WAIT_NS)
+    cluster.bundles.beat(BUNDLE_WAIT_NS, 0)
     assert cluster.sent() == []
-    cluster.bundles.beat(BUNDLE_WAIT_NS + 1)
+    cluster.bundles.beat(BUNDLE_WAIT_NS + 1, 0)
     assert cluster.sent() == [failure(2)]
 
 
@@ -279,3 +281,81 @@ def test_a_list_of_other_files_is_no_bundle(bad: str) -> None:
     with pytest.raises(InvalidModel):
         parse_bundle(BAD[bad])
     assert parse_bundle(rows_of(FILES)) == FILES
+
+
+MANY = BUNDLES_BESIDE_REQUESTS + 3
+
+
+def wanting(worker: int = 2) -> Cluster:
+    """A cluster in which a worker asks for many models that another has made, while requests come."""
+    cluster = Cluster(1, worker, models=MANY)
+    for number in range(MANY):
+        cluster.made(1, number=number)
+    cluster.bundles.beat(0, 7)
+    for model in cluster.models:
+        cluster.bundles.wanted(worker, model.model_id)
+    return cluster
+
+
+def offered(cluster: Cluster) -> list[int]:
+    """Return the models that were offered since the last call, by place."""
+    places = {model.model_id: place for place, model in enumerate(cluster.models)}
+    return [places[message.model_id] for _, message, _ in cluster.sent() if type(message) is BundleOffer]
+
+
+def test_beside_requests_a_worker_of_a_shared_machine_is_offered_one_model_after_the_other() -> None:
+    cluster = wanting()
+    assert offered(cluster) == [0]
+    cluster.bundles.settled(2, cluster.models[0].model_id)  # it has it
+    assert offered(cluster) == [1]
+    cluster.bundles.refused(2, BundleRefused(cluster.models[1].model_id, ""))  # it makes it itself
+    assert offered(cluster) == [2]
+    cluster.bundles.settled(2, cluster.models[3].model_id)  # another way: it is wanted no more
+    cluster.bundles.settled(2, cluster.models[2].model_id)
+    assert offered(cluster) == []
+
+
+def test_what_waits_is_offered_at_once_when_no_more_requests_come() -> None:
+    cluster = wanting()
+    assert offered(cluster) == [0]
+    cluster.bundles.beat(BUNDLES_CALM_NS // 2, 8)  # another request
+    cluster.bundles.beat(BUNDLES_CALM_NS, 8)
+    assert offered(cluster) == []
+    cluster.bundles.beat(BUNDLES_CALM_NS // 2 + BUNDLES_CALM_NS, 8)
+    assert offered(cluster) == [1, 2, 3]
+
+
+def test_a_worker_alone_on_its_machine_waits_for_nobody() -> None:
+    cluster = wanting()
+    assert offered(cluster) == [0]
+    cluster.bundles.shares_machine(2, False)
+    assert offered(cluster) == [1, 2, 3]
+
+
+def test_a_fetch_that_was_planned_does_not_wait() -> None:
+    cluster = wanting()
+    assert offered(cluster) == [0]
+    cluster.models[3].workers[2] = FETCHABLE
+    cluster.bundles.settled(2, cluster.models[3].model_id)
+    cluster.bundles.wanted(2, cluster.models[3].model_id)
+    assert offered(cluster) == [3]
+
+
+def test_a_worker_whose_holder_leaves_is_told_of_each_model_that_waits() -> None:
+    cluster = wanting()
+    assert offered(cluster) == [0]
+    cluster.bundles.left(1)
+    cluster.bundles.refused(2, BundleRefused(cluster.models[0].model_id, "it does not come"))
+    offers = [message for _, message, _ in cluster.sent() if type(message) is BundleOffer]
+    assert [offer.files for offer in offers] == [[], [], []], "all that waited, as nothing is to be taken"
+
+
+def test_a_worker_may_not_have_more_wait_than_it_may_be_offered() -> None:
+    cluster = Cluster(1, 2, models=BUNDLES_OFFERED_MAX + 1)
+    for number in range(BUNDLES_OFFERED_MAX + 1):
+        cluster.made(1, number=number)
+    cluster.bundles.beat(0, 1)
+    for model in cluster.models[:-1]:
+        cluster.bundles.wanted(2, model.model_id)
+    with pytest.raises(InvalidInput, match=f"at most {BUNDLES_OFFERED_MAX} prepared models"):
+        cluster.bundles.wanted(2, cluster.models[-1].model_id)

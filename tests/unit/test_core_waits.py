@@ -40,7 +40,7 @@ def answer(registry: Registry, ms: float, by_threads: list[list[int]] | None = N
 
 def beat(registry: Registry, after_ns: int) -> None:
     registry.now_ns += after_ns
-    registry.registrar.beat(registry.now_ns)
+    registry.registrar.beat(registry.now_ns, 0)
     registry.carry_out()
 
 

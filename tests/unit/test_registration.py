@@ -516,7 +516,7 @@ def test_a_package_that_cannot_be_removed_is_tried_again(served: Registry) -> No
     assert served.troubles[-1].subject == "packages"
     assert "Input/output error" in served.troubles[-1].text
     served.now_ns += ERASE_RETRY_NS
-    served.registrar.beat(served.now_ns)
+    served.registrar.beat(served.now_ns, 0)
     served.carry_out()
     served.settle()
     assert served.packages == set()

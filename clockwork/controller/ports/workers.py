@@ -6,7 +6,7 @@ A worker's message, whatever it holds, can do harm to that worker alone.
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar
 
@@ -111,7 +111,7 @@ from clockwork.wire.messages import (
     WorkerHello,
     WorkerWelcome,
 )
-from clockwork.wire.shared import MACHINE
+from clockwork.wire.shared import MACHINE, machine_id
 from clockwork.wire.telling import printable
 
 log = logging.getLogger("clockwork.controller")
@@ -153,6 +153,7 @@ class WorkerPort:
         # By epochs of workers that were let go: the reason; they are not admitted again
         self._let_go: dict[int, str] = {}
         self._next_id = 1
+        self._machine = machine_id()
 
     # ----- coming and going --------------------------------------------------------------------------
 
@@ -341,13 +342,14 @@ class WorkerPort:
         self._compare_machines()
 
     def _compare_machines(self) -> None:
-        """Tell the exchange the machine that all workers are on, if there is one; see wire/shared.py."""
-        machines = [worker.stats.get(MACHINE, 0) for worker in self._links.workers.values()]
-        is_one = bool(machines) and all(
-            type(machine) is int and machine == machines[0] for machine in machines
-        )
-        machine = machines[0] if is_one and 0 < machines[0] <= INT64_MAX else 0
-        self._effects.append(ShareMachine(machine))
+        """Tell the exchange the machine that all workers are on, if there is one (see wire/shared.py), and
+        the relay of bundles which workers are alone on theirs."""
+        machines = {number: _machine_of(worker) for number, worker in self._links.worker_by_id.items()}
+        counts = Counter([*machines.values(), self._machine])
+        for number, machine in machines.items():
+            self._bundles.shares_machine(number, not machine or counts[machine] > 1)
+        first = next(iter(machines.values()), 0)
+        self._effects.append(ShareMachine(first if set(machines.values()) == {first} else 0))
 
     def _watch_clock(self, worker: WorkerLink) -> None:
         """Note a trouble of a worker whose clock cannot be followed, since its windows are meaningless."""
@@ -608,6 +610,12 @@ class WorkerPort:
         status = Status.OK if error is None else Status.INTERNAL
         chunk = Chunk(job.digest, job.file_index, job.offset, status)
         self._effects.append(to_worker(worker.identity, worker.fd, chunk, [data if error is None else b""]))
+
+
+def _machine_of(worker: WorkerLink) -> int:
+    """The machine that a worker tells; 0: it has told none."""
+    machine = worker.stats.get(MACHINE, 0)
+    return machine if type(machine) is int and 0 < machine <= INT64_MAX else 0
 
 
 def _let_go_text(why: str) -> str:

@@ -6,6 +6,10 @@ that is about to prepare the model. That worker asks for pieces; the relay asks 
 them on as they come. The receiver compares every byte with the recorded list. Where anything is wrong, it
 prepares the model itself (or its FETCH fails), and the holder is asked for that bundle no more.
 
+A worker that shares its machine with others would take their processors from them. While requests come, it
+is offered one model after the other, and the rest of what it wants waits. FETCHes, which the scheduler has
+planned, do not.
+
 The bytes pass the controller because every worker is connected to it already, by a key of its own: a
 connection between two workers would be another port to open, to bound and to attack. Bounded are the pieces
 that a worker waits for, the pieces that a holder reads at once, and the time that a piece may take. A piece
@@ -27,6 +31,8 @@ from clockwork.config.controller import (
     BUNDLE_PIECES_HELD_MAX,
     BUNDLE_PIECES_MAX,
     BUNDLE_WAIT_NS,
+    BUNDLES_BESIDE_REQUESTS,
+    BUNDLES_CALM_NS,
     BUNDLES_OFFERED_MAX,
 )
 from clockwork.controller.effects import Effect, NoteTrouble, SendWorker
@@ -47,7 +53,9 @@ class _Worker:
     name: str
     kind: str  # equal for workers that can use each other's bundles; "": none can use this worker's
     is_draining: bool = False
+    yields: bool = True  # whether others may be on its machine
     offers: dict[int, _Offer] = dataclasses.field(default_factory=dict)  # by model id, until it is settled
+    wanting: deque[int] = dataclasses.field(default_factory=deque)  # models that wait for an offer
     asked: int = 0  # pieces that it waits for
     giving: int = 0  # offers of others that name it as the holder
 
@@ -83,6 +91,9 @@ class BundleRelay:
         self._table = table
         self._workers: dict[int, _Worker] = {}
         self._holders: dict[int, _Holder] = {}
+        self._request_count = 0
+        self._calm_ns = 0  # from then on no request has come for BUNDLES_CALM_NS
+        self._is_calm = True
 
     # ----- workers come and go -----------------------------------------------------------------
 
@@ -94,6 +105,13 @@ class BundleRelay:
         """Offer no more bundles of a worker that leaves; it finishes those under way."""
         if worker in self._workers:
             self._workers[worker].is_draining = True
+
+    def shares_machine(self, worker: int, yields: bool) -> None:
+        """Note whether other processes of the cluster may be on a worker's machine; they may until this says
+        otherwise."""
+        if worker in self._workers:
+            self._workers[worker].yields = yields
+            self._offer_waiting(worker)
 
     def left(self, worker: int) -> None:
         """Forget a worker. Others that wait for a piece of its bundles are told that it does not come."""
@@ -128,7 +146,10 @@ class BundleRelay:
     def settled(self, worker: int, model_id: int) -> None:
         """Withdraw the offer of a model that a worker has, or does not need any more."""
         if worker in self._workers:
+            if model_id in self._workers[worker].wanting:
+                self._workers[worker].wanting.remove(model_id)
             self._withdraw(worker, model_id)
+            self._offer_waiting(worker)
 
     def _withdraw(self, worker: int, model_id: int) -> _Offer | None:
         offer = self._workers[worker].offers.pop(model_id, None)
@@ -143,10 +164,27 @@ class BundleRelay:
     # ----- what they want ----------------------------------------------------------------------
 
     def wanted(self, worker: int, model_id: int) -> None:
-        """Offer a worker the bundle of a model, or none. Raises InvalidInput if too many are offered."""
+        """Offer a worker the bundle of a model, or none, perhaps later. Raises InvalidInput if too many are
+        offered."""
         asking, model = self._workers[worker], self._table.by_id.get(model_id)
-        if len(asking.offers) >= BUNDLES_OFFERED_MAX:
+        if len(asking.offers) + len(asking.wanting) >= BUNDLES_OFFERED_MAX:
             raise InvalidInput(f"a worker is offered at most {BUNDLES_OFFERED_MAX} prepared models at once")
+        if model is not None and model.workers.get(worker) == PREPARING and model_id not in asking.wanting:
+            asking.wanting.append(model_id)
+            self._offer_waiting(worker)
+        else:
+            self._offer(worker, model_id)
+
+    def _offer_waiting(self, worker: int) -> None:
+        """Offer a worker what it waits for, as far as it may take it now."""
+        asking = self._workers[worker]
+        while asking.wanting and (
+            self._is_calm or not asking.yields or len(asking.offers) < BUNDLES_BESIDE_REQUESTS
+        ):
+            self._offer(worker, asking.wanting.popleft())
+
+    def _offer(self, worker: int, model_id: int) -> None:
+        asking, model = self._workers[worker], self._table.by_id.get(model_id)
         bundle = None
         if model is not None and model.workers.get(worker) in (PREPARING, FETCHABLE):
             bundle = model.bundles.get(asking.kind)
@@ -170,6 +208,7 @@ class BundleRelay:
     def refused(self, worker: int, message: BundleRefused) -> None:
         """Take the bundle from its holder that a worker could not use as it came."""
         offer = self._withdraw(worker, message.model_id)
+        self._offer_waiting(worker)
         model = self._table.by_id.get(message.model_id)
         if offer is None or model is None or not message.text:
             return
@@ -219,8 +258,14 @@ class BundleRelay:
         self._advance(holder, now_ns)
         return True
 
-    def beat(self, now_ns: int) -> None:
-        """Give up holders that do not answer. Called now and then."""
+    def beat(self, now_ns: int, request_count: int) -> None:
+        """Give up holders that do not answer, and see whether requests come. request_count: of all requests
+        that have ended so far. Called now and then."""
+        if request_count != self._request_count:
+            self._request_count, self._calm_ns = request_count, now_ns + BUNDLES_CALM_NS
+        self._is_calm = now_ns >= self._calm_ns
+        for worker in self._workers:
+            self._offer_waiting(worker)
         for holder, held in list(self._holders.items()):
             if any(now_ns - piece.since_ns > BUNDLE_WAIT_NS for piece in held.pieces.values()):
                 self._fail(holder)

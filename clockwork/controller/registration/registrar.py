@@ -268,10 +268,11 @@ class Registrar:
         self.versions.faulted(model_id, fault, worker, is_set_aside)
         self._go_on()
 
-    def beat(self, now_ns: int) -> None:
-        """Retry failed writes and failed preparations. Called now and then."""
+    def beat(self, now_ns: int, request_count: int) -> None:
+        """Retry failed writes and failed preparations. request_count: of all requests that have ended so far.
+        Called now and then."""
         self.versions.prepare_again(now_ns)
-        self.versions.bundles.beat(now_ns)
+        self.versions.bundles.beat(now_ns, request_count)
         self._uploads.beat(now_ns)
         if self._refused and now_ns >= self._retry_ns:
             self._retry_ns = now_ns + ERASE_RETRY_NS

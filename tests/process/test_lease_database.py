@@ -536,7 +536,7 @@ def epoch_of(program: Program) -> int:
 
 
 @pytest.mark.parametrize(
-    ("count", "seed"), [(16, 1), pytest.param(300, 2, marks=[pytest.mark.long, pytest.mark.timeout(3600)])]
+    ("count", "seed"), [(16, 1), pytest.param(300, 2, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
 )
 def test_changes_of_contending_controllers_are_made_once_and_by_the_active(
     server: PostgresServer, url: str, tmp_path: Path, count: int, seed: int

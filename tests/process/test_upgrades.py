@@ -22,7 +22,7 @@ from clockwork.models import zoo
 from tests.patience import PATIENCE_S, eventually
 from tests.process.cluster import ROOT, Program, Reference, same
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 LAST = ROOT / "tests" / "data" / "last_release"
 """The commit of the last release: an ancestor of this one."""

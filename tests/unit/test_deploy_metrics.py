@@ -87,7 +87,7 @@ def test_the_dashboard_uses_only_metrics_that_exist() -> None:
         "clockwork_device_arena_bytes", "clockwork_device_resident_models", "clockwork_scheduler_info",
         "clockwork_controller_start_time_seconds", "clockwork_models_without_histograms", "clockwork_device_info",
         "clockwork_messages_rejected_total", "clockwork_device_clock_hertz", "clockwork_ready",
-        "clockwork_worker_models",
+        "clockwork_worker_models", "clockwork_threads_wanted",
     }  # fmt: skip
     ours = {name for name in METRICS if name.startswith("clockwork_")}
     assert ours - families == shown_elsewhere, "a metric that is on no panel, or one that is said not to be"

@@ -199,12 +199,15 @@ def test_an_honest_summary_is_read() -> None:
         {"metadata": {"a": 1}},
         {"metadata": {1: "a"}},
         {"format_version": 999},
-        {"unknown": 1},
     ],
 )  # fmt: skip
 def test_a_summary_out_of_bounds_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises((InvalidInput, codec.WireError)):
         told(SUMMARY | change)
+
+
+def test_a_later_workers_summary_may_say_more() -> None:
+    assert told(SUMMARY | {"unknown": 1}) == told(SUMMARY)
 
 
 LATER = {"outputs_verified", "lengths", "lengths_note", "by_threads"}

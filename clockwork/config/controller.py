@@ -221,21 +221,23 @@ HOLDER_BYTES_MAX = 1_024  # of the file of the lock
 HOLDER_LOOK_S = 0.2  # Interval at which a standby looks at the holder
 
 NOTE_BYTES_MAX = 4_096  # of the note of a controller that shares a data directory
-NOTES_MAX = 64  # Controllers of a data directory that are seen
+NOTES_MAX = 64  # Controllers of a data directory, and standbys of a lease, that are seen
+STANDBY_SIGN_BYTES_MAX = 63  # of the name by which PostgreSQL knows the connection of a standby
 NOTES_LOOK_NS = 500_000_000  # Interval at which the active looks for standbys
 NOTES_PAUSE_S = 0.01  # Interval of looks at the notes while a controller waits for its successor
 LEAVE_S = 0.5
 """Time for which a controller that has left its directory and peers to a standby does nothing, until that
 lets clients in. Its end, and its restart by a supervisor, take processor time that its successor needs."""
 TAKEOVERS_BYTES_MAX = 1 << 16  # of the file of the last takeovers
-TAKEOVERS_KEPT = 32  # Takeovers that a data directory tells, the newest; of all, there are counts
+TAKEOVERS_KEPT = 32  # Takeovers that are kept, the newest; of all, there are counts
 
 STANDBY_MISSED_NS = 10_000_000_000
 """Time without a standby after which that is a trouble, where there are to be several controllers: one that
 is started again imports for a while."""
 
 STANDBY_HEARD_NS = 2_000_000_000
-"""Silence of a standby, which gives a sign every HOLDER_LOOK_S, after which nothing is handed over to it."""
+"""Silence of a standby after which nothing is handed over to it. It gives a sign every HOLDER_LOOK_S in a
+data directory, and every LEASE_LOCK_TIMEOUT in PostgreSQL, where it is not seen after that."""
 
 TAKEOVERS_OFTEN = 3
 TAKEOVERS_OFTEN_NS = 600_000_000_000

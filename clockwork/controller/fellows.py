@@ -1,4 +1,5 @@
-"""The standing of the active and its standbys, kept up to date from the notes in the data directory."""
+"""The standing of the active and its standbys, kept up to date from the notes in the data directory, and from
+the lease where there are controllers on other machines."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from clockwork.config.controller import NOTES_LOOK_NS
 from clockwork.controller.effects import ClearTrouble, Effect, NoteTrouble, Publish
@@ -19,7 +21,14 @@ from clockwork.controller.peers.directory import (
     standbys_of,
     write_takeovers,
 )
-from clockwork.controller.standing import ControllerRole, ControllerStanding, StandbyWatch, Takeover
+from clockwork.controller.standing import (
+    ControllerRole,
+    ControllerStanding,
+    Standby,
+    StandbyWatch,
+    Takeover,
+    Takeovers,
+)
 from clockwork.controller.storage.thread import StorageThread
 from clockwork.controller.troubles import TroubleKind
 from clockwork.system.words import say_count
@@ -29,9 +38,23 @@ log = logging.getLogger("clockwork.controller")
 SUBJECT = "controllers"
 
 
+class Elsewhere(Protocol):
+    """The part of a lease that tells of controllers on other machines."""
+
+    @property
+    def takeovers(self) -> Takeovers:
+        """Those of the cluster, also that by which this controller became active."""
+        ...
+
+    def standing_by(self, newest: int) -> list[Standby]:
+        """The standbys, as they were seen last. newest: the number of the newest change."""
+        ...
+
+
 class Fellows:
     """The standing of an active controller. newest: the number of the newest change of the catalogue.
-    takeover: by which it became active; None: no other was."""
+    takeover: by which it became active; None: no other was. elsewhere: of a lease, which then tells the
+    takeovers; None: all controllers are in this data directory."""
 
     def __init__(
         self,
@@ -43,11 +66,13 @@ class Fellows:
         address: str,
         takeover: Takeover | None,
         expects_standbys: bool,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self._effects = effects
         self._storage = storage
         self._data = data
         self._newest = newest
+        self._elsewhere = elsewhere
         self._watch = StandbyWatch()
         self._told: dict[TroubleKind, None] = {}
         self._due_ns = 0
@@ -55,8 +80,8 @@ class Fellows:
         self._is_told = False  # whether subscribers were told since the start
         self._is_blind = False  # whether the last look failed
         presence.serve(address)
-        takeovers = read_takeovers(data)
-        if takeover is not None:
+        takeovers = read_takeovers(data) if elsewhere is None else elsewhere.takeovers
+        if takeover is not None and elsewhere is None:
             takeovers = takeovers.after(takeover._replace(after=address))
             storage.submit(lambda: write_takeovers(data, takeovers), self._written)
         self.standing = ControllerStanding(
@@ -96,9 +121,16 @@ class Fellows:
             for fellow in found
             if fellow.is_alive and fellow.role is ControllerRole.STANDBY
         ]
-        before = {standby.address for standby in self.standing.standbys}
-        self.standing = self.standing._replace(standbys=tuple(standbys))
-        if before != {standby.address for standby in standbys} or not self._is_told:
+        takeovers = self.standing.takeovers
+        if self._elsewhere is not None:
+            standbys += self._elsewhere.standing_by(number)
+            takeovers = self._elsewhere.takeovers
+        before, self.standing = (
+            self.standing,
+            self.standing._replace(standbys=tuple(standbys), takeovers=takeovers),
+        )
+        is_new = _addresses(before) != _addresses(self.standing) or before.takeovers != takeovers
+        if is_new or not self._is_told:
             self._is_told = True
             self._effects.append(Publish("controllers", self.standing.describe(time.time_ns())))
         self._note_troubles(now_ns)
@@ -127,3 +159,7 @@ class Fellows:
     def _written(self, _: object, error: BaseException | None) -> None:
         if error is not None:
             log.warning("this takeover will not be told after the next one: %s", error)
+
+
+def _addresses(standing: ControllerStanding) -> list[str]:
+    return sorted(standby.address for standby in standing.standbys)

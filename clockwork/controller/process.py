@@ -159,7 +159,7 @@ class Controller:
         takeover = succession.takeover if succession is not None else None
         self._fellows = Fellows(
             self._effects, self._storage, settings.data, self._presence, lambda: self._catalog.number,
-            self.client_endpoint, takeover, settings.standby and not settings.catalog,  # others are elsewhere
+            self.client_endpoint, takeover, settings.standby, keeper,
         )  # fmt: skip
         views = Views(
             self._context, self._effects, self._scheduler, self._table, versions, self._repairs, settings.policy,
@@ -346,7 +346,7 @@ class Controller:
         is_here = self._has_heir()
         self._catalog.release()
         if self._keeper is not None:
-            self._keeper.close()
+            self._keeper.close(self._word)
         self._sockets.close()
         if is_here and not await_successor(self._data, LEAVE_S):
             log.warning("the standby of %s lets no client in yet", self._data)
@@ -602,7 +602,7 @@ def main(settings: ControllerSettings) -> int:
     try:
         if settings.catalog:
             succession = succession or _lock_data(settings)
-            keeper = begin_keeper(settings)
+            keeper = begin_keeper(settings, succession.takeover)
             won = await_lease(settings, keeper, succession.presence.follow, lambda: stopped, read_end)
             if won is None:
                 log.info("shutting down")

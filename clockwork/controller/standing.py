@@ -7,6 +7,7 @@ directory or by a lease. Times are Unix times in ns, since they outlive processe
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ class Why(enum.StrEnum):
     """Why a standby became active."""
 
     KILLED = "killed"  # the active's process ended without a word
-    STOPPED = "stopped"  # the active stood still, and a standby ended its process
+    STOPPED = "stopped"  # the active stood still, and a standby ended its process, or its lease expired
     ENDED = "ended"  # the active ended in order
     HANDED_OVER = "handed_over"  # the active gave way, because an operator said so
 
@@ -34,8 +35,12 @@ ORDERLY = frozenset({Why.ENDED, Why.HANDED_OVER})
 
 
 class Standby(NamedTuple):
-    """A standby. address: at which it will listen for clients. behind: changes of the catalogue that it has
-    not read yet; -1: it reads the catalogue when it takes over. heard_ns: its last sign."""
+    """A standby. heard_ns: its last sign.
+
+    address: at which it will listen for clients; "": not known. process: a name of its process, or the
+    network address of its machine where that is another; "": not known. behind: changes of the catalogue that
+    it has not read yet; -1: it reads the catalogue when it takes over.
+    """
 
     address: str
     process: str
@@ -72,6 +77,34 @@ class Takeovers(NamedTuple):
 
 
 NO_TAKEOVERS = Takeovers({}, ())
+
+
+def text_of(takeovers: Takeovers) -> str:
+    """The takeovers as they are stored."""
+    return json.dumps({"counts": takeovers.counts, "recent": takeovers.recent})
+
+
+def takeovers_of(text: str) -> Takeovers:
+    """The takeovers in a text that was stored; none where it is none, or damaged."""
+    try:
+        return parse_takeovers(text) if text else NO_TAKEOVERS
+    except ValueError:
+        return NO_TAKEOVERS
+
+
+def parse_takeovers(text: str) -> Takeovers:
+    """The takeovers in a text that was stored. Raises ValueError."""
+    try:
+        body = json.loads(text)
+        counts = {why: int(body["counts"].get(why.value, 0)) for why in Why}
+        recent = [
+            Takeover(int(at), Why(why), str(before), str(after)) for at, why, before, after in body["recent"]
+        ]
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    return Takeovers(
+        {why: count for why, count in counts.items() if count > 0}, tuple(recent[-TAKEOVERS_KEPT:])
+    )
 
 
 class ControllerStanding(NamedTuple):

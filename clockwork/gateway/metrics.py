@@ -237,10 +237,12 @@ _DECLARED = (
     Metric("clockwork_standbys", "gauge", (), "controllers",
            "Standby controllers that live; absent where none is there and none is to be there."),
     Metric("clockwork_standby_behind_changes", "gauge", ("address",), "changes",
-           "Changes of the catalogue that a standby has not read yet; absent where it reads them when it takes over."),
+           "Changes of the catalogue that a standby has not read yet, of several at one address the most; absent where"
+           " it reads them when it takes over."),
     Metric("clockwork_takeovers_total", "counter", ("why",), "takeovers",
            "Times that a standby became active, by what the active did before: it was killed, was stopped (and"
-           " then ended by a standby), ended in order, or handed over. Kept in the data directory, over restarts."),
+           " then ended by a standby, or its lease expired), ended in order, or handed over. Kept in the data"
+           " directory, or in PostgreSQL where the catalogue is there, over restarts."),
     # ----- troubles -----
     Metric("clockwork_messages_rejected_total", "counter", ("sender", "why"), "messages",
            "Messages that were malformed or met a defect of the controller (failed), and connections whose"
@@ -589,9 +591,12 @@ def _add_cluster(text: _Text, body: Mapping[str, Any]) -> None:
         text.add("clockwork_active_seconds", (), standing["since_ns"] / SECOND)
         if standing["standbys"] or standing["expects_standbys"]:
             text.add("clockwork_standbys", (), len(standing["standbys"]))
+        behind: dict[str, int] = {}  # machines may listen at the same words
         for standby in standing["standbys"]:
             if standby["behind"] >= 0:
-                text.add("clockwork_standby_behind_changes", (standby["address"],), standby["behind"])
+                behind[standby["address"]] = max(standby["behind"], behind.get(standby["address"], 0))
+        for address, changes in behind.items():
+            text.add("clockwork_standby_behind_changes", (address,), changes)
         for why, count in standing["takeovers"].items():
             text.add("clockwork_takeovers_total", (why,), count)
     text.durations("clockwork_controller_lag_seconds", "", body["lag"])

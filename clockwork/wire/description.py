@@ -201,7 +201,9 @@ def describe_standing(body: Any) -> str:
             f"{behind} changes behind" if behind > 0 else "up to date" if not behind else "reads when needed"
         )
         silent = to_seconds(_int(standby.get("silent_ns")))
-        parts.append(f"standby at {standby.get('address')} ({read}, heard {silent:.1f} s ago)")
+        parts.append(
+            f"standby at {standby.get('address') or 'an unknown address'} ({read}, heard {silent:.1f} s ago)"
+        )
     if not standbys:
         parts.append("no standby")
     if last:

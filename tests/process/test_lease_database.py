@@ -22,6 +22,7 @@ from clockwork.controller.lease import table
 from clockwork.controller.lease.copy import CatalogCopy
 from clockwork.controller.lease.keeper import LeaseKeeper, LeaseLost, LeaseWon
 from clockwork.controller.lease.table import LeaseAnswer, LockWaiter, PostgresLease
+from clockwork.controller.standing import NO_TAKEOVERS, Takeover, Why, takeovers_of
 from clockwork.system.clock import now_ns
 from clockwork.takeover.lease import ClaimLease, GiveLease, Lease, ReadLease, RenewLease
 from clockwork.takeover.obedience import Leader
@@ -167,6 +168,64 @@ def test_a_given_up_lease_is_claimed_at_once_and_workers_are_named(two: Contende
     two.alice.release(alice)
     assert two.bob.execute(ReadLease(0)).workers == ["w-0", "w-1"]
     assert renewed(two.bob, taken.reply.lease.leader)
+
+
+def test_a_holder_sees_who_waits_for_its_lock_and_what_each_has_read(url: str, two: Contenders) -> None:
+    claimed = claim(two.alice, "alice", 0).reply.lease
+    waiters = [LockWaiter(url, "tcp://bob:1", lambda: 7), LockWaiter(url)]
+
+    def seen() -> list[tuple[str, int]]:
+        found = two.alice.execute(RenewLease(claimed.leader, False, 0)).standbys
+        return [(sign.address, sign.read) for sign in found]
+
+    assert seen() == []
+    with ThreadPoolExecutor(len(waiters)) as pool:
+        waits = [pool.submit(waiter.wait, claimed.lock) for waiter in waiters]
+        eventually(lambda: seen() == [("", -1), ("tcp://bob:1", 7)], "both are seen")
+        two.alice.close()
+        for wait in waits:
+            wait.result(PATIENCE_S)
+    for waiter in waiters:
+        waiter.close()
+
+
+@pytest.mark.parametrize("how", list(Why))
+def test_the_takeovers_of_a_cluster_are_kept_with_their_reasons(
+    server: PostgresServer, url: str, two: Contenders, how: Why
+) -> None:
+    leader = claim(two.alice, "alice", 0).reply.lease.leader
+    claim_of(two.bob)
+    assert renewed(two.alice, leader)
+    lease = two.bob.execute(ReadLease(0)).reply.lease  # it has seen the holder live
+    if how is Why.KILLED:
+        two.alice.close()
+        took = eventually(
+            lambda: next(iter([a for a in [claim(two.bob, "bob", 1, lease.lock)] if a.reply.is_done]), None),
+            "its lock is free",
+        )
+    else:
+        if how is Why.STOPPED:
+            server.sql(url, EXPIRED)
+        else:
+            two.alice.release(leader, how)
+        took = claim(two.bob, "bob", 1)
+    assert took.reply.is_done
+    assert took.takeovers is not None
+    (found,) = takeovers_of(took.takeovers).recent
+    assert (found.why, found.before, found.after) == (how, "tcp://alice:1", "tcp://bob:1")
+    two.bob.release(took.reply.lease.leader)
+    started = claim(two.alice, "alice", 2)
+    assert started.takeovers == took.takeovers, "it took over from nobody whom it had seen live"
+    again = two.alice.execute(RenewLease(started.reply.lease.leader, False, 0))
+    assert again.takeovers == took.takeovers, "who did not get the answer to its claim reads them later"
+    assert read_postgres(url).about("takeovers") == took.takeovers, "with the right checksum"
+
+
+def test_a_takeover_within_a_data_directory_is_kept_with_those_of_the_cluster(url: str) -> None:
+    takeover = Takeover(5, Why.HANDED_OVER, "a", "b")
+    lease = PostgresLease(url, takeover)
+    assert takeovers_of(claim(lease, "b", 0).takeovers or "") == NO_TAKEOVERS.after(takeover)
+    lease.close()
 
 
 def test_an_operation_on_a_lost_connection_fails_and_the_next_one_connects(

@@ -28,6 +28,7 @@ from tests.process.test_lease_database import AWAITED
 NAMES = ("first", "second", "third")
 ACTIVE = r"epoch (\d+) in \S+ begins .*: active$"
 EXPIRES = "SELECT expires_ns FROM lease"
+SIGNS = "SELECT query_start FROM pg_stat_activity WHERE application_name LIKE 'clockwork %'"
 STANDS_BY = "standby: serves once no other controller has the lease"
 
 
@@ -205,6 +206,40 @@ def test_a_standby_says_which_controller_of_another_machine_is_active(
         cluster.kill(cluster.controller)
         cluster.settle(1)
         assert " answers; " in probe(1).text
+
+
+def test_the_active_tells_of_standbys_on_other_machines(server: PostgresServer, tmp_path: Path) -> None:
+    """In its status, with what each has read, and an alert once there is none."""
+    with machines(tmp_path, server) as cluster, Client(cluster.clients, timeout=PATIENCE_S) as client:
+        cluster.register(client)
+        (active, _), (standby, _) = cluster._ports
+
+        def standing() -> dict[str, Any]:
+            found: dict[str, Any] = client.status()["standing"]
+            return found
+
+        def standbys() -> list[tuple[str, int]]:
+            return [(row["address"], row["behind"]) for row in standing()["standbys"]]
+
+        def is_missed() -> bool:
+            return any(row["kind"] == "no_standby" for row in client.status()["troubles"]["open"])
+
+        eventually(lambda: standbys() == [(standby, 0)], "the standby is seen, and has read all")
+        assert (standing()["active"], standing()["last"], is_missed()) == (active, None, False)
+        for _ in range(2):  # waits of a second each, in which it sees the active live
+            before = server.sql(cluster.url, SIGNS)
+            eventually(lambda: server.sql(cluster.url, SIGNS) not in (before, []), "it waits anew")  # noqa: B023
+        cluster.kill(cluster.controller)
+        cluster.settle(1)
+        eventually(lambda: standing()["last"], "the takeover is told")
+        last, counts = standing()["last"], standing()["takeovers"]
+        assert (last["why"], last["before"], last["after"]) == ("killed", active, standby)
+        assert sum(counts.values()) == counts["killed"] == 1
+        eventually(lambda: not standbys(), "it lists nobody")
+        eventually(is_missed, "an alert says that there is none")
+        cluster.controllers.append(cluster.start_standby(0))
+        eventually(lambda: standbys() == [(active, 0)], "the new one is seen")
+        eventually(lambda: not is_missed(), "the alert is over")
 
 
 def test_an_active_is_killed_under_load_and_nobody_notices(server: PostgresServer, tmp_path: Path) -> None:

@@ -140,6 +140,17 @@ def test_standbys_are_told_where_there_are_or_should_be_some() -> None:
     assert (found["clockwork_active_seconds"], found["clockwork_standbys"]) == (7, 1)
     assert found['clockwork_standby_behind_changes{address="tcp://b:5555"}'] == 2
     assert found['clockwork_takeovers_total{why="killed"}'] == 3
+    both = body(model())
+    there = both["standing"]["standbys"]
+    both["standing"] |= {
+        "standbys": [there[0] | {"behind": 4}, *there]
+    }  # machines that listen at the same words
+    found = samples_of(render(both))
+    assert (
+        found["clockwork_standbys"],
+        found['clockwork_standby_behind_changes{address="tcp://b:5555"}'],
+    ) == (2, 4)
+    assert render(both).count(b"clockwork_standby_behind_changes{") == 1, "a sample is told once"
     alone = body(model())
     alone["standing"] |= {"standbys": []}
     assert samples_of(render(alone))["clockwork_standbys"] == 0, "one is missing"

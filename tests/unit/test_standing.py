@@ -13,12 +13,14 @@ from clockwork.config.controller import (
     NOTE_BYTES_MAX,
     NOTES_MAX,
     STANDBY_MISSED_NS,
+    STANDBY_SIGN_BYTES_MAX,
     TAKEOVERS_KEPT,
     TAKEOVERS_OFTEN,
     TAKEOVERS_OFTEN_NS,
 )
 from clockwork.controller.effects import ClearTrouble, Effect, NoteTrouble, Publish
 from clockwork.controller.fellows import Fellows
+from clockwork.controller.lease.table import read_sign, sign_of, why_ended
 from clockwork.controller.peers.directory import (
     NOTES_FOLDER,
     TAKEOVERS_FILE,
@@ -38,11 +40,15 @@ from clockwork.controller.standing import (
     Takeover,
     Takeovers,
     Why,
+    takeovers_of,
+    text_of,
 )
 from clockwork.controller.storage.thread import StorageThread
 from clockwork.controller.troubles import TroubleKind
 from clockwork.system.clock import SECOND
 from clockwork.system.notes import Note, read_notes
+from clockwork.takeover.lease import Lease
+from clockwork.takeover.obedience import Leader
 from clockwork.wire.description import describe_standing
 from tests.patience import eventually
 
@@ -235,3 +241,89 @@ def test_an_active_tells_of_its_standbys(tmp_path: Path) -> None:
     storage.close()
     assert not defects
     assert os.listdir(tmp_path / NOTES_FOLDER) == []
+
+
+class Machines:
+    """A lease that tells of controllers on other machines."""
+
+    def __init__(self, takeovers: Takeovers) -> None:
+        self.takeovers = takeovers
+        self.read: list[int] = []  # number of the newest change that each standby has read
+
+    def standing_by(self, newest: int) -> list[Standby]:
+        return [Standby(B, "10.0.0.2", newest - read, 0) for read in self.read]
+
+
+def test_an_active_tells_of_standbys_on_other_machines(tmp_path: Path) -> None:
+    """The lease has the takeovers of all machines: those of the data directory are left as they are."""
+    effects: deque[Effect] = deque()
+    storage = StorageThread()
+    defects: list[Exception] = []
+    presence = Presence(tmp_path, A, ControllerRole.STANDBY)
+    machines = Machines(NO_TAKEOVERS.after(Takeover(1, Why.STOPPED, B, A)))
+    fellows = Fellows(effects, storage, tmp_path, presence, lambda: 9, A, None, True, machines)
+
+    def look(now_ns: int) -> list[Effect]:
+        fellows.beat(now_ns)
+
+        def is_seen() -> bool:
+            storage.drain(defects.append)
+            return not fellows._is_looking
+
+        eventually(is_seen, "the look has ended")
+        found = list(effects)
+        effects.clear()
+        return found
+
+    (first,) = look(SECOND)
+    assert isinstance(first, Publish)
+    assert (first.body["standbys"], first.body["last"]["why"]) == ([], "stopped")
+    (noted,) = look(SECOND + STANDBY_MISSED_NS)
+    assert isinstance(noted, NoteTrouble)
+    assert noted.kind is TroubleKind.NO_STANDBY
+    machines.read = [7, 9]  # two machines that listen at the same words
+    published, cleared = look(3 * SECOND + STANDBY_MISSED_NS)
+    assert isinstance(published, Publish)
+    assert [(row["process"], row["behind"]) for row in published.body["standbys"]] == [
+        ("10.0.0.2", 2),
+        ("10.0.0.2", 0),
+    ]
+    assert cleared == ClearTrouble(TroubleKind.NO_STANDBY, "controllers")
+    assert look(5 * SECOND + STANDBY_MISSED_NS) == []
+    machines.read = [9]
+    (published,) = look(7 * SECOND + STANDBY_MISSED_NS)
+    assert isinstance(published, Publish), "one of two at the same words has gone"
+    machines.takeovers = machines.takeovers.after(Takeover(2, Why.ENDED, B, A))
+    (published,) = look(9 * SECOND + STANDBY_MISSED_NS)
+    assert isinstance(published, Publish)
+    assert published.body["takeovers"]["ended"] == published.body["takeovers"]["stopped"] == 1
+    presence.close()
+    storage.close()
+    assert not defects
+    assert not (tmp_path / TAKEOVERS_FILE).exists()
+
+
+def test_a_standby_is_known_by_the_name_of_its_connection() -> None:
+    for address in (A, "tcp://[fd00:1234:5678:9abc:def0:1:2:3]:5555", "ipc:///run/clockwork", ""):
+        assert read_sign(sign_of(address, 123)) == (address, 123)
+    assert read_sign("clockwork") == read_sign("psql") == read_sign("") == ("", -1)
+    long = sign_of("tcp://" + 100 * "a", 5)
+    assert len(long) == STANDBY_SIGN_BYTES_MAX
+    assert read_sign(long)[0].startswith("tcp://aaa")
+
+
+def test_a_lease_tells_why_it_could_be_claimed() -> None:
+    held = Lease(Leader(7, "alice", (A,), "c"), 5, 3)
+    given_up = Lease(Leader(7, "", (A,), "c"), 0, 0)
+    assert why_ended(held, "", is_by_lock=True) is Why.KILLED
+    assert why_ended(held, "7 handed_over", is_by_lock=False) is Why.STOPPED, "it did not come to that"
+    assert why_ended(given_up, "7 handed_over", is_by_lock=False) is Why.HANDED_OVER
+    assert why_ended(given_up, "7 ended", is_by_lock=False) is Why.ENDED
+    assert why_ended(given_up, "6 handed_over", is_by_lock=False) is Why.ENDED, "an earlier one's word"
+
+
+def test_takeovers_are_read_as_they_were_stored_or_not_at_all() -> None:
+    takeovers = NO_TAKEOVERS.after(Takeover(4, Why.KILLED, A, B))
+    assert takeovers_of(text_of(takeovers)) == takeovers
+    for text in ("", "{", "[]", '{"counts": {}}', '{"counts": {}, "recent": [[1, "x", "", ""]]}'):
+        assert takeovers_of(text) == NO_TAKEOVERS

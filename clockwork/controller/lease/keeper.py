@@ -27,7 +27,8 @@ from clockwork.config.takeover import LOOK_NS
 from clockwork.controller.catalog.database import Rows
 from clockwork.controller.catalog.postgres import shown
 from clockwork.controller.lease.copy import CatalogCopy
-from clockwork.controller.lease.table import CatalogStand, LeaseAnswer, LockWaiter, PostgresLease
+from clockwork.controller.lease.table import CatalogStand, LeaseAnswer, LockSign, LockWaiter, PostgresLease
+from clockwork.controller.standing import NO_TAKEOVERS, Standby, Takeover, Why, takeovers_of
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.takeover.contender import (
     Activate,
@@ -101,8 +102,9 @@ def holder_name() -> str:
 class LeaseKeeper:
     """Contends for the lease from start() to close(). Apart from these, any thread may call everything."""
 
-    def __init__(self, url: str, addresses: tuple[str, ...]) -> None:
-        """Read the catalogue. Raises OSError, ConfigError."""
+    def __init__(self, url: str, addresses: tuple[str, ...], takeover: Takeover | None = None) -> None:
+        """Read the catalogue. addresses: of this controller, that for clients first. takeover: of its data
+        directory, see PostgresLease. Raises OSError, ConfigError."""
         self._url = url
         self._copy = CatalogCopy(url)
         self._copy.open()
@@ -110,12 +112,17 @@ class LeaseKeeper:
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._news: deque[LeaseNews] = deque()
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._lease = _LeaseThread(url, self._inbox)
+        self._lease = _LeaseThread(url, self._inbox, takeover)
         self._stop_following = threading.Event()
-        self._locks = _LockThread(url, self._inbox)
+        waiter = LockWaiter(url, next(iter(addresses), ""), lambda: self._copy.stand.number)
+        self._locks = _LockThread(waiter, self._inbox)
         self._stand = CatalogStand(-1, "")  # of the database's last answer
         self._workers: Sequence[str] = ()  # those of the last answer
-        self._standbys = 0
+        self._standbys: Sequence[LockSign] = ()  # those of the last renewal
+        self._takeovers = ""  # as they were read last
+        self.takeovers = (
+            NO_TAKEOVERS  # those of the cluster, as this controller knows them while it is active
+        )
         self._is_closed = False
         self._beat_ns = 0  # the last beat of the controller's loop; 0: it has not begun
         self._why_away = ""  # why the database does not answer; "": it does
@@ -135,8 +142,17 @@ class LeaseKeeper:
 
     @property
     def standbys(self) -> int:
-        """The number of standbys that waited for this active's lock at its last renewal."""
-        return 0 if self._why_away else self._standbys
+        """The number of standbys that would take over at once, as of the last renewal."""
+        return 0 if self._why_away else len(self._standbys)
+
+    def standing_by(self, newest: int) -> list[Standby]:
+        """The standbys on other machines at the last renewal. newest: the number of the newest change."""
+        return [
+            Standby(
+                sign.address, sign.machine, -1 if sign.read < 0 else max(0, newest - sign.read), sign.heard_ns
+            )
+            for sign in self._standbys
+        ]
 
     def start(self) -> None:
         self._lease.start()
@@ -170,8 +186,8 @@ class LeaseKeeper:
         """Keep the names of the workers for the controller that follows, as soon as the database can."""
         self._lease.name_workers(names)
 
-    def close(self) -> None:
-        """Let another controller become active at once, and end the threads. Idempotent."""
+    def close(self, why: Why = Why.ENDED) -> None:
+        """Let another controller become active at once, and end the threads. why: told to it. Idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -179,7 +195,7 @@ class LeaseKeeper:
         self._inbox.put(None)
         self._thread.join()
         self._locks.close()
-        self._lease.close(self._contender.own if self._contender.role is LeaseRole.ACTIVE else None)
+        self._lease.close(self._contender.own if self._contender.role is LeaseRole.ACTIVE else None, why)
         self._following.join(LEASE_CLOSE_S)
         os.close(self._event)
 
@@ -226,7 +242,9 @@ class LeaseKeeper:
         if self._why_away:
             log.info("the database of the catalogue answers again")
             self._why_away = ""
-        reply, self._stand, self._workers, self._standbys = event.answer
+        reply, self._stand, self._workers, self._standbys, takeovers = event.answer
+        if takeovers is not None and takeovers != self._takeovers:
+            self._takeovers, self.takeovers = takeovers, takeovers_of(takeovers)
         if self._contender.role is LeaseRole.STANDBY:
             reply = reply._replace(changes=())  # the catalogue is followed beside the lease
         return [DatabaseReplied(event.serial, reply)]
@@ -299,8 +317,8 @@ class LeaseKeeper:
 class _LockThread:
     """Waits for one lock at a time, until another is to be waited for."""
 
-    def __init__(self, url: str, inbox: queue.SimpleQueue[_Item]) -> None:
-        self._waiter = LockWaiter(url)
+    def __init__(self, waiter: LockWaiter, inbox: queue.SimpleQueue[_Item]) -> None:
+        self._waiter = waiter
         self._inbox = inbox
         self._changed = threading.Condition()
         self.number = 0  # of the newest wait; the keeper's thread alone raises it
@@ -356,8 +374,8 @@ class _LockThread:
 class _LeaseThread:
     """Carries out one query at a time. A query that comes takes the place of one that has not begun."""
 
-    def __init__(self, url: str, inbox: queue.SimpleQueue[_Item]) -> None:
-        self._table = PostgresLease(url)
+    def __init__(self, url: str, inbox: queue.SimpleQueue[_Item], takeover: Takeover | None) -> None:
+        self._table = PostgresLease(url, takeover)
         self._inbox = inbox
         self._changed = threading.Condition()
         self.generation = 1  # of the connection, as the keeper counts; the keeper's thread alone raises it
@@ -366,6 +384,7 @@ class _LeaseThread:
         self._names: Sequence[str] | None = None  # of workers, to be written
         self._leader: Leader | None = None
         self._is_closed = False
+        self._why = Why.ENDED  # why it is closed
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
     def start(self) -> None:
@@ -394,10 +413,10 @@ class _LeaseThread:
             self._next = None
         self._table.abandon()
 
-    def close(self, leader: Leader | None) -> None:
+    def close(self, leader: Leader | None, why: Why) -> None:
         """Give the lease of a leader up, where the database can be reached, and end the connection."""
         with self._changed:
-            self._next, self._leader, self._is_closed = None, leader, True
+            self._next, self._leader, self._is_closed, self._why = None, leader, True, why
             self._changed.notify()
         self._thread.join(LEASE_CLOSE_S)
         if self._thread.is_alive():  # the database does not answer
@@ -430,7 +449,7 @@ class _LeaseThread:
     def _end(self, leader: Leader | None) -> None:
         if leader is not None:
             try:
-                self._table.release(leader)
+                self._table.release(leader, self._why)
             except OSError as error:
                 log.warning("the lease is not given up, and expires: %s", error.strerror)
         self._table.close()

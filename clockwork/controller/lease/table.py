@@ -16,11 +16,20 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from clockwork.config.controller import LEASE_LOCK_TIMEOUT
+from clockwork.config.controller import (
+    LEASE_LOCK_TIMEOUT,
+    NOTES_MAX,
+    STANDBY_HEARD_NS,
+    STANDBY_SIGN_BYTES_MAX,
+)
+from clockwork.controller.catalog.database import ABOUT
 from clockwork.controller.catalog.postgres import UNDONE, connect, share, shown, told
+from clockwork.controller.standing import Takeover, Why, takeovers_of, text_of
+from clockwork.system.clock import SECOND
 from clockwork.takeover.lease import (
     CatalogChange,
     ClaimLease,
@@ -46,10 +55,25 @@ SELECT epoch, holder, addresses, expires_ns, lock, workers,
 FROM lease
 """
 _STANDBYS = """
-SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' AND NOT granted
-    AND classid::bigint = %s AND objid::bigint = %s
-    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+SELECT a.application_name, coalesce(host(a.client_addr), ''),
+    (coalesce(extract(epoch FROM clock_timestamp() - a.query_start), 0) * 1000000000)::bigint
+FROM pg_stat_activity a
+    LEFT JOIN pg_locks l ON l.pid = a.pid AND l.locktype = 'advisory' AND NOT l.granted
+WHERE a.datname = current_database() AND CASE
+    WHEN l.pid IS NULL THEN a.application_name LIKE 'clockwork %%'
+        AND a.query_start > clock_timestamp() - make_interval(secs => %s)
+    ELSE l.mode = 'ShareLock' AND l.classid::bigint = %s AND l.objid::bigint = %s END
+ORDER BY a.application_name LIMIT %s
 """
+"""The standbys that wait for a lock, or are between two waits. query_start is hidden from users without a
+right to it."""
+_ABOUT = "SELECT value FROM about WHERE subject = %s"
+_TELL = """
+INSERT INTO about SELECT %s, %s, %s WHERE EXISTS (SELECT FROM lease WHERE epoch = %s AND holder = %s)
+ON CONFLICT (subject) DO UPDATE SET value = excluded.value, checksum = excluded.checksum
+"""
+_TAKEOVERS = "takeovers"  # Subject of the row of `about` with the takeovers, as text_of() words them
+_WORD = "word"  # ... with the last word of an active that ended in order: its epoch, and why
 _REPLACE = """
 UPDATE lease SET epoch = %s, holder = %s, addresses = %s, expires_ns = %s, lock = %s
 WHERE epoch = %s AND holder = %s AND expires_ns = %s AND lock = %s
@@ -66,13 +90,28 @@ class CatalogStand(NamedTuple):
     undone: str
 
 
+class LockSign(NamedTuple):
+    """A standby, as its connection tells that waits for the lock of the active.
+
+    address: its own for clients; "": not known. machine: its network address, as the database knows it;
+    "": not known. read: number of the newest change that it had read when it last began to wait, at heard_ns
+    (Unix time); -1: not known.
+    """
+
+    address: str
+    machine: str
+    read: int
+    heard_ns: int
+
+
 class LeaseAnswer(NamedTuple):
     """The answer of the database to an operation on the lease."""
 
     reply: LeaseReply
     stand: CatalogStand
     workers: Sequence[str]  # names of the workers that the holder has, or the last one had
-    standbys: int = 0  # those that wait for the lock of the holder, at a renewal
+    standbys: Sequence[LockSign] = ()  # those of the holder, at a renewal
+    takeovers: str | None = None  # as text_of() words them, at a renewal and after a claim; None: not read
 
 
 class OwnConnection:
@@ -117,10 +156,32 @@ class OwnConnection:
             connection.close()
 
 
-class LockWaiter:
-    """Waits for a lock of a holder, for one thread; abandon() is for any."""
+def sign_of(address: str, read: int) -> str:
+    """The name of a standby's connection, by which the active knows it. PostgreSQL would cut it off after
+    STANDBY_SIGN_BYTES_MAX as well."""
+    return f"clockwork {read} {address.removeprefix('tcp://')}"[:STANDBY_SIGN_BYTES_MAX]
 
-    def __init__(self, url: str) -> None:
+
+def read_sign(sign: str) -> tuple[str, int]:
+    """The address for clients and the number of a change in a connection's name; "" and -1: it has none."""
+    _, _, rest = sign.partition(" ")
+    number, _, address = rest.partition(" ")
+    try:
+        read = int(number)
+    except ValueError:
+        return "", -1
+    return (address if "://" in address or not address else f"tcp://{address}"), max(-1, read)
+
+
+class LockWaiter:
+    """Waits for a lock of a holder, for one thread; abandon() is for any.
+
+    address: of this controller, for clients. read: asked for the newest change of the catalogue that this
+    controller knows.
+    """
+
+    def __init__(self, url: str, address: str = "", read: Callable[[], int] = lambda: -1) -> None:
+        self._address, self._read = address, read
         self._own = OwnConnection(url)
         self.abandon = self._own.abandon
         self.close = self._own.close
@@ -134,7 +195,11 @@ class LockWaiter:
                 connection.execute("SELECT set_config('lock_timeout', %s, false)", (LEASE_LOCK_TIMEOUT,))
                 while not self._has_waited(connection, lock):
                     continue
-                connection.execute("SELECT pg_advisory_unlock_shared(%s)", (lock,))
+                # The connection may outlive this wait, and is no standby's any more.
+                connection.execute(
+                    "SELECT pg_advisory_unlock_shared(%s), set_config('application_name', 'clockwork', false)",
+                    (lock,),
+                )
         except BaseException:
             self.close()
             raise
@@ -143,6 +208,8 @@ class LockWaiter:
         """Wait for a while. Returns whether nobody has the lock, which is then shared with other standbys."""
         from psycopg.errors import LockNotAvailable
 
+        sign = sign_of(self._address, self._read())
+        connection.execute("SELECT set_config('application_name', %s, false)", (sign,))
         try:
             connection.execute("SELECT pg_advisory_lock_shared(%s)", (lock,))
         except LockNotAvailable:
@@ -151,10 +218,16 @@ class LockWaiter:
 
 
 class PostgresLease:
-    """The row, for one thread; abandon() is for any."""
+    """The row, for one thread; abandon() is for any.
 
-    def __init__(self, url: str) -> None:
+    takeover: by which this controller has become the next of its data directory, before it has the lease.
+    """
+
+    def __init__(self, url: str, takeover: Takeover | None = None) -> None:
         self._url = url
+        self._takeover = takeover
+        self._watched = (0, 0)  # epoch and expiry of the last one's lease, as they were read first
+        self._renewed = 0  # the epoch in which its holder was seen to renew it; 0: none
         self._own = OwnConnection(url)
         self.abandon = self._own.abandon
         self.close = self._own.close
@@ -177,9 +250,10 @@ class PostgresLease:
         with told(shown(self._url)):
             self._own.live().execute(_NAME, (json.dumps(list(names)), leader.epoch, leader.holder))
 
-    def release(self, leader: Leader) -> None:
+    def release(self, leader: Leader, why: Why = Why.ENDED) -> None:
         """Let another controller claim the lease at once, if this leader has it. Raises OSError."""
         with told(shown(self._url)):
+            self._tell(self._own.live(), leader, _WORD, f"{leader.epoch} {why.value}")
             self._own.live().execute(_RELEASE, (leader.epoch, leader.holder))
 
     # ----- inside ------------------------------------------------------------------------------
@@ -187,6 +261,7 @@ class PostgresLease:
     def _carry_out(self, connection: psycopg.Connection, operation: LeaseOperation) -> LeaseAnswer:
         claimed_by = operation.lock if isinstance(operation, ClaimLease) else 0
         lease, is_free, found = _read(connection, claimed_by, operation.since)
+        self._watch(lease)
         new_lock = 1 + secrets.randbits(62)
         after = row_after(lease, operation, found.reply.now_ns, is_free=is_free, new_lock=new_lock)
         if isinstance(operation, ReadLease) or after is None:
@@ -202,11 +277,68 @@ class PostgresLease:
             connection.execute("SELECT pg_advisory_unlock(%s)", (new_lock,))
         _, _, found = _read(connection, 0, operation.since)
         found = found._replace(reply=found.reply._replace(is_done=is_done))
+        if is_done and isinstance(operation, ClaimLease):
+            takeovers = self._count(connection, lease, after.leader, is_by_lock=operation.lock != 0)
+            return found._replace(takeovers=takeovers)
         if isinstance(operation, RenewLease):
-            lock = found.reply.lease.lock
-            (count,) = connection.execute(_STANDBYS, (lock >> 32, lock & 0xFFFFFFFF)).fetchone() or (0,)
-            found = found._replace(standbys=count)
+            standbys = _standbys(connection, found.reply.lease.lock)
+            return found._replace(standbys=standbys, takeovers=_about(connection, _TAKEOVERS))
         return found
+
+    def _watch(self, lease: Lease) -> None:
+        """Note whether a holder renews its lease: the claim that follows is a takeover, and no start."""
+        seen = (lease.leader.epoch, lease.expires_ns)
+        if seen[0] != self._watched[0]:
+            self._watched = seen
+        elif lease.leader.holder and seen != self._watched:
+            self._renewed = seen[0]
+
+    def _count(self, connection: psycopg.Connection, last: Lease, leader: Leader, *, is_by_lock: bool) -> str:
+        """Keep the takeover by which this leader has the lease, if it is one. Returns all that are kept."""
+        text = _about(connection, _TAKEOVERS)
+        takeover, self._takeover = self._takeover, None
+        if self._renewed and self._renewed == last.leader.epoch:
+            word = _about(connection, _WORD)
+            why = why_ended(last, word, is_by_lock=is_by_lock)
+            takeover = Takeover(time.time_ns(), why, _first(last.leader), _first(leader))
+        if takeover is not None:
+            text = text_of(takeovers_of(text).after(takeover))
+            connection.execute("SELECT set_config('synchronous_commit', 'off', false)")  # workers wait
+            self._tell(connection, leader, _TAKEOVERS, text)
+        return text
+
+    def _tell(self, connection: psycopg.Connection, leader: Leader, subject: str, value: str) -> None:
+        """Write a row of `about`, if this leader has the lease."""
+        row = (subject, value)
+        connection.execute(_TELL, (*row, ABOUT.checksum(row), leader.epoch, leader.holder))
+
+
+def why_ended(lease: Lease, word: str, *, is_by_lock: bool) -> Why:
+    """The reason why a lease could be claimed. word: the last one of an active. is_by_lock: whether the lock
+    of its holder was free."""
+    if not lease.leader.holder:
+        return Why.HANDED_OVER if word == f"{lease.leader.epoch} {Why.HANDED_OVER.value}" else Why.ENDED
+    return Why.KILLED if is_by_lock else Why.STOPPED
+
+
+def _first(leader: Leader) -> str:
+    """A leader's address for clients."""
+    return leader.addresses[0] if leader.addresses else ""
+
+
+def _about(connection: psycopg.Connection, subject: str) -> str:
+    (value,) = connection.execute(_ABOUT, (subject,)).fetchone() or ("",)
+    return str(value)
+
+
+def _standbys(connection: psycopg.Connection, lock: int) -> list[LockSign]:
+    values = (STANDBY_HEARD_NS / SECOND, lock >> 32, lock & 0xFFFFFFFF, NOTES_MAX)
+    now_ns = time.time_ns()
+    return [
+        LockSign(address, machine, read, now_ns - max(0, silent_ns))
+        for sign, machine, silent_ns in connection.execute(_STANDBYS, values)
+        for address, read in (read_sign(sign),)
+    ]
 
 
 def _columns(lease: Lease) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from clockwork.config.controller import HOLDER_LOOK_S, POSTGRES_LOCK_S
 from clockwork.controller.catalog.postgres import check_url, shown
 from clockwork.controller.lease.keeper import LeaseKeeper, LeaseWon
 from clockwork.controller.settings import ControllerSettings
+from clockwork.controller.standing import Takeover
 from clockwork.errors import ConfigError
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.takeover.obedience import Leader
@@ -23,11 +24,11 @@ def named_leader(leader: Leader) -> str:
     return printable(f"{leader.holder} at {', '.join(leader.addresses) or 'an unknown address'}", 300)
 
 
-def begin_keeper(settings: ControllerSettings) -> LeaseKeeper:
-    """Begin to contend for the lease. Raises ConfigError."""
+def begin_keeper(settings: ControllerSettings, takeover: Takeover | None) -> LeaseKeeper:
+    """Begin to contend for the lease. takeover: see PostgresLease. Raises ConfigError."""
     check_url(settings.catalog)
     try:
-        keeper = LeaseKeeper(settings.catalog, (settings.client_endpoint, settings.worker_endpoint))
+        keeper = LeaseKeeper(settings.catalog, (settings.client_endpoint, settings.worker_endpoint), takeover)
     except OSError as error:
         raise ConfigError(
             f"the catalogue in {shown(settings.catalog)} cannot be used: {error.strerror}"

@@ -10,7 +10,6 @@ without them: a note that cannot be written is told once, and nothing else.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import time
@@ -18,8 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clockwork.config.controller import NOTES_PAUSE_S, STANDBY_HEARD_NS, TAKEOVERS_BYTES_MAX, TAKEOVERS_KEPT
-from clockwork.controller.standing import NO_TAKEOVERS, ControllerRole, Standby, Takeover, Takeovers, Why
+from clockwork.config.controller import NOTES_PAUSE_S, STANDBY_HEARD_NS, TAKEOVERS_BYTES_MAX
+from clockwork.controller.standing import (
+    NO_TAKEOVERS,
+    ControllerRole,
+    Standby,
+    Takeover,
+    Takeovers,
+    Why,
+    parse_takeovers,
+    text_of,
+)
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.system.notes import Found, Note, read_notes
 
@@ -160,28 +168,20 @@ def read_takeovers(data: Path) -> Takeovers:
     """The takeovers of a data directory; none where the file is not there, or damaged."""
     path = data / TAKEOVERS_FILE
     try:
-        with open(path, "rb") as file:
-            body = json.loads(file.read(TAKEOVERS_BYTES_MAX))
-        counts = {why: int(body["counts"].get(why.value, 0)) for why in Why}
-        recent = [
-            Takeover(int(at), Why(why), str(before), str(after)) for at, why, before, after in body["recent"]
-        ]
+        with open(path, encoding="utf-8") as file:
+            return parse_takeovers(file.read(TAKEOVERS_BYTES_MAX))
     except FileNotFoundError:
         return NO_TAKEOVERS
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         log.warning("%s cannot be read, and earlier takeovers are not told: %s", path, error)
         return NO_TAKEOVERS
-    return Takeovers(
-        {why: count for why, count in counts.items() if count > 0}, tuple(recent[-TAKEOVERS_KEPT:])
-    )
 
 
 def write_takeovers(data: Path, takeovers: Takeovers) -> None:
     """Replace the takeovers. They need not survive the machine's end. Raises OSError."""
-    body = {"counts": takeovers.counts, "recent": takeovers.recent}
     new = data / f"{TAKEOVERS_FILE}.new"
     with open(new, "w", encoding="utf-8") as file:
-        json.dump(body, file)
+        file.write(text_of(takeovers))
     os.replace(new, data / TAKEOVERS_FILE)
 
 

@@ -50,6 +50,7 @@ SEED = 7
 SLO_S = 2.0
 READY_S = 60.0
 SETTLE_S = 0.5
+LOOK_S = 0.05
 ROUNDS_MAX = 6  # of a cluster: `up` gives a process up that ends too often
 STANDS_BY = "standby: serves once"
 LEASE_STANDS_BY = f"{STANDS_BY} no other controller has the lease"
@@ -350,6 +351,15 @@ def loads_of(client: Client) -> int:
     return sum(worker["sent"].get("load", 0) for worker in client.status()["workers"])
 
 
+def await_standby(client: Client, pause: threading.Event) -> None:
+    """Return once the active knows of a standby: it gives way to no other."""
+    deadline_ns = now_ns() + round(READY_S * SECOND)
+    while not client.status()["standing"]["standbys"]:
+        if now_ns() > deadline_ns:
+            raise ClockworkError(f"the active knows of no standby within {READY_S:g} s")
+        pause.wait(LOOK_S)
+
+
 def kill_again(
     plan: Plan, up: Struck, how: str, rounds: int, load_ended: list[tuple[int, int, str]]
 ) -> tuple[list[float], list[float], int, int]:
@@ -374,6 +384,7 @@ def kill_again(
                 firsts.append(up.leave_alone(plan.away_s, client) * SECOND / MS)
                 gaps.append(load.gap_ms(at_ns, now_ns()))
                 continue
+            await_standby(client, pause)
             if how == HAND_OVER:
                 at_ns = up.strike(0)  # which no process notices
                 client.hand_over()

@@ -18,7 +18,9 @@ from clockwork.controller.catalog.records import Change
 from clockwork.controller.catalog.store import Catalog
 from clockwork.controller.lease.keeper import LeaseKeeper, LeaseLost, LeaseWon
 from clockwork.formats.durable import NotUndone
+from clockwork.system.clock import SECOND, now_ns
 from tests.catalogues import apply
+from tests.patience import PATIENCE_S
 from tests.process.test_catalog_databases import record
 
 
@@ -27,8 +29,19 @@ def tell(line: str) -> None:
     os.write(1, f"{line}\n".encode())
 
 
+def keeper_of(url: str, name: str) -> LeaseKeeper:
+    """Return a keeper once the database lets it read the catalogue; a controller is started anew instead."""
+    deadline_ns = now_ns() + round(PATIENCE_S * SECOND)
+    while True:
+        try:
+            return LeaseKeeper(url, (name,))
+        except OSError:
+            if now_ns() > deadline_ns:
+                raise
+
+
 def main(url: str, directory: Path, name: str) -> None:
-    keeper = LeaseKeeper(url, (name,))
+    keeper = keeper_of(url, name)
     keeper.start()
     with selectors.DefaultSelector() as selector:
         selector.register(keeper.fileno(), selectors.EVENT_READ)

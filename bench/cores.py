@@ -107,7 +107,7 @@ def measure(given: Plan) -> list[dict[str, Any]]:
     for cores, case, load in itertools.product(given.cores, given.cases, given.loads):
         question = question_of(CASES[case], cores, load, given.seconds)
         loads = question.loads(SEED)
-        chosen = choose(loads, cores).division
+        chosen = choose(loads, cores)
         plan = planned(question, [PLANNED_SEED]).division
         goodput = {division: question.goodput(division, seeds) for division, _ in ranked(loads, cores)}
         best = max(goodput, key=lambda division: goodput[division])

@@ -24,7 +24,7 @@ from clockwork.config.launch import (
     RATE_SAMPLES_MAX,
 )
 from clockwork.errors import ClockworkError
-from clockwork.scheduler.cores import CoreLoad, Division, choose
+from clockwork.scheduler.cores import CoreLoad, Division, choose, unserved_by
 from clockwork.system.clock import now_ns, to_seconds
 
 
@@ -78,28 +78,27 @@ class CoreDivider:
     def read(self, body: Mapping[str, Any], now_ns: int) -> Division:
         """Return the division that is wanted after an answer to the query "cores"."""
         rows = [(_key(row), row) for row in body["loads"]]
-        lacking = any(not self._is_served(row) for _, row in rows)
+        loads = [CoreLoad(str(row["name"]), _times(row), int(row["slo_ns"]), 0.0) for _, row in rows]
+        lacking = unserved_by(self.present, loads)
         if self._judged_ns is not None and now_ns < self._judged_ns + DIVISION_JUDGED_NS and not lacking:
             return self.present
         self._judged_ns = now_ns
         self._samples.append((now_ns, {key: int(row["requests"]) for key, row in rows}))
-        if not (self.present.wide or any(threads > 1 for _, row in rows for threads, _, _ in row["exec_ns"])):
+        if not (self.present.wide or any(threads > 1 for load in loads for threads in load.exec_ns)):
             return self.present  # no model was slow enough to be timed with more threads
-        loads = [
-            CoreLoad(str(row["name"]), _times(row), int(row["slo_ns"]), self._rate(key)) for key, row in rows
-        ]
+        loads = [dataclasses.replace(load, rate=self._rate(key)) for (key, _), load in zip(rows, loads)]
         found = choose(loads, self._cores, self._wide_most, self.present)
-        if found.division == self.present or self._is_refused(found.division, now_ns):
+        if found == self.present or self._is_refused(found, now_ns):
             self._gain_since_ns = None
             return self.present
-        serves_more = len(found.unserved) < sum(not self._is_served(row) for _, row in rows)
+        serves_more = len(unserved_by(found, loads)) < len(lacking)
         if self._gain_since_ns is None:
             self._gain_since_ns = now_ns
         if not serves_more and now_ns < self._gain_since_ns + DIVISION_SETTLED_NS:
             return self.present
         division = self._plan(loads, self._cores, self._wide_most)
         if self._is_refused(division, now_ns):
-            self._refused[found.division] = self._refused[division]
+            self._refused[found] = self._refused[division]
         elif division != self.present:
             return division
         self._gain_since_ns = None
@@ -118,14 +117,6 @@ class CoreDivider:
     def _is_refused(self, division: Division, now_ns: int) -> bool:
         self._refused = {other: until for other, until in self._refused.items() if now_ns < until}
         return division in self._refused
-
-    def _is_served(self, row: Mapping[str, Any]) -> bool:
-        """Whether an executor of the present division meets the SLO of a load."""
-        kinds = {1} | ({self.present.threads} if self.present.wide else set())
-        return any(
-            threads in kinds and (not row["slo_ns"] or ns <= row["slo_ns"])
-            for threads, _, ns in row["exec_ns"]
-        )
 
     def _rate(self, key: Any) -> float:
         """Return the requests per second of a load in the time of the samples; 0 while that is too short."""

@@ -35,6 +35,11 @@ from clockwork.config.cores import (
 SECOND = 1_000_000_000
 
 
+def can_meet(times: Mapping[int, int], slo_ns: int) -> bool:
+    """Whether an execution of any batch size can meet an SLO. times: ns by batch size. slo_ns: 0: none."""
+    return not slo_ns or min(times.values()) <= slo_ns
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class CoreLoad:
     """A model's load on a machine: its execution times, and what is asked of it."""
@@ -47,11 +52,7 @@ class CoreLoad:
     def meets(self, threads: int) -> bool:
         """Whether an execution of so many threads can meet the SLO."""
         times = self.exec_ns.get(threads)
-        return times is not None and (self.slo_ns == 0 or min(times.values()) <= self.slo_ns)
-
-    def threads_needed(self) -> int:
-        """Return the fewest threads that can meet the SLO; 0: no number that was measured can."""
-        return min((threads for threads in self.exec_ns if self.meets(threads)), default=0)
+        return times is not None and can_meet(times, self.slo_ns)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,19 +70,6 @@ class Division:
     def __str__(self) -> str:
         wide = f" and {self.wide} of {self.threads} cores" if self.wide else ""
         return f"{self.narrow} of one core{wide}"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CoreChoice:
-    """A division with the reasons for it."""
-
-    division: Division
-    goodput: float  # expected good answers per second
-    narrow_only: float  # the same without wide executors
-    served: Mapping[
-        str, Sequence[int]
-    ]  # threads of the executors that can serve each model, most requests first
-    unserved: Sequence[str]  # models whose SLO no executor of the division meets
 
 
 def divisions(cores: int, widths: Sequence[int]) -> Iterator[Division]:
@@ -111,11 +99,11 @@ def ranked(
     limit = cores if most_wide is None else most_wide
     widths = {threads for load in loads for threads in load.exec_ns}
     able = [division for division in divisions(cores, sorted(widths)) if division.wide_cores <= limit]
-    unserved = [len(_unserved(loads, division)) for division in able]
+    counts = [len(unserved_by(division, loads)) for division in able]
     return [
         (division, goodput_of(loads, division))
-        for division, count in zip(able, unserved)
-        if count == min(unserved)
+        for division, count in zip(able, counts)
+        if count == min(counts)
     ]
 
 
@@ -132,7 +120,7 @@ def fewest_wide(found: Sequence[tuple[Division, float]]) -> Division:
 
 def choose(
     loads: Sequence[CoreLoad], cores: int, most_wide: int | None = None, kept: Division | None = None
-) -> CoreChoice:
+) -> Division:
     """Return the division of so many cores with the highest expected goodput.
 
     A division that serves more of the models comes before one with a higher goodput: a model that no executor
@@ -142,16 +130,15 @@ def choose(
     """
     found = ranked(loads, cores, most_wide)
     goodputs = dict(found)
-    division = fewest_wide(found)
     if kept in goodputs and goodputs[kept] * DIVISION_KEPT >= max(goodputs.values()):
-        division = kept
-    return CoreChoice(
-        division,
-        goodputs[division],
-        goodput_of(loads, Division(cores)),
-        {load.name: _executors_of(load, division) for load in loads},
-        _unserved(loads, division),
-    )
+        return kept
+    return fewest_wide(found)
+
+
+def unserved_by(division: Division, loads: Sequence[CoreLoad]) -> list[str]:
+    """Return the models whose SLO no executor of a division can meet."""
+    kinds = [threads for threads, count in ((1, division.narrow), (division.threads, division.wide)) if count]
+    return [load.name for load in loads if not any(load.meets(threads) for threads in kinds)]
 
 
 def goodput_of(loads: Sequence[CoreLoad], division: Division) -> float:
@@ -273,21 +260,10 @@ def deadline_loss(executors: int, load: float, erlang: float, slack: float) -> f
     return grown / ((1 - erlang) / erlang + waiting + grown)
 
 
-def _executors_of(load: CoreLoad, division: Division) -> tuple[int, ...]:
-    """Return the threads of the executors that serve a model, those that take least time of cores first."""
-    kinds = [(1, division.narrow), (division.threads, division.wide)]
-    able = [threads for threads, count in kinds if count and load.meets(threads)]
-    return tuple(sorted(able, key=lambda threads: (threads * min(load.exec_ns[threads].values()), threads)))
-
-
-def _unserved(loads: Sequence[CoreLoad], division: Division) -> tuple[str, ...]:
-    return tuple(load.name for load in loads if not _executors_of(load, division))
-
-
 __all__ = [
-    "CoreChoice",
     "CoreLoad",
     "Division",
+    "can_meet",
     "choose",
     "deadline_loss",
     "divisions",
@@ -295,4 +271,5 @@ __all__ = [
     "fewest_wide",
     "goodput_of",
     "ranked",
+    "unserved_by",
 ]

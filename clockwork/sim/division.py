@@ -23,7 +23,7 @@ from clockwork.config.workloads import (
 )
 from clockwork.errors import ConfigError
 from clockwork.formats.profiles import ModelProfile
-from clockwork.scheduler.cores import CoreLoad, Division, fewest_wide, ranked
+from clockwork.scheduler.cores import CoreLoad, Division, can_meet, fewest_wide, ranked
 from clockwork.sim.world import Cluster, Open, WorkerShape, simulate
 from clockwork.system.clock import SECOND
 from clockwork.workloads import Workload, poisson
@@ -114,10 +114,7 @@ class CoreQuestion:
     def _served(self, threads: int) -> tuple[ModelProfile | None, ...]:
         """Return the profiles of a worker of so many threads; None: it does not meet the model's SLO."""
         return tuple(
-            model
-            if model is not None
-            and (not self.slo_of(model) or min(model.exec_ns.values()) <= self.slo_of(model))
-            else None
+            model if model is not None and can_meet(model.exec_ns, self.slo_of(model)) else None
             for model in self.profiles[threads]
         )
 

@@ -37,7 +37,7 @@ class Machine:
     def plan(self, loads: Sequence[CoreLoad], cores: int, most_wide: int) -> Division:
         """Choose by expectation, and count how often: in earnest that takes a simulation."""
         self.plans += 1
-        return choose(loads, cores, most_wide).division
+        return choose(loads, cores, most_wide)
 
     def read(self, *rows: dict[str, Any], after_ns: int = SECOND) -> Division:
         self.now_ns += after_ns

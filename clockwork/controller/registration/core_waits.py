@@ -22,6 +22,7 @@ from clockwork.controller.effects import Effect, SendClient
 from clockwork.controller.models.version import AWAY, ModelVersion
 from clockwork.controller.registration.preparation_book import PREPARING, READY
 from clockwork.formats.prepared import PreparedModel
+from clockwork.scheduler.cores import can_meet
 from clockwork.wire.messages import Progress
 
 Times = Mapping[int, Mapping[int, int]]
@@ -176,9 +177,5 @@ def times_of(prepared: PreparedModel) -> Times:
 
 def threads_needed(model: ModelVersion) -> int:
     """Return the fewest threads that meet a model's SLO; 1 if one does, or none that was tried."""
-    able = [
-        threads
-        for threads, times in model.times.items()
-        if not model.slo_ns or min(times.values()) <= model.slo_ns
-    ]
+    able = (threads for threads, times in model.times.items() if can_meet(times, model.slo_ns))
     return min(able, default=1)

@@ -95,6 +95,20 @@ def test_a_note_of_another_form_is_no_controllers(tmp_path: Path, wrong: dict[st
     presence.close()
 
 
+def test_a_note_of_an_earlier_or_a_later_release_is_read(tmp_path: Path) -> None:
+    """An upgrade has controllers of both in one directory, each of which must see the other stand by."""
+    presence = Presence(tmp_path, A, ControllerRole.STANDBY)
+    (now,) = fellows_in(tmp_path)
+    (path,) = (tmp_path / NOTES_FOLDER).iterdir()
+    body = json.loads(path.read_text())
+    del body["follows"]
+    path.write_text(json.dumps(body))
+    assert fellows_in(tmp_path) == [now._replace(follows="")]
+    path.write_text(json.dumps(body | {"follows": "", "unknown": [1]}))
+    assert fellows_in(tmp_path) == [now]
+    presence.close()
+
+
 def test_a_standby_names_the_active_of_another_directory_until_it_is_active_itself(tmp_path: Path) -> None:
     presence = Presence(tmp_path, B, ControllerRole.STANDBY)
     names = []

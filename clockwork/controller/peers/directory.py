@@ -185,14 +185,14 @@ def write_takeovers(data: Path, takeovers: Takeovers) -> None:
     os.replace(new, data / TAKEOVERS_FILE)
 
 
-_TEXTS, _NUMBERS = (
-    ("role", "address", "process", "word", "follows"),
-    ("since_ns", "read", "heard_ns", "ended_ns", "opened_ns"),
-)
+_TEXTS = ("role", "address", "process", "word", "follows")
+_NUMBERS = ("since_ns", "read", "heard_ns", "ended_ns", "opened_ns")
+_LATER = {"follows": ""}
+"""Fields that a controller of an earlier release does not write."""
 
 
 def _fellow(found: Found) -> Fellow | None:
-    body = found.body
+    body = _LATER | found.body
     if not all(isinstance(body.get(name), str) for name in _TEXTS):
         return None
     if not all(type(body.get(name)) is int for name in _NUMBERS) or body["role"] not in list(ControllerRole):

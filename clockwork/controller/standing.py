@@ -48,6 +48,12 @@ class Standby(NamedTuple):
     heard_ns: int
 
 
+def changes_behind(read: int, newest: int) -> int:
+    """Changes that a standby has not read. read: number of the newest change that it has read. newest: of the
+    newest there is. -1: not known."""
+    return -1 if read < 0 or newest < 0 else max(0, newest - read)
+
+
 class Takeover(NamedTuple):
     """A standby became active. before, after: the addresses for clients; "": not known."""
 

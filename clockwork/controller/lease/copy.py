@@ -11,9 +11,9 @@ import json
 from typing import TYPE_CHECKING
 
 from clockwork.controller.catalog.database import (
-    ABOUT,
     CHANGES,
     ROUTES,
+    TABLES,
     UNUSED,
     VERSIONS,
     Row,
@@ -34,6 +34,7 @@ from clockwork.controller.lease.table import CatalogStand
 if TYPE_CHECKING:
     import psycopg
 
+_TABLES = {table.name: table for table in TABLES}
 _SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 _STAND = f"""
 SELECT (SELECT coalesce(max(number), 0) FROM changes),
@@ -74,10 +75,8 @@ class CatalogCopy:
 
     def rows(self) -> Rows:
         """The catalogue. The caller owns the lists."""
-        order = (VERSIONS, ROUTES, UNUSED, CHANGES, ABOUT)
-        good = {table.name: [row for _, row in sorted(self._good[table.name].items())] for table in order}
-        tables = {table.name: table for table in order}
-        return Rows(good, [(tables[name], row) for (name, _), row in self._bad.items()])
+        good = {name: [row for _, row in sorted(self._good[name].items())] for name in _TABLES}
+        return Rows(good, [(_TABLES[name], row) for (name, _), row in self._bad.items()])
 
     def close(self) -> None:
         """End the connection; what was read stays."""
@@ -133,10 +132,8 @@ class CatalogCopy:
     def _read_all(self, connection: psycopg.Connection) -> None:
         self.reloads += 1
         rows = read_rows(connection, POSTGRES)
-        tables = {VERSIONS.name: VERSIONS, ROUTES.name: ROUTES, UNUSED.name: UNUSED}
-        tables |= {CHANGES.name: CHANGES, ABOUT.name: ABOUT}
         self._good = {
-            name: {tables[name].key(row): row for row in found} for name, found in rows.good.items()
+            name: {_TABLES[name].key(row): row for row in found} for name, found in rows.good.items()
         }
         self._bad = {(table.name, table.key(row)): row for table, row in rows.bad}
 

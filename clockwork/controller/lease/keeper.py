@@ -28,7 +28,7 @@ from clockwork.controller.catalog.database import Rows
 from clockwork.controller.catalog.postgres import shown
 from clockwork.controller.lease.copy import CatalogCopy
 from clockwork.controller.lease.table import CatalogStand, LeaseAnswer, LockSign, LockWaiter, PostgresLease
-from clockwork.controller.standing import NO_TAKEOVERS, Standby, Takeover, Why, takeovers_of
+from clockwork.controller.standing import NO_TAKEOVERS, Standby, Takeover, Why, changes_behind, takeovers_of
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.takeover.contender import (
     Activate,
@@ -120,9 +120,8 @@ class LeaseKeeper:
         self._workers: Sequence[str] = ()  # those of the last answer
         self._standbys: Sequence[LockSign] = ()  # those of the last renewal
         self._takeovers = ""  # as they were read last
-        self.takeovers = (
-            NO_TAKEOVERS  # those of the cluster, as this controller knows them while it is active
-        )
+        # Those of the cluster, as this controller knows them while it is active
+        self.takeovers = NO_TAKEOVERS
         self._is_closed = False
         self._beat_ns = 0  # the last beat of the controller's loop; 0: it has not begun
         self._why_away = ""  # why the database does not answer; "": it does
@@ -148,9 +147,7 @@ class LeaseKeeper:
     def standing_by(self, newest: int) -> list[Standby]:
         """The standbys on other machines at the last renewal. newest: the number of the newest change."""
         return [
-            Standby(
-                sign.address, sign.machine, -1 if sign.read < 0 else max(0, newest - sign.read), sign.heard_ns
-            )
+            Standby(sign.address, sign.machine, changes_behind(sign.read, newest), sign.heard_ns)
             for sign in self._standbys
         ]
 

@@ -25,6 +25,7 @@ from clockwork.controller.standing import (
     Takeover,
     Takeovers,
     Why,
+    changes_behind,
     parse_takeovers,
     text_of,
 )
@@ -112,8 +113,7 @@ class Fellow(NamedTuple):
 
     def stands_by(self, number: int) -> Standby:
         """The description of a standby. number: of the catalogue's newest change; -1: not known."""
-        behind = -1 if self.read < 0 or number < 0 else max(0, number - self.read)
-        return Standby(self.address, self.process, behind, self.heard_ns)
+        return Standby(self.address, self.process, changes_behind(self.read, number), self.heard_ns)
 
 
 def fellows_in(data: Path) -> list[Fellow]:

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -255,18 +255,14 @@ class Cluster:
         self._held.close()
 
 
+AnyCluster = TypeVar("AnyCluster", bound=Cluster)
+
+
 @contextlib.contextmanager
-def running_cluster(
-    data: Path, workers: int = 1, controller_options: Sequence[str] = (), **worker_options: Any
-) -> Iterator[Cluster]:
-    """A running cluster; see the module."""
-    cluster = None
+def ending_well(cluster: AnyCluster) -> Iterator[AnyCluster]:
+    """Yield a cluster, which must end well. Its processes' lines are printed where the block fails, and none
+    of them is left."""
     try:
-        cluster = Cluster(data, controller_options)
-        for _ in range(workers):
-            cluster.start_worker(**worker_options, wait=False)
-        for worker in cluster.workers:
-            worker.wait_for(_JOINED)
         try:
             yield cluster
         except BaseException:
@@ -275,8 +271,20 @@ def running_cluster(
             raise
         cluster.check_end()
     finally:
-        if cluster is not None:
-            cluster.destroy()
+        cluster.destroy()
+
+
+@contextlib.contextmanager
+def running_cluster(
+    data: Path, workers: int = 1, controller_options: Sequence[str] = (), **worker_options: Any
+) -> Iterator[Cluster]:
+    """A running cluster; see the module."""
+    with ending_well(Cluster(data, controller_options)) as cluster:
+        for _ in range(workers):
+            cluster.start_worker(**worker_options, wait=False)
+        for worker in cluster.workers:
+            worker.wait_for(_JOINED)
+        yield cluster
 
 
 # ----- models and what they should answer -------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 from collections.abc import Iterator
@@ -327,14 +328,20 @@ def assert_same(copied: CatalogCopy, url: str) -> None:
     assert sorted(copy.bad, key=str) == sorted(real.bad, key=str)
 
 
+@contextlib.contextmanager
+def catalog_and_copy(url: str, directory: Path) -> Iterator[tuple[Catalog, CatalogCopy]]:
+    """A catalogue without a lease, and a standby's copy of it."""
+    with contextlib.closing(CatalogCopy(url)) as copied:
+        copied.open()
+        with contextlib.closing(Catalog(directory, None, url)) as catalog:
+            catalog.open()
+            yield catalog, copied
+
+
 def test_a_copy_reads_what_changes_have_written_and_no_more(
     server: PostgresServer, url: str, tmp_path: Path
 ) -> None:
-    copied = CatalogCopy(url)
-    copied.open()
-    catalog = Catalog(tmp_path, None, url)
-    catalog.open()
-    try:
+    with catalog_and_copy(url, tmp_path) as (catalog, copied):
         for change in (
             Change(save=[record("a"), record("a", 2), record("m")]),
             Change(save=[record("m", aside="it overran")], route=ROUTE),
@@ -356,20 +363,13 @@ def test_a_copy_reads_what_changes_have_written_and_no_more(
         copied.follow()
         assert_same(copied, url)
         assert len(copied.rows().bad) == 1
-    finally:
-        catalog.close()
-        copied.close()
 
 
 def test_a_copy_reads_everything_where_changes_were_forgotten_or_undone(
     server: PostgresServer, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres, "CATALOG_CHANGES_KEPT", 3)
-    copied = CatalogCopy(url)
-    copied.open()
-    catalog = Catalog(tmp_path, None, url)
-    catalog.open()
-    try:
+    with catalog_and_copy(url, tmp_path) as (catalog, copied):
         for number in range(4):
             apply(catalog, Change(save=[record("m", number + 1)]))
         copied.follow()
@@ -389,9 +389,6 @@ def test_a_copy_reads_everything_where_changes_were_forgotten_or_undone(
         assert_same(copied, url)
         assert copied.reloads == 3
         assert "undone" not in [row[0] for row in copied.rows().good["versions"]]
-    finally:
-        catalog.close()
-        copied.close()
 
 
 def test_a_copy_is_what_the_database_has_after_any_changes(
@@ -399,11 +396,7 @@ def test_a_copy_is_what_the_database_has_after_any_changes(
 ) -> None:
     draw = random.Random(1)
     monkeypatch.setattr(postgres, "CATALOG_CHANGES_KEPT", 6)
-    copied = CatalogCopy(url)
-    copied.open()
-    catalog = Catalog(tmp_path, None, url)
-    catalog.open()
-    try:
+    with catalog_and_copy(url, tmp_path) as (catalog, copied):
         database = catalog._database
         assert isinstance(database, PostgresDatabase)
         for _ in range(100):
@@ -424,9 +417,6 @@ def test_a_copy_is_what_the_database_has_after_any_changes(
                 copied.follow()
                 assert_same(copied, url)
         assert 2 < copied.reloads < 40, "most changes are followed, and some cannot be"
-    finally:
-        catalog.close()
-        copied.close()
 
 
 # ----- the keeper --------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from clockwork.launch.local import held_ports
 from clockwork.models import zoo
 from tests.patience import PATIENCE_S, eventually
 from tests.postgres import PostgresServer, running_postgres
-from tests.process.cluster import Cluster, Program, Reference, same, total_sent
+from tests.process.cluster import Cluster, Program, Reference, ending_well, same, total_sent
 from tests.process.test_lease_database import AWAITED
 
 NAMES = ("first", "second", "third")
@@ -149,19 +149,10 @@ def server() -> Iterator[PostgresServer]:
 @contextlib.contextmanager
 def machines(data: Path, server: PostgresServer, count: int = 2) -> Iterator[Machines]:
     """A cluster with two workers, which must end well."""
-    cluster = Machines(data, server, count)
-    try:
+    with ending_well(Machines(data, server, count)) as cluster:
         for number in range(2):
             cluster.start_worker(endpoint=cluster.dialled, name=f"worker-{number}", store=f"worker-{number}")
-        try:
-            yield cluster
-        except BaseException:
-            for program in cluster._programs:
-                print(f"--- {program.process.args[1:]}\n{program.so_far[-6000:]}")
-            raise
-        cluster.check_end()
-    finally:
-        cluster.destroy()
+        yield cluster
 
 
 def test_a_standby_on_another_machine_takes_over_what_is_there(

@@ -5,10 +5,10 @@
 
 A controller, a worker, two gateways (`--notice` of 3 s), and a proxy with the configuration of deploy/, in
 which only the ports are others. Callers ask by HTTP on kept-alive connections, and by gRPC on a channel each,
-one request after the other; half of those by HTTP pad their JSON to --bytes. In each round the first gateway
-is killed (SIGKILL) and started again, then drained (SIGTERM) and started again. ``failed`` counts calls that
-did not get the answer, from the signal to the gateway's return; ``gap`` is the longest time without any
-answer, ``worst`` the longest that a call took.
+one request after the other, and compare each answer with ONNX Runtime's; half of those by HTTP pad their JSON
+to --bytes. In each round the first gateway is killed (SIGKILL) and started again, then drained (SIGTERM) and
+started again. ``failed`` counts calls that did not get the answer, from the signal to the gateway's return;
+``gap`` is the longest time without any answer, ``worst`` the longest that a call took.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import subprocess
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ import numpy as np
 from bench import report
 from bench.cluster import Cluster
 from bench.gateway import ROOT, started
+from bench.reference import Plain, relative_error
 from clockwork.launch.local import held_ports
 from clockwork.models import zoo
 from clockwork.system.clock import MS, SECOND, now_ns
@@ -46,9 +47,10 @@ READY_S = 30.0
 LOOK_S = 0.05
 AFTER_KILL_S = 3.0  # observed after a kill, before the gateway is started again
 SETTLE_S = 2.0  # of load, once the proxy can know that the gateway is back
-PROGRAMS = (
-    "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/bin"  # also where an ordinary user's PATH has no sbin
-)
+TOLERANCE = 1e-4  # of an answer against ONNX Runtime's, relative to its largest value
+PROGRAMS = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/bin"
+"""Folders of the proxies, also where an ordinary user's PATH has no sbin."""
+
 FILES = {"haproxy": Path("haproxy/haproxy.cfg"), "nginx": Path("nginx/nginx.conf")}
 PORTS = ("8080", "8081", "8000", "8001", "8010", "8011")
 """The ports of the configurations: the proxy's for HTTP and gRPC, and the same of each gateway."""
@@ -97,7 +99,7 @@ class Gateway:
 def configuration(proxy: str, ports: Ports, folder: Path) -> Path:
     """Write the proxy's configuration of deploy/ with these ports; return the file."""
     given = (ports.http, ports.grpc, *ports.first, *ports.second)
-    text = (Path(ROOT) / "deploy" / FILES[proxy]).read_text()
+    text = (ROOT / "deploy" / FILES[proxy]).read_text()
     mapped = dict(zip(PORTS, map(str, given)))
     text, count = re.subn(r"(?<=127\.0\.0\.1:)\d+|(?<= port )\d+", lambda found: mapped[found[0]], text)
     if count < len(PORTS):
@@ -165,8 +167,9 @@ class Callers:
         self.calls: dict[str, list[Called]] = {"http": [], "grpc": []}
         self._stopped = threading.Event()
         self._pause_s = pause_s
-        pixels = np.random.default_rng(SEED).random((1, 1, 8, 8), np.float32)
-        self._pixels = pixels
+        self._pixels = np.random.default_rng(SEED).random((1, 1, 8, 8), np.float32)
+        (expected,) = Plain(zoo.digits()).run({"image": self._pixels})
+        self._expected = expected.ravel()
         self._threads = [
             threading.Thread(target=self._http, args=(ports.http, padded_bytes if number % 2 else 0))
             for number in range(count)
@@ -180,31 +183,36 @@ class Callers:
         for thread in self._threads:
             thread.join()
 
+    def _call(self, protocol: str, ask: Callable[[], str]) -> None:
+        """Call again and again. ask: makes a call, and returns its outcome."""
+        while not self._stopped.wait(self._pause_s):
+            begun_ns = now_ns()
+            outcome = ask()
+            self.calls[protocol].append(Called(begun_ns, now_ns(), outcome))
+
+    def _judge(self, scores: Any) -> str:
+        return "" if relative_error(scores, self._expected) < TOLERANCE else "wrong"
+
     def _http(self, port: int, padded_bytes: int) -> None:
         tensor = {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32"}
         body = json.dumps({"inputs": [tensor | {"data": self._pixels.ravel().tolist()}]})
         data = body.ljust(padded_bytes).encode()
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CALL_S)
-        expected: list[float] | None = None
-        while not self._stopped.wait(self._pause_s):
-            begun_ns, outcome = now_ns(), ""
+        headers = {"Content-Type": "application/json"}
+
+        def ask() -> str:
             try:
-                connection.request(
-                    "POST", "/v2/models/digits/infer", data, {"Content-Type": "application/json"}
-                )
+                connection.request("POST", "/v2/models/digits/infer", data, headers)
                 response = connection.getresponse()
                 answer = response.read()
-                if response.status != 200:
-                    outcome = str(response.status)
-                else:
-                    scores = json.loads(answer)["outputs"][0]["data"]
-                    expected = expected or scores
-                    outcome = "" if np.allclose(scores, expected, atol=1e-5) else "wrong"
             except (OSError, http.client.HTTPException) as error:
-                outcome = type(error).__name__
                 connection.close()  # the next request opens it again
-            self.calls["http"].append(Called(begun_ns, now_ns(), outcome))
-        connection.close()
+                return type(error).__name__
+            if response.status != 200:
+                return str(response.status)
+            return self._judge(json.loads(answer)["outputs"][0]["data"])
+
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=CALL_S)) as connection:
+            self._call("http", ask)
 
     def _grpc(self, port: int) -> None:
         import grpc
@@ -214,19 +222,17 @@ class Callers:
         request: Any = pb.ModelInferRequest(model_name="digits", raw_input_contents=[self._pixels.tobytes()])
         request.inputs.add(name="image", datatype="FP32", shape=[1, 1, 8, 8])
         data = request.SerializeToString()
+
+        def ask() -> str:
+            try:
+                answer = pb.ModelInferResponse.FromString(infer(data, timeout=CALL_S))
+            except grpc.RpcError as error:
+                return str(error.code().name)
+            return self._judge(np.frombuffer(answer.raw_output_contents[0], np.float32))
+
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-            expected: bytes | None = None
-            while not self._stopped.wait(self._pause_s):
-                begun_ns, outcome = now_ns(), ""
-                try:
-                    answer = pb.ModelInferResponse.FromString(infer(data, timeout=CALL_S))
-                    scores = answer.raw_output_contents[0]
-                    expected = expected or scores
-                    outcome = "" if np.allclose(*(np.frombuffer(x, np.float32) for x in (scores, expected)), atol=1e-5) else "wrong"  # fmt: skip
-                except grpc.RpcError as error:
-                    outcome = str(error.code().name)
-                self.calls["grpc"].append(Called(begun_ns, now_ns(), outcome))
+            self._call("grpc", ask)
 
 
 def noticed(calls: list[Called], begin_ns: int, end_ns: int) -> dict[str, Any]:
